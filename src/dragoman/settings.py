@@ -1,0 +1,175 @@
+"""Every setting of dragoman: its name, type, default, unit and meaning.
+
+The string under a field is its help on the command line. A setting stands in one place only: the
+parts of the package take a section (or a few of its values), never a copy of it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Column = str
+TokenizerKind = Literal["characters", "symbols", "bpe", "unigram", "regex"]
+UnicodeForm = Literal["none", "nfc", "nfd"]
+RowPolicy = Literal["error", "skip"]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, without unknown names."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class DataSettings(Section):
+    """Where the pairs are, how a file of them is laid out, and what happens to a faulty row."""
+
+    format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "parallel"] = "auto"
+    """Layout of the files; auto goes by the name (.tsv .csv .jsonl .parquet, also with .gz or .zst); parallel is two text files, line by line."""
+    header: Literal["auto", "yes", "no"] = "auto"
+    """Whether the first line of a TSV or CSV file names the columns; auto: yes for CSV, no for TSV."""
+    source: Column = "auto"
+    """Column of the source: a name, or a position from 1; auto: the one named source, else the first."""
+    target: Column = "auto"
+    """Column of the target: a name, or a position from 1; auto: the one named target, else the second."""
+    features: tuple[Column, ...] = ()
+    """Columns whose values become one symbol each before the source (tags, languages); names or positions from 1."""
+    leading_tags: bool = False
+    """Read <tags> at the start of a source, as in "<V> <PST> walk", as features: one symbol each."""
+    valid: tuple[str, ...] = ()
+    """File of validation pairs (two for parallel text); none: a part of the training pairs."""
+    valid_fraction: Fraction = 0.05
+    """Part of the sources held out for validation, by a hash of the source; used without data.valid."""
+    test: tuple[str, ...] = ()
+    """File of test pairs (two for parallel text), scored once, after training."""
+    test_fraction: Fraction = 0.0
+    """Part of the sources held out for the test, by a hash of the source; used without data.test."""
+    broken_rows: RowPolicy = "error"
+    """What to do when rows are broken (columns, UTF-8, empty side, NUL): stop, or skip and count them."""
+    long_rows: RowPolicy = "error"
+    """What to do when rows are over data.max_characters or data.max_tokens: stop, or skip and count them."""
+    max_characters: Positive = 5000
+    """Longest source or target, in characters."""
+    max_tokens: Positive = 1024
+    """Longest source or target, in tokens."""
+
+
+class SideSettings(Section):
+    """How the text of one side is cut into tokens."""
+
+    kind: TokenizerKind = "bpe"
+    """characters; symbols (cut at separator: phonemes, words); bpe (bytes, lossless); unigram; regex (every match of pattern is a token)."""
+    vocab_size: Annotated[int, Field(ge=8, le=1_000_000)] = 8000
+    """Largest number of tokens, for bpe and unigram."""
+    separator: str = " "
+    """What stands between two tokens of kind symbols."""
+    pattern: str = ""
+    """Regular expression of kind regex."""
+    unicode_form: UnicodeForm = "none"
+    """Unicode form of the text inside the model; nfd takes letters and accents apart, and Hangul into jamo; output is recomposed."""
+
+
+class TokenizerSettings(Section):
+    """The tokens of both sides."""
+
+    source: SideSettings = SideSettings()
+    target: SideSettings = SideSettings()
+    shared: bool = False
+    """One vocabulary for both sides, which must then have the same settings."""
+    training_rows: Positive = 1_000_000
+    """Largest number of training rows that the tokenizer is trained on."""
+
+
+class ModelSettings(Section):
+    """The sizes of the Transformer."""
+
+    d_model: Positive = 256
+    """Width of the model."""
+    nhead: Positive = 4
+    """Attention heads; d_model must be a multiple of it."""
+    num_encoder_layers: Positive = 3
+    num_decoder_layers: Positive = 3
+    dim_feedforward: Positive = 1024
+    """Width of the feed-forward layers."""
+    dropout: Fraction = 0.1
+    activation: Literal["relu", "gelu"] = "relu"
+    norm_first: bool = True
+    """Layer norm before each block (pre-norm: trains without care) or after it (post-norm)."""
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    """Sinusoidal positions have no longest length; learned ones end at max_positions."""
+    max_positions: Positive = 1024
+    """Number of learned positions."""
+    tie_embeddings: bool = False
+    """One matrix for the target's embedding and the output; with a shared vocabulary, for the source's embedding too."""
+
+
+class OptimizationSettings(Section):
+    """How the weights are updated."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    """Peak learning rate of AdamW."""
+    schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"] = "inverse_sqrt"
+    """Course of the learning rate after the warm-up; cosine and linear reach zero at training.max_steps."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 1000
+    """Updates over which the learning rate rises from zero to its peak."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.98
+    label_smoothing: Fraction = 0.1
+    clip_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest norm of the gradient; 0 leaves it as it is."""
+
+
+class TrainingSettings(Section):
+    """How long, in what batches, and on what."""
+
+    max_steps: Positive = 20_000
+    """Updates of the weights."""
+    max_minutes: Annotated[float, Field(ge=0.0)] = 0.0
+    """Wall-clock limit of the training, in minutes; 0: none. The schedule still goes by max_steps."""
+    batch_tokens: Positive = 4096
+    """Largest batch, in tokens of its longer side, padding counted."""
+    accumulate: Positive = 1
+    """Batches an update."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    valid_every: Positive = 500
+    """Updates between two validations."""
+    valid_rows: Positive = 1000
+    """Largest number of validation rows that are decoded at each validation; the loss is over all."""
+    patience: Annotated[int, Field(ge=0)] = 10
+    """Validations without a better score before the training stops; 0: never."""
+    monitor: Literal["token_error_rate", "exact_match", "loss"] = "token_error_rate"
+    """Validation score by which the best checkpoint is chosen."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """Number format of the products; auto: bf16 where the processor or the GPU has it."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Positive = 1
+    """Processes, or GPUs, that share each update."""
+
+
+class DecodingSettings(Section):
+    """How a prediction is made, and how long it may be."""
+
+    max_length_ratio: Annotated[float, Field(ge=0.0)] = 2.0
+    """Longest output: max_length_ratio * tokens of the source + max_length_extra, in tokens."""
+    max_length_extra: Annotated[int, Field(ge=1)] = 50
+    batch_tokens: Positive = 8192
+    """Largest batch of sources, in tokens, padding counted."""
+    cut_mark: str = " [cut]"
+    """What is put behind an output that reached its longest length without ending by itself."""
+
+
+class Settings(Section):
+    """All settings, by section."""
+
+    preset: Literal["auto", "tiny", "small", "medium", "large"] = "auto"
+    """Values for all that is not set by hand; auto goes by the number of pairs and their lengths."""
+    data: DataSettings = DataSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    model: ModelSettings = ModelSettings()
+    optimization: OptimizationSettings = OptimizationSettings()
+    training: TrainingSettings = TrainingSettings()
+    decoding: DecodingSettings = DecodingSettings()

@@ -1,0 +1,77 @@
+"""Train an encoder-decoder Transformer on your own pairs, check it honestly, and ship it.
+
+    import dragoman
+    model = dragoman.fit("pairs.tsv", out="model")
+    model.predict(["3. Oktober 2024"])
+
+The names below are loaded on first use (PEP 562): importing the package loads neither torch nor
+lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from dragoman.errors import DragomanError as DragomanError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from dragoman.configuration import read_settings as read_settings
+    from dragoman.data.batch import Batch as Batch
+    from dragoman.evaluation.scores import Scores
+    from dragoman.model.transformer import Transformer as Transformer
+    from dragoman.predictor import Predictor as Predictor
+    from dragoman.settings import Settings as Settings
+    from dragoman.text.pair_tokenizer import PairTokenizer as PairTokenizer
+    from dragoman.text.pairs import read_pairs as read_pairs
+    from dragoman.text.tokenizer import Tokenizer as Tokenizer
+    from dragoman.training.datamodule import PairDataModule as PairDataModule
+    from dragoman.training.module import LightningTransformer as LightningTransformer
+    from dragoman.training.run import fit as fit
+
+_HOMES = {
+    "Batch": "dragoman.data.batch",
+    "LightningTransformer": "dragoman.training.module",
+    "PairDataModule": "dragoman.training.datamodule",
+    "PairTokenizer": "dragoman.text.pair_tokenizer",
+    "Predictor": "dragoman.predictor",
+    "Settings": "dragoman.settings",
+    "Tokenizer": "dragoman.text.tokenizer",
+    "Transformer": "dragoman.model.transformer",
+    "fit": "dragoman.training.run",
+    "read_pairs": "dragoman.text.pairs",
+    "read_settings": "dragoman.configuration",
+}
+__all__ = ["DragomanError", "evaluate", "load", "predict", *sorted(_HOMES)]
+
+
+def load(path: "str | Path") -> "Predictor":
+    """Return the model in the folder `path`: see `Predictor.load`."""
+    from dragoman.predictor import Predictor
+
+    return Predictor.load(path)
+
+
+def predict(path: "str | Path", sources: "Sequence[str]") -> list[str]:
+    """Return the output of the model in the folder `path` for each source."""
+    return load(path).predict(sources)
+
+
+def evaluate(path: "str | Path", pairs: "str | Path | Sequence[str | Path]") -> "Scores":
+    """Return the scores of the model in the folder `path` on a file of pairs (or two, parallel)."""
+    from dragoman.text.pairs import read_pairs
+
+    model = load(path)
+    files = [pairs] if isinstance(pairs, str) or not hasattr(pairs, "__iter__") else list(pairs)
+    return model.evaluate(read_pairs(files, model.settings.data))
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

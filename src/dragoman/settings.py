@@ -6,11 +6,18 @@ parts of the package take a section (or a few of its values), never a copy of it
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _split_commas(value: object) -> object:
+    """Return "a,b" as the list that it means: so lists are typed on the command line."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Column = str
+Texts = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 TokenizerKind = Literal["characters", "symbols", "bpe", "unigram", "regex"]
 UnicodeForm = Literal["none", "nfc", "nfd"]
 RowPolicy = Literal["error", "skip"]
@@ -20,7 +27,11 @@ class Section(BaseModel):
     """A group of settings: frozen, without unknown names."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # a column may be typed as a position
     )
 
 
@@ -35,15 +46,15 @@ class DataSettings(Section):
     """Column of the source: a name, or a position from 1; auto: the one named source, else the first."""
     target: Column = "auto"
     """Column of the target: a name, or a position from 1; auto: the one named target, else the second."""
-    features: tuple[Column, ...] = ()
+    features: Texts = ()
     """Columns whose values become one symbol each before the source (tags, languages); names or positions from 1."""
     leading_tags: bool = False
     """Read <tags> at the start of a source, as in "<V> <PST> walk", as features: one symbol each."""
-    valid: tuple[str, ...] = ()
+    valid: Texts = ()
     """File of validation pairs (two for parallel text); none: a part of the training pairs."""
     valid_fraction: Fraction = 0.05
     """Part of the sources held out for validation, by a hash of the source; used without data.valid."""
-    test: tuple[str, ...] = ()
+    test: Texts = ()
     """File of test pairs (two for parallel text), scored once, after training."""
     test_fraction: Fraction = 0.0
     """Part of the sources held out for the test, by a hash of the source; used without data.test."""
@@ -165,6 +176,8 @@ class DecodingSettings(Section):
 class Settings(Section):
     """All settings, by section."""
 
+    version: str = ""
+    """Version of dragoman that wrote these settings; written by dragoman."""
     preset: Literal["auto", "tiny", "small", "medium", "large"] = "auto"
     """Values for all that is not set by hand; auto goes by the number of pairs and their lengths."""
     data: DataSettings = DataSettings()

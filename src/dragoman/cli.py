@@ -1,0 +1,273 @@
+"""The command line: one short function a command; what it needs is imported inside it.
+
+Results go to standard output, everything else to standard error.
+"""
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from dragoman.errors import DragomanError, SettingsError
+
+if TYPE_CHECKING:
+    from dragoman.predictor import Prediction, Predictor
+    from dragoman.text.pairs import BadRow, Source
+
+_NAMED_ROWS = 5  # rows of a kind that are named on standard error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 2 for a fault that the user can mend."""
+    parser, commands = _build_parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    settings: list[str] = []
+    if words and words[0] in commands:
+        words, settings = _part_settings(words, commands[words[0]])
+    arguments = parser.parse_args(words)
+    try:
+        arguments.run(arguments, settings)
+    except DragomanError as error:
+        print(f"dragoman: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Train a model on a file of pairs."""
+    from dragoman.configuration import read_settings
+
+    settings = read_settings(arguments.config, words)
+    from dragoman.training import run
+
+    if arguments.dry_run:
+        run.rehearse(arguments.pairs, arguments.out, settings, overwrite=arguments.overwrite)
+        return
+    run.fit(arguments.pairs, arguments.out, settings, overwrite=arguments.overwrite)
+    _show_outcome(arguments.out)
+
+
+def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Write the output of a model for each line of the input."""
+    from dragoman.text.pairs import read_sources
+
+    model = _load_model(arguments.model, words)
+    faults: dict[str, list[int]] = {}
+    with _open_output(arguments.output) as output:
+        is_jsonl = arguments.jsonl or str(arguments.output).endswith(".jsonl")
+        source = sys.stdin.buffer if arguments.input is None else arguments.input
+        for row, prediction in model.predict_rows(read_sources(source, model.settings.data)):
+            for fault in _find_faults(row, prediction):
+                faults.setdefault(fault, []).append(row.line)
+            mark = model.settings.decoding.cut_mark
+            print(_format(row, prediction, mark, is_jsonl), file=output)
+    for fault, lines in faults.items():
+        named = ", ".join(map(str, lines[:_NAMED_ROWS])) + (
+            ", …" if len(lines) > _NAMED_ROWS else ""
+        )
+        print(f"dragoman: {len(lines):,} rows {fault}: line {named}", file=sys.stderr)
+
+
+def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Score a model on a file of pairs; lines with one source are references of it."""
+    from dragoman.text.pairs import RowFaults, read_pairs
+
+    model = _load_model(arguments.model, words)
+    faults = RowFaults()
+    scores = model.evaluate(read_pairs(arguments.pairs, model.settings.data, faults)).to_dict()
+    if faults.total:
+        print(f"dragoman: rows left out: {faults.report()}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(scores, indent=2))
+    else:
+        print(_table(scores))
+
+
+def demo(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Train on written dates of several languages, and show what was learned."""
+    from dragoman.demo import run_demo
+
+    run_demo(arguments.out, words)
+
+
+def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="dragoman",
+        description="Train an encoder-decoder Transformer on your own pairs, check it, ship it.",
+        epilog="dragoman COMMAND --help tells more. Start with: dragoman demo",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    made: dict[str, argparse.ArgumentParser] = {}
+
+    def add(name: str, run: object, summary: str) -> argparse.ArgumentParser:
+        made[name] = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=_HelpWithSettings,
+            allow_abbrev=False,
+        )
+        made[name].set_defaults(run=run)
+        return made[name]
+
+    command = add("fit", fit, "train a model on a file of pairs")
+    command.add_argument(
+        "pairs", nargs="+", metavar="PAIRS", help="a file of pairs (.tsv .csv .jsonl .parquet, "
+        "also .gz or .zst), or two parallel text files",
+    )  # fmt: skip
+    command.add_argument(
+        "--out", type=Path, default=Path("model"), help="model folder to write (default: model)"
+    )
+    command.add_argument("--config", type=Path, help="YAML file of settings; those typed here win")
+    command.add_argument("--overwrite", action="store_true", help="replace the model folder")
+    command.add_argument(
+        "--dry-run", action="store_true",
+        help="read the data, build the model, take a few steps; show sizes and the estimated time",
+    )  # fmt: skip
+
+    command = add("predict", predict, "write the output of a model for each line of the input")
+    command.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    command.add_argument("--input", type=Path, help="file of sources (default: standard input)")
+    command.add_argument("--output", type=Path, help="file to write (default: standard output)")
+    command.add_argument("--jsonl", action="store_true", help="one JSON object a row: text, score, is_complete; also for --output *.jsonl")  # fmt: skip
+
+    command = add("evaluate", evaluate, "score a model on a file of pairs")
+    command.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    command.add_argument("pairs", nargs="+", metavar="PAIRS", help="a file of pairs, or two parallel text files; lines with one source are references of it")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print the scores as JSON")
+
+    command = add("demo", demo, "train on written dates of several languages (two minutes)")
+    command.add_argument("--out", type=Path, default=Path("demo-dates"), help="folder for the pairs and the model (default: demo-dates)")  # fmt: skip
+    return parser, made
+
+
+class _HelpWithSettings(argparse.RawDescriptionHelpFormatter):
+    """Help that ends with every setting: built when it is asked for, not at each start."""
+
+    def format_help(self) -> str:
+        from dragoman.settings import Settings
+
+        lines = ["settings (--NAME VALUE, or NAME in a YAML file):"]
+        _list_section(Settings, "", lines)
+        return super().format_help() + "\n" + "\n".join(lines) + "\n"
+
+
+def _list_section(section: object, prefix: str, lines: list[str]) -> None:
+    from dragoman.settings import Section
+
+    assert isinstance(section, type)
+    assert issubclass(section, Section)
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            _list_section(kind, f"{prefix}{name}.", lines)
+            continue
+        default = info.default if info.default not in ("", ()) else "none"
+        told = f"{info.description or ''} [{default}]".strip()
+        lines.append(f"  --{prefix}{name}")
+        lines += textwrap.wrap(told, 88, initial_indent=" " * 8, subsequent_indent=" " * 8)
+
+
+def _part_settings(
+    words: list[str], command: argparse.ArgumentParser
+) -> tuple[list[str], list[str]]:
+    """Return the words that argparse knows, and the settings: every other option with its value."""
+    known = {option for action in command._actions for option in action.option_strings}
+    own, settings = [], []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--" or word.partition("=")[0] in known:
+            own.append(word)
+            continue
+        settings.append(word)
+        if "=" not in word and rest and not rest[0].startswith("--"):
+            settings.append(rest.pop(0))
+    return own, settings
+
+
+def _load_model(path: Path, words: Sequence[str]) -> "Predictor":
+    """Return the model of a folder; settings typed on the command line replace its own."""
+    from dragoman.configuration import list_set_values, merge_settings, read_settings
+
+    typed = read_settings(None, words)
+    from dragoman.predictor import Predictor
+
+    model = Predictor.load(path)
+    typed_values = dict(list_set_values(typed))
+    fixed = [name for name in typed_values if name.partition(".")[0] not in ("data", "decoding")]
+    if fixed:
+        raise SettingsError(
+            f"--{fixed[0]}: belongs to the training; a trained model takes data.* and decoding.*"
+        )
+    model.settings = merge_settings(typed, dict(list_set_values(model.settings)))
+    return model
+
+
+def _open_output(path: Path | None) -> TextIO:
+    if path is None:
+        return open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False)
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise DragomanError(f"--output {path}: cannot be written: {error.strerror}") from error
+
+
+def _find_faults(row: "Source | BadRow", prediction: "Prediction | None") -> list[str]:
+    """Return what is to be said of a row, for its report on standard error."""
+    if prediction is None:
+        return [f"without an output ({getattr(row, 'reason', '')})"]
+    faults = []
+    if not prediction.is_complete:
+        faults.append("cut at their longest length (raise decoding.max_length_extra)")
+    if prediction.num_unknown:
+        faults.append("with tokens that the model has never seen")
+    if "\n" in prediction.text or "\r" in prediction.text:
+        faults.append("with a line break in the output, written as a space (--jsonl keeps it)")
+    return faults
+
+
+def _format(
+    row: "Source | BadRow", prediction: "Prediction | None", cut_mark: str, is_jsonl: bool
+) -> str:
+    if not is_jsonl:
+        text = "" if prediction is None else prediction.marked(cut_mark)
+        return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
+    if prediction is None:
+        content = {"line": row.line, "text": "", "error": getattr(row, "reason", "")}
+    else:
+        content = {
+            "line": row.line,
+            "text": prediction.text,
+            "score": round(prediction.score, 6),
+            "is_complete": prediction.is_complete,
+            "num_unknown": prediction.num_unknown,
+        }
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _show_outcome(out: Path) -> None:
+    """Show the scores and some predictions of a model folder, and what to do next."""
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    for split in ("valid", "test"):
+        if split in metrics:
+            print(f"{split}:\n{_table(metrics[split])}", file=sys.stderr)
+    for sample in metrics["samples"]:
+        is_right = "=" if sample["prediction"] == sample["reference"] else "≠"
+        print(f"  {sample['source']} -> {sample['prediction']}  {is_right}  {sample['reference']}", file=sys.stderr)  # fmt: skip
+    print(f"model: {out}\nnext: dragoman predict {out} < sources.txt", file=sys.stderr)
+
+
+def _table(scores: Mapping[str, object]) -> str:
+    lines = []
+    for name, value in scores.items():
+        shown = f"{value:.2f}" if isinstance(value, float) else f"{value}"
+        lines.append(f"  {name.replace('_', ' '):<22} {shown}")
+    return "\n".join(lines)

@@ -1,0 +1,214 @@
+"""Settings from a YAML file and from dotted arguments: merged, checked, all faults at once."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dragoman.errors import SettingsError
+from dragoman.settings import Section, Settings
+
+
+@dataclass
+class _Draft:
+    """Values by dotted name, with the place that each was typed at, before they are checked."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def set(self, name: str, value: object, place: str) -> None:
+        self.values[name] = value
+        self.places[name] = place
+
+
+def read_settings(config: Path | None = None, arguments: Sequence[str] = ()) -> Settings:
+    """Return the settings of a YAML file, with dotted arguments over them.
+
+    `arguments` are as typed: `["--model.d_model", "256", "--tokenizer.shared=true"]`. What neither
+    sets has its default, and is not in `model_fields_set`, so that a preset may still fill it.
+
+    Raises:
+        SettingsError: Lists every fault of both, each with its place and, for a misspelt name, the
+            likely one.
+    """
+    draft = _Draft()
+    if config is not None:
+        _read_file(config, draft)
+    _read_arguments(arguments, draft)
+    draft.faults += [
+        f"{draft.places[name]}: this is a group of settings ({name}.…), not a setting with a value"
+        for name in draft.values
+        if any(other.startswith(f"{name}.") for other in draft.values)
+    ]
+    settings = Settings()
+    try:
+        settings = Settings.model_validate(_nest(draft.values))
+    except ValidationError as error:
+        draft.faults += [_describe(details, draft) for details in error.errors()]
+    draft.faults += find_conflicts(settings, draft.places)
+    if draft.faults:
+        raise SettingsError.gather(draft.faults)
+    return settings
+
+
+def find_conflicts(settings: Settings, places: Mapping[str, str] | None = None) -> list[str]:
+    """Return the faults of settings that do not go together; an empty list if there are none."""
+    places = places or {}
+    model, faults = settings.model, []
+    if model.d_model % model.nhead:
+        where = places.get("model.nhead") or places.get("model.d_model") or "model.nhead"
+        faults.append(
+            f"{where}: d_model {model.d_model} is not a multiple of nhead {model.nhead}; "
+            f"every head takes an equal part"
+        )
+    if settings.data.valid_fraction + settings.data.test_fraction >= 1.0:
+        faults.append("data.valid_fraction and data.test_fraction leave nothing to train on")
+    return faults
+
+
+def merge_settings(settings: Settings, defaults: Mapping[str, Any]) -> Settings:
+    """Return `settings` with `defaults` (by dotted name) wherever the user has set nothing."""
+    chosen = dict(list_set_values(settings))
+    return Settings.model_validate(_nest({**defaults, **chosen}))
+
+
+def list_set_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of each setting that was set and not left at its default."""
+    for name in sorted(section.model_fields_set):
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from list_set_values(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def list_settings(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every setting."""
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from list_settings(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """Return "; did you mean X?" for the known name that `name` most likely stands for, or ""."""
+    by_last: dict[str, str] = {}
+    for one in known:
+        by_last.setdefault(one.rpartition(".")[2], one)
+    if (last := name.rpartition(".")[2]) in by_last:
+        return f"; did you mean {by_last[last]}?"
+    if longer := [one for one in known if name and one.startswith(name)]:
+        return f"; did you mean {longer[0]}?"
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
+        return f"; did you mean {close[0]}?"
+    if close := difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.7):
+        return f"; did you mean {by_last[close[0]]}?"
+    return ""
+
+
+def _read_file(path: Path, draft: _Draft) -> None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: the settings cannot be read: {error}") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error)
+        raise SettingsError(f"{where}: not valid YAML: {problem}") from error
+    if content is None:
+        return
+    if not isinstance(root, yaml.MappingNode):
+        raise SettingsError(
+            f"{path}: expected lines of `name: value`, found {type(content).__name__}"
+        )
+    _flatten(root, content, "", path, draft)
+
+
+def _flatten(
+    node: yaml.MappingNode, content: dict[Any, Any], prefix: str, path: Path, draft: _Draft
+) -> None:
+    """Put the values of a mapping into `draft`, each under its dotted name and with its line."""
+    for key_node, value_node in node.value:
+        name, place = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
+        if name in draft.values:
+            draft.faults.append(f"{place}: {name} is set twice in this file")
+        value = content.get(yaml.safe_load(key_node.value), content.get(key_node.value))
+        if isinstance(value_node, yaml.MappingNode) and value:
+            _flatten(value_node, value, f"{name}.", path, draft)
+        elif value is None and value_node.tag == "tag:yaml.org,2002:null":
+            draft.faults.append(f"{place}: {name} has no value; give one, or take the line out")
+        else:
+            draft.set(name, value, f"{place}: {name}")
+
+
+def _read_arguments(arguments: Sequence[str], draft: _Draft) -> None:
+    """Put `--name value`, `--name=value` and, before another option or the end, `--name` (true)."""
+    rest = list(arguments)
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--") or option == "--":
+            draft.faults.append(f"{option!r}: expected --name value; see --help for the names")
+            continue
+        name, has_value, value = option.removeprefix("--").partition("=")
+        if not has_value:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        draft.set(name, value, f"--{name}")
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        inner = nested
+        for section in sections:
+            below = inner.get(section)
+            if not isinstance(below, dict):  # a value where a section belongs: a fault by now
+                below = inner[section] = {}
+            inner = below
+        inner[last] = value
+    return nested
+
+
+def _describe(details: ErrorDetails, draft: _Draft) -> str:
+    """Return one fault as: where it was typed, what was found, what to do."""
+    name = ".".join(str(part) for part in details["loc"] if not isinstance(part, int))
+    place = draft.places.get(name) or next(
+        (typed for set_name, typed in draft.places.items() if set_name.startswith(f"{name}.")), name
+    )
+    found, context = details["input"], details.get("ctx", {})
+    match details["type"]:
+        case "extra_forbidden":
+            return f"{place}: there is no such setting{suggest(name, list(list_settings()))}"
+        case "literal_error":
+            choices = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+            hint = suggest(str(found), choices)
+            return f"{place}: {found!r} is not one of {', '.join(choices)}{hint}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"{place}: {found!r} is not a whole number"
+        case "float_parsing" | "float_type":
+            return f"{place}: {found!r} is not a number"
+        case "bool_parsing" | "bool_type":
+            return f"{place}: {found!r} is neither true nor false"
+        case "greater_than_equal":
+            return f"{place}: {found} is too small: at least {context['ge']}"
+        case "greater_than":
+            return f"{place}: {found} is too small: more than {context['gt']}"
+        case "less_than":
+            return f"{place}: {found} is too large: less than {context['lt']}"
+        case "less_than_equal":
+            return f"{place}: {found} is too large: at most {context['le']}"
+        case "model_type" | "model_attributes_type":
+            return f"{place}: this is a group of settings ({name}.…), not a setting with a value"
+    return f"{place}: {details['msg']}"

@@ -1,0 +1,111 @@
+"""Pairs as ids in memory-mapped Arrow files: any number of rows, read without a copy or a loop."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dragoman.data.batch import Batch
+
+ROWS_PER_CHUNK = 65_536
+_SCHEMA = pa.schema(
+    [("source", pa.list_(pa.int32())), ("target", pa.list_(pa.int32())), ("line", pa.int64())]
+)
+
+
+class IdsWriter:
+    """Writes the ids of pairs to an Arrow IPC file, chunk by chunk; a context manager.
+
+    The file appears under its name when the context ends without an error, and not before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(path.name + ".tmp")
+
+    def __enter__(self) -> "IdsWriter":
+        self._writer = pa.ipc.new_file(str(self._partial), _SCHEMA)
+        return self
+
+    def write(
+        self, sources: Sequence[list[int]], targets: Sequence[list[int]], lines: Sequence[int]
+    ) -> None:
+        """Append rows (at most `ROWS_PER_CHUNK` at a time, which bounds the memory)."""
+        columns = [pa.array(side, type=pa.list_(pa.int32())) for side in (sources, targets)]
+        self._writer.write_batch(
+            pa.record_batch([*columns, pa.array(lines, type=pa.int64())], schema=_SCHEMA)
+        )
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._writer.close()
+        if kind is None:
+            self._partial.replace(self._path)
+        else:
+            self._partial.unlink()
+
+
+class EncodedPairs:
+    """The ids of pairs, memory-mapped from a file that `IdsWriter` wrote.
+
+    Resident are the starts and the lengths of the rows (24 bytes a row); ids are read from the map.
+    Can be sent to another process: it is opened there anew, by its path.
+    """
+
+    def __init__(self, path: Path, pad_id: int = 0) -> None:
+        self.path, self.pad_id = path, pad_id
+        map_ = pa.memory_map(str(path))
+        reader = pa.ipc.open_file(map_)
+        chunks = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._chunks = chunks  # holds the map open
+        # One view of the whole file as int32: every id of every chunk has its place in it, so any
+        # rows are gathered at once. Arrow aligns its buffers to 8 bytes.
+        whole = np.frombuffer(map_.read_buffer(map_.size() // 4 * 4), dtype=np.int32)
+        self._values = whole
+        self._source_starts, self.source_lengths = _locate(chunks, "source", whole)
+        self._target_starts, self.target_lengths = _locate(chunks, "target", whole)
+
+    def __reduce__(self) -> tuple[type["EncodedPairs"], tuple[Path, int]]:
+        return EncodedPairs, (self.path, self.pad_id)
+
+    def __len__(self) -> int:
+        return len(self.source_lengths)
+
+    def gather(self, rows: NDArray[np.int64]) -> Batch:
+        """Return the given rows as a padded batch."""
+        return Batch(
+            source_ids=self._pad(self._source_starts[rows], self.source_lengths[rows]),
+            target_ids=self._pad(self._target_starts[rows], self.target_lengths[rows]),
+        )
+
+    def lines(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the lines of the given rows in the file that they came from."""
+        all_lines = np.concatenate([chunk.column("line").to_numpy() for chunk in self._chunks])
+        return np.asarray(all_lines[rows], dtype=np.int64)
+
+    def _pad(self, starts: NDArray[np.int64], lengths: NDArray[np.int32]) -> Int[Tensor, "B L"]:
+        column = np.arange(lengths.max(initial=0))
+        is_token = column < lengths[:, None]  # (B, L)
+        places = np.where(is_token, starts[:, None] + column, 0)
+        ids = np.where(is_token, self._values[places], self.pad_id)
+        return torch.from_numpy(ids.astype(np.int64))
+
+
+def _locate(
+    chunks: Sequence[pa.RecordBatch], side: str, whole: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return where each row of `side` starts in `whole`, and its length, both in ids."""
+    starts, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    origin = whole.__array_interface__["data"][0]
+    for chunk in chunks:
+        column = chunk.column(side)
+        offsets = np.asarray(column.offsets, dtype=np.int64)
+        values = column.values.to_numpy(zero_copy_only=True)
+        first = (values.__array_interface__["data"][0] - origin) // 4 if len(values) else 0
+        starts.append(first + offsets[:-1])
+        lengths.append(np.diff(offsets).astype(np.int32))
+    return np.concatenate(starts), np.concatenate(lengths)

@@ -1,0 +1,238 @@
+"""The reference model: embeddings, positions, a stock `torch.nn.Transformer`, a projection.
+
+It makes every mask itself. Masks are boolean and True means "attend"; they are turned round at the
+call to torch, whose convention is the opposite. Everything quicker than this file computes the same
+function from the same parameters, and is tested against it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dragoman.errors import SettingsError
+from dragoman.model.positions import LearnedPositions, SinusoidalPositions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What the encoder knows of the sources: its states, and which of them are tokens."""
+
+    states: Float[Tensor, "B S D"]
+    is_token: Bool[Tensor, "B S"]
+
+
+class Transformer(nn.Module):
+    """An encoder-decoder Transformer from ids to logits; `transformer` is the stock module.
+
+    Args:
+        vocab_size: Ids of the source; of the target too unless `target_vocab_size` is given.
+        d_model: Width; a multiple of `nhead`.
+        num_layers: Layers of the encoder; of the decoder too unless `num_decoder_layers` is given.
+        max_seq_len: Number of learned positions; sinusoidal positions have no longest length.
+            Also the longest output of `generate`.
+        target_vocab_size: None: source and target share one vocabulary, and one embedding when tied.
+        norm_first: Pre-norm, which trains at depth without care. Source: Xiong et al. 2020.
+        tie_embeddings: One matrix for the target's embedding and the output (and for the source's
+            embedding, with a shared vocabulary); None: tied when the vocabulary is shared.
+            Source: Press and Wolf 2017.
+
+    Sequences are padded on the right with `pad_id`. Logits have `vocab_size` columns, although the
+    matrices are rounded up to a multiple of 8 rows for speed: a row of padding is never predicted.
+
+    Raises:
+        SettingsError: The sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int = 256,
+        nhead: int = 4,
+        num_layers: int = 3,
+        dim_feedforward: int = 1024,
+        max_seq_len: int = 1024,
+        dropout: float = 0.1,
+        *,
+        target_vocab_size: int | None = None,
+        num_decoder_layers: int | None = None,
+        activation: Literal["relu", "gelu"] = "relu",
+        norm_first: bool = True,
+        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        tie_embeddings: bool | None = None,
+        pad_id: int = 0,
+        bos_id: int = 1,
+        eos_id: int = 2,
+    ) -> None:
+        super().__init__()
+        if d_model % nhead:
+            raise SettingsError(
+                f"d_model {d_model} is not a multiple of nhead {nhead}: each head needs an equal "
+                f"part; take nhead {math.gcd(d_model, nhead)}, or d_model {-(-d_model // nhead) * nhead}"
+            )
+        is_shared = target_vocab_size is None
+        self.is_tied = is_shared if tie_embeddings is None else tie_embeddings
+        self.source_vocab_size = vocab_size
+        self.target_vocab_size = vocab_size if target_vocab_size is None else target_vocab_size
+        self.d_model, self.nhead, self.max_seq_len = d_model, nhead, max_seq_len
+        self.pad_id, self.bos_id, self.eos_id = pad_id, bos_id, eos_id
+        _check_special_ids((pad_id, bos_id, eos_id), self.target_vocab_size)
+
+        self.transformer = _stock_transformer(
+            d_model, nhead, (num_layers, num_decoder_layers or num_layers), dim_feedforward,
+            dropout, activation, norm_first,
+        )  # fmt: skip
+        self.target_embedding = _embedding(self.target_vocab_size, d_model)
+        self.source_embedding = (
+            self.target_embedding if is_shared and self.is_tied else _embedding(vocab_size, d_model)
+        )
+        self.output: nn.Linear | None = None
+        if not self.is_tied:
+            self.output = nn.Linear(d_model, _round_up(self.target_vocab_size))
+            nn.init.normal_(self.output.weight, std=d_model**-0.5)
+            nn.init.zeros_(self.output.bias)
+        self.source_positions = _positions(positions, d_model, max_seq_len)
+        self.target_positions = _positions(positions, d_model, max_seq_len)
+        self.dropout = nn.Dropout(dropout)
+
+    def encode(self, source_ids: Int[Tensor, "B S"]) -> Memory:
+        """Return the encoder's states of the sources."""
+        is_token = source_ids != self.pad_id
+        # A softmax over nothing is NaN: a row of padding alone attends to its first position.
+        is_token = is_token | _first_of_empty(is_token)
+        states = self.transformer.encoder(
+            self.embed(source_ids, self.source_embedding, self.source_positions),
+            src_key_padding_mask=~is_token,
+        )
+        return Memory(states=states, is_token=is_token)
+
+    def decode_states(
+        self, target_ids: Int[Tensor, "B T"], memory: Memory
+    ) -> Float[Tensor, "B T D"]:
+        """Return the decoder's states; the one at t depends on targets up to t and the source.
+
+        No padding mask for the target: padding stands behind the tokens, where causality hides it.
+        """
+        length = target_ids.shape[1]
+        may_attend = torch.ones(length, length, dtype=torch.bool, device=target_ids.device).tril()
+        states: Tensor = self.transformer.decoder(
+            self.embed(target_ids, self.target_embedding, self.target_positions),
+            memory.states,
+            tgt_mask=~may_attend,
+            tgt_is_causal=True,
+            memory_key_padding_mask=~memory.is_token,
+        )
+        return states
+
+    def project(self, states: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
+        """Return the logits of `states` over the target's vocabulary."""
+        if self.output is None:
+            logits = F.linear(states, self.target_embedding.weight)
+        else:
+            logits = self.output(states)
+        return logits[..., : self.target_vocab_size]  # the rows that round the matrix up: never
+
+    def decode(self, target_ids: Int[Tensor, "B T"], memory: Memory) -> Float[Tensor, "B T V"]:
+        """Return the logits of the token after each of `target_ids`."""
+        return self.project(self.decode_states(target_ids, memory))
+
+    def forward(
+        self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T V"]:
+        """Return the logits of the token after each of `target_ids`, which begin with `bos_id`."""
+        return self.decode(target_ids, self.encode(source_ids))
+
+    def generate(
+        self, source_ids: Int[Tensor, "B S"], max_length: int | None = None
+    ) -> list[list[int]]:
+        """Return the greedy output of each source, without `bos_id` and `eos_id`.
+
+        Args:
+            max_length: Most tokens of an output, its end included; None: `max_seq_len`.
+        """
+        # The one import against the rows of the layout: decoding stands on the model, and this
+        # method is only a short way to it.
+        from dragoman.decoding.greedy import search_greedily
+
+        limits: Sequence[int] = [max_length or self.max_seq_len] * len(source_ids)
+        return [list(found.ids) for found in search_greedily(self, source_ids, limits)]
+
+    def embed(
+        self,
+        ids: Int[Tensor, "B L"],
+        embedding: nn.Embedding,
+        positions: nn.Module,
+        start: int = 0,
+    ) -> Float[Tensor, "B L D"]:
+        """Return the scaled embeddings of `ids` plus their positions, from position `start` on."""
+        scaled = embedding(ids) * math.sqrt(self.d_model)
+        summed: Tensor = self.dropout(scaled + positions(start, start + ids.shape[1]))
+        return summed
+
+
+def _stock_transformer(
+    d_model: int,
+    nhead: int,
+    num_layers: tuple[int, int],
+    dim_feedforward: int,
+    dropout: float,
+    activation: str,
+    norm_first: bool,
+) -> nn.Transformer:
+    """Return `nn.Transformer` with its own names, built by parts: the only way to keep its encoder
+    off nested tensors, which change shapes and results (pytorch 86120) and warn with pre-norm."""
+    layer = (d_model, nhead, dim_feedforward, dropout, activation)
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(*layer, batch_first=True, norm_first=norm_first),
+        num_layers[0],
+        nn.LayerNorm(d_model),
+        enable_nested_tensor=False,
+    )
+    decoder = nn.TransformerDecoder(
+        nn.TransformerDecoderLayer(*layer, batch_first=True, norm_first=norm_first),
+        num_layers[1],
+        nn.LayerNorm(d_model),
+    )
+    return nn.Transformer(
+        d_model, nhead, custom_encoder=encoder, custom_decoder=decoder, batch_first=True
+    )
+
+
+def _embedding(vocab_size: int, d_model: int) -> nn.Embedding:
+    embedding = nn.Embedding(_round_up(vocab_size), d_model)
+    # Scaled by sqrt(d_model) on the way in, of unit variance on the way out (when tied).
+    nn.init.normal_(embedding.weight, std=d_model**-0.5)
+    return embedding
+
+
+def _positions(
+    kind: Literal["sinusoidal", "learned"], d_model: int, length: int
+) -> SinusoidalPositions | LearnedPositions:
+    return (
+        SinusoidalPositions(d_model) if kind == "sinusoidal" else LearnedPositions(d_model, length)
+    )
+
+
+def _round_up(vocab_size: int) -> int:
+    return -(-vocab_size // 8) * 8
+
+
+def _first_of_empty(is_token: Bool[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
+    first = torch.zeros_like(is_token)
+    first[:, :1] = ~is_token.any(dim=1, keepdim=True)
+    return first
+
+
+def _check_special_ids(ids: tuple[int, int, int], vocab_size: int) -> None:
+    if len(set(ids)) < 3 or not all(0 <= i < vocab_size for i in ids):
+        raise SettingsError(
+            f"pad_id, bos_id and eos_id are {ids[0]}, {ids[1]} and {ids[2]}: they must be three "
+            f"different ids below the target's vocabulary size, {vocab_size}"
+        )

@@ -1,0 +1,149 @@
+"""Values for every setting that the user leaves open, chosen by the number and shape of the pairs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dragoman.configuration import list_set_values, merge_settings
+from dragoman.settings import Settings, TokenizerKind
+from dragoman.text.survey import SideSurvey, Survey
+
+# The fewer the pairs, the smaller the model, the stronger the dropout, the smaller the batches:
+# the direction is that of Araabi and Monz 2020 (low-resource Transformers).
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "model.d_model": 128,
+        "model.dim_feedforward": 512,
+        "model.num_encoder_layers": 2,
+        "model.num_decoder_layers": 2,
+        "model.dropout": 0.3,
+        "optimization.warmup_steps": 200,
+        "training.batch_tokens": 1024,
+        "training.max_steps": 3000,
+        "training.valid_every": 100,
+    },
+    "small": {
+        "model.dropout": 0.3,
+        "optimization.warmup_steps": 500,
+        "training.batch_tokens": 2048,
+        "training.max_steps": 8000,
+        "training.valid_every": 250,
+    },
+    "medium": {
+        "training.max_steps": 20_000,
+    },
+    "large": {
+        "model.d_model": 512,
+        "model.nhead": 8,
+        "model.dim_feedforward": 2048,
+        "model.num_encoder_layers": 6,
+        "model.num_decoder_layers": 6,
+        "optimization.warmup_steps": 4000,
+        "training.batch_tokens": 8192,
+        "training.max_steps": 100_000,
+        "training.valid_every": 1000,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The resolved settings, and the reasons for what was chosen, one a line."""
+
+    settings: Settings
+    reasons: tuple[str, ...]
+
+
+def choose_settings(settings: Settings, survey: Survey, *, is_parallel: bool = False) -> Choice:
+    """Return `settings` with a value for all that was left open.
+
+    `is_parallel`: the pairs came from two files; written down, so that a line to predict is a
+    source with its tabs.
+
+    What the user set stays. Values of a preset are those of its size, of the kinds of tokens that
+    the text calls for, and a validation part of about 2,000 pairs (5% at least of few pairs).
+    """
+    size, why_size = _choose_size(settings, survey.num_pairs)
+    chosen: dict[str, Any] = {"preset": size, **_SIZES[size]}
+    reasons = [f"preset {size}: {why_size}"]
+
+    if survey.all_tagged:
+        chosen["data.leading_tags"] = True
+        reasons.append("leading tags: every source begins with a <tag>; each is one symbol")
+    if is_parallel:
+        chosen["data.format"] = "parallel"
+    # One in twenty, or some 2,000 pairs when there are many: enough for a score to be told apart.
+    chosen["data.valid_fraction"] = round(min(0.05, 2000 / max(1, survey.num_pairs)), 6)
+    for side, found in (("source", survey.source), ("target", survey.target)):
+        kind, why = _choose_kind(found, survey.num_pairs)
+        chosen[f"tokenizer.{side}.kind"] = kind
+        chosen[f"tokenizer.{side}.vocab_size"] = _choose_vocab_size(survey.num_pairs)
+        reasons.append(f"{side} tokens {kind}: {why}")
+    if settings.tokenizer.shared:
+        chosen.update(_follow_shared(settings, chosen))
+    is_shared = _is_shared(merge_settings(settings, chosen), survey)
+    chosen["tokenizer.shared"] = is_shared
+    chosen["model.tie_embeddings"] = merge_settings(settings, chosen).tokenizer.shared
+    if is_shared:
+        reasons.append("one vocabulary: both sides are cut alike and are written with like letters")
+    return Choice(settings=merge_settings(settings, chosen), reasons=tuple(reasons))
+
+
+def _choose_size(settings: Settings, num_pairs: int) -> tuple[str, str]:
+    if settings.preset != "auto":
+        return settings.preset, "as set"
+    if num_pairs < 2_000:
+        return "tiny", f"{num_pairs:,} pairs, less than 2,000"
+    if num_pairs < 30_000:
+        return "small", f"{num_pairs:,} pairs, 2,000 to 30,000"
+    if num_pairs < 1_000_000:
+        return "medium", f"{num_pairs:,} pairs, 30,000 to a million"
+    return "large", f"{num_pairs:,} pairs, a million or more"
+
+
+def _choose_kind(side: SideSurvey, num_pairs: int) -> tuple[TokenizerKind, str]:
+    """Return the kind of tokens and the reason.
+
+    Symbols need a closed inventory: few distinct ones, of which few are met once only. Characters
+    suit words and short phrases; running text is cut into pieces (bpe), which keeps it short.
+    """
+    few = side.num_symbols <= 500 and side.num_symbols * 10 <= num_pairs
+    if few and side.mean_symbols >= 2.0 and side.num_rare_symbols <= 0.2 * side.num_symbols:
+        return "symbols", f"{side.num_symbols} different ones, set apart by spaces"
+    if side.mean_symbols <= 4.5 and len(side.characters) <= 5000:
+        return (
+            "characters",
+            f"words or short phrases, {side.mean_characters:.0f} characters on average",
+        )
+    return "bpe", f"running text, {side.mean_characters:.0f} characters on average"
+
+
+def _choose_vocab_size(num_pairs: int) -> int:
+    """Return 1,000 below 10,000 pairs, then 4,000, 8,000 from 100,000 on, 16,000 from 1,000,000 on.
+
+    Source: the direction, fewer merges for fewer pairs, is that of Sennrich and Zhang 2019.
+    """
+    for least, size in ((1_000_000, 16_000), (100_000, 8000), (10_000, 4000)):
+        if num_pairs >= least:
+            return size
+    return 1000
+
+
+def _follow_shared(settings: Settings, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that make both sides alike: what is set for one holds for the other."""
+    alike = {
+        name.replace(".source.", ".target."): value
+        for name, value in chosen.items()
+        if name.startswith("tokenizer.source.")
+    }
+    for side, other in (("source", "target"), ("target", "source")):
+        for name, value in list_set_values(getattr(settings.tokenizer, side)):
+            alike[f"tokenizer.{other}.{name}"] = value
+    return alike
+
+
+def _is_shared(settings: Settings, survey: Survey) -> bool:
+    """Whether both sides are cut alike and most characters of the target stand in sources too."""
+    if settings.tokenizer.source != settings.tokenizer.target:
+        return False
+    target = survey.target.characters
+    return len(target & survey.source.characters) >= 0.7 * len(target)

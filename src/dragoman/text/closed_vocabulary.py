@@ -1,0 +1,125 @@
+"""A vocabulary of the tokens seen in training, for text cut by a rule; all others are unknown."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
+
+from dragoman.errors import ModelFolderError, SettingsError
+from dragoman.settings import SideSettings
+from dragoman.text.special_ids import FIRST_TEXT_ID, UNKNOWN_ID
+from dragoman.text.unicode_form import to_unicode_form
+
+Cut = Callable[[str], Sequence[str]]
+
+
+class ClosedVocabulary:
+    """The tokens of kind characters, symbols or regex, most frequent first, ties by code point.
+
+    What stands for a token in a file is its text, so a token that reads "<pad>" is as good as any.
+    """
+
+    def __init__(self, tokens: Sequence[str], settings: SideSettings) -> None:
+        self._tokens = list(tokens)
+        self._ids = {token: id_ for id_, token in enumerate(tokens, start=FIRST_TEXT_ID)}
+        self._cut = make_cut(settings)
+        self._glue = _separator(settings) if settings.kind == "symbols" else ""
+
+    @classmethod
+    def train(cls, texts: Iterable[str], settings: SideSettings) -> "ClosedVocabulary":
+        """Return the vocabulary of every token in `texts`."""
+        cut = make_cut(settings)
+        counts = Counter[str]()
+        for text in texts:
+            counts.update(cut(text))
+        return cls(sorted(counts, key=lambda token: (-counts[token], token)), settings)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the special ones included."""
+        return FIRST_TEXT_ID + len(self._tokens)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each of `texts`."""
+        ids, cut = self._ids, self._cut
+        return [[ids.get(token, UNKNOWN_ID) for token in cut(text)] for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, all in range; special ids give none."""
+        tokens = self._tokens
+        return self._glue.join([tokens[id_ - FIRST_TEXT_ID] for id_ in ids if id_ >= FIRST_TEXT_ID])
+
+    def names(self) -> list[str]:
+        """Return the tokens as people read them, each once, from FIRST_TEXT_ID on."""
+        return list(self._tokens)
+
+    def to_json(self) -> list[str]:
+        """Return what `from_json` takes."""
+        return list(self._tokens)
+
+    @classmethod
+    def from_json(cls, content: object, settings: SideSettings) -> "ClosedVocabulary":
+        """Return the vocabulary that `to_json` wrote.
+
+        Raises:
+            ModelFolderError: `content` is not a list of different tokens of this kind.
+        """
+        if not isinstance(content, list) or not all(isinstance(token, str) for token in content):
+            raise ModelFolderError("its tokens are not a list of strings")
+        if len(set(content)) != len(content):
+            twice = next(token for token, count in Counter(content).items() if count > 1)
+            raise ModelFolderError(f"the token {twice!r} has two ids")
+        vocabulary = cls(content, settings)
+        for token in content:
+            if settings.kind == "characters" and len(token) != 1:
+                raise ModelFolderError(f"the token {token!r} is not one character")
+            if settings.kind == "symbols" and vocabulary._glue in token:
+                raise ModelFolderError(f"the token {token!r} holds the separator")
+            if settings.kind == "regex" and not token:
+                raise ModelFolderError("it has an empty token")
+        return vocabulary
+
+
+def make_cut(settings: SideSettings) -> Cut:
+    """Return the function that cuts a text, in its Unicode form, into tokens.
+
+    Raises:
+        SettingsError: the pattern of kind regex is not a regular expression.
+    """
+    match settings.kind:
+        case "characters":
+            return str  # a string is the sequence of its code points
+        case "symbols":
+            separator = _separator(settings)
+            # Empty symbols are kept, so that doubled and outer separators come back.
+            return lambda text: text.split(separator) if text else ()
+        case "regex":
+            return _make_pattern_cut(settings.pattern)
+        case "bpe" | "unigram":
+            raise AssertionError(f"kind {settings.kind} has no closed vocabulary")
+
+
+def _separator(settings: SideSettings) -> str:
+    return to_unicode_form(settings.separator, settings.unicode_form)
+
+
+def _make_pattern_cut(pattern: str) -> Cut:
+    try:
+        splitter = Split(Regex(pattern), behavior="isolated")
+    except Exception as fault:  # tokenizers raises no kind of its own
+        raise SettingsError(f"pattern {pattern!r} is not a regular expression: {fault}") from fault
+
+    def cut(text: str) -> Sequence[str]:
+        try:
+            return [piece for piece, _ in splitter.pre_tokenize_str(text)]
+        except BaseException as fault:
+            # tokenizers 0.23 panics when the engine gives up, and exports no name for the panic.
+            if type(fault).__name__ != "PanicException":
+                raise
+            raise SettingsError(
+                f"pattern {pattern!r} takes too many steps on the text {text[:40]!r} ({fault}): "
+                "write it without a repetition inside a repetition"
+            ) from fault
+
+    return cut

@@ -1,0 +1,112 @@
+"""What can be wrong with a row, and the count of what was wrong."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+EMPTY_LINE = "empty line"
+WRONG_COLUMNS = "wrong number of columns"
+INVALID_UTF8 = "invalid UTF-8"
+NUL = "NUL character"
+LONE_SURROGATE = "lone surrogate"
+EMPTY_SIDE = "empty side"
+OVER_LONG = "over-long side"
+BAD_CSV = "bad CSV"
+BAD_JSON = "bad JSON"
+MISSING_FIELD = "missing field"
+NOT_TEXT = "value that is not text"
+
+
+class Fault(NamedTuple):
+    """A row that cannot be used: where it is, the kind of fault, and what was found."""
+
+    file: str
+    line: int
+    kind: str
+    detail: str
+
+
+class BadRow(NamedTuple):
+    """A row to predict that cannot be used; it stands in the place of its `Source`."""
+
+    line: int
+    file: str
+    reason: str
+
+
+class RowFaults:
+    """Gathers faulty rows: how many of each reason, and the first few by file and line.
+
+    Memory does not grow with the number of faults.
+    """
+
+    def __init__(self, shown: int = 10) -> None:
+        self._shown = shown
+        self._counts: Counter[str] = Counter()
+        self._first: list[str] = []
+
+    def add(self, file: str | Path, line: int, reason: str, detail: str) -> None:
+        """Count one row under `reason`; `detail` says what was found in it."""
+        self._counts[reason] += 1
+        if len(self._first) < self._shown:
+            self._first.append(f"{file}:{line}: {detail}")
+
+    @property
+    def total(self) -> int:
+        """Number of rows added."""
+        return self._counts.total()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Number of rows by reason, in the order in which the reasons first came."""
+        return dict(self._counts)
+
+    def report(self) -> str:
+        """Return the counts by reason, then the first rows by file and line; empty without faults."""
+        lines = [f"{count} x {reason}" for reason, count in self._counts.most_common()]
+        lines += self._first
+        if self.total > len(self._first):
+            lines.append(f"... and {self.total - len(self._first)} more")
+        return "\n".join(lines)
+
+
+def find_line_fault(file: str, line: int, text: str) -> Fault | None:
+    """Return what is wrong with a line decoded with surrogateescape, if anything."""
+    if "\0" in text:
+        return Fault(file, line, NUL, f"NUL character at character {text.index(chr(0)) + 1}")
+    at = _find_surrogate(text)
+    if at is None:
+        return None
+    byte = ord(text[at]) - 0xDC00
+    return Fault(file, line, INVALID_UTF8, f"byte 0x{byte:02x} at character {at + 1} is not UTF-8")
+
+
+def find_value_fault(file: str, line: int, name: str, value: str) -> Fault | None:
+    """Return what is wrong with the unescaped text of a field, if anything."""
+    if "\0" in value:
+        return Fault(file, line, NUL, f"NUL character in {name}")
+    at = _find_surrogate(value)
+    if at is None:
+        return None
+    return Fault(
+        file, line, LONE_SURROGATE, f"lone surrogate \\u{ord(value[at]):04x} in {name} is no text"
+    )
+
+
+def find_side_fault(file: str, line: int, side: str, text: str, longest: int) -> Fault | None:
+    """Return whether a side is empty or has over `longest` characters."""
+    if not text or text.isspace():
+        return Fault(file, line, EMPTY_SIDE, f"the {side} is empty")
+    if len(text) > longest:
+        found = f"the {side} has {len(text)} characters, more than data.max_characters={longest}"
+        return Fault(file, line, OVER_LONG, found)
+    return None
+
+
+def _find_surrogate(text: str) -> int | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None

@@ -1,0 +1,185 @@
+"""Opens a file, plain, .gz or .zst, and reads it as blocks of whole lines, with clear errors."""
+
+import difflib
+import gzip
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+import pyarrow
+
+from dragoman.errors import DataError
+
+_CHUNK_BYTES = 1 << 16
+_LONGEST_LINE_BYTES = 1 << 26
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_FOREIGN = {
+    _GZIP: "is compressed with gzip: give it a name that ends in .gz",
+    _ZSTD: "is compressed with zstd: give it a name that ends in .zst",
+    b"PAR1": "is a Parquet file: give it a name that ends in .parquet, or set data.format=parquet",
+    b"PK\x03\x04": "is a zip archive or a spreadsheet: save it as TSV, CSV or JSONL",
+}
+
+
+class Block(NamedTuple):
+    """Some whole lines of a text file, decoded with surrogateescape."""
+
+    first: int
+    """Number of the first line, from 1."""
+    lines: list[str]
+    """Without their line ends."""
+    is_clean: bool
+    """No NUL and no byte that is not UTF-8 is in any of the lines."""
+
+
+@contextmanager
+def open_text_file(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` as a stream of its bytes, unpacked if its name ends in .gz or .zst.
+
+    Raises: DataError, when it cannot be opened or is not what its name says.
+    """
+    check_file(path)
+    with ExitStack() as stack:
+        try:
+            raw = stack.enter_context(path.open("rb"))
+            head = raw.peek(4)[:4]
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        suffix = path.suffix.lower()
+        if suffix == ".gz" and head:
+            _expect(path, head, _GZIP, "gzip")
+            yield cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=raw)))
+        elif suffix == ".zst" and head:
+            _expect(path, head, _ZSTD, "zstd")
+            yield stack.enter_context(pyarrow.CompressedInputStream(raw, "zstd"))
+        else:
+            for magic, remedy in _FOREIGN.items():
+                if head.startswith(magic):
+                    raise DataError(f"{path}: it {remedy}")
+            yield raw
+
+
+def check_file(path: Path) -> None:
+    """Check that `path` is there, is no folder and may be read.
+
+    Raises: DataError, with the nearest name in the folder when the file is missing.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file{_guess_name(path)}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if stat.S_ISDIR(mode):
+        raise DataError(f"{path}: it is a folder; give a file in it")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: no permission to read it")
+
+
+def read_blocks(
+    stream: BinaryIO, name: str, *, keeps_returns: bool = False, drops_blank_end: bool = False
+) -> Iterator[Block]:
+    r"""Read the lines of `stream`, some kilobytes at a time; they end at \n, \r\n or the file's end.
+
+    A byte order mark is dropped. `keeps_returns` leaves the \r of \r\n in its line;
+    `drops_blank_end` passes over empty lines at the very end.
+
+    Raises: DataError, when the stream is cut or corrupt, UTF-16, or without lines.
+    """
+    number = 1
+    for data in _read_whole_lines(stream, name, drops_blank_end):
+        block = _decode(_drop_mark(data, name) if number == 1 else data, number, keeps_returns)
+        number += len(block.lines)
+        yield block
+
+
+def _read_whole_lines(stream: BinaryIO, name: str, drops_blank_end: bool) -> Iterator[bytes]:
+    number = 1
+    waiting: list[bytes] = []
+    while chunk := _read_chunk(stream, name, number):
+        cut = _find_cut(chunk, drops_blank_end)
+        if cut:
+            data = b"".join([*waiting, chunk[: cut - 1]])
+            waiting = [chunk[cut:]]
+            yield data
+            number += data.count(b"\n") + 1
+        else:
+            waiting.append(chunk)
+            if len(waiting) * _CHUNK_BYTES > _LONGEST_LINE_BYTES and (
+                sum(map(len, waiting)) > _LONGEST_LINE_BYTES
+            ):
+                raise DataError(
+                    f"{name}:{number}: a line of over {_LONGEST_LINE_BYTES >> 20} MiB; "
+                    "is this a text file with a pair a line?"
+                )
+    data = b"".join(waiting)
+    if drops_blank_end:
+        data = data.rstrip(b"\r\n")
+    if data:
+        yield data
+
+
+def _find_cut(chunk: bytes, drops_blank_end: bool) -> int:
+    """Return where the whole lines of `chunk` end; 0: nowhere. Empty lines at its end may have to wait."""
+    if not drops_blank_end:
+        return chunk.rfind(b"\n") + 1
+    end = len(chunk.rstrip(b"\r\n"))
+    if not end:
+        return 0
+    return chunk.find(b"\n", end) + 1 or chunk.rfind(b"\n") + 1
+
+
+def _read_chunk(stream: BinaryIO, name: str, number: int) -> bytes:
+    # read1 hands on what is there: what came before a cut is not lost, and a pipe does not wait.
+    read = getattr(stream, "read1", stream.read)
+    try:
+        return cast(bytes, read(_CHUNK_BYTES))
+    except EOFError as error:
+        raise _damage(name, number, "truncated", error) from error
+    except (zlib.error, OSError) as error:
+        kind = "truncated" if "truncated" in str(error).lower() else "corrupt"
+        raise _damage(name, number, kind, error) from error
+
+
+def _damage(name: str, number: int, kind: str, error: Exception) -> DataError:
+    return DataError(
+        f"{name}: the file is {kind}: reading ended near line {number} ({error}); "
+        "copy or pack it anew"
+    )
+
+
+def _drop_mark(data: bytes, name: str) -> bytes:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{name}: the text is UTF-16; save it as UTF-8")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _decode(data: bytes, number: int, keeps_returns: bool) -> Block:
+    try:
+        text = data.decode()
+        is_clean = "\0" not in text
+    except UnicodeDecodeError:
+        text = data.decode(errors="surrogateescape")
+        is_clean = False
+    if not keeps_returns and "\r" in text:
+        # The last line of a block has lost its \n already.
+        text = text.replace("\r\n", "\n").removesuffix("\r")
+    return Block(number, text.split("\n"), is_clean)
+
+
+def _expect(path: Path, head: bytes, magic: bytes, packer: str) -> None:
+    if not head.startswith(magic[: len(head)]):
+        raise DataError(f"{path}: it is not packed with {packer}, although its name says so")
+
+
+def _guess_name(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f", and no folder {folder}"
+    names = [entry.name for entry in folder.iterdir()]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {folder / near[0]}?" if near else ""

@@ -1,0 +1,141 @@
+"""The data of a run: from files of pairs to loaders of batches."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import lightning
+
+from dragoman.data.dataset import EncodedPairs
+from dragoman.data.encoding import Split, encode_splits
+from dragoman.data.sampler import EvaluationLoader, TrainingLoader
+from dragoman.errors import DataError
+from dragoman.presets import choose_settings
+from dragoman.settings import Settings
+from dragoman.text.pair_tokenizer import PairTokenizer
+from dragoman.text.pairs import Pair, RowFaults, read_pairs
+from dragoman.text.splits import split_of
+from dragoman.text.survey import survey_pairs
+
+_SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+class PairDataModule(lightning.LightningDataModule):
+    """Pairs read, split, cut into tokens, and batched by a token budget.
+
+    After `prepare_data`: `settings` (resolved), `tokenizer`, `num_rows` by split, and `notes` (what
+    was chosen and what was left out, for people). Batches are `Batch` objects.
+
+    Args:
+        pairs: A file of pairs, or two parallel text files.
+        folder: Where the ids are written; None: a temporary folder, gone with this object.
+    """
+
+    def __init__(
+        self,
+        pairs: str | Path | Sequence[str | Path],
+        settings: Settings | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.paths = [pairs] if isinstance(pairs, str | Path) else list(pairs)
+        self.settings = settings or Settings()
+        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="dragoman-")
+        self.folder = folder or Path(self._temporary.name)  # type: ignore[union-attr]
+        self.num_rows: dict[Split, int] = {}
+        self.notes: list[str] = []
+        self._encoded: dict[Split, EncodedPairs] = {}
+
+    def prepare_data(self) -> None:
+        """Read the pairs, choose the open settings, train the tokenizer, and write the ids; once.
+
+        Raises:
+            DataError: Files or rows are broken, or nothing is left to train on or to validate on.
+        """
+        if self.num_rows:
+            return
+        faults = RowFaults()
+        survey = survey_pairs(read_pairs(self.paths, self.settings.data, faults))
+        choice = choose_settings(self.settings, survey, is_parallel=len(self.paths) == 2)
+        self.settings = choice.settings
+        self.notes += choice.reasons
+        if faults.total:
+            self.notes.append(f"rows left out: {faults.report()}")
+
+        self.tokenizer = PairTokenizer.train(self.read_split("train"), self.settings.tokenizer)
+        files = {split: self.folder / f"{split}.arrow" for split in _SPLITS}
+        counts, long_rows = encode_splits(
+            self._read_splits(), self.tokenizer, files, self.settings.data
+        )
+        if long_rows.total:
+            self.notes.append(f"rows left out: {long_rows.report()}")
+        self._check_counts(counts, survey.num_sources)
+        self.num_rows = {split: counts[split] for split in _SPLITS}
+
+    def setup(self, stage: str) -> None:
+        """Open the ids that `prepare_data` wrote."""
+        if not self._encoded:
+            self._encoded = {s: EncodedPairs(self.folder / f"{s}.arrow") for s in _SPLITS}
+
+    def train_dataloader(self) -> TrainingLoader:
+        """Return the training batches of this rank."""
+        training = self.settings.training
+        rank, num_ranks = self._rank()
+        return TrainingLoader(
+            self._encoded["train"],
+            training.batch_tokens,
+            seed=training.seed,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Return the validation batches of this rank."""
+        return self._evaluation_loader("valid")
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """Return the test batches of this rank."""
+        return self._evaluation_loader("test")
+
+    def read_split(self, split: Split) -> Iterator[Pair]:
+        """Yield the pairs of one split as text, in the order of their file."""
+        return (pair for name, pair in self._read_splits() if name == split)
+
+    def _read_splits(self) -> Iterator[tuple[Split, Pair]]:
+        data = self.settings.data
+        valid_fraction = 0.0 if data.valid else data.valid_fraction
+        test_fraction = 0.0 if data.test else data.test_fraction
+        for pair in read_pairs(self.paths, data):
+            yield split_of(pair.source, pair.features, valid_fraction, test_fraction), pair
+        if data.valid:
+            yield from (("valid", pair) for pair in read_pairs(data.valid, data))
+        if data.test:
+            yield from (("test", pair) for pair in read_pairs(data.test, data))
+
+    def _evaluation_loader(self, split: Split) -> EvaluationLoader:
+        rank, num_ranks = self._rank()
+        return EvaluationLoader(
+            self._encoded[split],
+            self.settings.decoding.batch_tokens,
+            seed=self.settings.training.seed,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _check_counts(self, counts: dict[Split, int], num_sources: int) -> None:
+        named = ", ".join(str(path) for path in self.paths)
+        total = sum(counts.values())
+        needed: dict[Split, str] = {"train": "training", "valid": "validation"}
+        for split, purpose in needed.items():
+            if counts[split] == 0:
+                raise DataError(
+                    f"{named}: {total} pairs with {num_sources} different sources leave none for "
+                    f"{purpose}; a source stands in one "
+                    "split only: give more pairs, or a file of its own with data.valid, or another "
+                    f"data.valid_fraction (now {self.settings.data.valid_fraction})"
+                )

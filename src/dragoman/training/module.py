@@ -1,0 +1,279 @@
+"""How a Transformer is trained: the step, the validation that decodes, the optimizer."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import lightning
+import torch
+from jaxtyping import Int
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from dragoman.data.batch import Batch
+from dragoman.decoding.greedy import search_greedily
+from dragoman.decoding.hypothesis import Hypothesis
+from dragoman.decoding.length import longest_outputs
+from dragoman.model.loss import LossSums, sum_losses
+from dragoman.model.transformer import Transformer
+from dragoman.settings import DecodingSettings, OptimizationSettings
+from dragoman.training.metrics import DecodedMetrics, TeacherForcedMetrics
+from dragoman.training.schedules import learning_rate_factor
+
+Pairs = Batch | Sequence[Tensor]
+
+# A loss is divided by this before it goes backward, and its gradient multiplied by it again: it
+# keeps the sums of a batch within the range of float16, and changes nothing else.
+_USUAL_TOKENS = 1024.0
+
+
+class TransformerTraining(lightning.LightningModule):
+    """Trains `network` under Lightning's Trainer: any callback, logger, strategy.
+
+    Batches are `Batch` objects or `(source_ids, target_ids)` tensors, padded on the right.
+    The loss of an update is the sum over all its target tokens (of all accumulated batches, on all
+    ranks) divided once by their number, before the gradient is clipped.
+
+    Logs `{stage}_loss`, `_perplexity`, `_token_accuracy` (teacher-forced) for train, valid and
+    test, and `_exact_match` and `_token_error_rate` (decoded greedily) for valid and test.
+
+    Args:
+        max_steps: Updates in all, for the schedules that end at zero.
+        decoded_rows: Most rows that a validation decodes on each rank; a test decodes all.
+    """
+
+    def __init__(
+        self,
+        network: Transformer,
+        optimization: OptimizationSettings,
+        *,
+        decoding: DecodingSettings | None = None,
+        max_steps: int | None = None,
+        decoded_rows: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimization = optimization
+        self.decoding = decoding or DecodingSettings()
+        self.max_steps = max_steps
+        self.decoded_rows = decoded_rows
+        self.train_metrics = TeacherForcedMetrics("train")
+        self.valid_metrics = TeacherForcedMetrics("valid")
+        self.test_metrics = TeacherForcedMetrics("test")
+        self.valid_decoded = DecodedMetrics("valid")
+        self.test_decoded = DecodedMetrics("test")
+        # Target tokens of the update at hand, on this rank; on the device, so that no step waits.
+        self.update_tokens: Tensor
+        self.register_buffer("update_tokens", torch.tensor(0), persistent=False)
+
+    def forward(self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]) -> Tensor:
+        """Return the logits of the token after each of `target_ids`: see `Transformer.forward`."""
+        logits: Tensor = self.network(source_ids, target_ids)
+        return logits
+
+    def generate(
+        self, source_ids: Int[Tensor, "B S"], max_length: int | None = None
+    ) -> list[list[int]]:
+        """Return the greedy output of each source as ids: see `Transformer.generate`."""
+        return self.network.generate(source_ids, max_length)
+
+    def on_train_start(self) -> None:
+        """Forget what a validation before the training, or an interrupted update, has left."""
+        self.update_tokens.zero_()
+        self.train_metrics.reset()
+
+    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+        """Return the summed loss of the batch; `on_before_optimizer_step` makes it a mean."""
+        batch = as_batch(batch)
+        if self.trainer.global_step == 0 and batch_idx == 0:
+            self._warn_without_begin(batch)
+        sums = self._sum_losses(batch, self.optimization.label_smoothing)
+        self.update_tokens += sums.num_tokens
+        self.train_metrics.add(sums)
+        return sums.loss / _USUAL_TOKENS
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the summed gradient by the target tokens of the update, over all ranks.
+
+        Lightning calls this once the gradients of all accumulated batches and all ranks are in,
+        unscaled, and before it clips them.
+        """
+        gathered = self.all_gather(self.update_tokens)
+        assert isinstance(gathered, Tensor)
+        total = gathered.sum().clamp(min=1)
+        # Lightning has divided each loss by the batches an update, DDP the gradient by the ranks.
+        divided_by = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        factor = _USUAL_TOKENS * divided_by / total
+        torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], factor)
+        self.update_tokens.zero_()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the rules of Lightning's Precision, also with a fused optimizer under bf16.
+
+        Lightning 2.6.6 refuses that for fear of scaled gradients, which only float16 has (issue
+        21435); there, `configure_optimizers` takes none that is fused.
+        """
+        Precision.clip_gradients(
+            self.trainer.precision_plugin,
+            optimizer,
+            gradient_clip_val or 0.0,
+            GradClipAlgorithmType(gradient_clip_algorithm or "norm"),
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """Log the training metrics, unless a validation has just done it."""
+        if self.train_metrics.loss.num_tokens > 0:
+            self._log_and_reset(self.train_metrics)
+
+    def on_validation_epoch_start(self) -> None:
+        """Count the decoded rows from zero."""
+        self._num_decoded = 0
+
+    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
+        """Score the batch under teacher forcing and, up to `decoded_rows`, by decoding it."""
+        batch = as_batch(batch)
+        self.valid_metrics.add(self._sum_losses(batch))
+        if self._num_decoded < self.decoded_rows:
+            self._num_decoded += len(batch)
+            self._decode_and_score(batch, self.valid_decoded)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation's metrics, and those of the training since the last one."""
+        if self.train_metrics.loss.num_tokens > 0:
+            self._log_and_reset(self.train_metrics)
+        self._log_and_reset(self.valid_metrics)
+        self._log_and_reset(self.valid_decoded)
+
+    def test_step(self, batch: Pairs, batch_idx: int) -> None:
+        """Score the batch under teacher forcing and by decoding it."""
+        batch = as_batch(batch)
+        self.test_metrics.add(self._sum_losses(batch))
+        self._decode_and_score(batch, self.test_decoded)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test's metrics."""
+        self._log_and_reset(self.test_metrics)
+        self._log_and_reset(self.test_decoded)
+
+    def predict_step(self, batch: Pairs | Tensor, batch_idx: int) -> list[Hypothesis]:
+        """Return the greedy hypotheses of the sources (targets, if there are any, are not read)."""
+        if isinstance(batch, Batch):
+            return self._decode(batch.source_ids)
+        return self._decode(batch if isinstance(batch, Tensor) else batch[0])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW, matrices decayed and vectors not, under the schedule, update by update."""
+        settings = self.optimization
+        decayed = [p for p in self.parameters() if p.ndim >= 2]
+        others = [p for p in self.parameters() if p.ndim < 2]
+        # A fused AdamW unscales float16 gradients by itself, after Lightning would clip them.
+        is_fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": settings.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            fused=is_fused,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, settings, self.max_steps)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "learning_rate"},
+        }
+
+    def _sum_losses(self, batch: Batch, label_smoothing: float = 0.0) -> LossSums:
+        return sum_losses(self.network, batch.source_ids, batch.target_ids, label_smoothing)
+
+    def _decode(self, source_ids: Int[Tensor, "B S"]) -> list[Hypothesis]:
+        limits = longest_outputs(source_ids, self.network.pad_id, self.decoding)
+        return search_greedily(self.network, source_ids, limits)
+
+    def _decode_and_score(self, batch: Batch, metrics: DecodedMetrics) -> None:
+        has_target = (batch.target_ids != self.network.pad_id).any(dim=1)
+        hypotheses = self._decode(batch.source_ids[has_target])
+        special = {self.network.pad_id, self.network.bos_id, self.network.eos_id}
+        references = [
+            [i for i in row if i not in special] for row in batch.target_ids[has_target].tolist()
+        ]
+        metrics.update([hypothesis.ids for hypothesis in hypotheses], references)
+
+    def _log_and_reset(self, metrics: TeacherForcedMetrics | DecodedMetrics) -> None:
+        self.log_dict(metrics.compute(), sync_dist=True)
+        metrics.reset()
+
+    def _warn_without_begin(self, batch: Batch) -> None:
+        if not (batch.target_ids[:, 0] == self.network.bos_id).any():
+            rank_zero_warn(
+                f"no target of the first batch begins with bos_id {self.network.bos_id}: the "
+                "first token is never learned, and generate(), which starts from bos_id, will not "
+                "work; put bos_id before and eos_id behind each target"
+            )
+
+
+class LightningTransformer(TransformerTraining):
+    """The Transformer of the given sizes, with its training: trains under Lightning's Trainer.
+
+    Batches are `(source_ids, target_ids)` tensors, padded on the right; a target is `bos_id`,
+    tokens, `eos_id`. The arguments are those of `Transformer`. The default optimization suits a
+    small task: AdamW at a constant rate after a short warm-up.
+
+    Raises:
+        SettingsError: The sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int = 256,
+        nhead: int = 4,
+        num_layers: int = 3,
+        dim_feedforward: int = 1024,
+        max_seq_len: int = 1024,
+        dropout: float = 0.1,
+        *,
+        target_vocab_size: int | None = None,
+        activation: Literal["relu", "gelu"] = "relu",
+        norm_first: bool = True,
+        pad_id: int = 0,
+        bos_id: int = 1,
+        eos_id: int = 2,
+        optimization: OptimizationSettings | None = None,
+    ) -> None:
+        super().__init__(
+            Transformer(
+                vocab_size,
+                d_model,
+                nhead,
+                num_layers,
+                dim_feedforward,
+                max_seq_len,
+                dropout,
+                target_vocab_size=target_vocab_size,
+                activation=activation,
+                norm_first=norm_first,
+                pad_id=pad_id,
+                bos_id=bos_id,
+                eos_id=eos_id,
+            ),
+            optimization
+            or OptimizationSettings(schedule="constant", warmup_steps=100, label_smoothing=0.0),
+            decoding=DecodingSettings(max_length_ratio=0.0, max_length_extra=max_seq_len),
+        )
+
+
+def as_batch(batch: Pairs) -> Batch:
+    """Return `batch` itself, or the batch of a (source_ids, target_ids) tuple or list."""
+    if isinstance(batch, Batch):
+        return batch
+    source_ids, target_ids = batch
+    return Batch(source_ids=source_ids, target_ids=target_ids)

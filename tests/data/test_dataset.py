@@ -1,0 +1,53 @@
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dragoman.data.dataset import EncodedPairs, IdsWriter
+
+ids = st.lists(st.integers(0, 2**31 - 1), max_size=9)
+chunks = st.lists(st.lists(st.tuples(ids, ids), min_size=1, max_size=6), max_size=4)
+
+
+def write(path, chunks):
+    line = 0
+    with IdsWriter(path) as writer:
+        for chunk in chunks:
+            lines = list(range(line + 1, line + 1 + len(chunk)))
+            writer.write([s for s, _ in chunk], [t for _, t in chunk], lines)
+            line += len(chunk)
+    return EncodedPairs(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(chunks=chunks, data=st.data())
+def test_any_rows_are_gathered_as_they_were_written(tmp_path_factory, chunks, data):
+    pairs = write(tmp_path_factory.mktemp("ids") / "x.arrow", chunks)
+    rows = [row for chunk in chunks for row in chunk]
+    assert len(pairs) == len(rows)
+    if not rows:
+        return
+    wanted = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=8))
+    batch = pairs.gather(np.array(wanted))
+    for i, row in enumerate(wanted):
+        for side, found in zip(rows[row], (batch.source_ids[i], batch.target_ids[i]), strict=True):
+            assert found[: len(side)].tolist() == side
+            assert (found[len(side) :] == 0).all()
+    assert pairs.lines(np.array(wanted)).tolist() == [row + 1 for row in wanted]
+    assert pairs.source_lengths[wanted].tolist() == [len(rows[row][0]) for row in wanted]
+
+
+def test_another_process_opens_the_same_rows(tmp_path):
+    pairs = write(tmp_path / "x.arrow", [[([5, 6], [1, 7, 2])], [([8], [1, 2])]])
+    again = pickle.loads(pickle.dumps(pairs))
+    rows = np.array([1, 0])
+    assert again.gather(rows).source_ids.tolist() == pairs.gather(rows).source_ids.tolist()
+
+
+def test_a_file_that_was_not_finished_does_not_appear(tmp_path):
+    with pytest.raises(ZeroDivisionError), IdsWriter(tmp_path / "x.arrow") as writer:
+        writer.write([[1]], [[2]], [1])
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,113 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dragoman.data import sampler
+from dragoman.data.dataset import EncodedPairs, IdsWriter
+from dragoman.data.sampler import EvaluationLoader, TrainingLoader, plan_batches
+
+lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=80)
+
+
+def make_pairs(folder, lengths) -> EncodedPairs:
+    """Row i holds the id i, as often as it is long."""
+    with IdsWriter(folder / "x.arrow") as writer:
+        writer.write(
+            [[i + 3] * s for i, (s, _) in enumerate(lengths)],
+            [[i + 3] * t for i, (_, t) in enumerate(lengths)],
+            list(range(len(lengths))),
+        )
+    return EncodedPairs(folder / "x.arrow")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    random = np.random.default_rng(0)
+    return make_pairs(tmp_path_factory.mktemp("ids"), random.integers(1, 40, (300, 2)).tolist())
+
+
+def rows_of(batches):
+    return [tuple(batch.source_ids[:, 0].tolist()) for batch in batches]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=lengths, budget=st.integers(1, 200), seed=st.integers(0, 5), ranks=st.integers(1, 4))
+def test_a_plan_holds_every_row_within_the_budget(tmp_path_factory, lengths, budget, seed, ranks):
+    pairs = make_pairs(tmp_path_factory.mktemp("ids"), lengths)
+    plan = plan_batches(pairs, budget, seed=seed, epoch=0, num_ranks=ranks)
+    assert len(plan) % ranks == 0
+    alone = plan_batches(pairs, budget, seed=seed, epoch=0)
+    assert sorted(np.concatenate(alone).tolist()) == list(range(len(lengths)))
+    assert {tuple(b) for b in plan} == {tuple(b) for b in alone}
+    for batch in plan:
+        longest = max(max(lengths[row]) for row in batch)
+        assert longest * len(batch) <= budget or len(batch) == 1
+
+
+def test_the_same_seed_and_epoch_give_the_same_plan_and_others_another(pairs):
+    def plan(seed, epoch):
+        return [tuple(b) for b in plan_batches(pairs, 200, seed=seed, epoch=epoch)]
+
+    assert plan(1, 0) == plan(1, 0)
+    assert plan(1, 0) != plan(1, 1)
+    assert plan(1, 0) != plan(2, 0)
+
+
+def test_a_plan_is_the_same_on_every_machine(tmp_path):
+    pairs = make_pairs(tmp_path, [(i % 3 + 1, 1) for i in range(10)])
+    found = [batch.tolist() for batch in plan_batches(pairs, 6, seed=7, epoch=1)]
+    assert found == [[7, 1, 4], [8, 2], [9, 0, 6, 3], [5]]
+
+
+def test_batches_are_of_like_lengths(pairs):
+    plan = plan_batches(pairs, 400, seed=1, epoch=0)
+    longest = np.maximum(pairs.source_lengths, pairs.target_lengths)
+    padded = sum(longest[b].max() * len(b) for b in plan)
+    assert longest.sum() / padded > 0.9  # batches of random rows: 0.72 here
+
+
+def test_many_pools_hold_every_row_once(pairs, monkeypatch):
+    monkeypatch.setattr(sampler, "POOL_ROWS", 64)
+    monkeypatch.setattr(sampler, "_BLOCK_ROWS", 16)
+    plan = plan_batches(pairs, 100, seed=1, epoch=0)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(300))
+
+
+def test_ranks_share_the_batches_of_one_plan(pairs):
+    alone = rows_of(TrainingLoader(pairs, 200, seed=1))
+    shared = [rows_of(TrainingLoader(pairs, 200, seed=1, rank=r, num_ranks=3)) for r in range(3)]
+    assert len({len(batches) for batches in shared}) == 1
+    dealt = [b for batches in itertools.zip_longest(*shared) for b in batches]
+    assert dealt[: len(alone)] == alone
+
+
+@settings(max_examples=30, deadline=None)
+@given(consumed=st.integers(0, 60))
+def test_a_loader_goes_on_where_another_stopped(pairs, consumed):
+    whole = TrainingLoader(pairs, 400, seed=3)
+    sequence = rows_of(itertools.chain(*[whole] * 8))
+    first, second = TrainingLoader(pairs, 400, seed=3), TrainingLoader(pairs, 400, seed=99)
+    endless = itertools.chain.from_iterable(itertools.repeat(first))
+    before = rows_of(itertools.islice(endless, consumed))
+    second.load_state_dict(first.state_dict())
+    after = rows_of(itertools.islice(itertools.chain.from_iterable(itertools.repeat(second)), 10))
+    assert before + after == sequence[: consumed + 10]
+    assert all(type(value) is int for value in first.state_dict().values())
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_an_evaluation_counts_every_row_once_over_all_ranks(pairs, ranks):
+    loaders = [EvaluationLoader(pairs, 333, seed=1, rank=r, num_ranks=ranks) for r in range(ranks)]
+    batches = [list(loader) for loader in loaders]
+    assert {len(b) for b in batches} == {len(loaders[0])}
+    seen = [
+        int(row[0])
+        for batch in itertools.chain.from_iterable(batches)
+        for row in batch.target_ids
+        if row.any()
+    ]
+    assert sorted(seen) == [i + 3 for i in range(300)]
+    assert rows_of(loaders[0]) == rows_of(loaders[0])

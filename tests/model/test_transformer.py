@@ -1,0 +1,145 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from conftest import BOS, EOS, PAD, pad_right, random_ids
+from dragoman.errors import DragomanError, SettingsError
+from dragoman.model.transformer import Transformer
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def test_a_changed_target_token_changes_no_logit_before_it(network):
+    source, target = random_ids(2, 7, 23), random_ids(2, 9, 23, seed=1)
+    before = network(source, target)
+    for position in range(9):
+        changed = target.clone()
+        changed[:, position] = 3 + (changed[:, position] - 2) % 20
+        after = network(source, changed)
+        torch.testing.assert_close(after[:, :position], before[:, :position], **CLOSE)
+        assert not torch.allclose(after[:, position:], before[:, position:], **CLOSE)
+
+
+def test_padding_changes_no_logit(network):
+    source, target = random_ids(3, 6, 23), random_ids(3, 5, 23, seed=1)
+    before = network(source, target)
+    after = network(pad_right(source, 4), pad_right(target, 7))
+    torch.testing.assert_close(after[:, :5], before, **CLOSE)
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_neighbours_change_no_logit(lengths, seed):
+    torch.manual_seed(seed)
+    network = Transformer(20, 16, 2, 1, 32).eval()
+    sources = [random_ids(1, n, 20, seed=seed + i) for i, n in enumerate(lengths)]
+    target = random_ids(1, 4, 20, seed=seed)
+    together = torch.cat([pad_right(s, max(lengths) - s.shape[1]) for s in sources])
+    batched = network(together, target.expand(len(lengths), -1))
+    for row, source in enumerate(sources):
+        torch.testing.assert_close(batched[row : row + 1], network(source, target), **CLOSE)
+
+
+def test_a_moved_source_token_changes_the_logits(network):
+    source, target = random_ids(1, 6, 23), random_ids(1, 4, 23, seed=1)
+    swapped = source[:, [1, 0, 2, 3, 4, 5]]
+    assert not torch.equal(source, swapped)
+    assert not torch.allclose(network(source, target), network(swapped, target), **CLOSE)
+
+
+def test_a_moved_target_token_changes_the_logits_after_it(network):
+    source, target = random_ids(1, 6, 23), random_ids(1, 4, 23, seed=1)
+    swapped = target[:, [1, 0, 2, 3]]
+    assert not torch.equal(target, swapped)
+    difference = network(source, target) - network(source, swapped)
+    assert (difference[:, 2:].abs() > 1e-4).any()
+
+
+def test_rows_of_a_batch_are_told_apart_by_content_and_not_by_place(network):
+    # The usual answer adds the position of the *batch row* when B equals L.
+    source, target = random_ids(1, 5, 23).expand(5, 5), random_ids(1, 5, 23, seed=1).expand(5, 5)
+    logits = network(source, target)
+    torch.testing.assert_close(logits, logits[:1].expand_as(logits), **CLOSE)
+
+
+def test_the_stock_transformer_takes_the_weights_and_gives_the_states(network):
+    layer = network.transformer.decoder.layers[0]
+    stock = nn.Transformer(
+        32, 4, 2, 3, 64,
+        activation=layer.activation, norm_first=layer.norm_first, batch_first=True, dropout=0.1,
+    ).eval() if not layer.norm_first else None  # fmt: skip
+    if stock is None:
+        with pytest.warns(UserWarning, match="nested_tensor"):
+            stock = nn.Transformer(32, 4, 2, 3, 64, norm_first=True, batch_first=True).eval()
+    stock.load_state_dict(network.transformer.state_dict())
+    source, target = random_ids(2, 6, 23), random_ids(2, 5, 23, seed=1)
+    states = stock(
+        network.embed(source, network.source_embedding, network.source_positions),
+        network.embed(target, network.target_embedding, network.target_positions),
+        tgt_mask=nn.Transformer.generate_square_subsequent_mask(5),
+    )
+    torch.testing.assert_close(network.project(states), network(source, target), **CLOSE)
+
+
+def test_evaluation_computes_what_training_does_without_dropout():
+    torch.manual_seed(0)
+    network = Transformer(20, 16, 2, 2, 32, dropout=0.0)
+    source, target = pad_right(random_ids(3, 6, 20), 3), random_ids(3, 5, 20, seed=1)
+    trained = network.train()(source, target)
+    with torch.no_grad():  # where torch takes its own fast path
+        torch.testing.assert_close(network.eval()(source, target), trained, **CLOSE)
+
+
+def test_a_source_of_padding_alone_makes_no_nan(network):
+    source = random_ids(3, 6, 23)
+    source[1] = PAD
+    with torch.no_grad():
+        assert network(source, random_ids(3, 4, 23)).isfinite().all()
+    logits = network.train()(source, random_ids(3, 4, 23))
+    logits.sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+
+
+def test_logits_have_a_column_for_each_id_and_no_more(network):
+    logits = network(random_ids(1, 3, 23), random_ids(1, 3, 23))
+    assert logits.shape[-1] == network.target_vocab_size
+    assert network.target_embedding.num_embeddings % 8 == 0
+
+
+def test_a_shared_vocabulary_is_tied_by_default_and_a_separate_one_is_not():
+    shared, separate = (
+        Transformer(20, 16, 2, 1, 32),
+        Transformer(20, 16, 2, 1, 32, target_vocab_size=20),
+    )
+    assert shared.source_embedding is shared.target_embedding
+    assert shared.output is None
+    assert separate.source_embedding is not separate.target_embedding
+    assert separate.output is not None
+
+
+def test_sinusoidal_positions_have_no_longest_length():
+    network = Transformer(20, 16, 2, 1, 32).eval()
+    short = network(random_ids(1, 10, 20), random_ids(1, 5, 20))
+    network(random_ids(1, 700, 20), random_ids(1, 600, 20))
+    torch.testing.assert_close(network(random_ids(1, 10, 20), random_ids(1, 5, 20)), short)
+    assert "table" not in " ".join(network.state_dict())
+
+
+def test_learned_positions_refuse_a_longer_sequence_and_name_the_way_out():
+    network = Transformer(20, 16, 2, 1, 32, max_seq_len=8, positions="learned")
+    with pytest.raises(DragomanError, match=r"9 tokens .* 8 learned positions.*max_positions"):
+        network(random_ids(1, 9, 20), random_ids(1, 5, 20))
+
+
+@pytest.mark.parametrize("sizes", [{"d_model": 30, "nhead": 4}, {"pad_id": 1}, {"eos_id": 99}])
+def test_sizes_that_do_not_fit_are_refused(sizes):
+    with pytest.raises(SettingsError):
+        Transformer(20, **{"d_model": 16, "nhead": 2, **sizes})
+
+
+def test_generate_gives_ids_without_begin_and_end(network):
+    for ids in network.generate(random_ids(4, 5, 23), max_length=7):
+        assert len(ids) <= 7
+        assert not {PAD, BOS, EOS} & set(ids)

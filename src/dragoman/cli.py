@@ -51,6 +51,7 @@ def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         return
     run.fit(arguments.pairs, arguments.out, settings, overwrite=arguments.overwrite)
     _show_outcome(arguments.out)
+    print(f"next: dragoman predict {arguments.out} < sources.txt", file=sys.stderr)
 
 
 def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
@@ -91,9 +92,25 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 
 def demo(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Train on written dates of several languages, and show what was learned."""
-    from dragoman.demo import run_demo
+    from dragoman.configuration import merge_settings, read_settings
+    from dragoman.demo import EXAMPLES, SETTINGS, write_date_pairs
 
-    run_demo(arguments.out, words)
+    typed = read_settings(None, words)
+    pairs, out = write_date_pairs(arguments.out / "pairs"), arguments.out / "model"
+    print(f"{pairs.train}: written dates of several languages, by CLDR", file=sys.stderr)
+    from dragoman.training import run
+
+    files = {"data.valid": [str(pairs.valid)], "data.test": [str(pairs.test)]}
+    settings = merge_settings(typed, {**SETTINGS, **files})
+    model = run.fit(pairs.train, out, settings, overwrite=True)
+    _show_outcome(out, num_samples=0)
+    print("dates that it was not trained on:", file=sys.stderr)
+    for source, text in zip(EXAMPLES, model.predict(EXAMPLES), strict=True):
+        print(f"{source} -> {text}")
+    print(
+        f"next, a line of your own: echo '<en-GB> 1 April 2027' | dragoman predict {out}",
+        file=sys.stderr,
+    )
 
 
 def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -253,16 +270,16 @@ def _format(
     return json.dumps(content, ensure_ascii=False)
 
 
-def _show_outcome(out: Path) -> None:
+def _show_outcome(out: Path, num_samples: int = 5) -> None:
     """Show the scores and some predictions of a model folder, and what to do next."""
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     for split in ("valid", "test"):
         if split in metrics:
             print(f"{split}:\n{_table(metrics[split])}", file=sys.stderr)
-    for sample in metrics["samples"]:
+    for sample in metrics["samples"][:num_samples]:
         is_right = "=" if sample["prediction"] == sample["reference"] else "≠"
         print(f"  {sample['source']} -> {sample['prediction']}  {is_right}  {sample['reference']}", file=sys.stderr)  # fmt: skip
-    print(f"model: {out}\nnext: dragoman predict {out} < sources.txt", file=sys.stderr)
+    print(f"model folder: {out}", file=sys.stderr)
 
 
 def _table(scores: Mapping[str, object]) -> str:

@@ -154,6 +154,8 @@ class TrainingSettings(Section):
     """Validations without a better score before the training stops; 0: never."""
     monitor: Literal["token_error_rate", "exact_match", "loss"] = "token_error_rate"
     """Validation score by which the best checkpoint is chosen."""
+    path: Literal["fast", "reference"] = "fast"
+    """How the model is computed in training: by the quick path, or by torch's own modules; the same function."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """Number format of the products; auto: bf16 where the processor or the GPU has it."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"

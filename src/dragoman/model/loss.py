@@ -1,12 +1,16 @@
 """The loss of a batch: sums over its real tokens, to be divided once, by whoever knows them all."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dragoman.model.fast import compute_states
 from dragoman.model.transformer import Transformer
+
+Path = Literal["fast", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +28,16 @@ def sum_losses(
     source_ids: Int[Tensor, "B S"],
     target_ids: Int[Tensor, "B T"],
     label_smoothing: float = 0.0,
+    path: Path = "fast",
 ) -> LossSums:
     """Return the sums over all tokens of `target_ids` (begin, tokens, end, padding) but the first.
 
-    Logits are made only where there is a label; padding costs no product and adds nothing.
+    Logits are made only where there is a label; padding adds nothing. Both paths compute the same.
     """
-    states = model.decode_states(target_ids[:, :-1], model.encode(source_ids))
+    if path == "fast":
+        states = compute_states(model, source_ids, target_ids[:, :-1])
+    else:
+        states = model.decode_states(target_ids[:, :-1], model.encode(source_ids))
     labels = target_ids[:, 1:]
     has_label = labels != model.pad_id
     logits = model.project(states[has_label])  # (B, T, D) -> (N, D) -> (N, V)

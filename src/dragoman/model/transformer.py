@@ -104,14 +104,23 @@ class Transformer(nn.Module):
 
     def encode(self, source_ids: Int[Tensor, "B S"]) -> Memory:
         """Return the encoder's states of the sources."""
-        is_token = source_ids != self.pad_id
-        # A softmax over nothing is NaN: a row of padding alone attends to its first position.
-        is_token = is_token | _first_of_empty(is_token)
+        is_token = self.find_tokens(source_ids)
         states = self.transformer.encoder(
             self.embed(source_ids, self.source_embedding, self.source_positions),
             src_key_padding_mask=~is_token,
         )
         return Memory(states=states, is_token=is_token)
+
+    def find_tokens(self, source_ids: Int[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
+        """Return which of `source_ids` are attended to: all but padding.
+
+        A softmax over nothing is NaN: a row of padding alone attends to its first position.
+        """
+        is_token = source_ids != self.pad_id
+        is_empty = ~is_token.any(dim=1, keepdim=True)
+        return is_token | (
+            is_empty & (torch.arange(is_token.shape[1], device=is_token.device) == 0)
+        )
 
     def decode_states(
         self, target_ids: Int[Tensor, "B T"], memory: Memory
@@ -222,12 +231,6 @@ def _positions(
 
 def _round_up(vocab_size: int) -> int:
     return -(-vocab_size // 8) * 8
-
-
-def _first_of_empty(is_token: Bool[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
-    first = torch.zeros_like(is_token)
-    first[:, :1] = ~is_token.any(dim=1, keepdim=True)
-    return first
 
 
 def _check_special_ids(ids: tuple[int, int, int], vocab_size: int) -> None:

@@ -99,7 +99,7 @@ class ProgressBar(Callback):
 
     def _look(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, TransformerTraining)
-        loss = pl_module.train_metrics.loss
+        loss = pl_module.train_metrics.mean_loss
         total, num_tokens = torch.stack((loss.total, loss.num_tokens.float())).tolist()
         figures = []
         if num_tokens:

@@ -60,7 +60,7 @@ class TeacherForcedMetrics(MetricCollection):
         )
 
     @property
-    def loss(self) -> TokenMean:
+    def mean_loss(self) -> TokenMean:
         """The loss, with its sums."""
         loss = self["loss"]
         assert isinstance(loss, TokenMean)

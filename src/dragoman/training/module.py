@@ -15,7 +15,7 @@ from dragoman.data.batch import Batch
 from dragoman.decoding.greedy import search_greedily
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.length import longest_outputs
-from dragoman.model.loss import LossSums, sum_losses
+from dragoman.model.loss import LossSums, Path, sum_losses
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
 from dragoman.training.metrics import DecodedMetrics, TeacherForcedMetrics
@@ -41,6 +41,7 @@ class TransformerTraining(lightning.LightningModule):
     Args:
         max_steps: Updates in all, for the schedules that end at zero.
         decoded_rows: Most rows that a validation decodes on each rank; a test decodes all.
+        path: The quick path, or the reference; both compute the same function.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class TransformerTraining(lightning.LightningModule):
         decoding: DecodingSettings | None = None,
         max_steps: int | None = None,
         decoded_rows: int = 1000,
+        path: Path = "fast",
     ) -> None:
         super().__init__()
         self.network = network
@@ -58,6 +60,7 @@ class TransformerTraining(lightning.LightningModule):
         self.decoding = decoding or DecodingSettings()
         self.max_steps = max_steps
         self.decoded_rows = decoded_rows
+        self.path: Path = path
         self.train_metrics = TeacherForcedMetrics("train")
         self.valid_metrics = TeacherForcedMetrics("valid")
         self.test_metrics = TeacherForcedMetrics("test")
@@ -128,7 +131,7 @@ class TransformerTraining(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the training metrics, unless a validation has just done it."""
-        if self.train_metrics.loss.num_tokens > 0:
+        if self.train_metrics.mean_loss.num_tokens > 0:
             self._log_and_reset(self.train_metrics)
 
     def on_validation_epoch_start(self) -> None:
@@ -145,7 +148,7 @@ class TransformerTraining(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation's metrics, and those of the training since the last one."""
-        if self.train_metrics.loss.num_tokens > 0:
+        if self.train_metrics.mean_loss.num_tokens > 0:
             self._log_and_reset(self.train_metrics)
         self._log_and_reset(self.valid_metrics)
         self._log_and_reset(self.valid_decoded)
@@ -192,7 +195,9 @@ class TransformerTraining(lightning.LightningModule):
         }
 
     def _sum_losses(self, batch: Batch, label_smoothing: float = 0.0) -> LossSums:
-        return sum_losses(self.network, batch.source_ids, batch.target_ids, label_smoothing)
+        return sum_losses(
+            self.network, batch.source_ids, batch.target_ids, label_smoothing, self.path
+        )
 
     def _decode(self, source_ids: Int[Tensor, "B S"]) -> list[Hypothesis]:
         limits = longest_outputs(source_ids, self.network.pad_id, self.decoding)

@@ -175,6 +175,7 @@ def _prepare(
         decoding=settings.decoding,
         max_steps=settings.training.max_steps,
         decoded_rows=settings.training.valid_rows,
+        path=settings.training.path,
     )
     device_type = _device_type(settings.training)
     precision, why = choose_precision(settings.training, device_type)

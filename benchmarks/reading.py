@@ -1,0 +1,73 @@
+"""Measures how fast pairs are read, and in how much memory: prints both as JSON.
+
+python benchmarks/reading.py --pairs 5000000
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+
+_CHUNK_ROWS = 100_000
+_SYLLABLES = [c + v for c in "bcdfghklmnprstvz" for v in ("a", "e", "i", "o", "u", "ä", "ou", "ai")]
+
+
+def main() -> None:
+    """Write the pairs, read them in a process of their own, print what it measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5_000_000, help="rows (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write them (default: a temporary one)"
+    )
+    parser.add_argument("--read", type=Path, metavar="FILE", help="read FILE; write nothing")
+    arguments = parser.parse_args()
+    if arguments.read is not None:
+        print(json.dumps(measure_reading(arguments.read), indent=2))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        path = Path(folder) / "pairs.tsv"
+        write_pairs(path, arguments.pairs)
+        # This process must stay small: on Linux a child's peak memory starts from its parent's.
+        subprocess.run([sys.executable, __file__, "--read", str(path)], check=True)
+
+
+def write_pairs(path: Path, num_pairs: int) -> None:
+    """Write a TSV of invented words and their syllables, always the same ones."""
+    generator = Random(1)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for start in range(0, num_pairs, _CHUNK_ROWS):
+            num_rows = min(_CHUNK_ROWS, num_pairs - start)
+            numbers = generator.randbytes(5 * num_rows)
+            file.writelines(_make_row(numbers[5 * i : 5 * i + 5]) for i in range(num_rows))
+
+
+def measure_reading(path: Path) -> dict[str, float | int]:
+    """Return the rows of `path`, rows read a second, and the peak memory of this process."""
+    from dragoman.settings import DataSettings
+    from dragoman.text.pairs import read_pairs
+
+    started_at = time.perf_counter()
+    num_rows = sum(1 for _ in read_pairs([path], DataSettings()))
+    elapsed_s = time.perf_counter() - started_at
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
+    return {
+        "rows": num_rows,
+        "file_mib": round(path.stat().st_size / 2**20, 1),
+        "elapsed_s": round(elapsed_s, 2),
+        "rows_per_s": round(num_rows / elapsed_s),
+        "peak_memory_mib": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1),
+    }
+
+
+def _make_row(numbers: bytes) -> str:
+    syllables = [_SYLLABLES[number % len(_SYLLABLES)] for number in numbers]
+    return f"{''.join(syllables)}\t{' '.join(syllables)}\n"
+
+
+if __name__ == "__main__":
+    main()

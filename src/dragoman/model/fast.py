@@ -1,0 +1,164 @@
+"""The training path: the function of `Transformer`, from the same parameters, in less time.
+
+What differs is how: one product for queries, keys and values; attention by plain products where
+sequences are short (the backward of torch's flash attention for the CPU is slow there); dropout
+with cheap random bits; products in the dtype of autocast, with each weight cast once.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dragoman.model.dropout import DropoutSource
+from dragoman.model.transformer import Memory, Transformer
+
+# Above this many keys, scores are not held in memory: torch's fused attention takes over.
+_LONGEST_PLAIN = 256
+
+
+def compute_states(
+    model: Transformer, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]
+) -> Float[Tensor, "B T D"]:
+    """Return `model.decode_states(target_ids, model.encode(source_ids))`.
+
+    The products have the dtype of the autocast around it, if there is one; the residual stream, the
+    norms and the softmax are float32.
+    """
+    device = source_ids.device.type
+    weights = model.target_embedding.weight.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights
+    path = _Path(model, dtype, DropoutSource(model.dropout.p if model.training else 0.0))
+    with torch.autocast(device, enabled=False):
+        return path.decode(target_ids, path.encode(source_ids))
+
+
+class _Path:
+    """One pass over one batch: the model, the dtype of its products, and its dropout."""
+
+    def __init__(self, model: Transformer, dtype: torch.dtype, dropout: DropoutSource) -> None:
+        self.model, self.dtype, self.drop = model, dtype, dropout.drop
+
+    def encode(self, source_ids: Int[Tensor, "B S"]) -> Memory:
+        """Return what `Transformer.encode` does."""
+        model, is_token = self.model, self.model.find_tokens(source_ids)
+        x = self.embed(source_ids, model.source_embedding, model.source_positions)
+        bias = _bias(is_token[:, None, None, :], self.dtype)
+        for layer in model.transformer.encoder.layers:
+            assert isinstance(layer, nn.TransformerEncoderLayer)
+            x = self.add_to_self(layer.self_attn, layer.norm1, x, bias, layer.norm_first)
+            x = self.add_feed_forward(layer, layer.norm2, x)
+        return Memory(states=_norm(model.transformer.encoder.norm, x), is_token=is_token)
+
+    def decode(self, target_ids: Int[Tensor, "B T"], memory: Memory) -> Float[Tensor, "B T D"]:
+        """Return what `Transformer.decode_states` does."""
+        model, length = self.model, target_ids.shape[1]
+        x = self.embed(target_ids, model.target_embedding, model.target_positions)
+        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        causal_bias = _bias(causal[None, None], self.dtype)
+        source_bias = _bias(memory.is_token[:, None, None, :], self.dtype)
+        states = memory.states.to(self.dtype)
+        for layer in model.transformer.decoder.layers:
+            assert isinstance(layer, nn.TransformerDecoderLayer)
+            x = self.add_to_self(layer.self_attn, layer.norm1, x, causal_bias, layer.norm_first)
+            x = self.add_to_source(layer, x, states, source_bias)
+            x = self.add_feed_forward(layer, layer.norm3, x)
+        return _norm(model.transformer.decoder.norm, x)
+
+    def embed(
+        self, ids: Int[Tensor, "B L"], embedding: nn.Embedding, positions: nn.Module
+    ) -> Float[Tensor, "B L D"]:
+        scaled = embedding(ids) * math.sqrt(self.model.d_model)
+        return self.drop(scaled + positions(0, ids.shape[1]))
+
+    def add_to_self(
+        self,
+        attention: nn.MultiheadAttention,
+        norm: nn.LayerNorm,
+        x: Float[Tensor, "B L D"],
+        bias: Float[Tensor, "#B 1 #L L"] | None,
+        norm_first: bool,
+    ) -> Float[Tensor, "B L D"]:
+        """Return `x` with attention to itself added: x + f(norm(x)), or norm(x + f(x))."""
+        given = _norm(norm, x) if norm_first else x
+        qkv = self.linear(given, attention.in_proj_weight, attention.in_proj_bias)
+        query, key, value = _by_head(qkv, 3, attention.num_heads)
+        added = x + self.drop(self.attend(attention, query, key, value, bias))
+        return added if norm_first else _norm(norm, added)
+
+    def add_to_source(
+        self,
+        layer: nn.TransformerDecoderLayer,
+        x: Float[Tensor, "B T D"],
+        states: Float[Tensor, "B S D"],
+        bias: Float[Tensor, "B 1 1 S"] | None,
+    ) -> Float[Tensor, "B T D"]:
+        """Return `x` with attention to the source added."""
+        attention, width = layer.multihead_attn, self.model.d_model
+        weight, in_bias = attention.in_proj_weight, attention.in_proj_bias
+        given = _norm(layer.norm2, x) if layer.norm_first else x
+        [query] = _by_head(
+            self.linear(given, weight[:width], in_bias[:width]), 1, attention.num_heads
+        )
+        projected = self.linear(states, weight[width:], in_bias[width:])
+        key, value = _by_head(projected, 2, attention.num_heads)
+        added = x + self.drop(self.attend(attention, query, key, value, bias))
+        return added if layer.norm_first else _norm(layer.norm2, added)
+
+    def add_feed_forward(
+        self,
+        layer: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer,
+        norm: nn.LayerNorm,
+        x: Float[Tensor, "B L D"],
+    ) -> Float[Tensor, "B L D"]:
+        given = _norm(norm, x) if layer.norm_first else x
+        hidden = self.linear(given, layer.linear1.weight, layer.linear1.bias)
+        hidden = self.drop(layer.activation(hidden))
+        added = x + self.drop(self.linear(hidden, layer.linear2.weight, layer.linear2.bias))
+        return added if layer.norm_first else _norm(norm, added)
+
+    def attend(
+        self,
+        attention: nn.MultiheadAttention,
+        query: Float[Tensor, "B H T Dh"],
+        key: Float[Tensor, "B H S Dh"],
+        value: Float[Tensor, "B H S Dh"],
+        bias: Float[Tensor, "..."] | None,
+    ) -> Float[Tensor, "B T D"]:
+        """Return the mixed values, through the output projection."""
+        if key.shape[2] > _LONGEST_PLAIN or query.device.type != "cpu":
+            p = self.model.dropout.p if self.model.training else 0.0
+            mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout_p=p)
+        else:
+            scores = (query * (query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)  # (B, H, T, S)
+            if bias is not None:
+                scores = scores + bias
+            mixed = self.drop(scores.softmax(dim=-1)) @ value
+        joined = mixed.transpose(1, 2).flatten(2)  # (B, H, T, Dh) -> (B, T, D)
+        return self.linear(joined, attention.out_proj.weight, attention.out_proj.bias)
+
+    def linear(
+        self, x: Float[Tensor, "B L I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"]
+    ) -> Float[Tensor, "B L O"]:
+        return F.linear(x.to(self.dtype), weight.to(self.dtype), bias.to(self.dtype))
+
+
+def _bias(may_attend: Bool[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."] | None:
+    """Return 0 where attention may go and -inf elsewhere; None where it may go everywhere."""
+    if may_attend.device.type == "cpu" and bool(may_attend.all()):
+        return None  # not asked on a GPU, where the answer would have to be waited for
+    return torch.zeros_like(may_attend, dtype=dtype).masked_fill_(~may_attend, -torch.inf)
+
+
+def _norm(norm: nn.LayerNorm, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _by_head(
+    projected: Float[Tensor, "B L N"], parts: int, num_heads: int
+) -> tuple[Float[Tensor, "B H L Dh"], ...]:
+    """Return the parts (query, key, value) of a projection, each by head."""
+    by_head = projected.view(*projected.shape[:2], parts, num_heads, -1)  # (B, L, N, H, Dh)
+    return by_head.permute(2, 0, 3, 1, 4).unbind(0)  # N x (B, H, L, Dh)

@@ -1,0 +1,118 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import pad_right, random_ids
+from dragoman.model import fast
+from dragoman.model.dropout import DropoutSource
+from dragoman.model.transformer import Transformer
+
+
+def take(network, source, target, compute):
+    network.zero_grad()
+    states = compute(network, source, target)
+    weights = torch.linspace(-1, 1, states.numel()).view_as(states)
+    (states * weights).sum().backward()
+    return states, {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+
+
+def compute_reference(network, source, target):
+    return network.decode_states(target, network.encode(source))
+
+
+@pytest.mark.parametrize("longest_plain", [256, 3])
+def test_states_and_gradients_are_those_of_the_reference(network, longest_plain, monkeypatch):
+    monkeypatch.setattr(fast, "_LONGEST_PLAIN", longest_plain)
+    source, target = pad_right(random_ids(4, 7, 23), 2), random_ids(4, 6, 23, seed=1)
+    source[1, 3:], source[2] = 0, 0
+    network.train()
+    for module in network.modules():  # training mode, without its randomness
+        if hasattr(module, "dropout") and isinstance(module.dropout, float):
+            module.dropout = 0.0
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    states, gradients = take(network, source, target, fast.compute_states)
+    expected, expected_gradients = take(network, source, target, compute_reference)
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-3, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), length=st.integers(1, 9))
+def test_any_lengths_give_the_states_of_the_reference(lengths, length):
+    torch.manual_seed(0)
+    network = Transformer(20, 16, 2, 2, 32).eval()
+    source = random_ids(len(lengths), max(lengths), 20)
+    for row, kept in enumerate(lengths):
+        source[row, kept:] = 0
+    target = random_ids(len(lengths), length, 20, seed=1)
+    torch.testing.assert_close(
+        fast.compute_states(network, source, target),
+        compute_reference(network, source, target),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_bfloat16_stays_near_float32_and_keeps_a_float32_result():
+    torch.manual_seed(0)
+    network = Transformer(20, 64, 4, 2, 128).eval()
+    source, target = random_ids(8, 12, 20), random_ids(8, 9, 20, seed=1)
+    expected = fast.compute_states(network, source, target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = fast.compute_states(network, source, target)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() / expected.norm() < 0.02
+
+
+def test_dropout_changes_the_mean_of_the_states_no_more_than_the_reference():
+    torch.manual_seed(0)
+    network = Transformer(20, 32, 4, 1, 64, dropout=0.2)
+    source, target = random_ids(2, 5, 20), random_ids(2, 4, 20, seed=1)
+    with torch.no_grad():
+        ours = torch.stack([fast.compute_states(network, source, target) for _ in range(1500)])
+        torchs = torch.stack([compute_reference(network, source, target) for _ in range(1500)])
+    # Standard error of a mean of 1500: 0.026 of a standard deviation; the difference of two: 0.037.
+    spread = torchs.std(0)
+    assert ((ours.mean(0) - torchs.mean(0)) / spread).abs().max() < 5 * 0.037
+    torch.testing.assert_close(ours.std(0), spread, rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+def test_elements_are_dropped_one_by_one_with_the_probability_asked_for(dtype, p):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1003, dtype=dtype, requires_grad=True)
+    y = DropoutSource(p).drop(x)
+    y.sum().backward()
+    kept = (y != 0).float()
+    standard_error = (p * (1 - p) / x.numel()) ** 0.5
+    assert abs(kept.mean() - (1 - p)) < 5 * standard_error + 2e-5
+    torch.testing.assert_close(y.max().float(), torch.tensor(1 / (1 - p)), rtol=4e-3, atol=0)
+    assert torch.equal(x.grad, y.detach())
+    for shift in (1, 2, 3, 4, 1003):  # neighbours within a random word, across words, across rows
+        flat = kept.flatten() - kept.mean()
+        together = (flat[shift:] * flat[:-shift]).mean() / (p * (1 - p))
+        assert abs(together) < 5 / x.numel() ** 0.5
+
+
+def test_the_masks_follow_from_torchs_seed():
+    x = torch.ones(64)
+
+    def drop():
+        return DropoutSource(0.5).drop(x)
+
+    torch.manual_seed(7)
+    first, second = drop(), drop()
+    torch.manual_seed(7)
+    assert torch.equal(drop(), first)
+    assert not torch.equal(first, second)
+
+
+def test_without_dropout_nothing_is_drawn_and_nothing_changes():
+    state = torch.get_rng_state()
+    x = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    assert DropoutSource(0.0).drop(x) is x
+    assert torch.equal(torch.get_rng_state(), state)

@@ -29,7 +29,8 @@ _SIZES: dict[str, dict[str, Any]] = {
         "training.valid_every": 250,
     },
     "medium": {
-        "training.max_steps": 20_000,
+        "training.batch_tokens": 2048,
+        "training.max_steps": 40_000,
     },
     "large": {
         "model.d_model": 512,

@@ -130,6 +130,8 @@ class OptimizationSettings(Section):
     beta1: Fraction = 0.9
     beta2: Fraction = 0.98
     label_smoothing: Fraction = 0.1
+    average_decay: Fraction = 0.999
+    """Part of the running average of the weights that stays at each update; the average is what is validated and kept. 0: no average."""
     clip_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest norm of the gradient; 0 leaves it as it is."""
 
@@ -137,11 +139,11 @@ class OptimizationSettings(Section):
 class TrainingSettings(Section):
     """How long, in what batches, and on what."""
 
-    max_steps: Positive = 20_000
+    max_steps: Positive = 40_000
     """Updates of the weights."""
     max_minutes: Annotated[float, Field(ge=0.0)] = 0.0
     """Wall-clock limit of the training, in minutes; 0: none. The schedule still goes by max_steps."""
-    batch_tokens: Positive = 4096
+    batch_tokens: Positive = 2048
     """Largest batch, in tokens of its longer side, padding counted."""
     accumulate: Positive = 1
     """Batches an update."""

@@ -122,9 +122,11 @@ def test_a_shared_vocabulary_is_tied_by_default_and_a_separate_one_is_not():
 def test_sinusoidal_positions_have_no_longest_length():
     network = Transformer(20, 16, 2, 1, 32).eval()
     short = network(random_ids(1, 10, 20), random_ids(1, 5, 20))
-    network(random_ids(1, 700, 20), random_ids(1, 600, 20))
+    assert network(random_ids(1, 1100, 20), random_ids(1, 1050, 20)).isfinite().all()
     torch.testing.assert_close(network(random_ids(1, 10, 20), random_ids(1, 5, 20)), short)
     assert "table" not in " ".join(network.state_dict())
+    table, beyond = network.source_positions(1000, 1024), network.source_positions(1000, 1030)
+    torch.testing.assert_close(beyond[:24], table)
 
 
 def test_learned_positions_refuse_a_longer_sequence_and_name_the_way_out():

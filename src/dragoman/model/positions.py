@@ -22,9 +22,9 @@ def sinusoidal_positions(start: int, stop: int, d_model: int) -> Float[Tensor, "
 
 
 class SinusoidalPositions(nn.Module):
-    """Sinusoidal encodings, from a table that grows when a longer sequence comes."""
+    """Sinusoidal encodings: the first `length` from a table, any beyond it computed when asked."""
 
-    def __init__(self, d_model: int, length: int = 256) -> None:
+    def __init__(self, d_model: int, length: int = 1024) -> None:
         super().__init__()
         self.d_model = d_model
         self.table: Tensor
@@ -34,8 +34,7 @@ class SinusoidalPositions(nn.Module):
     def forward(self, start: int, stop: int) -> Float[Tensor, "L D"]:
         """Return the encodings of positions `start` to `stop` - 1."""
         if stop > len(self.table):
-            longer = sinusoidal_positions(0, max(stop, 2 * len(self.table)), self.d_model)
-            self.table = longer.to(self.table)
+            return sinusoidal_positions(start, stop, self.d_model).to(self.table)
         return self.table[start:stop]
 
 

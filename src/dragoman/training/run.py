@@ -29,6 +29,7 @@ from dragoman.text.bundle import Bundle, dump_settings, write_bundle
 from dragoman.text.model_card import write_model_card
 from dragoman.text.pairs import Source
 from dragoman.text.tokenizer import find_side_faults
+from dragoman.training.averaging import average_weights
 from dragoman.training.callbacks import ProgressBar, hush_lightning
 from dragoman.training.datamodule import PairDataModule
 from dragoman.training.module import TransformerTraining
@@ -186,11 +187,10 @@ def _prepare(
         settings=settings,
         data=data,
         module=module,
-        trainer=_make_trainer(settings.training, settings.optimization.clip_norm, precision,
-                              folder, console),
+        trainer=_make_trainer(settings, precision, folder, console),
         folder=folder,
         precision=precision,
-    )  # fmt: skip
+    )
     _report(run, f"{precision} on {device_type}: {why}", console)
     return run
 
@@ -204,8 +204,9 @@ def _device_type(training: TrainingSettings) -> str:
 
 
 def _make_trainer(
-    training: TrainingSettings, clip_norm: float, precision: str, folder: Path, console: Console
+    settings: Settings, precision: str, folder: Path, console: Console
 ) -> lightning.Trainer:
+    training, optimization = settings.training, settings.optimization
     monitor = f"valid_{training.monitor}"
     mode = "max" if training.monitor == "exact_match" else "min"
     checkpoints = folder / "checkpoints"
@@ -220,6 +221,8 @@ def _make_trainer(
         LearningRateMonitor("step"),
         ProgressBar(console, monitor),
     ]
+    if optimization.average_decay:
+        callbacks.insert(0, average_weights(optimization.average_decay))
     if training.patience:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=training.patience))
     return lightning.Trainer(
@@ -233,7 +236,7 @@ def _make_trainer(
         max_epochs=-1,
         max_time={"minutes": training.max_minutes} if training.max_minutes else None,  # type: ignore[dict-item]
         accumulate_grad_batches=training.accumulate,
-        gradient_clip_val=clip_norm or None,
+        gradient_clip_val=optimization.clip_norm or None,
         val_check_interval=training.valid_every * training.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,

@@ -1,4 +1,4 @@
-"""Measures how fast pairs are read, and in how much memory: prints both as JSON.
+"""Measures how fast pairs are read and made into ids, and in how much memory: prints JSON.
 
 python benchmarks/reading.py --pairs 5000000
 """
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -24,16 +25,19 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where to write them (default: a temporary one)"
     )
-    parser.add_argument("--read", type=Path, metavar="FILE", help="read FILE; write nothing")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="only read FILE")
+    parser.add_argument("--prepare", type=Path, metavar="FILE", help="only make ids of FILE")
     arguments = parser.parse_args()
-    if arguments.read is not None:
-        print(json.dumps(measure_reading(arguments.read), indent=2))
-        return
+    for task, path in ((read, arguments.read), (prepare, arguments.prepare)):
+        if path is not None:
+            print(json.dumps(measure(task, path), indent=2))
+            return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         path = Path(folder) / "pairs.tsv"
         write_pairs(path, arguments.pairs)
         # This process must stay small: on Linux a child's peak memory starts from its parent's.
-        subprocess.run([sys.executable, __file__, "--read", str(path)], check=True)
+        for task in ("--read", "--prepare"):
+            subprocess.run([sys.executable, __file__, task, str(path)], check=True)
 
 
 def write_pairs(path: Path, num_pairs: int) -> None:
@@ -46,22 +50,38 @@ def write_pairs(path: Path, num_pairs: int) -> None:
             file.writelines(_make_row(numbers[5 * i : 5 * i + 5]) for i in range(num_rows))
 
 
-def measure_reading(path: Path) -> dict[str, float | int]:
-    """Return the rows of `path`, rows read a second, and the peak memory of this process."""
-    from dragoman.settings import DataSettings
-    from dragoman.text.pairs import read_pairs
-
+def measure(task: Callable[[Path], int], path: Path) -> dict[str, str | float | int]:
+    """Return the rows that `task` made of `path`, rows a second, the peak memory of this process."""
     started_at = time.perf_counter()
-    num_rows = sum(1 for _ in read_pairs([path], DataSettings()))
+    num_rows = task(path)
     elapsed_s = time.perf_counter() - started_at
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
     return {
+        "task": task.__name__,
         "rows": num_rows,
         "file_mib": round(path.stat().st_size / 2**20, 1),
         "elapsed_s": round(elapsed_s, 2),
         "rows_per_s": round(num_rows / elapsed_s),
         "peak_memory_mib": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1),
     }
+
+
+def read(path: Path) -> int:
+    """Read the pairs; return their number."""
+    from dragoman.settings import DataSettings
+    from dragoman.text.pairs import read_pairs
+
+    return sum(1 for _ in read_pairs([path], DataSettings()))
+
+
+def prepare(path: Path) -> int:
+    """Do all that `fit` does before it trains: survey, tokenizer, ids; return the rows of ids."""
+    from dragoman import PairDataModule
+
+    data = PairDataModule(path)
+    data.prepare_data()
+    data.setup("fit")
+    return sum(data.num_rows.values())
 
 
 def _make_row(numbers: bytes) -> str:

@@ -1,10 +1,15 @@
-"""What the tests share: random ids, small random models."""
+"""What the tests share: random ids, small random models, one small trained model."""
 
+import io
 import itertools
+import random
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from dragoman import Predictor, fit, read_settings
 from dragoman.model.transformer import Transformer
 
 PAD, BOS, EOS = 0, 1, 2
@@ -36,3 +41,40 @@ def network(request: pytest.FixtureRequest) -> Transformer:
     torch.manual_seed(0)
     model = Transformer(30, 32, 4, 2, 64, num_decoder_layers=3, **request.param)
     return model.eval()
+
+
+# A model that learns to write words in capitals in seconds.
+SMALL = [
+    "--model.d_model", "64", "--model.num_encoder_layers", "1", "--model.num_decoder_layers", "1",
+    "--model.dim_feedforward", "128", "--model.dropout", "0", "--optimization.label_smoothing", "0",
+    "--optimization.learning_rate", "0.003", "--optimization.warmup_steps", "50",
+    "--training.batch_tokens", "512", "--training.max_steps", "400", "--training.valid_every", "200",
+    "--data.valid_fraction", "0.1",
+]  # fmt: skip
+
+
+def make_words(count: int, *, seed: int = 0) -> list[str]:
+    """Distinct words of 3 to 6 letters."""
+    chance = random.Random(seed)
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words["".join(chance.choices("abcdefgh", k=chance.randint(3, 6)))] = None
+    return list(words)
+
+
+def write_pairs(path: Path, count: int = 1500) -> Path:
+    path.write_text("".join(f"{word}\t{word.upper()}\n" for word in make_words(count)))
+    return path
+
+
+def quiet_console() -> Console:
+    return Console(file=io.StringIO(), width=100)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Predictor]:
+    """The folder of a small trained model, and the model as `fit` returned it."""
+    folder = tmp_path_factory.mktemp("trained")
+    pairs = write_pairs(folder / "pairs.tsv")
+    settings = read_settings(None, SMALL)
+    return folder / "model", fit(pairs, folder / "model", settings, console=quiet_console())

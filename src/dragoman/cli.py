@@ -80,8 +80,10 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from dragoman.text.pairs import RowFaults, read_pairs
 
     model = _load_model(arguments.model, words)
-    faults = RowFaults()
-    scores = model.evaluate(read_pairs(arguments.pairs, model.settings.data, faults)).to_dict()
+    faults, data = RowFaults(), model.settings.data
+    if data.format == "parallel" and len(arguments.pairs) == 1:
+        data = data.model_copy(update={"format": "auto"})  # trained on two files, scored on one
+    scores = model.evaluate(read_pairs(arguments.pairs, data, faults)).to_dict()
     if faults.total:
         print(f"dragoman: rows left out: {faults.report()}", file=sys.stderr)
     if arguments.json:

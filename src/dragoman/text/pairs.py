@@ -17,6 +17,7 @@ __all__ = [
     "Pair",
     "RowFaults",
     "Source",
+    "describe_columns",
     "has_leading_tag",
     "read_pairs",
     "read_sources",
@@ -64,6 +65,20 @@ def read_pairs(
         tally = _Tally(table.file, settings, RowFaults() if faults is None else faults)
         yield from _make_pairs(table, choose_columns(table, settings), settings, tally)
         tally.check()
+
+
+def describe_columns(paths: Sequence[str | Path], settings: DataSettings) -> str:
+    """Return which named columns are read, for people; "" where columns have no names.
+
+    Raises: DataError, when a file cannot serve.
+    """
+    with open_pairs_table([Path(path) for path in paths], settings) as table:
+        if not table.sample or table.names is None:
+            return ""
+        columns, names = choose_columns(table, settings), table.names
+        assert columns.target is not None
+        features = "".join(f", feature {names[i]!r}" for i in columns.features)
+        return f"source {names[columns.source]!r}, target {names[columns.target]!r}{features}"
 
 
 def read_sources(

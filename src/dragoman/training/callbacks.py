@@ -77,9 +77,17 @@ class ProgressBar(Callback):
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Say that it goes on."""
+        """Say that it goes on; where no bar can be seen, as in a file, write a line."""
         self._tokens_seen, self._seen_at_s = 0.0, time.monotonic()
         self._bar.update(self._task, description="training")
+        if trainer.is_global_zero and not self._bar.console.is_terminal:
+            scores = trainer.callback_metrics
+            told = ", ".join(
+                f"{name} {scores[name]:.4g}"
+                for name in ("train_loss", "valid_loss", self._monitor)
+                if name in scores
+            )
+            self._bar.console.print(f"update {trainer.global_step:,}: {told}", highlight=False)
 
     def on_train_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule

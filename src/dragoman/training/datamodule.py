@@ -13,7 +13,7 @@ from dragoman.errors import DataError
 from dragoman.presets import choose_settings
 from dragoman.settings import Settings
 from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.pairs import Pair, RowFaults, read_pairs
+from dragoman.text.pairs import Pair, RowFaults, describe_columns, read_pairs
 from dragoman.text.splits import split_of
 from dragoman.text.survey import survey_pairs
 
@@ -56,8 +56,14 @@ class PairDataModule(lightning.LightningDataModule):
             return
         faults = RowFaults()
         survey = survey_pairs(read_pairs(self.paths, self.settings.data, faults))
-        choice = choose_settings(self.settings, survey, is_parallel=len(self.paths) == 2)
+        data = self.settings.data
+        are_parallel = all(
+            len(files) == 2 for files in (self.paths, data.valid, data.test) if files
+        )
+        choice = choose_settings(self.settings, survey, is_parallel=are_parallel)
         self.settings = choice.settings
+        if columns := describe_columns(self.paths, data):
+            self.notes.append(f"columns: {columns}")
         self.notes += choice.reasons
         if faults.total:
             self.notes.append(f"rows left out: {faults.report()}")

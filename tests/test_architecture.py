@@ -1,0 +1,107 @@
+"""The layout of the package: who may import whom, and what is loaded when."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dragoman
+
+PACKAGE = Path(dragoman.__file__).parent
+# Each row imports only itself and the rows above it.
+ROWS = [
+    {"errors"},
+    {"settings", "configuration"},
+    {"text"},
+    {"presets", "demo"},
+    {"data"},
+    {"model"},
+    {"decoding"},
+    {"evaluation"},
+    {"predictor"},
+    {"training"},
+    {"__init__"},
+    {"cli"},
+    {"__main__"},
+]
+# One way upwards, and why: Transformer.generate is a short way to the search that stands on it.
+ALLOWED = {("model/transformer.py", "dragoman.decoding.greedy")}
+
+
+def imports_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
+    return names
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+FILES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_a_file_imports_only_from_the_rows_above_it(file):
+    row_of = {part: i for i, row in enumerate(ROWS) for part in row}
+    part = file.parts[0].removesuffix(".py")
+    assert part in row_of, f"{part} has no row: give it one in this test"
+    for module in imports_of(PACKAGE / file):
+        if module.startswith("dragoman") and (str(file), module) not in ALLOWED:
+            assert row_of[part_of(module)] <= row_of[part], f"{file} imports {module}"
+
+
+@pytest.mark.parametrize("folder", ["text", "evaluation"])
+def test_text_and_evaluation_need_no_torch(folder):
+    for path in (PACKAGE / folder).rglob("*.py"):
+        roots = {name.split(".")[0] for name in imports_of(path)}
+        assert not roots & {"torch", "lightning", "torchmetrics"}, path
+
+
+def test_lightning_lives_in_training_only():
+    for file in FILES:
+        if file.parts[0] != "training":
+            roots = {name.split(".")[0] for name in imports_of(PACKAGE / file)}
+            assert not roots & {"lightning", "torchmetrics"}, file
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.name == "__init__.py"], ids=str)
+def test_each_init_but_the_roots_is_empty(file):
+    assert len(file.parts) == 1 or (PACKAGE / file).read_text() == ""
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import dragoman",
+        "import dragoman.cli; dragoman.cli._build_parser()[1]['fit'].format_help()",
+        "import dragoman; dragoman.Settings; dragoman.read_pairs; dragoman.Tokenizer",
+        "import dragoman.text.bundle",
+    ],
+)
+def test_neither_torch_nor_lightning_is_loaded_by(code):
+    assert not loaded_after(code) & {"torch", "lightning", "torchmetrics"}
+
+
+def test_predicting_does_not_load_lightning():
+    assert "lightning" not in loaded_after("import dragoman; dragoman.Predictor")
+
+
+def test_every_public_name_is_there_and_told_of():
+    for name in dragoman.__all__:
+        assert getattr(dragoman, name).__doc__, name
+    assert set(dragoman.__all__) <= set(dir(dragoman))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        dragoman.fitt  # noqa: B018

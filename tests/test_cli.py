@@ -1,0 +1,192 @@
+"""The command line as a user has it: real processes, real files."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import SMALL, make_words, write_pairs
+
+WORDS = make_words(20, seed=9)
+
+
+def run(*words, given: bytes = b"", **options):
+    return subprocess.run(
+        [sys.executable, "-m", "dragoman", *map(str, words)],
+        input=given, capture_output=True, timeout=120, check=False, **options,
+    )  # fmt: skip
+
+
+def fails(*words, given: bytes = b"", **options) -> str:
+    """Run, expect a fault of the user's, and return its one message."""
+    found = run(*words, given=given, **options)
+    told = found.stderr.decode()
+    assert found.returncode == 2, told
+    assert "Traceback" not in told
+    assert found.stdout == b""
+    return told
+
+
+def test_predict_pipes_lines_to_lines(trained):
+    folder, model = trained
+    found = run("predict", folder, given="".join(f"{w}\n" for w in WORDS).encode())
+    assert found.returncode == 0
+    assert found.stdout.decode().splitlines() == model.predict(WORDS)
+    assert found.stderr == b""
+
+
+def test_predict_reads_and_writes_files_and_tells_of_bad_rows(trained, tmp_path):
+    (tmp_path / "in.txt").write_bytes(b"abc\n\n\xff\nxyz\nabd\n")
+    found = run(
+        "predict", trained[0], "--input", tmp_path / "in.txt", "--output", tmp_path / "out.jsonl"
+    )
+    assert found.returncode == 0
+    assert found.stdout == b""
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[0]["text"] == "ABC"
+    assert rows[0]["is_complete"] is True
+    assert "empty" in rows[1]["error"]
+    assert "UTF-8" in rows[2]["error"]
+    assert rows[3]["num_unknown"] == 3
+    told = found.stderr.decode()
+    assert "1 rows with tokens that the model has never seen: line 4" in told
+    assert "line 2" in told
+    assert "line 3" in told
+
+
+def test_predict_marks_what_it_cut_and_says_so(trained):
+    words = ["--decoding.max_length_extra", "1", "--decoding.max_length_ratio", "0"]
+    found = run("predict", trained[0], *words, given=b"abc\n")
+    assert found.stdout == b"A [cut]\n"
+    assert b"1 rows cut at their longest length" in found.stderr
+
+
+def test_predict_stops_quietly_when_its_reader_goes(trained):
+    command = f"yes abc | {sys.executable} -m dragoman predict {trained[0]} | head -1"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=False)
+    assert found.stdout == b"ABC\n"
+    assert b"Traceback" not in found.stderr
+
+
+def test_evaluate_prints_scores_as_a_table_or_as_json(trained, tmp_path):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("source,target\n" + "".join(f"{w},{w.upper()}\n" for w in WORDS))
+    scores = json.loads(run("evaluate", trained[0], pairs, "--json").stdout)
+    assert scores["rows"] == len(WORDS)
+    assert scores["exact_match"] > 80
+    table = run("evaluate", trained[0], pairs).stdout.decode()
+    assert f"exact match            {scores['exact_match']:.2f}" in table
+    assert scores["bleu_signature"] in table
+
+
+def test_fit_writes_a_model_that_predicts(tmp_path):
+    with gzip.open(tmp_path / "pairs.tsv.gz", "wt") as file:
+        file.writelines(f"{w}\t{w.upper()}\n" for w in make_words(200))
+    config = tmp_path / "settings.yaml"
+    config.write_text("training: {max_steps: 5, valid_every: 2}\n")
+    small = [w for w in SMALL if "max_steps" not in w and "valid_every" not in w]
+    small = [w for w in small if w not in ("400", "200")]
+    found = run("fit", "pairs.tsv.gz", "--config", config, *small, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr.decode()
+    assert found.stdout == b""
+    told = found.stderr.decode()
+    for part in ("preset tiny", "exact match", "precision:", "next: dragoman predict model"):
+        assert part in told
+    assert len(run("predict", "model", given=b"abc\n", cwd=tmp_path).stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["--help"], ["fit", "--help"], ["predict", "--help"]])
+def test_help_tells_what_there_is(command):
+    found = run(*command)
+    assert found.returncode == 0
+    assert b"dragoman" in found.stdout
+    if command[0] == "fit":
+        assert b"--model.d_model" in found.stdout
+        assert b"Peak learning rate of AdamW. [0.001]" in found.stdout
+
+
+def test_all_faults_of_the_settings_come_at_once(tmp_path):
+    (tmp_path / "settings.yaml").write_text(
+        "model:\n  d_modle: 3\n  nhed: 2\ntraining:\n  seed: x\n"
+    )
+    told = fails(
+        "fit", write_pairs(tmp_path / "p.tsv", 50), "--config", tmp_path / "settings.yaml",
+        "--trainig.max_steps", "3", "--out", tmp_path / "model",
+    )  # fmt: skip
+    assert "4 faults" in told
+    for part in ("did you mean model.d_model?", "did you mean model.nhead?", "'x' is not a whole", "did you mean training.max_steps?"):  # fmt: skip
+        assert part in told
+    assert not (tmp_path / "model").exists()
+
+
+def bad_files(folder):
+    (folder / "empty.tsv").write_text("")
+    (folder / "one_column.tsv").write_text("a\nb\n")
+    (folder / "one_pair.tsv").write_text("a\tb\n")
+    (folder / "same.tsv").write_text("a\tb\n" * 200)
+    (folder / "long.tsv").write_text("a\tb\n" + "x" * 100_000 + "\tb\n")
+    (folder / "latin.tsv").write_bytes(b"a\tb\n" * 3 + b"f\xfcnf\tb\n")
+    (folder / "cut.tsv.gz").write_bytes(
+        gzip.compress("".join(f"{w}\t{w}\n" for w in make_words(3000)).encode())[:-2000]
+    )
+    (folder / "fodler").mkdir()
+    (folder / "pairs.csv").write_text("wort,laut\na,b\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("empty.tsv", [], "empty.tsv: the file is empty"),
+        ("one_column.tsv", [], "a pair needs two columns"),
+        ("one_pair.tsv", [], "1 pairs with 1 different sources leave none"),
+        ("same.tsv", [], "200 pairs with 1 different sources leave none"),
+        ("long.tsv", [], "long.tsv:2: the source has 100000 characters"),
+        ("latin.tsv", [], "latin.tsv:4: byte 0xfc"),
+        ("cut.tsv.gz", [], "cut.tsv.gz"),
+        ("fodler", [], "fodler"),
+        ("missing.tsv", [], "missing.tsv"),
+        ("pairs.csv", ["--data.source", "wrt"], "did you mean 'wort'?"),
+        ("same.tsv", ["--data.valid", "nowhere.tsv"], "nowhere.tsv"),
+    ],
+)
+def test_a_bad_file_is_one_clear_message_and_leaves_nothing(tmp_path, name, words, told):
+    bad_files(tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    found = fails("fit", name, "--out", "model", *words, cwd=tmp_path)
+    assert told in found
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_folder_in_the_way_and_one_that_cannot_be_made_are_told(trained, tmp_path):
+    pairs = write_pairs(tmp_path / "p.tsv", 50)
+    assert "--overwrite" in fails("fit", pairs, "--out", trained[0])
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in fails("fit", pairs, "--out", tmp_path / "file" / "model")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_leave_to_write_is_told(tmp_path):
+    pairs = write_pairs(tmp_path / "p.tsv", 50)
+    (tmp_path / "shut").mkdir(mode=0o500)
+    assert "cannot be written" in fails("fit", pairs, "--out", tmp_path / "shut" / "model")
+
+
+def test_a_missing_model_and_a_setting_of_the_training_are_told(trained):
+    assert "expected a model folder" in fails("predict", "nowhere", given=b"a\n")
+    told = fails("predict", trained[0], "--model.d_model", "3", given=b"a\n")
+    assert "--model.d_model: belongs to the training" in told
+
+
+def test_an_output_that_cannot_be_written_is_told(trained, tmp_path):
+    told = fails("predict", trained[0], "--output", tmp_path / "no" / "out.txt", given=b"a\n")
+    assert "cannot be written" in told
+
+
+def test_an_unknown_command_is_told():
+    found = run("fitt")
+    assert found.returncode == 2
+    assert b"fitt" in found.stderr

@@ -1,0 +1,60 @@
+import pytest
+
+import dragoman
+from conftest import make_words
+from dragoman.errors import DragomanError
+from dragoman.predictor import Predictor
+from dragoman.settings import DecodingSettings
+from dragoman.text.pairs import BadRow, Source
+
+WORDS = make_words(60, seed=5)
+
+
+def test_an_output_does_not_depend_on_its_neighbours_or_the_batch(trained):
+    model = trained[1]
+    alone = [model.predict([word])[0] for word in WORDS]
+    assert model.predict(WORDS) == alone
+    tight = model.settings.model_copy(update={"decoding": DecodingSettings(batch_tokens=20)})
+    assert Predictor(model.network, model.tokenizer, tight).predict(WORDS[::-1]) == alone[::-1]
+
+
+def test_rows_keep_their_order_and_bad_ones_their_place(trained):
+    rows = [Source(w, (), i) for i, w in enumerate(WORDS)]
+    rows.insert(3, BadRow(3, "x", "empty"))
+    found = list(trained[1].predict_rows(rows))
+    assert [row for row, _ in found] == rows
+    assert found[3][1] is None
+    texts = [prediction.text for _, prediction in found if prediction]
+    assert texts == trained[1].predict(WORDS)
+
+
+def test_an_output_that_was_cut_is_marked(trained):
+    model = trained[1]
+    decoding = DecodingSettings(max_length_ratio=0.0, max_length_extra=2)
+    settings = model.settings.model_copy(update={"decoding": decoding})
+    short = Predictor(model.network, model.tokenizer, settings)
+    assert all(text.endswith(" [cut]") for text in short.predict(WORDS))
+    [(_, prediction)] = short.predict_rows([Source("abc", (), 1)])
+    assert not prediction.is_complete
+    assert len(prediction.text) == 2
+
+
+def test_an_empty_source_and_no_sources_are_answered(trained):
+    assert len(trained[1].predict([""])) == 1
+    assert trained[1].predict([]) == []
+
+
+def test_letters_never_seen_are_counted(trained):
+    [(_, prediction)] = trained[1].predict_rows([Source("aßz", (), 1)])
+    assert prediction.num_unknown == 2
+
+
+def test_scores_are_better_the_surer_the_model(trained):
+    [(_, prediction)] = trained[1].predict_rows([Source("abc", (), 1)])
+    assert -1.0 < prediction.score <= 0.0
+
+
+@pytest.mark.parametrize("name", ["missing", "pairs.tsv"])
+def test_what_is_no_model_folder_is_refused(trained, name):
+    with pytest.raises(DragomanError, match="expected a model folder"):
+        dragoman.load(trained[0].with_name(name))

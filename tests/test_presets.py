@@ -1,0 +1,94 @@
+import pytest
+
+from dragoman.configuration import find_conflicts, read_settings
+from dragoman.presets import _SIZES, choose_settings
+from dragoman.settings import Settings
+from dragoman.text.pairs import Pair
+from dragoman.text.survey import survey_pairs
+
+
+def survey(*rows, times=1):
+    return survey_pairs(
+        Pair(source, target, (), i, "x") for i, (source, target) in enumerate(rows * times)
+    )
+
+
+PHONES = [("CAT", "K AE T"), ("DOG", "D AO G"), ("TACK", "T AE K"), ("GOD", "G AO D")]
+WORDS = [("walk", "walked"), ("talk", "talked"), ("go", "went")]
+SENTENCES = [
+    (f"this is the running text number {i} of a small corpus", f"das ist der Satz Nummer {i} davon")
+    for i in range(300)
+]
+
+
+def test_phones_are_symbols_and_words_are_characters():
+    tokenizer = choose_settings(Settings(), survey(*PHONES, times=50)).settings.tokenizer
+    assert (tokenizer.source.kind, tokenizer.target.kind) == ("characters", "symbols")
+    assert not tokenizer.shared
+
+
+def test_words_alike_share_one_vocabulary_and_one_matrix():
+    settings = choose_settings(Settings(), survey(*WORDS, times=50)).settings
+    assert settings.tokenizer.source.kind == settings.tokenizer.target.kind == "characters"
+    assert settings.tokenizer.shared
+    assert settings.model.tie_embeddings
+
+
+def test_running_text_is_cut_into_pieces():
+    tokenizer = choose_settings(Settings(), survey(*SENTENCES)).settings.tokenizer
+    assert tokenizer.source.kind == tokenizer.target.kind == "bpe"
+
+
+def test_letters_of_two_scripts_are_not_shared():
+    rows = [("привет", "hello"), ("мир", "world")]
+    assert not choose_settings(Settings(), survey(*rows, times=50)).settings.tokenizer.shared
+
+
+def test_tags_before_every_source_are_features():
+    assert choose_settings(Settings(), survey(("<V> <PST> go", "went"))).settings.data.leading_tags
+    rows = [("<V> go", "went"), ("go", "went")]
+    assert not choose_settings(Settings(), survey(*rows)).settings.data.leading_tags
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "size"),
+    [(50, "tiny"), (2_000, "small"), (30_000, "medium"), (1_000_000, "large")],
+)
+def test_the_size_goes_by_the_number_of_pairs(num_pairs, size):
+    rows = (Pair("a", "b", (), i, "x") for i in range(num_pairs))
+    choice = choose_settings(Settings(), survey_pairs(rows))
+    assert choice.settings.preset == size
+    assert f"preset {size}" in choice.reasons[0]
+
+
+def test_what_was_set_by_hand_stays():
+    words = ["--preset", "large", "--model.d_model", "64", "--tokenizer.target.kind", "bpe"]
+    settings = choose_settings(read_settings(None, words), survey(*WORDS, times=50)).settings
+    assert settings.model.d_model == 64
+    assert settings.model.num_encoder_layers == 6
+    assert settings.tokenizer.target.kind == "bpe"
+    assert settings.tokenizer.source.kind == "characters"
+    assert not settings.tokenizer.shared
+
+
+def test_a_vocabulary_shared_by_hand_makes_both_sides_alike():
+    words = ["--tokenizer.shared", "true", "--tokenizer.target.unicode_form", "nfd"]
+    tokenizer = choose_settings(
+        read_settings(None, words), survey(*PHONES, times=50)
+    ).settings.tokenizer
+    assert tokenizer.shared
+    assert tokenizer.source == tokenizer.target
+    assert tokenizer.source.unicode_form == "nfd"
+
+
+@pytest.mark.parametrize("size", _SIZES)
+def test_every_preset_goes_together(size):
+    settings = choose_settings(Settings(preset=size), survey(*WORDS)).settings
+    assert find_conflicts(settings) == []
+    assert settings.optimization.warmup_steps < settings.training.max_steps
+
+
+def test_the_validation_part_is_5_percent_or_some_2000_pairs():
+    rows = (Pair("a", "b", (), i, "x") for i in range(100_000))
+    assert choose_settings(Settings(), survey_pairs(rows)).settings.data.valid_fraction == 0.02
+    assert choose_settings(Settings(), survey(*WORDS)).settings.data.valid_fraction == 0.05

@@ -1,0 +1,71 @@
+import pytest
+
+from conftest import make_words, write_pairs
+from dragoman import PairDataModule, read_settings
+from dragoman.errors import DataError
+
+
+def prepare(pairs, *words):
+    data = PairDataModule(pairs, read_settings(None, list(words)))
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def sources_of(data, split):
+    return [pair.source for pair in data.read_split(split)]
+
+
+def test_no_source_stands_in_two_splits_and_none_is_lost(tmp_path):
+    rows = "".join(f"{w}\t{w.upper()}\n{w}\t{w.title()}\n" for w in make_words(400))
+    (tmp_path / "pairs.tsv").write_text(rows)
+    data = prepare(
+        tmp_path / "pairs.tsv", "--data.valid_fraction", "0.2", "--data.test_fraction", "0.2"
+    )
+    splits = {split: sources_of(data, split) for split in ("train", "valid", "test")}
+    assert {split: len(rows) for split, rows in splits.items()} == data.num_rows
+    assert sum(data.num_rows.values()) == 800
+    distinct = [set(rows) for rows in splits.values()]
+    assert sum(map(len, distinct)) == len(set.union(*distinct)) == 400
+
+
+def test_given_files_are_the_splits_and_nothing_is_taken_from_the_training(tmp_path):
+    train, valid = write_pairs(tmp_path / "train.tsv", 300), tmp_path / "valid.tsv"
+    valid.write_text("zzz\tZZZ\n")
+    data = prepare(train, "--data.valid", str(valid))
+    assert data.num_rows == {"train": 300, "valid": 1, "test": 0}
+    assert sources_of(data, "valid") == ["zzz"]
+
+
+def test_the_tokenizer_sees_the_training_pairs_alone(tmp_path):
+    train, valid = write_pairs(tmp_path / "train.tsv", 300), tmp_path / "valid.tsv"
+    valid.write_text("zzz\tZZZ\n")
+    data = prepare(train, "--data.valid", str(valid))
+    ids = data.tokenizer.encode_sources(["zzz", "abc"], [(), ()])
+    assert [data.tokenizer.count_unknown(row) for row in ids] == [3, 0]
+
+
+def test_the_batches_hold_the_ids_of_the_pairs(tmp_path):
+    data = prepare(write_pairs(tmp_path / "train.tsv", 300))
+    seen = []
+    for batch in data.train_dataloader():
+        for source, target in zip(batch.source_ids, batch.target_ids, strict=True):
+            text = data.tokenizer.source.decode(source.tolist())
+            assert data.tokenizer.decode_target(target.tolist()) == text.upper()
+            seen.append(text)
+    assert sorted(seen) == sorted(sources_of(data, "train"))
+    assert sum(map(len, data.val_dataloader())) == data.num_rows["valid"]
+
+
+def test_columns_with_names_are_told(tmp_path):
+    (tmp_path / "pairs.csv").write_text(
+        "wort,laut\n" + "".join(f"{w},{w}\n" for w in make_words(99))
+    )
+    assert "columns: source 'wort', target 'laut'" in prepare(tmp_path / "pairs.csv").notes
+
+
+def test_a_validation_file_with_faults_is_refused(tmp_path):
+    train, valid = write_pairs(tmp_path / "train.tsv", 100), tmp_path / "valid.tsv"
+    valid.write_text("a\tb\nc\n")
+    with pytest.raises(DataError, match=r"valid\.tsv:2"):
+        prepare(train, "--data.valid", str(valid))

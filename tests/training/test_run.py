@@ -1,0 +1,149 @@
+import json
+
+import pytest
+import torch
+
+import dragoman
+from conftest import SMALL, make_words, quiet_console, write_pairs
+from dragoman import read_settings
+from dragoman.errors import DataError, ModelFolderError, SettingsError
+from dragoman.training.run import fit, rehearse
+
+UNSEEN = [w for w in make_words(1800) if w not in set(make_words(1500))]
+
+
+def short(*more):
+    return read_settings(None, [*SMALL, "--training.max_steps", "3", *more])
+
+
+def test_one_call_learns_what_the_pairs_show(trained):
+    folder, model = trained
+    predicted = model.predict(UNSEEN)
+    right = sum(text == word.upper() for text, word in zip(predicted, UNSEEN, strict=True))
+    assert right / len(UNSEEN) > 0.9
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["valid"]["exact_match"] > 90
+    assert metrics["num_steps"] == 400
+    assert sum(metrics["data"]["pairs"].values()) == 1500
+
+
+def test_the_folder_holds_all_and_gives_the_same_output(trained):
+    folder, model = trained
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "config.yaml", "metrics.json", "model.safetensors", "tokenizer.json",
+    }  # fmt: skip
+    again = dragoman.load(folder)
+    assert again.predict(UNSEEN) == model.predict(UNSEEN)
+    assert dragoman.predict(folder, ["abc"]) == model.predict(["abc"])
+    for name, parameter in model.network.named_parameters():
+        assert torch.equal(parameter, dict(again.network.named_parameters())[name])
+    assert read_settings(folder / "config.yaml") == model.settings
+
+
+def test_checkpoints_and_logs_stay_beside_the_model_and_hold_no_pickle(trained):
+    folder = trained[0].with_name("model.training")
+    assert {path.name for path in folder.iterdir()} == {"checkpoints", "logs"}
+    for name in ("best.ckpt", "last.ckpt"):
+        state = torch.load(folder / "checkpoints" / name, weights_only=True)
+        assert any(key.startswith("network.transformer.") for key in state["state_dict"])
+
+
+def test_evaluate_gives_the_scores_of_the_folder(trained, tmp_path):
+    pairs = tmp_path / "unseen.tsv"
+    pairs.write_text("".join(f"{w}\t{w.upper()}\n{w}\tno\n" for w in UNSEEN))
+    scores = dragoman.evaluate(trained[0], pairs)
+    assert scores.rows == len(UNSEEN)
+    assert scores.exact_match > 90
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    models = [
+        fit(pairs, tmp_path / name, short("--model.dropout", "0.2"), console=quiet_console())
+        for name in ("one", "two")
+    ]
+    one, two = (list(model.network.parameters()) for model in models)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_a_model_folder_in_the_way_is_refused_and_kept(trained, tmp_path):
+    folder = trained[0]
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ModelFolderError, match=r"already there.*--overwrite"):
+        fit(write_pairs(tmp_path / "p.tsv", 50), folder, short(), console=quiet_console())
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_overwrite_replaces_it(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    fit(pairs, tmp_path / "model", short(), console=quiet_console())
+    model = fit(
+        pairs, tmp_path / "model", short("--model.d_model", "32"), overwrite=True,
+        console=quiet_console(),
+    )  # fmt: skip
+    assert model.network.d_model == dragoman.load(tmp_path / "model").network.d_model == 32
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.training", "pairs.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("one\tONE\n", "leave none for"),
+        ("one\tONE\n" * 200, "200 pairs with 1 different sources leave none for"),
+        ("", "the file is empty"),
+        ("one column\n" * 5, "a pair needs two columns"),
+        ("a\tb\n" + "x" * 100_000 + "\ty\n", r"pairs.tsv:2: the source has 100000 characters"),
+        ("a\tb\nc\n", r"pairs.tsv:2: 1 column"),
+    ],
+)
+def test_bad_data_leaves_nothing_behind(tmp_path, rows, told):
+    (tmp_path / "pairs.tsv").write_text(rows)
+    with pytest.raises(DataError, match=told):
+        fit(tmp_path / "pairs.tsv", tmp_path / "model", short(), console=quiet_console())
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_settings_at_odds_are_refused_before_the_data_are_read(tmp_path):
+    settings = read_settings(None, ["--tokenizer.source.kind", "regex"])
+    with pytest.raises(SettingsError, match=r"tokenizer\.source\.pattern"):
+        fit(tmp_path / "missing.tsv", tmp_path / "model", settings, console=quiet_console())
+
+
+def test_rows_left_out_are_counted_and_named(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    pairs.write_text(pairs.read_text() + "broken\n" + "a" * 40 + "\tb\n")
+    console = quiet_console()
+    words = ["--data.broken_rows", "skip", "--data.long_rows", "skip", "--data.max_tokens", "30"]
+    model = fit(pairs, tmp_path / "model", short(*words), console=console)
+    told = console.file.getvalue()
+    assert "pairs.tsv:201" in told
+    assert "pairs.tsv:202: 41 tokens, over data.max_tokens 30" in told
+    assert model.predict(["abc"])
+
+
+def test_a_rehearsal_tells_sizes_and_time_and_leaves_nothing(tmp_path):
+    pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
+    rehearse(pairs, tmp_path / "model", short(), console=console)
+    told = console.file.getvalue()
+    for part in ("parameters", "estimated time", "updates are", "would be written", "d_model: 64"):
+        assert part in told
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_parallel_files_features_and_a_test_part_go_through(tmp_path):
+    words = make_words(300)
+    (tmp_path / "source.txt").write_text("".join(f"{w}\n" for w in words))
+    (tmp_path / "target.txt").write_text("".join(f"{w.upper()}\n" for w in words))
+    files = [tmp_path / "source.txt", tmp_path / "target.txt"]
+    settings = short("--data.test_fraction", "0.2")
+    model = fit(files, tmp_path / "parallel", settings, console=quiet_console())
+    assert "test" in json.loads((tmp_path / "parallel" / "metrics.json").read_text())
+    assert model.settings.data.format == "parallel"
+
+    rows = "".join(f"{case}\t{w}\t{w.upper() if case == 'up' else w}\n" for w in words for case in ("up", "low"))  # fmt: skip
+    (tmp_path / "tagged.tsv").write_text(rows)
+    columns = ["--data.features", "1", "--data.source", "2", "--data.target", "3"]
+    model = fit(
+        tmp_path / "tagged.tsv", tmp_path / "tagged", short(*columns), console=quiet_console()
+    )
+    assert set(model.tokenizer.features) == {"1=up", "1=low"}

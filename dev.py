@@ -54,12 +54,13 @@ def install(extra: str) -> None:
     done = VENV / f"installed-{extra}"
     if done.exists() and done.read_text() == wanted:
         return
-    if not PYTHON.exists():
+    if not (BIN / "pip").exists() and not (BIN / "pip.exe").exists():
         say(f"make a virtual environment in {VENV}")
-        venv.create(VENV, with_pip=True)
+        venv.create(VENV, with_pip=True, clear=True)
     say(f"install dragoman[{extra}] into it, at the versions of constraints.txt (minutes)")
     # By the environment, not by -c alone: so it holds for the build's own environment too.
-    environment = os.environ | {"PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+    # An address, because pip splits a path at its spaces.
+    environment = os.environ | {"PIP_CONSTRAINT": (ROOT / "constraints.txt").as_uri()}
     pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", "-e", f".[{extra}]"], cwd=ROOT, check=True, env=environment)
     done.write_text(wanted)

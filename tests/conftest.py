@@ -2,8 +2,12 @@
 
 import io
 import itertools
+import os
 import random
 from pathlib import Path
+
+# Tests run side by side: with a thread a core each, torch's threads would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

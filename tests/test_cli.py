@@ -186,6 +186,21 @@ def test_an_output_that_cannot_be_written_is_told(trained, tmp_path):
     assert "cannot be written" in told
 
 
+def test_an_input_that_is_the_output_is_read_before_it_is_replaced(trained, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("abc\nabd\n")
+    assert run("predict", trained[0], "--input", path, "--output", path).returncode == 0
+    assert path.read_text() == "ABC\nABD\n"
+    fails("predict", trained[0], "--input", tmp_path / "no.txt", "--output", path)
+    assert path.read_text() == "ABC\nABD\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["lines.txt"]
+
+
+def test_a_misspelt_option_and_the_version_are_told(trained):
+    assert "did you mean --output?" in fails("predict", trained[0], "--outptu", "x")
+    assert run("--version").stdout.startswith(b"dragoman ")
+
+
 def test_an_unknown_command_is_told():
     found = run("fitt")
     assert found.returncode == 2

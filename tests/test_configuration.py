@@ -62,7 +62,11 @@ def test_all_faults_come_at_once_each_with_its_place_and_the_likely_name(tmp_pat
     ("text", "told"),
     [
         ("model: [", ":1: not valid YAML"),
-        ("- 1\n- 2\n", "expected lines of `name: value`, found list"),
+        ("- 1\n- 2\n", "expected lines of `name: value`, found a list"),
+        ("'[x': 1\n", ":1: [x: there is no such setting"),
+        ("<<: 1\n", ":1: <<: there is no such setting"),
+        ("model: {positions: learned, max_positions: 9}\n", "9 learned positions are less than"),
+        ("optimization.warmup_steps: 50000\n", "would never reach its peak"),
         ("model:\n  nhead: 2\n  nhead: 4\n", ":3: model.nhead is set twice"),
         ("model:\n", ":1: model has no value"),
         ("model: 3\n", "this is a group of settings (model.…)"),
@@ -89,6 +93,13 @@ def test_lists_and_positions_are_typed_plainly():
     settings = read_settings(None, ["--data.features", "3, tense", "--data.source=2"])
     assert settings.data.features == ("3", "tense")
     assert settings.data.source == "2"
+
+
+def test_what_yaml_makes_of_plain_words_is_understood(tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text("data:\n  header: yes\n  features: 3\n  source: 2\n")
+    data = read_settings(config, ["--data.valid="]).data
+    assert (data.header, data.features, data.source, data.valid) == ("yes", ("3",), "2", ())
 
 
 def test_settings_that_do_not_go_together_are_told():

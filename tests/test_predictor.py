@@ -1,7 +1,8 @@
 import pytest
 
 import dragoman
-from conftest import make_words
+from conftest import SMALL, make_words, quiet_console
+from dragoman import fit, read_settings
 from dragoman.errors import DragomanError
 from dragoman.predictor import Predictor
 from dragoman.settings import DecodingSettings
@@ -42,6 +43,26 @@ def test_an_output_that_was_cut_is_marked(trained):
 def test_an_empty_source_and_no_sources_are_answered(trained):
     assert len(trained[1].predict([""])) == 1
     assert trained[1].predict([]) == []
+
+
+def test_features_are_given_as_values_of_their_columns(tmp_path):
+    rows = "".join(f"{c}\t{w}\t{w}\n" for w in make_words(60) for c in ("up", "low"))
+    (tmp_path / "pairs.tsv").write_text(rows)
+    words = ["--data.features", "1", "--data.source", "2", "--data.target", "3"]
+    words += [*SMALL, "--training.max_steps", "2"]
+    model = fit(tmp_path / "pairs.tsv", tmp_path / "model", read_settings(None, words),
+                console=quiet_console())  # fmt: skip
+    assert len(model.predict(["abc"], features=[("up",)])) == 1
+    [row] = model.tokenizer.encode_sources(["abc"], [("1=up",)])
+    assert model.tokenizer.count_unknown(row) == 0
+    with pytest.raises(DragomanError, match="give 1 values for each of the 2 sources"):
+        model.predict(["abc", "abd"])
+    assert "features=[['" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_one_string_is_no_list_of_sources(trained):
+    with pytest.raises(DragomanError, match="list of sources"):
+        trained[1].predict("abc")
 
 
 def test_letters_never_seen_are_counted(trained):

@@ -91,4 +91,18 @@ def test_every_preset_goes_together(size):
 def test_the_validation_part_is_5_percent_or_some_2000_pairs():
     rows = (Pair("a", "b", (), i, "x") for i in range(100_000))
     assert choose_settings(Settings(), survey_pairs(rows)).settings.data.valid_fraction == 0.02
-    assert choose_settings(Settings(), survey(*WORDS)).settings.data.valid_fraction == 0.05
+    assert choose_settings(Settings(), survey(*WORDS * 500)).settings.data.valid_fraction == 0.05
+    assert choose_settings(Settings(), survey(*WORDS)).settings.data.valid_fraction == 0.2
+
+
+def test_reasons_are_given_for_what_was_chosen_and_not_for_what_was_set():
+    words = ["--tokenizer.source.kind", "bpe", "--data.leading_tags", "false", "--preset", "tiny"]
+    reasons = choose_settings(read_settings(None, words), survey(("<V> go", "went"))).reasons
+    assert not [
+        why for why in reasons if "source tokens" in why or "<tag>" in why or "preset" in why
+    ]
+
+
+def test_a_shorter_run_still_reaches_the_peak_of_the_learning_rate():
+    settings = choose_settings(read_settings(None, ["--training.max_steps", "40"]), survey(*WORDS))
+    assert settings.settings.optimization.warmup_steps == 10

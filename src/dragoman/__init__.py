@@ -53,9 +53,13 @@ def load(path: "str | Path") -> "Predictor":
     return Predictor.load(path)
 
 
-def predict(path: "str | Path", sources: "Sequence[str]") -> list[str]:
-    """Return the output of the model in the folder `path` for each source."""
-    return load(path).predict(sources)
+def predict(
+    path: "str | Path",
+    sources: "Sequence[str]",
+    features: "Sequence[Sequence[str]] | None" = None,
+) -> list[str]:
+    """Return the output of the model in the folder `path` for each source: `Predictor.predict`."""
+    return load(path).predict(sources, features)
 
 
 def evaluate(path: "str | Path", pairs: "str | Path | Sequence[str | Path]") -> "Scores":
@@ -63,8 +67,7 @@ def evaluate(path: "str | Path", pairs: "str | Path | Sequence[str | Path]") -> 
     from dragoman.text.pairs import read_pairs
 
     model = load(path)
-    files = [pairs] if isinstance(pairs, str) or not hasattr(pairs, "__iter__") else list(pairs)
-    return model.evaluate(read_pairs(files, model.settings.data))
+    return model.evaluate(read_pairs(pairs, model.settings.data))
 
 
 def __getattr__(name: str) -> object:

@@ -67,15 +67,33 @@ def find_conflicts(settings: Settings, places: Mapping[str, str] | None = None) 
             f"{where}: d_model {model.d_model} is not a multiple of nhead {model.nhead}; "
             f"every head takes an equal part"
         )
+    if model.positions == "learned" and settings.data.max_tokens > model.max_positions:
+        faults.append(
+            f"{places.get('model.max_positions', 'model.max_positions')}: {model.max_positions} "
+            f"learned positions are less than data.max_tokens {settings.data.max_tokens}; make them "
+            "equal, or set model.positions sinusoidal"
+        )
+    warmup, max_steps = settings.optimization.warmup_steps, settings.training.max_steps
+    if "optimization.warmup_steps" in places and warmup >= max_steps:
+        faults.append(
+            f"{places['optimization.warmup_steps']}: {warmup} is not less than training.max_steps "
+            f"{max_steps}; the learning rate would never reach its peak"
+        )
     if settings.data.valid_fraction + settings.data.test_fraction >= 1.0:
         faults.append("data.valid_fraction and data.test_fraction leave nothing to train on")
     return faults
 
 
-def merge_settings(settings: Settings, defaults: Mapping[str, Any]) -> Settings:
-    """Return `settings` with `defaults` (by dotted name) wherever the user has set nothing."""
+def merge_settings(
+    settings: Settings, values: Mapping[str, Any], *, overrule: bool = False
+) -> Settings:
+    """Return `settings` with `values` (by dotted name) wherever nothing is set yet.
+
+    `overrule`: put them in the place of what is set, too.
+    """
     chosen = dict(list_set_values(settings))
-    return Settings.model_validate(_nest({**defaults, **chosen}))
+    both = {**chosen, **values} if overrule else {**values, **chosen}
+    return Settings.model_validate(_nest(both))
 
 
 def list_set_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -119,42 +137,43 @@ def _read_file(path: Path, draft: _Draft) -> None:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: the settings cannot be read: {error}") from error
+    loader = yaml.SafeLoader(text)
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        root = loader.get_single_node()
+        if isinstance(root, yaml.MappingNode):
+            _flatten(root, "", loader, path, draft)
+        elif root is not None:
+            found = "a list" if isinstance(root, yaml.SequenceNode) else "a value"
+            raise SettingsError(f"{path}: expected lines of `name: value`, found {found}")
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error)
         raise SettingsError(f"{where}: not valid YAML: {problem}") from error
-    if content is None:
-        return
-    if not isinstance(root, yaml.MappingNode):
-        raise SettingsError(
-            f"{path}: expected lines of `name: value`, found {type(content).__name__}"
-        )
-    _flatten(root, content, "", path, draft)
+    finally:
+        loader.dispose()
 
 
 def _flatten(
-    node: yaml.MappingNode, content: dict[Any, Any], prefix: str, path: Path, draft: _Draft
+    node: yaml.MappingNode, prefix: str, loader: yaml.SafeLoader, path: Path, draft: _Draft
 ) -> None:
     """Put the values of a mapping into `draft`, each under its dotted name and with its line."""
     for key_node, value_node in node.value:
         name, place = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
         if name in draft.values:
             draft.faults.append(f"{place}: {name} is set twice in this file")
-        value = content.get(yaml.safe_load(key_node.value), content.get(key_node.value))
-        if isinstance(value_node, yaml.MappingNode) and value:
-            _flatten(value_node, value, f"{name}.", path, draft)
-        elif value is None and value_node.tag == "tag:yaml.org,2002:null":
+        if isinstance(value_node, yaml.MappingNode) and value_node.value:
+            _flatten(value_node, f"{name}.", loader, path, draft)
+            continue
+        value = loader.construct_object(value_node, deep=True)
+        if value is None:
             draft.faults.append(f"{place}: {name} has no value; give one, or take the line out")
         else:
             draft.set(name, value, f"{place}: {name}")
 
 
 def _read_arguments(arguments: Sequence[str], draft: _Draft) -> None:
-    """Put `--name value`, `--name=value` and, before another option or the end, `--name` (true)."""
+    """Put `--name=value`, or `--name value`; a last `--name`, or one before another, is true."""
     rest = list(arguments)
     while rest:
         option = rest.pop(0)
@@ -164,6 +183,9 @@ def _read_arguments(arguments: Sequence[str], draft: _Draft) -> None:
         name, has_value, value = option.removeprefix("--").partition("=")
         if not has_value:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        if name == "version":
+            draft.faults.append("--version: this is written by dragoman, not set; for the version "
+                                "of dragoman itself: dragoman --version")  # fmt: skip
         draft.set(name, value, f"--{name}")
 
 

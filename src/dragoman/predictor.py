@@ -12,6 +12,7 @@ from dragoman.data.batch import pad
 from dragoman.decoding.greedy import search_greedily
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.length import longest_outputs
+from dragoman.errors import DragomanError
 from dragoman.evaluation.scores import Scores, group_references, score
 from dragoman.model.building import build_network, load_weights
 from dragoman.model.transformer import Transformer
@@ -20,6 +21,7 @@ from dragoman.text.bundle import read_bundle
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.pairs import BadRow, Pair, Source, take_features
 
+_FIRST_WINDOW_ROWS = 64
 _WINDOW_ROWS = 8192  # rows that are sorted by length together: bounds the memory of a long input
 
 T = TypeVar("T")
@@ -62,8 +64,8 @@ class Predictor:
         self.settings = settings
 
     @classmethod
-    def load(cls, path: str | Path, settings: Settings | None = None) -> "Predictor":
-        """Return the model in the folder `path`; `settings` replace those it was written with.
+    def load(cls, path: str | Path) -> "Predictor":
+        """Return the model in the folder `path`.
 
         Raises:
             ModelFolderError: The folder is missing, incomplete or foreign; says which file.
@@ -71,17 +73,27 @@ class Predictor:
         bundle = read_bundle(Path(path))
         network = build_network(bundle.settings.model, bundle.tokenizer)
         load_weights(network, bundle.weights)
-        return cls(network, bundle.tokenizer, settings or bundle.settings)
+        return cls(network, bundle.tokenizer, bundle.settings)
 
-    def predict(self, sources: Sequence[str]) -> list[str]:
+    def predict(
+        self, sources: Sequence[str], features: Sequence[Sequence[str]] | None = None
+    ) -> list[str]:
         """Return the output for each source; one cut at its longest length ends with the cut mark.
 
         With `data.leading_tags`, a source begins with its tags: "<de> 3. Oktober 2024".
+
+        Args:
+            features: For a model with `data.features`: their values for each source, in that order.
+
+        Raises:
+            DragomanError: `sources` is one string, or `features` do not fit the model.
         """
+        data = self.settings.data
+        values = self._check_features(sources, features)
         rows = []
-        for line, text in enumerate(sources, start=1):
-            rest, tags = take_features(text, (), (), self.settings.data)
-            rows.append(Source(source=rest, features=tags, line=line))
+        for line, (text, row) in enumerate(zip(sources, values, strict=True), start=1):
+            rest, symbols = take_features(text, row, data.features, data)
+            rows.append(Source(source=rest, features=symbols, line=line))
         mark = self.settings.decoding.cut_mark
         return [prediction.marked(mark) for prediction in self._predict_window(rows)]
 
@@ -92,7 +104,7 @@ class Predictor:
 
         Holds some thousand rows at a time, whatever the length of the input.
         """
-        for window in _windows(rows, _WINDOW_ROWS):
+        for window in _windows(rows):
             good = [row for row in window if isinstance(row, Source)]
             predictions = iter(self._predict_window(good))
             for row in window:
@@ -116,6 +128,20 @@ class Predictor:
             [group.references for group in groups],
             separator=self.settings.tokenizer.target.separator,
         )
+
+    def _check_features(
+        self, sources: Sequence[str], features: Sequence[Sequence[str]] | None
+    ) -> Sequence[Sequence[str]]:
+        if isinstance(sources, str):
+            raise DragomanError("predict takes a list of sources: put the one in [ ]")
+        columns = self.settings.data.features
+        values = [()] * len(sources) if features is None else features
+        if len(values) != len(sources) or any(len(row) != len(columns) for row in values):
+            raise DragomanError(
+                f"features: give {len(columns)} values for each of the {len(sources)} sources "
+                f"(data.features of this model: {', '.join(columns) or 'none'})"
+            )
+        return values
 
     def _predict_window(self, rows: Sequence[Source]) -> list[Prediction]:
         """Return the prediction of each row; batches are of like lengths, the order is kept."""
@@ -157,7 +183,9 @@ def _batches(
         yield batch
 
 
-def _windows(rows: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(rows)
+def _windows(rows: Iterable[T]) -> Iterator[list[T]]:
+    """Yield `rows` in growing windows: the first answers come soon, later ones are cheaper."""
+    iterator, size = iter(rows), _FIRST_WINDOW_ROWS
     while window := list(islice(iterator, size)):
         yield window
+        size = min(2 * size, _WINDOW_ROWS)

@@ -46,6 +46,15 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+# Words and short phrases, letter by letter, need less width, and a narrow model takes a higher rate.
+_SHORT: dict[str, Any] = {
+    "model.d_model": 128,
+    "model.dim_feedforward": 512,
+    "optimization.learning_rate": 2e-3,
+}
+_SHORT_CHARACTERS = 40.0  # mean length of the longer side
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """The resolved settings, and the reasons for what was chosen, one a line."""
@@ -55,41 +64,54 @@ class Choice:
 
 
 def choose_settings(settings: Settings, survey: Survey, *, is_parallel: bool = False) -> Choice:
-    """Return `settings` with a value for all that was left open.
+    """Return `settings` with a value for all that was left open; what the user set stays.
 
     `is_parallel`: the pairs came from two files; written down, so that a line to predict is a
     source with its tabs.
-
-    What the user set stays. Values of a preset are those of its size, of the kinds of tokens that
-    the text calls for, and a validation part of about 2,000 pairs (5% at least of few pairs).
     """
-    size, why_size = _choose_size(settings, survey.num_pairs)
+    size, why_size = _choose_size(settings, survey)
     chosen: dict[str, Any] = {"preset": size, **_SIZES[size]}
-    reasons = [f"preset {size}: {why_size}"]
-
+    reasons = {"preset": f"preset {size}: {why_size}"}
+    longest = max(survey.source.mean_characters, survey.target.mean_characters)
+    if size in ("small", "medium") and longest < _SHORT_CHARACTERS:
+        chosen.update(_SHORT)
+        reasons["model.d_model"] = f"a narrow model: {longest:.0f} characters on average are few"
     if survey.all_tagged:
         chosen["data.leading_tags"] = True
-        reasons.append("leading tags: every source begins with a <tag>; each is one symbol")
+        reasons["data.leading_tags"] = "every source begins with a <tag>: each is one symbol"
     if is_parallel:
         chosen["data.format"] = "parallel"
-    # One in twenty, or some 2,000 pairs when there are many: enough for a score to be told apart.
-    chosen["data.valid_fraction"] = round(min(0.05, 2000 / max(1, survey.num_pairs)), 6)
+    chosen["data.valid_fraction"] = _choose_valid_fraction(survey.num_pairs)
     for side, found in (("source", survey.source), ("target", survey.target)):
         kind, why = _choose_kind(found, survey.num_pairs)
         chosen[f"tokenizer.{side}.kind"] = kind
         chosen[f"tokenizer.{side}.vocab_size"] = _choose_vocab_size(survey.num_pairs)
-        reasons.append(f"{side} tokens {kind}: {why}")
+        reasons[f"tokenizer.{side}.kind"] = f"{side} tokens {kind}: {why}"
     if settings.tokenizer.shared:
         chosen.update(_follow_shared(settings, chosen))
-    is_shared = _is_shared(merge_settings(settings, chosen), survey)
-    chosen["tokenizer.shared"] = is_shared
-    chosen["model.tie_embeddings"] = merge_settings(settings, chosen).tokenizer.shared
-    if is_shared:
-        reasons.append("one vocabulary: both sides are cut alike and are written with like letters")
-    return Choice(settings=merge_settings(settings, chosen), reasons=tuple(reasons))
+    if _is_shared(merge_settings(settings, chosen), survey):
+        chosen["tokenizer.shared"] = True
+        reasons["tokenizer.shared"] = "one vocabulary: both sides are cut and written alike"
+    merged = merge_settings(settings, chosen)
+    chosen["model.tie_embeddings"] = merged.tokenizer.shared
+    # Whoever shortens the run still gets to the peak of the learning rate.
+    most = max(1, merged.training.max_steps // 4)
+    chosen["optimization.warmup_steps"] = min(merged.optimization.warmup_steps, most)
+    by_hand = dict(list_set_values(settings))
+    return Choice(
+        settings=merge_settings(settings, chosen),
+        reasons=tuple(why for name, why in reasons.items() if name not in by_hand),
+    )
 
 
-def _choose_size(settings: Settings, num_pairs: int) -> tuple[str, str]:
+def _choose_valid_fraction(num_pairs: int) -> float:
+    """Return 5%; more of a few pairs (some 40, 20% at most), less of many (some 2,000)."""
+    num_pairs = max(1, num_pairs)
+    return round(min(max(0.05, min(0.2, 40 / num_pairs)), 2000 / num_pairs), 6)
+
+
+def _choose_size(settings: Settings, survey: Survey) -> tuple[str, str]:
+    num_pairs = survey.num_pairs
     if settings.preset != "auto":
         return settings.preset, "as set"
     if num_pairs < 2_000:

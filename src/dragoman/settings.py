@@ -10,8 +10,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _split_commas(value: object) -> object:
-    """Return "a,b" as the list that it means: so lists are typed on the command line."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    """Return "a,b" as the list that it means (so lists are typed on the command line), "" as none.
+
+    A value that stands alone, as a column by its position, is a list of one.
+    """
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int) else value
+
+
+def _name_answer(value: object) -> object:
+    """Return true and false, which is what YAML makes of yes and no, as "yes" and "no"."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -40,7 +50,7 @@ class DataSettings(Section):
 
     format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "parallel"] = "auto"
     """Layout of the files; auto goes by the name (.tsv .csv .jsonl .parquet, also with .gz or .zst); parallel is two text files, line by line."""
-    header: Literal["auto", "yes", "no"] = "auto"
+    header: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_name_answer)] = "auto"
     """Whether the first line of a TSV or CSV file names the columns; auto: yes for CSV, no for TSV."""
     source: Column = "auto"
     """Column of the source: a name, or a position from 1; auto: the one named source, else the first."""
@@ -102,11 +112,15 @@ class ModelSettings(Section):
     nhead: Positive = 4
     """Attention heads; d_model must be a multiple of it."""
     num_encoder_layers: Positive = 3
+    """Layers of the encoder."""
     num_decoder_layers: Positive = 3
+    """Layers of the decoder."""
     dim_feedforward: Positive = 1024
     """Width of the feed-forward layers."""
     dropout: Fraction = 0.1
+    """Part of the activations that is dropped in training."""
     activation: Literal["relu", "gelu"] = "relu"
+    """Function between the feed-forward layers."""
     norm_first: bool = True
     """Layer norm before each block (pre-norm: trains without care) or after it (post-norm)."""
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
@@ -122,14 +136,18 @@ class OptimizationSettings(Section):
 
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     """Peak learning rate of AdamW."""
-    schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"] = "inverse_sqrt"
+    schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"] = "linear"
     """Course of the learning rate after the warm-up; cosine and linear reach zero at training.max_steps."""
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     """Updates over which the learning rate rises from zero to its peak."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decay of the matrices, a part of the learning rate; vectors do not decay."""
     beta1: Fraction = 0.9
+    """How slowly AdamW's mean of the gradients forgets."""
     beta2: Fraction = 0.98
+    """How slowly AdamW's mean of their squares forgets."""
     label_smoothing: Fraction = 0.1
+    """Weight that is spread evenly over all tokens of the vocabulary."""
     average_decay: Fraction = 0.999
     """Part of the running average of the weights that stays at each update; the average is what is validated and kept. 0: no average."""
     clip_norm: Annotated[float, Field(ge=0.0)] = 1.0
@@ -140,7 +158,7 @@ class TrainingSettings(Section):
     """How long, in what batches, and on what."""
 
     max_steps: Positive = 40_000
-    """Updates of the weights."""
+    """Most updates of the weights."""
     max_minutes: Annotated[float, Field(ge=0.0)] = 0.0
     """Wall-clock limit of the training, in minutes; 0: none. The schedule still goes by max_steps."""
     batch_tokens: Positive = 2048
@@ -148,10 +166,11 @@ class TrainingSettings(Section):
     accumulate: Positive = 1
     """Batches an update."""
     seed: Annotated[int, Field(ge=0)] = 1
+    """Seed of the weights, the dropout and the order of the batches."""
     valid_every: Positive = 500
     """Updates between two validations."""
     valid_rows: Positive = 1000
-    """Largest number of validation rows that are decoded at each validation; the loss is over all."""
+    """About how many validation rows are decoded at each validation, spread over all lengths; the loss is over all."""
     patience: Annotated[int, Field(ge=0)] = 10
     """Validations without a better score before the training stops; 0: never."""
     monitor: Literal["token_error_rate", "exact_match", "loss"] = "token_error_rate"
@@ -161,8 +180,7 @@ class TrainingSettings(Section):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """Number format of the products; auto: bf16 where the processor or the GPU has it."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: Positive = 1
-    """Processes, or GPUs, that share each update."""
+    """Where the model is trained; auto: on a GPU if there is one."""
 
 
 class DecodingSettings(Section):
@@ -171,6 +189,7 @@ class DecodingSettings(Section):
     max_length_ratio: Annotated[float, Field(ge=0.0)] = 2.0
     """Longest output: max_length_ratio * tokens of the source + max_length_extra, in tokens."""
     max_length_extra: Annotated[int, Field(ge=1)] = 50
+    """Tokens that an output may have beyond the ratio; raised by itself where the training pairs need more."""
     batch_tokens: Positive = 8192
     """Largest batch of sources, in tokens, padding counted."""
     cut_mark: str = " [cut]"

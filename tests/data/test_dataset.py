@@ -12,12 +12,9 @@ chunks = st.lists(st.lists(st.tuples(ids, ids), min_size=1, max_size=6), max_siz
 
 
 def write(path, chunks):
-    line = 0
     with IdsWriter(path) as writer:
         for chunk in chunks:
-            lines = list(range(line + 1, line + 1 + len(chunk)))
-            writer.write([s for s, _ in chunk], [t for _, t in chunk], lines)
-            line += len(chunk)
+            writer.write([s for s, _ in chunk], [t for _, t in chunk])
     return EncodedPairs(path)
 
 
@@ -35,7 +32,6 @@ def test_any_rows_are_gathered_as_they_were_written(tmp_path_factory, chunks, da
         for side, found in zip(rows[row], (batch.source_ids[i], batch.target_ids[i]), strict=True):
             assert found[: len(side)].tolist() == side
             assert (found[len(side) :] == 0).all()
-    assert pairs.lines(np.array(wanted)).tolist() == [row + 1 for row in wanted]
     assert pairs.source_lengths[wanted].tolist() == [len(rows[row][0]) for row in wanted]
 
 
@@ -48,6 +44,6 @@ def test_another_process_opens_the_same_rows(tmp_path):
 
 def test_a_file_that_was_not_finished_does_not_appear(tmp_path):
     with pytest.raises(ZeroDivisionError), IdsWriter(tmp_path / "x.arrow") as writer:
-        writer.write([[1]], [[2]], [1])
+        writer.write([[1]], [[2]])
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []

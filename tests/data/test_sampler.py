@@ -18,7 +18,6 @@ def make_pairs(folder, lengths) -> EncodedPairs:
         writer.write(
             [[i + 3] * s for i, (s, _) in enumerate(lengths)],
             [[i + 3] * t for i, (_, t) in enumerate(lengths)],
-            list(range(len(lengths))),
         )
     return EncodedPairs(folder / "x.arrow")
 

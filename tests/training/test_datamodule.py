@@ -1,8 +1,12 @@
+import lightning
 import pytest
+import torch
 
 from conftest import make_words, write_pairs
-from dragoman import PairDataModule, read_settings
+from dragoman import PairDataModule, Transformer, read_settings
 from dragoman.errors import DataError
+from dragoman.settings import OptimizationSettings
+from dragoman.training.module import TransformerTraining
 
 
 def prepare(pairs, *words):
@@ -57,6 +61,13 @@ def test_the_batches_hold_the_ids_of_the_pairs(tmp_path):
     assert sum(map(len, data.val_dataloader())) == data.num_rows["valid"]
 
 
+def test_sources_of_given_files_that_were_trained_on_are_told(tmp_path):
+    train, valid = write_pairs(tmp_path / "train.tsv", 300), tmp_path / "valid.tsv"
+    valid.write_text("zzz\tZZZ\n" + train.read_text().splitlines()[0] + "\n")
+    data = prepare(train, "--data.valid", str(valid))
+    assert any("leak: 1 of the 2 sources of data.valid" in note for note in data.notes)
+
+
 def test_columns_with_names_are_told(tmp_path):
     (tmp_path / "pairs.csv").write_text(
         "wort,laut\n" + "".join(f"{w},{w}\n" for w in make_words(99))
@@ -69,3 +80,42 @@ def test_a_validation_file_with_faults_is_refused(tmp_path):
     valid.write_text("a\tb\nc\n")
     with pytest.raises(DataError, match=r"valid\.tsv:2"):
         prepare(train, "--data.valid", str(valid))
+
+
+def test_a_resumed_run_goes_on_with_the_batches_that_would_have_come(tmp_path):
+    data_words = ["--training.batch_tokens", "200", "--model.dropout", "0"]
+    pairs = write_pairs(tmp_path / "train.tsv", 300)
+
+    def train(max_steps, checkpoint=None):
+        data = prepare(pairs, *data_words)
+        torch.manual_seed(0)
+        module = TransformerTraining(
+            Transformer(data.tokenizer.source_vocab_size, 16, 2, 1, 32, dropout=0.0,
+                        target_vocab_size=data.tokenizer.target_vocab_size),
+            OptimizationSettings(warmup_steps=2),
+        )  # fmt: skip
+        trainer = lightning.Trainer(
+            accelerator="cpu", max_steps=max_steps, max_epochs=-1, limit_val_batches=0,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=checkpoint is not None or None)
+        return trainer, module
+
+    for stopped_after in (4, 17):  # within the first epoch, and within a later one
+        trainer, _ = train(stopped_after)
+        trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+        _, resumed = train(25, tmp_path / "stopped.ckpt")
+        _, whole = train(25)
+        for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_rows_left_out_of_every_file_are_counted(tmp_path):
+    train, valid = write_pairs(tmp_path / "train.tsv", 100), tmp_path / "valid.tsv"
+    train.write_text(train.read_text() + "x\n")
+    valid.write_text("a\tb\nc\n")
+    data = prepare(train, "--data.valid", str(valid), "--data.broken_rows", "skip")
+    [note] = [note for note in data.notes if "left out" in note]
+    assert "train.tsv:101" in note
+    assert "valid.tsv:2" in note

@@ -154,15 +154,17 @@ def test_matrices_are_decayed_and_vectors_are_not(tmp_path):
     assert len(decayed["params"]) + len(others["params"]) == len(list(module.parameters()))
 
 
-def test_a_validation_decodes_at_most_the_rows_asked_for(tmp_path):
-    module = make_module()
-    module.decoded_rows = 10
+def test_a_validation_decodes_the_part_asked_for_of_every_batch(tmp_path):
+    module, decoded = make_module(), []
+    module.decoded_fraction = 0.5
+    decode = module._decode
+    module._decode = lambda ids: decoded.append(len(ids)) or decode(ids)
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
     )
     trainer.validate(module, Batches(make_batches(4)), verbose=False)
     assert 0.0 <= trainer.callback_metrics["valid_exact_match"] <= 100.0
-    assert module._num_decoded == 12  # whole batches, until the number is reached
+    assert decoded == [2] * 8
     assert trainer.callback_metrics["valid_perplexity"] > 1.0
 
 

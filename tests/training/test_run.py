@@ -43,6 +43,7 @@ def test_the_folder_holds_all_and_gives_the_same_output(trained):
 def test_checkpoints_and_logs_stay_beside_the_model_and_hold_no_pickle(trained):
     folder = trained[0].with_name("model.training")
     assert {path.name for path in folder.iterdir()} == {"checkpoints", "logs"}
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
     for name in ("best.ckpt", "last.ckpt"):
         state = torch.load(folder / "checkpoints" / name, weights_only=True)
         assert any(key.startswith("network.transformer.") for key in state["state_dict"])
@@ -64,6 +65,15 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
     ]
     one, two = (list(model.network.parameters()) for model in models)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_each_validation_is_told_where_no_bar_can_be_seen(tmp_path):
+    pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
+    fit(pairs, tmp_path / "model", short("--training.valid_every", "1"), console=console)
+    told = console.file.getvalue()
+    for step in (1, 2, 3):
+        assert f"update {step}: train_loss" in told
+    assert "token_error_rate" in told
 
 
 def test_a_model_folder_in_the_way_is_refused_and_kept(trained, tmp_path):
@@ -101,6 +111,52 @@ def test_bad_data_leaves_nothing_behind(tmp_path, rows, told):
     with pytest.raises(DataError, match=told):
         fit(tmp_path / "pairs.tsv", tmp_path / "model", short(), console=quiet_console())
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_overwrite_leaves_alone_what_is_no_model_and_what_a_bad_run_would_lose(trained, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_text("x")
+    pairs = write_pairs(tmp_path / "pairs.tsv", 50)
+    with pytest.raises(ModelFolderError, match="not a model folder"):
+        fit(pairs, tmp_path / "photos", short(), overwrite=True, console=quiet_console())
+    assert (tmp_path / "photos" / "one.jpg").exists()
+
+    checkpoints = trained[0].with_name("model.training") / "checkpoints"
+    rehearse(pairs, trained[0], short(), overwrite=True, console=quiet_console())
+    with pytest.raises(DataError):
+        fit(tmp_path / "typo.tsv", trained[0], short(), overwrite=True, console=quiet_console())
+    assert {path.name for path in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_an_accelerator_that_is_not_there_is_told(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(SettingsError, match=f"{missing} was not found"):
+        settings = short("--training.accelerator", missing)
+        fit(pairs, tmp_path / "model", settings, console=quiet_console())
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_outputs_may_be_as_long_as_the_training_targets(tmp_path):
+    rows = "".join(f"{w}\t{w * 30}\n" for w in make_words(100))
+    (tmp_path / "pairs.tsv").write_text(rows)
+    model = fit(tmp_path / "pairs.tsv", tmp_path / "model", short(), console=quiet_console())
+    decoding = model.settings.decoding
+    assert int(decoding.max_length_ratio * 4) + decoding.max_length_extra >= 3 * 30 + 1
+
+
+def test_learned_positions_bound_the_outputs(tmp_path):
+    words = [
+        "--model.positions",
+        "learned",
+        "--model.max_positions",
+        "12",
+        "--data.max_tokens",
+        "12",
+    ]
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    model = fit(pairs, tmp_path / "model", short(*words), console=quiet_console())
+    assert all(len(text) <= 12 + len(" [cut]") for text in model.predict(["abc"]))
 
 
 def test_settings_at_odds_are_refused_before_the_data_are_read(tmp_path):

@@ -37,12 +37,6 @@ class Batch:
             target_ids=self.target_ids.to(device, non_blocking=non_blocking),
         )
 
-    def pin_memory(self) -> "Batch":
-        """Return the batch in page-locked memory, from which a GPU copies without waiting."""
-        return Batch(
-            source_ids=self.source_ids.pin_memory(), target_ids=self.target_ids.pin_memory()
-        )
-
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Int[Tensor, "B L"]:
     """Return `rows` as one tensor, padded on the right to the longest."""

@@ -13,9 +13,8 @@ from torch import Tensor
 from dragoman.data.batch import Batch
 
 ROWS_PER_CHUNK = 65_536
-_SCHEMA = pa.schema(
-    [("source", pa.list_(pa.int32())), ("target", pa.list_(pa.int32())), ("line", pa.int64())]
-)
+_IDS = pa.list_(pa.int32())
+_SCHEMA = pa.schema([("source", _IDS), ("target", _IDS)])
 
 
 class IdsWriter:
@@ -32,14 +31,10 @@ class IdsWriter:
         self._writer = pa.ipc.new_file(str(self._partial), _SCHEMA)
         return self
 
-    def write(
-        self, sources: Sequence[list[int]], targets: Sequence[list[int]], lines: Sequence[int]
-    ) -> None:
+    def write(self, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> None:
         """Append rows (at most `ROWS_PER_CHUNK` at a time, which bounds the memory)."""
-        columns = [pa.array(side, type=pa.list_(pa.int32())) for side in (sources, targets)]
-        self._writer.write_batch(
-            pa.record_batch([*columns, pa.array(lines, type=pa.int64())], schema=_SCHEMA)
-        )
+        columns = [pa.array(side, type=_IDS) for side in (sources, targets)]
+        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._writer.close()
@@ -81,11 +76,6 @@ class EncodedPairs:
             source_ids=self._pad(self._source_starts[rows], self.source_lengths[rows]),
             target_ids=self._pad(self._target_starts[rows], self.target_lengths[rows]),
         )
-
-    def lines(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the lines of the given rows in the file that they came from."""
-        all_lines = np.concatenate([chunk.column("line").to_numpy() for chunk in self._chunks])
-        return np.asarray(all_lines[rows], dtype=np.int64)
 
     def _pad(self, starts: NDArray[np.int64], lengths: NDArray[np.int32]) -> Int[Tensor, "B L"]:
         column = np.arange(lengths.max(initial=0))

@@ -36,6 +36,8 @@ def _search(
     if num_rows == 0:
         return []
     limits = torch.as_tensor(max_lengths, device=device)
+    if model.longest_target is not None:
+        limits = limits.clamp(max=model.longest_target)
     tokens = torch.full((num_rows, int(limits.max())), model.pad_id, device=device)
     scores = torch.zeros(num_rows, device=device)
     has_ended = torch.zeros(num_rows, dtype=torch.bool, device=device)

@@ -24,8 +24,8 @@ def compute_states(
 ) -> Float[Tensor, "B T D"]:
     """Return `model.decode_states(target_ids, model.encode(source_ids))`.
 
-    The products have the dtype of the autocast around it, if there is one; the residual stream, the
-    norms and the softmax are float32.
+    The products have the dtype of the autocast around it, if there is one, and so have the scores
+    of the attention; the residual stream and the norms are float32.
     """
     device = source_ids.device.type
     weights = model.target_embedding.weight.dtype

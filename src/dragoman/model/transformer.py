@@ -173,6 +173,12 @@ class Transformer(nn.Module):
         limits: Sequence[int] = [max_length or self.max_seq_len] * len(source_ids)
         return [list(found.ids) for found in search_greedily(self, source_ids, limits)]
 
+    @property
+    def longest_target(self) -> int | None:
+        """Most positions of a target; None: there is no end."""
+        positions = self.target_positions
+        return len(positions.weight) if isinstance(positions, LearnedPositions) else None
+
     def embed(
         self,
         ids: Int[Tensor, "B L"],

@@ -87,7 +87,7 @@ def read_bundle(path: Path) -> Bundle:
         raise ModelFolderError(f"{path / CONFIG}: not settings of this version: {error}") from error
     try:
         weights = load_file(path / WEIGHTS)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype unknown to numpy
         raise ModelFolderError(
             f"{path / WEIGHTS}: the weights cannot be read, as if cut short or foreign: {error}"
         ) from error
@@ -96,8 +96,15 @@ def read_bundle(path: Path) -> Bundle:
         tokenizer=PairTokenizer.load(path / TOKENIZER),
         weights=weights,
         metrics=_read_metrics(path / METRICS),
-        card=(path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else "",
+        card=(path / CARD).read_text(encoding="utf-8", errors="replace")
+        if (path / CARD).is_file()
+        else "",
     )
+
+
+def is_model_folder(path: Path) -> bool:
+    """Return whether `path` holds what only a model folder does."""
+    return (path / WEIGHTS).is_file() and (path / CONFIG).is_file()
 
 
 def dump_settings(settings: Settings) -> str:
@@ -125,5 +132,9 @@ def _replace(path: Path, partial: Path) -> None:
         return
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
     path.rename(old)
-    partial.rename(path)
+    try:
+        partial.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
     shutil.rmtree(old)

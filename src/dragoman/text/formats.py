@@ -56,6 +56,7 @@ def open_sources_table(
     Raises: DataError, also while rows are read, when a file cannot be opened or read.
     """
     layout: Format = "tsv" if settings.format == "auto" else settings.format
+    is_file = isinstance(source, Path)
     with ExitStack() as stack:
         if isinstance(source, Path):
             if settings.format == "auto":
@@ -70,6 +71,8 @@ def open_sources_table(
         if layout == "parallel":
             yield open_parallel([source], [name])
         else:
+            if not is_file and settings.header == "auto":  # a stream of lines: each is a source
+                settings = settings.model_copy(update={"header": "no"})
             yield _open_table(source, name, layout, settings, drops_blank_end=False)
 
 
@@ -102,7 +105,8 @@ def _open_plain_parquet(path: Path) -> Table:
 
 
 def _find_layout(paths: Sequence[Path], settings: DataSettings) -> Format:
-    if settings.format != "auto":
+    # A model trained on two parallel files may be scored on pairs in one file.
+    if settings.format != "auto" and not (settings.format == "parallel" and len(paths) == 1):
         if (settings.format == "parallel") != (len(paths) == 2):
             raise DataError(
                 f"data.format={settings.format} with {len(paths)} file{'s' * (len(paths) > 1)}: "

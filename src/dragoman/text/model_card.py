@@ -28,7 +28,7 @@ def write_model_card(name: str, settings: Settings, metrics: Mapping[str, Any]) 
         f"dragoman predict {name} < sources.txt",
         "```",
         "```python",
-        f"import dragoman\nmodel = dragoman.load({name!r})\nmodel.predict([{_example(metrics)!r}])",
+        f"import dragoman\nmodel = dragoman.load({name!r})\nmodel.predict({_example(metrics)})",
         "```",
         "",
         "## Data",
@@ -71,5 +71,7 @@ def _score_table(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _example(metrics: Mapping[str, Any]) -> str:
-    samples = metrics.get("samples") or [{"source": "..."}]
-    return str(samples[0]["source"])
+    """Return the arguments of a call of `predict`."""
+    sample = metrics["samples"][0]
+    features = f", features=[{sample['features']!r}]" if sample["features"] else ""
+    return f"[{sample['source']!r}]{features}"

@@ -18,7 +18,6 @@ __all__ = [
     "RowFaults",
     "Source",
     "describe_columns",
-    "has_leading_tag",
     "read_pairs",
     "read_sources",
     "split_of",
@@ -48,7 +47,9 @@ class Source(NamedTuple):
 
 
 def read_pairs(
-    paths: Sequence[str | Path], settings: DataSettings, faults: RowFaults | None = None
+    paths: str | Path | Sequence[str | Path],
+    settings: DataSettings | None = None,
+    faults: RowFaults | None = None,
 ) -> Iterator[Pair]:
     """Give the pairs of one file, or of two of parallel text, in their order, in constant memory.
 
@@ -59,7 +60,9 @@ def read_pairs(
     Raises: DataError, on the first pair asked for when a file cannot serve, on the way when it is
     cut or corrupt, at the end for faulty rows and when there is no pair.
     """
-    with open_pairs_table([Path(path) for path in paths], settings) as table:
+    settings = settings or DataSettings()
+    files = [paths] if isinstance(paths, str | Path) else paths
+    with open_pairs_table([Path(path) for path in files], settings) as table:
         if not table.sample:
             raise DataError(f"{table.file}: the file is empty")
         tally = _Tally(table.file, settings, RowFaults() if faults is None else faults)
@@ -108,11 +111,6 @@ def read_sources(
                 yield Source(source, features, line)
             else:
                 yield BadRow(line, fault.file, fault.detail)
-
-
-def has_leading_tag(source: str) -> bool:
-    """Return whether `source` starts with what data.leading_tags takes off: "<V> walk" does."""
-    return _LEADING_TAGS.match(source) is not None
 
 
 def take_features(

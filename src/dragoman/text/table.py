@@ -68,8 +68,8 @@ def choose_columns(table: Table, settings: DataSettings) -> Columns:
     target = locator.find_side("target", settings.target, 2)
     features = tuple(locator.find("data.features", column) for column in settings.features)
     locator.check([source, target, *features])
-    labels = _label(table, settings, features)
-    return Columns(source, target, features, labels)
+    # Labelled as typed, so that a file with a header and one without give the same symbols.
+    return Columns(source, target, features, settings.features)
 
 
 def choose_source_columns(table: Table, settings: DataSettings) -> Columns:
@@ -93,7 +93,7 @@ def choose_source_columns(table: Table, settings: DataSettings) -> Columns:
     source = locator.find_side("source", settings.source, 1)
     features = tuple(locator.find("data.features", column) for column in settings.features)
     locator.check([source, *features])
-    return Columns(source, None, features, _label(table, settings, features))
+    return Columns(source, None, features, settings.features)
 
 
 class _Locator:
@@ -157,12 +157,6 @@ class _Locator:
 
 def _read_position(column: str) -> int | None:
     return int(column) if column.isascii() and column.isdigit() and len(column) < 10 else None
-
-
-def _label(table: Table, settings: DataSettings, features: Sequence[int]) -> tuple[str, ...]:
-    if table.names is None:
-        return settings.features
-    return tuple(table.names[index] for index in features)
 
 
 def _describe_columns(table: Table) -> str:

@@ -1,11 +1,15 @@
 """The data of a run: from files of pairs to loaders of batches."""
 
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import lightning
+import numpy as np
 
+from dragoman.configuration import list_set_values, merge_settings
 from dragoman.data.dataset import EncodedPairs
 from dragoman.data.encoding import Split, encode_splits
 from dragoman.data.sampler import EvaluationLoader, TrainingLoader
@@ -40,8 +44,10 @@ class PairDataModule(lightning.LightningDataModule):
         super().__init__()
         self.paths = [pairs] if isinstance(pairs, str | Path) else list(pairs)
         self.settings = settings or Settings()
-        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="dragoman-")
-        self.folder = folder or Path(self._temporary.name)  # type: ignore[union-attr]
+        self._set_by_hand = dict(list_set_values(self.settings))
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="dragoman-"))
+        if folder is None:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.num_rows: dict[Split, int] = {}
         self.notes: list[str] = []
         self._encoded: dict[Split, EncodedPairs] = {}
@@ -54,9 +60,8 @@ class PairDataModule(lightning.LightningDataModule):
         """
         if self.num_rows:
             return
-        faults = RowFaults()
-        survey = survey_pairs(read_pairs(self.paths, self.settings.data, faults))
         data = self.settings.data
+        survey = survey_pairs(read_pairs(self.paths, data))
         are_parallel = all(
             len(files) == 2 for files in (self.paths, data.valid, data.test) if files
         )
@@ -65,21 +70,30 @@ class PairDataModule(lightning.LightningDataModule):
         if columns := describe_columns(self.paths, data):
             self.notes.append(f"columns: {columns}")
         self.notes += choice.reasons
-        if faults.total:
-            self.notes.append(f"rows left out: {faults.report()}")
-
         self.tokenizer = PairTokenizer.train(self.read_split("train"), self.settings.tokenizer)
         files = {split: self.folder / f"{split}.arrow" for split in _SPLITS}
+        broken_rows = RowFaults()
         counts, long_rows = encode_splits(
-            self._read_splits(), self.tokenizer, files, self.settings.data
+            self._note_leaks(self._read_splits(broken_rows)),
+            self.tokenizer,
+            files,
+            self.settings.data,
         )
-        if long_rows.total:
-            self.notes.append(f"rows left out: {long_rows.report()}")
+        self.notes += [
+            f"rows left out: {faults.report()}"
+            for faults in (broken_rows, long_rows)
+            if faults.total
+        ]
         self._check_counts(counts, survey.num_sources)
+        self._make_room_for_outputs(EncodedPairs(files["train"]))
         self.num_rows = {split: counts[split] for split in _SPLITS}
 
     def setup(self, stage: str) -> None:
-        """Open the ids that `prepare_data` wrote."""
+        """Open the ids that `prepare_data` wrote.
+
+        Lightning calls `prepare_data` on one process of a machine; the others make their own here.
+        """
+        self.prepare_data()
         if not self._encoded:
             self._encoded = {s: EncodedPairs(self.folder / f"{s}.arrow") for s in _SPLITS}
 
@@ -107,16 +121,16 @@ class PairDataModule(lightning.LightningDataModule):
         """Yield the pairs of one split as text, in the order of their file."""
         return (pair for name, pair in self._read_splits() if name == split)
 
-    def _read_splits(self) -> Iterator[tuple[Split, Pair]]:
+    def _read_splits(self, faults: RowFaults | None = None) -> Iterator[tuple[Split, Pair]]:
         data = self.settings.data
         valid_fraction = 0.0 if data.valid else data.valid_fraction
         test_fraction = 0.0 if data.test else data.test_fraction
-        for pair in read_pairs(self.paths, data):
+        for pair in read_pairs(self.paths, data, faults):
             yield split_of(pair.source, pair.features, valid_fraction, test_fraction), pair
         if data.valid:
-            yield from (("valid", pair) for pair in read_pairs(data.valid, data))
+            yield from (("valid", pair) for pair in read_pairs(data.valid, data, faults))
         if data.test:
-            yield from (("test", pair) for pair in read_pairs(data.test, data))
+            yield from (("test", pair) for pair in read_pairs(data.test, data, faults))
 
     def _evaluation_loader(self, split: Split) -> EvaluationLoader:
         rank, num_ranks = self._rank()
@@ -132,6 +146,48 @@ class PairDataModule(lightning.LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
+
+    def _make_room_for_outputs(self, pairs: EncodedPairs) -> None:
+        """Raise the longest output, where the training pairs need more and it was left open."""
+        decoding = self.settings.decoding
+        ends = pairs.target_lengths - 1  # without begin
+        beyond = ends - (decoding.max_length_ratio * pairs.source_lengths).astype(np.int64)
+        needed = int(beyond.max())
+        if needed <= decoding.max_length_extra:
+            return
+        if "decoding.max_length_extra" in self._set_by_hand:
+            self.notes.append(
+                f"longest output: {int((beyond > decoding.max_length_extra).sum()):,} training "
+                f"targets are longer than decoding.max_length_extra {decoding.max_length_extra} "
+                f"allows; {needed} would do"
+            )
+            return
+        self.settings = merge_settings(
+            self.settings, {"decoding.max_length_extra": needed}, overrule=True
+        )
+        self.notes.append(f"longest output: decoding.max_length_extra {needed}, for long targets")
+
+    def _note_leaks(self, pairs: Iterable[tuple[Split, Pair]]) -> Iterator[tuple[Split, Pair]]:
+        """Yield `pairs`; note how many sources of given files stand in the training pairs too."""
+        data = self.settings.data
+        held_out = {
+            split: {pair.source for pair in read_pairs(files, data)}
+            for split, files in (("valid", data.valid), ("test", data.test))
+            if files
+        }
+        found: dict[str, set[str]] = {split: set() for split in held_out}
+        for split, pair in pairs:
+            if split == "train":
+                for name, sources in held_out.items():
+                    if pair.source in sources:
+                        found[name].add(pair.source)
+            yield split, pair
+        for name, sources in found.items():
+            if sources:
+                self.notes.append(
+                    f"leak: {len(sources):,} of the {len(held_out[name]):,} sources of data.{name} "
+                    "stand in the training pairs too; scores on them show memory"
+                )
 
     def _check_counts(self, counts: dict[Split, int], num_sources: int) -> None:
         named = ", ".join(str(path) for path in self.paths)

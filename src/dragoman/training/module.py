@@ -40,7 +40,8 @@ class TransformerTraining(lightning.LightningModule):
 
     Args:
         max_steps: Updates in all, for the schedules that end at zero.
-        decoded_rows: Most rows that a validation decodes on each rank; a test decodes all.
+        decoded_fraction: Part of each batch, at least a row, that a validation decodes; a test
+            decodes all.
         path: The quick path, or the reference; both compute the same function.
     """
 
@@ -51,7 +52,7 @@ class TransformerTraining(lightning.LightningModule):
         *,
         decoding: DecodingSettings | None = None,
         max_steps: int | None = None,
-        decoded_rows: int = 1000,
+        decoded_fraction: float = 1.0,
         path: Path = "fast",
     ) -> None:
         super().__init__()
@@ -59,7 +60,8 @@ class TransformerTraining(lightning.LightningModule):
         self.optimization = optimization
         self.decoding = decoding or DecodingSettings()
         self.max_steps = max_steps
-        self.decoded_rows = decoded_rows
+        self.decoded_fraction = decoded_fraction
+        self.validated_step = -1  # updates done when the last validation was made
         self.path: Path = path
         self.train_metrics = TeacherForcedMetrics("train")
         self.valid_metrics = TeacherForcedMetrics("valid")
@@ -134,20 +136,15 @@ class TransformerTraining(lightning.LightningModule):
         if self.train_metrics.mean_loss.num_tokens > 0:
             self._log_and_reset(self.train_metrics)
 
-    def on_validation_epoch_start(self) -> None:
-        """Count the decoded rows from zero."""
-        self._num_decoded = 0
-
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
-        """Score the batch under teacher forcing and, up to `decoded_rows`, by decoding it."""
+        """Score the batch under teacher forcing and, in part, by decoding it."""
         batch = as_batch(batch)
         self.valid_metrics.add(self._sum_losses(batch))
-        if self._num_decoded < self.decoded_rows:
-            self._num_decoded += len(batch)
-            self._decode_and_score(batch, self.valid_decoded)
+        self._decode_and_score(_take_part(batch, self.decoded_fraction), self.valid_decoded)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation's metrics, and those of the training since the last one."""
+        self.validated_step = self.trainer.global_step
         if self.train_metrics.mean_loss.num_tokens > 0:
             self._log_and_reset(self.train_metrics)
         self._log_and_reset(self.valid_metrics)
@@ -171,8 +168,16 @@ class TransformerTraining(lightning.LightningModule):
         return self._decode(batch if isinstance(batch, Tensor) else batch[0])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW, matrices decayed and vectors not, under the schedule, update by update."""
+        """Return AdamW, matrices decayed and vectors not, under the schedule, update by update.
+
+        Raises:
+            SettingsError: The schedule ends at zero, and neither `max_steps` nor the Trainer's says
+                when.
+        """
         settings = self.optimization
+        trainer_steps = self.trainer.max_steps
+        max_steps = self.max_steps or (trainer_steps if trainer_steps > 0 else None)
+        learning_rate_factor(settings.warmup_steps, settings, max_steps)  # raises now, not later
         decayed = [p for p in self.parameters() if p.ndim >= 2]
         others = [p for p in self.parameters() if p.ndim < 2]
         # A fused AdamW unscales float16 gradients by itself, after Lightning would clip them.
@@ -187,7 +192,7 @@ class TransformerTraining(lightning.LightningModule):
             fused=is_fused,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, settings, self.max_steps)
+            optimizer, lambda step: learning_rate_factor(step, settings, max_steps)
         )
         return {
             "optimizer": optimizer,
@@ -274,6 +279,14 @@ class LightningTransformer(TransformerTraining):
             or OptimizationSettings(schedule="constant", warmup_steps=100, label_smoothing=0.0),
             decoding=DecodingSettings(max_length_ratio=0.0, max_length_extra=max_seq_len),
         )
+        self.save_hyperparameters(ignore=["optimization"])  # plain numbers, for checkpoints
+
+
+def _take_part(batch: Batch, fraction: float) -> Batch:
+    """Return evenly spread rows: a batch is sorted by length, so its first rows are no sample."""
+    count = max(1, round(fraction * len(batch)))
+    rows = torch.arange(count, device=batch.source_ids.device) * len(batch) // count
+    return Batch(source_ids=batch.source_ids[rows], target_ids=batch.target_ids[rows])
 
 
 def as_batch(batch: Pairs) -> Batch:

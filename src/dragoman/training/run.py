@@ -1,8 +1,10 @@
 """One training run, read from top to bottom: pairs in, model folder out."""
 
 import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -25,9 +27,8 @@ from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.model.building import build_network, copy_weights
 from dragoman.predictor import Predictor
 from dragoman.settings import Settings, TrainingSettings
-from dragoman.text.bundle import Bundle, dump_settings, write_bundle
+from dragoman.text.bundle import Bundle, dump_settings, is_model_folder, write_bundle
 from dragoman.text.model_card import write_model_card
-from dragoman.text.pairs import Source
 from dragoman.text.tokenizer import find_side_faults
 from dragoman.training.averaging import average_weights
 from dragoman.training.callbacks import ProgressBar, hush_lightning
@@ -77,23 +78,20 @@ def fit(
         SettingsError: Settings do not go together.
         DataError: Files or rows of the data are broken; names them.
         ModelFolderError: `out` is in the way, or cannot be written.
+        KeyboardInterrupt: It was stopped; the checkpoints stay.
     """
     started_at = time.monotonic()
     console = console or Console(stderr=True)
     settings = settings or Settings()
     _check_settings(settings)
-    out = Path(out)
-    folder = _claim_folders(out, overwrite)
-    try:
-        run = _prepare(pairs, settings, folder, console)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # nothing has been trained yet
-        raise
-    run.trainer.fit(run.module, datamodule=run.data)
-    _take_best_weights(run)
-    predictor = Predictor(run.module.network, run.data.tokenizer, run.settings)
-    console.print("scoring")
-    metrics = _score(run, predictor, minutes=(time.monotonic() - started_at) / 60)
+    out, folder = _claim_folders(Path(out), overwrite)
+    with _temporary_folder(out) as ids:
+        run = _prepare(pairs, settings, folder, ids, console)
+        _make_empty(folder)
+        _train(run)
+        predictor = Predictor(run.module.network, run.data.tokenizer, run.settings)
+        console.print("scoring")
+        metrics = _score(run, predictor, minutes=(time.monotonic() - started_at) / 60)
     write_bundle(
         out,
         Bundle(
@@ -104,7 +102,6 @@ def fit(
             card=write_model_card(out.name, run.settings, metrics),
         ),
     )
-    shutil.rmtree(folder / "ids")
     return predictor
 
 
@@ -116,19 +113,16 @@ def rehearse(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Do all of `fit` up to its first update, show sizes and the estimated time; leave nothing."""
+    """Do all of `fit` up to its first updates, show sizes and the estimated time; leave nothing."""
     console = console or Console(stderr=True)
     settings = settings or Settings()
     _check_settings(settings)
-    out = Path(out)
-    folder = _claim_folders(out, overwrite)
-    try:
-        run = _prepare(pairs, settings, folder, console)
+    out, folder = _claim_folders(Path(out), overwrite)
+    with _temporary_folder(out) as ids:
+        run = _prepare(pairs, settings, folder, ids, console)
         console.print(f"would be written: {out}/ (the model), {folder}/ (checkpoints, logs)")
-        console.print(_estimate(run))
+        console.print(_estimate(run, ids))
         console.print(dump_settings(run.settings), highlight=False)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_settings(settings: Settings) -> None:
@@ -139,31 +133,56 @@ def _check_settings(settings: Settings) -> None:
         raise SettingsError.gather(faults)
 
 
-def _claim_folders(out: Path, overwrite: bool) -> Path:
-    """Return the new, empty folder for checkpoints and logs, beside `out`."""
-    folder = out.with_name(f"{out.name}.training")
+def _claim_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
+    """Return the model folder and, beside it, the folder for checkpoints and logs; touch neither."""
+    if out.name in ("", ".."):
+        out = out.resolve()
+    folder = out.with_name(f"{out.name}.training") if out.name else out
     in_the_way = [path for path in (out, folder) if path.exists()]
     if in_the_way and not overwrite:
         named = " and ".join(str(path) for path in in_the_way)
         raise ModelFolderError(
             f"{named}: already there; choose another --out, or replace it with --overwrite"
         )
+    if out.exists() and not is_model_folder(out):
+        raise ModelFolderError(
+            f"{out}: not a model folder, so --overwrite leaves it alone; choose another --out"
+        )
+    return out, folder
+
+
+@contextmanager
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """Give a folder on the disk of `out` for what is gone with the run."""
+    nearest = next(path for path in out.absolute().parents if path.exists())
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=nearest)
+    except OSError as error:
+        raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
+
+
+def _make_empty(folder: Path) -> None:
     try:
         if folder.exists():
             shutil.rmtree(folder)
-        (folder / "ids").mkdir(parents=True)
+        folder.mkdir(parents=True)
     except OSError as error:
         raise ModelFolderError(f"{folder}: cannot be written: {error.strerror}") from error
-    return folder
 
 
 def _prepare(
-    pairs: str | Path | Sequence[str | Path], settings: Settings, folder: Path, console: Console
+    pairs: str | Path | Sequence[str | Path],
+    settings: Settings,
+    folder: Path,
+    ids: Path,
+    console: Console,
 ) -> _Run:
     """Read the data, build the model and the trainer, and say what was chosen."""
     hush_lightning()
     console.print("reading pairs")
-    data = PairDataModule(pairs, settings, folder / "ids")
+    data = PairDataModule(pairs, settings, ids)
     data.prepare_data()
     settings = data.settings.model_copy(update={"version": version("dragoman")})
     _check_settings(settings)
@@ -175,14 +194,11 @@ def _prepare(
         settings.optimization,
         decoding=settings.decoding,
         max_steps=settings.training.max_steps,
-        decoded_rows=settings.training.valid_rows,
+        decoded_fraction=min(1.0, settings.training.valid_rows / data.num_rows["valid"]),
         path=settings.training.path,
     )
     device_type = _device_type(settings.training)
     precision, why = choose_precision(settings.training, device_type)
-    if device_type == "cpu":
-        # float32 products through oneDNN rather than MKL: twice as quick, as exact.
-        torch.set_float32_matmul_precision("medium")
     run = _Run(
         settings=settings,
         data=data,
@@ -196,6 +212,22 @@ def _prepare(
 
 
 def _device_type(training: TrainingSettings) -> str:
+    """Return the device type to train on.
+
+    Raises:
+        SettingsError: The one that was set is not there.
+    """
+    is_there = {
+        "auto": True,
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not is_there[training.accelerator]:
+        raise SettingsError(
+            f"training.accelerator: {training.accelerator} was not found on this machine; "
+            "set auto, or cpu"
+        )
     if training.accelerator != "auto":
         return training.accelerator
     if torch.cuda.is_available():
@@ -227,9 +259,7 @@ def _make_trainer(
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=training.patience))
     return lightning.Trainer(
         accelerator=_device_type(training),
-        devices=training.devices,
-        # Spawned, not started anew from the command line: the run has claimed its folder already.
-        strategy="ddp_spawn" if training.devices > 1 else "auto",
+        devices=1,
         use_distributed_sampler=False,  # the loaders share out the batches themselves
         precision=precision,  # type: ignore[arg-type]
         max_steps=training.max_steps,
@@ -264,13 +294,30 @@ def _report(run: _Run, precision: str, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
+def _train(run: _Run) -> None:
+    """Train, and leave the best weights in the network.
+
+    Raises:
+        KeyboardInterrupt: The user stopped it; the checkpoints stay.
+    """
+    try:
+        run.trainer.fit(run.module, datamodule=run.data)
+    except SystemExit as stop:  # how Lightning ends on an interrupt
+        raise KeyboardInterrupt(f"stopped; the checkpoints are in {run.folder}") from stop
+    _take_best_weights(run)
+
+
 def _take_best_weights(run: _Run) -> None:
     """Leave in the network the best weights: the best checkpoint's, or the last, if better.
 
     The last ones are validated first where the run ended between two validations.
     """
-    best = next(c for c in run.trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor)  # type: ignore[attr-defined]
-    if run.trainer.global_step % run.settings.training.valid_every:
+    best = next(
+        callback
+        for callback in run.trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.monitor
+    )
+    if run.module.validated_step != run.trainer.global_step:
         score = run.trainer.validate(run.module, run.data, verbose=False)[0][run.monitor]
         known = best.best_model_score
         if known is None or (score < known if best.mode == "min" else score > known):
@@ -299,18 +346,18 @@ def _score(run: _Run, predictor: Predictor, minutes: float) -> dict[str, Any]:
     return metrics
 
 
-def _sample(run: _Run, predictor: Predictor) -> list[dict[str, str]]:
+def _sample(run: _Run, predictor: Predictor) -> list[dict[str, Any]]:
     """Return the first validation pairs with what the model makes of them."""
+    num_columns = len(run.settings.data.features)
     pairs = list(islice(run.data.read_split("valid"), _NUM_SAMPLES))
-    rows = [Source(source=p.source, features=p.features, line=p.line) for p in pairs]
+    sources = [" ".join((*pair.features[num_columns:], pair.source)) for pair in pairs]
+    features = [[f.partition("=")[2] for f in pair.features[:num_columns]] for pair in pairs]
+    predictions = predictor.predict(sources, features if num_columns else None)
     return [
-        {
-            "source": " ".join((*pair.features, pair.source)),
-            "reference": pair.target,
-            "prediction": prediction.marked(run.settings.decoding.cut_mark),
-        }
-        for pair, (_, prediction) in zip(pairs, predictor.predict_rows(rows), strict=True)
-        if prediction is not None
+        {"features": values, "source": source, "reference": pair.target, "prediction": prediction}
+        for values, source, pair, prediction in zip(
+            features, sources, pairs, predictions, strict=True
+        )
     ]
 
 
@@ -324,7 +371,7 @@ class _StepTimer(Callback):
         self.times_s.append(time.monotonic())
 
 
-def _estimate(run: _Run) -> str:
+def _estimate(run: _Run, folder: Path) -> str:
     """Make a few updates, the first of which does not count, and return what all would take."""
     training, timer = run.settings.training, _StepTimer()
     trainer = lightning.Trainer(
@@ -340,7 +387,7 @@ def _estimate(run: _Run) -> str:
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[timer],
-        default_root_dir=run.folder,
+        default_root_dir=folder,
     )
     trainer.fit(run.module, train_dataloaders=run.data.train_dataloader())
     times_s = timer.times_s

@@ -56,6 +56,8 @@ SMALL = [
     "--data.valid_fraction", "0.1",
 ]  # fmt: skip
 
+BRIEF = ["--training.max_steps", "3", "--optimization.warmup_steps", "0"]
+
 
 def make_words(count: int, *, seed: int = 0) -> list[str]:
     """Distinct words of 3 to 6 letters."""

@@ -70,7 +70,7 @@ def test_all_faults_come_at_once_each_with_its_place_and_the_likely_name(tmp_pat
         ("model:\n  nhead: 2\n  nhead: 4\n", ":3: model.nhead is set twice"),
         ("model:\n", ":1: model has no value"),
         ("model: 3\n", "this is a group of settings (model.…)"),
-        ("training:\n  seed: true\n", ":2: training.seed: True is not a whole number"),
+        ("training:\n  seed: soon\n", ":2: training.seed: 'soon' is not a whole number"),
         ("1: 2\n", ":1: 1: there is no such setting"),
     ],
 )

@@ -1,7 +1,7 @@
 import pytest
 
 import dragoman
-from conftest import SMALL, make_words, quiet_console
+from conftest import BRIEF, SMALL, make_words, quiet_console
 from dragoman import fit, read_settings
 from dragoman.errors import DragomanError
 from dragoman.predictor import Predictor
@@ -49,7 +49,7 @@ def test_features_are_given_as_values_of_their_columns(tmp_path):
     rows = "".join(f"{c}\t{w}\t{w}\n" for w in make_words(60) for c in ("up", "low"))
     (tmp_path / "pairs.tsv").write_text(rows)
     words = ["--data.features", "1", "--data.source", "2", "--data.target", "3"]
-    words += [*SMALL, "--training.max_steps", "2"]
+    words += [*SMALL, *BRIEF]
     model = fit(tmp_path / "pairs.tsv", tmp_path / "model", read_settings(None, words),
                 console=quiet_console())  # fmt: skip
     assert len(model.predict(["abc"], features=[("up",)])) == 1

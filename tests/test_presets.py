@@ -14,7 +14,7 @@ def survey(*rows, times=1):
 
 
 PHONES = [("CAT", "K AE T"), ("DOG", "D AO G"), ("TACK", "T AE K"), ("GOD", "G AO D")]
-WORDS = [("walk", "walked"), ("talk", "talked"), ("go", "went")]
+WORDS = [("walk", "walked"), ("talk", "talked"), ("wend", "wended")]
 SENTENCES = [
     (f"this is the running text number {i} of a small corpus", f"das ist der Satz Nummer {i} davon")
     for i in range(300)

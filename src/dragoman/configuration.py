@@ -50,7 +50,7 @@ def read_settings(config: Path | None = None, arguments: Sequence[str] = ()) -> 
     try:
         settings = Settings.model_validate(_nest(draft.values))
     except ValidationError as error:
-        draft.faults += [_describe(details, draft) for details in error.errors()]
+        draft.faults += [fault for details in error.errors() for fault in _describe(details, draft)]
     draft.faults += find_conflicts(settings, draft.places)
     if draft.faults:
         raise SettingsError.gather(draft.faults)
@@ -137,8 +137,8 @@ def _read_file(path: Path, draft: _Draft) -> None:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: the settings cannot be read: {error}") from error
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if isinstance(root, yaml.MappingNode):
             _flatten(root, "", loader, path, draft)
@@ -150,8 +150,6 @@ def _read_file(path: Path, draft: _Draft) -> None:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error)
         raise SettingsError(f"{where}: not valid YAML: {problem}") from error
-    finally:
-        loader.dispose()
 
 
 def _flatten(
@@ -203,16 +201,25 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _describe(details: ErrorDetails, draft: _Draft) -> str:
-    """Return one fault as: where it was typed, what was found, what to do."""
+def _describe(details: ErrorDetails, draft: _Draft) -> list[str]:
+    """Return the faults of one error: where each was typed, what was found, what to do."""
     name = ".".join(str(part) for part in details["loc"] if not isinstance(part, int))
+    if details["type"] == "extra_forbidden":  # of a section, each setting that was typed in it
+        known = list(list_settings())
+        return [
+            f"{place}: there is no such setting{suggest(typed, known)}"
+            for typed, place in draft.places.items()
+            if typed == name or typed.startswith(f"{name}.")
+        ]
+    return [_describe_value(name, details, draft)]
+
+
+def _describe_value(name: str, details: ErrorDetails, draft: _Draft) -> str:
     place = draft.places.get(name) or next(
         (typed for set_name, typed in draft.places.items() if set_name.startswith(f"{name}.")), name
     )
     found, context = details["input"], details.get("ctx", {})
     match details["type"]:
-        case "extra_forbidden":
-            return f"{place}: there is no such setting{suggest(name, list(list_settings()))}"
         case "literal_error":
             choices = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
             hint = suggest(str(found), choices)

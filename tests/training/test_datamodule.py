@@ -92,7 +92,7 @@ def test_a_resumed_run_goes_on_with_the_batches_that_would_have_come(tmp_path):
         module = TransformerTraining(
             Transformer(data.tokenizer.source_vocab_size, 16, 2, 1, 32, dropout=0.0,
                         target_vocab_size=data.tokenizer.target_vocab_size),
-            OptimizationSettings(warmup_steps=2),
+            OptimizationSettings(schedule="constant", warmup_steps=2),
         )  # fmt: skip
         trainer = lightning.Trainer(
             accelerator="cpu", max_steps=max_steps, max_epochs=-1, limit_val_batches=0,

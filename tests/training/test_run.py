@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dragoman
-from conftest import SMALL, make_words, quiet_console, write_pairs
+from conftest import BRIEF, SMALL, make_words, quiet_console, write_pairs
 from dragoman import read_settings
 from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.training.run import fit, rehearse
@@ -13,7 +13,7 @@ UNSEEN = [w for w in make_words(1800) if w not in set(make_words(1500))]
 
 
 def short(*more):
-    return read_settings(None, [*SMALL, "--training.max_steps", "3", *more])
+    return read_settings(None, [*SMALL, *BRIEF, *more])
 
 
 def test_one_call_learns_what_the_pairs_show(trained):

@@ -13,7 +13,7 @@ PACKAGE = Path(dragoman.__file__).parent
 # Each row imports only itself and the rows above it.
 ROWS = [
     {"errors"},
-    {"settings", "configuration"},
+    {"settings", "configuration", "options"},
     {"text"},
     {"presets", "demo"},
     {"data"},
@@ -83,7 +83,7 @@ def loaded_after(code: str) -> set[str]:
     "code",
     [
         "import dragoman",
-        "import dragoman.cli; dragoman.cli._build_parser()[1]['fit'].format_help()",
+        "import dragoman.cli; dragoman.options.build_parser()[1]['fit'].format_help()",
         "import dragoman; dragoman.Settings; dragoman.read_pairs; dragoman.Tokenizer",
         "import dragoman.text.bundle",
     ],

@@ -72,10 +72,6 @@ def choose_settings(settings: Settings, survey: Survey, *, is_parallel: bool = F
     size, why_size = _choose_size(settings, survey)
     chosen: dict[str, Any] = {"preset": size, **_SIZES[size]}
     reasons = {"preset": f"preset {size}: {why_size}"}
-    longest = max(survey.source.mean_characters, survey.target.mean_characters)
-    if size in ("small", "medium") and longest < _SHORT_CHARACTERS:
-        chosen.update(_SHORT)
-        reasons["model.d_model"] = f"a narrow model: {longest:.0f} characters on average are few"
     if survey.all_tagged:
         chosen["data.leading_tags"] = True
         reasons["data.leading_tags"] = "every source begins with a <tag>: each is one symbol"
@@ -89,6 +85,9 @@ def choose_settings(settings: Settings, survey: Survey, *, is_parallel: bool = F
         reasons[f"tokenizer.{side}.kind"] = f"{side} tokens {kind}: {why}"
     if settings.tokenizer.shared:
         chosen.update(_follow_shared(settings, chosen))
+    if size in ("small", "medium") and _is_short(merge_settings(settings, chosen), survey):
+        chosen.update(_SHORT)
+        reasons["model.d_model"] = "a narrow model: short pairs of letters or symbols"
     if _is_shared(merge_settings(settings, chosen), survey):
         chosen["tokenizer.shared"] = True
         reasons["tokenizer.shared"] = "one vocabulary: both sides are cut and written alike"
@@ -162,6 +161,12 @@ def _follow_shared(settings: Settings, chosen: dict[str, Any]) -> dict[str, Any]
         for name, value in list_set_values(getattr(settings.tokenizer, side)):
             alike[f"tokenizer.{other}.{name}"] = value
     return alike
+
+
+def _is_short(settings: Settings, survey: Survey) -> bool:
+    kinds = {settings.tokenizer.source.kind, settings.tokenizer.target.kind}
+    longest = max(survey.source.mean_characters, survey.target.mean_characters)
+    return kinds <= {"characters", "symbols"} and longest < _SHORT_CHARACTERS
 
 
 def _is_shared(settings: Settings, survey: Survey) -> bool:

@@ -1,8 +1,33 @@
-"""Which number format the products of a run take, and why."""
+"""Where a run computes, in which number format, and why."""
 
 import torch
 
+from dragoman.errors import SettingsError
 from dragoman.settings import TrainingSettings
+
+
+def find_device(training: TrainingSettings) -> str:
+    """Return the device type to train on.
+
+    Raises:
+        SettingsError: The one that was set is not there.
+    """
+    is_there = {
+        "auto": True,
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not is_there[training.accelerator]:
+        raise SettingsError(
+            f"training.accelerator: {training.accelerator} was not found on this machine; "
+            "set auto, or cpu"
+        )
+    if training.accelerator != "auto":
+        return training.accelerator
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def choose_precision(training: TrainingSettings, device_type: str) -> tuple[str, str]:

@@ -1,7 +1,5 @@
 """One training run, read from top to bottom: pairs in, model folder out."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,21 +21,22 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
 from dragoman.configuration import find_conflicts
-from dragoman.errors import ModelFolderError, SettingsError
+from dragoman.errors import SettingsError
 from dragoman.model.building import build_network, copy_weights
 from dragoman.predictor import Predictor
-from dragoman.settings import Settings, TrainingSettings
-from dragoman.text.bundle import Bundle, dump_settings, is_model_folder, write_bundle
+from dragoman.settings import Settings
+from dragoman.text.bundle import Bundle, dump_settings, write_bundle
 from dragoman.text.model_card import write_model_card
 from dragoman.text.tokenizer import find_side_faults
 from dragoman.training.averaging import average_weights
 from dragoman.training.callbacks import ProgressBar, hush_lightning
 from dragoman.training.datamodule import PairDataModule
+from dragoman.training.folders import claim_folders, make_empty, temporary_folder
 from dragoman.training.module import TransformerTraining
-from dragoman.training.precision import choose_precision
+from dragoman.training.precision import choose_precision, find_device
+from dragoman.training.rehearsal import estimate_time
 
 _NUM_SAMPLES = 5
-_REHEARSED_STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,7 @@ class _Run:
     data: PairDataModule
     module: TransformerTraining
     trainer: lightning.Trainer
+    out: Path  # the model folder
     folder: Path  # checkpoints and logs
     precision: str
 
@@ -82,24 +82,20 @@ def fit(
     """
     started_at = time.monotonic()
     console = console or Console(stderr=True)
-    settings = settings or Settings()
-    _check_settings(settings)
-    out, folder = _claim_folders(Path(out), overwrite)
-    with _temporary_folder(out) as ids:
-        run = _prepare(pairs, settings, folder, ids, console)
-        _make_empty(folder)
+    with _open_run(pairs, Path(out), settings or Settings(), overwrite, console) as run:
+        make_empty(run.folder)
         _train(run)
         predictor = Predictor(run.module.network, run.data.tokenizer, run.settings)
         console.print("scoring")
         metrics = _score(run, predictor, minutes=(time.monotonic() - started_at) / 60)
     write_bundle(
-        out,
+        run.out,
         Bundle(
             settings=run.settings,
             tokenizer=run.data.tokenizer,
             weights=copy_weights(run.module.network),
             metrics=metrics,
-            card=write_model_card(out.name, run.settings, metrics),
+            card=write_model_card(run.out.name, run.settings, metrics),
         ),
     )
     return predictor
@@ -115,14 +111,28 @@ def rehearse(
 ) -> None:
     """Do all of `fit` up to its first updates, show sizes and the estimated time; leave nothing."""
     console = console or Console(stderr=True)
-    settings = settings or Settings()
-    _check_settings(settings)
-    out, folder = _claim_folders(Path(out), overwrite)
-    with _temporary_folder(out) as ids:
-        run = _prepare(pairs, settings, folder, ids, console)
-        console.print(f"would be written: {out}/ (the model), {folder}/ (checkpoints, logs)")
-        console.print(_estimate(run, ids))
+    with _open_run(pairs, Path(out), settings or Settings(), overwrite, console) as run:
+        console.print(
+            f"would be written: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)"
+        )
+        loader = run.data.train_dataloader()
+        console.print(estimate_time(run.module, loader, run.settings.training, run.precision))
         console.print(dump_settings(run.settings), highlight=False)
+
+
+@contextmanager
+def _open_run(
+    pairs: str | Path | Sequence[str | Path],
+    out: Path,
+    settings: Settings,
+    overwrite: bool,
+    console: Console,
+) -> Iterator[_Run]:
+    """Give a run that is ready to train; nothing is left of it but what the caller writes."""
+    _check_settings(settings)
+    out, folder = claim_folders(out, overwrite)
+    with temporary_folder(out) as ids:
+        yield _prepare(PairDataModule(pairs, settings, ids), out, folder, console)
 
 
 def _check_settings(settings: Settings) -> None:
@@ -133,56 +143,10 @@ def _check_settings(settings: Settings) -> None:
         raise SettingsError.gather(faults)
 
 
-def _claim_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
-    """Return the model folder and, beside it, the folder for checkpoints and logs; touch neither."""
-    if out.name in ("", ".."):
-        out = out.resolve()
-    folder = out.with_name(f"{out.name}.training") if out.name else out
-    in_the_way = [path for path in (out, folder) if path.exists()]
-    if in_the_way and not overwrite:
-        named = " and ".join(str(path) for path in in_the_way)
-        raise ModelFolderError(
-            f"{named}: already there; choose another --out, or replace it with --overwrite"
-        )
-    if out.exists() and not is_model_folder(out):
-        raise ModelFolderError(
-            f"{out}: not a model folder, so --overwrite leaves it alone; choose another --out"
-        )
-    return out, folder
-
-
-@contextmanager
-def _temporary_folder(out: Path) -> Iterator[Path]:
-    """Give a folder on the disk of `out` for what is gone with the run."""
-    nearest = next(path for path in out.absolute().parents if path.exists())
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=nearest)
-    except OSError as error:
-        raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
-    with folder as name:
-        yield Path(name)
-
-
-def _make_empty(folder: Path) -> None:
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ModelFolderError(f"{folder}: cannot be written: {error.strerror}") from error
-
-
-def _prepare(
-    pairs: str | Path | Sequence[str | Path],
-    settings: Settings,
-    folder: Path,
-    ids: Path,
-    console: Console,
-) -> _Run:
+def _prepare(data: PairDataModule, out: Path, folder: Path, console: Console) -> _Run:
     """Read the data, build the model and the trainer, and say what was chosen."""
     hush_lightning()
     console.print("reading pairs")
-    data = PairDataModule(pairs, settings, ids)
     data.prepare_data()
     settings = data.settings.model_copy(update={"version": version("dragoman")})
     _check_settings(settings)
@@ -197,42 +161,19 @@ def _prepare(
         decoded_fraction=min(1.0, settings.training.valid_rows / data.num_rows["valid"]),
         path=settings.training.path,
     )
-    device_type = _device_type(settings.training)
+    device_type = find_device(settings.training)
     precision, why = choose_precision(settings.training, device_type)
     run = _Run(
         settings=settings,
         data=data,
         module=module,
         trainer=_make_trainer(settings, precision, folder, console),
+        out=out,
         folder=folder,
         precision=precision,
     )
     _report(run, f"{precision} on {device_type}: {why}", console)
     return run
-
-
-def _device_type(training: TrainingSettings) -> str:
-    """Return the device type to train on.
-
-    Raises:
-        SettingsError: The one that was set is not there.
-    """
-    is_there = {
-        "auto": True,
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not is_there[training.accelerator]:
-        raise SettingsError(
-            f"training.accelerator: {training.accelerator} was not found on this machine; "
-            "set auto, or cpu"
-        )
-    if training.accelerator != "auto":
-        return training.accelerator
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _make_trainer(
@@ -258,7 +199,7 @@ def _make_trainer(
     if training.patience:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=training.patience))
     return lightning.Trainer(
-        accelerator=_device_type(training),
+        accelerator=find_device(training),
         devices=1,
         use_distributed_sampler=False,  # the loaders share out the batches themselves
         precision=precision,  # type: ignore[arg-type]
@@ -359,45 +300,3 @@ def _sample(run: _Run, predictor: Predictor) -> list[dict[str, Any]]:
             features, sources, pairs, predictions, strict=True
         )
     ]
-
-
-class _StepTimer(Callback):
-    """Takes the time of each update."""
-
-    def __init__(self) -> None:
-        self.times_s: list[float] = []
-
-    def on_train_batch_end(self, *_: object) -> None:
-        self.times_s.append(time.monotonic())
-
-
-def _estimate(run: _Run, folder: Path) -> str:
-    """Make a few updates, the first of which does not count, and return what all would take."""
-    training, timer = run.settings.training, _StepTimer()
-    trainer = lightning.Trainer(
-        accelerator=_device_type(training),
-        devices=1,
-        precision=run.precision,  # type: ignore[arg-type]
-        max_steps=1 + _REHEARSED_STEPS,
-        max_epochs=-1,
-        accumulate_grad_batches=training.accumulate,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[timer],
-        default_root_dir=folder,
-    )
-    trainer.fit(run.module, train_dataloaders=run.data.train_dataloader())
-    times_s = timer.times_s
-    batch_s = (times_s[-1] - times_s[0]) / (len(times_s) - 1)
-    batches_an_epoch = len(run.data.train_dataloader())
-    num_batches = training.max_steps * training.accumulate
-    return (
-        f"{batches_an_epoch:,} batches an epoch of at most {training.batch_tokens:,} tokens; "
-        f"{training.max_steps:,} updates are {num_batches / batches_an_epoch:,.1f} epochs\n"
-        f"estimated time: {batch_s * num_batches / 60:,.1f} minutes at {batch_s:.2f} s a batch, "
-        "without validation"
-        + (f"; stops after {training.max_minutes:g} minutes" if training.max_minutes else "")
-    )

@@ -1,0 +1,147 @@
+"""The options of each command, and their help; every other option is a setting."""
+
+import argparse
+import difflib
+import textwrap
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from dragoman.errors import SettingsError
+
+_FIT_SECTIONS = ("preset", "data", "tokenizer", "model", "optimization", "training", "decoding")
+_USE_SECTIONS = ("data.", "decoding.")  # what a trained model still takes
+
+
+def read_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of the command that is named first, and the settings as typed.
+
+    Raises:
+        SettingsError: An option is no setting, but close to one of the command's own.
+        SystemExit: Help was asked for, or a word is missing; argparse has said so.
+    """
+    parser, commands = build_parser()
+    own: list[str] = list(words)
+    settings: list[str] = []
+    if own and own[0] in commands:
+        own, settings = _part_settings(own, commands[own[0]])
+    return parser.parse_args(own), settings
+
+
+def build_parser() -> "tuple[_Parser, dict[str, _Parser]]":
+    """Return the parser, and those of the commands by name."""
+    parser = _Parser(
+        prog="dragoman",
+        description="Train an encoder-decoder Transformer on your own pairs, check it, ship it.",
+        epilog="dragoman COMMAND --help tells more. Start with: dragoman demo",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"dragoman {version('dragoman')}")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    made: dict[str, _Parser] = {}
+
+    def add(name: str, summary: str, sections: tuple[str, ...]) -> argparse.ArgumentParser:
+        made[name] = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            allow_abbrev=False,
+        )
+        made[name].sections = sections
+        return made[name]
+
+    command = add("fit", "train a model on a file of pairs", _FIT_SECTIONS)
+    command.add_argument(
+        "pairs", nargs="+", metavar="PAIRS", help="a file of pairs (.tsv .csv .jsonl .parquet, "
+        "also .gz or .zst), or two parallel text files",
+    )  # fmt: skip
+    command.add_argument(
+        "--out", type=Path, default=Path("model"), help="model folder to write (default: model)"
+    )
+    command.add_argument("--config", type=Path, help="YAML file of settings; those typed here win")
+    command.add_argument("--overwrite", action="store_true", help="replace the model folder")
+    command.add_argument(
+        "--dry-run", action="store_true",
+        help="read the data, build the model, take a few steps; show sizes and the estimated time",
+    )  # fmt: skip
+
+    command = add(
+        "predict", "write the output of a model for each line of the input", _USE_SECTIONS
+    )
+    command.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    command.add_argument("--input", type=Path, help="file of sources (default: standard input)")
+    command.add_argument("--output", type=Path, help="file to write (default: standard output)")
+    command.add_argument("--jsonl", action="store_true", help="one JSON object a row: text, score, is_complete; also for --output *.jsonl")  # fmt: skip
+
+    command = add("evaluate", "score a model on a file of pairs", _USE_SECTIONS)
+    command.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    command.add_argument("pairs", nargs="+", metavar="PAIRS", help="a file of pairs, or two parallel text files; lines with one source are references of it")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print the scores as JSON")
+
+    command = add("demo", "train on written dates of several languages (two minutes)", ())
+    command.add_argument("--out", type=Path, default=Path("demo-dates"), help="folder for the pairs and the model (default: demo-dates)")  # fmt: skip
+    return parser, made
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help ends with the settings that its command takes, by section."""
+
+    sections: tuple[str, ...] = ()
+
+    def format_help(self) -> str:
+        """Return the help; settings are listed when it is asked for, not at each start."""
+        if not self.sections:
+            return super().format_help()
+        from dragoman.settings import Settings
+
+        lines = ["settings (--NAME VALUE, or NAME in a YAML file):"]
+        _list_section(Settings, "", self.sections, lines)
+        return super().format_help() + "\n" + "\n".join(lines) + "\n"
+
+
+def _list_section(
+    section: object, prefix: str, sections: tuple[str, ...], lines: list[str]
+) -> None:
+    """Append the help of each setting whose name begins with one of `sections`."""
+    from dragoman.settings import Section
+
+    assert isinstance(section, type)
+    assert issubclass(section, Section)
+    for name, info in section.model_fields.items():
+        dotted, kind = f"{prefix}{name}", info.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            _list_section(kind, f"{dotted}.", sections, lines)
+        elif dotted.startswith(sections):
+            default = "none" if info.default in ("", ()) else info.default
+            choices = (
+                f" ({', '.join(map(str, get_args(kind)))})" if get_origin(kind) is Literal else ""
+            )
+            lines.append(f"  --{dotted}{choices}")
+            told = f"{info.description} [{default}]"
+            lines += textwrap.wrap(told, 88, initial_indent=" " * 8, subsequent_indent=" " * 8)
+
+
+def _part_settings(
+    words: list[str], command: argparse.ArgumentParser
+) -> tuple[list[str], list[str]]:
+    """Return the words that argparse knows, and the settings: every other option with its value.
+
+    Raises:
+        SettingsError: An option is no setting, but close to one of the command's own.
+    """
+    known = {option for action in command._actions for option in action.option_strings}
+    own, settings = [], []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name = word.partition("=")[0]
+        if not word.startswith("--") or word == "--" or name in known:
+            own.append(word)
+            continue
+        if "." not in name and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.7)):
+            raise SettingsError(f"{name}: there is no such option; did you mean {close[0]}?")
+        settings.append(word)
+        if "=" not in word and rest and not rest[0].startswith("--"):
+            settings.append(rest.pop(0))
+    return own, settings

@@ -1,0 +1,62 @@
+"""The folders of a run: claimed before it starts, touched only once it is sure to train."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dragoman.errors import ModelFolderError
+from dragoman.text.bundle import is_model_folder
+
+
+def claim_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
+    """Return the model folder and, beside it, the folder for checkpoints and logs; touch neither.
+
+    Raises:
+        ModelFolderError: One is there and may not be replaced, or is no model folder at all.
+    """
+    if out.name in ("", ".."):
+        out = out.resolve()
+    folder = out.with_name(f"{out.name}.training") if out.name else out
+    in_the_way = [path for path in (out, folder) if path.exists()]
+    if in_the_way and not overwrite:
+        named = " and ".join(str(path) for path in in_the_way)
+        raise ModelFolderError(
+            f"{named}: already there; choose another --out, or replace it with --overwrite"
+        )
+    if out.exists() and not is_model_folder(out):
+        raise ModelFolderError(
+            f"{out}: not a model folder, so --overwrite leaves it alone; choose another --out"
+        )
+    return out, folder
+
+
+@contextmanager
+def temporary_folder(out: Path) -> Iterator[Path]:
+    """Give a folder on the disk of `out` for what is gone with the run.
+
+    Raises:
+        ModelFolderError: None can be made there.
+    """
+    nearest = next(path for path in out.absolute().parents if path.exists())
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=nearest)
+    except OSError as error:
+        raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
+
+
+def make_empty(folder: Path) -> None:
+    """Make `folder`, empty: what was in it is gone.
+
+    Raises:
+        ModelFolderError: It cannot be written.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ModelFolderError(f"{folder}: cannot be written: {error.strerror}") from error

@@ -168,24 +168,24 @@ class PairDataModule(lightning.LightningDataModule):
         self.notes.append(f"longest output: decoding.max_length_extra {needed}, for long targets")
 
     def _note_leaks(self, pairs: Iterable[tuple[Split, Pair]]) -> Iterator[tuple[Split, Pair]]:
-        """Yield `pairs`; note how many sources of given files stand in the training pairs too."""
+        """Yield `pairs`; note how many sources, features included, of given files are trained on."""
         data = self.settings.data
         held_out = {
-            split: {pair.source for pair in read_pairs(files, data)}
+            split: {(pair.features, pair.source) for pair in read_pairs(files, data)}
             for split, files in (("valid", data.valid), ("test", data.test))
             if files
         }
-        found: dict[str, set[str]] = {split: set() for split in held_out}
+        found: dict[str, set[object]] = {split: set() for split in held_out}
         for split, pair in pairs:
             if split == "train":
                 for name, sources in held_out.items():
-                    if pair.source in sources:
-                        found[name].add(pair.source)
+                    if (source := (pair.features, pair.source)) in sources:
+                        found[name].add(source)
             yield split, pair
-        for name, sources in found.items():
-            if sources:
+        for name, leaked in found.items():
+            if leaked:
                 self.notes.append(
-                    f"leak: {len(sources):,} of the {len(held_out[name]):,} sources of data.{name} "
+                    f"leak: {len(leaked):,} of the {len(held_out[name]):,} sources of data.{name} "
                     "stand in the training pairs too; scores on them show memory"
                 )
 

@@ -92,9 +92,15 @@ def test_fit_writes_a_model_that_predicts(tmp_path):
     assert found.returncode == 0, found.stderr.decode()
     assert found.stdout == b""
     told = found.stderr.decode()
-    for part in ("preset tiny", "exact match", "precision:", "next: dragoman predict model"):
+    for part in ("preset tiny", "exact match", "precision:", "predict model < sources.txt"):
         assert part in told
-    assert len(run("predict", "model", given=b"abc\n", cwd=tmp_path).stdout.splitlines()) == 1
+    [told_next] = [line for line in told.splitlines() if line.startswith("next: ")]
+    command = told_next.removeprefix("next: ")
+    (tmp_path / "sources.txt").write_text("abc\n")
+    followed = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=120, check=True
+    )
+    assert len(followed.stdout.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", [["--help"], ["fit", "--help"], ["predict", "--help"]])

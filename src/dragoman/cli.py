@@ -7,6 +7,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         return
     run.fit(arguments.pairs, arguments.out, settings, overwrite=arguments.overwrite)
     _show_outcome(arguments.out)
-    print(f"next: dragoman predict {arguments.out} < sources.txt", file=sys.stderr)
+    print(f"next: {_own_name()} predict {arguments.out} < sources.txt", file=sys.stderr)
 
 
 def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
@@ -112,9 +113,14 @@ def demo(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     for source, text in zip(EXAMPLES, model.predict(EXAMPLES), strict=True):
         print(f"{source} -> {text}")
     print(
-        f"next, a line of your own: echo '<en-GB> 1 April 2027' | dragoman predict {out}",
+        f"next, a line of your own: echo '<en-GB> 1 April 2027' | {_own_name()} predict {out}",
         file=sys.stderr,
     )
+
+
+def _own_name() -> str:
+    """Return how this program is called from here: by its path, where no shell would find it."""
+    return "dragoman" if shutil.which("dragoman") else f"{sys.executable} -m dragoman"
 
 
 def _load_model(path: Path, words: Sequence[str]) -> "Predictor":

@@ -16,7 +16,7 @@ def test_an_output_does_not_depend_on_its_neighbours_or_the_batch(trained):
     alone = [model.predict([word])[0] for word in WORDS]
     assert model.predict(WORDS) == alone
     tight = model.settings.model_copy(update={"decoding": DecodingSettings(batch_tokens=20)})
-    assert Predictor(model.network, model.tokenizer, tight).predict(WORDS[::-1]) == alone[::-1]
+    assert Predictor(model.engine, model.tokenizer, tight).predict(WORDS[::-1]) == alone[::-1]
 
 
 def test_rows_keep_their_order_and_bad_ones_their_place(trained):
@@ -24,8 +24,8 @@ def test_rows_keep_their_order_and_bad_ones_their_place(trained):
     rows.insert(3, BadRow(3, "x", "empty"))
     found = list(trained[1].predict_rows(rows))
     assert [row for row, _ in found] == rows
-    assert found[3][1] is None
-    texts = [prediction.text for _, prediction in found if prediction]
+    assert found[3][1] == []
+    texts = [best_first[0].text for _, best_first in found if best_first]
     assert texts == trained[1].predict(WORDS)
 
 
@@ -33,9 +33,9 @@ def test_an_output_that_was_cut_is_marked(trained):
     model = trained[1]
     decoding = DecodingSettings(max_length_ratio=0.0, max_length_extra=2)
     settings = model.settings.model_copy(update={"decoding": decoding})
-    short = Predictor(model.network, model.tokenizer, settings)
+    short = Predictor(model.engine, model.tokenizer, settings)
     assert all(text.endswith(" [cut]") for text in short.predict(WORDS))
-    [(_, prediction)] = short.predict_rows([Source("abc", (), 1)])
+    [(_, [prediction])] = short.predict_rows([Source("abc", (), 1)])
     assert not prediction.is_complete
     assert len(prediction.text) == 2
 
@@ -66,12 +66,12 @@ def test_one_string_is_no_list_of_sources(trained):
 
 
 def test_letters_never_seen_are_counted(trained):
-    [(_, prediction)] = trained[1].predict_rows([Source("aßz", (), 1)])
+    [(_, [prediction])] = trained[1].predict_rows([Source("aßz", (), 1)])
     assert prediction.num_unknown == 2
 
 
 def test_scores_are_better_the_surer_the_model(trained):
-    [(_, prediction)] = trained[1].predict_rows([Source("abc", (), 1)])
+    [(_, [prediction])] = trained[1].predict_rows([Source("abc", (), 1)])
     assert -1.0 < prediction.score <= 0.0
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from dragoman.errors import DragomanError, SettingsError
+from dragoman.errors import DragomanError
 from dragoman.options import read_command_line
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     with _open_output(arguments.output) as output:
         is_jsonl = arguments.jsonl or str(arguments.output).endswith(".jsonl")
         source = sys.stdin.buffer if arguments.input is None else arguments.input
-        for row, prediction in model.predict_rows(read_sources(source, model.settings.data)):
+        for row, best_first in model.predict_rows(read_sources(source, model.settings.data)):
+            prediction = best_first[0] if best_first else None
             for fault in _find_faults(row, prediction):
                 faults.setdefault(fault, []).append(row.line)
             mark = model.settings.decoding.cut_mark
@@ -125,20 +126,12 @@ def _own_name() -> str:
 
 def _load_model(path: Path, words: Sequence[str]) -> "Predictor":
     """Return the model of a folder; settings typed on the command line replace its own."""
-    from dragoman.configuration import list_set_values, merge_settings, read_settings
+    from dragoman.configuration import read_settings
 
     typed = read_settings(None, words)
     from dragoman.predictor import Predictor
 
-    model = Predictor.load(path)
-    typed_values = dict(list_set_values(typed))
-    fixed = [name for name in typed_values if name.partition(".")[0] not in ("data", "decoding")]
-    if fixed:
-        raise SettingsError(
-            f"--{fixed[0]}: belongs to the training; a trained model takes data.* and decoding.*"
-        )
-    model.settings = merge_settings(typed, dict(list_set_values(model.settings)))
-    return model
+    return Predictor.load(path, typed)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dragoman.errors import SettingsError
-from dragoman.settings import Section, Settings
+from dragoman.settings import DecodingSettings, Section, Settings
 
 
 @dataclass
@@ -81,6 +81,32 @@ def find_conflicts(settings: Settings, places: Mapping[str, str] | None = None) 
         )
     if settings.data.valid_fraction + settings.data.test_fraction >= 1.0:
         faults.append("data.valid_fraction and data.test_fraction leave nothing to train on")
+    return faults + _find_decoding_conflicts(settings.decoding)
+
+
+def _find_decoding_conflicts(decoding: DecodingSettings) -> list[str]:
+    faults = []
+    if decoding.num_hypotheses > decoding.num_candidates:
+        name = "num_samples" if decoding.method == "sampling" else "beam_size"
+        faults.append(
+            f"decoding.num_hypotheses: {decoding.num_hypotheses} of {decoding.num_candidates} "
+            f"candidates cannot be given; raise decoding.{name}"
+        )
+    if decoding.method == "diverse" and decoding.beam_size % decoding.diverse_groups:
+        faults.append(
+            f"decoding.beam_size: {decoding.beam_size} is not a multiple of "
+            f"decoding.diverse_groups {decoding.diverse_groups}; every group has an equal part"
+        )
+    if decoding.minimum_risk != "none" and decoding.num_candidates == 1:
+        faults.append(
+            "decoding.minimum_risk: there is one candidate to choose from; raise "
+            "decoding.beam_size, or set decoding.method sampling and raise decoding.num_samples"
+        )
+    kinds = ("regex", "json_schema", "choices", "grammar")
+    if len(given := [kind for kind in kinds if getattr(decoding, kind)]) > 1:
+        faults.append(
+            f"{' and '.join(f'decoding.{kind}' for kind in given)} are both set; an output follows one"
+        )
     return faults
 
 

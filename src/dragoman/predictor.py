@@ -1,40 +1,46 @@
 """Text in, text out: a trained model at work, and its scores."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-
-from dragoman.data.batch import pad
-from dragoman.decoding.greedy import search_greedily
+from dragoman.configuration import find_conflicts, list_set_values, merge_settings
 from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.length import longest_outputs
-from dragoman.errors import DragomanError
-from dragoman.evaluation.scores import Scores, group_references, score
-from dragoman.model.building import build_network, load_weights
-from dragoman.model.transformer import Transformer
-from dragoman.settings import DecodingSettings, Settings
+from dragoman.decoding.plan import make_plan
+from dragoman.engines.choice import EngineName, load_engine, load_torch_engine
+from dragoman.engines.engine import Engine
+from dragoman.errors import DragomanError, SettingsError
+from dragoman.settings import Settings
 from dragoman.text.bundle import read_bundle
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.pairs import BadRow, Pair, Source, take_features
+from dragoman.text.special_ids import EOS_ID
+
+if TYPE_CHECKING:
+    from dragoman.evaluation.scores import Scores
 
 _FIRST_WINDOW_ROWS = 64
-_WINDOW_ROWS = 8192  # rows that are sorted by length together: bounds the memory of a long input
+_WINDOW_ROWS = 8192  # rows that are searched together: bounds the memory of a long input
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """The output for one source."""
+    """One output for a source."""
 
     text: str
     score: float  # log-probability of the output, in nats
+    normalized_score: float  # the score by which hypotheses are compared: decoding.length_norm
     is_complete: bool  # False: cut at its longest length (see decoding.max_length_ratio)
     num_unknown: int  # tokens of the source that the model has never seen
+    tokens: tuple[str, ...]  # of the output, and its end where it is complete
+    log_probs: tuple[float, ...]  # of each of `tokens`, with decoding.token_scores
+    source_tokens: tuple[str, ...]
+    alignment: tuple[tuple[float, ...], ...]  # (tokens, source_tokens), with decoding.alignment
 
     def marked(self, cut_mark: str) -> str:
         """Return the text, with `cut_mark` behind it if it was cut."""
@@ -42,38 +48,62 @@ class Prediction:
 
 
 class Predictor:
-    """A trained model, on one device.
+    """A trained model, computed by an engine.
 
     Args:
         settings: The settings it was trained with; `settings.decoding` is how it predicts.
-        device: "auto": a GPU if there is one.
+        paths: The model folders that it came from, if it did.
     """
 
     def __init__(
         self,
-        network: Transformer,
+        engine: Engine,
         tokenizer: PairTokenizer,
         settings: Settings,
-        device: str = "auto",
+        paths: Sequence[Path] = (),
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
-        self.network = network.to(self.device).eval()
+        self.engine = engine
         self.tokenizer = tokenizer
         self.settings = settings
+        self.plan = make_plan(settings.decoding, tokenizer)
+        self._paths = list(paths)
+        self._torch: Engine | None = engine if engine.name == "torch" else None
 
     @classmethod
-    def load(cls, path: str | Path) -> "Predictor":
-        """Return the model in the folder `path`.
+    def load(
+        cls,
+        path: str | Path | Sequence[str | Path],
+        settings: Settings | None = None,
+        *,
+        engine: EngineName = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> "Predictor":
+        """Return the model in the folder `path`; several folders are an ensemble.
+
+        Args:
+            settings: Its data and decoding sections replace what the model was trained with.
+            engine: "auto": CTranslate2 if the folder has it and it can do what is asked.
+            device: "cpu", "cuda", or "auto": a GPU if there is one.
+            threads: Processor threads; None: all cores.
 
         Raises:
-            ModelFolderError: The folder is missing, incomplete or foreign; says which file.
+            ModelFolderError: A folder is missing, incomplete or foreign; says which file.
+            SettingsError: The settings do not go together, or not with this model or engine.
         """
-        bundle = read_bundle(Path(path))
-        network = build_network(bundle.settings.model, bundle.tokenizer)
-        load_weights(network, bundle.weights)
-        return cls(network, bundle.tokenizer, bundle.settings)
+        paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
+        bundles = [read_bundle(one, with_weights=False) for one in paths]
+        first = bundles[0]
+        for one, bundle in zip(paths, bundles, strict=True):
+            if bundle.tokenizer.to_dict() != first.tokenizer.to_dict():
+                raise SettingsError(
+                    f"{one}: its tokenizer is not that of {paths[0]}, and an ensemble needs one; "
+                    "train its models on the same pairs, with different training.seed"
+                )
+        merged = _merge(settings or Settings(), first.settings)
+        plan = make_plan(merged.decoding, first.tokenizer)
+        made = load_engine(paths, plan, engine, device, threads)
+        return cls(made, first.tokenizer, merged, paths)
 
     def predict(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None = None
@@ -88,29 +118,61 @@ class Predictor:
         Raises:
             DragomanError: `sources` is one string, or `features` do not fit the model.
         """
-        data = self.settings.data
-        values = self._check_features(sources, features)
-        rows = []
-        for line, (text, row) in enumerate(zip(sources, values, strict=True), start=1):
-            rest, symbols = take_features(text, row, data.features, data)
-            rows.append(Source(source=rest, features=symbols, line=line))
         mark = self.settings.decoding.cut_mark
-        return [prediction.marked(mark) for prediction in self._predict_window(rows)]
+        return [best[0].marked(mark) for best in self.predict_n_best(sources, features)]
+
+    def predict_n_best(
+        self,
+        sources: Sequence[str],
+        features: Sequence[Sequence[str]] | None = None,
+        prefixes: Sequence[str] | None = None,
+    ) -> list[list[Prediction]]:
+        """Return `decoding.num_hypotheses` outputs for each source, the best first.
+
+        Args:
+            features: As in `predict`.
+            prefixes: What the output of each source begins with. It is cut into tokens by itself:
+                end it where a token may end, as at the end of a word.
+
+        Raises:
+            DragomanError: `sources` is one string, or `features` or `prefixes` do not fit.
+        """
+        rows = self._make_rows(sources, features)
+        if prefixes is not None:
+            _check_count("prefixes", prefixes, len(rows))
+        return self._predict_window(rows, prefixes)
+
+    def score(
+        self,
+        sources: Sequence[str],
+        targets: Sequence[str],
+        features: Sequence[Sequence[str]] | None = None,
+    ) -> list[Prediction]:
+        """Return each of `targets` with its log-probability as the output of its source.
+
+        `log_probs` has it token by token, `score` in all, `text` what the tokens read.
+
+        Raises:
+            DragomanError: `sources` is one string, or `targets` or `features` do not fit.
+        """
+        rows = self._make_rows(sources, features)
+        _check_count("targets", targets, len(rows))
+        return self._score_window(rows, targets)
 
     def predict_rows(
         self, rows: Iterable[Source | BadRow]
-    ) -> Iterator[tuple[Source | BadRow, Prediction | None]]:
-        """Yield each row with its prediction, in order; None for a bad row.
+    ) -> Iterator[tuple[Source | BadRow, list[Prediction]]]:
+        """Yield each row with its outputs, best first, in the order of the rows; a bad row has none.
 
         Holds some thousand rows at a time, whatever the length of the input.
         """
-        for window in _windows(rows):
+        for window in make_windows(rows):
             good = [row for row in window if isinstance(row, Source)]
             predictions = iter(self._predict_window(good))
             for row in window:
-                yield row, next(predictions) if isinstance(row, Source) else None
+                yield row, next(predictions) if isinstance(row, Source) else []
 
-    def evaluate(self, pairs: Iterable[Pair]) -> Scores:
+    def evaluate(self, pairs: Iterable[Pair]) -> "Scores":
         """Return the scores of the model on `pairs`; rows of one source are its references.
 
         An output that was cut counts as it stands, without the cut mark.
@@ -118,16 +180,27 @@ class Predictor:
         Raises:
             DataError: There are no pairs.
         """
+        from dragoman.evaluation.scores import group_references, score
+
         groups = group_references(pairs)
         rows = [Source(source=group.source, features=group.features, line=0) for group in groups]
-        texts = [
-            prediction.text for _, prediction in self.predict_rows(rows) if prediction is not None
-        ]
+        texts = [best_first[0].text for _, best_first in self.predict_rows(rows)]
         return score(
             texts,
             [group.references for group in groups],
             separator=self.settings.tokenizer.target.separator,
         )
+
+    def _make_rows(
+        self, sources: Sequence[str], features: Sequence[Sequence[str]] | None
+    ) -> list[Source]:
+        data = self.settings.data
+        values = self._check_features(sources, features)
+        rows = []
+        for line, (text, row) in enumerate(zip(sources, values, strict=True), start=1):
+            rest, symbols = take_features(text, row, data.features, data)
+            rows.append(Source(source=rest, features=symbols, line=line))
+        return rows
 
     def _check_features(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None
@@ -143,49 +216,111 @@ class Predictor:
             )
         return values
 
-    def _predict_window(self, rows: Sequence[Source]) -> list[Prediction]:
-        """Return the prediction of each row; batches are of like lengths, the order is kept."""
-        ids = self.tokenizer.encode_sources(
-            [row.source for row in rows], [row.features for row in rows]
-        )
-        by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        found: dict[int, Hypothesis] = {}
-        for batch in _batches(by_length, lambda i: len(ids[i]), self.settings.decoding):
-            found.update(zip(batch, self._search([ids[i] for i in batch]), strict=True))
-        texts = self.tokenizer.decode_targets([found[i].ids for i in range(len(ids))])
+    def _predict_window(
+        self, rows: Sequence[Source], prefixes: Sequence[str] | None = None
+    ) -> list[list[Prediction]]:
+        """Return the outputs of each row, best first."""
+        sources = self._encode(rows)
+        starts = None if prefixes is None else self._encode_targets(prefixes)
+        engine = self._engine_for(has_prefixes=prefixes is not None)
+        found = engine.search(sources, self.plan, starts)
+        decoding = self.settings.decoding
+        if decoding.token_scores or decoding.alignment:
+            found = self._with_details(sources, found)
         return [
-            Prediction(
-                text=texts[i],
-                score=found[i].score,
-                is_complete=found[i].is_complete,
-                num_unknown=self.tokenizer.count_unknown(ids[i]),
-            )
-            for i in range(len(ids))
+            self._describe(ids, hypotheses) for ids, hypotheses in zip(sources, found, strict=True)
         ]
 
-    def _search(self, sources: Sequence[Sequence[int]]) -> list[Hypothesis]:
-        source_ids = pad(sources, self.network.pad_id).to(self.device)
-        limits = longest_outputs(source_ids, self.network.pad_id, self.settings.decoding)
-        return search_greedily(self.network, source_ids, limits)
+    def _score_window(self, rows: Sequence[Source], targets: Sequence[str]) -> list[Prediction]:
+        sources = self._encode(rows)
+        scored = self.engine.score(sources, self._encode_targets(targets), self.plan)
+        return [self._describe(ids, [one])[0] for ids, one in zip(sources, scored, strict=True)]
+
+    def _encode(self, rows: Sequence[Source]) -> list[list[int]]:
+        return self.tokenizer.encode_sources(
+            [row.source for row in rows], [row.features for row in rows]
+        )
+
+    def _encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids[1:-1] for ids in self.tokenizer.encode_targets(texts)]
+
+    def _engine_for(self, *, has_prefixes: bool) -> Engine:
+        """Return the engine, or PyTorch where the engine cannot do what is asked of it now."""
+        if not self.engine.find_obstacle(self.plan, has_prefixes=has_prefixes):
+            return self.engine
+        if self._torch is None:
+            self._torch = load_torch_engine(self._paths)
+        return self._torch
+
+    def _with_details(
+        self, sources: Sequence[Sequence[int]], found: Sequence[Sequence[Hypothesis]]
+    ) -> list[list[Hypothesis]]:
+        """Return the hypotheses with the log-probabilities of their tokens, and their alignment."""
+        rows = [(i, one) for i, best_first in enumerate(found) for one in best_first]
+        scored = self.engine.score(
+            [sources[i] for i, _ in rows], [one.ids for _, one in rows], self.plan
+        )
+        detailed: list[list[Hypothesis]] = [[] for _ in found]
+        for (i, one), details in zip(rows, scored, strict=True):
+            length = len(one.ids) + one.is_complete  # one that was cut has no end to speak of
+            detailed[i].append(
+                one._replace(
+                    log_probs=details.log_probs[:length], alignment=details.alignment[:length]
+                )
+            )
+        return detailed
+
+    def _describe(
+        self, source_ids: Sequence[int], hypotheses: Sequence[Hypothesis]
+    ) -> list[Prediction]:
+        texts = self.tokenizer.decode_targets([one.ids for one in hypotheses])
+        names, end = self._target_names, self._target_names[EOS_ID]
+        return [
+            Prediction(
+                text=text,
+                score=one.score,
+                normalized_score=one.normalized_score,
+                is_complete=one.is_complete,
+                num_unknown=self.tokenizer.count_unknown(source_ids),
+                tokens=(*(names[i] for i in one.ids), *([end] if one.is_complete else [])),
+                log_probs=one.log_probs,
+                source_tokens=tuple(self._source_names[i] for i in source_ids),
+                alignment=one.alignment,
+            )
+            for text, one in zip(texts, hypotheses, strict=True)
+        ]
+
+    @cached_property
+    def _source_names(self) -> list[str]:
+        return self.tokenizer.source_names()
+
+    @cached_property
+    def _target_names(self) -> list[str]:
+        return self.tokenizer.target_names()
 
 
-def _batches(
-    rows: Sequence[int], length_of: Callable[[int], int], decoding: DecodingSettings
-) -> Iterator[list[int]]:
-    """Yield `rows`, whose lengths rise, in batches of at most `decoding.batch_tokens` tokens."""
-    batch: list[int] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * length_of(row) > decoding.batch_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def _windows(rows: Iterable[T]) -> Iterator[list[T]]:
+def make_windows(rows: Iterable[T]) -> Iterator[list[T]]:
     """Yield `rows` in growing windows: the first answers come soon, later ones are cheaper."""
     iterator, size = iter(rows), _FIRST_WINDOW_ROWS
     while window := list(islice(iterator, size)):
         yield window
         size = min(2 * size, _WINDOW_ROWS)
+
+
+def _check_count(name: str, values: Sequence[str], count: int) -> None:
+    if isinstance(values, str) or len(values) != count:
+        raise DragomanError(f"{name}: give one for each of the {count} sources")
+
+
+def _merge(typed: Settings, trained: Settings) -> Settings:
+    """Return the settings of a trained model with those that were typed in their place."""
+    values = dict(list_set_values(typed))
+    fixed = [name for name in values if name.partition(".")[0] not in ("data", "decoding")]
+    if fixed:
+        raise SettingsError(
+            f"--{fixed[0]}: belongs to the training; a trained model takes data.* and decoding.*"
+        )
+    merged = merge_settings(typed, dict(list_set_values(trained)))
+    if faults := find_conflicts(merged):
+        raise SettingsError.gather(faults)
+    return merged

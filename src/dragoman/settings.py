@@ -184,16 +184,74 @@ class TrainingSettings(Section):
 
 
 class DecodingSettings(Section):
-    """How a prediction is made, and how long it may be."""
+    """How a prediction is made, how long it may be, and what it may say."""
 
+    method: Literal["beam", "diverse", "sampling"] = "beam"
+    """Beam search; diverse beam search (groups that avoid each other's tokens); or sampling by chance."""
+    beam_size: Positive = 1
+    """Hypotheses that beam search keeps at each step; 1 is greedy search."""
+    num_hypotheses: Positive = 1
+    """Outputs of each source, the best first; more than one are written with --jsonl only."""
+    length_norm: Literal["average", "wu"] = "average"
+    """Hypotheses are compared by score / length^length_penalty (average), or by score / ((5 + length) / 6)^length_penalty (wu: Wu et al. 2016)."""
+    length_penalty: Annotated[float, Field(ge=0.0)] = 1.0
+    """Exponent of the length, its end included, in the comparison of hypotheses; 0: by their score alone."""
+    stop: Literal["full", "exact"] = "full"
+    """Beam search ends when beam_size hypotheses have ended (full), or when no hypothesis that goes on could still be among the best (exact: slower)."""
     max_length_ratio: Annotated[float, Field(ge=0.0)] = 2.0
-    """Longest output: max_length_ratio * tokens of the source + max_length_extra, in tokens."""
+    """Longest output: max_length_ratio * tokens of the source (rounded up to a multiple of 16) + max_length_extra, in tokens."""
     max_length_extra: Annotated[int, Field(ge=1)] = 50
     """Tokens that an output may have beyond the ratio; raised by itself where the training pairs need more."""
+    min_length_ratio: Annotated[float, Field(ge=0.0)] = 0.0
+    """Shortest output: min_length_ratio * tokens of the source + min_length, in tokens."""
+    min_length: Annotated[int, Field(ge=0)] = 0
+    """Fewest tokens of an output, whatever its source."""
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
+    """No sequence of so many tokens comes twice in an output; 0: any may."""
+    forbidden_tokens: Texts = ()
+    """Tokens of the target's vocabulary that no output may hold."""
+    diverse_groups: Positive = 2
+    """Groups of diverse beam search; beam_size must be a multiple of it."""
+    diverse_strength: Annotated[float, Field(ge=0.0)] = 0.5
+    """What a token costs, in nats, for each earlier group that took it at the same step."""
+    num_samples: Positive = 1
+    """Outputs that sampling draws for each source; the best num_hypotheses of them are kept."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Sampling: below 1 likely tokens become likelier, above 1 less so."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sampling: only so many of the likeliest tokens; 0: all."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Sampling: only the likeliest tokens that together reach this probability."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Seed of the sampling; an output depends on it and on the source alone."""
+    minimum_risk: Literal["none", "edit", "chrf"] = "none"
+    """Minimum Bayes risk: choose the candidate that is closest, by edit distance or chrF, to all candidates (the beam, or the samples)."""
+    regex: str = ""
+    """Regular expression that every output matches as a whole; torch only, as all that constrains the output."""
+    json_schema: str = ""
+    """JSON schema that every output conforms to: a file, or the schema itself."""
+    choices: str = ""
+    """File of the only possible outputs, one a line."""
+    grammar: str = ""
+    """File of a grammar, in the Lark format, whose language every output is of."""
+    token_scores: bool = False
+    """Give the tokens of each output and the log-probability of each (--jsonl)."""
+    alignment: bool = False
+    """Give the attention of each token of the output over the tokens of the source (--jsonl)."""
     batch_tokens: Positive = 8192
-    """Largest batch of sources, in tokens, padding counted."""
+    """Largest batch of sources, in tokens, padding counted; each hypothesis of a beam counts."""
     cut_mark: str = " [cut]"
     """What is put behind an output that reached its longest length without ending by itself."""
+
+    @property
+    def num_candidates(self) -> int:
+        """Hypotheses that a search makes for each source."""
+        return self.num_samples if self.method == "sampling" else self.beam_size
+
+    @property
+    def num_searched(self) -> int:
+        """Hypotheses that a search returns: all candidates where the least risky are chosen."""
+        return self.num_hypotheses if self.minimum_risk == "none" else self.num_candidates
 
 
 class Settings(Section):

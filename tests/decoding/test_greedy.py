@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from conftest import BOS, EOS, PAD, pad_right, random_ids
 from dragoman.decoding.greedy import search_greedily
-from dragoman.decoding.length import longest_outputs
+from dragoman.decoding.length import limit_lengths
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings
 
@@ -71,8 +71,6 @@ def test_no_sources_have_no_hypotheses():
     assert search_greedily(make_network(), torch.zeros(0, 4, dtype=torch.long), []) == []
 
 
-def test_the_longest_output_depends_on_the_tokens_of_the_row_alone():
-    decoding = DecodingSettings(max_length_ratio=2.0, max_length_extra=50)
-    ids = pad_right(random_ids(2, 10, 20), 5)
-    ids[1, 4:] = PAD
-    assert longest_outputs(ids, PAD, decoding) == [70, 58]
+def test_limits_depend_on_the_tokens_of_the_row_alone():
+    decoding = DecodingSettings(max_length_ratio=2.0, max_length_extra=50, min_length_ratio=0.5)
+    assert limit_lengths([10, 16, 17, 0], decoding) == [(5, 82), (8, 82), (8, 114), (0, 50)]

@@ -74,7 +74,12 @@ def _hypotheses(
 ) -> list[Hypothesis]:
     lengths = ((tokens != model.pad_id) & (tokens != model.eos_id)).sum(dim=1)
     return [
-        Hypothesis(ids=tuple(row[:length]), score=score, is_complete=is_complete)
+        Hypothesis(
+            ids=tuple(row[:length]),
+            score=score,
+            normalized_score=score / (length + is_complete),
+            is_complete=is_complete,
+        )
         for row, length, score, is_complete in zip(
             tokens.tolist(), lengths.tolist(), scores.tolist(), has_ended.tolist(), strict=True
         )

@@ -1,18 +1,42 @@
-"""How long an output may become."""
+"""How long an output may be, and how its length counts when hypotheses are compared."""
 
-from jaxtyping import Int
-from torch import Tensor
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from dragoman.settings import DecodingSettings
 
+_SOURCE_STEP = 16  # tokens: sources of like lengths have one limit, and can be searched together
 
-def longest_outputs(
-    source_ids: Int[Tensor, "B S"], pad_id: int, decoding: DecodingSettings
-) -> list[int]:
-    """Return the longest output of each source in tokens, its end included.
 
-    It is max_length_ratio * tokens of the source + max_length_extra: it depends on the row alone,
-    never on its neighbours or its padding. A source of 10 tokens has 70 with ratio 2 and extra 50.
+class Limits(NamedTuple):
+    """Fewest and most tokens of an output: the fewest without its end, the most with it."""
+
+    shortest: int
+    longest: int
+
+
+def limit_lengths(source_lengths: Sequence[int], decoding: DecodingSettings) -> list[Limits]:
+    """Return the limits of the output of each source, given the tokens of each.
+
+    They depend on the row alone, never on its neighbours or its padding. A source of 10 tokens
+    counts as 16: with ratio 2 and extra 50 its output has at most 82.
     """
-    lengths = (source_ids != pad_id).sum(dim=1).tolist()
-    return [int(decoding.max_length_ratio * n) + decoding.max_length_extra for n in lengths]
+    limits = []
+    for length in source_lengths:
+        rounded = -(-length // _SOURCE_STEP) * _SOURCE_STEP
+        longest = int(decoding.max_length_ratio * rounded) + decoding.max_length_extra
+        shortest = int(decoding.min_length_ratio * length) + decoding.min_length
+        limits.append(Limits(min(shortest, longest - 1), longest))
+    return limits
+
+
+def normalize(score: float, length: int, decoding: DecodingSettings) -> float:
+    """Return `score` as it is compared with those of hypotheses of other lengths.
+
+    `length` counts the end. By "average", -6.0 over 3 tokens is -2.0 (with length_penalty 1).
+
+    Source: "wu": Wu et al. 2016, section 7, equation 14, without the coverage penalty.
+    """
+    if decoding.length_norm == "wu":
+        return float(score / ((5 + length) / 6) ** decoding.length_penalty)
+    return float(score / max(1, length) ** decoding.length_penalty)

@@ -3,6 +3,9 @@
 The parameters are those of the stock `nn.Transformer`, read in place. A cache is a value: `start`
 makes one, `step` takes one and returns the next, `select` reorders or drops rows. A step writes
 into the buffers of the cache that it is given, so only the newest cache of a line may be stepped.
+
+Several rows may continue one source, as in a beam: N sources, and R rows, R / N of each source.
+Keys and values of a source are kept once, and its rows attend to them together.
 """
 
 from dataclasses import dataclass, replace
@@ -21,10 +24,10 @@ _FIRST_CAPACITY = 16  # target positions; doubled when they are full
 class LayerCache:
     """Keys and values of one decoder layer, by head (Dh is D / H); C is the capacity."""
 
-    target_keys: Float[Tensor, "B H C Dh"]
-    target_values: Float[Tensor, "B H C Dh"]
-    source_keys: Float[Tensor, "B H S Dh"]
-    source_values: Float[Tensor, "B H S Dh"]
+    target_keys: Float[Tensor, "R H C Dh"]
+    target_values: Float[Tensor, "R H C Dh"]
+    source_keys: Float[Tensor, "N H S Dh"]
+    source_values: Float[Tensor, "N H S Dh"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class DecoderCache:
     """All that a step needs of the past: `length` target tokens have been taken in."""
 
     layers: tuple[LayerCache, ...]
-    may_attend: Bool[Tensor, "B 1 1 S"]
+    may_attend: Bool[Tensor, "N 1 1 S"]
     length: int
 
 
@@ -57,8 +60,8 @@ def start(model: Transformer, memory: Memory) -> DecoderCache:
 
 
 def step(
-    model: Transformer, ids: Int[Tensor, " B"], cache: DecoderCache
-) -> tuple[Float[Tensor, "B V"], DecoderCache]:
+    model: Transformer, ids: Int[Tensor, " R"], cache: DecoderCache
+) -> tuple[Float[Tensor, "R V"], DecoderCache]:
     """Return the logits of the token after `ids`, and the cache with `ids` taken in."""
     position = cache.length
     x = model.embed(ids[:, None], model.target_embedding, model.target_positions, start=position)
@@ -71,27 +74,40 @@ def step(
     return model.project(x[:, 0]), replace(cache, layers=tuple(layers), length=position + 1)
 
 
-def select(cache: DecoderCache, rows: Int[Tensor, " R"]) -> DecoderCache:
-    """Return the cache of the given rows, in their order; a row may be repeated or left out."""
+def select(
+    cache: DecoderCache, rows: Int[Tensor, " R2"], sources: Int[Tensor, " N2"] | None = None
+) -> DecoderCache:
+    """Return the cache of the given rows, in their order; a row may be repeated or left out.
+
+    `sources` are the sources of the new rows, an equal number of rows of each; None: where every
+    row has a source of its own, those of `rows`.
+    """
+    if sources is None:
+        sources = rows
+    is_same = len(sources) == len(cache.may_attend) and bool(
+        (sources == torch.arange(len(sources), device=sources.device)).all()
+    )
     layers = tuple(
         LayerCache(
             target_keys=layer.target_keys[rows],
             target_values=layer.target_values[rows],
-            source_keys=layer.source_keys[rows],
-            source_values=layer.source_values[rows],
+            source_keys=layer.source_keys if is_same else layer.source_keys[sources],
+            source_values=layer.source_values if is_same else layer.source_values[sources],
         )
         for layer in cache.layers
     )
-    return replace(cache, layers=layers, may_attend=cache.may_attend[rows])
+    return replace(
+        cache, layers=layers, may_attend=cache.may_attend if is_same else cache.may_attend[sources]
+    )
 
 
 def _decoder_layer(
     layer: nn.TransformerDecoderLayer,
-    x: Float[Tensor, "B 1 D"],
+    x: Float[Tensor, "R 1 D"],
     kept: LayerCache,
     position: int,
-    may_attend: Bool[Tensor, "B 1 1 S"],
-) -> Float[Tensor, "B 1 D"]:
+    may_attend: Bool[Tensor, "N 1 1 S"],
+) -> Float[Tensor, "R 1 D"]:
     """Return `layer` applied to the token at `position`; writes its key and value into `kept`."""
     if layer.norm_first:
         x = x + _attend_to_target(layer.self_attn, layer.norm1(x), kept, position)
@@ -104,8 +120,8 @@ def _decoder_layer(
 
 
 def _attend_to_target(
-    attention: nn.MultiheadAttention, x: Float[Tensor, "B 1 D"], kept: LayerCache, position: int
-) -> Float[Tensor, "B 1 D"]:
+    attention: nn.MultiheadAttention, x: Float[Tensor, "R 1 D"], kept: LayerCache, position: int
+) -> Float[Tensor, "R 1 D"]:
     assert attention.in_proj_weight is not None
     projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = (_split_heads(part, attention) for part in projected.chunk(3, dim=-1))
@@ -121,23 +137,27 @@ def _attend_to_target(
 
 def _attend_to_source(
     attention: nn.MultiheadAttention,
-    x: Float[Tensor, "B 1 D"],
+    x: Float[Tensor, "R 1 D"],
     kept: LayerCache,
-    may_attend: Bool[Tensor, "B 1 1 S"],
-) -> Float[Tensor, "B 1 D"]:
+    may_attend: Bool[Tensor, "N 1 1 S"],
+) -> Float[Tensor, "R 1 D"]:
     width = attention.embed_dim
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     assert weight is not None
     query = F.linear(x, weight[:width], None if bias is None else bias[:width])
+    together = query.view(len(may_attend), -1, width)  # (R, 1, D) -> (N, R/N, D)
     mixed = F.scaled_dot_product_attention(
-        _split_heads(query, attention), kept.source_keys, kept.source_values, attn_mask=may_attend
+        _split_heads(together, attention),
+        kept.source_keys,
+        kept.source_values,
+        attn_mask=may_attend,
     )
-    return _join_heads(mixed, attention)
+    return _join_heads(mixed, attention).view_as(x)  # (N, R/N, D) -> (R, 1, D)
 
 
 def _feed_forward(
-    layer: nn.TransformerDecoderLayer, x: Float[Tensor, "B 1 D"]
-) -> Float[Tensor, "B 1 D"]:
+    layer: nn.TransformerDecoderLayer, x: Float[Tensor, "R 1 D"]
+) -> Float[Tensor, "R 1 D"]:
     widened: Tensor = layer.linear2(layer.activation(layer.linear1(x)))
     return widened
 

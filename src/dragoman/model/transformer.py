@@ -18,7 +18,7 @@ from dragoman.errors import SettingsError
 from dragoman.model.positions import LearnedPositions, SinusoidalPositions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +168,15 @@ class Transformer(nn.Module):
         """
         # The one import against the rows of the layout: decoding stands on the model, and this
         # method is only a short way to it.
-        from dragoman.decoding.greedy import search_greedily
+        from dragoman.decoding.plan import SearchPlan
+        from dragoman.decoding.search import search
+        from dragoman.settings import DecodingSettings
 
-        limits: Sequence[int] = [max_length or self.max_seq_len] * len(source_ids)
-        return [list(found.ids) for found in search_greedily(self, source_ids, limits)]
+        decoding = DecodingSettings(
+            max_length_ratio=0.0, max_length_extra=max_length or self.max_seq_len
+        )
+        found = search([self], source_ids, SearchPlan(decoding=decoding))
+        return [list(best_first[0].ids) for best_first in found]
 
     @property
     def longest_target(self) -> int | None:

@@ -5,6 +5,7 @@
     tokenizer.json      the tokens of both sides
     metrics.json        scores, sizes, and what it was trained on
     README.md           a model card
+    ctranslate2/        the model for CTranslate2, once exported; onnx/ likewise
 
 Nothing in it is pickled, and reading it runs none of it.
 """
@@ -29,6 +30,7 @@ from dragoman.text.pair_tokenizer import PairTokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
 METRICS, CARD = "metrics.json", "README.md"
+CTRANSLATE2, ONNX = "ctranslate2", "onnx"  # folders in it, once exported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,11 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read_bundle(path: Path) -> Bundle:
+def read_bundle(path: Path, *, with_weights: bool = True) -> Bundle:
     """Return the content of the model folder at `path`.
+
+    Args:
+        with_weights: False: its `weights` are empty, as where an exported model has its own.
 
     Raises:
         ModelFolderError: It is missing, incomplete, cut short or foreign; says which file.
@@ -85,16 +90,10 @@ def read_bundle(path: Path) -> Bundle:
         settings = read_settings(path / CONFIG)
     except SettingsError as error:
         raise ModelFolderError(f"{path / CONFIG}: not settings of this version: {error}") from error
-    try:
-        weights = load_file(path / WEIGHTS)
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype unknown to numpy
-        raise ModelFolderError(
-            f"{path / WEIGHTS}: the weights cannot be read, as if cut short or foreign: {error}"
-        ) from error
     return Bundle(
         settings=settings,
         tokenizer=PairTokenizer.load(path / TOKENIZER),
-        weights=weights,
+        weights=_read_weights(path / WEIGHTS) if with_weights else {},
         metrics=_read_metrics(path / METRICS),
         card=(path / CARD).read_text(encoding="utf-8", errors="replace")
         if (path / CARD).is_file()
@@ -113,6 +112,15 @@ def dump_settings(settings: Settings) -> str:
         settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True
     )
     return text
+
+
+def _read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype unknown to numpy
+        raise ModelFolderError(
+            f"{path}: the weights cannot be read, as if cut short or foreign: {error}"
+        ) from error
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:

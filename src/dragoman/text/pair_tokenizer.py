@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.settings import TokenizerSettings
@@ -128,16 +128,19 @@ class PairTokenizer:
             return self.source_names()
         return self.target.tokens(range(self.target.vocab_size))
 
-    def save(self, path: Path) -> None:
-        """Write everything to `path`, as JSON; a file that is there is replaced at one stroke."""
-        content = {
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain JSON values."""
+        return {
             "format": _FORMAT,
             "version": _VERSION,
             "features": list(self.features),
             "source": self.source.to_dict(),
             "target": "source" if self.is_shared else self.target.to_dict(),
         }
-        text = json.dumps(content, ensure_ascii=False, indent=1)
+
+    def save(self, path: Path) -> None:
+        """Write everything to `path`, as JSON; a file that is there is replaced at one stroke."""
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             temporary.write_bytes(text.encode("utf-8") + b"\n")

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dragoman.data.batch import Batch
-from dragoman.decoding.greedy import search_greedily
 from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.length import longest_outputs
+from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search import search
 from dragoman.model.loss import LossSums, Path, sum_losses
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
@@ -205,8 +205,12 @@ class TransformerTraining(lightning.LightningModule):
         )
 
     def _decode(self, source_ids: Int[Tensor, "B S"]) -> list[Hypothesis]:
-        limits = longest_outputs(source_ids, self.network.pad_id, self.decoding)
-        return search_greedily(self.network, source_ids, limits)
+        """Return the greedy output of each source: what a beam would add is for the trained model."""
+        greedy = DecodingSettings(
+            max_length_ratio=self.decoding.max_length_ratio,
+            max_length_extra=self.decoding.max_length_extra,
+        )
+        return [best[0] for best in search([self.network], source_ids, SearchPlan(decoding=greedy))]
 
     def _decode_and_score(self, batch: Batch, metrics: DecodedMetrics) -> None:
         has_target = (batch.target_ids != self.network.pad_id).any(dim=1)

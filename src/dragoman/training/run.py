@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
 from dragoman.configuration import find_conflicts
+from dragoman.engines.pytorch import TorchEngine
 from dragoman.errors import SettingsError
 from dragoman.model.building import build_network, copy_weights
 from dragoman.predictor import Predictor
@@ -85,7 +86,8 @@ def fit(
     with _open_run(pairs, Path(out), settings or Settings(), overwrite, console) as run:
         make_empty(run.folder)
         _train(run)
-        predictor = Predictor(run.module.network, run.data.tokenizer, run.settings)
+        engine = TorchEngine([run.module.network])
+        predictor = Predictor(engine, run.data.tokenizer, run.settings)
         console.print("scoring")
         metrics = _score(run, predictor, minutes=(time.monotonic() - started_at) / 60)
     write_bundle(

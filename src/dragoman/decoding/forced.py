@@ -1,0 +1,106 @@
+"""Forced decoding: how probable a given output is, token by token, and where it attends to."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dragoman.decoding.ensemble import Ensemble, average, mute
+from dragoman.decoding.hypothesis import Hypothesis
+from dragoman.decoding.length import normalize
+from dragoman.model.transformer import Transformer
+from dragoman.settings import DecodingSettings
+
+
+def score_targets(
+    models: Sequence[Transformer],
+    source_ids: Int[Tensor, "B S"],
+    targets: Sequence[Sequence[int]],
+    decoding: DecodingSettings,
+) -> list[Hypothesis]:
+    """Return each of `targets`, ids without begin and end, as a complete hypothesis.
+
+    The probability is over all tokens but padding and begin: that which a search without rules
+    would have given. With several models it is the mean of theirs.
+    """
+    if not len(targets):
+        return []
+    ensemble = Ensemble(models)
+    device = source_ids.device
+    rows = [
+        torch.tensor([ensemble.bos_id, *ids, ensemble.eos_id], device=device) for ids in targets
+    ]
+    target_ids = torch.nn.utils.rnn.pad_sequence(
+        rows, batch_first=True, padding_value=ensemble.pad_id
+    )
+    with ensemble.evaluating():
+        parts, attentions = [], []
+        for model in ensemble.models:
+            memory = model.encode(source_ids)
+            logits = model.decode(target_ids[:, :-1], memory).float()
+            parts.append(
+                torch.log_softmax(mute(logits, (ensemble.pad_id, ensemble.bos_id)), dim=-1)
+            )
+        spoken = average(parts).gather(-1, target_ids[:, 1:, None])[..., 0]
+        if decoding.alignment:
+            attentions = [align(m, source_ids, target_ids[:, :-1]) for m in ensemble.models]
+    return [
+        _make_hypothesis(
+            ids,
+            spoken[i, : len(ids) + 1].tolist(),
+            torch.stack([a[i] for a in attentions]).mean(0) if attentions else None,
+            int((source_ids[i] != ensemble.pad_id).sum()),
+            decoding,
+        )
+        for i, ids in enumerate(targets)
+    ]
+
+
+@torch.no_grad()
+def align(
+    model: Transformer, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]
+) -> Float[Tensor, "B T S"]:
+    """Return the attention over the source by which the token after each of `target_ids` is chosen.
+
+    It is the mean of the heads of the decoder's last layer, which is what `nn.MultiheadAttention`
+    gives with `average_attn_weights`.
+    """
+    memory = model.encode(source_ids)
+    last = model.transformer.decoder.layers[-1]
+    found: list[Tensor] = []
+
+    def take(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        found.append(inputs[0])
+
+    # The query of the cross-attention, as it comes to the stock layer.
+    handle = last.multihead_attn.register_forward_hook(take)
+    try:
+        model.decode_states(target_ids, memory)
+    finally:
+        handle.remove()
+    _, weights = last.multihead_attn(
+        found[0], memory.states, memory.states, key_padding_mask=~memory.is_token
+    )
+    averaged: Tensor = weights
+    return averaged
+
+
+def _make_hypothesis(
+    ids: Sequence[int],
+    log_probs: list[float],
+    attention: Float[Tensor, "T S"] | None,
+    source_length: int,
+    decoding: DecodingSettings,
+) -> Hypothesis:
+    score = sum(log_probs)
+    return Hypothesis(
+        ids=tuple(ids),
+        score=score,
+        normalized_score=normalize(score, len(log_probs), decoding),
+        is_complete=True,
+        log_probs=tuple(log_probs),
+        alignment=()
+        if attention is None
+        else tuple(tuple(row) for row in attention[: len(log_probs), :source_length].tolist()),
+    )

@@ -1,0 +1,52 @@
+"""What is searched for, with the words of the settings made into ids of one vocabulary."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragoman.configuration import suggest
+from dragoman.errors import SettingsError
+from dragoman.settings import DecodingSettings
+from dragoman.text.pair_tokenizer import PairTokenizer
+
+
+@runtime_checkable
+class ConstraintState(Protocol):
+    """Where one hypothesis stands in what the output must match: a value, never changed."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Return which ids of the target's vocabulary, (V,), may come next; the end is one."""
+        ...
+
+    def advance(self, token: int) -> "ConstraintState":
+        """Return the state after `token`, which was allowed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """The settings of a search, and what of them depends on the vocabulary of the target."""
+
+    decoding: DecodingSettings
+    forbidden_ids: tuple[int, ...] = ()
+    constraint: ConstraintState | None = None  # before the first token; None: anything may be said
+
+
+def make_plan(decoding: DecodingSettings, tokenizer: PairTokenizer) -> SearchPlan:
+    """Return the plan of a search in the vocabulary of `tokenizer`.
+
+    Raises:
+        SettingsError: A forbidden token is not in the vocabulary, or a constraint is broken.
+    """
+    ids = {name: id_ for id_, name in enumerate(tokenizer.target_names())}
+    if unknown := [token for token in decoding.forbidden_tokens if token not in ids]:
+        raise SettingsError(
+            f"decoding.forbidden_tokens: {unknown[0]!r} is no token of the target's vocabulary"
+            f"{suggest(unknown[0], list(ids))}"
+        )
+    return SearchPlan(
+        decoding=decoding,
+        forbidden_ids=tuple(ids[token] for token in decoding.forbidden_tokens),
+    )

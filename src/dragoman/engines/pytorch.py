@@ -1,0 +1,86 @@
+"""The engine that every model has: PyTorch, with every kind of search."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from dragoman.data.batch import pad
+from dragoman.decoding.forced import score_targets
+from dragoman.decoding.hypothesis import Hypothesis
+from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search import search
+from dragoman.model.transformer import Transformer
+
+
+class TorchEngine:
+    """One model, or an ensemble of models that share their vocabularies.
+
+    Args:
+        device: "auto": a GPU if there is one.
+    """
+
+    name = "torch"
+
+    def __init__(self, networks: Sequence[Transformer], device: str = "auto") -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.networks = [network.to(self.device).eval() for network in networks]
+
+    def find_obstacle(self, plan: SearchPlan, *, has_prefixes: bool = False) -> str:
+        """Return "": it can do all."""
+        return ""
+
+    def search(
+        self,
+        sources: Sequence[Sequence[int]],
+        plan: SearchPlan,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each source, best first: see `Engine.search`."""
+        found: list[list[Hypothesis]] = [[] for _ in sources]
+        costs = [len(ids) * plan.decoding.num_candidates for ids in sources]
+        for batch in _make_batches(costs, plan.decoding.batch_tokens):
+            hypotheses = search(
+                self.networks,
+                self._pad([sources[i] for i in batch]),
+                plan,
+                None if prefixes is None else [prefixes[i] for i in batch],
+            )
+            for i, best_first in zip(batch, hypotheses, strict=True):
+                found[i] = best_first
+        return found
+
+    def score(
+        self,
+        sources: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        plan: SearchPlan,
+    ) -> list[Hypothesis]:
+        """Return each target with its log-probabilities: see `Engine.score`."""
+        found: dict[int, Hypothesis] = {}
+        costs = [max(len(s), len(t) + 1) for s, t in zip(sources, targets, strict=True)]
+        for batch in _make_batches(costs, plan.decoding.batch_tokens):
+            scored = score_targets(
+                self.networks,
+                self._pad([sources[i] for i in batch]),
+                [targets[i] for i in batch],
+                plan.decoding,
+            )
+            found.update(zip(batch, scored, strict=True))
+        return [found[i] for i in range(len(sources))]
+
+    def _pad(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        return pad(rows, self.networks[0].pad_id).to(self.device)
+
+
+def _make_batches(costs: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Yield the rows, cheap ones first, in batches of at most `limit`, padded to the dearest."""
+    batch: list[int] = []
+    for row in sorted(range(len(costs)), key=costs.__getitem__):
+        if batch and (len(batch) + 1) * costs[row] > limit:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

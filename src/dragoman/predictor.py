@@ -225,11 +225,27 @@ class Predictor:
         engine = self._engine_for(has_prefixes=prefixes is not None)
         found = engine.search(sources, self.plan, starts)
         decoding = self.settings.decoding
+        if decoding.minimum_risk != "none":
+            found = [self._choose_least_risky(candidates) for candidates in found]
         if decoding.token_scores or decoding.alignment:
             found = self._with_details(sources, found)
         return [
             self._describe(ids, hypotheses) for ids, hypotheses in zip(sources, found, strict=True)
         ]
+
+    def _choose_least_risky(self, candidates: Sequence[Hypothesis]) -> list[Hypothesis]:
+        from dragoman.decoding.minimum_risk import rank_by_risk, weigh
+
+        decoding = self.settings.decoding
+        assert decoding.minimum_risk != "none"
+        texts = self.tokenizer.decode_targets([one.ids for one in candidates])
+        weights = (
+            [1.0] * len(texts)  # samples come as often as they are probable
+            if decoding.method == "sampling"
+            else weigh([one.score for one in candidates])
+        )
+        order = rank_by_risk(texts, weights, decoding.minimum_risk)
+        return [candidates[place] for place in order[: decoding.num_hypotheses]]
 
     def _score_window(self, rows: Sequence[Source], targets: Sequence[str]) -> list[Prediction]:
         sources = self._encode(rows)

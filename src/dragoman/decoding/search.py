@@ -5,21 +5,48 @@ from collections.abc import Sequence
 from jaxtyping import Int
 from torch import Tensor
 
+from dragoman.decoding.beam import search_beam
+from dragoman.decoding.ensemble import Ensemble
 from dragoman.decoding.greedy import search_greedily
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.length import limit_lengths
 from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.rules import Rules
+from dragoman.decoding.sampling import sample
 from dragoman.model.transformer import Transformer
 
 
 def search(
     models: Sequence[Transformer],
-    source_ids: Int[Tensor, "B S"],
+    source_ids: Int[Tensor, "N S"],
     plan: SearchPlan,
     prefixes: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Return the hypotheses of each source, best first."""
-    lengths = (source_ids != models[0].pad_id).sum(dim=1).tolist()
-    limits = limit_lengths(lengths, plan.decoding)
-    found = search_greedily(models[0], source_ids, [limit.longest for limit in limits])
-    return [[hypothesis] for hypothesis in found]
+    """Return the hypotheses of each source, the best first.
+
+    Dropout is off whatever the mode of the models, which is kept. A hypothesis depends on its
+    source alone, not on its batch.
+
+    Args:
+        models: One, or an ensemble of one vocabulary.
+        prefixes: Ids that the output of each source begins with; its longest length is raised by
+            theirs.
+    """
+    if not len(source_ids):
+        return []
+    ensemble, decoding = Ensemble(models), plan.decoding
+    lengths = (source_ids != ensemble.pad_id).sum(dim=1).tolist()
+    limits = limit_lengths(lengths, decoding)
+    longest = [limit.longest for limit in limits]
+    if prefixes is not None:
+        longest = [most + len(prefix) for most, prefix in zip(longest, prefixes, strict=True)]
+    if ensemble.longest_target is not None:
+        longest = [min(most, ensemble.longest_target) for most in longest]
+    rules = Rules.start(plan, ensemble.eos_id, limits, prefixes, source_ids.device)
+    with ensemble.evaluating():
+        if decoding.method == "sampling":
+            return sample(ensemble, source_ids, longest, rules, decoding)
+        if decoding.method == "beam" and decoding.beam_size == 1:
+            found = search_greedily(ensemble, source_ids, longest, rules, decoding)
+            return [[hypothesis] for hypothesis in found]
+        return search_beam(ensemble, source_ids, longest, rules, decoding)

@@ -1,0 +1,200 @@
+"""Beam search, and diverse beam search: the same with the beam in groups that avoid each other.
+
+The rule is CTranslate2's, so that both engines give the same lists. At each step the 2K best
+continuations of the K hypotheses are the candidates. Those of the first K that end, or stand at
+their longest length, are done; the best K candidates that do not end go on.
+
+An example, K = 2: of "a" (-1.0) and "b" (-1.5) the candidates are "a END" (-1.2), "b c" (-1.7),
+"a d" (-2.0) and "b END" (-2.1). "a END" is done, with -1.2 / 2 tokens = -0.6; "b c" and "a d" go on.
+"b END" is not done: it is not among the first two.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dragoman.decoding.ensemble import Ensemble
+from dragoman.decoding.hypothesis import Hypothesis
+from dragoman.decoding.length import normalize
+from dragoman.decoding.rules import Rules
+from dragoman.settings import DecodingSettings
+
+
+@dataclass
+class _Group:
+    """What a group of the beam of one source has come to: G groups of K / G hypotheses."""
+
+    done: list[Hypothesis] = field(default_factory=list)
+    has_best_ended: bool = False
+    is_over: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidates:
+    """The best continuations of each group, best first; C is 2K / G, or less if there are less."""
+
+    ids: Int[Tensor, "N G C"]
+    parents: Int[Tensor, "N G C"]
+    """The hypothesis of the group that each continues."""
+    scores: Float[Tensor, "N G C"]
+
+
+def search_beam(
+    ensemble: Ensemble,
+    source_ids: Int[Tensor, "N S"],
+    longest: Sequence[int],
+    rules: Rules,
+    decoding: DecodingSettings,
+) -> list[list[Hypothesis]]:
+    """Return up to `decoding.num_searched` hypotheses of each source, best first.
+
+    `longest` bounds each output in tokens, its end included. `rules` has a row a source.
+
+    Source: Vijayakumar et al. 2018, with Hamming diversity, for the groups.
+    """
+    num_groups = decoding.diverse_groups if decoding.method == "diverse" else 1
+    beam, width = decoding.beam_size, decoding.beam_size // num_groups
+    device = source_ids.device
+    found = [[_Group() for _ in range(num_groups)] for _ in range(len(source_ids))]
+
+    sources = torch.arange(len(source_ids), device=device)  # those that are still searched
+    rows = sources.repeat_interleave(beam)
+    caches = ensemble.select(ensemble.start(source_ids), rows, sources)
+    rules = rules.select(rows)
+    ids = torch.full((len(rows),), ensemble.bos_id, device=device)
+    tokens = torch.empty(len(sources), num_groups, width, 0, dtype=torch.long, device=device)
+    scores = torch.full((len(sources), num_groups, width), -torch.inf, device=device)
+    scores[:, :, 0] = 0.0  # all hypotheses of a group are the same: one stands for them
+    for position in range(max(longest)):
+        rule = partial(rules.change_logits, history=tokens.flatten(0, 2))
+        log_probs, caches = ensemble.step(ids, caches, rule)
+        log_probs = rules.mask(log_probs, position).view(*scores.shape, -1)
+        candidates = _expand(scores[..., None] + log_probs, decoding.diverse_strength)
+        is_last = torch.tensor([longest[i] == position + 1 for i in sources.tolist()])
+        groups = [found[i] for i in sources.tolist()]
+        _collect(groups, candidates, tokens, is_last, ensemble.eos_id, decoding)
+
+        chosen, alive = _choose_living(candidates, width, ensemble.eos_id)
+        limits = [longest[i] for i in sources.tolist()]
+        _settle(groups, chosen.scores, limits, is_last, decoding)
+        staying = torch.tensor([not all(g.is_over for g in of_one) for of_one in groups])
+        if not staying.any():
+            break
+        kept = staying.nonzero()[:, 0].to(device)
+        chosen = _Candidates(
+            ids=chosen.ids[kept], parents=chosen.parents[kept], scores=chosen.scores[kept]
+        )
+        first_rows = kept[:, None] * beam + torch.arange(num_groups, device=device) * width
+        rows = (first_rows[:, :, None] + chosen.parents).flatten()
+        parents = chosen.parents[..., None].expand(-1, -1, -1, position)
+        tokens = torch.cat((tokens[kept].gather(2, parents), chosen.ids[..., None]), dim=-1)
+        scores, ids, sources = chosen.scores, chosen.ids.flatten(), sources[kept]
+        caches = ensemble.select(caches, rows, kept)
+        rules = rules.select(rows).advance(ids, alive[kept].flatten())
+    return [_rank(of_one, decoding, prefers_complete=bool(rules.states)) for of_one in found]
+
+
+def _expand(totals: Float[Tensor, "N G W V"], strength: float) -> _Candidates:
+    """Return the 2W best continuations of each group, a later group's less what it repeats."""
+    num_sources, num_groups, width, vocab_size = totals.shape
+    count = min(2 * width, width * vocab_size)
+    taken = totals.new_zeros(num_sources, vocab_size)  # by how many groups
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for group in range(num_groups):
+        own = totals[:, group]
+        ranked = own if group == 0 else own - strength * taken[:, None, :]
+        places = ranked.flatten(1).topk(count, dim=1).indices
+        ids, parents = places % vocab_size, places // vocab_size
+        parts.append((ids, parents, own.flatten(1).gather(1, places)))
+        taken.scatter_add_(1, ids[:, :width], torch.ones_like(ids[:, :width], dtype=taken.dtype))
+    stacked = [torch.stack(part, dim=1) for part in zip(*parts, strict=True)]
+    return _Candidates(ids=stacked[0], parents=stacked[1], scores=stacked[2])
+
+
+def _choose_living(
+    candidates: _Candidates, width: int, eos_id: int
+) -> tuple[_Candidates, Bool[Tensor, "N G W"]]:
+    """Return the best `width` candidates that do not end, and which of them may be said at all."""
+    is_end = candidates.ids == eos_id
+    order = is_end.long().argsort(dim=-1, stable=True)[..., :width]
+    if order.shape[-1] < width:  # fewer continuations than hypotheses: a tiny vocabulary
+        order = torch.nn.functional.pad(order, (0, width - order.shape[-1]), mode="replicate")
+    scores = candidates.scores.masked_fill(is_end, -torch.inf).gather(-1, order)
+    chosen = _Candidates(
+        ids=candidates.ids.gather(-1, order),
+        parents=candidates.parents.gather(-1, order),
+        scores=scores,
+    )
+    return chosen, ~scores.isneginf()
+
+
+def _collect(
+    groups: Sequence[Sequence[_Group]],
+    candidates: _Candidates,
+    tokens: Int[Tensor, "N G W T"],
+    is_last: Bool[Tensor, " N"],
+    eos_id: int,
+    decoding: DecodingSettings,
+) -> None:
+    """Put those of the first candidates that end, or stand at their longest length, into `done`."""
+    width = tokens.shape[2]
+    ids, scores = candidates.ids[..., :width], candidates.scores[..., :width]
+    is_done = ((ids == eos_id) | is_last[:, None, None].to(ids.device)) & ~scores.isneginf()
+    for i, g, place in is_done.nonzero().tolist():
+        group = groups[i][g]
+        if group.is_over:
+            continue
+        past = tokens[i, g, candidates.parents[i, g, place]].tolist()
+        token, score = int(ids[i, g, place]), float(scores[i, g, place])
+        group.has_best_ended |= place == 0
+        group.done.append(
+            Hypothesis(
+                ids=tuple(past) if token == eos_id else (*past, token),
+                score=score,
+                normalized_score=normalize(score, len(past) + 1, decoding),
+                is_complete=token == eos_id,
+            )
+        )
+
+
+def _settle(
+    groups: Sequence[Sequence[_Group]],
+    scores: Float[Tensor, "N G W"],
+    limits: Sequence[int],
+    is_last: Bool[Tensor, " N"],
+    decoding: DecodingSettings,
+) -> None:
+    """Note which groups are over: no hypothesis goes on, or `decoding.stop` says so."""
+    width = scores.shape[2]
+    wanted = min(decoding.num_searched, width)
+    best = scores.max(dim=-1).values.tolist()
+    for of_one, best_of_one, limit, is_end in zip(
+        groups, best, limits, is_last.tolist(), strict=True
+    ):
+        for group, best_score in zip(of_one, best_of_one, strict=True):
+            if is_end or best_score == -torch.inf:
+                group.is_over = True
+            elif decoding.stop == "exact":
+                done = sorted((one.normalized_score for one in group.done), reverse=True)
+                # Scores only fall, and weigh least over the longest length.
+                hope = normalize(best_score, limit, decoding)
+                group.is_over |= len(done) >= wanted and done[wanted - 1] >= hope
+            elif decoding.length_penalty == 0:
+                group.is_over |= group.has_best_ended and len(group.done) >= wanted
+            else:
+                group.is_over |= len(group.done) >= width
+
+
+def _rank(
+    groups: Sequence[_Group], decoding: DecodingSettings, *, prefers_complete: bool
+) -> list[Hypothesis]:
+    """Return the best hypotheses of all groups; under a constraint only complete ones conform."""
+    done = [one for group in groups for one in group.done]
+    done.sort(key=lambda h: (prefers_complete and h.is_complete, h.normalized_score), reverse=True)
+    if not done:  # nothing could be said: an empty output that says it was cut
+        return [Hypothesis(ids=(), score=0.0, normalized_score=0.0, is_complete=False)]
+    return done[: decoding.num_searched]

@@ -2,9 +2,12 @@ import pytest
 import torch
 
 from conftest import BOS, EOS, random_ids
-from networks import join, make_network, make_sources, score_plainly
+from dragoman.data.batch import pad
 from dragoman.decoding.forced import align, score_targets
+from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search import search
 from dragoman.settings import DecodingSettings
+from networks import join, make_network, make_sources, score_plainly
 
 TARGETS = [[4, 5, 6], [], [9], [3, 3, 10, 7]]
 
@@ -50,3 +53,18 @@ def test_the_alignment_is_the_attention_of_the_last_layer(network):
         query = last.norm1(x + last._sa_block(x, mask, None))
     _, expected = last.multihead_attn(query, memory.states, memory.states)
     torch.testing.assert_close(align(network, source, target), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_scores_its_own_output_as_the_search_did():
+    network, source = make_network(0), random_ids(12, 5, 20, seed=5)
+    outputs = network.generate(source, 30, beam_size=3)
+    ended = [[BOS, *ids, EOS] for ids in outputs if len(ids) < 30]
+    rows = [i for i, ids in enumerate(outputs) if len(ids) < 30]
+    assert rows  # some end
+    decoding = DecodingSettings(max_length_ratio=0.0, max_length_extra=30, beam_size=3)
+    found = search([network], source[rows], SearchPlan(decoding=decoding))
+    for scored, [best], ids in zip(
+        network.score(source[rows], pad(ended)), found, ended, strict=True
+    ):
+        assert scored.score == pytest.approx(best.score, abs=1e-3)
+        assert list(scored.ids) == ids[1:-1]

@@ -45,4 +45,4 @@ def _edit_distance(text: str, other: str) -> float:
 def _chrf_distance(text: str, other: str) -> float:
     from sacrebleu import CHRF  # loaded on demand: it takes long
 
-    return 1.0 - CHRF().sentence_score(text, [other]).score / 100.0
+    return 1.0 - float(CHRF().sentence_score(text, [other]).score) / 100.0

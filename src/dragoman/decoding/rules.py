@@ -120,7 +120,7 @@ class Rules:
         if changed is logits:
             return logits
         # Where nothing is left to say, the output ends: a softmax over nothing is NaN.
-        is_dumb = changed.isneginf().all(dim=1)
+        is_dumb = changed.amax(dim=1).isneginf()
         changed[is_dumb, self.eos_id] = 0.0
         if position < self.prefixes.shape[1]:  # the prefix stands above the rules
             is_forced = self.prefixes[:, position] != _NONE

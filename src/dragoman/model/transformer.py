@@ -18,7 +18,7 @@ from dragoman.errors import SettingsError
 from dragoman.model.positions import LearnedPositions, SinusoidalPositions
 
 if TYPE_CHECKING:
-    pass
+    from dragoman.decoding.hypothesis import Hypothesis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,24 +159,42 @@ class Transformer(nn.Module):
         return self.decode(target_ids, self.encode(source_ids))
 
     def generate(
-        self, source_ids: Int[Tensor, "B S"], max_length: int | None = None
+        self, source_ids: Int[Tensor, "B S"], max_length: int | None = None, beam_size: int = 1
     ) -> list[list[int]]:
-        """Return the greedy output of each source, without `bos_id` and `eos_id`.
+        """Return the best output of each source, without `bos_id` and `eos_id`.
 
         Args:
             max_length: Most tokens of an output, its end included; None: `max_seq_len`.
+            beam_size: Hypotheses that the search keeps; 1 is greedy search.
         """
-        # The one import against the rows of the layout: decoding stands on the model, and this
-        # method is only a short way to it.
+        # The imports against the rows of the layout: decoding stands on the model, and this
+        # method and the next are only short ways to it.
         from dragoman.decoding.plan import SearchPlan
         from dragoman.decoding.search import search
         from dragoman.settings import DecodingSettings
 
         decoding = DecodingSettings(
-            max_length_ratio=0.0, max_length_extra=max_length or self.max_seq_len
+            max_length_ratio=0.0,
+            max_length_extra=max_length or self.max_seq_len,
+            beam_size=beam_size,
         )
         found = search([self], source_ids, SearchPlan(decoding=decoding))
         return [list(best_first[0].ids) for best_first in found]
+
+    def score(
+        self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]
+    ) -> "list[Hypothesis]":
+        """Return how probable each target is as the output of its source, in all and by token.
+
+        Args:
+            target_ids: As in training: `bos_id`, tokens, `eos_id`, padding.
+        """
+        from dragoman.decoding.forced import score_targets
+        from dragoman.settings import DecodingSettings
+
+        special = {self.pad_id, self.bos_id, self.eos_id}
+        targets = [[i for i in row if i not in special] for row in target_ids.tolist()]
+        return score_targets([self], source_ids, targets, DecodingSettings())
 
     @property
     def longest_target(self) -> int | None:

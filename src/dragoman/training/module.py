@@ -78,10 +78,16 @@ class TransformerTraining(lightning.LightningModule):
         return logits
 
     def generate(
-        self, source_ids: Int[Tensor, "B S"], max_length: int | None = None
+        self, source_ids: Int[Tensor, "B S"], max_length: int | None = None, beam_size: int = 1
     ) -> list[list[int]]:
-        """Return the greedy output of each source as ids: see `Transformer.generate`."""
-        return self.network.generate(source_ids, max_length)
+        """Return the best output of each source as ids: see `Transformer.generate`."""
+        return self.network.generate(source_ids, max_length, beam_size)
+
+    def score(
+        self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]
+    ) -> list[Hypothesis]:
+        """Return how probable each target is, in all and by token: see `Transformer.score`."""
+        return self.network.score(source_ids, target_ids)
 
     def on_train_start(self) -> None:
         """Forget what a validation before the training, or an interrupted update, has left."""

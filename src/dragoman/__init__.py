@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dragoman.configuration import read_settings as read_settings
     from dragoman.data.batch import Batch as Batch
+    from dragoman.engines.choice import EngineName
     from dragoman.evaluation.scores import Scores
     from dragoman.model.transformer import Transformer as Transformer
     from dragoman.predictor import Predictor as Predictor
@@ -46,11 +47,18 @@ _HOMES = {
 __all__ = ["DragomanError", "evaluate", "load", "predict", *sorted(_HOMES)]
 
 
-def load(path: "str | Path") -> "Predictor":
-    """Return the model in the folder `path`: see `Predictor.load`."""
+def load(
+    path: "str | Path | Sequence[str | Path]",
+    settings: "Settings | None" = None,
+    *,
+    engine: "EngineName" = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+) -> "Predictor":
+    """Return the model in the folder `path`, or an ensemble of several: see `Predictor.load`."""
     from dragoman.predictor import Predictor
 
-    return Predictor.load(path)
+    return Predictor.load(path, settings, engine=engine, device=device, threads=threads)
 
 
 def predict(

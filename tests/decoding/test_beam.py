@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import EOS, random_ids
-from networks import join, make_network, make_sources, score_plainly
 from dragoman.decoding.length import normalize
 from dragoman.decoding.plan import SearchPlan
 from dragoman.decoding.search import search
 from dragoman.settings import DecodingSettings
+from networks import join, make_network, make_sources, score_plainly
 
 
 def settings_of(limit=8, **values):

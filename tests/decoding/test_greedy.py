@@ -3,11 +3,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import random_ids
-from networks import join, make_network, make_sources, score_plainly
 from dragoman.decoding.length import limit_lengths
 from dragoman.decoding.plan import SearchPlan
 from dragoman.decoding.search import search
 from dragoman.settings import DecodingSettings
+from networks import join, make_network, make_sources, score_plainly
 
 
 def search_greedily(network, source_ids, limit=20, **values):

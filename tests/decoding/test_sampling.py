@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from conftest import EOS, random_ids
-from networks import make_network, score_plainly
 from dragoman.decoding.plan import SearchPlan
 from dragoman.decoding.sampling import keep_top_k, keep_top_p, pick
 from dragoman.decoding.search import search
 from dragoman.settings import DecodingSettings
+from networks import make_network, score_plainly
 
 
 def draw(network, source, count, limit=1, **values):

@@ -35,8 +35,8 @@ def test_the_folder_holds_all_and_gives_the_same_output(trained):
     again = dragoman.load(folder)
     assert again.predict(UNSEEN) == model.predict(UNSEEN)
     assert dragoman.predict(folder, ["abc"]) == model.predict(["abc"])
-    for name, parameter in model.network.named_parameters():
-        assert torch.equal(parameter, dict(again.network.named_parameters())[name])
+    for name, parameter in model.engine.networks[0].named_parameters():
+        assert torch.equal(parameter, dict(again.engine.networks[0].named_parameters())[name])
     assert read_settings(folder / "config.yaml") == model.settings
 
 
@@ -63,7 +63,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
         fit(pairs, tmp_path / name, short("--model.dropout", "0.2"), console=quiet_console())
         for name in ("one", "two")
     ]
-    one, two = (list(model.network.parameters()) for model in models)
+    one, two = (list(model.engine.networks[0].parameters()) for model in models)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
@@ -91,7 +91,11 @@ def test_overwrite_replaces_it(tmp_path):
         pairs, tmp_path / "model", short("--model.d_model", "32"), overwrite=True,
         console=quiet_console(),
     )  # fmt: skip
-    assert model.network.d_model == dragoman.load(tmp_path / "model").network.d_model == 32
+    assert (
+        model.engine.networks[0].d_model
+        == dragoman.load(tmp_path / "model").engine.networks[0].d_model
+        == 32
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.training", "pairs.tsv"]
 
 

@@ -22,6 +22,7 @@ ROWS = [
     {"evaluation"},
     {"engines"},
     {"predictor"},
+    {"predicting"},
     {"exporting"},
     {"training"},
     {"__init__"},
@@ -97,6 +98,14 @@ def test_neither_torch_nor_lightning_is_loaded_by(code):
 
 def test_predicting_does_not_load_lightning():
     assert "lightning" not in loaded_after("import dragoman; dragoman.Predictor")
+
+
+def test_predicting_with_an_export_loads_neither_torch_nor_lightning(trained):
+    code = f"import dragoman; assert dragoman.load({str(trained[0])!r}).predict(['abc']) == ['ABC']"
+    assert not loaded_after(code) & {"torch", "lightning", "torchmetrics"}
+    words = ["predict", str(trained[0]), "--output", str(trained[0].with_name("out.jsonl"))]
+    code = f"import io, sys; sys.stdin = io.TextIOWrapper(io.BytesIO(b'abc\\n'))\nfrom dragoman.cli import main\nassert main({words!r}) == 0"
+    assert not loaded_after(code) & {"torch", "lightning", "torchmetrics"}
 
 
 def test_every_public_name_is_there_and_told_of():

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -209,3 +210,43 @@ def test_an_unknown_command_is_told():
     found = run("fitt")
     assert found.returncode == 2
     assert b"fitt" in found.stderr
+
+
+def test_export_checks_and_says_so_and_predict_takes_it(trained, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(trained[0], folder)
+    shutil.rmtree(folder / "ctranslate2")
+    told = fails("predict", folder, "--engine", "ctranslate2", given=b"abc\n")
+    assert f"dragoman export {folder} --to ctranslate2" in told
+    found = run("export", folder, "--to", "ctranslate2", "--quantization", "int8")
+    assert found.returncode == 0, found.stderr.decode()
+    assert b"of 64 held-out outputs are PyTorch's" in found.stderr
+    found = run("predict", folder, "--engine", "ctranslate2", "--threads", "1", given=b"abc\n")
+    assert found.stdout == b"ABC\n"
+    assert "--quantization" in fails("export", folder, "--to", "onnx", "--quantization", "int8")
+    assert "takes no settings" in fails("export", folder, "--decoding.beam_size", "3")
+
+
+def test_two_models_of_one_tokenizer_predict_together(trained, tmp_path):
+    found = run("predict", trained[0], "--ensemble", trained[0], given=b"abc\n")
+    assert found.stdout == b"ABC\n"
+    told = fails("predict", trained[0], "--ensemble", trained[0], "--engine", "ctranslate2")
+    assert "runs no ensemble" in told
+
+
+def test_given_targets_are_scored(trained):
+    found = run("predict", trained[0], "--force-target", "--jsonl", given=b"abc\tABC\nabc\tHHH\n")
+    right, wrong = (json.loads(line) for line in found.stdout.splitlines())
+    assert right["score"] > wrong["score"]
+    assert len(wrong["log_probs"]) == len(wrong["tokens"]) == 4
+    assert wrong["input"] == {"1": "abc", "2": "HHH"}
+
+
+def test_options_with_values_that_cannot_be_are_told(trained):
+    for words in (["--threads", "0"], ["--engine", "tensorflow"]):
+        found = run("predict", trained[0], *words, given=b"abc\n")
+        assert found.returncode == 2
+        assert words[1].encode() in found.stderr
+    for engine in ("torch", "ctranslate2"):
+        words = ["--engine", engine, "--device", "tpu"]
+        assert "--device tpu" in fails("predict", trained[0], *words, given=b"abc\n")

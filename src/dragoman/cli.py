@@ -4,29 +4,26 @@ Results go to standard output, everything else to standard error.
 """
 
 import argparse
-import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from dragoman.errors import DragomanError
 from dragoman.options import read_command_line
 
 if TYPE_CHECKING:
-    from dragoman.predictor import Prediction, Predictor
-    from dragoman.text.pairs import BadRow, Source
-
-_NAMED_ROWS = 5  # rows of a kind that are named on standard error
+    from dragoman.predictor import Predictor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 2 for a fault that the user can mend."""
-    commands = {"fit": fit, "predict": predict, "evaluate": evaluate, "demo": demo}
+    commands = {
+        "fit": fit, "predict": predict, "evaluate": evaluate, "export": export, "demo": demo,
+    }  # fmt: skip
     try:
         arguments, settings = read_command_line(sys.argv[1:] if argv is None else argv)
         commands[arguments.command](arguments, settings)
@@ -58,31 +55,26 @@ def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 
 def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Write the output of a model for each line of the input."""
-    from dragoman.text.pairs import read_sources
+    from dragoman.predicting.job import Job, choose_layout, run_job
 
-    model = _load_model(arguments.model, words)
-    faults: dict[str, list[int]] = {}
-    with _open_output(arguments.output) as output:
-        is_jsonl = arguments.jsonl or str(arguments.output).endswith(".jsonl")
-        source = sys.stdin.buffer if arguments.input is None else arguments.input
-        for row, best_first in model.predict_rows(read_sources(source, model.settings.data)):
-            prediction = best_first[0] if best_first else None
-            for fault in _find_faults(row, prediction):
-                faults.setdefault(fault, []).append(row.line)
-            mark = model.settings.decoding.cut_mark
-            print(_format(row, prediction, mark, is_jsonl), file=output)
-    for fault, lines in faults.items():
-        named = ", ".join(map(str, lines[:_NAMED_ROWS])) + (
-            ", …" if len(lines) > _NAMED_ROWS else ""
-        )
-        print(f"dragoman: {len(lines):,} rows {fault}: line {named}", file=sys.stderr)
+    model = _load_model(arguments, words)
+    job = Job(
+        input=arguments.input,
+        output=arguments.output,
+        layout=choose_layout(arguments.output, is_jsonl=arguments.jsonl),
+        is_forced=arguments.force_target,
+        prefix=arguments.prefix,
+        restarts=arguments.restart,
+    )
+    for told in run_job(model, job):
+        print(f"dragoman: {told}", file=sys.stderr)
 
 
 def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Score a model on a file of pairs; lines with one source are references of it."""
     from dragoman.text.pairs import RowFaults, read_pairs
 
-    model = _load_model(arguments.model, words)
+    model = _load_model(arguments, words)
     faults = RowFaults()
     pairs = read_pairs(arguments.pairs, model.settings.data, faults)
     scores = model.evaluate(pairs).to_dict()
@@ -92,6 +84,23 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         print(json.dumps(scores, indent=2))
     else:
         print(_table(scores))
+
+
+def export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Write a model in the form of another program, into its folder, and check it."""
+    if words:
+        raise DragomanError(f"{words[0]}: export takes no settings; see dragoman export --help")
+    if arguments.to == "onnx":
+        from dragoman.exporting.onnx import export_onnx
+
+        if arguments.quantization != "float32":
+            raise DragomanError("--quantization: is for --to ctranslate2; ONNX is float32")
+        check = export_onnx(arguments.model)
+    else:
+        from dragoman.exporting.ctranslate2 import export_ctranslate2
+
+        check = export_ctranslate2(arguments.model, arguments.quantization)
+    print(f"{arguments.model / arguments.to}: {check}", file=sys.stderr)
 
 
 def demo(arguments: argparse.Namespace, words: Sequence[str]) -> None:
@@ -124,67 +133,20 @@ def _own_name() -> str:
     return "dragoman" if shutil.which("dragoman") else f"{sys.executable} -m dragoman"
 
 
-def _load_model(path: Path, words: Sequence[str]) -> "Predictor":
+def _load_model(arguments: argparse.Namespace, words: Sequence[str]) -> "Predictor":
     """Return the model of a folder; settings typed on the command line replace its own."""
     from dragoman.configuration import read_settings
 
     typed = read_settings(None, words)
     from dragoman.predictor import Predictor
 
-    return Predictor.load(path, typed)
-
-
-@contextmanager
-def _open_output(path: Path | None) -> Iterator[TextIO]:
-    """Give the stream to write to; a file appears under its name once it is whole."""
-    if path is None:
-        assert isinstance(sys.stdout, io.TextIOWrapper)
-        sys.stdout.reconfigure(encoding="utf-8")
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
-    except OSError as error:
-        raise DragomanError(f"--output {path}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _find_faults(row: "Source | BadRow", prediction: "Prediction | None") -> list[str]:
-    """Return what is to be said of a row, for its report on standard error."""
-    if prediction is None:
-        return [f"without an output ({getattr(row, 'reason', '')})"]
-    faults = []
-    if not prediction.is_complete:
-        faults.append("cut at their longest length (raise decoding.max_length_extra)")
-    if prediction.num_unknown:
-        faults.append("with tokens that the model has never seen")
-    if "\n" in prediction.text or "\r" in prediction.text:
-        faults.append("with a line break in the output, written as a space (--jsonl keeps it)")
-    return faults
-
-
-def _format(
-    row: "Source | BadRow", prediction: "Prediction | None", cut_mark: str, is_jsonl: bool
-) -> str:
-    if not is_jsonl:
-        text = "" if prediction is None else prediction.marked(cut_mark)
-        return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
-    if prediction is None:
-        content = {"line": row.line, "text": "", "error": getattr(row, "reason", "")}
-    else:
-        content = {
-            "line": row.line,
-            "text": prediction.text,
-            "score": round(prediction.score, 6),
-            "is_complete": prediction.is_complete,
-            "num_unknown": prediction.num_unknown,
-        }
-    return json.dumps(content, ensure_ascii=False)
+    return Predictor.load(
+        [arguments.model, *arguments.ensemble],
+        typed,
+        engine=arguments.engine,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
 
 
 def _show_outcome(out: Path, num_samples: int = 5) -> None:

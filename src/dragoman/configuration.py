@@ -132,6 +132,18 @@ def list_set_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", value
 
 
+def flatten_settings(section: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """Return the value of every setting by its dotted name, as plain JSON values."""
+    flat: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            flat.update(flatten_settings(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
 def list_settings(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
     """Yield the dotted name of every setting."""
     for name, info in section.model_fields.items():

@@ -10,6 +10,8 @@ from typing import Literal, get_args, get_origin
 
 from dragoman.errors import SettingsError
 
+ENGINES = ("auto", "torch", "ctranslate2", "onnx")
+QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "float16", "bfloat16")
 _FIT_SECTIONS = ("preset", "data", "tokenizer", "model", "optimization", "training", "decoding")
 _USE_SECTIONS = ("data.", "decoding.")  # what a trained model still takes
 
@@ -69,19 +71,74 @@ def build_parser() -> "tuple[_Parser, dict[str, _Parser]]":
     command = add(
         "predict", "write the output of a model for each line of the input", _USE_SECTIONS
     )
-    command.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    _add_model(command)
     command.add_argument("--input", type=Path, help="file of sources (default: standard input)")
-    command.add_argument("--output", type=Path, help="file to write (default: standard output)")
-    command.add_argument("--jsonl", action="store_true", help="one JSON object a row: text, score, is_complete; also for --output *.jsonl")  # fmt: skip
+    command.add_argument(
+        "--output", type=Path,
+        help="file to write (default: standard output): .jsonl, .csv or .tsv with the columns of "
+        "the input, else lines of text; also .gz or .zst. If it is stopped, the same command goes "
+        "on where it was",
+    )  # fmt: skip
+    command.add_argument(
+        "--jsonl", action="store_true",
+        help="one JSON object a row: text, scores, is_complete; also for --output *.jsonl",
+    )  # fmt: skip
+    command.add_argument(
+        "--force-target", action="store_true",
+        help="read pairs, and give the probability of each target as the output of its source",
+    )  # fmt: skip
+    command.add_argument(
+        "--prefix", default="", metavar="COLUMN",
+        help="column of what the output of each row begins with: a name, or a position from 1",
+    )  # fmt: skip
+
+    command.add_argument(
+        "--restart", action="store_true",
+        help="begin an --output anew that was begun and stopped with something else",
+    )  # fmt: skip
 
     command = add("evaluate", "score a model on a file of pairs", _USE_SECTIONS)
-    command.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    _add_model(command)
     command.add_argument("pairs", nargs="+", metavar="PAIRS", help="a file of pairs, or two parallel text files; lines with one source are references of it")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the scores as JSON")
+
+    command = add("export", "write a model in the form of another program, and check it", ())
+    command.add_argument("model", type=Path, metavar="MODEL", help="model folder; the export is put into it")  # fmt: skip
+    command.add_argument(
+        "--to", choices=("ctranslate2", "onnx"), default="ctranslate2",
+        help="ctranslate2: predicts without PyTorch, several times faster; onnx: for runtimes of "
+        "other languages and devices (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--quantization", choices=QUANTIZATIONS, default="float32",
+        help="number format of the weights, for ctranslate2 (default: %(default)s)",
+    )  # fmt: skip
 
     command = add("demo", "train on written dates of several languages (two minutes)", ())
     command.add_argument("--out", type=Path, default=Path("demo-dates"), help="folder for the pairs and the model (default: demo-dates)")  # fmt: skip
     return parser, made
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """Add the model of a command that uses one, and how it is computed."""
+    command.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    command.add_argument(
+        "--ensemble", type=Path, action="append", default=[], metavar="MODEL",
+        help="another model of the same tokenizer, to predict together with MODEL; may be repeated",
+    )  # fmt: skip
+    command.add_argument(
+        "--engine", choices=ENGINES, default="auto",
+        help="what computes the model; auto: ctranslate2 where it was exported and can do what is "
+        "asked, else torch",
+    )  # fmt: skip
+    command.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")  # fmt: skip
+    command.add_argument("--threads", type=_positive, help="processor threads (default: all cores)")
+
+
+def _positive(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number from 1")
+    return int(word)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -14,7 +14,7 @@ from dragoman.engines.choice import EngineName, load_engine, load_torch_engine
 from dragoman.engines.engine import Engine
 from dragoman.errors import DragomanError, SettingsError
 from dragoman.settings import Settings
-from dragoman.text.bundle import read_bundle
+from dragoman.text.bundle import WEIGHTS, fingerprint, read_bundle
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.pairs import BadRow, Pair, Source, take_features
 from dragoman.text.special_ids import EOS_ID
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dragoman.evaluation.scores import Scores
 
 _FIRST_WINDOW_ROWS = 64
-_WINDOW_ROWS = 8192  # rows that are searched together: bounds the memory of a long input
+_WINDOW_ROWS = 4096  # rows that are searched together: bounds the memory of a long input
 
 T = TypeVar("T")
 
@@ -53,6 +53,8 @@ class Predictor:
     Args:
         settings: The settings it was trained with; `settings.decoding` is how it predicts.
         paths: The model folders that it came from, if it did.
+        is_engine_fixed: `engine` alone may be used; else PyTorch does what `engine` cannot, with
+            the weights in `paths`.
     """
 
     def __init__(
@@ -61,13 +63,17 @@ class Predictor:
         tokenizer: PairTokenizer,
         settings: Settings,
         paths: Sequence[Path] = (),
+        *,
+        is_engine_fixed: bool = True,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.settings = settings
         self.plan = make_plan(settings.decoding, tokenizer)
         self._paths = list(paths)
-        self._torch: Engine | None = engine if engine.name == "torch" else None
+        self._is_engine_fixed = is_engine_fixed
+        model = settings.model
+        self._longest_source = model.max_positions if model.positions == "learned" else None
 
     @classmethod
     def load(
@@ -103,7 +109,8 @@ class Predictor:
         merged = _merge(settings or Settings(), first.settings)
         plan = make_plan(merged.decoding, first.tokenizer)
         made = load_engine(paths, plan, engine, device, threads)
-        return cls(made, first.tokenizer, merged, paths)
+        is_fixed = engine != "auto" or made.name == "torch"
+        return cls(made, first.tokenizer, merged, paths, is_engine_fixed=is_fixed)
 
     def predict(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None = None
@@ -140,7 +147,8 @@ class Predictor:
         rows = self._make_rows(sources, features)
         if prefixes is not None:
             _check_count("prefixes", prefixes, len(rows))
-        return self._predict_window(rows, prefixes)
+        starts = None if prefixes is None else self._encode_targets(prefixes)
+        return self._search(self._encode(rows), starts)
 
     def score(
         self,
@@ -157,7 +165,7 @@ class Predictor:
         """
         rows = self._make_rows(sources, features)
         _check_count("targets", targets, len(rows))
-        return self._score_window(rows, targets)
+        return self._force(self._encode(rows), self._encode_targets(targets))
 
     def predict_rows(
         self, rows: Iterable[Source | BadRow]
@@ -167,10 +175,43 @@ class Predictor:
         Holds some thousand rows at a time, whatever the length of the input.
         """
         for window in make_windows(rows):
-            good = [row for row in window if isinstance(row, Source)]
-            predictions = iter(self._predict_window(good))
-            for row in window:
-                yield row, next(predictions) if isinstance(row, Source) else []
+            yield from self.predict_window(window)
+
+    def predict_window(
+        self, window: Sequence[Source | BadRow], *, is_forced: bool = False
+    ) -> list[tuple[Source | BadRow, list[Prediction]]]:
+        """Return each row with its outputs, best first; a bad row has none.
+
+        A row that is too long for the model comes back as a bad one, with the reason.
+
+        Args:
+            is_forced: What a row gives is its output, to be scored; else what its output begins
+                with.
+        """
+        rows = list(window)
+        good = [place for place, row in enumerate(rows) if isinstance(row, Source)]
+        whole = [row for row in rows if isinstance(row, Source)]
+        sources, given = self._encode(whole), self._encode_given(whole)
+        fitting: list[int] = []  # places in `good`
+        for i, place in enumerate(good):
+            if fault := self._find_fault(sources[i], given[i] if is_forced else None):
+                rows[place] = BadRow(rows[place].line, "", fault)
+            else:
+                fitting.append(i)
+        kept = [sources[i] for i in fitting]
+        if is_forced:
+            found = [[one] for one in self._force(kept, [given[i] for i in fitting])]
+        else:
+            prefixes = [given[i] for i in fitting]
+            found = self._search(kept, prefixes if any(prefixes) else None)
+        answers: list[list[Prediction]] = [[] for _ in rows]
+        for i, best_first in zip(fitting, found, strict=True):
+            answers[good[i]] = best_first
+        return list(zip(rows, answers, strict=True))
+
+    def fingerprints(self) -> list[str]:
+        """Return what tells the weights of each of its model folders from others."""
+        return [fingerprint(path / WEIGHTS) for path in self._paths]
 
     def evaluate(self, pairs: Iterable[Pair]) -> "Scores":
         """Return the scores of the model on `pairs`; rows of one source are its references.
@@ -216,14 +257,28 @@ class Predictor:
             )
         return values
 
-    def _predict_window(
-        self, rows: Sequence[Source], prefixes: Sequence[str] | None = None
+    def _find_fault(self, source: Sequence[int], target: Sequence[int] | None) -> str:
+        """Return why this source, with this target if one is forced, is too long; or ""."""
+        num_source, num_target = len(source), len(target) + 1 if target is not None else None
+        longest = self._longest_source
+        if longest is not None and max(num_source, num_target or 0) > longest:
+            return (
+                f"{max(num_source, num_target or 0):,} tokens, more than the {longest:,} learned "
+                "positions of the model"
+            )
+        if not self._is_engine_fixed:
+            return ""
+        return self.engine.find_obstacle(
+            self.plan, longest_source=num_source, longest_target=num_target
+        )
+
+    def _search(
+        self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]] | None
     ) -> list[list[Prediction]]:
-        """Return the outputs of each row, best first."""
-        sources = self._encode(rows)
-        starts = None if prefixes is None else self._encode_targets(prefixes)
-        engine = self._engine_for(has_prefixes=prefixes is not None)
-        found = engine.search(sources, self.plan, starts)
+        """Return the outputs of each source, best first."""
+        longest = max((len(ids) for ids in sources), default=0)
+        engine = self._choose_engine(longest_source=longest, has_prefixes=prefixes is not None)
+        found = engine.search(sources, self.plan, prefixes)
         decoding = self.settings.decoding
         if decoding.minimum_risk != "none":
             found = [self._choose_least_risky(candidates) for candidates in found]
@@ -247,35 +302,68 @@ class Predictor:
         order = rank_by_risk(texts, weights, decoding.minimum_risk)
         return [candidates[place] for place in order[: decoding.num_hypotheses]]
 
-    def _score_window(self, rows: Sequence[Source], targets: Sequence[str]) -> list[Prediction]:
-        sources = self._encode(rows)
-        scored = self.engine.score(sources, self._encode_targets(targets), self.plan)
+    def _force(
+        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[Prediction]:
+        """Return each target as the output of its source."""
+        scored = self._score(sources, targets)
         return [self._describe(ids, [one])[0] for ids, one in zip(sources, scored, strict=True)]
+
+    def _score(
+        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[Hypothesis]:
+        engine = self._choose_engine(
+            longest_source=max(map(len, sources), default=0),
+            longest_target=max(map(len, targets), default=0) + 1,
+        )
+        return engine.score(sources, targets, self.plan)
 
     def _encode(self, rows: Sequence[Source]) -> list[list[int]]:
         return self.tokenizer.encode_sources(
             [row.source for row in rows], [row.features for row in rows]
         )
 
+    def _encode_given(self, rows: Sequence[Source]) -> list[list[int]]:
+        texts = [row.given for row in rows]
+        return self._encode_targets(texts) if any(texts) else [[] for _ in texts]
+
     def _encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids[1:-1] for ids in self.tokenizer.encode_targets(texts)]
 
-    def _engine_for(self, *, has_prefixes: bool) -> Engine:
-        """Return the engine, or PyTorch where the engine cannot do what is asked of it now."""
-        if not self.engine.find_obstacle(self.plan, has_prefixes=has_prefixes):
+    def _choose_engine(
+        self,
+        *,
+        longest_source: int,
+        longest_target: int | None = None,
+        has_prefixes: bool = False,
+    ) -> Engine:
+        """Return the engine, or PyTorch where the engine cannot do what is asked of it now.
+
+        Raises:
+            SettingsError: The engine cannot, and no other may be used.
+        """
+        obstacle = self.engine.find_obstacle(
+            self.plan,
+            longest_source=longest_source,
+            longest_target=longest_target,
+            has_prefixes=has_prefixes,
+        )
+        if not obstacle:
             return self.engine
-        if self._torch is None:
-            self._torch = load_torch_engine(self._paths)
+        if self._is_engine_fixed:
+            raise SettingsError(f"--engine {self.engine.name}: {obstacle}; take --engine torch")
         return self._torch
+
+    @cached_property
+    def _torch(self) -> Engine:
+        return load_torch_engine(self._paths)
 
     def _with_details(
         self, sources: Sequence[Sequence[int]], found: Sequence[Sequence[Hypothesis]]
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses with the log-probabilities of their tokens, and their alignment."""
         rows = [(i, one) for i, best_first in enumerate(found) for one in best_first]
-        scored = self.engine.score(
-            [sources[i] for i, _ in rows], [one.ids for _, one in rows], self.plan
-        )
+        scored = self._score([sources[i] for i, _ in rows], [one.ids for _, one in rows])
         detailed: list[list[Hypothesis]] = [[] for _ in found]
         for (i, one), details in zip(rows, scored, strict=True):
             length = len(one.ids) + one.is_complete  # one that was cut has no end to speak of
@@ -315,12 +403,16 @@ class Predictor:
         return self.tokenizer.target_names()
 
 
-def make_windows(rows: Iterable[T]) -> Iterator[list[T]]:
-    """Yield `rows` in growing windows: the first answers come soon, later ones are cheaper."""
-    iterator, size = iter(rows), _FIRST_WINDOW_ROWS
-    while window := list(islice(iterator, size)):
+def make_windows(rows: Iterable[T], first: int = 0) -> Iterator[list[T]]:
+    """Yield `rows` in windows of 64, 128, ... 4096: the first answers come soon, later ones cheaper.
+
+    `first` is the number of rows that went before, at the end of a window: so the windows are the
+    same wherever one begins.
+    """
+    iterator, num_rows = iter(rows), first
+    while window := list(islice(iterator, min(num_rows + _FIRST_WINDOW_ROWS, _WINDOW_ROWS))):
         yield window
-        size = min(2 * size, _WINDOW_ROWS)
+        num_rows += len(window)
 
 
 def _check_count(name: str, values: Sequence[str], count: int) -> None:

@@ -177,6 +177,8 @@ class TrainingSettings(Section):
     """Validation score by which the best checkpoint is chosen."""
     path: Literal["fast", "reference"] = "fast"
     """How the model is computed in training: by the quick path, or by torch's own modules; the same function."""
+    export: Literal["none", "ctranslate2"] = "ctranslate2"
+    """What is written beside the weights in the end: the model for CTranslate2, so that it predicts without PyTorch, and several times faster."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """Number format of the products; auto: bf16 where the processor or the GPU has it."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -7,9 +7,9 @@ from typing import Literal
 from dragoman.decoding.plan import SearchPlan
 from dragoman.engines.engine import Engine
 from dragoman.errors import SettingsError
-from dragoman.text.bundle import CTRANSLATE2
+from dragoman.text.bundle import CTRANSLATE2, ONNX
 
-EngineName = Literal["auto", "torch", "ctranslate2"]
+EngineName = Literal["auto", "torch", "ctranslate2", "onnx"]
 
 
 def load_engine(
@@ -22,22 +22,35 @@ def load_engine(
     """Return the engine for the model folders `paths` (several: an ensemble), to search by `plan`.
 
     Raises:
-        SettingsError: CTranslate2 was asked for by name, but cannot do what `plan` says.
+        SettingsError: An engine was asked for by name, but cannot do what `plan` says.
         ModelFolderError: It was asked for by name, but the folder has no export.
     """
-    folder = paths[0] / CTRANSLATE2
-    if name != "torch" and len(paths) == 1 and (name == "ctranslate2" or folder.is_dir()):
-        from dragoman.engines.ctranslate2 import CTranslate2Engine
+    if name == "torch":
+        return load_torch_engine(paths, device, threads)
+    if name == "auto":
+        if len(paths) == 1 and (paths[0] / CTRANSLATE2).is_dir():
+            engine = _load_exported(paths[0], "ctranslate2", device, threads)
+            if not engine.find_obstacle(plan):
+                return engine
+        return load_torch_engine(paths, device, threads)
+    if len(paths) > 1:
+        raise SettingsError(f"--engine {name}: it runs no ensemble; take --engine torch")
+    engine = _load_exported(paths[0], name, device, threads)
+    if obstacle := engine.find_obstacle(plan):
+        raise SettingsError(f"--engine {name}: {obstacle}; take --engine torch")
+    return engine
 
-        engine = CTranslate2Engine(folder, device=device, threads=threads)
-        obstacle = engine.find_obstacle(plan)
-        if not obstacle:
-            return engine
-        if name == "ctranslate2":
-            raise SettingsError(f"--engine ctranslate2: {obstacle}; take --engine torch")
-    elif name == "ctranslate2":
-        raise SettingsError("--engine ctranslate2: it runs no ensemble; take --engine torch")
-    return load_torch_engine(paths, device, threads)
+
+def _load_exported(
+    path: Path, name: Literal["ctranslate2", "onnx"], device: str, threads: int | None
+) -> Engine:
+    if name == "onnx":
+        from dragoman.engines.onnx import OnnxEngine
+
+        return OnnxEngine(path / ONNX, device, threads)
+    from dragoman.engines.ctranslate2 import CTranslate2Engine
+
+    return CTranslate2Engine(path / CTRANSLATE2, device, threads)
 
 
 def load_torch_engine(

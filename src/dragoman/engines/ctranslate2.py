@@ -1,6 +1,5 @@
 """The quick engine: CTranslate2, for a model that was exported; PyTorch is not loaded."""
 
-import hashlib
 import json
 import os
 from collections import defaultdict
@@ -12,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.length import Limits, limit_lengths, normalize
 from dragoman.decoding.plan import SearchPlan
-from dragoman.errors import DataError, ModelFolderError, SettingsError
+from dragoman.engines.exported import read_export
+from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.settings import DecodingSettings
-from dragoman.text.bundle import WEIGHTS
+from dragoman.text.special_ids import EOS_ID
 
 if TYPE_CHECKING:
     from ctranslate2 import Translator
 
-EXPORT = "export.json"  # what was exported, and how it compared with PyTorch
+_MODEL, _SOURCES, _TARGETS = "model.bin", "source_vocabulary.json", "target_vocabulary.json"
 _SMALL_BYTES = 200_000_000  # a model below it is quicker with a thread a replica
 
 
@@ -40,24 +40,38 @@ class CTranslate2Engine:
     name = "ctranslate2"
 
     def __init__(self, folder: Path, device: str = "auto", threads: int | None = None) -> None:
-        if not (folder / "model.bin").is_file():
-            raise ModelFolderError(
-                f"{folder}: there is no exported model; write it with "
-                f"`dragoman export {folder.parent} --to ctranslate2`"
-            )
-        _check_age(folder)
         if device not in ("auto", "cpu", "cuda"):
             raise SettingsError(f"--device {device}: CTranslate2 runs on auto, cpu and cuda")
+        about = read_export(
+            folder, self.name, (_MODEL, _SOURCES, _TARGETS), ("positions", "has_learned_positions")
+        )
+        self._num_positions = int(about["positions"])
+        self._has_learned_positions = bool(about["has_learned_positions"])
         self._folder, self._device = folder, device
         self._threads = threads or len(os.sched_getaffinity(0))
-        config, sources, targets = _read_vocabularies(folder)
-        self._eos = config["eos_token"]
-        self._source_names, self._target_names = sources, targets
-        self._ids = {name: id_ for id_, name in enumerate(targets)}
+        self._source_names = _read_names(folder / _SOURCES)
+        self._target_names = _read_names(folder / _TARGETS)
+        self._eos = self._target_names[EOS_ID]
+        self._ids = {name: id_ for id_, name in enumerate(self._target_names)}
 
-    def find_obstacle(self, plan: SearchPlan, *, has_prefixes: bool = False) -> str:
-        """Return why CTranslate2 cannot search by `plan`, or ""."""
+    def find_obstacle(
+        self,
+        plan: SearchPlan,
+        *,
+        longest_source: int = 0,
+        longest_target: int | None = None,
+        has_prefixes: bool = False,
+    ) -> str:
+        """Return why CTranslate2 cannot search by `plan`, or "": see `Engine.find_obstacle`."""
         decoding = plan.decoding
+        if longest_target is None:
+            [limit] = self._limit_lengths([longest_source], decoding)
+            longest_target = limit.longest
+        if max(longest_source, longest_target) > self._num_positions:
+            return (
+                f"a source of {longest_source} tokens with an output of up to {longest_target} is "
+                f"longer than the {self._num_positions} positions that were exported"
+            )
         if plan.constraint is not None:
             return "it cannot constrain its outputs"
         if decoding.method != "beam":
@@ -79,9 +93,9 @@ class CTranslate2Engine:
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
+        assert prefixes is None
         decoding = plan.decoding
-        limits = limit_lengths([len(ids) for ids in sources], decoding)
-        self._check_lengths(sources, max((limit.longest for limit in limits), default=0))
+        limits = self._limit_lengths([len(ids) for ids in sources], decoding)
         groups: dict[Limits, list[int]] = defaultdict(list)
         for i, limit in enumerate(limits):
             groups[limit].append(i)
@@ -122,7 +136,6 @@ class CTranslate2Engine:
         plan: SearchPlan,
     ) -> list[Hypothesis]:
         """Return each target with its log-probabilities: see `Engine.score`."""
-        self._check_lengths(sources, max((len(ids) + 1 for ids in targets), default=0))
         scored = self._choose_translator(len(sources)).score_batch(
             [self._name_source(ids) for ids in sources],
             [[self._target_names[i] for i in ids] for ids in targets],
@@ -159,19 +172,14 @@ class CTranslate2Engine:
             is_complete=is_complete,
         )
 
-    def _check_lengths(self, sources: Sequence[Sequence[int]], longest_target: int) -> None:
-        """Refuse what has no position in the export: CTranslate2 would fail the whole batch."""
-        longest = max((len(ids) for ids in sources), default=0)
-        if max(longest, longest_target) > self._num_positions:
-            raise DataError(
-                f"a source of {longest} tokens, or an output of up to {longest_target}, is longer "
-                f"than the {self._num_positions} positions of the export: take --engine torch, "
-                "or lower decoding.max_length_ratio"
-            )
-
-    @cached_property
-    def _num_positions(self) -> int:
-        return int(_read_json(self._folder / EXPORT)["positions"])
+    def _limit_lengths(
+        self, source_lengths: Sequence[int], decoding: DecodingSettings
+    ) -> list[Limits]:
+        """Return the limits of the outputs; learned positions bound them too, as in PyTorch."""
+        limits = limit_lengths(source_lengths, decoding)
+        if not self._has_learned_positions:
+            return limits
+        return [limit._replace(longest=min(limit.longest, self._num_positions)) for limit in limits]
 
     def _choose_translator(self, num_rows: int) -> "Translator":
         return self._single if num_rows == 1 or self._threads == 1 else self._many
@@ -182,7 +190,7 @@ class CTranslate2Engine:
 
     @cached_property
     def _many(self) -> "Translator":
-        is_small = (self._folder / "model.bin").stat().st_size < _SMALL_BYTES
+        is_small = (self._folder / _MODEL).stat().st_size < _SMALL_BYTES
         return self._load(self._threads, 1) if is_small else self._single
 
     def _load(self, replicas: int, threads: int) -> "Translator":
@@ -199,38 +207,14 @@ class CTranslate2Engine:
         )
 
 
-def fingerprint(weights: Path) -> str:
-    """Return what tells these weights from others: the SHA-256 of their file."""
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_age(folder: Path) -> None:
-    weights = folder.parent / WEIGHTS
-    if not weights.is_file() or not (folder / EXPORT).is_file():
-        return
-    if _read_json(folder / EXPORT).get("weights", "") not in ("", fingerprint(weights)):
-        raise ModelFolderError(
-            f"{folder}: it was exported from other weights than {weights}; write it again with "
-            f"`dragoman export {folder.parent} --to ctranslate2`, or take --engine torch"
-        )
-
-
-def _read_vocabularies(folder: Path) -> tuple[dict[str, Any], list[str], list[str]]:
-    config = _read_json(folder / "config.json")
-    shared = folder / "shared_vocabulary.json"
-    if shared.is_file():
-        names = _read_json(shared)
-        return config, names, names
-    sides = [_read_json(folder / f"{side}_vocabulary.json") for side in ("source", "target")]
-    return config, sides[0], sides[1]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_names(path: Path) -> list[str]:
+    """Return the names of the tokens of one side, in the order of their ids."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        names: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelFolderError(
-            f"{path}: cannot be read: {error}; write the export again"
+            f"{path}: cannot be read: {error}; export the model again"
         ) from error
-    return content
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelFolderError(f"{path}: expected a list of tokens; export the model again")
+    return names

@@ -13,8 +13,21 @@ class Engine(Protocol):
     name: str
     """As in --engine."""
 
-    def find_obstacle(self, plan: SearchPlan, *, has_prefixes: bool = False) -> str:
-        """Return why this engine cannot search by `plan`, or ""; has_prefixes: with prefixes."""
+    def find_obstacle(
+        self,
+        plan: SearchPlan,
+        *,
+        longest_source: int = 0,
+        longest_target: int | None = None,
+        has_prefixes: bool = False,
+    ) -> str:
+        """Return why this engine cannot search by `plan`, or "".
+
+        Args:
+            longest_source: Tokens of the longest source.
+            longest_target: Tokens of the longest output, its end included; None: that of a search.
+            has_prefixes: Outputs begin with something given.
+        """
         ...
 
     def search(

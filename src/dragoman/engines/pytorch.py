@@ -9,6 +9,7 @@ from dragoman.decoding.forced import score_targets
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan
 from dragoman.decoding.search import search
+from dragoman.errors import SettingsError
 from dragoman.model.transformer import Transformer
 
 
@@ -17,6 +18,9 @@ class TorchEngine:
 
     Args:
         device: "auto": a GPU if there is one.
+
+    Raises:
+        SettingsError: PyTorch knows no such device, or cannot compute there.
     """
 
     name = "torch"
@@ -24,10 +28,22 @@ class TorchEngine:
     def __init__(self, networks: Sequence[Transformer], device: str = "auto") -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
+            reason = str(error).partition("\n")[0]
+            raise SettingsError(f"--device {device}: PyTorch cannot use it: {reason}") from error
         self.networks = [network.to(self.device).eval() for network in networks]
 
-    def find_obstacle(self, plan: SearchPlan, *, has_prefixes: bool = False) -> str:
+    def find_obstacle(
+        self,
+        plan: SearchPlan,
+        *,
+        longest_source: int = 0,
+        longest_target: int | None = None,
+        has_prefixes: bool = False,
+    ) -> str:
         """Return "": it can do all."""
         return ""
 

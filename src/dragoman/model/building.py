@@ -36,9 +36,9 @@ def build_network(model: ModelSettings, tokenizer: PairTokenizer) -> Transformer
 
 
 def copy_weights(network: Transformer) -> dict[str, NDArray[np.float32]]:
-    """Return the parameters by name, each once even where two parts share it, in float32."""
+    """Return copies of the parameters by name, each once even where parts share it, in float32."""
     return {
-        name: parameter.detach().float().cpu().numpy()
+        name: parameter.detach().float().cpu().numpy().copy()
         for name, parameter in network.named_parameters()
     }
 

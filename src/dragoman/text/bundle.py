@@ -10,6 +10,7 @@
 Nothing in it is pickled, and reading it runs none of it.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -99,6 +100,12 @@ def read_bundle(path: Path, *, with_weights: bool = True) -> Bundle:
         if (path / CARD).is_file()
         else "",
     )
+
+
+def fingerprint(weights: Path) -> str:
+    """Return what tells a file of weights from others: its SHA-256."""
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_model_folder(path: Path) -> bool:

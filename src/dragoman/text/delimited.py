@@ -17,7 +17,7 @@ from dragoman.text.faults import (
     find_line_fault,
 )
 from dragoman.text.files import Block, read_blocks
-from dragoman.text.table import Row, Table, empty_table
+from dragoman.text.table import WHOLE_ROW, Row, Table, dump_row, empty_table, label_columns
 
 
 def open_tsv(stream: BinaryIO, file: str, *, has_header: bool, drops_blank_end: bool) -> Table:
@@ -42,7 +42,8 @@ def open_tsv(stream: BinaryIO, file: str, *, has_header: bool, drops_blank_end: 
     sample = names or tuple(next(filter(None, held[-1].lines), "").split("\t"))
 
     def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
-        return _read_tsv(chain(held, blocks), file, len(sample), _choose(columns, len(sample)))
+        choose = _choose(columns, label_columns(names, len(sample)))
+        return _read_tsv(chain(held, blocks), file, len(sample), choose)
 
     return Table(file=file, names=names, sample=sample, read=read)
 
@@ -72,7 +73,8 @@ def open_csv(
     names = sample if has_header else None
 
     def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
-        return _read_csv(chain(held, records), file, len(sample), _choose(columns, len(sample)))
+        choose = _choose(columns, label_columns(names, len(sample)))
+        return _read_csv(chain(held, records), file, len(sample), choose)
 
     return Table(file=file, names=names, sample=sample, read=read)
 
@@ -170,8 +172,13 @@ def _describe_csv_error(file: str, taken: list[tuple[int, str, bool]], error: st
     return Fault(file, number, BAD_CSV, error)
 
 
-def _choose(columns: Sequence[int], width: int) -> Callable[[list[str]], Sequence[str]]:
-    if list(columns) == list(range(width)):
+def _choose(columns: Sequence[int], labels: Sequence[str]) -> Callable[[list[str]], Sequence[str]]:
+    if WHOLE_ROW in columns:
+        return lambda fields: [
+            dump_row(labels, fields) if column == WHOLE_ROW else fields[column]
+            for column in columns
+        ]
+    if list(columns) == list(range(len(labels))):
         return _take_all
     if len(columns) == 1:
         return itemgetter(slice(columns[0], columns[0] + 1))

@@ -36,8 +36,30 @@ class Block(NamedTuple):
     """No NUL and no byte that is not UTF-8 is in any of the lines."""
 
 
+class FilePosition:
+    """How much of a file has been read, for who shows the progress."""
+
+    def __init__(self) -> None:
+        self._raw: BinaryIO | None = None
+        self._size = 0
+        self.num_rows: int | None = None
+        """Rows of the file, where the format tells."""
+
+    def watch(self, raw: BinaryIO) -> None:
+        """Take note of the file, as it lies on the disk."""
+        self._raw, self._size = raw, os.fstat(raw.fileno()).st_size
+
+    def fraction(self, num_rows: int) -> float | None:
+        """Return how much has been read, from 0 to 1, after `num_rows` rows; None: unknown."""
+        if self.num_rows:
+            return num_rows / self.num_rows
+        if self._raw is None or not self._size:
+            return None
+        return 1.0 if self._raw.closed else min(1.0, self._raw.tell() / self._size)
+
+
 @contextmanager
-def open_text_file(path: Path) -> Iterator[BinaryIO]:
+def open_text_file(path: Path, position: FilePosition | None = None) -> Iterator[BinaryIO]:
     """Open `path` as a stream of its bytes, unpacked if its name ends in .gz or .zst.
 
     Raises: DataError, when it cannot be opened or is not what its name says.
@@ -49,6 +71,8 @@ def open_text_file(path: Path) -> Iterator[BinaryIO]:
             head = raw.peek(4)[:4]
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        if position is not None:
+            position.watch(raw)
         suffix = path.suffix.lower()
         if suffix == ".gz" and head:
             _expect(path, head, _GZIP, "gzip")

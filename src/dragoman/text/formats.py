@@ -8,7 +8,7 @@ from typing import BinaryIO, Literal
 from dragoman.errors import DataError
 from dragoman.settings import DataSettings
 from dragoman.text.delimited import open_csv, open_tsv
-from dragoman.text.files import open_text_file
+from dragoman.text.files import FilePosition, open_text_file
 from dragoman.text.jsonl import open_jsonl
 from dragoman.text.parallel import open_parallel
 from dragoman.text.parquet import open_parquet
@@ -49,9 +49,14 @@ def open_pairs_table(paths: Sequence[Path], settings: DataSettings) -> Iterator[
 
 @contextmanager
 def open_sources_table(
-    source: BinaryIO | Path, settings: DataSettings, name: str
+    source: BinaryIO | Path,
+    settings: DataSettings,
+    name: str,
+    position: FilePosition | None = None,
 ) -> Iterator[Table]:
     """Open the table of rows to predict; `name` is that of a stream in messages.
+
+    `position` is told how far a file has been read.
 
     Raises: DataError, also while rows are read, when a file cannot be opened or read.
     """
@@ -63,9 +68,9 @@ def open_sources_table(
                 layout = _find_suffix(source) or "tsv"
             name = str(source)
             if layout == "parquet":
-                yield _open_plain_parquet(source)
+                yield _open_plain_parquet(source, position)
                 return
-            source = stack.enter_context(open_text_file(source))
+            source = stack.enter_context(open_text_file(source, position))
         elif layout == "parquet":
             raise DataError(f"{name}: Parquet cannot be read from a stream; give the file's name")
         if layout == "parallel":
@@ -98,10 +103,10 @@ def _open_table(
     )
 
 
-def _open_plain_parquet(path: Path) -> Table:
+def _open_plain_parquet(path: Path, position: FilePosition | None = None) -> Table:
     if path.suffix.lower() in _PACKED:
         raise DataError(f"{path}: Parquet is packed within; unpack the file first")
-    return open_parquet(path)
+    return open_parquet(path, position)
 
 
 def _find_layout(paths: Sequence[Path], settings: DataSettings) -> Format:

@@ -16,7 +16,7 @@ from dragoman.text.faults import (
     find_value_fault,
 )
 from dragoman.text.files import Block, read_blocks
-from dragoman.text.table import Row, Table, empty_table
+from dragoman.text.table import WHOLE_ROW, Row, Table, empty_table
 
 _LINES_TO_SEARCH = 100
 _KINDS = {dict: "an object", list: "a list", bool: "true or false"}
@@ -46,7 +46,8 @@ def open_jsonl(stream: BinaryIO, file: str, *, drops_blank_end: bool) -> Table:
         )
 
     def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
-        return _read(chain(held, blocks), file, [names[column] for column in columns])
+        chosen = [None if column == WHOLE_ROW else names[column] for column in columns]
+        return _read(chain(held, blocks), file, chosen)
 
     return Table(file=file, names=names, sample=names, read=read)
 
@@ -59,7 +60,7 @@ def _find_names(block: Block) -> tuple[str, ...]:
     return ()
 
 
-def _read(blocks: Iterator[Block], file: str, names: list[str]) -> Iterator[Row | Fault]:
+def _read(blocks: Iterator[Block], file: str, names: list[str | None]) -> Iterator[Row | Fault]:
     for block in blocks:
         for number, line in enumerate(block.lines, block.first):
             fault = None if block.is_clean else find_line_fault(file, number, line)
@@ -67,12 +68,18 @@ def _read(blocks: Iterator[Block], file: str, names: list[str]) -> Iterator[Row 
             if isinstance(row, Fault):
                 yield row
             else:
-                yield _take_fields(file, number, row, names)
+                yield _take_fields(file, number, row, names, line)
 
 
-def _take_fields(file: str, number: int, row: dict[str, Any], names: list[str]) -> Row | Fault:
+def _take_fields(
+    file: str, number: int, row: dict[str, Any], names: list[str | None], line: str
+) -> Row | Fault:
+    """Return the fields `names` of a row; None stands for the row itself, as it is written."""
     values = []
     for name in names:
+        if name is None:
+            values.append(line.strip())
+            continue
         if name not in row:
             found = f"no field {name!r}; found: {', '.join(map(repr, row)) or 'none'}"
             return Fault(file, number, MISSING_FIELD, found)

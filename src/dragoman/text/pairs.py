@@ -8,16 +8,26 @@ from typing import BinaryIO, NamedTuple
 from dragoman.errors import DataError
 from dragoman.settings import DataSettings
 from dragoman.text.faults import OVER_LONG, BadRow, Fault, RowFaults, find_side_fault
+from dragoman.text.files import FilePosition
 from dragoman.text.formats import open_pairs_table, open_sources_table
 from dragoman.text.splits import split_of
-from dragoman.text.table import Columns, Table, choose_columns, choose_source_columns
+from dragoman.text.table import (
+    WHOLE_ROW,
+    Columns,
+    Table,
+    choose_columns,
+    choose_prefix_column,
+    choose_source_columns,
+)
 
 __all__ = [
     "BadRow",
+    "FilePosition",
     "Pair",
     "RowFaults",
     "Source",
     "describe_columns",
+    "list_source_columns",
     "read_pairs",
     "read_sources",
     "split_of",
@@ -44,6 +54,10 @@ class Source(NamedTuple):
     source: str
     features: tuple[str, ...]
     line: int
+    given: str = ""
+    """What the output begins with, or, where it is forced, all of it."""
+    columns: str = ""
+    """The whole row, as a JSON object, where asked for."""
 
 
 def read_pairs(
@@ -85,7 +99,14 @@ def describe_columns(paths: Sequence[str | Path], settings: DataSettings) -> str
 
 
 def read_sources(
-    stream_or_path: BinaryIO | str | Path, settings: DataSettings, name: str = "standard input"
+    stream_or_path: BinaryIO | str | Path,
+    settings: DataSettings,
+    name: str = "standard input",
+    *,
+    has_target: bool = False,
+    prefix: str = "",
+    with_columns: bool = False,
+    position: FilePosition | None = None,
 ) -> Iterator[Source | BadRow]:
     """Give the rows to predict in their order; a row that cannot be used comes as `BadRow`.
 
@@ -93,24 +114,49 @@ def read_sources(
     target may be left out, and in a file of one column without header each line is a source.
     With the format parallel a line is a source with its tabs. An empty input gives nothing.
 
+    Args:
+        has_target: Rows are pairs; `given` is their target.
+        prefix: Column of what the output begins with, for `given`.
+        with_columns: Give the whole row as `columns`.
+        position: Is told how far a file has been read.
+
     Raises: DataError, when the file or the stream cannot be read or lacks a column.
     """
     opened = Path(stream_or_path) if isinstance(stream_or_path, str) else stream_or_path
-    with open_sources_table(opened, settings, name) as table:
+    with open_sources_table(opened, settings, name, position) as table:
         if not table.sample:
             return
-        columns = choose_source_columns(table, settings)
-        for row in table.read((columns.source, *columns.features)):
+        choose = choose_columns if has_target else choose_source_columns
+        columns = choose(table, settings)
+        extra = []
+        if has_target or prefix:
+            target = choose_prefix_column(table, prefix) if prefix else columns.target
+            assert target is not None
+            extra.append(target)
+        num_values = 1 + len(columns.features)
+        wanted = [columns.source, *columns.features, *extra, *[WHOLE_ROW] * with_columns]
+        for row in table.read(wanted):
             if isinstance(row, Fault):
                 yield BadRow(row.line, row.file, row.detail)
                 continue
             line, (text, *values) = row
-            source, features = take_features(text, values, columns.labels, settings)
+            labels, others = columns.labels, list(values[num_values - 1 :])
+            source, features = take_features(text, values[: num_values - 1], labels, settings)
             fault = find_side_fault(table.file, line, "source", source, settings.max_characters)
             if fault is None:
-                yield Source(source, features, line)
+                whole = others.pop() if with_columns else ""
+                yield Source(source, features, line, others[0] if others else "", whole)
             else:
                 yield BadRow(line, fault.file, fault.detail)
+
+
+def list_source_columns(path: Path, settings: DataSettings) -> tuple[str, ...]:
+    """Return the names of the columns of a file to predict, as in `Source.columns`.
+
+    Raises: DataError, when the file cannot be read.
+    """
+    with open_sources_table(path, settings, str(path)) as table:
+        return table.labels()
 
 
 def take_features(

@@ -7,7 +7,7 @@ from typing import BinaryIO
 from dragoman.errors import DataError
 from dragoman.text.faults import Fault, find_line_fault
 from dragoman.text.files import read_blocks
-from dragoman.text.table import Row, Table
+from dragoman.text.table import WHOLE_ROW, Row, Table, dump_row, label_columns
 
 
 def open_parallel(streams: Sequence[BinaryIO], files: Sequence[str]) -> Table:
@@ -18,12 +18,21 @@ def open_parallel(streams: Sequence[BinaryIO], files: Sequence[str]) -> Table:
     """
     sides = [_read_lines(stream, file) for stream, file in zip(streams, files, strict=True)]
 
+    labels = label_columns(None, len(files))
+
     def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
         for row in _join(sides, files):
             if isinstance(row, Fault):
                 yield row
             else:
-                yield row[0], [row[1][column] for column in columns]
+                line, texts = row
+                yield (
+                    line,
+                    [
+                        dump_row(labels, texts) if column == WHOLE_ROW else texts[column]
+                        for column in columns
+                    ],
+                )
 
     return Table(file=files[0], names=None, sample=("",) * len(files), read=read)
 

@@ -9,8 +9,8 @@ from pyarrow import types
 
 from dragoman.errors import DataError
 from dragoman.text.faults import Fault, find_line_fault
-from dragoman.text.files import check_file
-from dragoman.text.table import Row, Table
+from dragoman.text.files import FilePosition, check_file
+from dragoman.text.table import WHOLE_ROW, Row, Table, dump_row
 
 _BATCH_ROWS = 4096
 _BUFFER_BYTES = 1 << 20
@@ -25,7 +25,7 @@ _TEXT_KINDS = (
 )
 
 
-def open_parquet(path: Path) -> Table:
+def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
     """Return the table of a Parquet file; `line` is the number of the row, from 1.
 
     A null is an empty text, an integer its digits.
@@ -39,21 +39,30 @@ def open_parquet(path: Path) -> Table:
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: it is not a whole Parquet file: {_first_line(error)}") from error
     names = tuple(schema.names)
+    if position is not None:
+        position.num_rows = file.metadata.num_rows
 
     def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
-        chosen = [names[column] for column in columns]
-        _check_columns(path, schema, chosen)
+        chosen = [None if column == WHOLE_ROW else names[column] for column in columns]
+        _check_columns(path, schema, [name for name in chosen if name is not None])
         return _read(file, path, chosen)
 
     return Table(file=str(path), names=names, sample=names, read=read)
 
 
-def _read(file: pyarrow.parquet.ParquetFile, path: Path, names: list[str]) -> Iterator[Row | Fault]:
+def _read(
+    file: pyarrow.parquet.ParquetFile, path: Path, names: list[str | None]
+) -> Iterator[Row | Fault]:
+    """Give the fields `names` of each row; None stands for the whole row."""
     number = 0
+    wanted = None if None in names else names
     try:
         # Without pre_buffer and threads the memory does not grow with the size of a row group.
-        for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
-            columns = [_take_texts(batch.column(name)) for name in names]
+        for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
+            columns = [
+                _dump_rows(batch) if name is None else _take_texts(batch.column(name))
+                for name in names
+            ]
             for fields in zip(*columns, strict=True):
                 number += 1
                 yield _check_fields(str(path), number, fields) or (number, fields)
@@ -61,6 +70,11 @@ def _read(file: pyarrow.parquet.ParquetFile, path: Path, names: list[str]) -> It
         raise DataError(
             f"{path}: the file is corrupt: reading ended after row {number} ({_first_line(error)})"
         ) from error
+
+
+def _dump_rows(batch: pyarrow.RecordBatch) -> list[str]:
+    names, columns = batch.schema.names, [column.to_pylist() for column in batch.columns]
+    return [dump_row(names, fields) for fields in zip(*columns, strict=True)]
 
 
 def _take_texts(column: pyarrow.Array) -> list[str]:

@@ -1,9 +1,10 @@
 """A file as a table of columns, and which column is the source, the target, or a feature."""
 
 import difflib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dragoman.errors import DataError
 from dragoman.settings import DataSettings
@@ -11,6 +12,8 @@ from dragoman.text.faults import Fault
 
 Row = tuple[int, Sequence[str]]
 """Number of the line, from 1, and the chosen fields in the order in which they were asked for."""
+WHOLE_ROW: Final = -1
+"""Asked for as a column: the whole row, as a JSON object."""
 _SEPARATORS = {
     "\t": "tabs: set data.format=tsv",
     "|||": "'|||': put one tab in its place",
@@ -31,7 +34,11 @@ class Table:
     sample: tuple[str, ...]
     """The header, or the fields of the first row; without fields the file is empty."""
     read: Callable[[Sequence[int]], Iterator[Row | Fault]]
-    """Gives the rows, once: the columns at these indices, from 0."""
+    """Gives the rows, once: the columns at these indices, from 0, or WHOLE_ROW."""
+
+    def labels(self) -> tuple[str, ...]:
+        """Return the names of the columns in WHOLE_ROW: positions where they have no names."""
+        return label_columns(self.names, len(self.sample))
 
 
 class Columns(NamedTuple):
@@ -41,6 +48,18 @@ class Columns(NamedTuple):
     target: int | None
     features: tuple[int, ...]
     labels: tuple[str, ...]
+
+
+def label_columns(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Return what stands for each of `count` columns: its name, its position, or "source"."""
+    if names is not None:
+        return tuple(names)
+    return ("source",) if count == 1 else tuple(str(place) for place in range(1, count + 1))
+
+
+def dump_row(labels: Sequence[str], fields: Sequence[object]) -> str:
+    """Return a row as a JSON object; what JSON has no value for is written as text."""
+    return json.dumps(dict(zip(labels, fields, strict=True)), ensure_ascii=False, default=str)
 
 
 def empty_table(file: str) -> Table:
@@ -70,6 +89,17 @@ def choose_columns(table: Table, settings: DataSettings) -> Columns:
     locator.check([source, target, *features])
     # Labelled as typed, so that a file with a header and one without give the same symbols.
     return Columns(source, target, features, settings.features)
+
+
+def choose_prefix_column(table: Table, column: str) -> int:
+    """Find the column of what the outputs begin with.
+
+    Raises: DataError, naming the columns that were found.
+    """
+    locator = _Locator(table)
+    index = locator.find("--prefix", column)
+    locator.check([])
+    return index
 
 
 def choose_source_columns(table: Table, settings: DataSettings) -> Columns:

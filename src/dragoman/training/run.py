@@ -22,7 +22,8 @@ from rich.console import Console
 
 from dragoman.configuration import find_conflicts
 from dragoman.engines.pytorch import TorchEngine
-from dragoman.errors import SettingsError
+from dragoman.errors import DragomanError, SettingsError
+from dragoman.exporting.ctranslate2 import export_ctranslate2
 from dragoman.model.building import build_network, copy_weights
 from dragoman.predictor import Predictor
 from dragoman.settings import Settings
@@ -37,7 +38,7 @@ from dragoman.training.module import TransformerTraining
 from dragoman.training.precision import choose_precision, find_device
 from dragoman.training.rehearsal import estimate_time
 
-_NUM_SAMPLES = 5
+_NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +91,16 @@ def fit(
         predictor = Predictor(engine, run.data.tokenizer, run.settings)
         console.print("scoring")
         metrics = _score(run, predictor, minutes=(time.monotonic() - started_at) / 60)
-    write_bundle(
-        run.out,
-        Bundle(
-            settings=run.settings,
-            tokenizer=run.data.tokenizer,
-            weights=copy_weights(run.module.network),
-            metrics=metrics,
-            card=write_model_card(run.out.name, run.settings, metrics),
-        ),
+    bundle = Bundle(
+        settings=run.settings,
+        tokenizer=run.data.tokenizer,
+        weights=copy_weights(run.module.network),
+        metrics=metrics,
+        card=write_model_card(run.out.name, run.settings, metrics),
     )
+    write_bundle(run.out, bundle)
+    if run.settings.training.export == "ctranslate2":
+        _export(run.out, bundle, console)
     return predictor
 
 
@@ -268,6 +269,15 @@ def _take_best_weights(run: _Run) -> None:
     if best.best_model_path:
         state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         run.module.load_state_dict(state["state_dict"])
+
+
+def _export(out: Path, bundle: Bundle, console: Console) -> None:
+    """Write the model for CTranslate2 too; the model folder is whole without it."""
+    try:
+        told = f"exported for CTranslate2: {export_ctranslate2(out, bundle=bundle)}"
+    except DragomanError as error:
+        told = f"not exported for CTranslate2, PyTorch will predict: {error}"
+    console.print(told, highlight=False, soft_wrap=True, markup=False)
 
 
 def _score(run: _Run, predictor: Predictor, minutes: float) -> dict[str, Any]:

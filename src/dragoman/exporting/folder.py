@@ -1,0 +1,88 @@
+"""How every export is written: beside its place, checked against PyTorch, then put into its place."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dragoman.engines.engine import Engine
+from dragoman.engines.exported import EXPORT
+from dragoman.engines.pytorch import TorchEngine
+from dragoman.errors import ModelFolderError
+from dragoman.exporting.check import Check, compare
+from dragoman.model.building import build_network, load_weights
+from dragoman.model.transformer import Transformer
+from dragoman.text.bundle import WEIGHTS, Bundle, fingerprint
+
+
+def write_export(
+    path: Path,
+    name: str,
+    bundle: Bundle,
+    write: Callable[[Transformer, Path], dict[str, Any]],
+    load: Callable[[Path], Engine],
+    *,
+    must_be_equal: bool = True,
+) -> Check:
+    """Write the folder `name` into the model folder `path`, and return how it compares with PyTorch.
+
+    The rows that are compared are held-out ones that `fit` kept with the model. An export that
+    stands there already is replaced, or, where this one fails, left as it was.
+
+    Args:
+        bundle: The content of `path`.
+        write: Writes the network into a folder, and returns what `export.json` tells of it beside
+            the version, the fingerprint of the weights, and the check.
+        load: Returns the engine that runs what was written into a folder.
+        must_be_equal: An export whose outputs are not PyTorch's is refused.
+
+    Raises:
+        ModelFolderError: It cannot be written, or is refused.
+    """
+    network = build_network(bundle.settings.model, bundle.tokenizer)
+    load_weights(network, bundle.weights)
+    folder = path / name
+    partial = path / f".{name}.tmp-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        partial.mkdir()
+        told = {
+            "version": version("dragoman"),
+            "weights": fingerprint(path / WEIGHTS),
+            **write(network, partial),
+        }
+        _write_json(partial / EXPORT, told)  # the engine reads it
+        check = compare(TorchEngine([network], "cpu"), load(partial), bundle)
+        if must_be_equal and not check.is_equal:
+            raise ModelFolderError(
+                f"{path}: the export does not say what the model says ({check}); it is not kept: "
+                "this is a fault of dragoman, report it with this message"
+            )
+        _write_json(partial / EXPORT, {**told, "check": check.to_dict()})
+        _put_into_place(partial, folder)
+    except OSError as error:
+        raise ModelFolderError(f"{folder}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return check
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _put_into_place(partial: Path, folder: Path) -> None:
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    folder.rename(old)
+    try:
+        partial.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)

@@ -79,3 +79,35 @@ def test_scores_are_better_the_surer_the_model(trained):
 def test_what_is_no_model_folder_is_refused(trained, name):
     with pytest.raises(DragomanError, match="expected a model folder"):
         dragoman.load(trained[0].with_name(name))
+
+
+def test_learned_positions_bound_sources_and_outputs_without_losing_a_row(tmp_path):
+    words = make_words(60)
+    (tmp_path / "pairs.tsv").write_text("".join(f"{w}\t{w}\n" for w in words))
+    learned = [
+        "--model.positions",
+        "learned",
+        "--model.max_positions",
+        "9",
+        "--data.max_tokens",
+        "9",
+    ]
+    fit(tmp_path / "pairs.tsv", tmp_path / "model", read_settings(None, [*SMALL, *BRIEF, *learned]),
+        console=quiet_console())  # fmt: skip
+    long = ["--decoding.forbidden_tokens", "</s>", "--decoding.min_length", "30"]  # all are cut
+    details = ["--decoding.token_scores", "1", "--decoding.alignment", "1"]
+    details = read_settings(None, [*long, *details])
+    for engine in ("torch", "auto"):
+        model = dragoman.load(tmp_path / "model", details, engine=engine)
+        rows = [Source("abc", (), 1), Source("a" * 9, (), 2), Source("abcd", (), 3)]
+        (_, [first]), (bad, none), (_, [last]) = model.predict_rows(rows)
+        assert none == []
+        assert "10 tokens, more than the 9 learned positions" in bad.reason
+        for found in (first, last):
+            assert len(found.log_probs) == len(found.tokens) == len(found.alignment)
+            assert sum(found.log_probs) == pytest.approx(found.score, abs=1e-4)
+        assert not first.is_complete
+        assert len(first.tokens) == 9
+    quick = dragoman.load(tmp_path / "model", read_settings(None, long), engine="ctranslate2")
+    [[found]] = [found for row, found in quick.predict_rows([Source("abc", (), 1)])]
+    assert found.tokens == first.tokens

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dragoman.configuration import find_conflicts, list_set_values, merge_settings
 from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.plan import make_plan
+from dragoman.decoding.plan import SearchPlan, make_plan
 from dragoman.engines.choice import EngineName, load_engine, load_torch_engine
 from dragoman.engines.engine import Engine
 from dragoman.errors import DragomanError, SettingsError
@@ -53,6 +53,7 @@ class Predictor:
     Args:
         settings: The settings it was trained with; `settings.decoding` is how it predicts.
         paths: The model folders that it came from, if it did.
+        plan: That of `settings.decoding`, where it is made already.
         is_engine_fixed: `engine` alone may be used; else PyTorch does what `engine` cannot, with
             the weights in `paths`.
     """
@@ -64,12 +65,13 @@ class Predictor:
         settings: Settings,
         paths: Sequence[Path] = (),
         *,
+        plan: SearchPlan | None = None,
         is_engine_fixed: bool = True,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.settings = settings
-        self.plan = make_plan(settings.decoding, tokenizer)
+        self.plan = make_plan(settings.decoding, tokenizer) if plan is None else plan
         self._paths = list(paths)
         self._is_engine_fixed = is_engine_fixed
         model = settings.model
@@ -110,7 +112,7 @@ class Predictor:
         plan = make_plan(merged.decoding, first.tokenizer)
         made = load_engine(paths, plan, engine, device, threads)
         is_fixed = engine != "auto" or made.name == "torch"
-        return cls(made, first.tokenizer, merged, paths, is_engine_fixed=is_fixed)
+        return cls(made, first.tokenizer, merged, paths, plan=plan, is_engine_fixed=is_fixed)
 
     def predict(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None = None
@@ -293,6 +295,8 @@ class Predictor:
 
         decoding = self.settings.decoding
         assert decoding.minimum_risk != "none"
+        if self.plan.constraint is not None:  # only complete ones conform
+            candidates = [one for one in candidates if one.is_complete] or candidates
         texts = self.tokenizer.decode_targets([one.ids for one in candidates])
         weights = (
             [1.0] * len(texts)  # samples come as often as they are probable
@@ -363,16 +367,23 @@ class Predictor:
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses with the log-probabilities of their tokens, and their alignment."""
         rows = [(i, one) for i, best_first in enumerate(found) for one in best_first]
-        scored = self._score([sources[i] for i, _ in rows], [one.ids for _, one in rows])
+        forced = [one.ids[:-1] if self._is_full(one) else one.ids for _, one in rows]
+        scored = self._score([sources[i] for i, _ in rows], forced)
         detailed: list[list[Hypothesis]] = [[] for _ in found]
         for (i, one), details in zip(rows, scored, strict=True):
             length = len(one.ids) + one.is_complete  # one that was cut has no end to speak of
+            log_probs = details.log_probs[:length]
+            if self._is_full(one):
+                known = log_probs[:-1]
+                log_probs = (*known, one.score - sum(known))
             detailed[i].append(
-                one._replace(
-                    log_probs=details.log_probs[:length], alignment=details.alignment[:length]
-                )
+                one._replace(log_probs=log_probs, alignment=details.alignment[:length])
             )
         return detailed
+
+    def _is_full(self, one: Hypothesis) -> bool:
+        """Return whether an output was cut at the last learned position: no end fits behind it."""
+        return not one.is_complete and len(one.ids) == self._longest_source
 
     def _describe(
         self, source_ids: Sequence[int], hypotheses: Sequence[Hypothesis]

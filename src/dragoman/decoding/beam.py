@@ -7,6 +7,10 @@ their longest length, are done; the best K candidates that do not end go on.
 An example, K = 2: of "a" (-1.0) and "b" (-1.5) the candidates are "a END" (-1.2), "b c" (-1.7),
 "a d" (-2.0) and "b END" (-2.1). "a END" is done, with -1.2 / 2 tokens = -0.6; "b c" and "a d" go on.
 "b END" is not done: it is not among the first two.
+
+Under a constraint the rule is the same, and what it finds comes first. But there "b" may be one
+that can only end: where "a d" goes on and is cut in the end, nothing that conforms would be left.
+So ends that are not done are kept too, and fill the places of those that were cut.
 """
 
 from collections.abc import Sequence
@@ -29,6 +33,8 @@ class _Group:
     """What a group of the beam of one source has come to: G groups of K / G hypotheses."""
 
     done: list[Hypothesis] = field(default_factory=list)
+    spare: list[Hypothesis] = field(default_factory=list)
+    """Under a constraint: the best that could have ended, done or not."""
     has_best_ended: bool = False
     is_over: bool = False
 
@@ -73,9 +79,12 @@ def search_beam(
         rule = partial(rules.change_logits, history=tokens.flatten(0, 2))
         log_probs, caches = ensemble.step(ids, caches, rule)
         log_probs = rules.mask(log_probs, position).view(*scores.shape, -1)
-        candidates = _expand(scores[..., None] + log_probs, decoding.diverse_strength)
+        totals = scores[..., None] + log_probs
+        candidates = _expand(totals, decoding.diverse_strength)
         is_last = torch.tensor([longest[i] == position + 1 for i in sources.tolist()])
         groups = [found[i] for i in sources.tolist()]
+        if rules.states:
+            _keep_ends(groups, totals[..., ensemble.eos_id], tokens, decoding)
         _collect(groups, candidates, tokens, is_last, ensemble.eos_id, decoding)
 
         chosen, alive = _choose_living(candidates, width, ensemble.eos_id)
@@ -161,6 +170,29 @@ def _collect(
         )
 
 
+def _keep_ends(
+    groups: Sequence[Sequence[_Group]],
+    scores: Float[Tensor, "N G W"],
+    tokens: Int[Tensor, "N G W T"],
+    decoding: DecodingSettings,
+) -> None:
+    """Put into `spare` the hypotheses that may end here, with the scores that they would end with."""
+    listed = scores.tolist()
+    for i, g, place in (~scores.isneginf()).nonzero().tolist():
+        group, score = groups[i][g], listed[i][g][place]
+        normalized = normalize(score, tokens.shape[-1] + 1, decoding)
+        is_full = len(group.spare) == decoding.num_searched
+        if group.is_over or (is_full and normalized <= group.spare[-1].normalized_score):
+            continue
+        ended = Hypothesis(
+            ids=tuple(tokens[i, g, place].tolist()),
+            score=score,
+            normalized_score=normalized,
+            is_complete=True,
+        )
+        group.spare = _sort([*group.spare, ended])[: decoding.num_searched]
+
+
 def _settle(
     groups: Sequence[Sequence[_Group]],
     scores: Float[Tensor, "N G W"],
@@ -193,8 +225,16 @@ def _rank(
     groups: Sequence[_Group], decoding: DecodingSettings, *, prefers_complete: bool
 ) -> list[Hypothesis]:
     """Return the best hypotheses of all groups; under a constraint only complete ones conform."""
-    done = [one for group in groups for one in group.done]
-    done.sort(key=lambda h: (prefers_complete and h.is_complete, h.normalized_score), reverse=True)
-    if not done:  # nothing could be said: an empty output that says it was cut
+    ranked = _sort([one for group in groups for one in group.done])
+    if prefers_complete:
+        complete = [one for one in ranked if one.is_complete]
+        cut = [one for one in ranked if not one.is_complete]
+        spare = [one for group in groups for one in group.spare if one not in group.done]
+        ranked = complete + _sort(spare) + cut
+    if not ranked:  # nothing could be said: an empty output that says it was cut
         return [Hypothesis(ids=(), score=0.0, normalized_score=0.0, is_complete=False)]
-    return done[: decoding.num_searched]
+    return ranked[: decoding.num_searched]
+
+
+def _sort(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    return sorted(hypotheses, key=lambda one: one.normalized_score, reverse=True)

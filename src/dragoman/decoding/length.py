@@ -15,8 +15,12 @@ class Limits(NamedTuple):
     longest: int
 
 
-def limit_lengths(source_lengths: Sequence[int], decoding: DecodingSettings) -> list[Limits]:
+def limit_lengths(
+    source_lengths: Sequence[int], decoding: DecodingSettings, num_positions: int | None = None
+) -> list[Limits]:
     """Return the limits of the output of each source, given the tokens of each.
+
+    `num_positions` are those that the model has learned; None: there is no end to them.
 
     They depend on the row alone, never on its neighbours or its padding. A source of 10 tokens
     counts as 16: with ratio 2 and extra 50 its output has at most 82.
@@ -25,6 +29,7 @@ def limit_lengths(source_lengths: Sequence[int], decoding: DecodingSettings) -> 
     for length in source_lengths:
         rounded = -(-length // _SOURCE_STEP) * _SOURCE_STEP
         longest = int(decoding.max_length_ratio * rounded) + decoding.max_length_extra
+        longest = longest if num_positions is None else min(longest, num_positions)
         shortest = int(decoding.min_length_ratio * length) + decoding.min_length
         limits.append(Limits(min(shortest, longest - 1), longest))
     return limits

@@ -1,12 +1,15 @@
 """What is searched for, with the words of the settings made into ids of one vocabulary."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dragoman.configuration import suggest
+from dragoman.decoding.choices import constrain_to_choices
+from dragoman.decoding.grammars import constrain_to_grammar
 from dragoman.errors import SettingsError
 from dragoman.settings import DecodingSettings
 from dragoman.text.pair_tokenizer import PairTokenizer
@@ -49,4 +52,15 @@ def make_plan(decoding: DecodingSettings, tokenizer: PairTokenizer) -> SearchPla
     return SearchPlan(
         decoding=decoding,
         forbidden_ids=tuple(ids[token] for token in decoding.forbidden_tokens),
+        constraint=_make_constraint(decoding, tokenizer),
     )
+
+
+def _make_constraint(
+    decoding: DecodingSettings, tokenizer: PairTokenizer
+) -> ConstraintState | None:
+    if decoding.choices:
+        return constrain_to_choices(Path(decoding.choices), tokenizer)
+    if decoding.regex or decoding.json_schema or decoding.grammar:
+        return constrain_to_grammar(decoding, tokenizer)
+    return None

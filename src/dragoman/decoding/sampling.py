@@ -44,9 +44,13 @@ def sample(
         choose,
     )
     by_source = [drawn[i * count : (i + 1) * count] for i in range(len(source_ids))]
+    is_constrained = bool(rules.states)  # then only complete ones conform
+
+    def rank(one: Hypothesis) -> tuple[bool, float]:
+        return is_constrained and one.is_complete, one.normalized_score
+
     return [
-        sorted(samples, key=lambda h: h.normalized_score, reverse=True)[: decoding.num_searched]
-        for samples in by_source
+        sorted(samples, key=rank, reverse=True)[: decoding.num_searched] for samples in by_source
     ]
 
 

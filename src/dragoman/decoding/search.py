@@ -36,12 +36,12 @@ def search(
         return []
     ensemble, decoding = Ensemble(models), plan.decoding
     lengths = (source_ids != ensemble.pad_id).sum(dim=1).tolist()
-    limits = limit_lengths(lengths, decoding)
+    limits = limit_lengths(lengths, decoding, ensemble.longest_target)
     longest = [limit.longest for limit in limits]
     if prefixes is not None:
         longest = [most + len(prefix) for most, prefix in zip(longest, prefixes, strict=True)]
-    if ensemble.longest_target is not None:
-        longest = [min(most, ensemble.longest_target) for most in longest]
+        if ensemble.longest_target is not None:
+            longest = [min(most, ensemble.longest_target) for most in longest]
     rules = Rules.start(plan, ensemble.eos_id, limits, prefixes, source_ids.device)
     with ensemble.evaluating():
         if decoding.method == "sampling":

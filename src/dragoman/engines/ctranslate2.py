@@ -175,11 +175,8 @@ class CTranslate2Engine:
     def _limit_lengths(
         self, source_lengths: Sequence[int], decoding: DecodingSettings
     ) -> list[Limits]:
-        """Return the limits of the outputs; learned positions bound them too, as in PyTorch."""
-        limits = limit_lengths(source_lengths, decoding)
-        if not self._has_learned_positions:
-            return limits
-        return [limit._replace(longest=min(limit.longest, self._num_positions)) for limit in limits]
+        learned = self._num_positions if self._has_learned_positions else None
+        return limit_lengths(source_lengths, decoding, learned)
 
     def _choose_translator(self, num_rows: int) -> "Translator":
         return self._single if num_rows == 1 or self._threads == 1 else self._many

@@ -21,8 +21,8 @@ def write_onnx_card(num_positions: int | None) -> str:
 
 _CARD = '''# The model in ONNX
 
-It runs wherever ONNX Runtime (1.17 or later) does: neither PyTorch nor CTranslate2 nor dragoman is
-needed.
+It runs wherever ONNX Runtime does, if that knows opset 20 (ONNX 1.15): neither PyTorch nor
+CTranslate2 nor dragoman is needed.
 
 - `encoder.onnx`: the sources, once, into what each step needs of them
 - `decoder_step.onnx`: one token a row, into the log-probabilities of the next one, and a grown cache

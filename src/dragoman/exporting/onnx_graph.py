@@ -15,7 +15,7 @@ Value = str | NDArray[Any]
 """An input of an operator: the name of an output, of an input or of a parameter, or a constant."""
 
 _OPSET = 20  # the first with Gelu
-_IR_VERSION = 9  # that which came with it: onnxruntime 1.17
+_IR_VERSION = 9  # that which came with it, in ONNX 1.15
 _LARGEST_FILE_BYTES = 2_000_000_000  # a protobuf ends at 2 GiB
 
 

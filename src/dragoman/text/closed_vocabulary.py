@@ -24,7 +24,7 @@ class ClosedVocabulary:
         self._tokens = list(tokens)
         self._ids = {token: id_ for id_, token in enumerate(tokens, start=FIRST_TEXT_ID)}
         self._cut = make_cut(settings)
-        self._glue = _separator(settings) if settings.kind == "symbols" else ""
+        self.separator = _separator(settings) if settings.kind == "symbols" else ""
 
     @classmethod
     def train(cls, texts: Iterable[str], settings: SideSettings) -> "ClosedVocabulary":
@@ -48,11 +48,17 @@ class ClosedVocabulary:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, all in range; special ids give none."""
         tokens = self._tokens
-        return self._glue.join([tokens[id_ - FIRST_TEXT_ID] for id_ in ids if id_ >= FIRST_TEXT_ID])
+        return self.separator.join(
+            [tokens[id_ - FIRST_TEXT_ID] for id_ in ids if id_ >= FIRST_TEXT_ID]
+        )
 
     def names(self) -> list[str]:
         """Return the tokens as people read them, each once, from FIRST_TEXT_ID on."""
         return list(self._tokens)
+
+    def token_bytes(self) -> list[bytes | None]:
+        """Return the UTF-8 text of each token from FIRST_TEXT_ID on; a lone surrogate has none."""
+        return [_to_utf8(token) for token in self._tokens]
 
     def to_json(self) -> list[str]:
         """Return what `from_json` takes."""
@@ -74,7 +80,7 @@ class ClosedVocabulary:
         for token in content:
             if settings.kind == "characters" and len(token) != 1:
                 raise ModelFolderError(f"the token {token!r} is not one character")
-            if settings.kind == "symbols" and vocabulary._glue in token:
+            if settings.kind == "symbols" and vocabulary.separator in token:
                 raise ModelFolderError(f"the token {token!r} holds the separator")
             if settings.kind == "regex" and not token:
                 raise ModelFolderError("it has an empty token")
@@ -98,6 +104,13 @@ def make_cut(settings: SideSettings) -> Cut:
             return _make_pattern_cut(settings.pattern)
         case "bpe" | "unigram":
             raise AssertionError(f"kind {settings.kind} has no closed vocabulary")
+
+
+def _to_utf8(token: str) -> bytes | None:
+    try:
+        return token.encode()
+    except UnicodeEncodeError:
+        return None
 
 
 def _separator(settings: SideSettings) -> str:

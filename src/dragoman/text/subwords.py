@@ -32,6 +32,8 @@ _PROBE: Final = "  <pad>\x00▁Ġ \u0301é\r\n가 "
 class Subwords:
     """The pieces of kind bpe or unigram."""
 
+    separator: Final = ""
+
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         vocab = backend.get_vocab(with_added_tokens=False)
@@ -87,6 +89,10 @@ class Subwords:
             find_free_name(f"<{piece.hex(' ').upper()}>", taken) if text is None else text
             for piece, text in zip(self._bytes[FIRST_TEXT_ID:], texts, strict=True)
         ]
+
+    def token_bytes(self) -> list[bytes | None]:
+        """Return the bytes of each piece from FIRST_TEXT_ID on; they may be a part of a character."""
+        return list(self._bytes[FIRST_TEXT_ID:])
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a Hugging Face tokenizer file."""

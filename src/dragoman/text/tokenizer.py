@@ -12,8 +12,8 @@ from dragoman.settings import SideSettings
 from dragoman.text.closed_vocabulary import ClosedVocabulary, make_cut
 from dragoman.text.special_ids import BOS_ID as BOS_ID
 from dragoman.text.special_ids import EOS_ID as EOS_ID
+from dragoman.text.special_ids import FIRST_TEXT_ID, SPECIAL_NAMES, find_free_name
 from dragoman.text.special_ids import PAD_ID as PAD_ID
-from dragoman.text.special_ids import SPECIAL_NAMES, find_free_name
 from dragoman.text.special_ids import UNKNOWN_ID as UNKNOWN_ID
 from dragoman.text.subwords import SMALLEST_SUBWORD_VOCABULARY, Subwords
 from dragoman.text.unicode_form import from_unicode_form, to_unicode_form
@@ -88,6 +88,19 @@ class Tokenizer:
         ids = list(ids)
         check_ids(ids, self.vocab_size)
         return [self._names[id_] for id_ in ids]
+
+    @property
+    def separator(self) -> str:
+        """What `decode` puts between two tokens, before it composes the text: "" but for symbols."""
+        return self._pieces.separator
+
+    def token_bytes(self) -> list[bytes | None]:
+        """Return the UTF-8 bytes that each id stands for, before the text is composed.
+
+        A byte piece may be a part of a character. None for an id that spells no text: the special
+        ones, and lone surrogates.
+        """
+        return [None] * FIRST_TEXT_ID + self._pieces.token_bytes()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tokenizer as plain JSON values, for `from_dict`."""

@@ -1,0 +1,271 @@
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import EOS
+from dragoman.errors import SettingsError
+from dragoman.settings import SideSettings
+from dragoman.text.pair_tokenizer import PairTokenizer
+from dragoman.text.tokenizer import Tokenizer
+from vocabularies import (
+    KINDS,
+    LINES,
+    accepts,
+    constrain,
+    feed,
+    list_texts,
+    make_tokenizer,
+    spell,
+    write,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bytes_of_the_tokens_and_the_separator_are_the_text(kind):
+    tokenizer = make_tokenizer(kind)
+    assert tokenizer.target.token_bytes()[:4] == [None] * 4
+    assert len(tokenizer.target.token_bytes()) == tokenizer.target.vocab_size
+    for line in LINES:
+        assert spell(tokenizer, tokenizer.target.encode(line)).decode() == line
+
+
+WORDS = {
+    "characters": ["abc", "ab", "straße", "é😀", "cab", ""],
+    "symbols": ["yes no", "yes", "no maybe yes", "nothing", " yes", "yes  no", ""],
+    "regex": ["yes no", "abc", "abc cab", " yes", "12", ""],
+}
+WORDS["bpe"] = WORDS["unigram"] = [*WORDS["characters"], "maybe yes", "日本"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_allowed_are_the_tokens_that_lead_to_a_match(kind):
+    """Every state of a small language, against a search through the list of its words."""
+    tokenizer = make_tokenizer(kind)
+    words = {word.encode() for word in WORDS[kind]}
+    if kind == "symbols":  # a symbol without text, which doubled and outer separators need
+        assert b"" in tokenizer.target.token_bytes()
+    start = constrain(tokenizer, regex="|".join(re.escape(word.decode()) for word in words))
+    open_, seen = [((), start)], 0
+    while open_:
+        ids, state = open_.pop()
+        expected = np.zeros(tokenizer.target_vocab_size, dtype=bool)
+        expected[EOS] = (spell(tokenizer, ids) if ids else b"") in words
+        for token in list_texts(tokenizer):
+            text = spell(tokenizer, (*ids, token))
+            later = text + tokenizer.target.separator.encode()
+            if kind == "symbols":  # they are whole: "no" leads to "no yes", and not to "now"
+                expected[token] = any(w == text or w.startswith(later) for w in words)
+            else:
+                expected[token] = any(word.startswith(text) for word in words)
+        assert (state.allowed() == expected).all(), ids
+        seen += 1
+        open_ += [
+            ((*ids, int(token)), state.advance(int(token)))
+            for token in np.flatnonzero(expected)
+            if token != EOS
+        ]
+    assert seen >= 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    regex=st.sampled_from(
+        [r"\d{2}-\d{2}", r"(ja|nein)!?", r"[a-c]{2,4}", r"(?i)STRASSE|gr.ße", r"[^a]*e", r"\w+ \w+",
+         r"(yes|no)( (yes|no|maybe))*", r"\p{Lu}.*", r"^ja!$", r"a/b|yes", r"(?x) ja | n e i n"]
+    ),
+    line=st.sampled_from(
+        ["12-34", "90 - 12", "ja", "nein!", "ja!!", "abc", "aab", "Größe", "straße", "yes no maybe",
+         "yes", "no no", "maybe", "bca cab", "(1+2)", "", "Größe é 😀"]
+    ),
+    kind=st.sampled_from(KINDS),
+)  # fmt: skip
+def test_an_expression_takes_what_python_takes(regex, line, kind):
+    tokenizer = make_tokenizer(kind)
+    if 3 in tokenizer.target.encode(line):
+        return
+    expected = re.fullmatch(regex.replace(r"\p{Lu}", "[A-ZÄÖÜ]"), line) is not None
+    assert accepts(constrain(tokenizer, regex=regex), tokenizer, line) == expected
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["ada", "bob"]}, "age": {"type": "integer", "maximum": 150}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("as_file", [True, False])
+def test_json_conforms_to_a_schema_in_a_file_or_in_line(kind, as_file, tmp_path):
+    tokenizer, text = make_tokenizer(kind), json.dumps(SCHEMA)
+    state = constrain(tokenizer, json_schema=write(tmp_path / "s", text) if as_file else text)
+    spaced = '{ "name" : "bob" , "age" : 150 }'
+    assert accepts(state, tokenizer, spaced)
+    assert not accepts(state, tokenizer, spaced.replace("bob", "null"))
+    if kind != "symbols":
+        assert accepts(state, tokenizer, '{"name":"ada","age":36}')
+        assert not accepts(state, tokenizer, '{"name":"ada","age":345}')
+        assert not accepts(state, tokenizer, '{"name":"ada"}')
+        assert not accepts(state, tokenizer, '{"name":"ada","age":36}}')
+
+
+FIELD = {"type": "string", "minLength": 1, "maxLength": 3}
+OPEN_SCHEMA = {
+    "type": "object",
+    "properties": {"s": FIELD, "n": {"type": "number"}, "l": {"type": "array", "items": FIELD}},
+    "required": ["s", "n"],
+    "additionalProperties": {"type": "null"},
+}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "characters"])
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_random_walk_that_ends_is_json_that_conforms(kind, seed):
+    tokenizer, chance, ids = make_tokenizer(kind), random.Random(seed), []
+    state = constrain(tokenizer, json_schema=json.dumps(OPEN_SCHEMA))
+    while not state.allowed()[EOS] and len(ids) < 400:
+        ids.append(chance.choice(np.flatnonzero(state.allowed()).tolist()))
+        state = state.advance(ids[-1])
+    if len(ids) == 400:
+        return
+    value = json.loads(tokenizer.decode_target(ids))
+    assert list(value)[:2] == ["s", "n"]
+    assert 1 <= len(value["s"]) <= 3
+    assert isinstance(value["n"], int | float)
+    assert all(1 <= len(text) <= 3 for text in value.get("l", []))
+    assert all(value[key] is None for key in value if key not in ("s", "n", "l"))
+
+
+def test_an_object_that_names_a_key_twice_does_not_end():
+    tokenizer = make_tokenizer("characters")
+    start = constrain(tokenizer, json_schema='{"type": "object", "minProperties": 2}')
+    assert accepts(start, tokenizer, '{"a":1,"b":2}')
+    assert not accepts(start, tokenizer, '{"a":1,"a":2}')
+
+
+GRAMMAR = """
+start: "(" start ")" | NUMBER "+" NUMBER
+NUMBER: /[0-9]{1,3}/
+%ignore / /
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_grammar_counts_what_no_expression_could(kind, tmp_path):
+    tokenizer = make_tokenizer(kind)
+    state = constrain(tokenizer, grammar=write(tmp_path / "g.lark", GRAMMAR))
+    assert accepts(state, tokenizer, "( 67 + 89 )")
+    assert not accepts(state, tokenizer, "67")
+    if kind != "symbols":
+        assert accepts(state, tokenizer, "((1+2))")
+        assert not accepts(state, tokenizer, "((1+2)")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_ids_and_features_of_the_source_are_never_allowed(kind):
+    tokenizer = make_tokenizer(kind, features=3)
+    allowed = constrain(tokenizer, regex="(?s:.*)").allowed()
+    assert allowed.shape == (tokenizer.target_vocab_size,)
+    assert not allowed[[0, 1, 3, -3, -2, -1]].any()
+    if kind not in ("bpe", "unigram"):  # whose pieces may be a part of a character
+        assert allowed[4:-3].all()
+
+
+def test_a_token_by_its_number_is_not_allowed_where_it_has_no_text(tmp_path):
+    tokenizer = make_tokenizer("characters")
+    state = constrain(tokenizer, grammar=write(tmp_path / "g", 'start: <[0-9]> "a"'))
+    assert np.flatnonzero(state.allowed()).tolist() == [4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_is_a_value(kind):
+    tokenizer, chance = make_tokenizer(kind), random.Random(0)
+    states, masks = [constrain(tokenizer, json_schema="{}")], []
+    for _ in range(60):
+        state = chance.choice(states)
+        masks.append((state, state.allowed().copy()))
+        tokens = [t for t in np.flatnonzero(state.allowed()).tolist() if t != EOS]
+        if tokens:
+            states.append(state.advance(chance.choice(tokens)))
+    for state, mask in masks:
+        assert (state.allowed() == mask).all()
+        again = constrain(tokenizer, json_schema="{}")
+        assert (again.allowed() == states[0].allowed()).all()
+    with pytest.raises(ValueError, match="read-only"):
+        states[0].allowed()[0] = True
+
+
+def test_the_end_comes_after_the_whole_grammar_alone(tmp_path):
+    lark = 'start: s "c"\ns[stop=""]: /[ab]{3,}/'  # llguidance's mask has an end behind s
+    tokenizer = make_tokenizer("characters")
+    state = feed(constrain(tokenizer, grammar=write(tmp_path / "g", lark)), tokenizer, "aaaa")
+    assert not state.allowed()[EOS]
+
+
+def test_a_negated_terminal_gives_no_bytes_that_are_no_text(tmp_path):
+    tokenizer = make_tokenizer("bpe")
+    state = constrain(tokenizer, grammar=write(tmp_path / "g", "start: T\nT: ~/ab/"))
+    byte = tokenizer.target.token_bytes().index(b"\xe2")
+    assert state.allowed()[byte]
+    assert not state.advance(byte).allowed()[EOS]
+    assert not accepts(state, tokenizer, "ab")
+    assert accepts(state, tokenizer, "é")
+
+
+def train(form, *lines):
+    side = SideSettings(kind="characters", unicode_form=form)
+    tokenizer = Tokenizer.train(lines, side)
+    return PairTokenizer(source=tokenizer, target=tokenizer, features={})
+
+
+def test_composed_text_ends_only_where_composing_changes_nothing():
+    tokenizer = train("nfc", "é", "\u0301e", "x\u0301")
+    state = constrain(tokenizer, regex=".{1,2}")
+    e, accent, x = (tokenizer.target.token_bytes().index(c.encode()) for c in "e\u0301x")
+    assert feed(state, tokenizer, "é").allowed()[EOS]
+    assert state.advance(x).advance(accent).allowed()[EOS]  # there is no x with an accent
+    decomposed = state.advance(e).advance(accent)
+    assert not decomposed.allowed().any()  # would be read as é, which the grammar has not seen
+    plain = constrain(train("none", "é", "\u0301e"), regex=".{1,2}")
+    assert plain.advance(e).allowed()[EOS]
+
+
+def test_a_token_too_long_for_llguidance_is_told_of():
+    side = SideSettings(kind="symbols")
+    for length in (1022, 1023):  # with a separator on both sides
+        tokenizer = Tokenizer.train(["a " + "b" * length], side)
+        pair = PairTokenizer(source=tokenizer, target=tokenizer, features={})
+        if length == 1022:
+            assert accepts(constrain(pair, regex="[ab ]*"), pair, "a " + "b" * length)
+        else:
+            with pytest.raises(SettingsError, match="longest token has 1025 bytes"):
+                constrain(pair, regex="[ab ]*")
+
+
+def test_decomposed_tokens_are_refused():
+    with pytest.raises(SettingsError, match=r"decoding\.regex: .*unicode_form is nfd"):
+        constrain(train("nfd", "é"), regex="é")
+
+
+def test_a_grammar_that_grows_too_complex_is_an_error_and_no_silent_end(tmp_path):
+    tokenizer = make_tokenizer("characters")
+    rules = "".join(f'r{i}: "a" start | "a"\n' for i in range(50))  # recursive on the right
+    lark = f"start: {' | '.join(f'r{i}' for i in range(50))}\n{rules}"
+    state = constrain(tokenizer, grammar=write(tmp_path / "g", lark))
+    [token] = tokenizer.target.encode("a")
+    with pytest.raises(SettingsError, match=r"decoding\.grammar: it is too complex .*'aaaa.*2000"):
+        for _ in range(100):
+            assert state.allowed()[token]
+            state = state.advance(token)
+
+
+def test_symbols_that_cannot_be_put_apart_are_told_of_at_once():
+    with pytest.raises(SettingsError, match="no output can match"):
+        constrain(make_tokenizer("symbols"), regex="ja(?:nein)+")

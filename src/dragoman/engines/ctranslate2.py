@@ -1,7 +1,6 @@
 """The quick engine: CTranslate2, for a model that was exported; PyTorch is not loaded."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.length import Limits, limit_lengths, normalize
 from dragoman.decoding.plan import SearchPlan
+from dragoman.engines.cores import count_cores
 from dragoman.engines.exported import read_export
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.settings import DecodingSettings
@@ -48,7 +48,7 @@ class CTranslate2Engine:
         self._num_positions = int(about["positions"])
         self._has_learned_positions = bool(about["has_learned_positions"])
         self._folder, self._device = folder, device
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or count_cores()
         self._source_names = _read_names(folder / _SOURCES)
         self._target_names = _read_names(folder / _TARGETS)
         self._eos = self._target_names[EOS_ID]

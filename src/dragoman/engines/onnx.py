@@ -1,6 +1,5 @@
 """The engine that runs anywhere: ONNX Runtime, greedy search on the processor; no PyTorch."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.length import limit_lengths, normalize
 from dragoman.decoding.plan import SearchPlan
 from dragoman.engines.batching import make_batches
+from dragoman.engines.cores import count_cores
 from dragoman.engines.exported import read_export
 from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.settings import DecodingSettings
@@ -61,7 +61,7 @@ class OnnxEngine:
         self._num_positions: int | None = about["positions"]
         self._pad, self._bos, self._eos = (about[f"{name}_id"] for name in ("pad", "bos", "eos"))
         self._head_shape = (about["heads"], 0, about["head_width"])
-        threads = threads or _count_cores()
+        threads = threads or count_cores()
         self._encoder = _load(folder / ENCODER, threads)
         self._decoder_step = _load(folder / DECODER_STEP, threads)
         self._source_names = [value.name for value in self._encoder.get_outputs()]
@@ -107,9 +107,8 @@ class OnnxEngine:
         assert prefixes is None
         lengths = [len(ids) for ids in sources]
         self._check_length(max(lengths, default=0))
-        longest = [limit.longest for limit in limit_lengths(lengths, plan.decoding)]
-        if self._num_positions is not None:
-            longest = [min(most, self._num_positions) for most in longest]
+        limits = limit_lengths(lengths, plan.decoding, self._num_positions)
+        longest = [limit.longest for limit in limits]
         found: list[list[Hypothesis]] = [[] for _ in sources]
         for batch in make_batches(lengths, plan.decoding.batch_tokens):
             hypotheses = self._search_batch(
@@ -220,13 +219,6 @@ class OnnxEngine:
             f"a sequence of {longest} tokens is longer than the {self._num_positions} learned "
             "positions of the model"
         )
-
-
-def _count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux alone has it
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _load(path: Path, threads: int) -> "InferenceSession":

@@ -1,6 +1,6 @@
 """The engine that every model has: PyTorch, with every kind of search."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -9,6 +9,7 @@ from dragoman.decoding.forced import score_targets
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan
 from dragoman.decoding.search import search
+from dragoman.engines.batching import make_batches
 from dragoman.errors import SettingsError
 from dragoman.model.transformer import Transformer
 
@@ -56,7 +57,7 @@ class TorchEngine:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
         found: list[list[Hypothesis]] = [[] for _ in sources]
         costs = [len(ids) * plan.decoding.num_candidates for ids in sources]
-        for batch in _make_batches(costs, plan.decoding.batch_tokens):
+        for batch in make_batches(costs, plan.decoding.batch_tokens):
             hypotheses = search(
                 self.networks,
                 self._pad([sources[i] for i in batch]),
@@ -76,7 +77,7 @@ class TorchEngine:
         """Return each target with its log-probabilities: see `Engine.score`."""
         found: dict[int, Hypothesis] = {}
         costs = [max(len(s), len(t) + 1) for s, t in zip(sources, targets, strict=True)]
-        for batch in _make_batches(costs, plan.decoding.batch_tokens):
+        for batch in make_batches(costs, plan.decoding.batch_tokens):
             scored = score_targets(
                 self.networks,
                 self._pad([sources[i] for i in batch]),
@@ -88,15 +89,3 @@ class TorchEngine:
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         return pad(rows, self.networks[0].pad_id).to(self.device)
-
-
-def _make_batches(costs: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Yield the rows, cheap ones first, in batches of at most `limit`, padded to the dearest."""
-    batch: list[int] = []
-    for row in sorted(range(len(costs)), key=costs.__getitem__):
-        if batch and (len(batch) + 1) * costs[row] > limit:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

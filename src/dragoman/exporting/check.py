@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan
 from dragoman.engines.engine import Engine
+from dragoman.errors import ModelFolderError
 from dragoman.settings import DecodingSettings
 from dragoman.text.bundle import Bundle
 from dragoman.text.pairs import take_features
@@ -46,6 +47,9 @@ def compare(reference: Engine, engine: Engine, bundle: Bundle) -> Check:
     """Return how `engine` compares with `reference` on the held-out rows in `bundle.metrics`.
 
     The outputs are greedy ones, within the lengths of the model's own settings.
+
+    Raises:
+        ModelFolderError: There are no such rows.
     """
     decoding = bundle.settings.decoding
     plan = SearchPlan(
@@ -94,7 +98,12 @@ def _is_tie(
 
 def _encode_samples(bundle: Bundle) -> tuple[list[list[int]], list[list[int]]]:
     """Return the ids of the sources, and of the targets without begin and end."""
-    samples, data = bundle.metrics["samples"], bundle.settings.data
+    samples, data = bundle.metrics.get("samples"), bundle.settings.data
+    if not samples:
+        raise ModelFolderError(
+            "metrics.json has no samples, the held-out rows to check an export on; train the model "
+            "again with this version of dragoman"
+        )
     taken = [take_features(s["source"], s["features"], data.features, data) for s in samples]
     sources = bundle.tokenizer.encode_sources(
         [text for text, _ in taken], [symbols for _, symbols in taken]

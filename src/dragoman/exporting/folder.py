@@ -15,7 +15,7 @@ from dragoman.errors import ModelFolderError
 from dragoman.exporting.check import Check, compare
 from dragoman.model.building import build_network, load_weights
 from dragoman.model.transformer import Transformer
-from dragoman.text.bundle import WEIGHTS, Bundle, fingerprint
+from dragoman.text.bundle import WEIGHTS, Bundle, fingerprint, replace_folder
 
 
 def write_export(
@@ -62,7 +62,7 @@ def write_export(
                 "this is a fault of dragoman, report it with this message"
             )
         _write_json(partial / EXPORT, {**told, "check": check.to_dict()})
-        _put_into_place(partial, folder)
+        replace_folder(folder, partial)
     except OSError as error:
         raise ModelFolderError(f"{folder}: cannot be written: {error}") from error
     finally:
@@ -72,17 +72,3 @@ def write_export(
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _put_into_place(partial: Path, folder: Path) -> None:
-    if not folder.exists():
-        partial.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    folder.rename(old)
-    try:
-        partial.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)

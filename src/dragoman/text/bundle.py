@@ -58,11 +58,13 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         partial.mkdir(parents=True)
         save_file(bundle.weights, partial / WEIGHTS)
         (partial / CONFIG).write_text(dump_settings(bundle.settings), encoding="utf-8")
+        # safetensors 0.8 lets nobody but the owner read its file, whatever the umask.
+        shutil.copymode(partial / CONFIG, partial / WEIGHTS)
         bundle.tokenizer.save(partial / TOKENIZER)
         metrics = json.dumps(bundle.metrics, indent=2, ensure_ascii=False, allow_nan=False)
         (partial / METRICS).write_text(metrics + "\n", encoding="utf-8")
         (partial / CARD).write_text(bundle.card, encoding="utf-8")
-        _replace(path, partial)
+        replace_folder(path, partial)
     except OSError as error:
         raise ModelFolderError(f"{path}: the model folder cannot be written: {error}") from error
     finally:
@@ -102,6 +104,21 @@ def read_bundle(path: Path, *, with_weights: bool = True) -> Bundle:
     )
 
 
+def replace_folder(path: Path, partial: Path) -> None:
+    """Put the folder `partial` in the place of `path`, which may stand there or not."""
+    if not path.exists():
+        partial.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    path.rename(old)
+    try:
+        partial.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
 def fingerprint(weights: Path) -> str:
     """Return what tells a file of weights from others: its SHA-256."""
     with weights.open("rb") as file:
@@ -138,18 +155,3 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     if not isinstance(metrics, dict):
         raise ModelFolderError(f"{path}: expected a JSON object, found {type(metrics).__name__}")
     return metrics
-
-
-def _replace(path: Path, partial: Path) -> None:
-    """Put the folder `partial` in the place of `path`."""
-    if not path.exists():
-        partial.rename(path)
-        return
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    path.rename(old)
-    try:
-        partial.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    shutil.rmtree(old)

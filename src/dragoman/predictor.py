@@ -11,7 +11,7 @@ from dragoman.configuration import find_conflicts, list_set_values, merge_settin
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan, make_plan
 from dragoman.engines.choice import EngineName, load_engine, load_torch_engine
-from dragoman.engines.engine import Engine
+from dragoman.engines.engine import Engine, Task
 from dragoman.errors import DragomanError, SettingsError
 from dragoman.settings import Settings
 from dragoman.text.bundle import WEIGHTS, fingerprint, read_bundle
@@ -271,16 +271,19 @@ class Predictor:
         if not self._is_engine_fixed:
             return ""
         return self.engine.find_obstacle(
-            self.plan, longest_source=num_source, longest_target=num_target
+            Task(plan=self.plan, longest_source=num_source, longest_target=num_target)
         )
 
     def _search(
         self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]] | None
     ) -> list[list[Prediction]]:
         """Return the outputs of each source, best first."""
-        longest = max((len(ids) for ids in sources), default=0)
-        engine = self._choose_engine(longest_source=longest, has_prefixes=prefixes is not None)
-        found = engine.search(sources, self.plan, prefixes)
+        task = Task(
+            plan=self.plan,
+            longest_source=max(map(len, sources), default=0),
+            has_prefixes=prefixes is not None,
+        )
+        found = self._choose_engine(task).search(sources, self.plan, prefixes)
         decoding = self.settings.decoding
         if decoding.minimum_risk != "none":
             found = [self._choose_least_risky(candidates) for candidates in found]
@@ -316,11 +319,12 @@ class Predictor:
     def _score(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[Hypothesis]:
-        engine = self._choose_engine(
+        task = Task(
+            plan=self.plan,
             longest_source=max(map(len, sources), default=0),
             longest_target=max(map(len, targets), default=0) + 1,
         )
-        return engine.score(sources, targets, self.plan)
+        return self._choose_engine(task).score(sources, targets, self.plan)
 
     def _encode(self, rows: Sequence[Source]) -> list[list[int]]:
         return self.tokenizer.encode_sources(
@@ -334,25 +338,13 @@ class Predictor:
     def _encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids[1:-1] for ids in self.tokenizer.encode_targets(texts)]
 
-    def _choose_engine(
-        self,
-        *,
-        longest_source: int,
-        longest_target: int | None = None,
-        has_prefixes: bool = False,
-    ) -> Engine:
+    def _choose_engine(self, task: Task) -> Engine:
         """Return the engine, or PyTorch where the engine cannot do what is asked of it now.
 
         Raises:
             SettingsError: The engine cannot, and no other may be used.
         """
-        obstacle = self.engine.find_obstacle(
-            self.plan,
-            longest_source=longest_source,
-            longest_target=longest_target,
-            has_prefixes=has_prefixes,
-        )
-        if not obstacle:
+        if not (obstacle := self.engine.find_obstacle(task)):
             return self.engine
         if self._is_engine_fixed:
             raise SettingsError(f"--engine {self.engine.name}: {obstacle}; take --engine torch")

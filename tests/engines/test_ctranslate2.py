@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from conftest import OPTIONS
 from dragoman.decoding.plan import SearchPlan
 from dragoman.engines.ctranslate2 import CTranslate2Engine
+from dragoman.engines.engine import Task
 from dragoman.engines.pytorch import TorchEngine
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.exporting.ctranslate2 import write_model
@@ -145,18 +146,18 @@ def test_the_number_of_threads_and_the_batch_change_no_output(engines):
 )
 def test_what_it_cannot_do_it_names(tmp_path, values, told):
     _, engine = make_engines(tmp_path / "ctranslate2")
-    assert told in engine.find_obstacle(plan_of(**values))
-    assert engine.find_obstacle(plan_of()) == ""
-    assert "prefix" in engine.find_obstacle(plan_of(), has_prefixes=True)
-    assert "4096 positions" in engine.find_obstacle(plan_of(), longest_source=5000)
+    assert told in engine.find_obstacle(Task(plan=plan_of(**values)))
+    assert engine.find_obstacle(Task(plan=plan_of())) == ""
+    assert "prefix" in engine.find_obstacle(Task(plan=plan_of(), has_prefixes=True))
+    assert "4096 positions" in engine.find_obstacle(Task(plan=plan_of(), longest_source=5000))
 
 
 def test_learned_positions_cut_an_output_where_pytorch_does(tmp_path):
     both = make_engines(tmp_path / "ctranslate2", positions="learned", max_seq_len=9)
     sources = [ids[:8] for ids in draw_sources(1)]
     check_equal(both, sources, plan_of(40))
-    assert both[1].find_obstacle(plan_of(40), longest_source=9) == ""
-    assert "9 positions" in both[1].find_obstacle(plan_of(40), longest_source=10)
+    assert both[1].find_obstacle(Task(plan=plan_of(40), longest_source=9)) == ""
+    assert "9 positions" in both[1].find_obstacle(Task(plan=plan_of(40), longest_source=10))
 
 
 def test_an_export_that_is_not_whole_or_not_ours_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dragoman.decoding.plan import SearchPlan
+from dragoman.engines.engine import Task
 from dragoman.engines.onnx import OnnxEngine
 from dragoman.engines.pytorch import TorchEngine
 from dragoman.errors import DataError, ModelFolderError, SettingsError
@@ -89,11 +90,11 @@ def test_a_source_without_a_token_is_searched(engines):
 )
 def test_what_it_cannot_do_it_names(engines, values, told):
     engine = engines[1]
-    assert told in engine.find_obstacle(plan_of(**values))
-    assert engine.find_obstacle(plan_of(), longest_source=100_000) == ""
-    assert "prefix" in engine.find_obstacle(plan_of(), has_prefixes=True)
+    assert told in engine.find_obstacle(Task(plan=plan_of(**values)))
+    assert engine.find_obstacle(Task(plan=plan_of(), longest_source=100_000)) == ""
+    assert "prefix" in engine.find_obstacle(Task(plan=plan_of(), has_prefixes=True))
     forbidding = SearchPlan(decoding=DecodingSettings(), forbidden_ids=(5,))
-    assert "forbidden_tokens" in engine.find_obstacle(forbidding)
+    assert "forbidden_tokens" in engine.find_obstacle(Task(plan=forbidding))
 
 
 def test_learned_positions_cut_an_output_where_pytorch_does(tmp_path):
@@ -106,9 +107,9 @@ def test_learned_positions_cut_an_output_where_pytorch_does(tmp_path):
 
 def test_more_tokens_than_learned_positions_are_refused_before_it_runs(tmp_path):
     _, engine = make_engines(tmp_path / "onnx", positions="learned", max_seq_len=9)
-    assert engine.find_obstacle(plan_of(40), longest_source=9) == ""
-    assert "9 learned positions" in engine.find_obstacle(plan_of(), longest_source=10)
-    assert "9 learned positions" in engine.find_obstacle(plan_of(), longest_target=10)
+    assert engine.find_obstacle(Task(plan=plan_of(40), longest_source=9)) == ""
+    assert "9 learned positions" in engine.find_obstacle(Task(plan=plan_of(), longest_source=10))
+    assert "9 learned positions" in engine.find_obstacle(Task(plan=plan_of(), longest_target=10))
     with pytest.raises(DataError, match="sequence of 10 tokens"):
         engine.search([[5] * 10], plan_of())
     with pytest.raises(DataError, match="sequence of 11 tokens"):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from dragoman.decoding.plan import SearchPlan
-from dragoman.engines.engine import Engine
+from dragoman.engines.engine import Engine, Task
 from dragoman.errors import SettingsError
 from dragoman.text.bundle import CTRANSLATE2, ONNX
 
@@ -30,13 +30,13 @@ def load_engine(
     if name == "auto":
         if len(paths) == 1 and (paths[0] / CTRANSLATE2).is_dir():
             engine = _load_exported(paths[0], "ctranslate2", device, threads)
-            if not engine.find_obstacle(plan):
+            if not engine.find_obstacle(Task(plan=plan)):
                 return engine
         return load_torch_engine(paths, device, threads)
     if len(paths) > 1:
         raise SettingsError(f"--engine {name}: it runs no ensemble; take --engine torch")
     engine = _load_exported(paths[0], name, device, threads)
-    if obstacle := engine.find_obstacle(plan):
+    if obstacle := engine.find_obstacle(Task(plan=plan)):
         raise SettingsError(f"--engine {name}: {obstacle}; take --engine torch")
     return engine
 

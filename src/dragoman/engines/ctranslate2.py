@@ -11,6 +11,7 @@ from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.length import Limits, limit_lengths, normalize
 from dragoman.decoding.plan import SearchPlan
 from dragoman.engines.cores import count_cores
+from dragoman.engines.engine import Task
 from dragoman.engines.exported import read_export
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.settings import DecodingSettings
@@ -54,25 +55,18 @@ class CTranslate2Engine:
         self._eos = self._target_names[EOS_ID]
         self._ids = {name: id_ for id_, name in enumerate(self._target_names)}
 
-    def find_obstacle(
-        self,
-        plan: SearchPlan,
-        *,
-        longest_source: int = 0,
-        longest_target: int | None = None,
-        has_prefixes: bool = False,
-    ) -> str:
-        """Return why CTranslate2 cannot search by `plan`, or "": see `Engine.find_obstacle`."""
-        decoding = plan.decoding
+    def find_obstacle(self, task: Task) -> str:
+        """Return why CTranslate2 cannot do `task`, or "": see `Engine.find_obstacle`."""
+        decoding, longest_target = task.plan.decoding, task.longest_target
         if longest_target is None:
-            [limit] = self._limit_lengths([longest_source], decoding)
+            [limit] = self._limit_lengths([task.longest_source], decoding)
             longest_target = limit.longest
-        if max(longest_source, longest_target) > self._num_positions:
+        if max(task.longest_source, longest_target) > self._num_positions:
             return (
-                f"a source of {longest_source} tokens with an output of up to {longest_target} is "
+                f"a source of {task.longest_source} tokens with an output of up to {longest_target} is "
                 f"longer than the {self._num_positions} positions that were exported"
             )
-        if plan.constraint is not None:
+        if task.plan.constraint is not None:
             return "it cannot constrain its outputs"
         if decoding.method != "beam":
             return f"it has no decoding.method {decoding.method} as PyTorch has it"
@@ -82,7 +76,7 @@ class CTranslate2Engine:
             return f"it has no decoding.length_norm {decoding.length_norm}"
         if decoding.alignment:
             return "decoding.alignment is computed by PyTorch"
-        if has_prefixes:
+        if task.has_prefixes:
             return "the score of an output with a prefix is computed by PyTorch"
         return ""
 

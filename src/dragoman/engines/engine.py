@@ -1,10 +1,24 @@
 """An engine: what computes a trained model. Ids in, hypotheses out; no torch is needed here."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked of an engine at once."""
+
+    plan: SearchPlan
+    longest_source: int = 0
+    """Tokens of the longest source."""
+    longest_target: int | None = None
+    """Tokens of the longest output that is given, its end included; None: they are searched for."""
+    has_prefixes: bool = False
+    """Whether outputs begin with something given."""
 
 
 class Engine(Protocol):
@@ -13,21 +27,8 @@ class Engine(Protocol):
     name: str
     """As in --engine."""
 
-    def find_obstacle(
-        self,
-        plan: SearchPlan,
-        *,
-        longest_source: int = 0,
-        longest_target: int | None = None,
-        has_prefixes: bool = False,
-    ) -> str:
-        """Return why this engine cannot search by `plan`, or "".
-
-        Args:
-            longest_source: Tokens of the longest source.
-            longest_target: Tokens of the longest output, its end included; None: that of a search.
-            has_prefixes: Outputs begin with something given.
-        """
+    def find_obstacle(self, task: Task) -> str:
+        """Return why this engine cannot do `task`, or ""."""
         ...
 
     def search(

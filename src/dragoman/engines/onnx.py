@@ -14,6 +14,7 @@ from dragoman.decoding.length import limit_lengths, normalize
 from dragoman.decoding.plan import SearchPlan
 from dragoman.engines.batching import make_batches
 from dragoman.engines.cores import count_cores
+from dragoman.engines.engine import Task
 from dragoman.engines.exported import read_export
 from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.settings import DecodingSettings
@@ -68,16 +69,9 @@ class OnnxEngine:
         names = [value.name for value in self._decoder_step.get_inputs()]
         self._cache_names = [name for name in names if name.startswith("target_")]
 
-    def find_obstacle(
-        self,
-        plan: SearchPlan,
-        *,
-        longest_source: int = 0,
-        longest_target: int | None = None,
-        has_prefixes: bool = False,
-    ) -> str:
-        """Return why it cannot search by `plan`, or "": see `Engine.find_obstacle`."""
-        decoding = plan.decoding
+    def find_obstacle(self, task: Task) -> str:
+        """Return why it cannot do `task`, or "": see `Engine.find_obstacle`."""
+        plan, decoding = task.plan, task.plan.decoding
         if decoding.method != "beam" or decoding.beam_size > 1:
             return "it has greedy search alone (decoding.method beam, decoding.beam_size 1)"
         rules = {
@@ -87,11 +81,11 @@ class OnnxEngine:
             "decoding.min_length": decoding.min_length > 0,
             "decoding.min_length_ratio": decoding.min_length_ratio > 0,
             "decoding.alignment": decoding.alignment,
-            "a prefix of the output": has_prefixes,
+            "a prefix of the output": task.has_prefixes,
         }
         if found := [rule for rule, is_set in rules.items() if is_set]:
             return f"it cannot search with {found[0]}"
-        return self._find_excess(max(longest_source, longest_target or 0))
+        return self._find_excess(max(task.longest_source, task.longest_target or 0))
 
     def search(
         self,

@@ -10,6 +10,7 @@ from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan
 from dragoman.decoding.search import search
 from dragoman.engines.batching import make_batches
+from dragoman.engines.engine import Task
 from dragoman.errors import SettingsError
 from dragoman.model.transformer import Transformer
 
@@ -37,14 +38,7 @@ class TorchEngine:
             raise SettingsError(f"--device {device}: PyTorch cannot use it: {reason}") from error
         self.networks = [network.to(self.device).eval() for network in networks]
 
-    def find_obstacle(
-        self,
-        plan: SearchPlan,
-        *,
-        longest_source: int = 0,
-        longest_target: int | None = None,
-        has_prefixes: bool = False,
-    ) -> str:
+    def find_obstacle(self, task: Task) -> str:
         """Return "": it can do all."""
         return ""
 

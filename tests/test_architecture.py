@@ -21,7 +21,7 @@ ROWS = [
     {"decoding"},
     {"evaluation"},
     {"engines"},
-    {"predictor"},
+    {"prediction", "predictor"},
     {"predicting"},
     {"exporting"},
     {"training"},

@@ -122,6 +122,24 @@ def merge_settings(
     return Settings.model_validate(_nest(both))
 
 
+def merge_for_use(typed: Settings, trained: Settings) -> Settings:
+    """Return the settings of a trained model with those that were typed in their place.
+
+    Raises:
+        SettingsError: One belongs to the training, or they do not go together.
+    """
+    values = dict(list_set_values(typed))
+    fixed = [name for name in values if name.partition(".")[0] not in ("data", "decoding")]
+    if fixed:
+        raise SettingsError(
+            f"--{fixed[0]}: belongs to the training; a trained model takes data.* and decoding.*"
+        )
+    merged = merge_settings(typed, dict(list_set_values(trained)))
+    if faults := find_conflicts(merged):
+        raise SettingsError.gather(faults)
+    return merged
+
+
 def list_set_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) of each setting that was set and not left at its default."""
     for name in sorted(section.model_fields_set):

@@ -1,18 +1,19 @@
 """Text in, text out: a trained model at work, and its scores."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dragoman.configuration import find_conflicts, list_set_values, merge_settings
+from dragoman.configuration import merge_for_use
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan, make_plan
-from dragoman.engines.choice import EngineName, load_engine, load_torch_engine
+from dragoman.engines.choice import EngineName, load_engine
+from dragoman.engines.details import add_details
 from dragoman.engines.engine import Engine, Task
 from dragoman.errors import DragomanError, SettingsError
+from dragoman.prediction import Prediction
 from dragoman.settings import Settings
 from dragoman.text.bundle import WEIGHTS, fingerprint, read_bundle
 from dragoman.text.pair_tokenizer import PairTokenizer
@@ -28,25 +29,6 @@ _WINDOW_ROWS = 4096  # rows that are searched together: bounds the memory of a l
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """One output for a source."""
-
-    text: str
-    score: float  # log-probability of the output, in nats
-    normalized_score: float  # the score by which hypotheses are compared: decoding.length_norm
-    is_complete: bool  # False: cut at its longest length (see decoding.max_length_ratio)
-    num_unknown: int  # tokens of the source that the model has never seen
-    tokens: tuple[str, ...]  # of the output, and its end where it is complete
-    log_probs: tuple[float, ...]  # of each of `tokens`, with decoding.token_scores
-    source_tokens: tuple[str, ...]
-    alignment: tuple[tuple[float, ...], ...]  # (tokens, source_tokens), with decoding.alignment
-
-    def marked(self, cut_mark: str) -> str:
-        """Return the text, with `cut_mark` behind it if it was cut."""
-        return self.text if self.is_complete else self.text + cut_mark
-
-
 class Predictor:
     """A trained model, computed by an engine.
 
@@ -54,8 +36,6 @@ class Predictor:
         settings: The settings it was trained with; `settings.decoding` is how it predicts.
         paths: The model folders that it came from, if it did.
         plan: That of `settings.decoding`, where it is made already.
-        is_engine_fixed: `engine` alone may be used; else PyTorch does what `engine` cannot, with
-            the weights in `paths`.
     """
 
     def __init__(
@@ -66,14 +46,12 @@ class Predictor:
         paths: Sequence[Path] = (),
         *,
         plan: SearchPlan | None = None,
-        is_engine_fixed: bool = True,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.settings = settings
         self.plan = make_plan(settings.decoding, tokenizer) if plan is None else plan
         self._paths = list(paths)
-        self._is_engine_fixed = is_engine_fixed
         model = settings.model
         self._longest_source = model.max_positions if model.positions == "learned" else None
 
@@ -108,11 +86,10 @@ class Predictor:
                     f"{one}: its tokenizer is not that of {paths[0]}, and an ensemble needs one; "
                     "train its models on the same pairs, with different training.seed"
                 )
-        merged = _merge(settings or Settings(), first.settings)
+        merged = merge_for_use(settings or Settings(), first.settings)
         plan = make_plan(merged.decoding, first.tokenizer)
         made = load_engine(paths, plan, engine, device, threads)
-        is_fixed = engine != "auto" or made.name == "torch"
-        return cls(made, first.tokenizer, merged, paths, plan=plan, is_engine_fixed=is_fixed)
+        return cls(made, first.tokenizer, merged, paths, plan=plan)
 
     def predict(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None = None
@@ -227,7 +204,8 @@ class Predictor:
 
         groups = group_references(pairs)
         rows = [Source(source=group.source, features=group.features, line=0) for group in groups]
-        texts = [best_first[0].text for _, best_first in self.predict_rows(rows)]
+        # One that is too long for the model has no output: it counts as an empty one.
+        texts = [best[0].text if best else "" for _, best in self.predict_rows(rows)]
         return score(
             texts,
             [group.references for group in groups],
@@ -268,8 +246,6 @@ class Predictor:
                 f"{max(num_source, num_target or 0):,} tokens, more than the {longest:,} learned "
                 "positions of the model"
             )
-        if not self._is_engine_fixed:
-            return ""
         return self.engine.find_obstacle(
             Task(plan=self.plan, longest_source=num_source, longest_target=num_target)
         )
@@ -278,53 +254,41 @@ class Predictor:
         self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]] | None
     ) -> list[list[Prediction]]:
         """Return the outputs of each source, best first."""
-        task = Task(
-            plan=self.plan,
-            longest_source=max(map(len, sources), default=0),
-            has_prefixes=prefixes is not None,
-        )
-        found = self._choose_engine(task).search(sources, self.plan, prefixes)
+        self._check(Task.of_search(sources, self.plan, prefixes))
+        found = self.engine.search(sources, self.plan, prefixes)
         decoding = self.settings.decoding
         if decoding.minimum_risk != "none":
             found = [self._choose_least_risky(candidates) for candidates in found]
         if decoding.token_scores or decoding.alignment:
-            found = self._with_details(sources, found)
+            found = add_details(self.engine, sources, found, self.plan, self._longest_source)
         return [
             self._describe(ids, hypotheses) for ids, hypotheses in zip(sources, found, strict=True)
         ]
 
     def _choose_least_risky(self, candidates: Sequence[Hypothesis]) -> list[Hypothesis]:
-        from dragoman.decoding.minimum_risk import rank_by_risk, weigh
+        from dragoman.decoding.minimum_risk import choose_least_risky  # rapidfuzz, on demand
 
-        decoding = self.settings.decoding
-        assert decoding.minimum_risk != "none"
         if self.plan.constraint is not None:  # only complete ones conform
             candidates = [one for one in candidates if one.is_complete] or candidates
         texts = self.tokenizer.decode_targets([one.ids for one in candidates])
-        weights = (
-            [1.0] * len(texts)  # samples come as often as they are probable
-            if decoding.method == "sampling"
-            else weigh([one.score for one in candidates])
-        )
-        order = rank_by_risk(texts, weights, decoding.minimum_risk)
-        return [candidates[place] for place in order[: decoding.num_hypotheses]]
+        return choose_least_risky(candidates, texts, self.settings.decoding)
 
     def _force(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[Prediction]:
         """Return each target as the output of its source."""
-        scored = self._score(sources, targets)
+        self._check(Task.of_scoring(sources, targets, self.plan))
+        scored = self.engine.score(sources, targets, self.plan)
         return [self._describe(ids, [one])[0] for ids, one in zip(sources, scored, strict=True)]
 
-    def _score(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
-    ) -> list[Hypothesis]:
-        task = Task(
-            plan=self.plan,
-            longest_source=max(map(len, sources), default=0),
-            longest_target=max(map(len, targets), default=0) + 1,
-        )
-        return self._choose_engine(task).score(sources, targets, self.plan)
+    def _check(self, task: Task) -> None:
+        """Refuse what the engine cannot do.
+
+        Raises:
+            SettingsError: Says what it is.
+        """
+        if obstacle := self.engine.find_obstacle(task):
+            raise SettingsError(f"--engine {self.engine.name}: {obstacle}; take --engine torch")
 
     def _encode(self, rows: Sequence[Source]) -> list[list[int]]:
         return self.tokenizer.encode_sources(
@@ -337,45 +301,6 @@ class Predictor:
 
     def _encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids[1:-1] for ids in self.tokenizer.encode_targets(texts)]
-
-    def _choose_engine(self, task: Task) -> Engine:
-        """Return the engine, or PyTorch where the engine cannot do what is asked of it now.
-
-        Raises:
-            SettingsError: The engine cannot, and no other may be used.
-        """
-        if not (obstacle := self.engine.find_obstacle(task)):
-            return self.engine
-        if self._is_engine_fixed:
-            raise SettingsError(f"--engine {self.engine.name}: {obstacle}; take --engine torch")
-        return self._torch
-
-    @cached_property
-    def _torch(self) -> Engine:
-        return load_torch_engine(self._paths)
-
-    def _with_details(
-        self, sources: Sequence[Sequence[int]], found: Sequence[Sequence[Hypothesis]]
-    ) -> list[list[Hypothesis]]:
-        """Return the hypotheses with the log-probabilities of their tokens, and their alignment."""
-        rows = [(i, one) for i, best_first in enumerate(found) for one in best_first]
-        forced = [one.ids[:-1] if self._is_full(one) else one.ids for _, one in rows]
-        scored = self._score([sources[i] for i, _ in rows], forced)
-        detailed: list[list[Hypothesis]] = [[] for _ in found]
-        for (i, one), details in zip(rows, scored, strict=True):
-            length = len(one.ids) + one.is_complete  # one that was cut has no end to speak of
-            log_probs = details.log_probs[:length]
-            if self._is_full(one):
-                known = log_probs[:-1]
-                log_probs = (*known, one.score - sum(known))
-            detailed[i].append(
-                one._replace(log_probs=log_probs, alignment=details.alignment[:length])
-            )
-        return detailed
-
-    def _is_full(self, one: Hypothesis) -> bool:
-        """Return whether an output was cut at the last learned position: no end fits behind it."""
-        return not one.is_complete and len(one.ids) == self._longest_source
 
     def _describe(
         self, source_ids: Sequence[int], hypotheses: Sequence[Hypothesis]
@@ -421,17 +346,3 @@ def make_windows(rows: Iterable[T], first: int = 0) -> Iterator[list[T]]:
 def _check_count(name: str, values: Sequence[str], count: int) -> None:
     if isinstance(values, str) or len(values) != count:
         raise DragomanError(f"{name}: give one for each of the {count} sources")
-
-
-def _merge(typed: Settings, trained: Settings) -> Settings:
-    """Return the settings of a trained model with those that were typed in their place."""
-    values = dict(list_set_values(typed))
-    fixed = [name for name in values if name.partition(".")[0] not in ("data", "decoding")]
-    if fixed:
-        raise SettingsError(
-            f"--{fixed[0]}: belongs to the training; a trained model takes data.* and decoding.*"
-        )
-    merged = merge_settings(typed, dict(list_set_values(trained)))
-    if faults := find_conflicts(merged):
-        raise SettingsError.gather(faults)
-    return merged

@@ -9,6 +9,23 @@ from typing import Literal
 
 from rapidfuzz.distance import Levenshtein
 
+from dragoman.decoding.hypothesis import Hypothesis
+from dragoman.settings import DecodingSettings
+
+
+def choose_least_risky(
+    candidates: Sequence[Hypothesis], texts: Sequence[str], decoding: DecodingSettings
+) -> list[Hypothesis]:
+    """Return the `decoding.num_hypotheses` least risky of `candidates`, which read `texts`.
+
+    Of a beam each weighs as much as it is probable; samples come as often as they are.
+    """
+    assert decoding.minimum_risk != "none"
+    is_sampled = decoding.method == "sampling"
+    weights = [1.0] * len(texts) if is_sampled else weigh([one.score for one in candidates])
+    order = rank_by_risk(texts, weights, decoding.minimum_risk)
+    return [candidates[place] for place in order[: decoding.num_hypotheses]]
+
 
 def rank_by_risk(
     texts: Sequence[str], weights: Sequence[float], measure: Literal["edit", "chrf"]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from dragoman.decoding.plan import SearchPlan
 from dragoman.engines.engine import Engine, Task
+from dragoman.engines.fallback import FallbackEngine
 from dragoman.errors import SettingsError
 from dragoman.text.bundle import CTRANSLATE2, ONNX
 
@@ -21,6 +22,9 @@ def load_engine(
 ) -> Engine:
     """Return the engine for the model folders `paths` (several: an ensemble), to search by `plan`.
 
+    "auto": CTranslate2, if the folder has it and it can do what `plan` says, with PyTorch behind it
+    for what it then cannot do all the same, such as a prefix.
+
     Raises:
         SettingsError: An engine was asked for by name, but cannot do what `plan` says.
         ModelFolderError: It was asked for by name, but the folder has no export.
@@ -31,7 +35,7 @@ def load_engine(
         if len(paths) == 1 and (paths[0] / CTRANSLATE2).is_dir():
             engine = _load_exported(paths[0], "ctranslate2", device, threads)
             if not engine.find_obstacle(Task(plan=plan)):
-                return engine
+                return FallbackEngine(engine, lambda: load_torch_engine(paths, device, threads))
         return load_torch_engine(paths, device, threads)
     if len(paths) > 1:
         raise SettingsError(f"--engine {name}: it runs no ensemble; take --engine torch")

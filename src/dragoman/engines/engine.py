@@ -20,6 +20,31 @@ class Task:
     has_prefixes: bool = False
     """Whether outputs begin with something given."""
 
+    @classmethod
+    def of_search(
+        cls,
+        sources: Sequence[Sequence[int]],
+        plan: SearchPlan,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> "Task":
+        """Return what `Engine.search` asks."""
+        longest = max(map(len, sources), default=0)
+        return cls(plan=plan, longest_source=longest, has_prefixes=prefixes is not None)
+
+    @classmethod
+    def of_scoring(
+        cls,
+        sources: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        plan: SearchPlan,
+    ) -> "Task":
+        """Return what `Engine.score` asks."""
+        return cls(
+            plan=plan,
+            longest_source=max(map(len, sources), default=0),
+            longest_target=max(map(len, targets), default=0) + 1,
+        )
+
 
 class Engine(Protocol):
     """A trained model, on one device."""

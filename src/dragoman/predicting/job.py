@@ -19,7 +19,8 @@ from dragoman.errors import DragomanError
 from dragoman.predicting.journal import Journal, Place
 from dragoman.predicting.layouts import Layout, RowWriter, find_layout, find_packer
 from dragoman.predicting.progress import Progress
-from dragoman.predictor import Prediction, Predictor, make_windows
+from dragoman.prediction import Prediction
+from dragoman.predictor import Predictor, make_windows
 from dragoman.text.pairs import BadRow, FilePosition, Source, list_source_columns, read_sources
 
 _NAMED_ROWS = 5  # rows of a kind that are named in the report

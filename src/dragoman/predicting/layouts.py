@@ -11,7 +11,7 @@ from typing import Literal
 
 import pyarrow
 
-from dragoman.predictor import Prediction
+from dragoman.prediction import Prediction
 from dragoman.settings import DecodingSettings
 from dragoman.text.pairs import BadRow, Source
 from dragoman.text.special_ids import find_free_name

@@ -62,6 +62,8 @@ class Subwords:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each of `texts`, computed by as many threads as there are cores."""
+        if len(texts) == 1:  # threads that were woken for it would stand in the engine's way
+            return [self._backend.encode(texts[0], add_special_tokens=False).ids]
         _guard_forks()
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]

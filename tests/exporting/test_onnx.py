@@ -23,6 +23,7 @@ from dragoman.exporting import onnx_graph
 from dragoman.exporting.onnx import export_onnx, write_model
 from dragoman.model import incremental
 from dragoman.model.incremental import DecoderCache, LayerCache
+from dragoman.model.prepared import prepare
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings
 
@@ -190,18 +191,15 @@ def test_sinusoidal_positions_have_no_end(tmp_path):
     past = [torch.randn(shape) for _ in range(6)]
     source_ids, ids = random_ids(1, 1500, 30), torch.tensor([7])
     with torch.no_grad():
-        start = incremental.start(network, network.encode(source_ids))
+        prepared = prepare(network)
+        start = incremental.start(prepared, network.encode(source_ids))
+        joined = [part.transpose(1, 2).flatten(2) for part in past]  # (B, H, P, Dh) -> (B, P, D)
         layers = tuple(
-            LayerCache(
-                target_keys=past[2 * i].clone(),
-                target_values=past[2 * i + 1].clone(),
-                source_keys=layer.source_keys,
-                source_values=layer.source_values,
-            )
+            LayerCache(target=torch.cat(joined[2 * i : 2 * i + 2], dim=-1), source=layer.source)
             for i, layer in enumerate(start.layers)
         )
         cache = DecoderCache(layers=layers, may_attend=start.may_attend, length=length)
-        expected = mute(incremental.step(network, ids, cache)[0], (PAD, BOS)).log_softmax(-1)
+        expected = mute(incremental.step(prepared, ids, cache)[0], (PAD, BOS)).log_softmax(-1)
     names = [v.name for v in exported.step.get_inputs() if v.name.startswith("target_")]
     kept = {name: value.numpy() for name, value in zip(names, past, strict=True)}
     inputs = {"ids": ids.numpy(), **exported.encode(source_ids), **kept}

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dragoman.model import incremental
+from dragoman.model.encoding import encode
 from dragoman.model.incremental import DecoderCache
+from dragoman.model.prepared import Prepared, prepare
 from dragoman.model.transformer import Transformer
 
 Caches = tuple[DecoderCache, ...]
@@ -17,7 +20,7 @@ Rule = Callable[[Float[Tensor, "R V"]], Float[Tensor, "R V"]]
 
 
 class Ensemble:
-    """Models of one vocabulary, stepped together over the same rows."""
+    """Models of one vocabulary, stepped together over the same rows; good until they change."""
 
     def __init__(self, models: Sequence[Transformer]) -> None:
         self.models = tuple(models)
@@ -26,6 +29,10 @@ class Ensemble:
         self.vocab_size = first.target_vocab_size
         longest = [m.longest_target for m in self.models if m.longest_target is not None]
         self.longest_target = min(longest, default=None)
+
+    @cached_property
+    def _prepared(self) -> tuple[Prepared, ...]:
+        return tuple(prepare(model) for model in self.models)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -42,7 +49,9 @@ class Ensemble:
 
     def start(self, source_ids: Int[Tensor, "N S"]) -> Caches:
         """Return the caches before the first token, a row a source."""
-        return tuple(incremental.start(model, model.encode(source_ids)) for model in self.models)
+        return tuple(
+            incremental.start(prepared, encode(prepared, source_ids)) for prepared in self._prepared
+        )
 
     def step(
         self, ids: Int[Tensor, " R"], caches: Caches, rule: Rule | None = None
@@ -53,8 +62,8 @@ class Ensemble:
         of each model before they become probabilities.
         """
         parts, taken = [], []
-        for model, cache in zip(self.models, caches, strict=True):
-            logits, cache = incremental.step(model, ids, cache)
+        for prepared, cache in zip(self._prepared, caches, strict=True):
+            logits, cache = incremental.step(prepared, ids, cache)
             logits = mute(logits.float(), (self.pad_id, self.bos_id))
             parts.append(torch.log_softmax(logits if rule is None else rule(logits), dim=-1))
             taken.append(cache)

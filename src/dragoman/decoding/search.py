@@ -17,7 +17,7 @@ from dragoman.model.transformer import Transformer
 
 
 def search(
-    models: Sequence[Transformer],
+    models: Sequence[Transformer] | Ensemble,
     source_ids: Int[Tensor, "N S"],
     plan: SearchPlan,
     prefixes: Sequence[Sequence[int]] | None = None,
@@ -28,13 +28,15 @@ def search(
     source alone, not on its batch.
 
     Args:
-        models: One, or an ensemble of one vocabulary.
+        models: One, or several of one vocabulary; an `Ensemble` of them, kept by who searches
+            often, spares the milliseconds of laying them out.
         prefixes: Ids that the output of each source begins with; its longest length is raised by
             theirs.
     """
     if not len(source_ids):
         return []
-    ensemble, decoding = Ensemble(models), plan.decoding
+    ensemble = models if isinstance(models, Ensemble) else Ensemble(models)
+    decoding = plan.decoding
     lengths = (source_ids != ensemble.pad_id).sum(dim=1).tolist()
     limits = limit_lengths(lengths, decoding, ensemble.longest_target)
     longest = [limit.longest for limit in limits]

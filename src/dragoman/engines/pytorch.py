@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from dragoman.data.batch import pad
+from dragoman.decoding.ensemble import Ensemble
 from dragoman.decoding.forced import score_targets
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan
@@ -16,7 +17,7 @@ from dragoman.model.transformer import Transformer
 
 
 class TorchEngine:
-    """One model, or an ensemble of models that share their vocabularies.
+    """One model, or an ensemble of models that share their vocabularies; they must not change.
 
     Args:
         device: "auto": a GPU if there is one.
@@ -37,6 +38,7 @@ class TorchEngine:
             reason = str(error).partition("\n")[0]
             raise SettingsError(f"--device {device}: PyTorch cannot use it: {reason}") from error
         self.networks = [network.to(self.device).eval() for network in networks]
+        self._ensemble = Ensemble(self.networks)
 
     def find_obstacle(self, task: Task) -> str:
         """Return "": it can do all."""
@@ -53,7 +55,7 @@ class TorchEngine:
         costs = [len(ids) * plan.decoding.num_candidates for ids in sources]
         for batch in make_batches(costs, plan.decoding.batch_tokens):
             hypotheses = search(
-                self.networks,
+                self._ensemble,
                 self._pad([sources[i] for i in batch]),
                 plan,
                 None if prefixes is None else [prefixes[i] for i in batch],

@@ -278,6 +278,17 @@ def test_other_settings_do_not_go_on_with_what_was_begun(trained, interrupted):
     assert len(read_rows(output)) == len(WORDS)
 
 
+def test_a_list_of_choices_that_has_changed_is_told(trained, tmp_path):
+    path, output, choices = tmp_path / "in.txt", tmp_path / "out.jsonl", tmp_path / "choices.txt"
+    path.write_text("".join(f"{word}\n" for word in WORDS))
+    choices.write_text("AB\nCD\n")
+    settings = Settings(decoding=DecodingSettings(choices=str(choices)))
+    interrupt(Predictor.load(trained[0], settings), path, output)
+    choices.write_text("AB\nCD\nEF\n")
+    with pytest.raises(DragomanError, match="files of the constraint"):
+        predict(Predictor.load(trained[0], settings), path, "out.jsonl")
+
+
 def test_an_input_that_has_changed_is_told_and_nothing_is_lost(model, interrupted):
     path, output = interrupted
     lines = path.read_text().splitlines()

@@ -21,6 +21,8 @@ from dragoman.predicting.layouts import Layout, RowWriter, find_layout, find_pac
 from dragoman.predicting.progress import Progress
 from dragoman.prediction import Prediction
 from dragoman.predictor import Predictor, make_windows
+from dragoman.settings import DecodingSettings
+from dragoman.text.bundle import fingerprint
 from dragoman.text.pairs import BadRow, FilePosition, Source, list_source_columns, read_sources
 
 _NAMED_ROWS = 5  # rows of a kind that are named in the report
@@ -238,8 +240,16 @@ def _describe_job(model: Predictor, job: Job) -> dict[str, object]:
         "--force-target": job.is_forced,
         "--prefix": job.prefix,
         "layout": job.layout,
+        "files of the constraint": _list_constraint_files(model.settings.decoding),
         **{name: settings[name] for name in settings if name.startswith(("data.", "decoding."))},
     }
+
+
+def _list_constraint_files(decoding: DecodingSettings) -> list[str]:
+    """Return what tells the files that constrain the outputs from others."""
+    schema = "" if decoding.json_schema.lstrip().startswith("{") else decoding.json_schema
+    names = (decoding.choices, schema, decoding.grammar)
+    return [fingerprint(Path(name)) for name in names if name and Path(name).is_file()]
 
 
 @contextmanager

@@ -119,9 +119,9 @@ def replace_folder(path: Path, partial: Path) -> None:
     shutil.rmtree(old)
 
 
-def fingerprint(weights: Path) -> str:
-    """Return what tells a file of weights from others: its SHA-256."""
-    with weights.open("rb") as file:
+def fingerprint(path: Path) -> str:
+    """Return what tells a file, such as one of weights, from others: its SHA-256."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -36,7 +36,7 @@ quick = settings(
 
 def pack(data: bytes, packing: str) -> bytes:
     if packing == ".gz":
-        return gzip.compress(data)
+        return gzip.compress(data, mtime=0)
     if packing == ".zst":
         sink = pa.BufferOutputStream()
         with pa.CompressedOutputStream(sink, "zstd") as stream:
@@ -471,7 +471,7 @@ def test_a_cut_file_names_the_line_reached(tmp_path, packing):
 
 
 def test_a_corrupt_gz_file_is_refused(tmp_path):
-    data = bytearray(gzip.compress(b"a\tb\n" * 1000))
+    data = bytearray(gzip.compress(b"a\tb\n" * 1000, mtime=0))
     data[-6] ^= 0xFF  # the checksum
     assert "corrupt" in fail(write(tmp_path, "p.tsv.gz", bytes(data)))
 
@@ -485,7 +485,7 @@ def test_a_corrupt_gz_file_is_refused(tmp_path):
         ("p.tsv", dump("parquet", PAIRS), "data.format=parquet"),
         ("p.parquet", GOOD.encode(), "not a whole Parquet file"),
         ("p.parquet", dump("parquet", PAIRS)[:-9], "not a whole Parquet file"),
-        ("p.parquet.gz", gzip.compress(b"x"), "unpack the file"),
+        ("p.parquet.gz", gzip.compress(b"x", mtime=0), "unpack the file"),
         ("p.tsv", "a\tb\n".encode("utf-16"), "save it as UTF-8"),
         ("p.jsonl", GOOD.encode(), "not JSONL"),
         ("p.jsonl", b"{}\n", "not JSONL"),
@@ -608,7 +608,9 @@ def test_sources_come_in_every_format(tmp_path):
     wanted = [Source("a", (), 1), Source("b", (), 2)]
     assert sources('{"source": "a"}\n{"source": "b"}\n', format="jsonl") == wanted
     assert sources("a\tx\nb", format="parallel") == [Source("a\tx", (), 1), Source("b", (), 2)]
-    path = write(tmp_path, "s.jsonl.gz", gzip.compress(b'{"source":"a"}\n{"source":"b"}\n'))
+    path = write(
+        tmp_path, "s.jsonl.gz", gzip.compress(b'{"source":"a"}\n{"source":"b"}\n', mtime=0)
+    )
     assert list(read_sources(path, DEFAULT)) == wanted
     pq.write_table(pa.table({"source": ["a", "b"]}), tmp_path / "s.parquet")
     assert list(read_sources(str(tmp_path / "s.parquet"), DEFAULT)) == wanted

@@ -11,11 +11,13 @@ they would be loaded between turns, and the ratios would be further apart than w
 
 import argparse
 import os
+import platform
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -69,6 +71,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)
     path, sources_path = _prepare(arguments)
     facts = {
+        **_describe_machine(),
         "model": str(path),
         "its export against PyTorch": export_model(path),
         "arguments": " ".join(sys.argv[1:]) or "none",
@@ -231,6 +234,28 @@ def _parse() -> argparse.Namespace:
     if arguments.sources is None and (arguments.model or arguments.train):
         parser.error("--sources: give the sources of the model, such as held-out ones")
     return arguments
+
+
+def _describe_machine() -> dict[str, str]:
+    versions = []
+    for name in ("dragoman", "torch", "ctranslate2", "transformers", "tokenizers"):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            versions.append(f"{name} missing")
+    return {
+        "processor": f"{_find_processor()}, {os.cpu_count()} cores",
+        "versions": ", ".join(versions),
+    }
+
+
+def _find_processor() -> str:
+    told = Path("/proc/cpuinfo")
+    if told.is_file():
+        for line in told.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _say(what: str) -> None:

@@ -7,11 +7,8 @@ happen to be shorter.
 """
 
 import json
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -60,14 +57,15 @@ class Report:
 
     def describe(self) -> str:
         """Return the tables and the bars, as Markdown."""
+        facts = dict(self.facts) | {
+            f"took no part: {entry.title}": why for entry, why in self.absent.items()
+        }
         parts = [
-            "\n".join(
-                f"- {name}: {value}" for name, value in ({**_machine(), **self.facts}).items()
-            ),
+            "\n".join(f"- {name}: {value}" for name, value in facts.items()),
             self._describe_batches(),
             self._describe_single(),
             self._describe_processes(),
-            "\n".join(f"{bar}  " for bar in self.list_bars()),
+            "\n".join(map(str, self.list_bars())),
         ]
         return "\n\n".join(parts)
 
@@ -91,7 +89,7 @@ class Report:
             for (mode, entry), turns in self.turns.items()
         ]
         content: dict[str, Any] = {
-            "facts": {**_machine(), **self.facts},
+            "facts": dict(self.facts),
             "absent": {entry.title: reason for entry, reason in self.absent.items()},
             "bars": [asdict(bar) | {"is_met": bar.is_met} for bar in self.list_bars()],
             "measured": rows,
@@ -179,10 +177,6 @@ class Report:
                     self._describe_ratio(mode, entry),
                 ]
             )
-        rows += [
-            [entry.name, entry.search, f"took no part: {reason}"] + [""] * 7
-            for entry, reason in self.absent.items()
-        ]
         return _table(heads, rows)
 
     def _describe_single(self) -> str:
@@ -274,28 +268,6 @@ def count_tokens(turns: Turns, path: Path) -> dict[str, int]:
     tokenizer = PairTokenizer.load(path / TOKENIZER)
     ids = tokenizer.encode_targets(texts)
     return {text: len(row) - 1 for text, row in zip(texts, ids, strict=True)}
-
-
-def _machine() -> dict[str, str]:
-    versions = []
-    for name in ("dragoman", "torch", "ctranslate2", "transformers", "tokenizers"):
-        try:
-            versions.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            versions.append(f"{name} missing")
-    return {
-        "processor": f"{_find_processor()}, {os.cpu_count()} cores",
-        "versions": ", ".join(versions),
-    }
-
-
-def _find_processor() -> str:
-    told = Path("/proc/cpuinfo")
-    if told.is_file():
-        for line in told.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _median(turns: Sequence[Turn], measure: Callable[[Turn], float]) -> float:

@@ -6,10 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from conftest import make_words, write_pairs
+from dragoman.engines.choice import EngineName
+from dragoman.exporting.ctranslate2 import Quantization
+from dragoman.options import ENGINES, QUANTIZATIONS
 
 WORDS = make_words(20, seed=9)
 
@@ -240,6 +244,14 @@ def test_given_targets_are_scored(trained):
     assert right["score"] > wrong["score"]
     assert len(wrong["log_probs"]) == len(wrong["tokens"]) == 4
     assert wrong["input"] == {"1": "abc", "2": "HHH"}
+    both = fails("predict", trained[0], "--force-target", "--prefix", "2", given=b"abc\tA\n")
+    assert "leave one of them out" in both
+
+
+def test_the_choices_on_the_command_line_are_those_of_the_code():
+    """They are written twice: the help must not wait for the engines to be loaded."""
+    assert get_args(EngineName) == ENGINES
+    assert get_args(Quantization) == QUANTIZATIONS
 
 
 def test_options_with_values_that_cannot_be_are_told(trained):

@@ -3,10 +3,10 @@ import pytest
 import dragoman
 from conftest import BRIEF, SMALL, make_words, quiet_console
 from dragoman import fit, read_settings
-from dragoman.errors import DragomanError
+from dragoman.errors import DataError, DragomanError
 from dragoman.predictor import Predictor
 from dragoman.settings import DecodingSettings
-from dragoman.text.pairs import BadRow, Source
+from dragoman.text.pairs import BadRow, Pair, Source
 
 WORDS = make_words(60, seed=5)
 
@@ -108,6 +108,9 @@ def test_learned_positions_bound_sources_and_outputs_without_losing_a_row(tmp_pa
             assert sum(found.log_probs) == pytest.approx(found.score, abs=1e-4)
         assert not first.is_complete
         assert len(first.tokens) == 9
+        pairs = [Pair("abc", "x", (), 1, "p.tsv"), Pair("a" * 9, "x", (), 2, "p.tsv")]
+        with pytest.raises(DataError, match="source 'aaaaaaaaa' cannot be predicted: 10 tokens"):
+            model.evaluate(pairs)
     quick = dragoman.load(tmp_path / "model", read_settings(None, long), engine="ctranslate2")
     [[found]] = [found for row, found in quick.predict_rows([Source("abc", (), 1)])]
     assert found.tokens == first.tokens

@@ -57,6 +57,10 @@ def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Write the output of a model for each line of the input."""
     from dragoman.predicting.job import Job, choose_layout, run_job
 
+    if arguments.force_target and arguments.prefix:
+        raise DragomanError(
+            "--prefix: --force-target gives the whole output; leave one of them out"
+        )
     model = _load_model(arguments, words)
     job = Job(
         input=arguments.input,

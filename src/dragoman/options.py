@@ -53,7 +53,16 @@ def build_parser() -> "tuple[_Parser, dict[str, _Parser]]":
         made[name].sections = sections
         return made[name]
 
-    command = add("fit", "train a model on a file of pairs", _FIT_SECTIONS)
+    summary = "write the output of a model for each line of the input"
+    _add_fit(add("fit", "train a model on a file of pairs", _FIT_SECTIONS))
+    _add_predict(add("predict", summary, _USE_SECTIONS))
+    _add_evaluate(add("evaluate", "score a model on a file of pairs", _USE_SECTIONS))
+    _add_export(add("export", "write a model in the form of another program, and check it", ()))
+    _add_demo(add("demo", "train on written dates of several languages (two minutes)", ()))
+    return parser, made
+
+
+def _add_fit(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "pairs", nargs="+", metavar="PAIRS", help="a file of pairs (.tsv .csv .jsonl .parquet, "
         "also .gz or .zst), or two parallel text files",
@@ -68,9 +77,8 @@ def build_parser() -> "tuple[_Parser, dict[str, _Parser]]":
         help="read the data, build the model, take a few steps; show sizes and the estimated time",
     )  # fmt: skip
 
-    command = add(
-        "predict", "write the output of a model for each line of the input", _USE_SECTIONS
-    )
+
+def _add_predict(command: argparse.ArgumentParser) -> None:
     _add_model(command)
     command.add_argument("--input", type=Path, help="file of sources (default: standard input)")
     command.add_argument(
@@ -91,22 +99,23 @@ def build_parser() -> "tuple[_Parser, dict[str, _Parser]]":
         "--prefix", default="", metavar="COLUMN",
         help="column of what the output of each row begins with: a name, or a position from 1",
     )  # fmt: skip
-
     command.add_argument(
         "--restart", action="store_true",
         help="begin an --output anew that was begun and stopped with something else",
     )  # fmt: skip
 
-    command = add("evaluate", "score a model on a file of pairs", _USE_SECTIONS)
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
     _add_model(command)
     command.add_argument("pairs", nargs="+", metavar="PAIRS", help="a file of pairs, or two parallel text files; lines with one source are references of it")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the scores as JSON")
 
-    command = add("export", "write a model in the form of another program, and check it", ())
+
+def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", type=Path, metavar="MODEL", help="model folder; the export is put into it")  # fmt: skip
     command.add_argument(
         "--to", choices=("ctranslate2", "onnx"), default="ctranslate2",
-        help="ctranslate2: predicts without PyTorch, several times faster; onnx: for runtimes of "
+        help="ctranslate2: predicts without PyTorch, and faster; onnx: for runtimes of "
         "other languages and devices (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(
@@ -114,9 +123,9 @@ def build_parser() -> "tuple[_Parser, dict[str, _Parser]]":
         help="number format of the weights, for ctranslate2 (default: %(default)s)",
     )  # fmt: skip
 
-    command = add("demo", "train on written dates of several languages (two minutes)", ())
+
+def _add_demo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, default=Path("demo-dates"), help="folder for the pairs and the model (default: demo-dates)")  # fmt: skip
-    return parser, made
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from dragoman.decoding.plan import SearchPlan, make_plan
 from dragoman.engines.choice import EngineName, load_engine
 from dragoman.engines.details import add_details
 from dragoman.engines.engine import Engine, Task
-from dragoman.errors import DragomanError, SettingsError
+from dragoman.errors import DataError, DragomanError, SettingsError
 from dragoman.prediction import Prediction
 from dragoman.settings import Settings
 from dragoman.text.bundle import WEIGHTS, fingerprint, read_bundle
@@ -169,12 +169,12 @@ class Predictor:
         """
         rows = list(window)
         good = [place for place, row in enumerate(rows) if isinstance(row, Source)]
-        whole = [row for row in rows if isinstance(row, Source)]
-        sources, given = self._encode(whole), self._encode_given(whole)
+        read = [row for row in rows if isinstance(row, Source)]
+        sources, given = self._encode(read), self._encode_given(read)
         fitting: list[int] = []  # places in `good`
         for i, place in enumerate(good):
             if fault := self._find_fault(sources[i], given[i] if is_forced else None):
-                rows[place] = BadRow(rows[place].line, "", fault)
+                rows[place] = BadRow(read[i].line, "", fault, read[i].columns)
             else:
                 fitting.append(i)
         kept = [sources[i] for i in fitting]
@@ -198,14 +198,20 @@ class Predictor:
         An output that was cut counts as it stands, without the cut mark.
 
         Raises:
-            DataError: There are no pairs.
+            DataError: There are no pairs, or one is too long for the model.
         """
         from dragoman.evaluation.scores import group_references, score
 
         groups = group_references(pairs)
         rows = [Source(source=group.source, features=group.features, line=0) for group in groups]
-        # One that is too long for the model has no output: it counts as an empty one.
-        texts = [best[0].text if best else "" for _, best in self.predict_rows(rows)]
+        texts: list[str] = []
+        for row, best_first in self.predict_rows(rows):
+            if isinstance(row, BadRow):
+                raise DataError(
+                    f"the source {groups[len(texts)].source[:40]!r} cannot be predicted: "
+                    f"{row.reason}; take it out of the pairs"
+                )
+            texts.append(best_first[0].text)
         return score(
             texts,
             [group.references for group in groups],

@@ -76,6 +76,8 @@ class DataSettings(Section):
     """Longest source or target, in characters."""
     max_tokens: Positive = 1024
     """Longest source or target, in tokens."""
+    cache: str = "auto"
+    """Folder where tokens and ids are kept for the next run on the same files (a month after their last use, 10 GiB at most); auto: dragoman in XDG_CACHE_HOME or ~/.cache; none: nothing is kept. A fact of the machine: never written into a model folder."""
 
 
 class SideSettings(Section):
@@ -178,7 +180,7 @@ class TrainingSettings(Section):
     path: Literal["fast", "reference"] = "fast"
     """How the model is computed in training: by the quick path, or by torch's own modules; the same function."""
     export: Literal["none", "ctranslate2"] = "ctranslate2"
-    """What is written beside the weights in the end: the model for CTranslate2, so that it predicts without PyTorch, and several times faster."""
+    """What is written beside the weights in the end: the model for CTranslate2, so that it predicts without PyTorch, and faster."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """Number format of the products; auto: bf16 where the processor or the GPU has it."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"

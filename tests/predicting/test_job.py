@@ -64,6 +64,7 @@ def test_the_columns_of_jsonl_come_back_as_they_were_written(model, tmp_path):
     assert rows[1]["input"] == {"source": "abd", "id": "ü"}
     assert [row["text"] for row in rows] == ["ABC", "ABD", "", "", ""]
     assert all("error" in row for row in rows[2:])
+    assert rows[4]["input"] == {"source": "", "id": 9}  # a bad row keeps what could be read of it
     assert len(report) == 3  # each with its reason and its line
     assert any("line 4" in told for told in report)
 
@@ -78,7 +79,7 @@ def test_a_table_keeps_its_columns_and_gets_those_of_the_prediction(model, tmp_p
         quoting = csv.QUOTE_MINIMAL if suffix == ".csv" else csv.QUOTE_NONE
         rows = list(csv.DictReader(file, dialect=dialect, quoting=quoting))
     assert [row["prediction"] for row in rows] == ["ABC", "", "ABD"]
-    assert [row["id"] for row in rows] == ["1", "", "3"]  # a bad row is known by its line
+    assert [row["id"] for row in rows] == ["1", "2", "3"]
     assert [row["line"] for row in rows] == ["2", "3", "4"]
     assert rows[0]["score"] == 'a, "b"'  # the input's own; ours has another name
     assert float(rows[0]["<score>"]) <= 0.0

@@ -104,11 +104,10 @@ def choose_layout(output: Path | None, *, is_jsonl: bool) -> Layout:
 
 def _stream(model: Predictor, job: Job) -> Report:
     """Write to standard output, or to what is no file, as the rows come."""
-    report, position = Report(), FilePosition()
-    writer = _make_writer(model, job)
+    report, writer = Report(), _make_writer(model, job)
     with _open_stream(job.output) as output:
         output.write(writer.header())
-        for window in make_windows(_read_rows(model, job, position)):
+        for window in make_windows(_read_rows(model, job)):
             for row, best_first in model.predict_window(window, is_forced=job.is_forced):
                 report.add(row, next(iter(best_first), None), is_text=job.layout == "text")
                 output.write(writer.write(row, best_first))
@@ -178,7 +177,7 @@ def _sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def _read_rows(model: Predictor, job: Job, position: FilePosition) -> Iterator[Row]:
+def _read_rows(model: Predictor, job: Job, position: FilePosition | None = None) -> Iterator[Row]:
     return read_sources(
         sys.stdin.buffer if job.input is None else job.input,
         model.settings.data,

@@ -92,7 +92,7 @@ class RowWriter:
             if self.decoding.num_hypotheses > 1:
                 content["hypotheses"] = [self._describe(one) for one in best_first]
         start = f'{{"line": {row.line}'
-        if isinstance(row, Source) and row.columns:  # is JSON: as it was written, types and all
+        if row.columns:  # is JSON: as it was written, types and all
             start += f', "input": {row.columns}'
         return f"{start}, {json.dumps(content, ensure_ascii=False)[1:]}\n"
 
@@ -114,7 +114,7 @@ class RowWriter:
 
     def _write_cells(self, row: Source | BadRow, best_first: Sequence[Prediction]) -> str:
         cells: list[object] = [""] * len(self.columns)
-        if isinstance(row, Source):
+        if row.columns:
             values: dict[str, object] = json.loads(row.columns)
             cells = [values.get(name, "") for name in self.columns]
         cells.append(row.line)

@@ -33,6 +33,8 @@ class BadRow(NamedTuple):
     line: int
     file: str
     reason: str
+    columns: str = ""
+    """The whole row, as a JSON object, where it was asked for and could be read."""
 
 
 class RowFaults:

@@ -142,12 +142,12 @@ def read_sources(
             line, (text, *values) = row
             labels, others = columns.labels, list(values[num_values - 1 :])
             source, features = take_features(text, values[: num_values - 1], labels, settings)
+            whole = others.pop() if with_columns else ""
             fault = find_side_fault(table.file, line, "source", source, settings.max_characters)
             if fault is None:
-                whole = others.pop() if with_columns else ""
                 yield Source(source, features, line, others[0] if others else "", whole)
             else:
-                yield BadRow(line, fault.file, fault.detail)
+                yield BadRow(line, fault.file, fault.detail, whole)
 
 
 def list_source_columns(path: Path, settings: DataSettings) -> tuple[str, ...]:

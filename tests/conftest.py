@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 # Tests run side by side: with a thread a core each, torch's threads would wait for one another.
@@ -75,6 +76,14 @@ def write_pairs(path: Path, count: int = 1500) -> Path:
 
 def quiet_console() -> Console:
     return Console(file=io.StringIO(), width=100)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's cache out of the tests, and of the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,7 @@ def loaded_after(code: str) -> set[str]:
         "import dragoman.cli; dragoman.options.build_parser()[1]['fit'].format_help()",
         "import dragoman; dragoman.Settings; dragoman.read_pairs; dragoman.Tokenizer",
         "import dragoman.text.bundle",
+        "import dragoman.training.startup; dragoman.training.startup.StartClock()",
     ],
 )
 def test_neither_torch_nor_lightning_is_loaded_by(code):

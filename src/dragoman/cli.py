@@ -41,14 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Train a model on a file of pairs."""
     from dragoman.configuration import read_settings
+    from dragoman.training.startup import StartClock
 
+    clock = StartClock.since_process_start()
     settings = read_settings(arguments.config, words)
     from dragoman.training import run
 
+    clock.mark("program and libraries")
+    start = run.rehearse if arguments.dry_run else run.fit
+    start(arguments.pairs, arguments.out, settings, overwrite=arguments.overwrite, clock=clock)
     if arguments.dry_run:
-        run.rehearse(arguments.pairs, arguments.out, settings, overwrite=arguments.overwrite)
         return
-    run.fit(arguments.pairs, arguments.out, settings, overwrite=arguments.overwrite)
     _show_outcome(arguments.out)
     print(f"next: {_own_name()} predict {arguments.out} < sources.txt", file=sys.stderr)
 

@@ -8,6 +8,7 @@ from conftest import BRIEF, SMALL, make_words, quiet_console, write_pairs
 from dragoman import read_settings
 from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.training.run import fit, rehearse
+from dragoman.training.startup import StartClock
 
 UNSEEN = [w for w in make_words(1800) if w not in set(make_words(1500))]
 
@@ -189,6 +190,47 @@ def test_a_rehearsal_tells_sizes_and_time_and_leaves_nothing(tmp_path):
     for part in ("parameters", "estimated time", "updates are", "would be written", "d_model: 64"):
         assert part in told
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_the_start_tells_how_it_computes_and_how_long_it_took(tmp_path):
+    pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
+    words = ["--training.accelerator", "cpu", "--training.precision", "32-true"]
+    settings = short(*words, "--training.path", "reference", "--training.accumulate", "2")
+    fit(pairs, tmp_path / "model", settings, console=console)
+    told = console.file.getvalue()
+    assert "precision: 32-true on cpu: as set; path reference\n" in told
+    [line] = [line for line in told.splitlines() if line.startswith("first update after")]
+    assert 0.0 < float(line.split()[3]) < 100.0
+
+
+def test_a_rehearsal_tells_the_time_of_each_phase(tmp_path):
+    pairs, console, clock = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console(), StartClock(9)
+    clock.mark("program and libraries")
+    rehearse(pairs, tmp_path / "model", short(), console=console, clock=clock)
+    lines = console.file.getvalue().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("first update after"))
+    phases = ("program", "digest", "survey", "tokenizer", "ids", "network", "trainer", "first")
+    told = [line.split()[0] for line in lines[first + 1 :] if line.endswith(" s")]
+    assert [name for name in told if name in phases] == list(phases)
+    assert abs(sum(clock.phases.values()) - clock.total_s) < 0.1
+
+
+def test_a_second_run_takes_prepared_data_from_the_cache_and_gives_the_same_weights(tmp_path):
+    rows = "".join(f"{w * 100}\t{w.upper() * 100}\n" for w in make_words(1300))
+    (tmp_path / "pairs.tsv").write_text(rows)
+    (tmp_path / "valid.tsv").write_text("abc\tABC\n")
+    where = ["--data.cache", f"{tmp_path}/cache", "--data.valid", f"{tmp_path}/valid.tsv"]
+    weights = []
+    for name, told in (("one", "kept in the cache"), ("two", "from the cache")):
+        console = quiet_console()
+        settings = short(*where, "--training.max_steps", "1", "--training.export", "none")
+        fit(tmp_path / "pairs.tsv", tmp_path / name, settings, console=console)
+        assert f"prepared data: {told} {tmp_path / 'cache'}" in console.file.getvalue()
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+        config = (tmp_path / name / "config.yaml").read_text()
+        assert str(tmp_path / "cache") not in config
+        assert read_settings(tmp_path / name / "config.yaml").data.cache == "auto"
+    assert weights[0] == weights[1]
 
 
 def test_parallel_files_features_and_a_test_part_go_through(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, repeat
 
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
@@ -30,9 +31,7 @@ class ClosedVocabulary:
     def train(cls, texts: Iterable[str], settings: SideSettings) -> "ClosedVocabulary":
         """Return the vocabulary of every token in `texts`."""
         cut = make_cut(settings)
-        counts = Counter[str]()
-        for text in texts:
-            counts.update(cut(text))
+        counts = Counter(chain.from_iterable(map(cut, texts)))
         return cls(sorted(counts, key=lambda token: (-counts[token], token)), settings)
 
     @property
@@ -42,8 +41,8 @@ class ClosedVocabulary:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each of `texts`."""
-        ids, cut = self._ids, self._cut
-        return [[ids.get(token, UNKNOWN_ID) for token in cut(text)] for text in texts]
+        find, cut, unknown = self._ids.get, self._cut, repeat(UNKNOWN_ID)
+        return [list(map(find, cut(text), unknown)) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, all in range; special ids give none."""

@@ -68,7 +68,9 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each of `texts`; quicker than one by one."""
         form = self.settings.unicode_form
-        return self._pieces.encode_batch([to_unicode_form(text, form) for text in texts])
+        if form != "none":
+            texts = [to_unicode_form(text, form) for text in texts]
+        return self._pieces.encode_batch(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; special ids give none.

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from dragoman.training.module import TransformerTraining
+from dragoman.training.startup import StartClock
 
 
 class ProgressBar(Callback):
@@ -131,12 +132,45 @@ class ProgressBar(Callback):
         self._tokens_seen, self._seen_at_s = num_tokens, now
 
 
+class FirstUpdate(Callback):
+    """Says how long it took to the first update, then leaves the Trainer's callbacks."""
+
+    def __init__(self, clock: StartClock, console: Console) -> None:
+        self._clock, self._console = clock, console
+        self._first_step = 0
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Take note of the updates that a resumed run has behind it."""
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Say it after the batch that ends the first update."""
+        if trainer.global_step > self._first_step:
+            self._clock.mark("first update")
+            if trainer.is_global_zero:
+                told = f"first update after {self._clock.total_s:.1f} s"
+                self._console.print(told, highlight=False)
+            # A new list: Lightning is walking over the old one.
+            trainer.callbacks = [other for other in trainer.callbacks if other is not self]  # type: ignore[attr-defined]
+
+
 def hush_lightning() -> None:
     """Keep Lightning's banners ("GPU available: False", tips) off the terminal; warnings stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # A call of Lightning's own that torch 2.13 has deprecated (lightning 2.6.6).
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
+    # A rehearsal does not validate.
+    warnings.filterwarnings("ignore", "You defined a `validation_step` but have no")
     # Our steps are counted over epochs: a short epoch loses no entry of the log.
     warnings.filterwarnings(
         "ignore", "The number of training batches .* is smaller than the logging"

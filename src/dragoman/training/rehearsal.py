@@ -9,15 +9,20 @@ from dragoman.data.sampler import TrainingLoader
 from dragoman.settings import TrainingSettings
 from dragoman.training.module import TransformerTraining
 from dragoman.training.precision import find_device
+from dragoman.training.startup import StartClock
 
 _REHEARSED_STEPS = 4
 
 
 def estimate_time(
-    module: TransformerTraining, loader: TrainingLoader, training: TrainingSettings, precision: str
+    module: TransformerTraining,
+    loader: TrainingLoader,
+    training: TrainingSettings,
+    precision: str,
+    clock: StartClock,
 ) -> str:
-    """Make a few updates, the first of which does not count, and return what all would take."""
-    timer = _StepTimer()
+    """Make a few updates, and return what all would take; the first is the end of `clock`'s phases."""
+    timer = _StepTimer(clock)
     trainer = lightning.Trainer(
         accelerator=find_device(training),
         devices=1,
@@ -47,10 +52,14 @@ def estimate_time(
 
 
 class _StepTimer(Callback):
-    """Takes the time of each update."""
+    """Takes the time of each batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: StartClock) -> None:
         self.times_s: list[float] = []
+        self._clock: StartClock | None = clock
 
-    def on_train_batch_end(self, *_: object) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        if self._clock and trainer.global_step:
+            self._clock.mark("first update")
+            self._clock = None
         self.times_s.append(time.monotonic())

@@ -1,0 +1,199 @@
+"""What a run finds in its pairs before it trains, kept for the next run: the survey, tokens and ids.
+
+Two entries of the cache, because the settings that ids are made with depend on the survey. Each
+is known by everything that it is made from: the bytes and names of the files, the settings, the
+code. What none of it changes (the sizes of the model, the folder of the run) finds it again.
+"""
+
+import hashlib
+import json
+import platform
+import stat
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from dragoman.data.cache import LARGEST_BYTES, Cache, find_default_folder, make_key
+from dragoman.data.encoding import Split
+from dragoman.errors import ModelFolderError
+from dragoman.settings import DataSettings, Settings
+from dragoman.text.bundle import fingerprint
+from dragoman.text.pair_tokenizer import PairTokenizer
+from dragoman.text.survey import Survey
+
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+_FORMAT = 1
+_FEWEST_CHARACTERS = 1_000_000  # on both sides together: less is prepared in under a second
+_SURVEY, _TOKENIZER, _FINDINGS = "survey.json", "tokenizer.json", "findings.json"
+_LONGEST_BYTES = 1 << 28  # of a file that is read at once
+_CODE = ("settings.py", "text/*.py", "data/*.py", "training/datamodule.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What was found while the ids were written: the rows of each split, and notes for people."""
+
+    num_rows: dict[Split, int]
+    notes: list[str]
+
+
+class PreparedData:
+    """Finds, or keeps, what was prepared of the files of a run.
+
+    `told` says what became of it, for people; "" where nothing is kept, or nothing is worth it.
+
+    Args:
+        pairs: The files of the training pairs.
+        data: Names the other files, and the cache; none: nothing is found or kept.
+        folder: Of the run's own, for `{split}.arrow`: `find_ids` puts them there, or who prepares.
+    """
+
+    def __init__(self, pairs: Sequence[str | Path], data: DataSettings, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, Sequence[str | Path]] = {
+            "pairs": list(pairs),
+            "valid": data.valid,
+            "test": data.test,
+        }
+        self._survey_key = self._ids_key = ""
+        self.told = ""
+        self._cache = _open_cache(data.cache)
+        self._digests = _digest(self._files) if self._cache else None
+
+    def find_survey(self, data: DataSettings) -> Survey | None:
+        """Return the survey of the pairs, if it was kept."""
+        if self._digests is None or self._cache is None:
+            return None
+        made_from = {**_list_tools(), "files": self._digests["pairs"], "data": _dump(data)}
+        self._survey_key = make_key("survey", made_from)
+        if not self._cache.take(self._survey_key, [_SURVEY], self._folder):
+            return None
+        try:
+            return TypeAdapter(Survey).validate_python(_read_json(self._folder / _SURVEY))
+        except ValueError:
+            self._cache.remove(self._survey_key)
+            return None
+
+    def find_ids(self, settings: Settings) -> tuple[PairTokenizer, Findings] | None:
+        """Return the tokenizer and the findings, and put the ids in place, if they were kept.
+
+        `settings` are resolved; only those of data and tokenizer count.
+        """
+        if self._digests is None or self._cache is None:
+            return None
+        made_from = {
+            **_list_tools(),
+            "files": self._digests,
+            "data": _dump(settings.data),
+            "tokenizer": settings.tokenizer.model_dump(mode="json"),
+        }
+        self._ids_key = make_key("ids", made_from)
+        names = [file.name for file in self._list_ids()]
+        if not self._cache.take(self._ids_key, names, self._folder):
+            return None
+        try:
+            findings = TypeAdapter(Findings).validate_python(_read_json(self._folder / _FINDINGS))
+            tokenizer = PairTokenizer.load(self._folder / _TOKENIZER)
+        except (ValueError, ModelFolderError):
+            self._cache.remove(self._ids_key)
+            return None
+        self.told = f"prepared data: from the cache {self._cache.folder}"
+        return tokenizer, findings
+
+    def keep(self, survey: Survey, tokenizer: PairTokenizer, findings: Findings) -> None:
+        """Keep what was prepared, ids included, if it is worth it.
+
+        Nothing is kept of files that have changed since they were looked at first.
+        """
+        sides = survey.source.mean_characters + survey.target.mean_characters
+        if self._digests is None or self._cache is None:
+            return
+        if survey.num_pairs * sides < _FEWEST_CHARACTERS:
+            return
+        _write_json(self._folder / _SURVEY, asdict(survey))
+        _write_json(self._folder / _FINDINGS, asdict(findings))
+        tokenizer.save(self._folder / _TOKENIZER)
+        size = sum(file.stat().st_size for file in self._list_ids())
+        if size > LARGEST_BYTES:
+            self.told = (
+                f"prepared data: not kept, {size / 2**30:,.1f} GiB are more than the cache has"
+            )
+        elif _digest(self._files) != self._digests:
+            self.told = "prepared data: not kept, the files have changed while they were read"
+        else:
+            try:
+                self._cache.keep(self._survey_key, [self._folder / _SURVEY])
+                self._cache.keep(self._ids_key, self._list_ids())
+                self.told = f"prepared data: kept in the cache {self._cache.folder}"
+            except OSError as error:
+                self.told = (
+                    f"prepared data: not kept, {self._cache.folder} cannot be written "
+                    f"({error.strerror})"
+                )
+
+    def _list_ids(self) -> list[Path]:
+        names = [*(f"{split}.arrow" for split in SPLITS), _TOKENIZER, _FINDINGS]
+        return [self._folder / name for name in names]
+
+
+def _open_cache(setting: str) -> Cache | None:
+    if setting in ("none", ""):
+        return None
+    folder = find_default_folder() if setting == "auto" else Path(setting)
+    if folder is None:
+        return None
+    cache = Cache(folder)
+    cache.prune()
+    return cache
+
+
+def _digest(files: dict[str, Sequence[str | Path]]) -> dict[str, list[list[str]]] | None:
+    """Return name and SHA-256 of each file; None if one is missing, or is no file that stays.
+
+    The names count, because notes name rows by their file, and a suffix tells the format.
+    """
+    try:
+        paths = [Path(name) for names in files.values() for name in names]
+        if not all(stat.S_ISREG(path.stat().st_mode) for path in paths):
+            return None
+        return {
+            role: [[str(name), fingerprint(Path(name))] for name in names]
+            for role, names in files.items()
+        }
+    except (OSError, ValueError):
+        return None  # whoever reads them says what is wrong
+
+
+def _list_tools() -> dict[str, object]:
+    """Return what else the result depends on: versions, and the code that makes it."""
+    root = Path(__file__).parents[1]  # the package
+    code = hashlib.sha256()
+    for path in sorted(path for pattern in _CODE for path in root.glob(pattern)):
+        code.update(path.read_bytes())
+    return {
+        "format": _FORMAT,
+        "code": code.hexdigest(),
+        "versions": {name: version(name) for name in ("dragoman", "tokenizers", "pyarrow")},
+        "python": platform.python_version(),
+        "byte order": sys.byteorder,
+    }
+
+
+def _dump(data: DataSettings) -> dict[str, Any]:
+    return data.model_dump(mode="json", exclude={"cache"})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.unlink(missing_ok=True)  # it may be another name of a file in the cache
+    path.write_text(json.dumps(content, default=sorted), encoding="utf-8")  # sets as lists
+
+
+def _read_json(path: Path) -> object:
+    with path.open("rb") as file:
+        return json.loads(file.read(_LONGEST_BYTES))

@@ -1,0 +1,216 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dragoman.data.cache import Cache, find_default_folder, make_key
+
+KEY = make_key("ids", {"of": "a test"})
+DAY_S = 86_400
+FILES = {"a.arrow": b"some bytes" * 50, "b.json": b"{}", "empty": b""}
+
+
+def write(folder, files=FILES):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in files]
+
+
+def kept(tmp_path, files=FILES, key=KEY):
+    cache = Cache(tmp_path / "cache")
+    cache.keep(key, write(tmp_path / "made", files))
+    return cache
+
+
+def take(cache, into, files=FILES, key=KEY):
+    """What was taken, or None."""
+    into.mkdir(exist_ok=True)
+    if not cache.take(key, list(files), into):
+        assert list(into.iterdir()) == []
+        return None
+    return {path.name: path.read_bytes() for path in into.iterdir()}
+
+
+contents = st.dictionaries(st.sampled_from(["a", "b", "c.json"]), st.binary(), min_size=1)
+
+
+@settings(max_examples=30)
+@given(files=contents)
+def test_what_is_kept_comes_back_byte_for_byte(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    assert take(kept(folder, files), folder / "taken", files) == files
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_no_torn_entry_is_taken_wherever_it_is_torn(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("torn")
+    cache = kept(folder)
+    path = data.draw(st.sampled_from(sorted((cache.folder / KEY).iterdir())))
+    content = bytearray(path.read_bytes())
+    path.unlink()  # its bytes have other names too: those of the files that were kept
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, max(0, len(content) - 1)))]
+    elif content:
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    found = take(cache, folder / "taken")
+    if found is None:
+        assert not (cache.folder / KEY).exists()
+        cache.keep(KEY, write(folder / "made"))
+        found = take(cache, folder / "taken")
+    assert found == FILES
+
+
+@pytest.mark.parametrize("missing", [*FILES, "manifest.json"])
+def test_an_entry_that_lacks_a_file_is_none(tmp_path, missing):
+    cache = kept(tmp_path)
+    (cache.folder / KEY / missing).unlink()
+    assert take(cache, tmp_path / "taken") is None
+
+
+def test_an_entry_with_other_files_is_none(tmp_path):
+    cache = kept(tmp_path)
+    assert not cache.take(KEY, ["a.arrow"], tmp_path)
+
+
+def test_a_key_depends_on_all_that_it_is_made_of_and_on_no_order():
+    assert make_key("ids", {"a": 1, "b": [2]}) == make_key("ids", {"b": [2], "a": 1})
+    keys = [make_key(*made) for made in (("ids", {"a": 1}), ("ids", {"a": "1"}), ("x", {"a": 1}))]
+    assert len(set(keys)) == 3
+
+
+def test_files_that_were_taken_outlive_their_entry(tmp_path):
+    cache = kept(tmp_path)
+    into = tmp_path / "taken"
+    take(cache, into)
+    cache.prune(largest_bytes=0)
+    assert not (cache.folder / KEY).exists()
+    assert {path.name: path.read_bytes() for path in into.iterdir()} == FILES
+
+
+def test_files_are_taken_from_another_disk_as_copies(tmp_path, monkeypatch):
+    cache = kept(tmp_path)
+
+    def refuse(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert take(cache, tmp_path / "taken") == FILES
+
+
+def test_only_the_user_may_look_into_the_folder(tmp_path):
+    cache = kept(tmp_path)
+    assert cache.folder.stat().st_mode & 0o077 == 0
+
+
+WORK = """
+import sys
+from pathlib import Path
+from dragoman.data.cache import Cache
+key, folder, made, into = sys.argv[1], *map(Path, sys.argv[2:])
+cache, files = Cache(folder), sorted(made.iterdir())
+print("ready", flush=True)
+for turn in range(int(sys.stdin.readline())):
+    cache.keep(key, files)
+    if cache.take(key, [file.name for file in files], into):
+        assert [(into / file.name).read_bytes() for file in files] == [f.read_bytes() for f in files]
+    if turn % 3 == 0:
+        cache.remove(key)
+    if turn % 5 == 0:
+        cache.prune()
+"""
+
+
+def start_worker(tmp_path, name, made):
+    (tmp_path / name).mkdir()
+    words = [sys.executable, "-c", WORK, KEY, tmp_path / "cache", made, tmp_path / name]
+    worker = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert worker.stdout.readline() == b"ready\n"
+    return worker
+
+
+def test_processes_that_keep_take_and_remove_at_once_never_see_half_an_entry(tmp_path):
+    write(tmp_path / "made")
+    workers = [start_worker(tmp_path, f"worker{i}", tmp_path / "made") for i in range(3)]
+    for worker in workers:
+        worker.stdin.write(b"200\n")
+        worker.stdin.flush()
+    for worker in workers:
+        worker.communicate(timeout=120)
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.003, 0.01, 0.02, 0.05])
+def test_a_run_that_is_killed_leaves_nothing_that_is_read(tmp_path, after_s):
+    files = {f"{i}": bytes([i]) * 2_000_000 for i in range(10)}
+    write(tmp_path / "made", files)
+    worker = start_worker(tmp_path, "worker", tmp_path / "made")
+    worker.stdin.write(b"1000000\n")
+    worker.stdin.flush()
+    time.sleep(after_s)
+    worker.send_signal(signal.SIGKILL)
+    worker.communicate()
+    cache = Cache(tmp_path / "cache")
+    assert take(cache, tmp_path / "taken", files) in (None, files)
+    for left in cache.folder.glob("making-*"):
+        os.utime(left, (0, 0))
+    cache.prune()
+    assert not list(cache.folder.glob("making-*"))
+    cache.keep(KEY, write(tmp_path / "made", files))
+    assert take(cache, tmp_path / "taken", files) == files
+
+
+def make_entries(tmp_path, ages_days, size=100):
+    cache, keys = Cache(tmp_path / "cache"), []
+    for age in ages_days:
+        keys.append(make_key("ids", {"age": age}))
+        cache.keep(keys[-1], write(tmp_path / "made", {"x": bytes(size)}))
+        used_s = time.time() - age * DAY_S
+        os.utime(cache.folder / keys[-1], (used_s, used_s))
+    return cache, keys
+
+
+def test_what_was_not_used_for_thirty_days_is_removed(tmp_path):
+    cache, (_new, _month, old) = make_entries(tmp_path, [0, 29, 31])
+    assert cache.prune() == [old]
+    assert cache.prune() == []
+
+
+def test_beyond_the_limit_what_was_not_used_for_longest_goes_first(tmp_path):
+    cache, (oldest, old, new) = make_entries(tmp_path, [3, 2, 1], size=10_000)
+    assert cache.prune(largest_bytes=25_000) == [oldest]
+    assert cache.prune(largest_bytes=15_000) == [old]
+    assert [path.name for path in cache.folder.iterdir()] == [new]
+
+
+def test_taking_is_using(tmp_path):
+    cache, (older, newer) = make_entries(tmp_path, [29, 28], size=10_000)
+    take(cache, tmp_path / "taken", {"x": b""}, older)
+    assert cache.prune(largest_bytes=15_000) == [newer]
+
+
+def test_what_is_not_the_caches_is_left_alone(tmp_path):
+    cache, _ = make_entries(tmp_path, [99])
+    write(cache.folder / "photos")
+    (cache.folder / "ids-1").write_text("mine")
+    for path in cache.folder.iterdir():
+        os.utime(path, (0, 0))
+    cache.prune(largest_bytes=0)
+    assert {path.name for path in cache.folder.iterdir()} == {"photos", "ids-1"}
+    assert len(list((cache.folder / "photos").iterdir())) == len(FILES)
+
+
+def test_the_folder_is_where_xdg_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert find_default_folder() == tmp_path / "dragoman"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for named in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", named)
+        assert find_default_folder() == tmp_path / ".cache" / "dragoman"

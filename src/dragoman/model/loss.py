@@ -1,26 +1,18 @@
 """The loss of a batch: sums over its real tokens, to be divided once, by whoever knows them all."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Int
 from torch import Tensor
 
-from dragoman.model.fast import compute_states
+from dragoman.model.cross_entropy import LossSums, sum_cross_entropy
+from dragoman.model.fast import FastPass, draw_dropout, find_dtype
+from dragoman.model.operands import Parameters
 from dragoman.model.transformer import Transformer
 
 Path = Literal["fast", "reference"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossSums:
-    """Sums over the labelled tokens of a batch; tensors without dimension, on the model's device."""
-
-    loss: Float[Tensor, ""]  # label-smoothed cross-entropy, nats: what is minimised
-    nll: Float[Tensor, ""]  # cross-entropy without smoothing, nats: what perplexity is made of
-    num_correct: Int[Tensor, ""]  # tokens whose label has the highest logit
-    num_tokens: Int[Tensor, ""]
 
 
 def sum_losses(
@@ -34,33 +26,51 @@ def sum_losses(
 
     Logits are made only where there is a label; padding adds nothing. Both paths compute the same.
     """
-    if path == "fast":
-        states = compute_states(model, source_ids, target_ids[:, :-1])
-    else:
-        states = model.decode_states(target_ids[:, :-1], model.encode(source_ids))
+    if path == "reference":
+        return _sum_by_reference(model, source_ids, target_ids, label_smoothing)
+    operands = Parameters(find_dtype(model))
+    with torch.autocast(source_ids.device.type, enabled=False):
+        fast_pass = FastPass(model, operands, draw_dropout(model))
+        return sum_by_fast_pass(fast_pass, source_ids, target_ids, label_smoothing)
+
+
+def sum_by_fast_pass(
+    fast_pass: FastPass,
+    source_ids: Int[Tensor, "B S"],
+    target_ids: Int[Tensor, "B T"],
+    label_smoothing: float,
+) -> LossSums:
+    """Return the sums of `sum_losses`, from parameters given as operands; without autocast."""
+    model, operands = fast_pass.model, fast_pass.operands
+    states = fast_pass.compute(source_ids, target_ids[:, :-1])
     labels = target_ids[:, 1:]
     has_label = labels != model.pad_id
-    logits = model.project(states[has_label])  # (B, T, D) -> (N, D) -> (N, V)
-    return sum_cross_entropy(logits, labels[has_label], label_smoothing)
+    output = model.target_embedding if model.output is None else model.output
+    return sum_cross_entropy(
+        states[has_label].to(operands.dtype),  # (B, T, D) -> (N, D)
+        operands.factor(output.weight),
+        None if model.output is None else operands.factor(model.output.bias),
+        labels[has_label],
+        vocab_size=model.target_vocab_size,
+        label_smoothing=label_smoothing,
+    )
 
 
-def sum_cross_entropy(
-    logits: Float[Tensor, "N V"], labels: Int[Tensor, " N"], label_smoothing: float
+def _sum_by_reference(
+    model: Transformer,
+    source_ids: Int[Tensor, "B S"],
+    target_ids: Int[Tensor, "B T"],
+    label_smoothing: float,
 ) -> LossSums:
-    """Return the sums of cross-entropy against `labels`; in float32, whatever the logits are.
-
-    With smoothing e, the label has weight 1 - e + e / V and every other token e / V.
-    Source: Szegedy et al. 2016, section 7.
-    """
-    log_probs = torch.log_softmax(logits.float(), dim=-1)
-    nll = -log_probs.gather(1, labels[:, None]).sum()
-    loss = nll
-    if label_smoothing > 0.0:
-        uniform = -log_probs.mean(dim=-1).sum()
-        loss = (1.0 - label_smoothing) * nll + label_smoothing * uniform
+    """Return the sums as torch's own modules and functions make them."""
+    states = model.decode_states(target_ids[:, :-1], model.encode(source_ids))
+    labels = target_ids[:, 1:]
+    has_label = labels != model.pad_id
+    logits, labels = model.project(states[has_label]).float(), labels[has_label]
+    loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
     return LossSums(
         loss=loss,
-        nll=nll.detach(),
+        nll=F.cross_entropy(logits.detach(), labels, reduction="sum"),
         num_correct=(logits.detach().argmax(dim=-1) == labels).sum(),
         num_tokens=torch.tensor(labels.numel(), device=labels.device),
     )

@@ -11,7 +11,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from dragoman.model.loss import LossSums
+from dragoman.model.cross_entropy import LossSums
 
 
 class TokenMean(Metric):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dragoman.data import sampler
 from dragoman.data.dataset import EncodedPairs, IdsWriter
+from dragoman.data.parts import cut_by_budget
 from dragoman.data.sampler import EvaluationLoader, TrainingLoader, plan_batches
 
 lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=80)
@@ -68,6 +69,22 @@ def test_batches_are_of_like_lengths(pairs):
     assert longest.sum() / padded > 0.9  # batches of random rows: 0.72 here
 
 
+def test_a_batch_of_parts_has_rows_of_many_lengths_and_is_cut_into_its_parts_again(pairs):
+    plan = plan_batches(pairs, 400, part_tokens=100, seed=1, epoch=0)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(300))
+    source, target = pairs.source_lengths, pairs.target_lengths
+    longest = np.maximum(source, target)
+    padded = 0
+    for rows in plan:
+        parts = [rows[piece] for piece in cut_by_budget(source[rows], target[rows], 100)]
+        assert len(parts) <= 4
+        padded += sum(longest[part].max() * len(part) for part in parts)
+    assert longest.sum() / padded > 0.9
+    of_one_length = plan_batches(pairs, 400, seed=1, epoch=0)
+    spreads = [np.mean([np.ptp(longest[b]) for b in batches]) for batches in (plan, of_one_length)]
+    assert spreads[0] > 3 * spreads[1]
+
+
 def test_many_pools_hold_every_row_once(pairs, monkeypatch):
     monkeypatch.setattr(sampler, "POOL_ROWS", 64)
     monkeypatch.setattr(sampler, "_BLOCK_ROWS", 16)
@@ -86,9 +103,10 @@ def test_ranks_share_the_batches_of_one_plan(pairs):
 @settings(max_examples=30, deadline=None)
 @given(consumed=st.integers(0, 60))
 def test_a_loader_goes_on_where_another_stopped(pairs, consumed):
-    whole = TrainingLoader(pairs, 400, seed=3)
+    whole = TrainingLoader(pairs, 400, part_tokens=100, seed=3)
     sequence = rows_of(itertools.chain(*[whole] * 8))
-    first, second = TrainingLoader(pairs, 400, seed=3), TrainingLoader(pairs, 400, seed=99)
+    first = TrainingLoader(pairs, 400, part_tokens=100, seed=3)
+    second = TrainingLoader(pairs, 400, seed=99)  # as on a machine that wants other parts
     endless = itertools.chain.from_iterable(itertools.repeat(first))
     before = rows_of(itertools.islice(endless, consumed))
     second.load_state_dict(first.state_dict())

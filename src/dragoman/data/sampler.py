@@ -1,4 +1,4 @@
-"""Which rows make a batch: like lengths together, a token budget, the same plan on every machine."""
+"""Which rows make a batch: a token budget, little padding, the same plan on every machine."""
 
 from collections.abc import Iterator
 
@@ -7,29 +7,44 @@ from numpy.typing import NDArray
 
 from dragoman.data.batch import Batch
 from dragoman.data.dataset import EncodedPairs
+from dragoman.data.parts import cut_by_budget
 
 POOL_ROWS = 1 << 20  # rows that are shuffled and sorted at a time: bounds the memory of a plan
 _BLOCK_ROWS = 4096  # rows that stay together on their way into a pool: keeps reads local
 
 
 def plan_batches(
-    pairs: EncodedPairs, batch_tokens: int, *, seed: int, epoch: int, num_ranks: int = 1
+    pairs: EncodedPairs,
+    batch_tokens: int,
+    *,
+    seed: int,
+    epoch: int,
+    part_tokens: int | None = None,
+    num_ranks: int = 1,
 ) -> list[NDArray[np.int64]]:
-    """Return the batches of an epoch: rows of like lengths, in random order, every row once.
+    """Return the batches of an epoch in random order, every row once.
 
     A batch holds at most `batch_tokens` tokens on its longer side, padding counted; a row longer
-    than that is a batch by itself. The number of batches is a multiple of `num_ranks`: the first
-    ones are repeated at the end to make it so, because ranks with unequal counts wait for ever.
+    than that is a batch by itself. Its rows are of like lengths; or, with `part_tokens`, it is made
+    of parts of so many tokens, each of like lengths, and the parts are drawn at random.
+    The number of batches is a multiple of `num_ranks`: the first ones are repeated at the end to
+    make it so, because ranks with unequal counts wait for ever.
     The plan depends on its arguments alone: rank r takes every `num_ranks`-th batch from r on.
     """
+    part_tokens = min(part_tokens or batch_tokens, batch_tokens)
+    parts_a_batch = batch_tokens // part_tokens
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     blocks = random.permutation(-(-len(pairs) // _BLOCK_ROWS))
     blocks_per_pool = POOL_ROWS // _BLOCK_ROWS
     batches: list[NDArray[np.int64]] = []
     for first in range(0, len(blocks), blocks_per_pool):
-        rows = _rows_of(blocks[first : first + blocks_per_pool], len(pairs))
-        cut = _cut_by_budget(pairs, random.permutation(rows), batch_tokens)
-        batches.extend(cut[i] for i in random.permutation(len(cut)))
+        rows = random.permutation(_rows_of(blocks[first : first + blocks_per_pool], len(pairs)))
+        cut = cut_by_budget(pairs.source_lengths[rows], pairs.target_lengths[rows], part_tokens)
+        parts = [rows[cut[i]] for i in random.permutation(len(cut))]
+        batches.extend(
+            np.concatenate(parts[i : i + parts_a_batch])
+            for i in range(0, len(parts), parts_a_batch)
+        )
     missing = -len(batches) % num_ranks
     while missing:
         batches.extend(batches[:missing])
@@ -42,32 +57,12 @@ def _rows_of(blocks: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
     return rows[rows < num_rows]
 
 
-def _cut_by_budget(
-    pairs: EncodedPairs, rows: NDArray[np.int64], batch_tokens: int
-) -> list[NDArray[np.int64]]:
-    """Return `rows` sorted by length and cut so that rows x longest <= `batch_tokens`.
-
-    The sort is stable, so rows of one length keep their random order.
-    """
-    source, target = pairs.source_lengths[rows], pairs.target_lengths[rows]
-    rows = rows[np.lexsort((np.minimum(source, target), np.maximum(source, target)))]
-    longest = np.maximum(pairs.source_lengths[rows], pairs.target_lengths[rows])  # rises
-    batches, start = [], 0
-    while start < len(rows):
-        # Lengths rise, so a batch of n rows costs n x the last one's length: take the largest n.
-        most = max(1, batch_tokens // max(1, int(longest[start])))
-        cost = longest[start : start + most] * np.arange(1, len(longest[start : start + most]) + 1)
-        count = max(1, int(np.searchsorted(cost, batch_tokens, side="right")))
-        batches.append(rows[start : start + count])
-        start += count
-    return batches
-
-
 class TrainingLoader:
     """The training batches of one rank, epoch after epoch; knows its place, and can be put there.
 
-    Its state is (seed, epoch, batches consumed): with the same pairs and budget, a loader that is
-    given the state of another goes on with the very batches that would have come there.
+    Its state is (seed, part_tokens, epoch, batches consumed): with the same pairs and budget, a
+    loader that is given the state of another goes on with the very batches that would have come
+    there. Without `part_tokens`, the rows of a batch are all of like lengths.
     """
 
     def __init__(
@@ -76,14 +71,16 @@ class TrainingLoader:
         batch_tokens: int,
         *,
         seed: int,
+        part_tokens: int | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
         self.pairs, self.batch_tokens, self.seed = pairs, batch_tokens, seed
+        self.part_tokens = part_tokens or batch_tokens
         self.rank, self.num_ranks = rank, num_ranks
         self.epoch = 0
         self.num_consumed = 0
-        self._planned: tuple[int, int] | None = None  # (seed, epoch) of the plan at hand
+        self._planned: tuple[int, int, int] | None = None  # seed, part_tokens, epoch
         self._plan: list[NDArray[np.int64]] = []
 
     def __len__(self) -> int:
@@ -101,24 +98,31 @@ class TrainingLoader:
 
     def state_dict(self) -> dict[str, int]:
         """Return the place, as plain numbers."""
-        return {"seed": self.seed, "epoch": self.epoch, "num_consumed": self.num_consumed}
+        return {
+            "seed": self.seed,
+            "part_tokens": self.part_tokens,
+            "epoch": self.epoch,
+            "num_consumed": self.num_consumed,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to the place that `state` tells."""
-        self.seed, self.epoch = state["seed"], state["epoch"]
-        self.num_consumed = state["num_consumed"]
+        self.seed, self.part_tokens = state["seed"], state["part_tokens"]
+        self.epoch, self.num_consumed = state["epoch"], state["num_consumed"]
 
     def _batches_of_epoch(self) -> list[NDArray[np.int64]]:
-        if self._planned != (self.seed, self.epoch):
+        wanted = (self.seed, self.part_tokens, self.epoch)
+        if self._planned != wanted:
             plan = plan_batches(
                 self.pairs,
                 self.batch_tokens,
                 seed=self.seed,
                 epoch=self.epoch,
+                part_tokens=self.part_tokens,
                 num_ranks=self.num_ranks,
             )
             self._plan = plan[self.rank :: self.num_ranks]
-            self._planned = (self.seed, self.epoch)
+            self._planned = wanted
         return self._plan
 
 

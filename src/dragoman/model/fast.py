@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dragoman.model.dropout import DropoutSource
+from dragoman.model.operands import Operands, Parameters
+from dragoman.model.positions import LearnedPositions
 from dragoman.model.transformer import Memory, Transformer
 
 # Above this many keys, scores are not held in memory: torch's fused attention takes over.
@@ -27,19 +29,35 @@ def compute_states(
     The products have the dtype of the autocast around it, if there is one, and so have the scores
     of the attention; the residual stream and the norms are float32.
     """
-    device = source_ids.device.type
-    weights = model.target_embedding.weight.dtype
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights
-    path = _Path(model, dtype, DropoutSource(model.dropout.p if model.training else 0.0))
-    with torch.autocast(device, enabled=False):
-        return path.decode(target_ids, path.encode(source_ids))
+    operands = Parameters(find_dtype(model))
+    with torch.autocast(source_ids.device.type, enabled=False):
+        return FastPass(model, operands, draw_dropout(model)).compute(source_ids, target_ids)
 
 
-class _Path:
-    """One pass over one batch: the model, the dtype of its products, and its dropout."""
+def find_dtype(model: Transformer) -> torch.dtype:
+    """Return the dtype of products: that of the autocast around it, or of the parameters."""
+    weight = model.target_embedding.weight
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
-    def __init__(self, model: Transformer, dtype: torch.dtype, dropout: DropoutSource) -> None:
-        self.model, self.dtype, self.drop = model, dtype, dropout.drop
+
+def draw_dropout(model: Transformer) -> DropoutSource:
+    """Return the dropout of one pass; in evaluation, one that drops nothing."""
+    return DropoutSource(model.dropout.p if model.training else 0.0)
+
+
+class FastPass:
+    """One pass over one batch: the model, its parameters as operands, and its dropout."""
+
+    def __init__(self, model: Transformer, operands: Operands, dropout: DropoutSource) -> None:
+        self.model, self.operands, self.dropout = model, operands, dropout
+        self.dtype, self.drop = operands.dtype, dropout.drop
+
+    def compute(
+        self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T D"]:
+        """Return the decoder's states."""
+        return self.decode(target_ids, self.encode(source_ids))
 
     def encode(self, source_ids: Int[Tensor, "B S"]) -> Memory:
         """Return what `Transformer.encode` does."""
@@ -50,7 +68,7 @@ class _Path:
             assert isinstance(layer, nn.TransformerEncoderLayer)
             x = self.add_to_self(layer.self_attn, layer.norm1, x, bias, layer.norm_first)
             x = self.add_feed_forward(layer, layer.norm2, x)
-        return Memory(states=_norm(model.transformer.encoder.norm, x), is_token=is_token)
+        return Memory(states=self.norm(model.transformer.encoder.norm, x), is_token=is_token)
 
     def decode(self, target_ids: Int[Tensor, "B T"], memory: Memory) -> Float[Tensor, "B T D"]:
         """Return what `Transformer.decode_states` does."""
@@ -65,13 +83,18 @@ class _Path:
             x = self.add_to_self(layer.self_attn, layer.norm1, x, causal_bias, layer.norm_first)
             x = self.add_to_source(layer, x, states, source_bias)
             x = self.add_feed_forward(layer, layer.norm3, x)
-        return _norm(model.transformer.decoder.norm, x)
+        return self.norm(model.transformer.decoder.norm, x)
 
     def embed(
         self, ids: Int[Tensor, "B L"], embedding: nn.Embedding, positions: nn.Module
     ) -> Float[Tensor, "B L D"]:
-        scaled = embedding(ids) * math.sqrt(self.model.d_model)
-        return self.drop(scaled + positions(0, ids.shape[1]))
+        """Return what `Transformer.embed` does."""
+        scaled = self.operands.rows(embedding.weight, ids) * math.sqrt(self.model.d_model)
+        places: Tensor = positions(0, ids.shape[1])
+        if isinstance(positions, LearnedPositions):
+            numbers = torch.arange(ids.shape[1], device=ids.device)
+            places = self.operands.rows(positions.weight, numbers)
+        return self.drop(scaled + places)
 
     def add_to_self(
         self,
@@ -82,11 +105,11 @@ class _Path:
         norm_first: bool,
     ) -> Float[Tensor, "B L D"]:
         """Return `x` with attention to itself added: x + f(norm(x)), or norm(x + f(x))."""
-        given = _norm(norm, x) if norm_first else x
+        given = self.norm(norm, x) if norm_first else x
         qkv = self.linear(given, attention.in_proj_weight, attention.in_proj_bias)
         query, key, value = _by_head(qkv, 3, attention.num_heads)
         added = x + self.drop(self.attend(attention, query, key, value, bias))
-        return added if norm_first else _norm(norm, added)
+        return added if norm_first else self.norm(norm, added)
 
     def add_to_source(
         self,
@@ -97,15 +120,16 @@ class _Path:
     ) -> Float[Tensor, "B T D"]:
         """Return `x` with attention to the source added."""
         attention, width = layer.multihead_attn, self.model.d_model
-        weight, in_bias = attention.in_proj_weight, attention.in_proj_bias
-        given = _norm(layer.norm2, x) if layer.norm_first else x
-        [query] = _by_head(
-            self.linear(given, weight[:width], in_bias[:width]), 1, attention.num_heads
+        weight, in_bias = (
+            torch.split(self.operands.factor(parameter), [width, 2 * width])
+            for parameter in (attention.in_proj_weight, attention.in_proj_bias)
         )
-        projected = self.linear(states, weight[width:], in_bias[width:])
-        key, value = _by_head(projected, 2, attention.num_heads)
+        given = self.norm(layer.norm2, x) if layer.norm_first else x
+        query = F.linear(given.to(self.dtype), weight[0], in_bias[0])
+        [query] = _by_head(query, 1, attention.num_heads)
+        key, value = _by_head(F.linear(states, weight[1], in_bias[1]), 2, attention.num_heads)
         added = x + self.drop(self.attend(attention, query, key, value, bias))
-        return added if layer.norm_first else _norm(layer.norm2, added)
+        return added if layer.norm_first else self.norm(layer.norm2, added)
 
     def add_feed_forward(
         self,
@@ -113,11 +137,12 @@ class _Path:
         norm: nn.LayerNorm,
         x: Float[Tensor, "B L D"],
     ) -> Float[Tensor, "B L D"]:
-        given = _norm(norm, x) if layer.norm_first else x
+        """Return `x` with the feed-forward block added."""
+        given = self.norm(norm, x) if layer.norm_first else x
         hidden = self.linear(given, layer.linear1.weight, layer.linear1.bias)
         hidden = self.drop(layer.activation(hidden))
         added = x + self.drop(self.linear(hidden, layer.linear2.weight, layer.linear2.bias))
-        return added if layer.norm_first else _norm(norm, added)
+        return added if layer.norm_first else self.norm(norm, added)
 
     def attend(
         self,
@@ -140,9 +165,15 @@ class _Path:
         return self.linear(joined, attention.out_proj.weight, attention.out_proj.bias)
 
     def linear(
-        self, x: Float[Tensor, "B L I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"]
+        self, x: Float[Tensor, "B L I"], weight: Tensor, bias: Tensor
     ) -> Float[Tensor, "B L O"]:
-        return F.linear(x.to(self.dtype), weight.to(self.dtype), bias.to(self.dtype))
+        """Return x @ weight.T + bias, in the dtype of the products."""
+        return F.linear(x.to(self.dtype), self.operands.factor(weight), self.operands.factor(bias))
+
+    def norm(self, norm: nn.LayerNorm, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Return the layer norm of `x`, in float32."""
+        weight, bias = self.operands.plain(norm.weight), self.operands.plain(norm.bias)
+        return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def _bias(may_attend: Bool[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."] | None:
@@ -150,10 +181,6 @@ def _bias(may_attend: Bool[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, 
     if may_attend.device.type == "cpu" and bool(may_attend.all()):
         return None  # not asked on a GPU, where the answer would have to be waited for
     return torch.zeros_like(may_attend, dtype=dtype).masked_fill_(~may_attend, -torch.inf)
-
-
-def _norm(norm: nn.LayerNorm, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def _by_head(

@@ -1,9 +1,11 @@
 """The data of a run: from files of pairs to loaders of batches."""
 
+import gc
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
@@ -12,6 +14,7 @@ import numpy as np
 from dragoman.configuration import list_set_values, merge_settings
 from dragoman.data.dataset import EncodedPairs
 from dragoman.data.encoding import Split, encode_splits
+from dragoman.data.prepared import SPLITS, Findings, PreparedData
 from dragoman.data.sampler import EvaluationLoader, TrainingLoader
 from dragoman.errors import DataError
 from dragoman.presets import choose_settings
@@ -19,20 +22,22 @@ from dragoman.settings import Settings
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.pairs import Pair, RowFaults, describe_columns, read_pairs
 from dragoman.text.splits import split_of
-from dragoman.text.survey import survey_pairs
-
-_SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+from dragoman.text.survey import Survey, survey_pairs
+from dragoman.training.precision import plan_parts
+from dragoman.training.startup import StartClock
 
 
 class PairDataModule(lightning.LightningDataModule):
     """Pairs read, split, cut into tokens, and batched by a token budget.
 
     After `prepare_data`: `settings` (resolved), `tokenizer`, `num_rows` by split, and `notes` (what
-    was chosen and what was left out, for people). Batches are `Batch` objects.
+    was chosen and what was left out, for people). Batches are `Batch` objects. `told_of_cache` says
+    whether the prepared data came from the cache, or are kept there (`data.cache`).
 
     Args:
         pairs: A file of pairs, or two parallel text files.
         folder: Where the ids are written; None: a temporary folder, gone with this object.
+        clock: Takes the time of each phase.
     """
 
     def __init__(
@@ -40,8 +45,10 @@ class PairDataModule(lightning.LightningDataModule):
         pairs: str | Path | Sequence[str | Path],
         settings: Settings | None = None,
         folder: Path | None = None,
+        clock: StartClock | None = None,
     ) -> None:
         super().__init__()
+        self._clock = clock or StartClock()
         self.paths = [pairs] if isinstance(pairs, str | Path) else list(pairs)
         self.settings = settings or Settings()
         self._set_by_hand = dict(list_set_values(self.settings))
@@ -50,6 +57,7 @@ class PairDataModule(lightning.LightningDataModule):
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.num_rows: dict[Split, int] = {}
         self.notes: list[str] = []
+        self.told_of_cache = ""
         self._encoded: dict[Split, EncodedPairs] = {}
 
     def prepare_data(self) -> None:
@@ -60,8 +68,14 @@ class PairDataModule(lightning.LightningDataModule):
         """
         if self.num_rows:
             return
+        with _without_garbage_collection():
+            self._prepare()
+
+    def _prepare(self) -> None:
         data = self.settings.data
-        survey = survey_pairs(read_pairs(self.paths, data))
+        prepared = PreparedData(self.paths, data, self.folder)
+        self._clock.mark("digest of the files")
+        survey = prepared.find_survey(data) or survey_pairs(read_pairs(self.paths, data))
         are_parallel = all(
             len(files) == 2 for files in (self.paths, data.valid, data.test) if files
         )
@@ -70,32 +84,46 @@ class PairDataModule(lightning.LightningDataModule):
         if columns := describe_columns(self.paths, data):
             self.notes.append(f"columns: {columns}")
         self.notes += choice.reasons
+        self._clock.mark("survey")
+        if found := prepared.find_ids(self.settings):
+            self.tokenizer, findings = found
+            self._clock.mark("tokens and ids, from the cache")
+        else:
+            findings = self._make_ids(survey)
+            prepared.keep(survey, self.tokenizer, findings)
+            self._clock.mark("keeping them")
+        self.told_of_cache = prepared.told
+        self.notes += findings.notes
+        self._encoded = {split: EncodedPairs(self.folder / f"{split}.arrow") for split in SPLITS}
+        self._make_room_for_outputs(self._encoded["train"])
+        self.num_rows = findings.num_rows
+
+    def _make_ids(self, survey: Survey) -> Findings:
+        """Train the tokenizer, and write the ids of each split."""
         self.tokenizer = PairTokenizer.train(self.read_split("train"), self.settings.tokenizer)
-        files = {split: self.folder / f"{split}.arrow" for split in _SPLITS}
-        broken_rows = RowFaults()
-        counts, long_rows = encode_splits(
-            self._note_leaks(self._read_splits(broken_rows)),
+        self._clock.mark("tokenizer")
+        broken_rows, notes = RowFaults(), list[str]()
+        num_rows, long_rows = encode_splits(
+            self._note_leaks(self._read_splits(broken_rows), notes),
             self.tokenizer,
-            files,
+            {split: self.folder / f"{split}.arrow" for split in SPLITS},
             self.settings.data,
         )
-        self.notes += [
+        notes += [
             f"rows left out: {faults.report()}"
             for faults in (broken_rows, long_rows)
             if faults.total
         ]
-        self._check_counts(counts, survey.num_sources)
-        self._make_room_for_outputs(EncodedPairs(files["train"]))
-        self.num_rows = {split: counts[split] for split in _SPLITS}
+        self._check_counts(num_rows, survey.num_sources)
+        self._clock.mark("ids")
+        return Findings(num_rows=num_rows, notes=notes)
 
     def setup(self, stage: str) -> None:
-        """Open the ids that `prepare_data` wrote.
+        """Do nothing more, where `prepare_data` has been called.
 
-        Lightning calls `prepare_data` on one process of a machine; the others make their own here.
+        Lightning calls that on one process of a machine; the others find, or make, their own here.
         """
         self.prepare_data()
-        if not self._encoded:
-            self._encoded = {s: EncodedPairs(self.folder / f"{s}.arrow") for s in _SPLITS}
 
     def train_dataloader(self) -> TrainingLoader:
         """Return the training batches of this rank."""
@@ -104,6 +132,7 @@ class PairDataModule(lightning.LightningDataModule):
         return TrainingLoader(
             self._encoded["train"],
             training.batch_tokens,
+            part_tokens=plan_parts(training),
             seed=training.seed,
             rank=rank,
             num_ranks=num_ranks,
@@ -167,7 +196,9 @@ class PairDataModule(lightning.LightningDataModule):
         )
         self.notes.append(f"longest output: decoding.max_length_extra {needed}, for long targets")
 
-    def _note_leaks(self, pairs: Iterable[tuple[Split, Pair]]) -> Iterator[tuple[Split, Pair]]:
+    def _note_leaks(
+        self, pairs: Iterable[tuple[Split, Pair]], notes: list[str]
+    ) -> Iterator[tuple[Split, Pair]]:
         """Yield `pairs`; note how many sources, features included, of given files are trained on."""
         data = self.settings.data
         held_out = {
@@ -184,7 +215,7 @@ class PairDataModule(lightning.LightningDataModule):
             yield split, pair
         for name, leaked in found.items():
             if leaked:
-                self.notes.append(
+                notes.append(
                     f"leak: {len(leaked):,} of the {len(held_out[name]):,} sources of data.{name} "
                     "stand in the training pairs too; scores on them show memory"
                 )
@@ -201,3 +232,15 @@ class PairDataModule(lightning.LightningDataModule):
                     "split only: give more pairs, or a file of its own with data.valid, or another "
                     f"data.valid_fraction (now {self.settings.data.valid_fraction})"
                 )
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Leave the search for cycles out while millions of rows come and go: there are none in them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

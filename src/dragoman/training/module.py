@@ -12,10 +12,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dragoman.data.batch import Batch
+from dragoman.data.parts import cut_batch
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan
 from dragoman.decoding.search import search
-from dragoman.model.loss import LossSums, Path, sum_losses
+from dragoman.model.cross_entropy import LossSums
+from dragoman.model.loss import Path, sum_losses
+from dragoman.model.parts import sum_losses_by_parts
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
 from dragoman.training.metrics import DecodedMetrics, TeacherForcedMetrics
@@ -43,6 +46,8 @@ class TransformerTraining(lightning.LightningModule):
         decoded_fraction: Part of each batch, at least a row, that a validation decodes; a test
             decodes all.
         path: The quick path, or the reference; both compute the same function.
+        part_tokens: Tokens of the parts that the quick path cuts a batch into on the CPU; None: a
+            part for each of torch's threads, or more.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class TransformerTraining(lightning.LightningModule):
         max_steps: int | None = None,
         decoded_fraction: float = 1.0,
         path: Path = "fast",
+        part_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -63,6 +69,7 @@ class TransformerTraining(lightning.LightningModule):
         self.decoded_fraction = decoded_fraction
         self.validated_step = -1  # updates done when the last validation was made
         self.path: Path = path
+        self.part_tokens = part_tokens
         self.train_metrics = TeacherForcedMetrics("train")
         self.valid_metrics = TeacherForcedMetrics("valid")
         self.test_metrics = TeacherForcedMetrics("test")
@@ -206,6 +213,15 @@ class TransformerTraining(lightning.LightningModule):
         }
 
     def _sum_losses(self, batch: Batch, label_smoothing: float = 0.0) -> LossSums:
+        on_cpu = batch.source_ids.device.type == "cpu"
+        if self.path == "fast" and on_cpu and self.training and torch.is_grad_enabled():
+            parts = cut_batch(
+                batch,
+                self.part_tokens,
+                num_threads=torch.get_num_threads(),
+                pad_id=self.network.pad_id,
+            )
+            return sum_losses_by_parts(self.network, parts, label_smoothing)
         return sum_losses(
             self.network, batch.source_ids, batch.target_ids, label_smoothing, self.path
         )

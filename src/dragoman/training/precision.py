@@ -1,7 +1,12 @@
-"""Where a run computes, in which number format, and why."""
+"""Where a run computes, in which number format and in what parts, and why."""
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+from dragoman.data.parts import choose_part_tokens
 from dragoman.errors import SettingsError
 from dragoman.settings import TrainingSettings
 
@@ -30,6 +35,23 @@ def find_device(training: TrainingSettings) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def name_device(device_type: str) -> str:
+    """Return the device type, for a GPU of CUDA with the GPU's name, for people."""
+    if device_type != "cuda":
+        return device_type
+    return f"cuda ({torch.cuda.get_device_name()})"
+
+
+def plan_parts(training: TrainingSettings) -> int | None:
+    """Return the tokens of the parts that a batch is made of; None: it is one.
+
+    On the CPU the quick path computes a part on each core; what has no parts has more even rows.
+    """
+    if training.path == "fast" and find_device(training) == "cpu":
+        return choose_part_tokens(training.batch_tokens, torch.get_num_threads())
+    return None
+
+
 def choose_precision(training: TrainingSettings, device_type: str) -> tuple[str, str]:
     """Return Lightning's name of the number format, and the reason, for the device type at hand.
 
@@ -45,6 +67,23 @@ def choose_precision(training: TrainingSettings, device_type: str) -> tuple[str,
     if device_type == "cpu" and (found := _bf16_instructions()):
         return "bf16-mixed", f"the processor has {found}"
     return "32-true", f"no bf16 found on {device_type}"
+
+
+@contextmanager
+def quick_float32() -> Iterator[None]:
+    """Let float32 products on the CPU go through oneDNN, where that is as exact, and quicker.
+
+    torch takes MKL for them, unless it may compute them in less: then oneDNN, which does so only
+    where the processor multiplies matrices by instructions of their own (AMX), or is no x86.
+    """
+    before = torch.get_float32_matmul_precision()
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if is_x86 and not torch.cpu.get_capabilities().get("amx_bf16"):
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _bf16_instructions() -> str:

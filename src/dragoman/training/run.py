@@ -11,13 +11,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    LearningRateMonitor,
-    ModelCheckpoint,
-)
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from dragoman.configuration import find_conflicts
@@ -26,17 +20,24 @@ from dragoman.errors import DragomanError, SettingsError
 from dragoman.exporting.ctranslate2 import export_ctranslate2
 from dragoman.model.building import build_network, copy_weights
 from dragoman.predictor import Predictor
-from dragoman.settings import Settings
+from dragoman.settings import DataSettings, Settings
 from dragoman.text.bundle import Bundle, dump_settings, write_bundle
 from dragoman.text.model_card import write_model_card
 from dragoman.text.tokenizer import find_side_faults
-from dragoman.training.averaging import average_weights
-from dragoman.training.callbacks import ProgressBar, hush_lightning
+from dragoman.training.callbacks import FirstUpdate, hush_lightning
 from dragoman.training.datamodule import PairDataModule
 from dragoman.training.folders import claim_folders, make_empty, temporary_folder
 from dragoman.training.module import TransformerTraining
-from dragoman.training.precision import choose_precision, find_device
+from dragoman.training.precision import (
+    choose_precision,
+    find_device,
+    name_device,
+    plan_parts,
+    quick_float32,
+)
 from dragoman.training.rehearsal import estimate_time
+from dragoman.training.startup import StartClock
+from dragoman.training.trainer import make_trainer
 
 _NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on them
 
@@ -65,6 +66,7 @@ def fit(
     *,
     overwrite: bool = False,
     console: Console | None = None,
+    clock: StartClock | None = None,
 ) -> Predictor:
     """Train a model on `pairs`, write it to the model folder `out`, and return it.
 
@@ -75,6 +77,7 @@ def fit(
         settings: What is not set is chosen by the number and the shape of the pairs.
         overwrite: Replace a model folder that stands at `out`.
         console: Where progress is shown; None: standard error.
+        clock: Takes the time to the first update; None: it starts now.
 
     Raises:
         SettingsError: Settings do not go together.
@@ -83,9 +86,10 @@ def fit(
         KeyboardInterrupt: It was stopped; the checkpoints stay.
     """
     started_at = time.monotonic()
-    console = console or Console(stderr=True)
-    with _open_run(pairs, Path(out), settings or Settings(), overwrite, console) as run:
+    console, clock = console or Console(stderr=True), clock or StartClock()
+    with _open_run(pairs, Path(out), settings or Settings(), overwrite, console, clock) as run:
         make_empty(run.folder)
+        run.trainer.callbacks.append(FirstUpdate(clock, console))  # type: ignore[attr-defined]
         _train(run)
         engine = TorchEngine([run.module.network])
         predictor = Predictor(engine, run.data.tokenizer, run.settings)
@@ -111,15 +115,20 @@ def rehearse(
     *,
     overwrite: bool = False,
     console: Console | None = None,
+    clock: StartClock | None = None,
 ) -> None:
-    """Do all of `fit` up to its first updates, show sizes and the estimated time; leave nothing."""
-    console = console or Console(stderr=True)
-    with _open_run(pairs, Path(out), settings or Settings(), overwrite, console) as run:
+    """Do all of `fit` up to its first updates; show sizes, the time of each phase, the estimated time.
+
+    Leaves nothing but what the cache keeps of the prepared data.
+    """
+    console, clock = console or Console(stderr=True), clock or StartClock()
+    with _open_run(pairs, Path(out), settings or Settings(), overwrite, console, clock) as run:
         console.print(
             f"would be written: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)"
         )
         loader = run.data.train_dataloader()
-        console.print(estimate_time(run.module, loader, run.settings.training, run.precision))
+        estimate = estimate_time(run.module, loader, run.settings.training, run.precision, clock)
+        console.print(clock.report(), estimate, sep="\n", highlight=False)
         console.print(dump_settings(run.settings), highlight=False)
 
 
@@ -130,12 +139,13 @@ def _open_run(
     settings: Settings,
     overwrite: bool,
     console: Console,
+    clock: StartClock,
 ) -> Iterator[_Run]:
     """Give a run that is ready to train; nothing is left of it but what the caller writes."""
     _check_settings(settings)
     out, folder = claim_folders(out, overwrite)
-    with temporary_folder(out) as ids:
-        yield _prepare(PairDataModule(pairs, settings, ids), out, folder, console)
+    with temporary_folder(out) as ids, quick_float32():
+        yield _prepare(PairDataModule(pairs, settings, ids, clock), out, folder, console, clock)
 
 
 def _check_settings(settings: Settings) -> None:
@@ -146,12 +156,19 @@ def _check_settings(settings: Settings) -> None:
         raise SettingsError.gather(faults)
 
 
-def _prepare(data: PairDataModule, out: Path, folder: Path, console: Console) -> _Run:
+def _prepare(
+    data: PairDataModule, out: Path, folder: Path, console: Console, clock: StartClock
+) -> _Run:
     """Read the data, build the model and the trainer, and say what was chosen."""
     hush_lightning()
     console.print("reading pairs")
     data.prepare_data()
-    settings = data.settings.model_copy(update={"version": version("dragoman")})
+    settings = data.settings.model_copy(
+        update={
+            "version": version("dragoman"),
+            "data": data.settings.data.model_copy(update={"cache": DataSettings().cache}),
+        }
+    )  # the cache is this machine's, the model folder goes to others
     _check_settings(settings)
     data.setup("fit")
 
@@ -163,64 +180,24 @@ def _prepare(data: PairDataModule, out: Path, folder: Path, console: Console) ->
         max_steps=settings.training.max_steps,
         decoded_fraction=min(1.0, settings.training.valid_rows / data.num_rows["valid"]),
         path=settings.training.path,
+        part_tokens=plan_parts(settings.training),
     )
+    clock.mark("network")
     device_type = find_device(settings.training)
     precision, why = choose_precision(settings.training, device_type)
     run = _Run(
         settings=settings,
         data=data,
         module=module,
-        trainer=_make_trainer(settings, precision, folder, console),
+        trainer=make_trainer(settings, precision, folder, console),
         out=out,
         folder=folder,
         precision=precision,
     )
-    _report(run, f"{precision} on {device_type}: {why}", console)
+    clock.mark("trainer")
+    how = f"{precision} on {name_device(device_type)}: {why}; path {settings.training.path}"
+    _report(run, how, console)
     return run
-
-
-def _make_trainer(
-    settings: Settings, precision: str, folder: Path, console: Console
-) -> lightning.Trainer:
-    training, optimization = settings.training, settings.optimization
-    monitor = f"valid_{training.monitor}"
-    mode = "max" if training.monitor == "exact_match" else "min"
-    checkpoints = folder / "checkpoints"
-    callbacks: list[Callback] = [
-        ModelCheckpoint(checkpoints, "best", monitor, mode=mode, enable_version_counter=False),
-        ModelCheckpoint(
-            checkpoints,
-            "last",
-            every_n_train_steps=training.valid_every,
-            enable_version_counter=False,
-        ),
-        LearningRateMonitor("step"),
-        ProgressBar(console, monitor),
-    ]
-    if optimization.average_decay:
-        callbacks.insert(0, average_weights(optimization.average_decay))
-    if training.patience:
-        callbacks.append(EarlyStopping(monitor, mode=mode, patience=training.patience))
-    return lightning.Trainer(
-        accelerator=find_device(training),
-        devices=1,
-        use_distributed_sampler=False,  # the loaders share out the batches themselves
-        precision=precision,  # type: ignore[arg-type]
-        max_steps=training.max_steps,
-        max_epochs=-1,
-        max_time={"minutes": training.max_minutes} if training.max_minutes else None,  # type: ignore[dict-item]
-        accumulate_grad_batches=training.accumulate,
-        gradient_clip_val=optimization.clip_norm or None,
-        val_check_interval=training.valid_every * training.accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=min(50, training.valid_every),
-        logger=CSVLogger(folder, name="", version="logs"),
-        callbacks=callbacks,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
 
 
 def _report(run: _Run, precision: str, console: Console) -> None:
@@ -230,6 +207,7 @@ def _report(run: _Run, precision: str, console: Console) -> None:
         f"pairs: {rows['train']:,} for training, {rows['valid']:,} for validation, "
         f"{rows['test']:,} for the test",
         *run.data.notes,
+        *filter(None, [run.data.told_of_cache]),
         f"vocabulary: {tokenizer.source_vocab_size:,} source, {tokenizer.target_vocab_size:,} target",
         f"model: {num_parameters:,} parameters (d_model {model.d_model}, {model.nhead} heads, "
         f"{model.num_encoder_layers} + {model.num_decoder_layers} layers)",

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from conftest import BOS, EOS, pad_right, random_ids
+from dragoman.data.batch import Batch
+from dragoman.model.loss import sum_losses
+from dragoman.model.parts import sum_losses_by_parts
+from dragoman.model.transformer import Transformer
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """The tests run with one; with it, nothing would be side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_part(rows, source_length, target_length, seed):
+    target = random_ids(rows, target_length, 23, seed=seed + 1)
+    target = F.pad(F.pad(target, (1, 0), value=BOS), (0, 1), value=EOS)
+    return Batch(source_ids=random_ids(rows, source_length, 23, seed=seed), target_ids=target)
+
+
+PARTS = [make_part(3, 5, 4, 1), make_part(2, 7, 6, 3), make_part(4, 2, 9, 5)]
+
+
+def take(network, compute):
+    network.zero_grad()
+    sums = compute()
+    (sums.loss / 7).backward()
+    return sums, {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+
+
+def join(parts):
+    sources = [part.source_ids for part in parts]
+    targets = [part.target_ids for part in parts]
+    longest = [max(ids.shape[1] for ids in side) for side in (sources, targets)]
+    return [
+        torch.cat([pad_right(ids, length - ids.shape[1]) for ids in side])
+        for side, length in zip((sources, targets), longest, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("path", ["fast", "reference"])
+def test_parts_give_the_sums_and_gradients_of_the_whole(network, path):
+    found, gradients = take(network, lambda: sum_losses_by_parts(network, PARTS, 0.1))
+    expected, wanted = take(network, lambda: sum_losses(network, *join(PARTS), 0.1, path))
+    for name in ("loss", "nll", "num_correct", "num_tokens"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert gradients.keys() == wanted.keys() == dict(network.named_parameters()).keys()
+    torch.testing.assert_close(gradients, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_same_parts_and_seed_give_the_same_bits_on_one_thread_and_on_two():
+    torch.manual_seed(0)
+    network = Transformer(23, 32, 4, 2, 64, dropout=0.3).train()
+
+    def run(threads):
+        torch.manual_seed(5)
+        torch.set_num_threads(threads)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return take(network, lambda: sum_losses_by_parts(network, PARTS, 0.1))
+
+    (one, by_one), (two, by_two), (again, by_again) = run(1), run(2), run(2)
+    assert one.loss == two.loss == again.loss
+    for name, gradient in by_one.items():
+        assert torch.equal(gradient, by_two[name]), name
+        assert torch.equal(gradient, by_again[name]), name
+
+
+def test_gradients_add_up_over_batches_as_autograd_adds_them():
+    network = Transformer(23, 16, 2, 1, 32).eval()
+    _, once = take(network, lambda: sum_losses_by_parts(network, PARTS))
+    network.zero_grad()
+    for _ in range(2):
+        (sum_losses_by_parts(network, PARTS).loss / 7).backward()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, 2 * once[name])
+
+
+def test_an_error_in_a_part_is_raised_and_the_threads_stay_as_they_were():
+    network = Transformer(23, 16, 2, 1, 32, max_seq_len=6, positions="learned")
+    with pytest.raises(Exception, match="longer than the 6 learned positions"):
+        sum_losses_by_parts(network, PARTS)
+    assert torch.get_num_threads() == 2
+
+
+def test_autocast_gives_bfloat16_products_and_float32_gradients():
+    torch.manual_seed(0)
+    network = Transformer(23, 64, 4, 2, 128).eval()
+    exact, wanted = take(network, lambda: sum_losses_by_parts(network, PARTS))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, gradients = take(network, lambda: sum_losses_by_parts(network, PARTS))
+    assert found.loss != exact.loss
+    torch.testing.assert_close(found.loss, exact.loss, rtol=1e-2, atol=0)
+    for name, gradient in gradients.items():
+        assert gradient.dtype == torch.float32
+        if wanted[name].norm() > 0.1:
+            assert (gradient - wanted[name]).norm() < 0.1 * wanted[name].norm(), name

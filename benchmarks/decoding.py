@@ -3,33 +3,29 @@
 python benchmarks/decoding.py                               # on a model that it trains first
 python benchmarks/decoding.py --model FOLDER --sources FILE
 
-Each contender has a process of its own, so that threads, allocators and peak memories do not mix.
-The processes stay alive and take turns over pipes: a round holds one turn of each contender, close
-in time and already warm, so its ratios are of one state of the machine; started anew in each round,
-they would be loaded between turns, and the ratios would be further apart than what they compare.
+Each contender has a process of its own, which stays alive and takes its turns over a pipe: see
+contenders.py. Started anew in each round, they would be loaded between turns, and the ratios would
+be further apart than what they compare.
 """
 
 import argparse
 import os
-import platform
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 
-from decoding_contender import Absent, Entry, Turn, serve
+from contenders import Runner, say, start
+from decoding_contender import Entry, Turn, serve
 from decoding_model import export_model, keep_ended, read_sources, train_model, write_invented_pairs
 from decoding_report import BATCHES, LIST, SINGLE, Report, Turns, count_tokens
+from machine import describe_machine
 
 _BATCH = 64
 _BEAM_SIZE = 5
 _WARM_UP_CALLS = 3
-_PAUSE_S = 0.5  # before a turn: threads that have nothing to do spin for a while (OpenMP: 0.2 s)
+_PACKAGES = ("dragoman", "torch", "ctranslate2", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +44,6 @@ class Mode:
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Runner:
-    """A contender in its process."""
-
-    entry: Entry
-    connection: Connection
-    load_s: float  # from the start of the process: Python, imports, the model
-
-    def take_turn(self, calls: Sequence[Sequence[str]]) -> Turn:
-        """Return what it did with `calls`."""
-        self.connection.send(calls)
-        turn = _receive(self.connection, self.entry)
-        assert isinstance(turn, Turn)
-        return turn
-
-
 def main() -> None:
     """Make what is missing, let the contenders take their turns, print what it measured."""
     arguments = _parse()
@@ -71,7 +51,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)
     path, sources_path = _prepare(arguments)
     facts = {
-        **_describe_machine(),
+        **describe_machine(_PACKAGES),
         "model": str(path),
         "its export against PyTorch": export_model(path),
         "arguments": " ".join(sys.argv[1:]) or "none",
@@ -86,11 +66,9 @@ def main() -> None:
     entries = list_entries(arguments.device, arguments.threads)
     entries = [entry for entry in entries if arguments.only in entry.title]
     loads = [os.getloadavg()[0]]
-    runners, absent = start(entries, path)
-    turns = take_turns(runners, ended, make_modes(arguments, len(ended)), arguments.rounds)
+    with start(entries, serve, path) as (runners, absent):
+        turns = take_turns(runners, ended, make_modes(arguments, len(ended)), arguments.rounds)
     loads.append(os.getloadavg()[0])
-    for runner in runners:
-        runner.connection.send(None)
     report = Report(
         turns=turns,
         tokens=count_tokens(turns, path),
@@ -142,27 +120,11 @@ def list_entries(device: str, threads: int) -> list[Entry]:
     return [*loops, *others, *(replace(entry, beam_size=_BEAM_SIZE) for entry in others)]
 
 
-def start(entries: Sequence[Entry], path: Path) -> tuple[list[Runner], dict[Entry, str]]:
-    """Return the contenders, loaded one after another, and why others are absent."""
-    context = get_context("spawn")
-    runners, absent = [], {}
-    for entry in entries:
-        _say(f"load {entry.title}")
-        started_at = time.perf_counter()
-        ours, theirs = context.Pipe()
-        context.Process(target=serve, args=(theirs, entry, path), daemon=True).start()
-        theirs.close()
-        answer = _receive(ours, entry)
-        if isinstance(answer, Absent):
-            absent[entry] = answer.reason
-            continue
-        load_s = time.perf_counter() - started_at
-        runners.append(Runner(entry=entry, connection=ours, load_s=load_s))
-    return runners, absent
-
-
 def take_turns(
-    runners: Sequence[Runner], sources: Sequence[str], modes: Sequence[Mode], num_rounds: int
+    runners: Sequence[Runner[Entry]],
+    sources: Sequence[str],
+    modes: Sequence[Mode],
+    num_rounds: int,
 ) -> Turns:
     """Return the turns of each contender by mode, one a round; what warms them up is left out."""
     turns: Turns = {}
@@ -172,22 +134,13 @@ def take_turns(
                 calls = mode.make_calls(sources, runner.entry)
                 if not calls:
                     continue
-                time.sleep(_PAUSE_S)
                 turn = runner.take_turn(calls if number else calls[:_WARM_UP_CALLS])
+                assert isinstance(turn, Turn)
                 if number:
                     turns.setdefault((mode.name, runner.entry), []).append(turn)
                     took = f"{turn.total_s:.1f} s"
-                    _say(
-                        f"round {number} of {num_rounds}, {mode.name}: {runner.entry.title} {took}"
-                    )
+                    say(f"round {number} of {num_rounds}, {mode.name}: {runner.entry.title} {took}")
     return turns
-
-
-def _receive(connection: Connection, entry: Entry) -> object:
-    try:
-        return connection.recv()
-    except EOFError:
-        raise SystemExit(f"{entry.title}: its process has ended; its message is above") from None
 
 
 def _prepare(arguments: argparse.Namespace) -> tuple[Path, Path]:
@@ -234,32 +187,6 @@ def _parse() -> argparse.Namespace:
     if arguments.sources is None and (arguments.model or arguments.train):
         parser.error("--sources: give the sources of the model, such as held-out ones")
     return arguments
-
-
-def _describe_machine() -> dict[str, str]:
-    versions = []
-    for name in ("dragoman", "torch", "ctranslate2", "transformers", "tokenizers"):
-        try:
-            versions.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            versions.append(f"{name} missing")
-    return {
-        "processor": f"{_find_processor()}, {os.cpu_count()} cores",
-        "versions": ", ".join(versions),
-    }
-
-
-def _find_processor() -> str:
-    told = Path("/proc/cpuinfo")
-    if told.is_file():
-        for line in told.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

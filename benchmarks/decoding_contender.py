@@ -1,18 +1,18 @@
-"""A contender of decoding.py, in its process: loaded, then called and timed until told to end.
+"""A contender of decoding.py, in its process: loaded, then called and timed.
 
 It makes texts of texts in three parts, which are timed apart: encode, search, decode. Nothing heavy
-is imported here: the process that keeps the rounds must stay small, for on Linux the peak memory of
-a child starts from its parent's.
+is imported here: see contenders.py.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
+
+from contenders import Absent, await_question
+from machine import find_peak_mib
 
 _WARM_UP_S, _WARM_UP_ROWS = 0.3, 8
 
@@ -46,13 +46,6 @@ class Entry:
     def is_slow(self) -> bool:
         """Whether it takes fewer sentences. These are those that make no batches of their own."""
         return self.kind in ("usual", "usual-lean", "transformers")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Absent:
-    """Why a contender cannot take part."""
-
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +88,15 @@ class Contender(Protocol[Sources, Found]):
 
 
 def serve(connection: Connection, entry: Entry, path: Path) -> None:
-    """Load the contender, say so, then answer lists of calls with turns; None is the end."""
+    """Load the contender, say so, then answer lists of calls with turns."""
     try:
         contender = _load(entry, path)
     except ImportError as error:
         connection.send(Absent(reason=str(error)))
         return
     connection.send("loaded")
-    while (calls := connection.recv()) is not None:
-        connection.send(take_turn(contender, calls))
+    while True:
+        connection.send(take_turn(contender, await_question(connection)))
 
 
 def take_turn(contender: Contender[Any, Any], calls: Sequence[Sequence[str]]) -> Turn:
@@ -121,13 +114,12 @@ def take_turn(contender: Contender[Any, Any], calls: Sequence[Sequence[str]]) ->
         encode_s.append(encoded_at - started_at)
         search_s.append(found_at - encoded_at)
         decode_s.append(clock() - found_at)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
     return Turn(
         encode_s=encode_s,
         search_s=search_s,
         decode_s=decode_s,
         texts=outputs,
-        peak_mib=peak / (2**20 if sys.platform == "darwin" else 2**10),
+        peak_mib=find_peak_mib(),
     )
 
 

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from itertools import accumulate
 from pathlib import Path
 from random import Random
 
+from invented_pairs import Language, invent_pairs
+
 from dragoman.text.bundle import CTRANSLATE2, is_model_folder
 
-_SYLLABLES = [c + v for c in "bcdfghklmnprstvz" for v in ("a", "e", "i", "o", "u", "ou", "ai")]
-_NUM_WORDS = 3000
 _NUM_PAIRS, _NUM_SOURCES = 30_000, 2_000
 _MAX_STEPS, _MAX_MINUTES = 900, 6
 
@@ -75,29 +74,19 @@ def export_model(folder: Path) -> str:
 
 
 def write_invented_pairs(folder: Path) -> tuple[Path, Path]:
-    """Write pairs to train on, and sources that are none of theirs; always the same ones.
-
-    Sentences of 5 to 24 invented words, some frequent and most rare as in a language. The target
-    has a word for each of the source, and those of each three in another order.
-    """
-    generator = Random(1)
-    words, translations = (_invent_words(generator) for _ in range(2))
-    weights = list(accumulate(1 / (rank + 10) for rank in range(_NUM_WORDS)))
+    """Write pairs to train on, and sources that are none of theirs; always the same ones."""
     pairs, sources = folder / "pairs.tsv", folder / "sources.txt"
     folder.mkdir(parents=True, exist_ok=True)
     with (
         pairs.open("w", encoding="utf-8", newline="\n") as pair_file,
         sources.open("w", encoding="utf-8", newline="\n") as source_file,
     ):
-        for row in range(_NUM_PAIRS + _NUM_SOURCES):
-            length = min(24, 5 + int(generator.expovariate(1 / 7)))
-            picked = generator.choices(range(_NUM_WORDS), cum_weights=weights, k=length)
-            source = " ".join(words[i] for i in picked)
-            if row >= _NUM_PAIRS:
+        invented = enumerate(invent_pairs(_NUM_PAIRS + _NUM_SOURCES, Language()))
+        for row, (source, target) in invented:
+            if row < _NUM_PAIRS:
+                pair_file.write(f"{source}\t{target}\n")
+            else:
                 source_file.write(f"{source}\n")
-                continue
-            turned = [i for start in range(0, length, 3) for i in picked[start : start + 3][::-1]]
-            pair_file.write(f"{source}\t{' '.join(translations[i] for i in turned)}\n")
     return pairs, sources
 
 
@@ -126,12 +115,3 @@ def keep_ended(sources: list[str], path: Path, threads: int) -> list[str]:
     )
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     return [source for source, row in zip(sources, rows, strict=True) if row["is_complete"]]
-
-
-def _invent_words(generator: Random) -> list[str]:
-    """Return different words, the frequent ones short."""
-    words: dict[str, None] = {}
-    while len(words) < _NUM_WORDS:
-        longest = 2 if len(words) < 150 else 4
-        words["".join(generator.choices(_SYLLABLES, k=generator.randint(1, longest)))] = None
-    return list(words)

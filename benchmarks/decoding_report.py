@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from decoding_contender import Entry, Turn
+from tables import Bar, spread, table
 
 from dragoman.text.bundle import TOKENIZER
 from dragoman.text.pair_tokenizer import PairTokenizer
@@ -22,27 +23,6 @@ BATCHES, LIST, SINGLE = "batches of 64", "one list", "single"  # how sentences a
 
 Turns = dict[tuple[str, Entry], list[Turn]]
 """The turns, one a round, by how sentences were given and by contender."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """What the project wants of itself: that a ratio, measured in each round, is `least` or more."""
-
-    claim: str
-    least: float
-    ratios: list[float]
-
-    @property
-    def is_met(self) -> bool:
-        """Whether the median is there."""
-        return bool(self.ratios) and median(self.ratios) >= self.least
-
-    def __str__(self) -> str:
-        if not self.ratios:
-            return f"bar: {self.claim}: not measured"
-        return (
-            f"bar: {self.claim}: measured {_spread(self.ratios)}: {'yes' if self.is_met else 'NO'}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +157,7 @@ class Report:
                     self._describe_ratio(mode, entry),
                 ]
             )
-        return _table(heads, rows)
+        return table(heads, rows)
 
     def _describe_single(self) -> str:
         heads = ["one by one", "search", "sentences", "median ms", "p95 ms", "tokens an output"]
@@ -200,13 +180,13 @@ class Report:
                     self._describe_ratio(mode, entry),
                 ]
             )
-        return _table(heads, rows)
+        return table(heads, rows)
 
     def _describe_processes(self) -> str:
         peaks: dict[Entry, float] = {}
         for (_, entry), turns in self.turns.items():
             peaks[entry] = max(peaks.get(entry, 0.0), turns[-1].peak_mib)
-        return _table(
+        return table(
             ["process", "search", "s to load", "peak memory, MiB"],
             [
                 [entry.name, entry.search, f"{self.load_s[entry]:.1f}", f"{peak:,.0f}"]
@@ -217,7 +197,7 @@ class Report:
     def _describe_ratio(self, mode: str, entry: Entry) -> str:
         base = SINGLE if mode == SINGLE else BATCHES
         ratios = self._compare((mode, entry), (base, self._find("usual")))
-        return _spread(ratios) if ratios else ""
+        return spread(ratios) if ratios else ""
 
     def _compare(
         self, fast: tuple[str, Entry | None], base: tuple[str, Entry | None]
@@ -272,20 +252,3 @@ def count_tokens(turns: Turns, path: Path) -> dict[str, int]:
 
 def _median(turns: Sequence[Turn], measure: Callable[[Turn], float]) -> float:
     return median(measure(turn) for turn in turns)
-
-
-def _spread(ratios: Sequence[float]) -> str:
-    digits = 2 if median(ratios) < 10 else 1
-    low, middle, high = (f"{x:.{digits}f}" for x in (min(ratios), median(ratios), max(ratios)))
-    return f"{middle}x ({low}-{high})"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown whose columns stand below each other."""
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in (heads, *rows)
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)

@@ -1,0 +1,224 @@
+"""Measures how dragoman's training goes with width, vocabulary, length and pairs: prints a table.
+
+python benchmarks/scaling.py                                 # all points: long, and large files
+python benchmarks/scaling.py --only d_model "pairs 10000"    # an axis, a point
+
+Each point trains as `fit` does, in a process of its own (see contenders.py), for some seconds, on
+invented pairs. All but its own value is: d_model 256 in heads of 64, feed-forward 4 d_model, 3 + 3
+layers, 8,000 pieces, 30,000 pairs of 5 to 24 words, 4,096 target tokens an update. Along vocabulary
+and length a token is a word. Along pairs the start is measured twice: the second time another
+process starts on the same pairs, as after an interrupt.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from contenders import say, start
+from invented_pairs import Language, write_pairs
+from machine import describe_machine
+from tables import table
+from training_contender import Entry, Loaded, Turn, serve
+from training_task import Sizes, Task, count_flops
+
+_SENTENCES = Language()
+_HEAD = 64  # width of an attention head
+_PACKAGES = ("dragoman", "torch", "lightning", "tokenizers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One value on one axis; the rest is what all points share."""
+
+    axis: str
+    value: int
+    d_model: int = 256
+    tokenizer: Literal["bpe", "symbols"] = "bpe"
+    num_pairs: int = 30_000
+    language: Language = _SENTENCES
+
+    @property
+    def title(self) -> str:
+        """As it is spoken of."""
+        return f"{self.axis} {self.value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was measured at a point."""
+
+    first: Loaded
+    first_s: float  # from the start of the process to the end of the first update
+    second: Loaded | None  # none where it was not measured
+    second_s: float
+    turns: list[Turn]
+    flops: float  # of a target token with its source
+
+
+def main() -> None:
+    """Measure point by point; print the table."""
+    arguments = _parse()
+    os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    found: dict[Point, Found] = {}
+    for point in list_points():
+        if arguments.only and not {point.axis, point.title} & set(arguments.only):
+            continue
+        with tempfile.TemporaryDirectory(dir=arguments.folder, ignore_cleanup_errors=True) as name:
+            found[point] = measure(point, arguments, Path(name))
+    facts = {
+        **describe_machine(_PACKAGES),
+        "device": f"{arguments.device}, {arguments.threads} threads",
+        "arguments": " ".join(sys.argv[1:]) or "none",
+    }
+    print("\n".join(f"- {name}: {value}" for name, value in facts.items()))
+    print(f"\n{describe(found)}")
+    if arguments.json is not None:
+        content = {"facts": facts, "measured": [_to_dict(*each) for each in found.items()]}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def list_points() -> list[Point]:
+    """Return all points, axis by axis."""
+    return [
+        *(Point(axis="d_model", value=n, d_model=n) for n in (128, 256, 512, 1024)),
+        *(
+            Point(
+                axis="vocabulary",
+                value=n,
+                tokenizer="symbols",
+                language=Language(num_words=n // 2),  # of each side; the vocabulary is shared
+            )
+            for n in (100, 1000, 8000, 32_000)
+        ),
+        *(
+            Point(
+                axis="length",
+                value=n,
+                tokenizer="symbols",
+                num_pairs=min(30_000, 1_000_000 // n),
+                language=Language(shortest=n, longest=n),
+            )
+            for n in (10, 30, 100, 300, 1000)
+        ),
+        *(Point(axis="pairs", value=10**n, num_pairs=10**n) for n in (4, 5, 6, 7)),
+    ]
+
+
+def measure(point: Point, arguments: argparse.Namespace, folder: Path) -> Found:
+    """Return what was found at `point`; all files are made in `folder`."""
+    data = folder / "pairs.tsv"
+    say(f"{point.title}: write {point.num_pairs:,} pairs")
+    write_pairs(data, point.num_pairs, point.language)
+    sizes = Sizes(
+        d_model=point.d_model, nhead=point.d_model // _HEAD, dim_feedforward=4 * point.d_model
+    )
+    task = Task(
+        data=data,
+        ids=folder / "none",  # dragoman makes its own
+        folder=folder,
+        sizes=sizes,
+        tokens=arguments.tokens,
+        tokenizer=point.tokenizer,
+    )
+    entry = Entry(kind="dragoman", name=point.title, device=arguments.device)
+    first, first_s, turns = _train(entry, task, arguments.rounds, arguments.turn_s)
+    second, second_s = None, 0.0
+    if point.axis == "pairs":
+        second, second_s, _ = _train(entry, task, 0, 0.0)
+    return Found(
+        first=first,
+        first_s=first_s,
+        second=second,
+        second_s=second_s,
+        turns=turns,
+        flops=count_flops(sizes, first.vocab_size, first.lengths),
+    )
+
+
+def describe(found: dict[Point, Found]) -> str:
+    """Return the table."""
+    heads = ["point", "pairs", "vocabulary", "parameters", "target tokens a pair"]
+    heads += ["target tokens/s", "GFLOP/s", "padding", "peak memory, MiB", "on the GPU"]
+    heads += ["s to the first update", "of it data", "second start", "of it data"]
+    rows = []
+    for point, one in found.items():
+        target = sum(turn.target for turn in one.turns)
+        places = sum(turn.target_places for turn in one.turns)
+        rate = median(turn.rate for turn in one.turns)
+        gpu = max(turn.gpu_peak_mib for turn in one.turns)
+        rows.append(
+            [
+                point.title,
+                f"{one.first.lengths.num_pairs:,}",
+                f"{one.first.vocab_size:,}",
+                f"{one.first.num_parameters:,}",
+                f"{one.first.lengths.target / one.first.lengths.num_pairs:.1f}",
+                f"{rate:,.0f}",
+                f"{one.flops * rate / 1e9:,.1f}",
+                f"{100 * (1 - target / places):.1f}%",
+                f"{max(turn.peak_mib for turn in one.turns):,.0f}",
+                f"{gpu:,.0f}" if gpu else "",
+                f"{one.first_s:.1f}",
+                f"{one.first.phases_s['data']:.1f}",
+                f"{one.second_s:.1f}" if one.second else "",
+                f"{one.second.phases_s['data']:.1f}" if one.second else "",
+            ]
+        )
+    return table(heads, rows)
+
+
+def _train(
+    entry: Entry, task: Task, num_rounds: int, turn_s: float
+) -> tuple[Loaded, float, list[Turn]]:
+    """Return what it said when its first update was done, the seconds until then, and its turns."""
+    with start([entry], serve, task) as (runners, absent):
+        if absent:
+            raise SystemExit(f"{entry.title}: {absent[entry]}")
+        [runner] = runners
+        turns: Sequence[Turn] = [
+            runner.take_turn(turn_s) for _ in range(num_rounds + 1 if num_rounds else 0)
+        ]
+    return runner.loaded, runner.load_s, list(turns[1:])
+
+
+def _to_dict(point: Point, found: Found) -> dict[str, Any]:
+    return {"title": point.title, **asdict(point), **asdict(found)}
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="POINT",
+        help='axes (d_model, vocabulary, length, pairs) and points ("length 100"); default: all',
+    )  # fmt: skip
+    parser.add_argument(
+        "--folder", type=Path, help="where temporary files are made (default: the system's place)"
+    )
+    numbers = (
+        ("--tokens", 4096, "target tokens an update"),
+        ("--rounds", 3, "turns at each point; one before them, which warms up, is not counted"),
+        ("--threads", len(os.sched_getaffinity(0)), "processor threads"),
+    )
+    for name, default, meaning in numbers:
+        parser.add_argument(name, type=int, default=default, help=f"{meaning} (default: {default})")
+    parser.add_argument(
+        "--turn-s", type=float, default=5.0, help="seconds of a turn (default: %(default)s)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to it too")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds: at least 1")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

@@ -28,30 +28,34 @@ def take(loss, leaves):
     vocab_size=st.integers(2, 20),
     label_smoothing=st.sampled_from([0.0, 0.1, 0.5]),
     has_bias=st.booleans(),
+    pad_id=st.sampled_from([None, 0, 1]),
     held=st.integers(1, 100),
     most_rows=st.integers(1, 10),
 )
 def test_sums_and_gradients_are_those_of_torch(
-    num_rows, vocab_size, label_smoothing, has_bias, held, most_rows
+    num_rows, vocab_size, label_smoothing, has_bias, pad_id, held, most_rows
 ):
     (states, weight, bias), labels = make(num_rows, 5, vocab_size, torch.float32)
     leaves = [states, weight, bias] if has_bias else [states, weight]
     given_bias = bias if has_bias else None
     logits = F.linear(states, weight, given_bias)[:, :vocab_size]
-    expected = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+    how = {"reduction": "sum", "ignore_index": -1 if pad_id is None else pad_id}
+    expected = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, **how)
     with pytest.MonkeyPatch.context() as patch:  # pieces of any size give the same
         patch.setattr(cross_entropy, "_HELD", {"cpu": held, "other": held})
         patch.setattr(cross_entropy, "_LEAST_ROWS", 1)
         patch.setattr(cross_entropy, "_MOST_ROWS", most_rows)
         sums = sum_cross_entropy(
             states, weight, given_bias, labels,
-            vocab_size=vocab_size, label_smoothing=label_smoothing,
+            vocab_size=vocab_size, pad_id=pad_id, label_smoothing=label_smoothing,
         )  # fmt: skip
     torch.testing.assert_close(sums.loss, expected, rtol=1e-4, atol=1e-4)
-    plain = F.cross_entropy(logits, labels, reduction="sum")
-    torch.testing.assert_close(sums.nll, plain, rtol=1e-4, atol=1e-4)
-    assert sums.num_correct == (logits.argmax(1) == labels).sum()
-    assert sums.num_tokens == num_rows
+    torch.testing.assert_close(
+        sums.nll, F.cross_entropy(logits, labels, **how), rtol=1e-4, atol=1e-4
+    )
+    is_label = labels != how["ignore_index"]
+    assert sums.num_correct == ((logits.argmax(1) == labels) & is_label).sum()
+    assert sums.num_tokens == is_label.sum()
     for ours, theirs in zip(take(3 * sums.loss, leaves), take(3 * expected, leaves), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 

@@ -37,6 +37,7 @@ def sum_cross_entropy(
     labels: Int[Tensor, " N"],
     *,
     vocab_size: int,
+    pad_id: int | None = None,
     label_smoothing: float = 0.0,
 ) -> LossSums:
     """Return the sums of cross-entropy of the logits `states @ weight.T + bias` against `labels`.
@@ -47,11 +48,14 @@ def sum_cross_entropy(
 
     Args:
         weight: A row for each token of the vocabulary; rows from `vocab_size` on are no tokens.
+        pad_id: A label that is none: its row adds nothing. None: there is no such label.
     """
     loss, nll, num_correct = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        states, weight, bias, labels, vocab_size, label_smoothing
+        states, weight, bias, labels, _Rows(vocab_size, pad_id, label_smoothing)
     )
     num_tokens = torch.tensor(labels.numel(), device=labels.device)
+    if pad_id is not None:
+        num_tokens = (labels != pad_id).sum()
     return LossSums(loss=loss, nll=nll, num_correct=num_correct, num_tokens=num_tokens)
 
 
@@ -65,15 +69,13 @@ class _CrossEntropy(torch.autograd.Function):
         weight: Float[Tensor, "R D"],
         bias: Float[Tensor, " R"] | None,
         labels: Int[Tensor, " N"],
-        vocab_size: int,
-        label_smoothing: float,
+        rows: "_Rows",
     ) -> tuple[Tensor, Tensor, Tensor]:
         held = max(
             _LEAST_ROWS, _HELD["cpu" if states.device.type == "cpu" else "other"] // len(weight)
         )
-        rows = _Rows(vocab_size, label_smoothing)
         needs_grad = any(ctx.needs_input_grad)  # type: ignore[attr-defined]
-        gradients = _Gradients(states, weight, bias)
+        gradients = _Gradients(states, weight, bias) if needs_grad else None
         sums = torch.zeros(3, device=states.device)
         for start in range(0, len(states), _MOST_ROWS):
             block = slice(start, start + _MOST_ROWS)
@@ -87,7 +89,7 @@ class _CrossEntropy(torch.autograd.Function):
                 sums += found
                 if needs_grad:
                     by_logits[first : first + held] = rows.differentiate(probs, labels[these])
-            if needs_grad:
+            if gradients is not None:
                 gradients.add(block, by_logits)
         ctx.gradients = gradients  # type: ignore[attr-defined]
         loss, nll, num_correct = sums.unbind()
@@ -99,7 +101,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         found: _Gradients = ctx.gradients  # type: ignore[attr-defined]
         by_bias = None if found.by_bias is None else found.by_bias * grads[0]
-        return found.by_states * grads[0], found.by_weight * grads[0], by_bias, None, None, None
+        return found.by_states * grads[0], found.by_weight * grads[0], by_bias, None, None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class _Rows:
     """What is computed of some rows of logits."""
 
     vocab_size: int
+    pad_id: int | None
     label_smoothing: float
 
     def sum(
@@ -126,7 +129,10 @@ class _Rows:
         if smoothing > 0.0:
             uniform = log_sum - wide[:, : self.vocab_size].mean(dim=1, keepdim=True)
             loss = (1.0 - smoothing) * nll + smoothing * uniform
-        return torch.stack((loss.sum(), nll.sum(), (at_label >= highest).sum())), probs
+        each = torch.cat((loss, nll, at_label >= highest), dim=1)  # (n, 3)
+        if self.pad_id is not None:
+            each = each.masked_fill((labels == self.pad_id)[:, None], 0.0)
+        return each.sum(dim=0), probs
 
     def differentiate(
         self, probs: Float[Tensor, "n R"], labels: Int[Tensor, " n"]
@@ -136,7 +142,10 @@ class _Rows:
         if smoothing > 0.0:
             probs[:, : self.vocab_size] -= smoothing / self.vocab_size
         at_label = labels[:, None]
-        return probs.scatter_add_(1, at_label, probs.new_full(at_label.shape, smoothing - 1.0))
+        probs.scatter_add_(1, at_label, probs.new_full(at_label.shape, smoothing - 1.0))
+        if self.pad_id is not None:
+            probs.masked_fill_((labels == self.pad_id)[:, None], 0.0)
+        return probs
 
 
 class _Gradients:

@@ -6,6 +6,7 @@ with cheap random bits; products in the dtype of autocast, with each weight cast
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ class FastPass:
     """One pass over one batch: the model, its parameters as operands, and its dropout."""
 
     def __init__(self, model: Transformer, operands: Operands, dropout: DropoutSource) -> None:
-        self.model, self.operands, self.dropout = model, operands, dropout
+        self.model, self.operands = model, operands
         self.dtype, self.drop = operands.dtype, dropout.drop
 
     def compute(
@@ -63,10 +64,10 @@ class FastPass:
         """Return what `Transformer.encode` does."""
         model, is_token = self.model, self.model.find_tokens(source_ids)
         x = self.embed(source_ids, model.source_embedding, model.source_positions)
-        bias = _bias(is_token[:, None, None, :], self.dtype)
+        mask = _Mask.of(is_token[:, None, None, :], self.dtype)
         for layer in model.transformer.encoder.layers:
             assert isinstance(layer, nn.TransformerEncoderLayer)
-            x = self.add_to_self(layer.self_attn, layer.norm1, x, bias, layer.norm_first)
+            x = self.add_to_self(layer.self_attn, layer.norm1, x, mask, layer.norm_first)
             x = self.add_feed_forward(layer, layer.norm2, x)
         return Memory(states=self.norm(model.transformer.encoder.norm, x), is_token=is_token)
 
@@ -75,13 +76,13 @@ class FastPass:
         model, length = self.model, target_ids.shape[1]
         x = self.embed(target_ids, model.target_embedding, model.target_positions)
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        causal_bias = _bias(causal[None, None], self.dtype)
-        source_bias = _bias(memory.is_token[:, None, None, :], self.dtype)
+        target_mask = _Mask.of(causal[None, None], self.dtype, is_causal=True)
+        source_mask = _Mask.of(memory.is_token[:, None, None, :], self.dtype)
         states = memory.states.to(self.dtype)
         for layer in model.transformer.decoder.layers:
             assert isinstance(layer, nn.TransformerDecoderLayer)
-            x = self.add_to_self(layer.self_attn, layer.norm1, x, causal_bias, layer.norm_first)
-            x = self.add_to_source(layer, x, states, source_bias)
+            x = self.add_to_self(layer.self_attn, layer.norm1, x, target_mask, layer.norm_first)
+            x = self.add_to_source(layer, x, states, source_mask)
             x = self.add_feed_forward(layer, layer.norm3, x)
         return self.norm(model.transformer.decoder.norm, x)
 
@@ -101,14 +102,14 @@ class FastPass:
         attention: nn.MultiheadAttention,
         norm: nn.LayerNorm,
         x: Float[Tensor, "B L D"],
-        bias: Float[Tensor, "#B 1 #L L"] | None,
+        mask: "_Mask",
         norm_first: bool,
     ) -> Float[Tensor, "B L D"]:
         """Return `x` with attention to itself added: x + f(norm(x)), or norm(x + f(x))."""
         given = self.norm(norm, x) if norm_first else x
         qkv = self.linear(given, attention.in_proj_weight, attention.in_proj_bias)
         query, key, value = _by_head(qkv, 3, attention.num_heads)
-        added = x + self.drop(self.attend(attention, query, key, value, bias))
+        added = x + self.drop(self.attend(attention, query, key, value, mask))
         return added if norm_first else self.norm(norm, added)
 
     def add_to_source(
@@ -116,7 +117,7 @@ class FastPass:
         layer: nn.TransformerDecoderLayer,
         x: Float[Tensor, "B T D"],
         states: Float[Tensor, "B S D"],
-        bias: Float[Tensor, "B 1 1 S"] | None,
+        mask: "_Mask",
     ) -> Float[Tensor, "B T D"]:
         """Return `x` with attention to the source added."""
         attention, width = layer.multihead_attn, self.model.d_model
@@ -128,7 +129,7 @@ class FastPass:
         query = F.linear(given.to(self.dtype), weight[0], in_bias[0])
         [query] = _by_head(query, 1, attention.num_heads)
         key, value = _by_head(F.linear(states, weight[1], in_bias[1]), 2, attention.num_heads)
-        added = x + self.drop(self.attend(attention, query, key, value, bias))
+        added = x + self.drop(self.attend(attention, query, key, value, mask))
         return added if layer.norm_first else self.norm(layer.norm2, added)
 
     def add_feed_forward(
@@ -150,16 +151,19 @@ class FastPass:
         query: Float[Tensor, "B H T Dh"],
         key: Float[Tensor, "B H S Dh"],
         value: Float[Tensor, "B H S Dh"],
-        bias: Float[Tensor, "..."] | None,
+        mask: "_Mask",
     ) -> Float[Tensor, "B T D"]:
         """Return the mixed values, through the output projection."""
         if key.shape[2] > _LONGEST_PLAIN or query.device.type != "cpu":
             p = self.model.dropout.p if self.model.training else 0.0
-            mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout_p=p)
+            bias = None if mask.is_causal else mask.bias  # causal alone, its quickest kernels serve
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, bias, dropout_p=p, is_causal=mask.is_causal
+            )
         else:
             scores = (query * (query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)  # (B, H, T, S)
-            if bias is not None:
-                scores = scores + bias
+            if mask.bias is not None:
+                scores = scores + mask.bias
             mixed = self.drop(scores.softmax(dim=-1)) @ value
         joined = mixed.transpose(1, 2).flatten(2)  # (B, H, T, Dh) -> (B, T, D)
         return self.linear(joined, attention.out_proj.weight, attention.out_proj.bias)
@@ -176,11 +180,22 @@ class FastPass:
         return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-def _bias(may_attend: Bool[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."] | None:
-    """Return 0 where attention may go and -inf elsewhere; None where it may go everywhere."""
-    if may_attend.device.type == "cpu" and bool(may_attend.all()):
-        return None  # not asked on a GPU, where the answer would have to be waited for
-    return torch.zeros_like(may_attend, dtype=dtype).masked_fill_(~may_attend, -torch.inf)
+@dataclass(frozen=True)
+class _Mask:
+    """Where attention may go: 0 where it may, -inf elsewhere; None: everywhere."""
+
+    bias: Float[Tensor, "..."] | None
+    is_causal: bool
+
+    @classmethod
+    def of(
+        cls, may_attend: Bool[Tensor, "..."], dtype: torch.dtype, *, is_causal: bool = False
+    ) -> "_Mask":
+        """Return the mask; `is_causal` says that it is so, and nothing else."""
+        if may_attend.device.type == "cpu" and bool(may_attend.all()):
+            return cls(None, is_causal)  # not asked on a GPU: the answer would be waited for
+        bias = torch.zeros_like(may_attend, dtype=dtype).masked_fill_(~may_attend, -torch.inf)
+        return cls(bias, is_causal)
 
 
 def _by_head(

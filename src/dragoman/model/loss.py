@@ -24,7 +24,7 @@ def sum_losses(
 ) -> LossSums:
     """Return the sums over all tokens of `target_ids` (begin, tokens, end, padding) but the first.
 
-    Logits are made only where there is a label; padding adds nothing. Both paths compute the same.
+    Padding adds nothing; on the CPU, no logits are made for it. Both paths compute the same.
     """
     if path == "reference":
         return _sum_by_reference(model, source_ids, target_ids, label_smoothing)
@@ -42,15 +42,19 @@ def sum_by_fast_pass(
 ) -> LossSums:
     """Return the sums of `sum_losses`, from parameters given as operands; without autocast."""
     model, operands = fast_pass.model, fast_pass.operands
-    states = fast_pass.compute(source_ids, target_ids[:, :-1])
-    labels = target_ids[:, 1:]
-    has_label = labels != model.pad_id
+    states = fast_pass.compute(source_ids, target_ids[:, :-1]).flatten(0, 1)  # (B, T, D) -> (N, D)
+    labels = target_ids[:, 1:].flatten()
+    pad_id: int | None = model.pad_id
+    if states.device.type == "cpu":  # a GPU would have to be waited for, to know how many there are
+        has_label = labels != pad_id
+        states, labels, pad_id = states[has_label], labels[has_label], None
     output = model.target_embedding if model.output is None else model.output
     return sum_cross_entropy(
-        states[has_label].to(operands.dtype),  # (B, T, D) -> (N, D)
+        states.to(operands.dtype),
         operands.factor(output.weight),
         None if model.output is None else operands.factor(model.output.bias),
-        labels[has_label],
+        labels,
+        pad_id=pad_id,
         vocab_size=model.target_vocab_size,
         label_smoothing=label_smoothing,
     )

@@ -21,9 +21,9 @@ def compute_reference(network, source, target):
     return network.decode_states(target, network.encode(source))
 
 
-@pytest.mark.parametrize("longest_plain", [256, 3])
-def test_states_and_gradients_are_those_of_the_reference(network, longest_plain, monkeypatch):
-    monkeypatch.setattr(fast, "_LONGEST_PLAIN", longest_plain)
+@pytest.mark.parametrize("most_plain_scores", [2**22, 3])
+def test_states_and_gradients_are_those_of_the_reference(network, most_plain_scores, monkeypatch):
+    monkeypatch.setattr(fast, "_MOST_PLAIN_SCORES", most_plain_scores)
     source, target = pad_right(random_ids(4, 7, 23), 2), random_ids(4, 6, 23, seed=1)
     source[1, 3:], source[2] = 0, 0
     network.train()

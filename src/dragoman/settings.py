@@ -31,6 +31,10 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 TokenizerKind = Literal["characters", "symbols", "bpe", "unigram", "regex"]
 UnicodeForm = Literal["none", "nfc", "nfd"]
 RowPolicy = Literal["error", "skip"]
+Monitor = Literal[
+    "auto", "token_error_rate", "character_error_rate", "exact_match", "chrf", "bleu", "loss"
+]
+LoggerName = Literal["auto", "none", "tensorboard", "wandb", "mlflow", "comet", "litlogger"]
 
 
 class Section(BaseModel):
@@ -175,8 +179,10 @@ class TrainingSettings(Section):
     """About how many validation rows are decoded at each validation, spread over all lengths; the loss is over all."""
     patience: Annotated[int, Field(ge=0)] = 10
     """Validations without a better score before the training stops; 0: never."""
-    monitor: Literal["token_error_rate", "exact_match", "loss"] = "token_error_rate"
-    """Validation score by which the best checkpoint is chosen."""
+    monitor: Monitor = "auto"
+    """Validation score that chooses the best checkpoint and stops the training. auto: chrf where targets are running text, token_error_rate where they are symbols or short strings, character_error_rate where those are cut into pieces."""
+    loggers: Annotated[tuple[LoggerName, ...], BeforeValidator(_split_commas)] = ("auto",)
+    """Where curves and samples go, beside the CSV file that is always written: Lightning's loggers auto, none, tensorboard, wandb, mlflow, comet, litlogger; auto: TensorBoard where it is installed."""
     path: Literal["fast", "reference"] = "fast"
     """How the model is computed in training: by the quick path, or by torch's own modules; the same function."""
     export: Literal["none", "ctranslate2"] = "ctranslate2"
@@ -185,6 +191,11 @@ class TrainingSettings(Section):
     """Number format of the products; auto: bf16 where the processor or the GPU has it."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model is trained; auto: on a GPU if there is one."""
+
+    @property
+    def monitor_mode(self) -> Literal["min", "max"]:
+        """Whether a lower or a higher value of the monitor is better."""
+        return "max" if self.monitor in ("exact_match", "chrf", "bleu") else "min"
 
 
 class DecodingSettings(Section):
@@ -258,6 +269,23 @@ class DecodingSettings(Section):
         return self.num_hypotheses if self.minimum_risk == "none" else self.num_candidates
 
 
+class EvaluationSettings(Section):
+    """How outputs are compared with their references."""
+
+    task: Literal["auto", "text", "phones", "records"] = "auto"
+    """What the targets are: text (WER over words, CER, BLEU, chrF, TER); phones (PER over symbols, where WER is the part of the rows that are not exact); records (JSON objects, or lines "field: value": precision, recall and F1 of the fields too). auto: records where every reference is one, phones where target tokens are symbols, else text, without BLEU and TER where no target has four words."""
+    bleu_tokenizer: Literal["13a", "intl", "char", "zh", "none"] = "13a"
+    """How sacrebleu cuts text into words for BLEU; char or zh for languages without spaces."""
+    confidence_level: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    """How often an interval holds the score that more rows of the same kind would give."""
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    """Sets of rows that are drawn, with replacement, to make an interval."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Seed of that drawing."""
+    report: Literal["html", "none"] = "html"
+    """What fit writes of its run for people: report.html in the model folder, which opens offline."""
+
+
 class Settings(Section):
     """All settings, by section."""
 
@@ -271,3 +299,4 @@ class Settings(Section):
     optimization: OptimizationSettings = OptimizationSettings()
     training: TrainingSettings = TrainingSettings()
     decoding: DecodingSettings = DecodingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()

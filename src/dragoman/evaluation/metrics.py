@@ -1,0 +1,278 @@
+"""Every score is a function of sums over rows: what to count in a row, and what the sums make.
+
+So a score of any set of rows, a resampled one too, is a sum and a short formula: intervals and tests
+(`intervals`, `comparison`) never look at a text again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz.distance import Levenshtein
+
+from dragoman.evaluation import records, translation
+from dragoman.settings import EvaluationSettings
+
+Statistics = NDArray[np.float64]
+Task = Literal["text", "phones", "records"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One score: what is counted in each row (N rows, k numbers), and what the sums make.
+
+    Metrics that share `collect` (the same callable) share their statistics.
+    """
+
+    name: str
+    title: str
+    is_higher_better: bool
+    signature: str = ""  # sacrebleu's: what another score must have, to be compared
+    collect: Callable[[Sequence[str], Sequence[Sequence[str]]], Statistics]
+    """Hypotheses, and the references of each, at least one -> statistics, (N, k)."""
+    combine: Callable[[Statistics], Statistics]
+    """Sums over rows, (..., k) -> the score in percent or points of 100, (...)."""
+    is_proportion: bool = False
+    """A row is a hit or none, and the score the share of hits."""
+    suppose_right: Callable[[Statistics], Statistics] | None = None
+    """Statistics (N, k) -> those that the rows would have if each output were its reference."""
+    suppose_wrong: Callable[[Statistics], Statistics] | None = None
+    """Statistics (N, k) -> those that the rows would have if nothing in any output were right."""
+
+
+def choose_metrics(
+    settings: EvaluationSettings,
+    references: Sequence[Sequence[str]],
+    *,
+    separator: str = " ",
+    has_symbols: bool = False,
+) -> list[Metric]:
+    """Return the metrics that suit the task of `settings`, the most telling ones first.
+
+    Args:
+        settings: The task, and how BLEU cuts text into words.
+        references: Those that outputs will be compared with: they tell an automatic task, the
+            fields of records, and the number of references in sacrebleu's signatures.
+        separator: What stands between two tokens; empty: white space.
+        has_symbols: Target tokens are symbols: phones, if the task is automatic.
+    """
+    task = find_task(settings, references, has_symbols=has_symbols)
+    title = {"text": "WER", "phones": "PER", "records": "token error rate"}[task]
+    metrics = [
+        measure_exact_match(),
+        measure_token_errors(title, separator),
+    ]
+    if task == "phones":
+        return [*metrics, measure_row_errors()]
+    metrics.append(measure_character_errors())
+    if task == "records":
+        return [*measure_records(references), *metrics]
+    measured = measure_translation(settings, references)
+    if settings.task == "auto" and not _has_running_text(references):
+        measured = [one for one in measured if one.name == "chrf"]
+    return [*metrics, *measured]
+
+
+def find_task(
+    settings: EvaluationSettings,
+    references: Sequence[Sequence[str]],
+    *,
+    has_symbols: bool = False,
+) -> Task:
+    """Return the task of `settings`; an automatic one by the references."""
+    if settings.task != "auto":
+        return settings.task
+    if records.detect_format(references) is not None:
+        return "records"
+    return "phones" if has_symbols else "text"
+
+
+def measure_exact_match() -> Metric:
+    """Return the share of the rows whose output is one of their references."""
+    return Metric(
+        name="exact_match",
+        title="exact match",
+        is_higher_better=True,
+        collect=_count_exact,
+        combine=divide_hits,
+        is_proportion=True,
+        suppose_right=np.ones_like,
+        suppose_wrong=_suppose_no_hit,
+    )
+
+
+def measure_row_errors() -> Metric:
+    """Return the share of the rows whose output is none of their references.
+
+    In grapheme-to-phoneme conversion, where a row is a word, it is called the word error rate.
+    """
+    return Metric(
+        name="word_error_rate",
+        title="WER",
+        is_higher_better=False,
+        collect=_count_inexact,
+        combine=divide_hits,
+        is_proportion=True,
+        suppose_right=_suppose_no_hit,
+        suppose_wrong=np.ones_like,
+    )
+
+
+def measure_token_errors(title: str, separator: str) -> Metric:
+    """Return the edits of tokens over the tokens of the references: see `count_edits`.
+
+    Tokens are what stands between separators; an empty `separator` means white space.
+    """
+    return _measure_edits("token_error_rate", title, partial(_split, separator=separator))
+
+
+def measure_character_errors() -> Metric:
+    """Return the edits of characters over the characters of the references: see `count_edits`."""
+    return _measure_edits("character_error_rate", "CER", str)
+
+
+def measure_translation(
+    settings: EvaluationSettings, references: Sequence[Sequence[str]]
+) -> list[Metric]:
+    """Return sacrebleu's BLEU, chrF and TER: its numbers, to the last digit."""
+    parts = (
+        ("bleu", "BLEU", translation.make_bleu(settings.bleu_tokenizer, references)),
+        ("chrf", "chrF", translation.make_chrf(references)),
+        ("ter", "TER", translation.make_ter(references)),
+    )
+    return [
+        Metric(
+            name=name,
+            title=title,
+            is_higher_better=name != "ter",
+            signature=part.signature,
+            collect=part.collect,
+            combine=part.combine,
+            suppose_right=part.suppose_right,
+            suppose_wrong=part.suppose_wrong,
+        )
+        for name, title, part in parts
+    ]
+
+
+def measure_records(references: Sequence[Sequence[str]]) -> list[Metric]:
+    """Return what records are scored by: whole ones, and fields: over all, then each by itself."""
+    counter = records.RecordCounter.of(references)
+    collect = counter.collect
+    shares = (
+        ("record_match", "all fields right", counter.whole_columns),
+        ("parsed", "outputs that parse", counter.parsed_columns),
+    )
+    metrics = [
+        Metric(
+            name=name,
+            title=title,
+            is_higher_better=True,
+            collect=collect,
+            combine=partial(_pick, columns=columns, formula=divide_hits),
+            is_proportion=True,
+            suppose_right=counter.suppose_right,
+            suppose_wrong=counter.suppose_wrong,
+        )
+        for name, title, columns in shares
+    ]
+    for place, field in enumerate(("", *counter.fields)):
+        for name, title, formula in _OF_FIELDS:
+            metrics.append(
+                Metric(
+                    name=f"{name}.{field}" if field else name,
+                    title=f"{field}: {title}" if field else f"field {title}",
+                    is_higher_better=True,
+                    collect=collect,
+                    combine=partial(_pick, columns=counter.columns_of(place), formula=formula),
+                    suppose_right=counter.suppose_right,
+                    suppose_wrong=counter.suppose_wrong,
+                )
+            )
+    return metrics
+
+
+def divide_hits(sums: Statistics) -> Statistics:
+    """Return hits over rows, in percent: (..., 2) -> (...)."""
+    return np.asarray(100.0 * sums[..., 0] / sums[..., 1])
+
+
+def divide_edits(sums: Statistics) -> Statistics:
+    """Return edits over length, in percent: (..., 2) -> (...); over 1 where all is empty."""
+    return np.asarray(100.0 * sums[..., 0] / np.maximum(1.0, sums[..., 1]))
+
+
+def count_edits(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[int, int]:
+    """Return the edits (insertions, deletions, substitutions) to the closest reference, its length.
+
+    Of equally close references the shortest counts, so that a tie never flatters (BLEU's rule
+    too), and the order of references plays no part. Summed edits over summed lengths make a rate,
+    which so may pass 100 percent.
+    """
+    return min((Levenshtein.distance(hypothesis, one), len(one)) for one in references)
+
+
+def _has_running_text(references: Sequence[Sequence[str]]) -> bool:
+    """Whether some reference has four words.
+
+    Without, BLEU is 0 whatever comes out, and TER says no more than WER: no words change places.
+    """
+    return any(len(text.split(maxsplit=3)) == 4 for row in references for text in row)
+
+
+def _measure_edits(name: str, title: str, cut: Callable[[str], Sequence[str]]) -> Metric:
+    return Metric(
+        name=name,
+        title=title,
+        is_higher_better=False,
+        collect=partial(_count_all_edits, cut=cut),
+        combine=divide_edits,
+        suppose_right=translation.suppose_no_edits,
+        suppose_wrong=translation.suppose_all_edited,
+    )
+
+
+def _count_all_edits(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    cut: Callable[[str], Sequence[str]],
+) -> Statistics:
+    counts = [
+        count_edits(cut(hypothesis), [cut(one) for one in row])
+        for hypothesis, row in zip(hypotheses, references, strict=True)
+    ]
+    return np.array(counts, float).reshape(-1, 2)
+
+
+def _split(text: str, separator: str) -> list[str]:
+    return [token for token in text.split(separator or None) if token]
+
+
+def _count_exact(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Statistics:
+    hits = [h in row for h, row in zip(hypotheses, references, strict=True)]
+    return np.stack([np.array(hits, float), np.ones(len(hits))], axis=1)
+
+
+def _count_inexact(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Statistics:
+    return np.array([1.0, 0.0]) + np.array([-1.0, 1.0]) * _count_exact(hypotheses, references)
+
+
+def _suppose_no_hit(statistics: Statistics) -> Statistics:
+    return np.stack([np.zeros(len(statistics)), np.ones(len(statistics))], axis=1)
+
+
+def _pick(
+    sums: Statistics, *, columns: Sequence[int], formula: Callable[[Statistics], Statistics]
+) -> Statistics:
+    return formula(sums[..., list(columns)])
+
+
+_OF_FIELDS = (
+    ("field_f1", "F1", records.find_f1),
+    ("field_precision", "precision", records.find_precision),
+    ("field_recall", "recall", records.find_recall),
+)

@@ -1,0 +1,250 @@
+"""Targets that are records, JSON objects or `field: value`: which fields of them are right.
+
+A record is a multiset of (field, value). Nested objects have dotted fields, each item of a list is
+a value of its field, and so is each value of a field that is given twice; an item that is itself an
+object or a list counts as a whole. null, and an empty value of a `field: value`, are no value.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from string import whitespace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Statistics = NDArray[np.float64]
+Format = Literal["json", "\n", "|", ";"]  # what stands between two `field: value`, if not JSON
+Record = Counter[tuple[str, str]]
+
+_SEPARATORS: tuple[Format, ...] = ("\n", "|", ";")
+_MOST_FIELDS = 20  # that have scores of their own
+_LEAST_FIELDS = 2.0  # a record, on average: one is what any text before a colon looks like
+_PER_FIELD = 3  # statistics: matches, fields of the output, fields of the reference
+# A field begins with a letter, is short, and a space stands after its colon: 12:30, https://.
+_FIELD = re.compile(r"\s*([^\W\d_][^:|;\n]{0,39}?)\s*:(?:\s+|\Z)(.*)", re.DOTALL)
+
+
+def detect_format(references: Sequence[Sequence[str]]) -> Format | None:
+    """Return the format in which each of `references` is a record; None: they are not all records.
+
+    Of several separators the one that finds the most fields.
+    """
+    texts = [text for row in references for text in row]
+    if not texts:
+        return None
+    if all(parse_record(text, "json") is not None for text in texts):
+        return "json"
+    best = max(_SEPARATORS, key=lambda separator: _count_if_all_parse(texts, separator))
+    found = _count_if_all_parse(texts, best)
+    return best if found >= _LEAST_FIELDS * len(texts) else None
+
+
+def parse_record(text: str, form: Format) -> Record | None:
+    """Return the fields of `text` with their values; None: it is no record.
+
+    A part of `field: value` without a field goes on with the value before it. Values of JSON are
+    compared as JSON: "1" is not 1, but 1.0 is.
+    """
+    return _parse_json(text) if form == "json" else _parse_lines(text, form)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordCounter:
+    """What is counted in each row of records: (N, 2 + 3 * (1 + fields)).
+
+    A column for whole records that are right, one for outputs that parse; then, over all fields
+    and for each of `fields`: matches, fields of the output, fields of the reference. At the end
+    a column of ones.
+    """
+
+    form: Format
+    fields: tuple[str, ...]
+
+    @staticmethod
+    def of(references: Sequence[Sequence[str]]) -> "RecordCounter":
+        """Return the counter for such references; the most frequent fields come first.
+
+        References that are not all records are taken for JSON where any is.
+        """
+        form = detect_format(references) or _guess_format(references)
+        counts: Counter[str] = Counter()
+        for row in references:
+            for text in row:
+                counts.update({field for field, _ in parse_record(text, form) or ()})
+        fields = sorted(counts, key=lambda field: (-counts[field], field))
+        return RecordCounter(form=form, fields=tuple(fields[:_MOST_FIELDS]))
+
+    def collect(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Statistics:
+        """Return the statistics of each row.
+
+        Of several references the closest counts: with the fewest fields missing or too many, of
+        those the one with the fewest fields. An output that does not parse has no field.
+        """
+        statistics = np.zeros((len(hypotheses), 3 + _PER_FIELD * (1 + len(self.fields))))
+        statistics[:, -1] = 1.0
+        for counts, hypothesis, texts in zip(statistics, hypotheses, references, strict=True):
+            parsed = parse_record(hypothesis, self.form)
+            output = parsed or Counter()
+            reference = min(
+                (parse_record(text, self.form) or Counter() for text in texts),
+                key=lambda record: (_count_differences(output, record), record.total()),
+            )
+            matches = output & reference
+            counts[0] = parsed is not None and output == reference
+            counts[1] = parsed is not None
+            for place, record in enumerate((matches, output, reference)):
+                counts[2 + place] = record.total()
+                per_field = _count_fields(record)
+                for number, field in enumerate(self.fields, start=1):
+                    counts[2 + _PER_FIELD * number + place] = per_field[field]
+        return statistics
+
+    @property
+    def whole_columns(self) -> tuple[int, int]:
+        """The columns of records that are right in all fields, and of rows."""
+        return 0, 2 + _PER_FIELD * (1 + len(self.fields))
+
+    @property
+    def parsed_columns(self) -> tuple[int, int]:
+        """The columns of outputs that parse, and of rows."""
+        return 1, 2 + _PER_FIELD * (1 + len(self.fields))
+
+    def columns_of(self, number: int) -> tuple[int, int, int]:
+        """Return the columns of (matches, output, reference): 0 over all, then each of `fields`."""
+        first = 2 + _PER_FIELD * number
+        return first, first + 1, first + 2
+
+    def suppose_right(self, statistics: Statistics) -> Statistics:
+        """Return the statistics that the rows would have if each output were its reference."""
+        return self._suppose(statistics, (1, 1, 1))
+
+    def suppose_wrong(self, statistics: Statistics) -> Statistics:
+        """Return the statistics that the rows would have if each value in the outputs were wrong."""
+        return self._suppose(statistics, (0, 1, 1))
+
+    def _suppose(self, statistics: Statistics, counts: tuple[int, int, int]) -> Statistics:
+        supposed = np.ones_like(statistics)
+        supposed[:, :2] = counts[0]
+        references = statistics[:, 4:-1:_PER_FIELD]  # (N, 1 + fields)
+        supposed[:, 2:-1] = (references[:, :, None] * counts).reshape(len(statistics), -1)
+        return supposed
+
+
+def find_precision(sums: Statistics) -> Statistics:
+    """Return the share of the outputs' fields that match, in percent: (..., 3) -> (...).
+
+    Without a field in any output it is 0, or, where there is none in the references either, 100.
+    """
+    return _divide(sums[..., 0], sums[..., 1], sums[..., 2])
+
+
+def find_recall(sums: Statistics) -> Statistics:
+    """Return the share of the references' fields that match, in percent: (..., 3) -> (...)."""
+    return _divide(sums[..., 0], sums[..., 2], sums[..., 1])
+
+
+def find_f1(sums: Statistics) -> Statistics:
+    """Return the harmonic mean of precision and recall, in percent: (..., 3) -> (...)."""
+    return _divide(2 * sums[..., 0], sums[..., 1] + sums[..., 2], np.zeros(sums.shape[:-1]))
+
+
+def _divide(above: Statistics, below: Statistics, others: Statistics) -> Statistics:
+    nothing = np.where(others > 0, 0.0, 100.0)
+    return np.divide(100.0 * above, below, out=nothing, where=below > 0)
+
+
+def _count_if_all_parse(texts: Sequence[str], form: Format) -> int:
+    """Return how many fields `texts` have in all; 0 if one is no record."""
+    count = 0
+    for text in texts:
+        record = parse_record(text, form)
+        if record is None:
+            return 0
+        count += record.total()
+    return count
+
+
+def _guess_format(references: Sequence[Sequence[str]]) -> Format:
+    texts = [text for row in references for text in row]
+    forms: tuple[Format, ...] = ("json", *_SEPARATORS)
+    numbers = {
+        form: sum((parse_record(text, form) or Counter()).total() for text in texts)
+        for form in forms
+    }
+    return max(forms, key=lambda form: numbers[form])
+
+
+def _count_differences(record: Record, other: Record) -> int:
+    return record.total() + other.total() - 2 * (record & other).total()
+
+
+def _count_fields(record: Record) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for (field, _), count in record.items():
+        counts[field] += count
+    return counts
+
+
+def _parse_lines(text: str, separator: str) -> Record | None:
+    found: list[tuple[str, str]] = []
+    for part in text.split(separator):
+        match = _FIELD.fullmatch(part)
+        if match:
+            found.append((match[1], match[2]))
+        elif found:
+            field, value = found[-1]
+            found[-1] = field, f"{value}{separator}{part}"
+        elif part.strip():
+            return None
+    # An end mark, as in "a: x; b: y;", began a part that went on with the value before it.
+    pairs = ((field, value.strip().rstrip(separator + whitespace)) for field, value in found)
+    return Counter(pair for pair in pairs if pair[1]) if found else None
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A JSON object as it stands, names that are given twice and all."""
+
+    items: tuple[tuple[str, Any], ...]
+
+
+def _parse_json(text: str) -> Record | None:
+    try:
+        content = json.loads(
+            text,
+            object_pairs_hook=lambda items: _Object(tuple(items)),
+            parse_constant=_refuse,
+        )
+        return Counter(_flatten(content)) if isinstance(content, _Object) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _flatten(content: _Object, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in content.items:
+        field = prefix + name
+        if isinstance(value, _Object):
+            yield from _flatten(value, f"{field}.")
+        else:
+            items: Iterable[Any] = value if isinstance(value, list) else [value]
+            yield from ((field, _write(item)) for item in items if item is not None)
+
+
+def _write(value: Any) -> str:  # noqa: ANN401
+    """Return one text for all values that are equal as JSON."""
+    if isinstance(value, _Object):
+        items = sorted((json.dumps(name), _write(each)) for name, each in value.items)
+        return "{" + ",".join(f"{name}:{each}" for name, each in items) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_write, value)) + "]"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return json.dumps(value)

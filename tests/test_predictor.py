@@ -1,11 +1,15 @@
+import shutil
+
 import pytest
 
 import dragoman
 from conftest import BRIEF, SMALL, make_words, quiet_console
 from dragoman import fit, read_settings
 from dragoman.errors import DataError, DragomanError
+from dragoman.evaluation.confidence import find_confidence
 from dragoman.predictor import Predictor
-from dragoman.settings import DecodingSettings
+from dragoman.settings import DecodingSettings, Settings
+from dragoman.text.calibration import StoredCalibration, read_calibration, write_calibration
 from dragoman.text.pairs import BadRow, Pair, Source
 
 WORDS = make_words(60, seed=5)
@@ -109,8 +113,69 @@ def test_learned_positions_bound_sources_and_outputs_without_losing_a_row(tmp_pa
         assert not first.is_complete
         assert len(first.tokens) == 9
         pairs = [Pair("abc", "x", (), 1, "p.tsv"), Pair("a" * 9, "x", (), 2, "p.tsv")]
-        with pytest.raises(DataError, match="source 'aaaaaaaaa' cannot be predicted: 10 tokens"):
+        with pytest.raises(DataError, match=r"p\.tsv:2: the source cannot be predicted: 10 tokens"):
             model.evaluate(pairs)
     quick = dragoman.load(tmp_path / "model", read_settings(None, long), engine="ctranslate2")
     [[found]] = [found for row, found in quick.predict_rows([Source("abc", (), 1)])]
     assert found.tokens == first.tokens
+
+
+def make_calibration(temperature, **decoding):
+    return StoredCalibration(
+        temperature=temperature, rows=9, pairs=("x",), decoding=DecodingSettings(**decoding)
+    )
+
+
+def with_calibrations(model, *found, **decoding):
+    settings = model.settings.model_copy(update={"decoding": DecodingSettings(**decoding)})
+    return Predictor(model.engine, model.tokenizer, settings, calibrations=found)
+
+
+def test_confidence_is_the_score_at_the_temperature_of_the_model_also_of_each_hypothesis(trained):
+    wide = {"beam_size": 4, "num_hypotheses": 4}
+    for found, temperature in (((), 1.0), ((make_calibration(0.25),), 0.25)):
+        model = with_calibrations(trained[1], *found, **wide)
+        assert model.temperature == temperature
+        for best_first in model.predict_n_best(WORDS[:5]):
+            assert len(best_first) == 4
+            for one in best_first:
+                expected = find_confidence(one.score, temperature, is_complete=one.is_complete)
+                assert one.confidence == expected
+        [given] = model.score(["abc"], ["ABC"])
+        assert given.confidence == find_confidence(given.score, temperature)
+
+
+def test_the_temperature_changes_no_output(trained):
+    plain, hot = (with_calibrations(trained[1], make_calibration(t)) for t in (1.0, 5.0))
+    assert plain.predict(WORDS) == hot.predict(WORDS)
+
+
+def test_an_output_that_was_cut_has_no_confidence(trained):
+    model = with_calibrations(trained[1], max_length_ratio=0.0, max_length_extra=2)
+    assert [one.confidence for [one] in model.predict_n_best(WORDS[:3])] == [0.0] * 3
+
+
+def test_an_ensemble_has_the_mean_of_its_temperatures(trained):
+    both = with_calibrations(trained[1], make_calibration(0.5), make_calibration(2.0))
+    assert both.temperature == pytest.approx(1.0)
+    assert with_calibrations(trained[1], make_calibration(0.3)).temperature == 0.3
+
+
+def test_a_folder_keeps_its_calibration_and_says_what_it_is_not_for(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "model")
+    (folder / "calibration.json").unlink(missing_ok=True)
+    model = dragoman.load(folder)
+    assert model.temperature == 1.0
+    assert "never calibrated" in model.describe_calibration()
+    write_calibration(folder, make_calibration(0.4, beam_size=1))
+    assert read_calibration(folder).rows == 9
+    plain = Settings(decoding=DecodingSettings(max_length_extra=50, token_scores=True))
+    model = dragoman.load(folder, plain)
+    assert (model.temperature, model.describe_calibration()) == (0.4, "")
+    wide = Settings(decoding=DecodingSettings(max_length_extra=50, beam_size=3))
+    wider = dragoman.load(folder, wide)
+    assert wider.temperature == 0.4
+    assert "decoding.beam_size 3, not 1" in wider.describe_calibration()
+    pair = dragoman.load([folder, folder])
+    assert pair.temperature == pytest.approx(0.4)
+    assert "not for them together" in pair.describe_calibration()

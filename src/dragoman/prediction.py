@@ -9,6 +9,7 @@ class Prediction:
 
     text: str
     score: float  # log-probability of the output, in nats
+    confidence: float  # probability, in [0, 1], that it is exactly right: see `find_confidence`
     normalized_score: float  # the score by which hypotheses are compared: decoding.length_norm
     is_complete: bool  # False: cut at its longest length (see decoding.max_length_ratio)
     num_unknown: int  # tokens of the source that the model has never seen

@@ -1,26 +1,30 @@
 """Text in, text out: a trained model at work, and its scores."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dragoman.configuration import merge_for_use
+from dragoman.configuration import merge_for_use, merge_settings
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan, make_plan
 from dragoman.engines.choice import EngineName, load_engine
 from dragoman.engines.details import add_details
 from dragoman.engines.engine import Engine, Task
 from dragoman.errors import DataError, DragomanError, SettingsError
+from dragoman.evaluation.confidence import find_confidence
 from dragoman.prediction import Prediction
 from dragoman.settings import Settings
 from dragoman.text.bundle import WEIGHTS, fingerprint, read_bundle
+from dragoman.text.calibration import StoredCalibration, find_differences
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.pairs import BadRow, Pair, Source, take_features
-from dragoman.text.special_ids import EOS_ID
+from dragoman.text.special_ids import EOS_ID, UNKNOWN_ID
 
 if TYPE_CHECKING:
+    from dragoman.evaluation.rows import Row
     from dragoman.evaluation.scores import Scores
 
 _FIRST_WINDOW_ROWS = 64
@@ -36,6 +40,7 @@ class Predictor:
         settings: The settings it was trained with; `settings.decoding` is how it predicts.
         paths: The model folders that it came from, if it did.
         plan: That of `settings.decoding`, where it is made already.
+        calibrations: Those of its models, that have one: see `temperature`.
     """
 
     def __init__(
@@ -46,11 +51,13 @@ class Predictor:
         paths: Sequence[Path] = (),
         *,
         plan: SearchPlan | None = None,
+        calibrations: Sequence[StoredCalibration] = (),
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.settings = settings
         self.plan = make_plan(settings.decoding, tokenizer) if plan is None else plan
+        self.calibrations = tuple(calibrations)
         self._paths = list(paths)
         model = settings.model
         self._longest_source = model.max_positions if model.positions == "learned" else None
@@ -89,7 +96,28 @@ class Predictor:
         merged = merge_for_use(settings or Settings(), first.settings)
         plan = make_plan(merged.decoding, first.tokenizer)
         made = load_engine(paths, plan, engine, device, threads)
-        return cls(made, first.tokenizer, merged, paths, plan=plan)
+        found = [bundle.calibration for bundle in bundles if bundle.calibration is not None]
+        return cls(made, first.tokenizer, merged, paths, plan=plan, calibrations=found)
+
+    @property
+    def temperature(self) -> float:
+        """What makes log-probabilities confidences; 1 where nothing was calibrated.
+
+        It is used as it is with other decoding settings than it was found for. An ensemble has none
+        of its own: the geometric mean of its models' stands in.
+        """
+        found = [one.temperature for one in self.calibrations]
+        return float(math.prod(found) ** (1 / len(found))) if found else 1.0
+
+    def describe_calibration(self) -> str:
+        """Return why its confidences may be off, for people; "" if they are as they were measured."""
+        if not self.calibrations:
+            return "confidence: the model was never calibrated; `dragoman evaluate` does it"
+        if len(self._paths) > 1:
+            return "confidence: calibrated for each model, not for them together"
+        if changed := find_differences(self.calibrations[0], self.settings.decoding):
+            return f"confidence: calibrated for outputs made otherwise: {', '.join(changed[:3])}"
+        return ""
 
     def predict(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None = None
@@ -200,23 +228,78 @@ class Predictor:
         Raises:
             DataError: There are no pairs, or one is too long for the model.
         """
-        from dragoman.evaluation.scores import group_references, score
+        from dragoman.evaluation.scores import score
+
+        rows, target = self.predict_pairs(pairs), self.settings.tokenizer.target
+        return score(
+            [row.hypothesis for row in rows],
+            [row.references for row in rows],
+            target.separator,
+            settings=self.settings.evaluation,
+            has_symbols=target.kind == "symbols",
+        )
+
+    def predict_pairs(self, pairs: Iterable[Pair]) -> "list[Row]":
+        """Return a row for each source of `pairs`, with all its references and the best output.
+
+        Raises:
+            DataError: A pair is too long for the model.
+        """
+        from dragoman.evaluation.groups import group_references
+        from dragoman.evaluation.rows import Row
 
         groups = group_references(pairs)
-        rows = [Source(source=group.source, features=group.features, line=0) for group in groups]
-        texts: list[str] = []
-        for row, best_first in self.predict_rows(rows):
-            if isinstance(row, BadRow):
+        sources = [Source(one.source, one.features, one.line) for one in groups]
+        rows: list[Row] = []
+        for group, (source, best_first) in zip(groups, self.predict_rows(sources), strict=True):
+            if isinstance(source, BadRow):
                 raise DataError(
-                    f"the source {groups[len(texts)].source[:40]!r} cannot be predicted: "
-                    f"{row.reason}; take it out of the pairs"
+                    f"{group.file}:{group.line}: the source cannot be predicted: {source.reason}; "
+                    "take it out of the pairs"
                 )
-            texts.append(best_first[0].text)
-        return score(
-            texts,
-            [group.references for group in groups],
-            separator=self.settings.tokenizer.target.separator,
+            best = best_first[0]
+            rows.append(
+                Row(
+                    source=group.source,
+                    features=group.features,
+                    references=group.references,
+                    hypothesis=best.text,
+                    line=group.line,
+                    file=group.file,
+                    is_complete=best.is_complete,
+                    score=best.score,
+                    confidence=best.confidence,
+                )
+            )
+        return rows
+
+    def with_alignment(self) -> "Predictor | None":
+        """Return this model, giving `alignment` too; None, where its engine cannot."""
+        settings = merge_settings(self.settings, {"decoding.alignment": True}, overrule=True)
+        plan = make_plan(settings.decoding, self.tokenizer)
+        if self.engine.find_obstacle(Task(plan=plan)):
+            return None
+        return Predictor(
+            self.engine,
+            self.tokenizer,
+            settings,
+            self._paths,
+            plan=plan,
+            calibrations=self.calibrations,
         )
+
+    def count_rarest(self, rows: "Sequence[Row]", counts: Sequence[int]) -> list[int]:
+        """Return how often the rarest token of each source stood in the training pairs.
+
+        Args:
+            counts: How often each source id did; an id beyond them, or an unknown one: never.
+        """
+        known = dict(enumerate(counts))
+        known[UNKNOWN_ID] = 0
+        encoded = self.tokenizer.encode_sources(
+            [row.source for row in rows], [row.features for row in rows]
+        )
+        return [min((known.get(id_, 0) for id_ in ids[:-1]), default=0) for ids in encoded]
 
     def _make_rows(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None
@@ -313,10 +396,12 @@ class Predictor:
     ) -> list[Prediction]:
         texts = self.tokenizer.decode_targets([one.ids for one in hypotheses])
         names, end = self._target_names, self._target_names[EOS_ID]
+        temperature = self.temperature
         return [
             Prediction(
                 text=text,
                 score=one.score,
+                confidence=find_confidence(one.score, temperature, is_complete=one.is_complete),
                 normalized_score=one.normalized_score,
                 is_complete=one.is_complete,
                 num_unknown=self.tokenizer.count_unknown(source_ids),

@@ -16,10 +16,12 @@ import pytest
 
 from conftest import make_words
 from dragoman.errors import DragomanError
-from dragoman.predicting.job import Job, choose_layout, run_job
+from dragoman.predicting.job import Job, choose_layout
 from dragoman.predicting.journal import Journal, Place
+from dragoman.predicting.running import run_job
 from dragoman.predictor import Predictor, make_windows
 from dragoman.settings import DecodingSettings, Settings
+from dragoman.text.calibration import StoredCalibration
 
 WORDS = make_words(300, seed=3)
 
@@ -83,6 +85,8 @@ def test_a_table_keeps_its_columns_and_gets_those_of_the_prediction(model, tmp_p
     assert [row["line"] for row in rows] == ["2", "3", "4"]
     assert rows[0]["score"] == 'a, "b"'  # the input's own; ours has another name
     assert float(rows[0]["<score>"]) <= 0.0
+    assert 0.5 < float(rows[0]["confidence"]) <= 1.0
+    assert rows[1]["confidence"] == ""
     assert "empty" in rows[1]["error"]
 
 
@@ -134,7 +138,10 @@ def test_hypotheses_token_scores_and_alignment_are_in_the_json(trained, tmp_path
         assert row["source_tokens"] == [*word, "</s>"]
         assert len(row["hypotheses"]) == 3
         best = row["hypotheses"][0]
-        for key in ("text", "score", "tokens", "log_probs", "alignment"):
+        confidences = [one["confidence"] for one in row["hypotheses"]]
+        assert all(0.0 <= one <= 1.0 for one in confidences)
+        assert max(confidences) == confidences[0] > 0.5
+        for key in ("text", "score", "confidence", "tokens", "log_probs", "alignment"):
             assert row[key] == best[key]
         assert row["tokens"] == [*word.upper(), "</s>"]
         assert sum(row["log_probs"]) == pytest.approx(row["score"], abs=1e-4)
@@ -243,7 +250,13 @@ def interrupt(model, path, output, rows=192):
             done += len(window)
             return super().predict_window(window, **values)
 
-    dying = Dying(model.engine, model.tokenizer, model.settings, model._paths)
+    dying = Dying(
+        model.engine,
+        model.tokenizer,
+        model.settings,
+        model._paths,
+        calibrations=model.calibrations,
+    )
     with pytest.raises(Dead):
         run_job(dying, job)
 
@@ -335,11 +348,12 @@ def test_an_interrupt_says_that_the_same_command_goes_on(trained, tmp_path):
 
 
 def test_a_journal_that_is_broken_or_older_is_told(tmp_path):
-    journal = Journal(tmp_path / "out.jsonl", {"model": ["a"]})
-    journal.partial.write_bytes(b"12345")
-    journal.write(Place(rows=3, size_bytes=5, digest="x"))
+    journal = Journal([tmp_path / "out.jsonl"], {"model": ["a"]})
+    [partial] = journal.partials
+    partial.write_bytes(b"12345")
+    journal.write(Place(rows=3, sizes_bytes=[5], digest="x"))
     assert journal.read().rows == 3
-    journal.partial.write_bytes(b"123")
+    partial.write_bytes(b"123")
     with pytest.raises(DragomanError, match="has lost its end"):
         journal.read()
     path = tmp_path / ".out.jsonl.journal"
@@ -363,3 +377,13 @@ def test_a_table_needs_an_input_with_columns(model, tmp_path):
     with pytest.raises(DragomanError, match="give that by --input"):
         run_job(model, Job(output=tmp_path / "out.csv", layout="csv"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_was_calibrated_anew_does_not_go_on_with_what_was_begun(model, interrupted):
+    path, output = interrupted
+    other = StoredCalibration(temperature=9.0, rows=1, pairs=(), decoding=DecodingSettings())
+    changed = Predictor(
+        model.engine, model.tokenizer, model.settings, model._paths, calibrations=[other]
+    )
+    with pytest.raises(DragomanError, match=r"temperature of the calibration .* now it is 9\.0"):
+        predict(changed, path, output.name)

@@ -1,19 +1,25 @@
 """Where an interrupted prediction stands, so that the same command goes on there.
 
 Beside the file `out.jsonl` that is to be written lie, until it is whole, `.out.jsonl.partial` (what
-is written of it), `.out.jsonl.journal` (how far that is to be trusted) and `.out.jsonl.lock`.
+is written of it), `.out.jsonl.journal` (how far that is to be trusted) and `.out.jsonl.lock`. A
+second file, for the rest of the rows, has a partial file and a lock beside it too.
+
+Several files cannot be renamed at once. So the journal says first that all are whole: whoever finds
+it after a death only gives the names that are still missing. The main file comes last: where it is,
+all is done.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dragoman.errors import DragomanError
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,26 +28,30 @@ class Place:
 
     rows: int = 0
     """Of the input."""
-    size_bytes: int = 0
-    """Of the partial file."""
+    sizes_bytes: list[int] = field(default_factory=list)
+    """Of the partial files."""
     digest: str = ""
     """Of these rows of the input."""
     faults: dict[str, list[int]] = field(default_factory=dict)
     """For the report: what was told of rows; the number of them, then the first few lines."""
+    rows_by_file: list[int] = field(default_factory=list)
+    """For the report."""
+    is_whole: bool = False
+    """These rows are all, and the files have no more to get but their names."""
 
 
 class Journal:
-    """The journal of one output file.
+    """The journal of one output: its main file, and others that are written with it.
 
     Args:
         job: What the outputs depend on but the input: model, settings, engine, by name.
     """
 
-    def __init__(self, output: Path, job: Mapping[str, Any]) -> None:
-        self.partial = output.with_name(f".{output.name}.partial")
-        self.lock = output.with_name(f".{output.name}.lock")
-        self._path = output.with_name(f".{output.name}.journal")
-        self._output = output
+    def __init__(self, outputs: Sequence[Path], job: Mapping[str, Any]) -> None:
+        main = outputs[0]
+        self.partials = [_name_partial(output, main) for output in outputs]
+        self._path = main.with_name(f".{main.name}.journal")
+        self._outputs = list(outputs)
         self._job: dict[str, Any] = json.loads(json.dumps(job))  # as it is read again
 
     def read(self) -> Place:
@@ -52,28 +62,33 @@ class Journal:
         """
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
-            size = self.partial.stat().st_size
         except FileNotFoundError:
             return Place()
         except (OSError, ValueError) as error:
             raise DragomanError(f"{self._path}: cannot be read: {error}; {_ANEW}") from error
         if content.get("version") != _VERSION:
             raise DragomanError(f"{self._path}: of another version of dragoman; {_ANEW}")
-        begun: dict[str, Any] = content["job"]
-        if changed := [name for name in self._job if begun.get(name) != self._job[name]]:
+        place, begun = Place(**content["place"]), content["job"]
+        changed = [name for name in self._job if begun.get(name) != self._job[name]]
+        has_main = self.partials[0].exists()  # the last that gets its name
+        if not has_main and (changed or not place.is_whole):
+            return Place()  # what was begun is gone, or has long had its names
+        if changed:
             name = changed[0]
             raise DragomanError(
-                f"{self._output}: a prediction that was interrupted has begun this file with "
+                f"{self._outputs[0]}: a prediction that was interrupted has begun this file with "
                 f"{name} {begun.get(name)!r}, now it is {self._job[name]!r}: give the same, or "
                 "begin anew with --restart"
             )
-        place = Place(**content["place"])
-        if size < place.size_bytes:
-            raise DragomanError(f"{self.partial}: it has lost its end; {_ANEW}")
+        if place.is_whole:
+            return place
+        if not all(partial.exists() for partial in self.partials):
+            return Place()
+        self._check_sizes(place)
         return place
 
     def write(self, place: Place) -> None:
-        """Record that the prediction has come to `place`; the partial file must be on the disk."""
+        """Record that the prediction has come to `place`; the partial files must be on the disk."""
         temporary = self._path.with_name(f"{self._path.name}.tmp")
         content = {"version": _VERSION, "job": self._job, "place": asdict(place)}
         with temporary.open("w", encoding="utf-8") as file:
@@ -84,13 +99,30 @@ class Journal:
 
     def discard(self) -> None:
         """Forget what was begun."""
-        self._path.unlink(missing_ok=True)
-        self.partial.unlink(missing_ok=True)
+        for path in (self._path, *self.partials):
+            path.unlink(missing_ok=True)
 
-    def finish(self) -> None:
-        """Give the partial file the name of the output."""
-        self.partial.replace(self._output)
+    def finish(self, place: Place) -> None:
+        """Give the partial files, which are whole at `place`, the names of the outputs."""
+        self.write(replace(place, is_whole=True))
+        for partial, output in reversed(list(zip(self.partials, self._outputs, strict=True))):
+            if partial.exists():  # else it has its name already
+                partial.replace(output)
         self._path.unlink(missing_ok=True)
+
+    def _check_sizes(self, place: Place) -> None:
+        for partial, size in zip(self.partials, place.sizes_bytes, strict=True):
+            if partial.stat().st_size < size:
+                raise DragomanError(f"{partial}: it has lost its end; {_ANEW}")
+
+
+def _name_partial(output: Path, main: Path) -> Path:
+    """Return the partial file of `output`; of one that is not `main`, no other prediction's."""
+    if output == main:
+        return output.with_name(f".{output.name}.partial")
+    way = os.path.relpath(main, output.parent)  # the same when both are moved
+    digest = hashlib.blake2b(os.fsencode(way), digest_size=4).hexdigest()
+    return output.with_name(f".{output.name}.partial-{digest}")
 
 
 _ANEW = "begin anew with --restart"

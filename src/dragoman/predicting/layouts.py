@@ -11,6 +11,7 @@ from typing import Literal
 
 import pyarrow
 
+from dragoman.evaluation.confidence import round_confidence
 from dragoman.prediction import Prediction
 from dragoman.settings import DecodingSettings
 from dragoman.text.pairs import BadRow, Source
@@ -100,6 +101,7 @@ class RowWriter:
         content: dict[str, object] = {
             "text": prediction.text,
             "score": round(prediction.score, 6),
+            "confidence": round_confidence(prediction.confidence),
             "normalized_score": round(prediction.normalized_score, 6),
             "is_complete": prediction.is_complete,
         }
@@ -120,9 +122,11 @@ class RowWriter:
         cells.append(row.line)
         if best_first:
             best = best_first[0]
-            cells += [best.text, round(best.score, 6), str(best.is_complete).lower(), ""]
+            confidence = round_confidence(best.confidence)
+            cells += [best.text, round(best.score, 6), confidence]
+            cells += [str(best.is_complete).lower(), ""]
         else:
-            cells += ["", "", "", row.reason if isinstance(row, BadRow) else ""]
+            cells += ["", "", "", "", row.reason if isinstance(row, BadRow) else ""]
         return self._join([one if isinstance(one, str) else json.dumps(one) for one in cells])
 
     def _join(self, cells: Sequence[str]) -> str:
@@ -133,7 +137,7 @@ class RowWriter:
         return text.getvalue()
 
 
-_TABLE_COLUMNS = ("line", "prediction", "score", "is_complete", "error")
+_TABLE_COLUMNS = ("line", "prediction", "score", "confidence", "is_complete", "error")
 
 
 def _flatten(text: str) -> str:

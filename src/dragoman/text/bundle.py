@@ -5,7 +5,10 @@
     tokenizer.json      the tokens of both sides
     metrics.json        scores, sizes, and what it was trained on
     README.md           a model card
+    token_counts.json   how often each source token stood in the training pairs
+    calibration.json    what makes its log-probabilities confidences, once calibrated
     ctranslate2/        the model for CTranslate2, once exported; onnx/ likewise
+    evaluation/         by name, outputs and scores of an evaluation; report.html shows them
 
 Nothing in it is pickled, and reading it runs none of it.
 """
@@ -27,11 +30,14 @@ from safetensors.numpy import load_file, save_file
 from dragoman.configuration import read_settings
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.settings import Settings
+from dragoman.text.calibration import StoredCalibration, read_calibration, write_calibration
 from dragoman.text.pair_tokenizer import PairTokenizer
+from dragoman.text.token_counts import read_token_counts, write_token_counts
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
 METRICS, CARD = "metrics.json", "README.md"
 CTRANSLATE2, ONNX = "ctranslate2", "onnx"  # folders in it, once exported
+EVALUATION, REPORT = "evaluation", "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,8 @@ class Bundle:
     weights: dict[str, NDArray[np.float32]]
     metrics: dict[str, Any]
     card: str
+    calibration: StoredCalibration | None = None
+    source_counts: tuple[int, ...] = ()  # by source id: how often it stood in the training pairs
 
 
 def write_bundle(path: Path, bundle: Bundle) -> None:
@@ -64,6 +72,10 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         metrics = json.dumps(bundle.metrics, indent=2, ensure_ascii=False, allow_nan=False)
         (partial / METRICS).write_text(metrics + "\n", encoding="utf-8")
         (partial / CARD).write_text(bundle.card, encoding="utf-8")
+        if bundle.source_counts:
+            write_token_counts(partial, bundle.source_counts)
+        if bundle.calibration is not None:
+            write_calibration(partial, bundle.calibration)
         replace_folder(path, partial)
     except OSError as error:
         raise ModelFolderError(f"{path}: the model folder cannot be written: {error}") from error
@@ -101,6 +113,8 @@ def read_bundle(path: Path, *, with_weights: bool = True) -> Bundle:
         card=(path / CARD).read_text(encoding="utf-8", errors="replace")
         if (path / CARD).is_file()
         else "",
+        calibration=read_calibration(path),
+        source_counts=read_token_counts(path),
     )
 
 

@@ -1,0 +1,99 @@
+"""A report as one HTML file: it opens without a network, and holds no script.
+
+A typical file, with two evaluations, takes about 0.5 MB: what it shows of the rows is bounded.
+"""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from dragoman.errors import DragomanError
+from dragoman.reporting import sections
+from dragoman.reporting.content import ReportContent
+from dragoman.reporting.figures import is_lower_better, list_scores, show_number
+from dragoman.reporting.settings_table import show_settings
+from dragoman.reporting.visible import show_text, write_plain
+
+_TILES = ("exact_match", "field_f1", "token_error_rate", "character_error_rate", "bleu", "chrf")
+_MOST_TILES = 4
+_SECTIONS = (
+    ("scores", "Scores", sections.show_scores),
+    ("training", "Training", sections.show_training),
+    ("data", "Data", sections.show_inspection),
+    ("breakdowns", "Breakdowns", sections.show_breakdowns),
+    ("confusions", "Confusions", sections.show_confusions),
+    ("confidence", "Confidence", sections.show_confidence),
+    ("samples", "Samples", sections.show_samples),
+    ("attention", "Attention", sections.show_attention),
+    ("settings", "Settings", show_settings),
+)
+
+
+def write_report(path: Path, content: ReportContent) -> None:
+    """Write `content` as one HTML file, under a temporary name that is then renamed.
+
+    The same content gives the same bytes, with the same versions of the libraries.
+
+    Raises:
+        DragomanError: The file cannot be written.
+    """
+    page = render_page(content)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.write_text(page, encoding="utf-8", newline="\n")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DragomanError(
+            f"{path}: the report cannot be written: {error.strerror}; choose another file"
+        ) from error
+
+
+def render_page(content: ReportContent) -> str:
+    """Return the whole page."""
+    folder = files("dragoman.reporting")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(text=show_text, number=show_number, plain=write_plain)
+    template = environment.from_string(folder.joinpath("page.html.jinja").read_text("utf-8"))
+    shown = [(key, title, show(content)) for key, title, show in _SECTIONS]
+    if content.versions or content.facts:
+        shown.append(("about", "Run", {"versions": content.versions, "facts": content.facts}))
+    return template.render(
+        content=content,
+        style=Markup(folder.joinpath("style.css").read_text("utf-8")),
+        level=f"{100 * _find_level(content):g}%",
+        tiles=_choose_tiles(content),
+        sections=[one for one in shown if one[2] is not None],
+    )
+
+
+def _choose_tiles(content: ReportContent) -> list[dict[str, object]]:
+    """Return the scores that stand at the top, of the main evaluation."""
+    main = content.main_evaluation
+    scores = {score.name: score for score in list_scores(content.evaluations[main])} if main else {}
+    chosen = [scores[name] for name in _TILES if name in scores] or list(scores.values())
+    return [
+        {
+            "title": score.title,
+            "value": show_number(score.value),
+            "interval": f"{show_number(score.low)} to {show_number(score.high)}"
+            if score.low < score.high
+            else "",
+            "better": "lower is better" if is_lower_better(score.name) else "higher is better",
+        }
+        for score in chosen[:_MOST_TILES]
+    ]
+
+
+def _find_level(content: ReportContent) -> float:
+    """Return how often the intervals hold what they are of: by the evaluation, else by the settings."""
+    main = content.evaluations.get(content.main_evaluation, {})
+    own = main.get("settings", {}).get("confidence_level")
+    return float(own or content.settings.get("evaluation.confidence_level", 0.95))

@@ -1,0 +1,286 @@
+"""What each section of the page shows, made from the content: None where there is nothing to show."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dragoman.reporting.charts import (
+    MOST_TOKENS,
+    Chart,
+    Point,
+    draw_attention,
+    draw_calibration,
+    draw_curves,
+    draw_intervals,
+    draw_risk,
+)
+from dragoman.reporting.content import ReportContent
+from dragoman.reporting.differences import show_differences
+from dragoman.reporting.figures import (
+    compare_splits,
+    is_lower_better,
+    list_breakdowns,
+    list_scores,
+    name_score,
+    name_unit,
+    show_estimate,
+)
+from dragoman.reporting.samples import choose_samples
+
+Shown = dict[str, Any]
+
+_MOST_CURVES = 4
+_MOST_SCORES = 9  # that are drawn; a table has them all
+_MOST_MAPS = 6
+_MOST_CONFUSIONS = 30
+_MOST_EXAMPLES = 5
+_LOSSES = {"train_loss": "training", "valid_loss": "validation", "update_loss": "at updates"}
+_SEVERITIES = ("fault", "warning", "note")
+
+
+def show_training(content: ReportContent) -> Shown | None:
+    """Return the charts of the training: losses, validation scores, learning rate, speed."""
+    curves = {name: _keep_finite(points) for name, points in content.curves.items()}
+    curves = {name: points for name, points in curves.items() if points}
+    losses = {title: curves[name] for name, title in _LOSSES.items() if name in curves}
+    scores = {
+        name.removeprefix("valid_"): points
+        for name, points in curves.items()
+        if name.startswith("valid_") and name != "valid_loss"
+    }
+    titles = {
+        name: title
+        for evaluation in content.evaluations.values()
+        for name, title in evaluation.get("scores", {}).get("titles", {}).items()
+    }
+    charts = []
+    if losses:
+        charts.append(draw_curves("loss", "Loss", losses, unit="nats a token"))
+    monitored = str(content.settings.get("training.monitor", "")).removeprefix("valid_")
+    for is_lower, title in ((True, "Validation: error rates"), (False, "Validation: scores")):
+        chosen = {name: scores[name] for name in scores if is_lower_better(name) == is_lower}
+        names = sorted(chosen, key=lambda name: name != monitored)[:_MOST_CURVES]
+        if names:
+            best = None
+            if monitored in names:
+                choose = min if is_lower else max
+                point = choose(chosen[monitored], key=lambda point: point[1])
+                best = (titles.get(monitored) or name_score(monitored), point)
+            unit = f"{'percent' if is_lower else 'of 100'}, {'lower' if is_lower else 'higher'} is better"
+            drawn = {titles.get(name) or name_score(name): chosen[name] for name in names}
+            charts.append(
+                draw_curves("errors" if is_lower else "valid", title, drawn, unit=unit, best=best)
+            )
+    for name, title, unit in (
+        ("learning_rate", "Learning rate", "learning rate"),
+        ("tokens_per_s", "Speed", "tokens a second"),
+    ):
+        if name in curves:
+            key = name.replace("_", "")
+            charts.append(
+                draw_curves(key, title, {title: curves[name]}, unit=unit, begins_at_zero=True)
+            )
+    return {"charts": charts} if charts else None
+
+
+def show_inspection(content: ReportContent) -> Shown | None:
+    """Return the findings, the gravest first, the counts of the splits, and the preset."""
+    if content.inspection is None:
+        return None
+    findings = sorted(
+        content.inspection.get("findings", []),
+        key=lambda finding: _SEVERITIES.index(finding.get("severity", "note")),
+    )
+    counts = {
+        severity: sum(finding.get("severity") == severity for finding in findings)
+        for severity in _SEVERITIES
+    }
+    return {
+        "findings": [
+            {**finding, "examples": finding.get("examples", [])[:_MOST_EXAMPLES]}
+            for finding in findings
+        ],
+        "counts": {severity: count for severity, count in counts.items() if count},
+        "splits": content.inspection.get("splits", {}),
+        "measures": ("source_characters", "target_characters", "source_tokens", "target_tokens"),
+        "preset": content.inspection.get("preset"),
+    }
+
+
+def show_scores(content: ReportContent) -> Shown | None:
+    """Return the scores of all evaluations side by side, drawn, and how the splits differ."""
+    by_split = {
+        name: {score.name: score for score in list_scores(one)}
+        for name, one in content.evaluations.items()
+    }
+    titles = {name: score.title for scores in by_split.values() for name, score in scores.items()}
+    if not titles:
+        return None
+    splits = list(by_split)
+    charts: list[Chart] = []
+    if len(splits) == 1:
+        estimates = [score.estimate for score in by_split[splits[0]].values()]
+        charts.append(
+            draw_intervals(
+                "scores",
+                "All scores",
+                list(titles.values()),
+                {splits[0]: estimates},
+                unit="percent, or points of 100",
+            )
+        )
+    else:
+        drawn = {name: title for name, title in titles.items() if "." not in name}  # no fields
+        for number, (name, title) in enumerate(list(drawn.items())[:_MOST_SCORES]):
+            found = [by_split[split].get(name) for split in splits]
+            series = {title: [None if score is None else score.estimate for score in found]}
+            charts.append(
+                draw_intervals(f"score{number}", title, splits, series, unit=name_unit(name))
+            )
+    return {
+        "splits": splits,
+        "rows": [content.evaluations[name].get("rows") for name in splits],
+        "lines": [
+            {
+                "title": title,
+                "is_lower": is_lower_better(name),
+                "cells": [
+                    show_estimate(by_split[split][name].estimate if name in by_split[split] else None)
+                    for split in splits
+                ],
+            }
+            for name, title in titles.items()
+        ],
+        "charts": charts,
+        "main": content.main_evaluation,
+        "compared": compare_splits(content.evaluations, content.main_evaluation),
+        "signatures": {
+            f"{split}, {name_score(name.removesuffix('_signature'))}": value
+            for split, one in content.evaluations.items()
+            for name, value in one.get("scores", {}).items()
+            if name.endswith("_signature") and value
+        },
+        "speeds": {
+            split: one["speed"] for split, one in content.evaluations.items() if one.get("speed")
+        },
+    }  # fmt: skip
+
+
+def show_breakdowns(content: ReportContent) -> Shown | None:
+    """Return, by evaluation, each breakdown with a chart of a score and of an error rate."""
+    shown = {}
+    for number, (split, evaluation) in enumerate(content.evaluations.items()):
+        breakdowns = list_breakdowns(evaluation)
+        for place, one in enumerate(breakdowns):
+            by_kind: dict[bool, str] = {}
+            for name in one["names"]:
+                by_kind.setdefault(is_lower_better(name), name)
+            one["charts"] = [
+                draw_intervals(
+                    f"part{number}x{place}x{kind:d}",
+                    one["names"][name],
+                    one["groups"],
+                    {one["names"][name]: one["estimates"][name]},
+                    unit=name_unit(name),
+                )
+                for kind, name in by_kind.items()
+            ]
+            one["cells"] = [
+                [show_estimate(one["estimates"][name][row]) for name in one["names"]]
+                for row in range(len(one["groups"]))
+            ]
+        if breakdowns:
+            shown[split] = breakdowns
+    return _by_split(content, shown)
+
+
+def show_confusions(content: ReportContent) -> Shown | None:
+    """Return, by evaluation, the most frequent confusions, their examples marked."""
+    shown = {}
+    for split, evaluation in content.evaluations.items():
+        found = evaluation.get("confusions", [])[:_MOST_CONFUSIONS]
+        most = max((one["count"] for one in found), default=1)
+        if found:
+            shown[split] = [
+                {
+                    "expected": one["from"],
+                    "found": one["to"],
+                    "count": one["count"],
+                    "share": round(100 * one["count"] / max(1, most)),
+                    "examples": [
+                        {
+                            "source": example["source"],
+                            "shown": show_differences(example["reference"], example["hypothesis"]),
+                        }
+                        for example in one.get("examples", [])[:2]
+                    ],
+                }
+                for one in found
+            ]
+    return _by_split(content, shown)
+
+
+def show_confidence(content: ReportContent) -> Shown | None:
+    """Return, by evaluation, how far confidence holds, and what each threshold keeps."""
+    shown = {}
+    for number, (split, evaluation) in enumerate(content.evaluations.items()):
+        confidence = evaluation.get("confidence")
+        if not confidence:
+            continue
+        charts = []
+        bins = {
+            title: [(100 * sure, 100 * right) for sure, right, _ in confidence.get(name, [])]
+            for name, title in (("bins", "calibrated"), ("uncalibrated_bins", "before"))
+        }
+        if bins["calibrated"]:
+            drawn = {title: points for title, points in bins.items() if points}
+            charts.append(draw_calibration(f"calibration{number}", drawn))
+        curve = [(100 * point[0], 100 * point[1]) for point in confidence.get("curve", [])]
+        if curve:
+            marks = {
+                f"{one['precision']:.0%} exact": _find_nearest(curve, 100 * one["coverage"])
+                for one in confidence.get("thresholds", [])
+            }
+            charts.append(draw_risk(f"risk{number}", curve, marks))
+        shown[split] = {"thresholds": [], **confidence, "charts": charts}
+    return _by_split(content, shown)
+
+
+def show_samples(content: ReportContent) -> Shown | None:
+    """Return, by evaluation, the lists of samples."""
+    return _by_split(
+        content, {split: choose_samples(rows) for split, rows in content.rows.items() if rows}
+    )
+
+
+def show_attention(content: ReportContent) -> Shown | None:
+    """Return a heat map for each of up to six outputs."""
+    maps = [one for one in content.attention if one["tokens"] and one["source_tokens"]]
+    charts = [
+        draw_attention(
+            f"attention{number}", one.get("source") or f"Output {number}", one["source_tokens"], one["tokens"],
+            one["weights"],
+        )
+        for number, one in enumerate(maps[:_MOST_MAPS], start=1)
+    ]  # fmt: skip
+    is_cut = any(
+        max(len(one["tokens"]), len(one["source_tokens"])) > MOST_TOKENS
+        for one in maps[:_MOST_MAPS]
+    )
+    return {"charts": charts, "is_cut": is_cut, "most": MOST_TOKENS} if charts else None
+
+
+def _by_split(content: ReportContent, shown: Mapping[str, Any]) -> Shown | None:
+    """Return the parts by evaluation, the main one first."""
+    if not shown:
+        return None
+    names = sorted(shown, key=lambda name: name != content.main_evaluation)
+    return {"splits": {name: shown[name] for name in names}}
+
+
+def _keep_finite(points: Sequence[tuple[int, float]]) -> list[Point]:
+    return [(step, value) for step, value in points if math.isfinite(value)]
+
+
+def _find_nearest(curve: Sequence[Point], coverage: float) -> Point:
+    return min(curve, key=lambda point: abs(point[0] - coverage))

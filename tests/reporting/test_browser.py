@@ -1,0 +1,216 @@
+"""The report in a real browser; skipped where there is none (Debian: apt-get install chromium)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dragoman.reporting.page import write_report
+from reporting.browser import NAMES, Browser, find_browser
+from reporting.example import make_content, make_hostile_content
+
+PROGRAM = find_browser()
+pytestmark = pytest.mark.skipif(
+    PROGRAM is None, reason=f"needs a browser: none of {', '.join(NAMES)} is on the path"
+)
+WIDTHS = (390, 1280)
+HEADINGS = [
+    "Scores", "Training", "Data", "Breakdowns", "Confusions", "Confidence", "Samples", "Attention",
+    "Settings", "Run",
+]  # fmt: skip
+OPEN_ALL = "document.querySelectorAll('details').forEach(one => one.open = true)"
+# Texts whose contrast with what is behind them is under 4.5 (WCAG 2.2, 1.4.3), as colours.
+FAINT_TEXTS = """
+(() => {
+  const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const back = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c.length === 3 || c[3] === 1) return c;
+    }
+    return [255, 255, 255];
+  };
+  const found = new Set();
+  for (const e of document.querySelectorAll('body *')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    const style = getComputedStyle(e);
+    const ink = parse(e instanceof SVGElement ? style.fill : style.color);
+    const [a, b] = [light(ink), light(back(e))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) found.add(e.tagName + ' ' + e.className + ' ' + ink);
+  }
+  return [...found];
+})()
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    assert PROGRAM is not None
+    browser = Browser(PROGRAM, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("reports")
+    paths = {"example": folder / "example.html", "hostile": folder / "hostile.html"}
+    write_report(paths["example"], make_content())
+    write_report(paths["hostile"], make_hostile_content())
+    return paths
+
+
+@pytest.fixture(params=["example", "hostile"])
+def report(request: pytest.FixtureRequest, reports: dict[str, Path]) -> Path:
+    return reports[request.param]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_report_asks_for_nothing_but_itself_and_the_console_is_quiet(browser, report, scheme):
+    browser.emulate(scheme=scheme)
+    events = browser.open(report)
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]  # fmt: skip
+    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+    loud = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Audits.issueAdded")  # fmt: skip
+    assert [event for event in events if event["method"] in loud] == []
+
+
+def test_whatever_gets_into_a_report_may_ask_for_nothing(browser, reports):
+    browser.open(reports["example"])
+    browser.events.clear()
+    blocked = browser.run(
+        """new Promise(done => {
+          const found = [];
+          document.addEventListener('securitypolicyviolation', event => {
+            found.push(event.effectiveDirective);
+            if (found.length === 3) done(found.sort());
+          });
+          const put = (name, values) => document.body.append(
+            Object.assign(document.createElement(name), values));
+          put('img', {src: 'http://127.0.0.1:9/a.png'});
+          put('iframe', {src: 'http://127.0.0.1:9/b.html'});
+          put('script', {textContent: 'document.title = "taken"'});
+        })"""
+    )
+    assert blocked == ["frame-src", "img-src", "script-src-elem"]
+    assert "taken" not in browser.run("document.title")
+
+
+def test_every_section_is_there_with_content(browser, reports):
+    browser.open(reports["example"])
+    assert browser.run("[...document.querySelectorAll('h2')].map(h => h.innerText)") == HEADINGS
+    assert browser.run(
+        "[...document.querySelectorAll('section')].every(s => s.innerText.length > 60)"
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_page_is_never_wider_than_the_window(browser, report, width):
+    browser.resize(width, is_phone=width < 500)
+    browser.emulate()
+    browser.open(report)
+    browser.run(OPEN_ALL)
+    assert browser.run("[document.documentElement.scrollWidth, window.innerWidth]") == [width] * 2
+    # What is wider, a table, scrolls inside its own box.
+    outside = browser.run(
+        """[...document.querySelectorAll('main *')].filter(e => !e.closest('.box, svg, .aloud, nav')
+          && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 200))"""
+    )
+    assert outside == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_stands_out_from_what_is_behind_it(browser, reports, scheme):
+    browser.resize(1280)
+    browser.emulate(scheme=scheme)
+    browser.open(reports["example"])
+    browser.run(OPEN_ALL)
+    assert browser.run(FAINT_TEXTS) == []
+
+
+def test_hostile_texts_stay_text(browser, reports):
+    browser.open(reports["hostile"])
+    assert browser.run("document.title").startswith("</script><script>")
+    assert browser.run("document.querySelectorAll('script, img, iframe, object').length") == 0
+    assert browser.run("document.querySelectorAll('style').length") == 1
+    text = browser.run("document.body.textContent")
+    assert "</script><script>document.title = 'taken'</script>" in text
+    assert "{{ 7 * 7 }} {% raw %} &lt;b&gt; $\\alpha$ ]]> <!-- " in text
+    assert browser.run("getComputedStyle(document.body).display") == "block"
+
+
+def test_charts_are_as_wide_as_their_place_and_follow_the_scheme(browser, reports):
+    browser.resize(390, is_phone=True)
+    inks = []
+    for scheme in ("light", "dark"):
+        browser.emulate(scheme=scheme)
+        browser.open(reports["example"])
+        sizes = browser.run(
+            """[...document.querySelectorAll('section:not(#none) svg')]
+              .filter(svg => svg.checkVisibility())
+              .map(svg => [svg.getBoundingClientRect().width, svg.getBoundingClientRect().height])"""
+        )
+        assert len(sizes) >= 15
+        assert all(340 <= width <= 390 and 60 <= height <= 700 for width, height in sizes)
+        inks.append(
+            browser.run("getComputedStyle(document.querySelector('#scores svg text')).fill")
+        )
+    assert inks[0] != inks[1]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_text_of_a_chart_is_cut_off(browser, reports, width):
+    browser.resize(width, is_phone=width < 500)
+    browser.open(reports["example"])
+    browser.run(OPEN_ALL)
+    cut = browser.run(
+        """[...document.querySelectorAll('figure svg')].flatMap(svg => {
+          const frame = svg.getBoundingClientRect();
+          return [...svg.querySelectorAll('text')].filter(text => {
+            const box = text.getBoundingClientRect();
+            return box.left < frame.left - 1 || box.right > frame.right + 1
+              || box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
+          }).map(text => text.textContent + ' of ' + svg.getAttribute('aria-label').slice(0, 40));
+        })"""
+    )
+    assert cut == []
+
+
+def test_what_is_folded_on_the_screen_is_printed(browser, reports, tmp_path):
+    browser.resize(1280)
+    browser.emulate()
+    browser.open(reports["example"])
+    hidden = "[...document.querySelectorAll('details:not([open]) p')].filter(p => !p.checkVisibility({contentVisibilityAuto: true})).length"
+    assert browser.run(hidden) > 0
+    browser.emulate(media="print", scheme="dark")
+    assert browser.run(hidden) == 0
+    assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.run("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    browser.print_page(tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF-")
+    browser.emulate()
+
+
+def test_a_reader_without_sight_or_mouse_finds_the_way(browser, reports):
+    browser.open(reports["example"])
+    assert browser.run("document.documentElement.lang") == "en"
+    assert browser.run(
+        "[...document.querySelectorAll('svg')].every(svg => svg.getAttribute('aria-label').length > 20)"
+    )
+    assert browser.run(
+        "[...document.querySelectorAll('.box')].every(box => box.tabIndex === 0 && box.ariaLabel)"
+    )
+    assert browser.run(
+        "[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))"
+    )
+    assert browser.run("[...document.querySelectorAll('th')].every(th => th.scope)")
+    roles = {
+        node["role"]["value"]
+        for node in browser.call("Accessibility.getFullAXTree")["nodes"]
+        if not node["ignored"]
+    }
+    assert roles >= {"banner", "navigation", "main", "contentinfo", "region", "table", "image"}

@@ -1,0 +1,225 @@
+import dataclasses
+import itertools
+import re
+import subprocess
+import sys
+import warnings
+from html import unescape
+from pathlib import Path
+
+import html5lib
+import pytest
+
+from dragoman.errors import DragomanError
+from dragoman.reporting.content import ReportContent
+from dragoman.reporting.page import render_page, write_report
+from reporting.example import (
+    make_attention,
+    make_content,
+    make_curves,
+    make_evaluation,
+    make_hostile_content,
+    make_inspection,
+    make_rows,
+)
+
+# What makes each section, alone.
+PARTS = {
+    "training": {"curves": {"valid_loss": [(1, 2.0), (2, 1.0)]}},
+    "data": {"inspection": make_inspection()},
+    "scores": {"evaluations": {"test": {"scores": {"exact_match": 90.0}}}},
+    "breakdowns": {
+        "evaluations": {"a": {"breakdown": {"feature": [{"group": "x", "rows": 1, "ter": [1, 0, 2]}]}}}
+    },
+    "confusions": {"evaluations": {"a": {"confusions": [{"from": "a", "to": "b", "count": 1}]}}},
+    "confidence": {"evaluations": {"a": {"confidence": {"curve": [[0.5, 0.1, 0.9], [1.0, 0.2, 0.1]]}}}},
+    "samples": {"rows": {"test": make_rows(3, seed=0)}},
+    "attention": {"attention": make_attention()[:1]},
+    "settings": {"settings": {"preset": "small"}},
+    "about": {"facts": {"Time": "1 s"}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_page(make_content())
+
+
+@pytest.fixture(scope="module")
+def hostile_page() -> str:
+    return render_page(make_hostile_content())
+
+
+def sections_of(page: str) -> list[str]:
+    return re.findall('<section id="([a-z]+)"', page)
+
+
+def parse(page: str) -> None:
+    """Read the page by the rules of HTML, where any fault is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # html5lib 1.1's own
+        html5lib.HTMLParser(strict=True).parse(page)
+
+
+def test_a_full_report_has_every_section(page):
+    assert sorted(sections_of(page)) == sorted(PARTS)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_section_is_there_alone_where_only_it_has_content(part):
+    page = render_page(ReportContent(name="m", **PARTS[part]))
+    assert sections_of(page) == [part]
+    assert f'<a href="#{part}">' in page
+    parse(page)
+
+
+def test_a_report_of_nothing_says_so():
+    page = render_page(ReportContent(name="m"))
+    assert sections_of(page) == []
+    assert "nothing to report" in page
+    parse(page)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"inspection": {"splits": {}, "findings": []}},
+        {"curves": {"valid_loss": [(1, float("nan"))], "unknown": [(1, 2.0)]}},
+        {"evaluations": {"test": {"scores": {}, "breakdown": {"feature": []}, "confidence": None}}},
+        {"evaluations": {"a": {"scores": {"bleu": 1.0}}, "b": {"scores": {"ter": 2.0}}}},
+        {"evaluations": {"a": {"speed": {}, "confusions": []}}, "rows": {"a": []}},
+        {"attention": [{"source_tokens": [], "tokens": [], "weights": []}]},
+    ],
+    ids=lambda content: str(next(iter(content.values())))[:30],
+)
+def test_parts_without_anything_in_them_are_no_fault(content):
+    parse(render_page(ReportContent(name="m", **content)))
+
+
+def test_pages_are_well_formed(page, hostile_page):
+    parse(page)
+    parse(hostile_page)
+
+
+def test_ids_are_unique_and_links_lead_to_them(page, hostile_page):
+    for one in (page, hostile_page):
+        ids = re.findall(r'\bid="([^"]*)"', one)
+        assert len(ids) == len(set(ids))
+        assert set(re.findall(r'\bhref="#([^"]*)"', one)) <= set(ids)
+
+
+def test_a_page_names_no_address_outside_itself(page):
+    for value in re.findall(r'(?:\b(?:href|src|action|data|poster)="|url\()([^")]*)', page):
+        assert value.startswith(("#", "data:image/svg+xml,")), value
+    assert "default-src 'none'" in page
+    assert "<script" not in page
+    assert "@import" not in page
+
+
+def test_hostile_texts_make_no_element(page, hostile_page):
+    names = set(re.findall("<([a-zA-Z]+)", page))
+    assert set(re.findall("<([a-zA-Z]+)", hostile_page)) <= names | {"i", "wbr"}
+    assert "49" not in re.findall(r">\s*(49)\s*<", hostile_page)
+    assert "{{ 7 * 7 }}" in unescape(hostile_page)
+
+
+def test_a_page_holds_no_control_character_nor_half_of_a_pair(hostile_page):
+    hostile_page.encode()
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", hostile_page)
+
+
+def test_a_page_of_many_rows_is_bounded():
+    few, many = (
+        ReportContent(name="m", rows={"test": make_rows(count, seed=0)}) for count in (100, 5000)
+    )
+    assert len(render_page(many)) < 1.2 * len(render_page(few))
+
+
+def test_a_typical_report_is_well_below_a_megabyte(page):
+    assert 100_000 < len(page.encode()) < 600_000
+
+
+def test_headings_never_skip_a_level(page):
+    levels = [int(level) for level in re.findall("<h([1-6])", page)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(next_one <= level + 1 for level, next_one in itertools.pairwise(levels))
+
+
+def test_headline_scores_are_those_of_the_test(page):
+    scores = make_content().evaluations["test"]["scores"]
+    assert f"<b>{scores['exact_match']:.1f}</b>" in page
+    assert "1,200 rows" in page
+
+
+def test_without_a_test_the_last_evaluation_makes_the_headline():
+    evaluations = {"a": {"scores": {"bleu": 1.0}}, "b": {"scores": {"bleu": 2.0}}}
+    assert ReportContent(name="m", evaluations=evaluations).main_evaluation == "b"
+    assert "<b>2.0</b>" in render_page(ReportContent(name="m", evaluations=evaluations))
+
+
+def test_the_level_of_the_intervals_is_that_of_the_evaluation():
+    evaluation = {**make_evaluation(make_rows(50, seed=0)), "settings": {"confidence_level": 0.9}}
+    page = render_page(ReportContent(name="m", evaluations={"test": evaluation}))
+    assert "90% interval" in page
+    assert "95% interval" not in page
+
+
+def test_settings_that_are_not_the_defaults_are_marked(page):
+    changed = re.findall(
+        r'<tr class="changed"><th scope="row"><span[^>]*>●</span> ([a-z_.]+)', page
+    )
+    assert set(changed) >= {"d_model", "dropout", "max_steps", "test"}
+    assert "nhead" not in changed
+
+
+def test_the_gravest_finding_comes_first(page):
+    assert re.findall(r'<article class="finding ([a-z]+)"', page) == ["fault", "warning", "note"]
+
+
+def test_the_best_validation_is_marked_on_the_curve_of_the_monitored_score():
+    content = ReportContent(
+        name="m", curves=make_curves(), settings={"training.monitor": "token_error_rate"}
+    )
+    best = min(content.curves["valid_token_error_rate"], key=lambda point: point[1])
+    assert f"best token error rate: {best[1]:.4g} after {best[0]:,} updates" in render_page(content)
+
+
+def test_the_same_content_gives_the_same_bytes_also_in_another_process(tmp_path):
+    content = make_hostile_content()
+    write_report(tmp_path / "one.html", content)
+    code = "import sys; from pathlib import Path; from reporting.example import make_hostile_content; from dragoman.reporting.page import write_report; write_report(Path(sys.argv[1]), make_hostile_content())"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "two.html")], check=True,
+        cwd=Path(__file__).parent.parent, env={"PYTHONHASHSEED": "7", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+
+
+def test_a_report_replaces_the_one_that_is_there_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    write_report(path, ReportContent(name="m"))
+    assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_a_fault_of_the_user(tmp_path):
+    with pytest.raises(DragomanError, match=r"missing/report\.html: the report cannot be written"):
+        write_report(tmp_path / "missing" / "report.html", ReportContent(name="m"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DragomanError, match="folder: the report cannot be written"):
+        write_report(tmp_path / "folder", ReportContent(name="m"))
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_a_content_can_be_changed_in_part_and_all_fields_but_the_name_are_optional():
+    content = ReportContent(name="m")
+    assert dataclasses.replace(content, created="now").created == "now"
+
+
+def test_importing_loads_neither_matplotlib_nor_torch():
+    code = (
+        "import sys, dragoman.reporting.page; assert not {'matplotlib', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

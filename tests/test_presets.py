@@ -1,8 +1,10 @@
+from typing import get_args
+
 import pytest
 
 from dragoman.configuration import find_conflicts, read_settings
 from dragoman.presets import _SIZES, choose_settings
-from dragoman.settings import Settings
+from dragoman.settings import Monitor, Settings, TrainingSettings
 from dragoman.text.pairs import Pair
 from dragoman.text.survey import survey_pairs
 
@@ -106,3 +108,38 @@ def test_reasons_are_given_for_what_was_chosen_and_not_for_what_was_set():
 def test_a_shorter_run_still_reaches_the_peak_of_the_learning_rate():
     settings = choose_settings(read_settings(None, ["--training.max_steps", "40"]), survey(*WORDS))
     assert settings.settings.optimization.warmup_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "monitor"),
+    [
+        (PHONES, [], "token_error_rate"),
+        (WORDS, [], "token_error_rate"),
+        (WORDS, ["--tokenizer.target.kind", "bpe"], "character_error_rate"),
+        (SENTENCES, [], "chrf"),
+        (SENTENCES, ["--tokenizer.target.kind", "unigram"], "chrf"),
+        (SENTENCES, ["--training.monitor", "auto"], "chrf"),
+        (SENTENCES, ["--training.monitor", "exact_match"], "exact_match"),
+    ],
+)
+def test_the_monitor_goes_by_the_targets(rows, words, monitor):
+    times = 1 if rows is SENTENCES else 50
+    choice = choose_settings(read_settings(None, words), survey(*rows, times=times))
+    assert choice.settings.training.monitor == monitor
+    told = [why for why in choice.reasons if why.startswith("best by ")]
+    is_set = bool(words) and words[:2] == ["--training.monitor", "exact_match"]
+    assert told == [] if is_set else told[0].startswith(f"best by {monitor}: ")
+
+
+def test_an_auto_that_was_typed_is_resolved():
+    settings = read_settings(None, ["--preset", "auto", "--training.monitor", "auto"])
+    choice = choose_settings(settings, survey(*WORDS, times=50))
+    assert choice.settings.preset == "tiny"
+    assert any(why.startswith("preset tiny") for why in choice.reasons)
+
+
+def test_a_monitor_is_better_when_it_is_higher_or_lower():
+    higher = {"exact_match", "chrf", "bleu"}
+    for monitor in get_args(Monitor):
+        training = TrainingSettings(monitor=monitor)
+        assert training.monitor_mode == ("max" if monitor in higher else "min")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dragoman.configuration import list_set_values, merge_settings
-from dragoman.settings import Settings, TokenizerKind
+from dragoman.settings import Monitor, Settings, TokenizerKind
 from dragoman.text.survey import SideSurvey, Survey
 
 # The fewer the pairs, the smaller the model, the stronger the dropout, the smaller the batches:
@@ -53,6 +53,8 @@ _SHORT: dict[str, Any] = {
     "optimization.learning_rate": 2e-3,
 }
 _SHORT_CHARACTERS = 40.0  # mean length of the longer side
+_SHORT_SYMBOLS = 4.5  # mean symbols between spaces: above it is running text
+_MOST_CHARACTERS = 5000  # different ones that still make a vocabulary of characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ def choose_settings(settings: Settings, survey: Survey, *, is_parallel: bool = F
     `is_parallel`: the pairs came from two files; written down, so that a line to predict is a
     source with its tabs.
     """
+    settings = _leave_open(settings)
     size, why_size = _choose_size(settings, survey)
     chosen: dict[str, Any] = {"preset": size, **_SIZES[size]}
     reasons = {"preset": f"preset {size}: {why_size}"}
@@ -92,6 +95,9 @@ def choose_settings(settings: Settings, survey: Survey, *, is_parallel: bool = F
         chosen["tokenizer.shared"] = True
         reasons["tokenizer.shared"] = "one vocabulary: both sides are cut and written alike"
     merged = merge_settings(settings, chosen)
+    monitor, why_monitor = _choose_monitor(merged.tokenizer.target.kind, survey.target)
+    chosen["training.monitor"] = monitor
+    reasons["training.monitor"] = f"best by {monitor}: {why_monitor}"
     chosen["model.tie_embeddings"] = merged.tokenizer.shared
     # Whoever shortens the run still gets to the peak of the learning rate.
     most = max(1, merged.training.max_steps // 4)
@@ -101,6 +107,15 @@ def choose_settings(settings: Settings, survey: Survey, *, is_parallel: bool = F
         settings=merge_settings(settings, chosen),
         reasons=tuple(why for name, why in reasons.items() if name not in by_hand),
     )
+
+
+def _leave_open(settings: Settings) -> Settings:
+    """Return `settings` without a typed "auto" where it stands for a choice that is made here."""
+    values = dict(list_set_values(settings))
+    for name in ("preset", "training.monitor"):
+        if values.get(name) == "auto":
+            del values[name]
+    return merge_settings(Settings(), values)
 
 
 def _choose_valid_fraction(num_pairs: int) -> float:
@@ -131,12 +146,30 @@ def _choose_kind(side: SideSurvey, num_pairs: int) -> tuple[TokenizerKind, str]:
     few = side.num_symbols <= 500 and side.num_symbols * 10 <= num_pairs
     if few and side.mean_symbols >= 2.0 and side.num_rare_symbols <= 0.2 * side.num_symbols:
         return "symbols", f"{side.num_symbols} different ones, set apart by spaces"
-    if side.mean_symbols <= 4.5 and len(side.characters) <= 5000:
+    if _is_short_text(side):
         return (
             "characters",
             f"words or short phrases, {side.mean_characters:.0f} characters on average",
         )
     return "bpe", f"running text, {side.mean_characters:.0f} characters on average"
+
+
+def _is_short_text(side: SideSurvey) -> bool:
+    return side.mean_symbols <= _SHORT_SYMBOLS and len(side.characters) <= _MOST_CHARACTERS
+
+
+def _choose_monitor(kind: TokenizerKind, target: SideSurvey) -> tuple[Monitor, str]:
+    """Return the score that chooses the best checkpoint, and the reason.
+
+    Of running text many wordings are right: chrF gives each its part. Symbols and short strings
+    are right or wrong, token by token. An edit of one letter may change all pieces of a word, so
+    that short strings in pieces are compared by their characters.
+    """
+    if kind not in ("bpe", "unigram"):
+        return "token_error_rate", f"targets are {kind}, right or wrong one by one"
+    if _is_short_text(target):
+        return "character_error_rate", "targets are short, and their tokens pieces of any length"
+    return "chrf", "targets are running text, of which many wordings may be right"
 
 
 def _choose_vocab_size(num_pairs: int) -> int:

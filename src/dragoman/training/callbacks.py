@@ -1,135 +1,70 @@
-"""What happens beside the training: a live progress bar, and no advertisement."""
+"""What is said beside the training: a warning, the first update, and no advertisement."""
 
 import logging
-import time
 import warnings
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
+from dragoman.settings import Settings
+from dragoman.training.collapse import CollapseWatch, find_patience, list_causes
 from dragoman.training.module import TransformerTraining
 from dragoman.training.startup import StartClock
+from dragoman.training.texts import Texts
 
 
-class ProgressBar(Callback):
-    """Shows updates done, loss, the last validation's score, target tokens a second, time left.
+class CollapseWarning(Callback):
+    """Says, once an episode, that outputs have become all alike, empty or endless, and why."""
 
-    Reads the loss a few times a second at most, so that it costs the training nothing.
-    """
-
-    def __init__(self, console: Console, monitor: str) -> None:
-        self._monitor = monitor
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            refresh_per_second=2,
-        )
-        self._task = TaskID(0)
-        self._next_look_s = 0.0
-        self._tokens_seen = 0.0
-        self._seen_at_s = 0.0
-        self._tokens_per_s = 0.0
-
-    def on_train_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Show the bar, on the first rank."""
-        self._bar.disable = not trainer.is_global_zero
-        self._task = self._bar.add_task(
-            "training", total=trainer.max_steps, completed=trainer.global_step, figures=""
-        )
-        self._seen_at_s = time.monotonic()
-        self._bar.start()
-
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-    ) -> None:
-        """Bring the bar up to date, unless that was done just now."""
-        now = time.monotonic()
-        if now >= self._next_look_s:
-            self._look(trainer, pl_module)
-            self._next_look_s = now + 0.5
-
-    def on_validation_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Say that the model is being checked."""
-        self._bar.update(self._task, description="checking")
+    def __init__(self, console: Console, settings: Settings, texts: Texts | None = None) -> None:
+        self._console, self._settings, self._texts = console, settings, texts
+        self._watch = CollapseWatch(find_patience(settings))
+        self._loss = 0.0  # of the training, when it was last told
 
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Say that it goes on; where no bar can be seen, as in a file, write a line."""
-        self._tokens_seen, self._seen_at_s = 0.0, time.monotonic()
-        self._bar.update(self._task, description="training")
-        if trainer.is_global_zero and not self._bar.console.is_terminal:
-            scores = trainer.callback_metrics
-            told = ", ".join(
-                f"{name} {scores[name]:.4g}"
-                for name in ("train_loss", "valid_loss", self._monitor)
-                if name in scores
-            )
-            self._bar.console.print(f"update {trainer.global_step:,}: {told}", highlight=False)
+        """Look at the outputs of the validation; one outside of the fit is the last."""
+        if not trainer.sanity_checking:
+            self._look(trainer, pl_module, is_last=trainer.state.fn != TrainerFn.FITTING)
 
     def on_train_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Leave the last state on the screen."""
-        self._look(trainer, pl_module)
-        self._bar.stop()
-
-    def on_exception(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        exception: BaseException,
-    ) -> None:
-        """Give the terminal back."""
-        self._bar.stop()
-
-    def _look(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Look once more, where the last update has been validated: nothing better will come."""
+        self._loss = float(trainer.callback_metrics.get("train_loss", 0.0))
         assert isinstance(pl_module, TransformerTraining)
-        loss = pl_module.train_metrics.mean_loss
-        total, num_tokens = torch.stack((loss.total, loss.num_tokens.float())).tolist()
-        figures = []
-        if num_tokens:
-            figures.append(f"loss {total / num_tokens:.3f}")
-        score = trainer.callback_metrics.get(self._monitor)
-        if score is not None:
-            figures.append(f"{self._monitor.removeprefix('valid_')} {score:.2f}")
-        self._measure_speed(num_tokens)
-        if self._tokens_per_s:
-            figures.append(f"{self._tokens_per_s:,.0f} tokens/s")
-        self._bar.update(self._task, completed=trainer.global_step, figures="  ".join(figures))
+        if pl_module.validated_step == trainer.global_step:
+            self._look(trainer, pl_module, is_last=True)
 
-    def _measure_speed(self, num_tokens: float) -> None:
-        """Take the rate since the last look, smoothed; validations are left out."""
-        now = time.monotonic()
-        if num_tokens > self._tokens_seen:
-            rate = (num_tokens - self._tokens_seen) / max(1e-6, now - self._seen_at_s)
-            self._tokens_per_s = (
-                0.7 * self._tokens_per_s + 0.3 * rate if self._tokens_per_s else rate
-            )
-        self._tokens_seen, self._seen_at_s = num_tokens, now
+    def _look(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, *, is_last: bool
+    ) -> None:
+        assert isinstance(module, TransformerTraining)
+        outputs, step = module.outputs, trainer.global_step
+        if outputs is None or not self._watch.see(outputs, step, is_last=is_last):
+            return
+        if not trainer.is_global_zero:
+            return
+        lines = [f"warning: update {step:,}: {fault}" for fault in outputs.describe()]
+        if module.decoded_rows:
+            lines.append(f"  for example: {self._tell_row(module)}")
+        loss = float(trainer.callback_metrics.get("train_loss", self._loss))
+        causes = list_causes(self._settings, step, was_sound=self._watch.was_sound, loss=loss)
+        lines += ["  usual causes, the likeliest first:", *(f"  - {cause}" for cause in causes)]
+        for line in lines:
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def _tell_row(self, module: TransformerTraining) -> str:
+        row = module.decoded_rows[len(module.decoded_rows) // 2]
+        if self._texts is None:
+            return f"{row.source} -> {list(row.hypothesis)}, reference {row.reference}"
+        texts = self._texts
+        source, output = texts.read_source(row.source), texts.read_output(row.hypothesis)
+        told = [_shorten(text) for text in (source, output, texts.read_reference(row.reference))]
+        return "{!r} -> {!r}, reference {!r}".format(*told)
 
 
 class FirstUpdate(Callback):
@@ -175,3 +110,7 @@ def hush_lightning() -> None:
     warnings.filterwarnings(
         "ignore", "The number of training batches .* is smaller than the logging"
     )
+
+
+def _shorten(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -150,6 +150,11 @@ class PairDataModule(lightning.LightningDataModule):
         """Yield the pairs of one split as text, in the order of their file."""
         return (pair for name, pair in self._read_splits() if name == split)
 
+    def count_source_tokens(self) -> tuple[int, ...]:
+        """Return how often each source id stands in the training pairs, from id 0."""
+        counts = self._encoded["train"].count_source_ids(self.tokenizer.source_vocab_size)
+        return tuple(counts.tolist())
+
     def _read_splits(self, faults: RowFaults | None = None) -> Iterator[tuple[Split, Pair]]:
         data = self.settings.data
         valid_fraction = 0.0 if data.valid else data.valid_fraction

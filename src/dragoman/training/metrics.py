@@ -5,13 +5,18 @@ decoded ones compare what the model writes by itself with what it should have wr
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from dragoman.evaluation import metrics as evaluation
 from dragoman.model.cross_entropy import LossSums
+from dragoman.settings import Settings
+from dragoman.training.texts import Texts
 
 
 class TokenMean(Metric):
@@ -123,12 +128,84 @@ class TokenErrorRate(Metric):
         return 100.0 * self.num_edits / self.num_tokens
 
 
-class DecodedMetrics(MetricCollection):
-    """Exact match and token error rate (%) of one stage, over what the model wrote by itself."""
+class TextScore(Metric):
+    """A score of `dragoman evaluate`, over texts: the statistics of all rows, added up, make it."""
 
-    def __init__(self, stage: str) -> None:
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, score: evaluation.Metric) -> None:
+        super().__init__()
+        self.score = score
+        num_statistics = score.collect(["a"], [["a"]]).shape[-1]
+        # Whole numbers: exact however many rows there are, on devices without float64 too.
+        self.add_state("sums", torch.zeros(num_statistics, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, hypotheses: Sequence[str], references: Sequence[str]) -> None:
+        """Add rows of one reference each."""
+        if references:
+            statistics = self.score.collect(hypotheses, [[text] for text in references])
+            sums = np.rint(statistics).astype(np.int64).sum(axis=0)
+            self.sums += torch.from_numpy(sums).to(self.sums.device)
+
+    def compute(self) -> Tensor:
+        """Return the score, in percent or points of 100."""
+        sums = self.sums.cpu().numpy().astype(np.float64)
+        return torch.tensor(float(self.score.combine(sums[None])[0]), device=self.sums.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextScoring:
+    """What it takes to score ids as texts."""
+
+    scores: Sequence[evaluation.Metric]
+    texts: Texts
+
+
+def choose_text_scores(settings: Settings, texts: Texts) -> TextScoring:
+    """Return the scores over texts that suit the resolved `settings`; the monitor is among them.
+
+    Of symbols none but the monitor: a token error rate and exact matches say all.
+    """
+    kind = settings.tokenizer.target.kind
+    names: set[str] = {settings.training.monitor}
+    if kind != "symbols":
+        names.add("character_error_rate")
+    if kind in ("bpe", "unigram"):
+        names |= {"chrf", "bleu"}
+    scores = [evaluation.measure_character_errors()] if "character_error_rate" in names else []
+    if names & {"chrf", "bleu"}:
+        known = evaluation.measure_translation(settings.evaluation, [["one reference"]])
+        scores += [score for score in known if score.name in names]
+    return TextScoring(scores=scores, texts=texts)
+
+
+class DecodedMetrics(MetricCollection):
+    """Scores (%) of one stage, over what the model wrote by itself.
+
+    Exact match and token error rate over ids, and what `scoring` gives over texts.
+    """
+
+    def __init__(self, stage: str, scoring: TextScoring | None = None) -> None:
+        text_scores = {score.name: TextScore(score) for score in scoring.scores} if scoring else {}
         super().__init__(
-            {"exact_match": ExactMatch(), "token_error_rate": TokenErrorRate()},
+            {"exact_match": ExactMatch(), "token_error_rate": TokenErrorRate(), **text_scores},
             prefix=f"{stage}_",
             compute_groups=False,
         )
+        self._texts = scoring.texts if scoring else None
+
+    def add(self, hypotheses: Sequence[Sequence[int]], references: Sequence[list[int]]) -> None:
+        """Add rows; ids without begin, end and padding."""
+        texts: tuple[list[str], list[str]] | None = None
+        for metric in self.values():
+            if not isinstance(metric, TextScore):
+                metric.update(hypotheses, references)
+                continue
+            assert self._texts is not None
+            if texts is None:
+                texts = (
+                    [self._texts.read_output(ids) for ids in hypotheses],
+                    [self._texts.read_reference(ids) for ids in references],
+                )
+            metric.update(*texts)

@@ -7,6 +7,7 @@ import lightning
 import torch
 from jaxtyping import Int
 from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -21,7 +22,9 @@ from dragoman.model.loss import Path, sum_losses
 from dragoman.model.parts import sum_losses_by_parts
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
-from dragoman.training.metrics import DecodedMetrics, TeacherForcedMetrics
+from dragoman.training.collapse import Outputs
+from dragoman.training.metrics import DecodedMetrics, TeacherForcedMetrics, TextScoring
+from dragoman.training.outputs import DecodedRow, OutputCounts, read_counts
 from dragoman.training.schedules import learning_rate_factor
 
 Pairs = Batch | Sequence[Tensor]
@@ -29,6 +32,7 @@ Pairs = Batch | Sequence[Tensor]
 # A loss is divided by this before it goes backward, and its gradient multiplied by it again: it
 # keeps the sums of a batch within the range of float16, and changes nothing else.
 _USUAL_TOKENS = 1024.0
+_MOST_KEPT_ROWS = 500  # of those that a validation decodes
 
 
 class TransformerTraining(lightning.LightningModule):
@@ -39,7 +43,11 @@ class TransformerTraining(lightning.LightningModule):
     ranks) divided once by their number, before the gradient is clipped.
 
     Logs `{stage}_loss`, `_perplexity`, `_token_accuracy` (teacher-forced) for train, valid and
-    test, and `_exact_match` and `_token_error_rate` (decoded greedily) for valid and test.
+    test, and `_exact_match` and `_token_error_rate` (decoded greedily) for valid and test, with the
+    scores of `scoring` beside them.
+
+    After a validation, `outputs` says what its outputs were like, and `decoded_rows` holds some of
+    them (of this rank), the same rows each time.
 
     Args:
         max_steps: Updates in all, for the schedules that end at zero.
@@ -48,6 +56,7 @@ class TransformerTraining(lightning.LightningModule):
         path: The quick path, or the reference; both compute the same function.
         part_tokens: Tokens of the parts that the quick path cuts a batch into on the CPU; None: a
             part for each of torch's threads, or more.
+        scoring: Scores over texts, beside those over ids; None: there is no text.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class TransformerTraining(lightning.LightningModule):
         decoded_fraction: float = 1.0,
         path: Path = "fast",
         part_tokens: int | None = None,
+        scoring: TextScoring | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -73,8 +83,11 @@ class TransformerTraining(lightning.LightningModule):
         self.train_metrics = TeacherForcedMetrics("train")
         self.valid_metrics = TeacherForcedMetrics("valid")
         self.test_metrics = TeacherForcedMetrics("test")
-        self.valid_decoded = DecodedMetrics("valid")
-        self.test_decoded = DecodedMetrics("test")
+        self.valid_decoded = DecodedMetrics("valid", scoring)
+        self.test_decoded = DecodedMetrics("test", scoring)
+        self.output_counts = OutputCounts()
+        self.outputs: Outputs | None = None
+        self.decoded_rows: list[DecodedRow] = []
         # Target tokens of the update at hand, on this rank; on the device, so that no step waits.
         self.update_tokens: Tensor
         self.register_buffer("update_tokens", torch.tensor(0), persistent=False)
@@ -149,11 +162,18 @@ class TransformerTraining(lightning.LightningModule):
         if self.train_metrics.mean_loss.num_tokens > 0:
             self._log_and_reset(self.train_metrics)
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the rows of the last validation."""
+        self.decoded_rows = []
+
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
         """Score the batch under teacher forcing and, in part, by decoding it."""
         batch = as_batch(batch)
         self.valid_metrics.add(self._sum_losses(batch))
-        self._decode_and_score(_take_part(batch, self.decoded_fraction), self.valid_decoded)
+        part = _take_part(batch, self.decoded_fraction)
+        rows = self._decode_and_score(part, self.valid_decoded)
+        self.output_counts.update(rows)
+        self.decoded_rows += rows[: _MOST_KEPT_ROWS - len(self.decoded_rows)]
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation's metrics, and those of the training since the last one."""
@@ -162,6 +182,8 @@ class TransformerTraining(lightning.LightningModule):
             self._log_and_reset(self.train_metrics)
         self._log_and_reset(self.valid_metrics)
         self._log_and_reset(self.valid_decoded)
+        self.outputs = read_counts(self.output_counts.compute())
+        self.output_counts.reset()
 
     def test_step(self, batch: Pairs, batch_idx: int) -> None:
         """Score the batch under teacher forcing and by decoding it."""
@@ -234,17 +256,32 @@ class TransformerTraining(lightning.LightningModule):
         )
         return [best[0] for best in search([self.network], source_ids, SearchPlan(decoding=greedy))]
 
-    def _decode_and_score(self, batch: Batch, metrics: DecodedMetrics) -> None:
+    def _decode_and_score(self, batch: Batch, metrics: DecodedMetrics) -> list[DecodedRow]:
+        """Decode the rows that have a target, add their scores to `metrics`, and return them."""
         has_target = (batch.target_ids != self.network.pad_id).any(dim=1)
-        hypotheses = self._decode(batch.source_ids[has_target])
-        special = {self.network.pad_id, self.network.bos_id, self.network.eos_id}
-        references = [
-            [i for i in row if i not in special] for row in batch.target_ids[has_target].tolist()
+        source_ids, target_ids = batch.source_ids[has_target], batch.target_ids[has_target]
+        rows = [
+            DecodedRow(source, reference, hypothesis.ids, hypothesis.is_complete)
+            for source, reference, hypothesis in zip(
+                self._list_tokens(source_ids),
+                self._list_tokens(target_ids),
+                self._decode(source_ids),
+                strict=True,
+            )
         ]
-        metrics.update([hypothesis.ids for hypothesis in hypotheses], references)
+        metrics.add([row.hypothesis for row in rows], [row.reference for row in rows])
+        return rows
+
+    def _list_tokens(self, ids: Int[Tensor, "B L"]) -> list[list[int]]:
+        """Return the ids of each row that are not begin, end or padding."""
+        special = {self.network.pad_id, self.network.bos_id, self.network.eos_id}
+        return [[id_ for id_ in row if id_ not in special] for row in ids.tolist()]
 
     def _log_and_reset(self, metrics: TeacherForcedMetrics | DecodedMetrics) -> None:
         self.log_dict(metrics.compute(), sync_dist=True)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            # Lightning counts updates from 0, but has gone on to the next one when the fit is over.
+            self.log("step", float(max(0, self.trainer.global_step - 1)))
         metrics.reset()
 
     def _warn_without_begin(self, batch: Batch) -> None:

@@ -1,35 +1,35 @@
-"""Lightning's Trainer as the settings want it: checkpoints, logs, early stopping, the progress bar."""
+"""Lightning's Trainer as the settings want it: checkpoints, early stopping, what is shown and kept."""
 
 from pathlib import Path
 
 import lightning
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    LearningRateMonitor,
-    ModelCheckpoint,
-)
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 
-from dragoman.settings import Settings
+from dragoman.settings import Settings, TrainingSettings
 from dragoman.training.averaging import average_weights
-from dragoman.training.callbacks import ProgressBar
+from dragoman.training.callbacks import CollapseWarning
 from dragoman.training.precision import find_device
+from dragoman.training.progress import ProgressBar, UpdateLog
+from dragoman.training.samples import SAMPLES_FILE, SampleLog
+from dragoman.training.texts import Texts
 
 
 def make_trainer(
-    settings: Settings, precision: str, folder: Path, console: Console
+    settings: Settings, precision: str, folder: Path, console: Console, texts: Texts
 ) -> lightning.Trainer:
-    """Return the Trainer of `settings`; checkpoints and logs go into `folder`.
+    """Return the Trainer of the resolved `settings`; checkpoints and samples go into `folder`.
+
+    It has no loggers yet: some of them write at once, which is for who trains in earnest.
 
     Args:
         precision: Lightning's name of the number format.
         console: Where progress is shown.
+        texts: Reads the ids of the pairs, for people.
     """
     training, optimization = settings.training, settings.optimization
-    monitor = f"valid_{training.monitor}"
-    mode = "max" if training.monitor == "exact_match" else "min"
+    assert training.monitor != "auto"
+    monitor, mode = f"valid_{training.monitor}", training.monitor_mode
     checkpoints = folder / "checkpoints"
     callbacks: list[Callback] = [
         ModelCheckpoint(checkpoints, "best", monitor, mode=mode, enable_version_counter=False),
@@ -39,8 +39,10 @@ def make_trainer(
             every_n_train_steps=training.valid_every,
             enable_version_counter=False,
         ),
-        LearningRateMonitor("step"),
-        ProgressBar(console, monitor),
+        UpdateLog(_find_interval(training), settings),
+        ProgressBar(console, monitor, mode, training.max_minutes),
+        SampleLog(folder / SAMPLES_FILE, texts),
+        CollapseWarning(console, settings, texts),
     ]
     if optimization.average_decay:
         callbacks.insert(0, average_weights(optimization.average_decay))
@@ -59,10 +61,14 @@ def make_trainer(
         val_check_interval=training.valid_every * training.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=min(50, training.valid_every),
-        logger=CSVLogger(folder, name="", version="logs"),
+        logger=False,
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
+
+
+def _find_interval(training: TrainingSettings) -> int:
+    """Return the updates between two points of a curve: 50, or less in a short run, for 100 points."""
+    return max(1, min(50, training.valid_every, training.max_steps // 100))

@@ -1,0 +1,310 @@
+"""How far the training is: a live bar for people, and rows of a log for curves."""
+
+import time
+from datetime import timedelta
+from typing import Literal
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from dragoman.configuration import flatten_settings
+from dragoman.settings import Settings
+from dragoman.training.module import TransformerTraining
+
+_WIDE = 110  # columns of a terminal in which a bar has room beside the figures
+
+
+class Meter:
+    """Measures the loss and the speed of the training, from one reading to the next.
+
+    The sums that it reads are set back at each validation and at the end of each epoch, of which it
+    has to be told; the time of validations is left out. Reading waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew."""
+        self._loss = self._num_tokens = self._time_s = 0.0
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Take note that the sums have been set back, and that time counts from now on."""
+        self._seen_loss = self._seen_tokens = 0.0
+        self._since_s = time.monotonic()
+
+    def hold(self, module: TransformerTraining) -> None:
+        """Take in what has come since; call it before the sums are set back."""
+        mean_loss, now_s = module.train_metrics.mean_loss, time.monotonic()
+        loss, num_tokens = torch.stack((mean_loss.total, mean_loss.num_tokens.float())).tolist()
+        self._loss += loss - self._seen_loss
+        self._num_tokens += num_tokens - self._seen_tokens
+        self._time_s += now_s - self._since_s
+        self._seen_loss, self._seen_tokens, self._since_s = loss, num_tokens, now_s
+
+    def read(self, module: TransformerTraining) -> tuple[float, float] | None:
+        """Return the loss a token and the target tokens a second; None where no token has come."""
+        self.hold(module)
+        loss, num_tokens, time_s = self._loss, self._num_tokens, self._time_s
+        self._loss = self._num_tokens = self._time_s = 0.0
+        if num_tokens <= 0:
+            return None
+        return loss / num_tokens, num_tokens / max(1e-6, time_s)
+
+
+class ProgressBar(Callback):
+    """Shows updates done, loss, the monitored score and its best, target tokens a second, time left.
+
+    Reads the loss a few times a second at most, so that it costs the training nothing.
+
+    Args:
+        monitor: Name of the score as it is logged.
+        max_minutes: Limit of the training; 0: none.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        monitor: str,
+        mode: Literal["min", "max"],
+        max_minutes: float = 0.0,
+    ) -> None:
+        self._monitor, self._mode, self._max_minutes = monitor, mode, max_minutes
+        self._is_wide = console.width >= _WIDE
+        shape = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=None))
+        self._bar = Progress(
+            *(shape if self._is_wide else ()),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("[cyan]{task.fields[left]}"),
+            console=console,
+            refresh_per_second=2,
+        )
+        self._task = TaskID(0)
+        self._meter = Meter()
+        self._next_look_s = self._begun_s = 0.0
+        self._first_step = 0
+        self._loss = self._tokens_per_s = 0.0  # smoothed
+        self._best: tuple[float, int] | None = None  # score, updates done
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Show the bar, on the first rank."""
+        self._bar.disable = not trainer.is_global_zero
+        self._first_step, self._begun_s = trainer.global_step, time.monotonic()
+        self._task = self._bar.add_task(
+            "training",
+            total=trainer.max_steps,
+            completed=self._first_step,
+            figures="",
+            left="",
+        )
+        self._meter.start()
+        self._bar.start()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Bring the bar up to date, unless that was done just now."""
+        now = time.monotonic()
+        if now >= self._next_look_s:
+            self._look(trainer, pl_module)
+            self._next_look_s = now + 0.5
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Take in what the epoch has left, before its sums are set back."""
+        self._meter.hold(_as_training(pl_module))
+        self._meter.go_on()
+
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Say that the model is being checked."""
+        if _is_fitting(trainer):
+            self._meter.hold(_as_training(pl_module))
+        self._bar.update(self._task, description="checking")
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Say that it goes on; where no bar can be seen, as in a file, write a line."""
+        self._meter.go_on()
+        self._bar.update(self._task, description="training")
+        scores = trainer.callback_metrics
+        if self._monitor in scores and not trainer.sanity_checking:
+            self._compare(float(scores[self._monitor]), trainer.global_step)
+        if trainer.is_global_zero and not self._bar.console.is_terminal:
+            told = ", ".join(
+                f"{name} {scores[name]:.4g}"
+                for name in ("train_loss", "valid_loss", self._monitor)
+                if name in scores
+            )
+            best = f" ({self._tell_best(trainer.global_step)})" if self._best else ""
+            self._bar.console.print(
+                f"update {trainer.global_step:,}: {told}{best}", highlight=False, soft_wrap=True
+            )
+
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Leave the last state on the screen."""
+        self._look(trainer, pl_module)
+        self._bar.stop()
+
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        """Give the terminal back."""
+        self._bar.stop()
+
+    def _look(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        figures = []
+        if (found := self._meter.read(_as_training(pl_module))) is not None:
+            keep = 0.7 if self._tokens_per_s else 0.0
+            self._loss = keep * self._loss + (1 - keep) * found[0]
+            speed = found[1] * trainer.world_size
+            self._tokens_per_s = keep * self._tokens_per_s + (1 - keep) * speed
+        if self._tokens_per_s:
+            figures.append(f"loss {self._loss:.3f}")
+        score = trainer.callback_metrics.get(self._monitor)
+        if score is not None and self._best:
+            named = f"{self._monitor.removeprefix('valid_')} {float(score):.2f}"
+            told = self._tell_best(trainer.global_step)
+            figures.append(f"{named} ({told if self._is_wide else f'best {self._best[0]:.2f}'})")
+        if self._tokens_per_s:
+            figures.append(f"{self._tokens_per_s:,.0f} tokens/s")
+        self._bar.update(
+            self._task,
+            completed=trainer.global_step,
+            figures="  ".join(figures),
+            left=self._tell_left(trainer),
+        )
+
+    def _compare(self, score: float, step: int) -> None:
+        """Keep the better of this score and the best one."""
+        sign = 1.0 if self._mode == "max" else -1.0
+        if self._best is None or sign * score > sign * self._best[0]:
+            self._best = (score, step)
+
+    def _tell_best(self, step: int) -> str:
+        assert self._best is not None
+        score, at = self._best
+        return "the best so far" if at == step else f"best {score:.4g} at {at:,}"
+
+    def _tell_left(self, trainer: lightning.Trainer) -> str:
+        """Return the time left, validations included: by the pace until now, and by the limit."""
+        spent_s, done = time.monotonic() - self._begun_s, trainer.global_step - self._first_step
+        if done <= 0:
+            return ""
+        left_s = spent_s / done * (trainer.max_steps - trainer.global_step)
+        if self._max_minutes:
+            left_s = min(left_s, max(0.0, 60 * self._max_minutes - spent_s))
+        return f"{timedelta(seconds=round(left_s))}{' left' if self._is_wide else ''}"
+
+
+class UpdateLog(Callback):
+    """Logs `update_loss`, `learning_rate` and `tokens_per_s` every so many updates, and at the end.
+
+    The loss (smoothed labels and dropout in) is a mean over the tokens since the last such row; the
+    speed, in target tokens of all ranks, is that of this rank times their number. Only then is the
+    device waited for: no update costs more. Loggers other than the CSV file get the settings too.
+
+    Args:
+        every: Updates from one row to the next.
+    """
+
+    def __init__(self, every: int, settings: Settings) -> None:
+        self._every, self._settings = every, settings
+        self._meter = Meter()
+        self._logged_step = 0
+
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Give the settings to the loggers, before they write what they know at the start."""
+        for logger in trainer.loggers:
+            if stage == "fit" and not isinstance(logger, CSVLogger):
+                logger.log_hyperparams(flatten_settings(self._settings))
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Begin to measure."""
+        self._logged_step = trainer.global_step
+        self._meter.start()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Log, if so many updates have been made since."""
+        if trainer.global_step - self._logged_step >= self._every:
+            self._log(trainer, pl_module)
+
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Stop the time."""
+        if _is_fitting(trainer):
+            self._meter.hold(_as_training(pl_module))
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Let the time go on."""
+        self._meter.go_on()
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Take in what the epoch has left."""
+        self._meter.hold(_as_training(pl_module))
+        self._meter.go_on()
+
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Log what is left."""
+        self._log(trainer, pl_module)
+
+    def _log(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        step = self._logged_step = trainer.global_step
+        if (found := self._meter.read(_as_training(pl_module))) is None:
+            return
+        values = {
+            "update_loss": found[0],
+            "tokens_per_s": found[1] * trainer.world_size,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step - 1)  # Lightning counts updates from 0
+
+
+def _is_fitting(trainer: lightning.Trainer) -> bool:
+    return trainer.state.fn == TrainerFn.FITTING
+
+
+def _as_training(module: lightning.LightningModule) -> TransformerTraining:
+    assert isinstance(module, TransformerTraining)
+    return module

@@ -57,7 +57,9 @@ SMALL = [
     "--data.valid_fraction", "0.1",
 ]  # fmt: skip
 
-BRIEF = ["--training.max_steps", "3", "--optimization.warmup_steps", "0"]
+BRIEF = [
+    "--training.max_steps", "3", "--optimization.warmup_steps", "0", "--evaluation.report", "none",
+]  # fmt: skip
 
 
 def make_words(count: int, *, seed: int = 0) -> list[str]:

@@ -20,9 +20,12 @@ ROWS = [
     {"model"},
     {"decoding"},
     {"evaluation"},
+    {"inspection"},
+    {"reporting"},
     {"engines"},
     {"prediction", "predictor"},
     {"predicting"},
+    {"evaluating", "comparing"},
     {"exporting"},
     {"training"},
     {"__init__"},
@@ -58,8 +61,8 @@ def test_a_file_imports_only_from_the_rows_above_it(file):
             assert row_of[part_of(module)] <= row_of[part], f"{file} imports {module}"
 
 
-@pytest.mark.parametrize("folder", ["text", "evaluation"])
-def test_text_and_evaluation_need_no_torch(folder):
+@pytest.mark.parametrize("folder", ["text", "evaluation", "inspection", "reporting"])
+def test_what_looks_at_data_and_outputs_needs_no_torch(folder):
     for path in (PACKAGE / folder).rglob("*.py"):
         roots = {name.split(".")[0] for name in imports_of(path)}
         assert not roots & {"torch", "lightning", "torchmetrics"}, path

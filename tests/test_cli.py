@@ -80,12 +80,67 @@ def test_predict_stops_quietly_when_its_reader_goes(trained):
 def test_evaluate_prints_scores_as_a_table_or_as_json(trained, tmp_path):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("source,target\n" + "".join(f"{w},{w.upper()}\n" for w in WORDS))
-    scores = json.loads(run("evaluate", trained[0], pairs, "--json").stdout)
+    out = ["--out", tmp_path / "words"]
+    content = json.loads(run("evaluate", trained[0], pairs, "--json", *out).stdout)
+    scores = content["scores"]
     assert scores["rows"] == len(WORDS)
     assert scores["exact_match"] > 80
-    table = run("evaluate", trained[0], pairs).stdout.decode()
-    assert f"exact match            {scores['exact_match']:.2f}" in table
-    assert scores["bleu_signature"] in table
+    assert json.loads((tmp_path / "words" / "scores.json").read_text())["scores"] == scores
+    report = ["--report", tmp_path / "report.html"]
+    found = run("evaluate", trained[0], pairs, *out, *report)
+    table = found.stdout.decode()
+    assert f"exact match  {scores['exact_match']:>7.2f}  [" in table
+    assert scores["chrf_signature"] in table
+    assert "</html>" in (tmp_path / "report.html").read_text()
+    assert f"written: {tmp_path / 'report.html'}" in found.stderr.decode()
+
+
+def test_evaluate_writes_into_the_model_folder_and_calibrates_it(trained, tmp_path):
+    model = shutil.copytree(trained[0], tmp_path / "model")
+    pairs = tmp_path / "dev.tsv"
+    pairs.write_text("".join(f"{w}\t{w if i % 2 else w.upper()}\n" for i, w in enumerate(WORDS)))
+    found = run("evaluate", model, pairs, "--calibrate")
+    assert found.returncode == 0, found.stderr.decode()
+    assert len((model / "evaluation" / "dev" / "rows.jsonl").read_text().splitlines()) == 20
+    calibration = json.loads((model / "calibration.json").read_text())
+    assert calibration["rows"] == 20
+    assert calibration["pairs"] == [str(pairs)]
+    [line] = run("predict", model, "--jsonl", given=b"abc\n").stdout.splitlines()
+    assert 0.3 < json.loads(line)["confidence"] < 0.7  # half of the outputs are wrong now
+
+
+def test_outputs_of_any_system_are_evaluated_and_compared(tmp_path):
+    lines = [f"the cat sat on mat {i}" for i in range(30)]
+    files = {"ref": lines, "good": lines, "bad": [line.replace("cat", "dog") for line in lines]}
+    for name, texts in files.items():
+        (tmp_path / f"{name}.txt").write_text("".join(f"{text}\n" for text in texts))
+    given = ["--references", "ref.txt", "--evaluation.resamples", "100"]
+    for name in ("good", "bad"):
+        found = run("evaluate", "--hypotheses", f"{name}.txt", *given, "--out", name, cwd=tmp_path)
+        assert found.returncode == 0, found.stderr.decode()
+        assert ("30 x 'cat' -> 'dog'" in found.stdout.decode()) == (name == "bad")
+    words = ["compare", "bad", "good"]
+    told = run(*words, cwd=tmp_path).stdout.decode()
+    assert "good against bad: 30 rows" in told
+    assert "better" in told
+    [content] = json.loads(run(*words, "--json", "--rows", "3", cwd=tmp_path).stdout)
+    assert content["scores"]["exact_match"]["difference"] == 100.0
+    assert len(content["different_rows"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evaluate"], "give MODEL and PAIRS"),
+        (["evaluate", "--hypotheses", "x.txt"], "needs --references"),
+        (["evaluate", "--hypotheses", "x.txt", "--references", "y.txt"], "x.txt: there is no such"),
+        (["evaluate", "model", "p.tsv", "--references", "y.txt"], "belong to --hypotheses"),
+        (["compare", "a"], "give two runs or more"),
+        (["compare", "a", "b"], "a: expected a model folder"),
+    ],
+)
+def test_what_cannot_be_evaluated_or_compared_is_told(words, told, tmp_path):
+    assert told in fails(*words, cwd=tmp_path)
 
 
 def test_fit_writes_a_model_that_predicts(tmp_path):

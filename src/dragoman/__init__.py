@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dragoman.data.batch import Batch as Batch
     from dragoman.engines.choice import EngineName
     from dragoman.evaluation.scores import Scores
+    from dragoman.inspection.inspection import inspect as inspect
     from dragoman.model.transformer import Transformer as Transformer
     from dragoman.predictor import Predictor as Predictor
     from dragoman.settings import Settings as Settings
@@ -41,6 +42,7 @@ _HOMES = {
     "Tokenizer": "dragoman.text.tokenizer",
     "Transformer": "dragoman.model.transformer",
     "fit": "dragoman.training.run",
+    "inspect": "dragoman.inspection.inspection",
     "read_pairs": "dragoman.text.pairs",
     "read_settings": "dragoman.configuration",
 }

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dragoman.errors import DragomanError
 from dragoman.options import read_command_line
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 2 for a fault that the user can mend."""
     commands = {
-        "fit": fit, "predict": predict, "evaluate": evaluate, "export": export, "demo": demo,
+        "fit": fit, "predict": predict, "evaluate": evaluate, "compare": compare,
+        "inspect": inspect,
+        "export": export, "demo": demo,
     }  # fmt: skip
     try:
         arguments, settings = read_command_line(sys.argv[1:] if argv is None else argv)
@@ -58,17 +60,31 @@ def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 
 def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Write the output of a model for each line of the input."""
-    from dragoman.predicting.job import Job, choose_layout, run_job
+    from dragoman.predicting.job import Job, Rest, choose_layout
+    from dragoman.predicting.running import run_job
 
     if arguments.force_target and arguments.prefix:
         raise DragomanError(
             "--prefix: --force-target gives the whole output; leave one of them out"
         )
+    if (arguments.min_confidence is None) != (arguments.rest is None):
+        raise DragomanError(
+            "--min-confidence, --rest: give both, or none: no row may be lost, so the rows that are "
+            "not sure enough need a file"
+        )
     model = _load_model(arguments, words)
+    rest = arguments.rest and Rest(
+        path=arguments.rest,
+        layout=choose_layout(arguments.rest, is_jsonl=arguments.jsonl),
+        min_confidence=arguments.min_confidence,
+    )
+    if rest and (told := model.describe_calibration()):
+        print(f"dragoman: {told}", file=sys.stderr)
     job = Job(
         input=arguments.input,
         output=arguments.output,
         layout=choose_layout(arguments.output, is_jsonl=arguments.jsonl),
+        rest=rest,
         is_forced=arguments.force_target,
         prefix=arguments.prefix,
         restarts=arguments.restart,
@@ -78,19 +94,83 @@ def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 
 
 def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Score a model on a file of pairs; lines with one source are references of it."""
-    from dragoman.text.pairs import RowFaults, read_pairs
-
+    """Score a model on a file of pairs, or outputs in a file; lines with one source are references."""
+    if arguments.hypotheses is not None:
+        _evaluate_files(arguments, words)
+        return
+    if arguments.model is None or not arguments.pairs:
+        raise DragomanError(
+            "evaluate: give MODEL and PAIRS, or outputs of any system by --hypotheses and "
+            "--references"
+        )
+    if arguments.references or arguments.sources:
+        raise DragomanError("--references, --sources: belong to --hypotheses; leave them out")
     model = _load_model(arguments, words)
-    faults = RowFaults()
-    pairs = read_pairs(arguments.pairs, model.settings.data, faults)
-    scores = model.evaluate(pairs).to_dict()
+    from dragoman.evaluating import evaluate_model, make_report, name_evaluation
+    from dragoman.evaluation.evaluation import write_evaluation
+    from dragoman.reporting.page import write_report
+    from dragoman.text.bundle import EVALUATION, read_bundle
+    from dragoman.text.calibration import write_calibration
+    from dragoman.text.pairs import RowFaults, read_pairs
+    from dragoman.training.curves import read_curves
+
+    faults, paths = RowFaults(), [Path(path) for path in arguments.pairs]
+    pairs = read_pairs(paths, model.settings.data, faults)
+    bundle = read_bundle(arguments.model, with_weights=False)
+    evaluation, confidence = evaluate_model(
+        model, pairs, counts=bundle.source_counts, calibrates=arguments.calibrate
+    )
     if faults.total:
         print(f"dragoman: rows left out: {faults.report()}", file=sys.stderr)
+    name = name_evaluation(paths)
+    out = arguments.out or arguments.model / EVALUATION / name
+    write_evaluation(out, evaluation)
+    if arguments.calibrate:
+        stored = confidence.to_stored(list(map(str, paths)), model.settings.decoding)
+        write_calibration(arguments.model, stored)
+    content = evaluation.to_dict()
+    if arguments.report is not None:
+        report = make_report(
+            model,
+            arguments.model.name,
+            {name: (evaluation.rows, content)},
+            metrics=bundle.metrics,
+            curves=read_curves(arguments.model.with_name(f"{arguments.model.name}.training")),
+        )
+        write_report(arguments.report, report)
+    _show_evaluation(content, arguments, out, confidence.tell())
+
+
+def compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Tell whether one run is better than another, or by chance."""
+    from dragoman.configuration import read_settings
+
+    typed = read_settings(None, words).evaluation
+    from dragoman.comparing import compare_runs, describe_comparison
+
+    found = compare_runs(arguments.runs, typed, on=arguments.on, num_rows=arguments.rows)
     if arguments.json:
-        print(json.dumps(scores, indent=2))
+        print(json.dumps([one.to_dict() for one in found], indent=2, ensure_ascii=False))
     else:
-        print(_table(scores))
+        print("\n\n".join("\n".join(describe_comparison(one, typed)) for one in found))
+
+
+def inspect(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Look for faults in pairs before a model is trained on them."""
+    from dragoman.configuration import merge_settings, read_settings
+
+    files = {"data.valid": arguments.valid, "data.test": arguments.test}
+    given = {name: paths for name, paths in files.items() if paths}
+    settings = merge_settings(read_settings(arguments.config, words), given, overrule=True)
+    from dragoman.inspection import inspection
+
+    found = inspection.inspect(arguments.pairs, settings)
+    if arguments.json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        return
+    from dragoman.inspection.summary import print_inspection
+
+    print_inspection(found)
 
 
 def export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
@@ -135,6 +215,49 @@ def demo(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     )
 
 
+def _evaluate_files(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Score outputs of any system, that lie in a file."""
+    from dragoman.configuration import read_settings
+
+    typed = read_settings(None, words)
+    if arguments.model is not None or not arguments.references:
+        raise DragomanError(
+            "--hypotheses: takes the outputs from the file, and needs --references; no MODEL"
+        )
+    if arguments.calibrate:
+        raise DragomanError("--calibrate: makes the confidence of a model right; give MODEL")
+    from dragoman.evaluating import name_evaluation, report_outputs
+    from dragoman.evaluation.evaluation import evaluate_rows, write_evaluation
+    from dragoman.evaluation.outputs import read_outputs
+    from dragoman.reporting.page import write_report
+
+    rows = read_outputs(arguments.hypotheses, arguments.references, arguments.sources)
+    evaluation = evaluate_rows(rows, typed.evaluation)
+    if arguments.out is not None:
+        write_evaluation(arguments.out, evaluation)
+    if arguments.report is not None:
+        name = name_evaluation([arguments.hypotheses])
+        write_report(arguments.report, report_outputs(name, evaluation))
+    _show_evaluation(evaluation.to_dict(), arguments, arguments.out)
+
+
+def _show_evaluation(
+    content: Mapping[str, Any],
+    arguments: argparse.Namespace,
+    out: Path | None,
+    told: Sequence[str] = (),
+) -> None:
+    from dragoman.evaluation.summary import summarize
+
+    if arguments.json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join([*summarize(content), *told]))
+    for path in (out, arguments.report):
+        if path is not None:
+            print(f"written: {path}", file=sys.stderr)
+
+
 def _own_name() -> str:
     """Return how this program is called from here: by its path, where no shell would find it."""
     return "dragoman" if shutil.which("dragoman") else f"{sys.executable} -m dragoman"
@@ -158,19 +281,13 @@ def _load_model(arguments: argparse.Namespace, words: Sequence[str]) -> "Predict
 
 def _show_outcome(out: Path, num_samples: int = 5) -> None:
     """Show the scores and some predictions of a model folder, and what to do next."""
+    from dragoman.evaluation.summary import list_scores
+
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     for split in ("valid", "test"):
         if split in metrics:
-            print(f"{split}:\n{_table(metrics[split])}", file=sys.stderr)
+            print(f"{split}:", *list_scores(metrics[split]), sep="\n", file=sys.stderr)
     for sample in metrics["samples"][:num_samples]:
         is_right = "=" if sample["prediction"] == sample["reference"] else "≠"
         print(f"  {sample['source']} -> {sample['prediction']}  {is_right}  {sample['reference']}", file=sys.stderr)  # fmt: skip
     print(f"model folder: {out}", file=sys.stderr)
-
-
-def _table(scores: Mapping[str, object]) -> str:
-    lines = []
-    for name, value in scores.items():
-        shown = f"{value:.2f}" if isinstance(value, float) else f"{value}"
-        lines.append(f"  {name.replace('_', ' '):<22} {shown}")
-    return "\n".join(lines)

@@ -129,10 +129,11 @@ def merge_for_use(typed: Settings, trained: Settings) -> Settings:
         SettingsError: One belongs to the training, or they do not go together.
     """
     values = dict(list_set_values(typed))
-    fixed = [name for name in values if name.partition(".")[0] not in ("data", "decoding")]
-    if fixed:
+    in_use = ("data", "decoding", "evaluation")
+    if fixed := [name for name in values if name.partition(".")[0] not in in_use]:
         raise SettingsError(
-            f"--{fixed[0]}: belongs to the training; a trained model takes data.* and decoding.*"
+            f"--{fixed[0]}: belongs to the training; a trained model takes data.*, decoding.* and "
+            "evaluation.*"
         )
     merged = merge_settings(typed, dict(list_set_values(trained)))
     if faults := find_conflicts(merged):

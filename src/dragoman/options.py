@@ -12,7 +12,9 @@ from dragoman.errors import SettingsError
 
 ENGINES = ("auto", "torch", "ctranslate2", "onnx")
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "float16", "bfloat16")
-_FIT_SECTIONS = ("preset", "data", "tokenizer", "model", "optimization", "training", "decoding")
+_FIT_SECTIONS = (
+    "preset", "data", "tokenizer", "model", "optimization", "training", "decoding", "evaluation",
+)  # fmt: skip
 _USE_SECTIONS = ("data.", "decoding.")  # what a trained model still takes
 
 
@@ -56,7 +58,12 @@ def build_parser() -> "tuple[_Parser, dict[str, _Parser]]":
     summary = "write the output of a model for each line of the input"
     _add_fit(add("fit", "train a model on a file of pairs", _FIT_SECTIONS))
     _add_predict(add("predict", summary, _USE_SECTIONS))
-    _add_evaluate(add("evaluate", "score a model on a file of pairs", _USE_SECTIONS))
+    summary = "score a model, or outputs in a file, with intervals"
+    _add_evaluate(add("evaluate", summary, (*_USE_SECTIONS, "evaluation.")))
+    summary = "tell whether one run is better than another, or by chance"
+    _add_compare(add("compare", summary, ("evaluation.",)))
+    summary = "look for faults in pairs before a model is trained on them"
+    _add_inspect(add("inspect", summary, ("preset", "data.", "tokenizer.")))
     _add_export(add("export", "write a model in the form of another program, and check it", ()))
     _add_demo(add("demo", "train on written dates of several languages (two minutes)", ()))
     return parser, made
@@ -89,7 +96,7 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--jsonl", action="store_true",
-        help="one JSON object a row: text, scores, is_complete; also for --output *.jsonl",
+        help="one JSON object a row: text, score, confidence, is_complete; also for --output *.jsonl",
     )  # fmt: skip
     command.add_argument(
         "--force-target", action="store_true",
@@ -100,15 +107,60 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
         help="column of what the output of each row begins with: a name, or a position from 1",
     )  # fmt: skip
     command.add_argument(
+        "--min-confidence", type=_share, metavar="SHARE",
+        help="rows whose output is exactly right with less than this probability (0 to 1), or was "
+        "cut, or that cannot be read, go to --rest; `dragoman evaluate` tells what to give",
+    )  # fmt: skip
+    command.add_argument("--rest", type=Path, help="file for these rows: .jsonl, .csv or .tsv, also .gz or .zst")  # fmt: skip
+    command.add_argument(
         "--restart", action="store_true",
         help="begin an --output anew that was begun and stopped with something else",
     )  # fmt: skip
 
 
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
-    _add_model(command)
-    command.add_argument("pairs", nargs="+", metavar="PAIRS", help="a file of pairs, or two parallel text files; lines with one source are references of it")  # fmt: skip
+    _add_model(command, is_optional=True)
+    command.add_argument("pairs", nargs="*", metavar="PAIRS", help="a file of pairs, or two parallel text files; lines with one source are references of it")  # fmt: skip
+    command.add_argument(
+        "--hypotheses", type=Path, metavar="FILE",
+        help="score the lines of this file, or the objects of a .jsonl, in the place of a model",
+    )  # fmt: skip
+    command.add_argument(
+        "--references", type=Path, nargs="+", default=[], metavar="FILE",
+        help="with --hypotheses: what the same lines should be; several files: any of them",
+    )  # fmt: skip
+    command.add_argument("--sources", type=Path, metavar="FILE", help="with --hypotheses: the same lines of the source")  # fmt: skip
+    command.add_argument(
+        "--out", type=Path, metavar="FOLDER",
+        help="folder to write: rows.jsonl (outputs, references, scores of each row), scores.json "
+        "(default: MODEL/evaluation/NAME, by the name of PAIRS; without a model: none)",
+    )  # fmt: skip
+    command.add_argument("--report", type=Path, metavar="FILE", help="HTML file to write, which opens offline")  # fmt: skip
+    command.add_argument(
+        "--calibrate", action="store_true",
+        help="make the confidence of MODEL right by these pairs, which should be validation pairs: "
+        "not trained on, and no test either",
+    )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the scores as JSON")
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help="the baseline, then what is compared with it: model folders, folders of evaluate, or "
+        "rows.jsonl files; runs that differ by their seed only are joined by commas: a1,a2,a3",
+    )  # fmt: skip
+    command.add_argument("--on", default="", metavar="NAME", help="which evaluation of model folders (default: test, or the only one that all have)")  # fmt: skip
+    command.add_argument("--rows", type=_positive, default=10, help="rows to show that differ most (default: %(default)s)")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _add_inspect(command: argparse.ArgumentParser) -> None:
+    command.add_argument("pairs", nargs="+", metavar="PAIRS", help="a file of pairs, or two parallel text files")  # fmt: skip
+    command.add_argument("--valid", nargs="+", default=[], metavar="FILE", help="file of validation pairs, or two: as --data.valid")  # fmt: skip
+    command.add_argument("--test", nargs="+", default=[], metavar="FILE", help="file of test pairs, or two: as --data.test")  # fmt: skip
+    command.add_argument("--config", type=Path, help="YAML file with settings, as of fit")
+    command.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
@@ -128,9 +180,10 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, default=Path("demo-dates"), help="folder for the pairs and the model (default: demo-dates)")  # fmt: skip
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
+def _add_model(command: argparse.ArgumentParser, *, is_optional: bool = False) -> None:
     """Add the model of a command that uses one, and how it is computed."""
-    command.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    nargs = "?" if is_optional else None
+    command.add_argument("model", type=Path, nargs=nargs, metavar="MODEL", help="model folder")
     command.add_argument(
         "--ensemble", type=Path, action="append", default=[], metavar="MODEL",
         help="another model of the same tokenizer, to predict together with MODEL; may be repeated",
@@ -148,6 +201,16 @@ def _positive(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is not a number from 1")
     return int(word)
+
+
+def _share(word: str) -> float:
+    try:
+        share = float(word)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number from 0 to 1")
+    return share
 
 
 class _Parser(argparse.ArgumentParser):
@@ -180,6 +243,8 @@ def _list_section(
             _list_section(kind, f"{dotted}.", sections, lines)
         elif dotted.startswith(sections):
             default = "none" if info.default in ("", ()) else info.default
+            if isinstance(default, tuple):
+                default = ", ".join(default)
             choices = (
                 f" ({', '.join(map(str, get_args(kind)))})" if get_origin(kind) is Literal else ""
             )

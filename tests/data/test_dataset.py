@@ -47,3 +47,11 @@ def test_a_file_that_was_not_finished_does_not_appear(tmp_path):
         writer.write([[1]], [[2]])
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_source_ids_are_counted_over_all_chunks(tmp_path):
+    with IdsWriter(tmp_path / "ids.arrow") as writer:
+        writer.write([[3, 4, 3], []], [[5], [5]])
+        writer.write([[4]], [[6]])
+    counts = EncodedPairs(tmp_path / "ids.arrow").count_source_ids(8)
+    assert counts.tolist() == [0, 0, 0, 2, 2, 0, 0, 0]

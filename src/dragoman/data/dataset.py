@@ -77,6 +77,14 @@ class EncodedPairs:
             target_ids=self._pad(self._target_starts[rows], self.target_lengths[rows]),
         )
 
+    def count_source_ids(self, vocab_size: int) -> NDArray[np.int64]:
+        """Return how often each source id below `vocab_size` stands in all rows, (vocab_size,)."""
+        counts = np.zeros(vocab_size, np.int64)
+        for chunk in self._chunks:
+            ids = chunk.column("source").values.to_numpy(zero_copy_only=True)
+            counts += np.bincount(ids, minlength=vocab_size)
+        return counts
+
     def _pad(self, starts: NDArray[np.int64], lengths: NDArray[np.int32]) -> Int[Tensor, "B L"]:
         column = np.arange(lengths.max(initial=0))
         is_token = column < lengths[:, None]  # (B, L)

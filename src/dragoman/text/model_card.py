@@ -5,14 +5,6 @@ from typing import Any
 
 from dragoman.settings import Settings
 
-_NAMES = {
-    "exact_match": "exact match, %",
-    "token_error_rate": "token error rate, %",
-    "character_error_rate": "character error rate, %",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-}
-
 
 def write_model_card(name: str, settings: Settings, metrics: Mapping[str, Any]) -> str:
     """Return the model card, in Markdown, from the content of `metrics.json`."""
@@ -54,20 +46,32 @@ def write_model_card(name: str, settings: Settings, metrics: Mapping[str, Any]) 
 
 
 def _score_table(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a row for each score, with its interval, and a column for each split."""
     splits = [split for split in ("valid", "test") if split in metrics]
-    rows = [
-        "| score | " + " | ".join(splits) + " |",
-        "|---|" + "---|" * len(splits),
-    ]
-    for key, label in _NAMES.items():
-        rows.append(f"| {label} | " + " | ".join(f"{metrics[s][key]:.2f}" for s in splits) + " |")
+    first = metrics[splits[0]]
+    rows = ["| score | " + " | ".join(splits) + " |", "|---|" + "---|" * len(splits)]
+    for name, title in first["titles"].items():
+        cells = (_show(metrics[split], name) for split in splits)
+        rows.append(f"| {title} | {' | '.join(cells)} |")
     rows.append("| sources | " + " | ".join(f"{metrics[s]['rows']:,}" for s in splits) + " |")
-    rows += ["", f"BLEU: `{metrics[splits[0]]['bleu_signature']}`"]
-    rows += [f"chrF: `{metrics[splits[0]]['chrf_signature']}`"]
+    level = f"{100 * metrics['confidence_level']:g}%"
+    rows += ["", f"In percent, or points of 100; in brackets the {level} interval."]
+    rows += [
+        f"{title}: `{first[f'{name}_signature']}`"
+        for name, title in first["titles"].items()
+        if f"{name}_signature" in first
+    ]
     if splits == ["valid"]:
         rows += ["", "The best checkpoint was chosen by these validation pairs, so the scores lean "
                  "to the bright side; no test pairs were given."]  # fmt: skip
     return rows
+
+
+def _show(scores: Mapping[str, Any], name: str) -> str:
+    if name not in scores:  # a field that no record of this split has
+        return ""
+    low, high = scores["intervals"][name]
+    return f"{scores[name]:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _example(metrics: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ __all__ = [
     "split_of",
 ]
 
-_LEADING_TAGS = re.compile(r"(?:<[^<>\s]+>(?: |\Z))+")
+_LEADING_TAGS = re.compile(r"(?:<[^<>\s]+> )+")  # what ends a source is text, as in "<es> <none>"
 
 
 class Pair(NamedTuple):

@@ -1,0 +1,77 @@
+"""Scores of parts of the rows: by the length of the source, by feature, by how rare its symbols are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragoman.evaluation.intervals import Interval
+from dragoman.evaluation.rows import Row
+
+_NUM_LENGTHS = 5  # groups of about equally many rows
+_MOST_FEATURES = 20
+_RARITY_BOUNDS = (0, 9, 99)
+_RARITY_TITLES = ("never", "1 to 9 times", "10 to 99 times", "100 times or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Some of the rows, by what they have in common."""
+
+    title: str
+    rows: NDArray[np.intp]  # their places
+
+
+def group_by_length(rows: Sequence[Row]) -> list[Group]:
+    """Return up to five groups of about as many rows each, by characters of the source."""
+    lengths = np.array([len(row.source) for row in rows])
+    bounds = np.quantile(lengths, np.linspace(0, 1, _NUM_LENGTHS + 1)[1:], method="lower")
+    part = np.searchsorted(np.unique(bounds), lengths)
+    groups = []
+    for number in np.unique(part):
+        places = np.flatnonzero(part == number)
+        shortest, longest = lengths[places].min(), lengths[places].max()
+        title = f"{shortest}" if shortest == longest else f"{shortest}-{longest}"
+        groups.append(Group(title=title, rows=places))
+    return groups
+
+
+def group_by_feature(rows: Sequence[Row]) -> list[Group]:
+    """Return a group for each of the features that most rows have, the most frequent first."""
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        for feature in dict.fromkeys(row.features):
+            places.setdefault(feature, []).append(place)
+    frequent = sorted(places, key=lambda feature: (-len(places[feature]), feature))
+    return [
+        Group(title=feature, rows=np.array(places[feature], np.intp))
+        for feature in frequent[:_MOST_FEATURES]
+    ]
+
+
+def group_by_rarity(counts: Sequence[int]) -> list[Group]:
+    """Return groups by how often the rarest symbol of each source stood in the training sources."""
+    part = np.searchsorted(_RARITY_BOUNDS, np.asarray(counts))
+    return [
+        Group(title=_RARITY_TITLES[number], rows=np.flatnonzero(part == number))
+        for number in np.unique(part)
+    ]
+
+
+def describe_groups(
+    groups: Sequence[Group], intervals: Sequence[Mapping[str, Interval]]
+) -> list[dict[str, Any]]:
+    """Return, for each group, its title, its rows, and [value, low, high] of each score by name."""
+    return [
+        {
+            "group": group.title,
+            "rows": len(group.rows),
+            **{
+                name: [round(each, 4) for each in (one.value, one.low, one.high)]
+                for name, one in found.items()
+            },
+        }
+        for group, found in zip(groups, intervals, strict=True)
+    ]

@@ -1,0 +1,204 @@
+"""An evaluation: scores with intervals, their breakdown, confusions, confidence; kept in a folder.
+
+rows.jsonl     a source, its references, the output and its own scores, an object a line
+scores.json    all figures over the rows
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragoman.errors import DataError
+from dragoman.evaluation.breakdown import (
+    Group,
+    describe_groups,
+    group_by_feature,
+    group_by_length,
+    group_by_rarity,
+)
+from dragoman.evaluation.confidence import Calibration
+from dragoman.evaluation.confusions import Confusion, find_confusions
+from dragoman.evaluation.intervals import estimate_all
+from dragoman.evaluation.metrics import Metric, choose_metrics, find_task
+from dragoman.evaluation.rows import Row, read_rows, write_rows
+from dragoman.evaluation.scores import Scores, check_rows, collect, score_statistics
+from dragoman.settings import EvaluationSettings
+from dragoman.text.bundle import replace_folder
+
+ROWS, SCORES = "rows.jsonl", "scores.json"
+# Scores that say something of a single row, and so of parts of the rows too.
+_BY_ROW = ("token_error_rate", "character_error_rate", "chrf", "field_f1")
+_BY_GROUP = ("exact_match", "token_error_rate", "character_error_rate", "field_f1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How targets are cut into tokens, where a model says so."""
+
+    separator: str = " "
+    has_symbols: bool = False  # tokens are symbols, such as phones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is known of the outputs of some rows."""
+
+    rows: Sequence[Row]
+    scores: Scores
+    row_scores: Mapping[str, NDArray[np.float64]]  # of each row, (N,), by name
+    breakdown: Mapping[str, list[dict[str, Any]]]
+    confusions: Sequence[Confusion]
+    settings: EvaluationSettings
+    cut: Cut
+    confidence: Calibration | None = None
+    speed: Mapping[str, Any] = field(default_factory=dict)  # rows_per_s, seconds, engine
+    model: Mapping[str, Any] = field(default_factory=dict)  # which one, and how it decoded
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of scores.json."""
+        return {
+            "version": version("dragoman"),
+            "rows": len(self.rows),
+            "test_rows_digest": digest_rows(self.rows),
+            "data": {"files": list(dict.fromkeys(row.file for row in self.rows if row.file))},
+            "settings": self.settings.model_dump(mode="json"),
+            "cut": {"separator": self.cut.separator, "has_symbols": self.cut.has_symbols},
+            "model": dict(self.model),
+            "scores": self.scores.to_dict(),
+            "breakdown": dict(self.breakdown),
+            "confusions": [one.to_dict() for one in self.confusions],
+            "confidence": None if self.confidence is None else self.confidence.to_dict(),
+            "speed": dict(self.speed),
+        }
+
+
+def evaluate_rows(
+    rows: Sequence[Row],
+    settings: EvaluationSettings,
+    cut: Cut | None = None,
+    *,
+    rarest: Sequence[int] = (),
+    confidence: Calibration | None = None,
+    speed: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Return all that can be told of `rows`.
+
+    Args:
+        rarest: How often the rarest token of each source stood in the training pairs; empty: that
+            is not known.
+        confidence: What was measured of the confidence of these rows.
+        speed: How long the outputs took.
+        model: What made them.
+
+    Raises:
+        ValueError: There are no rows, or one has no reference.
+    """
+    cut = cut or Cut()
+    hypotheses = [row.hypothesis for row in rows]
+    references = [row.references for row in rows]
+    check_rows(hypotheses, references)
+    metrics = choose_metrics(
+        settings, references, separator=cut.separator, has_symbols=cut.has_symbols
+    )
+    statistics = collect(metrics, hypotheses, references)
+    task = find_task(settings, references, has_symbols=cut.has_symbols)
+    return Evaluation(
+        rows=rows,
+        scores=score_statistics(metrics, statistics, settings),
+        row_scores={
+            one.name: one.combine(statistics[one.name]) for one in metrics if one.name in _BY_ROW
+        },
+        breakdown=_break_down(rows, metrics, statistics, settings, rarest),
+        confusions=find_confusions(rows, separator=cut.separator if task == "phones" else None),
+        settings=settings,
+        cut=cut,
+        confidence=confidence,
+        speed=speed or {},
+        model=model or {},
+    )
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write the folder under a temporary name, then rename it; one that stands there is replaced.
+
+    Raises:
+        DataError: It cannot be written, or what stands there is no evaluation.
+    """
+    if folder.exists() and not (folder / SCORES).is_file():
+        raise DataError(f"{folder}: not an evaluation, so it is left alone; choose another --out")
+    partial = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        write_rows(partial / ROWS, evaluation.rows, evaluation.row_scores)
+        content = json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        (partial / SCORES).write_text(content + "\n", encoding="utf-8")
+        replace_folder(folder, partial)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written: {error.strerror}; choose a folder with --out"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows and the content of scores.json of a folder that `write_evaluation` wrote.
+
+    Raises:
+        DataError: It is missing or broken.
+    """
+    path = folder / SCORES
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected an object, found {type(content).__name__}")
+    return read_rows(folder / ROWS), content
+
+
+def digest_rows(rows: Sequence[Row]) -> str:
+    """Return what tells these sources and references, in their order, from others."""
+    digest = hashlib.sha256()
+    for row in rows:
+        text = json.dumps((row.features, row.source, row.references))
+        digest.update(text.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _break_down(
+    rows: Sequence[Row],
+    metrics: Sequence[Metric],
+    statistics: Mapping[str, NDArray[np.float64]],
+    settings: EvaluationSettings,
+    rarest: Sequence[int],
+) -> dict[str, list[dict[str, Any]]]:
+    kinds: dict[str, list[Group]] = {
+        "source length": group_by_length(rows) if any(row.source for row in rows) else [],
+        "feature": group_by_feature(rows),
+        "rare symbols": group_by_rarity(rarest) if len(rarest) else [],
+    }
+    shown = [one for one in metrics if one.name in _BY_GROUP]
+    return {
+        kind: describe_groups(
+            groups,
+            [
+                estimate_all(
+                    shown, {one.name: statistics[one.name][group.rows] for one in shown}, settings
+                )
+                for group in groups
+            ],
+        )
+        for kind, groups in kinds.items()
+        if len(groups) > 1
+    }

@@ -19,8 +19,10 @@ from dragoman.settings import Settings
 from dragoman.text.special_ids import PAD_ID
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.datamodule import PairDataModule
+from dragoman.training.loggers import make_loggers
 from dragoman.training.module import TransformerTraining
 from dragoman.training.precision import choose_precision, find_device, plan_parts
+from dragoman.training.texts import Texts
 from dragoman.training.trainer import make_trainer
 
 
@@ -46,7 +48,8 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
     precision, _ = choose_precision(settings.training, find_device(settings.training))
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         console = Console(file=nowhere, force_terminal=True, width=100)
-        trainer = make_trainer(settings, precision, folder, console)
+        trainer = make_trainer(settings, precision, folder, console, Texts(data.tokenizer))
+        trainer.loggers = make_loggers(settings.training.loggers, folder)
         trainer.callbacks.append(Pacing(pacer, partial(count, plan_parts(settings.training))))  # type: ignore[attr-defined]
         pairs = data.train_dataloader().pairs
         pacer.introduce(

@@ -284,3 +284,16 @@ def test_two_parallel_files_are_inspected_as_one(tmp_path):
     for path, side in zip(paths, zip(*rows, strict=True), strict=True):
         path.write_text("".join(f"{line}\n" for line in side), "utf-8")
     assert lines_of(inspect(paths)) == {}
+
+
+def test_a_validation_file_that_is_swapped_as_a_whole_is_named(file, tmp_path):
+    rows = [
+        pair for i, pair in enumerate(invent_rows(NUM_ROWS)) if i % len(SENTENCES) == IN_RUSSIAN
+    ]
+    held_out = [pair for i, pair in enumerate(invent_rows(300, first=NUM_ROWS)) if i % len(SENTENCES) == IN_RUSSIAN]  # fmt: skip
+    write_rows(file, rows)
+    swapped = write_rows(tmp_path / "valid.tsv", [(target, source) for source, target in held_out])
+    inspection = inspect(file, read_settings(None, ["--data.valid", str(swapped)]))
+    [finding] = [one for one in inspection.findings if one.kind == "swapped"]
+    assert finding.count > 0.9 * len(held_out)
+    assert finding.examples[0].file == str(swapped)

@@ -181,8 +181,13 @@ def attend(model: Predictor, rows: Sequence[Row]) -> list[dict[str, Any]]:
         return []
     found = looking.predict_rows([Source(row.source, row.features, row.line) for row in short])
     return [
-        {"source_tokens": best.source_tokens, "tokens": best.tokens, "weights": best.alignment}
-        for _, (best, *_) in found
+        {
+            "source": row.source,
+            "source_tokens": best.source_tokens,
+            "tokens": best.tokens,
+            "weights": best.alignment,
+        }
+        for row, (_, (best, *_)) in zip(short, found, strict=True)
     ]
 
 

@@ -111,6 +111,8 @@ def test_curves_of_any_length_are_drawn_in_a_bounded_size():
 def test_a_single_point_and_a_constant_curve_are_drawn():
     parse(draw_curves("k", "t", {"a": [(1, 2.0)]}, unit="u"))
     parse(draw_curves("k", "t", {"a": [(1, 0.0), (2, 0.0)]}, unit="u", begins_at_zero=True))
+    # From zero on, no logarithm, though the values are far apart.
+    parse(draw_curves("k", "t", {"a": [(1, 1e-6), (2, 1.0)]}, unit="u", begins_at_zero=True))
 
 
 def test_a_wide_range_of_values_stands_on_a_logarithmic_axis():

@@ -79,7 +79,7 @@ def draw_curves(
                 linewidth=1.2 if place == 2 else 1.8, zorder=2 - place * 0.1,
             )  # fmt: skip
             told.append(f"{name}: {_tell_curve(points)}")
-        if 0 < 8 * min(values) < max(values):
+        if not begins_at_zero and 0 < 8 * min(values) < max(values):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_minor_locator(NullLocator())

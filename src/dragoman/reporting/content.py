@@ -22,7 +22,8 @@ class ReportContent:
     """By name, the (updates done, value) points of each curve of the training, in their order.
 
     `update_loss`, `train_loss` and `valid_loss` share a chart; `learning_rate` and `tokens_per_s`
-    have one each; every other name that begins with `valid_` is a validation score (the name of the
+    have one each; every other name that begins with `valid_`, but for what is
+    teacher-forced, is a validation score (the name of the
     score behind it). Other names are not drawn.
     """
     inspection: Mapping[str, Any] | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -18,7 +19,7 @@ class Sample:
     row: Row
     shown: Markup  # the output, its differences to the closest reference marked
     edits: int
-    place: str  # file and line, as far as known
+    place: str  # name of the file and line, as far as known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,8 @@ def _find_error(row: Row) -> float:
 
 def _show(row: Row) -> Sample:
     reference, edits = find_closest(row.hypothesis, row.references)
-    place = f"{row.file}:{row.line}" if row.file and row.line else row.file
+    name = Path(row.file).name
+    place = f"{name}:{row.line}" if name and row.line else name
     return Sample(
         row=row, shown=show_differences(reference, row.hypothesis), edits=edits, place=place
     )

@@ -35,6 +35,8 @@ _MOST_MAPS = 6
 _MOST_CONFUSIONS = 30
 _MOST_EXAMPLES = 5
 _LOSSES = {"train_loss": "training", "valid_loss": "validation", "update_loss": "at updates"}
+# Teacher-forced: not what the model writes by itself.
+_TEACHER_FORCED = ("valid_loss", "valid_perplexity", "valid_token_accuracy")
 _SEVERITIES = ("fault", "warning", "note")
 
 
@@ -46,7 +48,7 @@ def show_training(content: ReportContent) -> Shown | None:
     scores = {
         name.removeprefix("valid_"): points
         for name, points in curves.items()
-        if name.startswith("valid_") and name != "valid_loss"
+        if name.startswith("valid_") and name not in _TEACHER_FORCED
     }
     titles = {
         name: title

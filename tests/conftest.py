@@ -93,5 +93,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Predictor]:
     """The folder of a small trained model, and the model as `fit` returned it."""
     folder = tmp_path_factory.mktemp("trained")
     pairs = write_pairs(folder / "pairs.tsv")
-    settings = read_settings(None, SMALL)
-    return folder / "model", fit(pairs, folder / "model", settings, console=quiet_console())
+    settings, console = read_settings(None, SMALL), quiet_console()
+    model = fit(pairs, folder / "model", settings, console=console)
+    assert isinstance(console.file, io.StringIO)
+    (folder / "console.txt").write_text(console.file.getvalue())
+    return folder / "model", model

@@ -47,6 +47,11 @@ def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 
     clock = StartClock.since_process_start()
     settings = read_settings(arguments.config, words)
+    from dragoman.text.pairs import check_files
+
+    # What is wrong with a file at first sight is told before seconds go into loading torch.
+    for files in (arguments.pairs, settings.data.valid, settings.data.test):
+        check_files(files, settings.data)
     from dragoman.training import run
 
     clock.mark("program and libraries")

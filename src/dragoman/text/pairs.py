@@ -26,6 +26,7 @@ __all__ = [
     "Pair",
     "RowFaults",
     "Source",
+    "check_files",
     "describe_columns",
     "list_source_columns",
     "read_pairs",
@@ -33,7 +34,8 @@ __all__ = [
     "split_of",
 ]
 
-_LEADING_TAGS = re.compile(r"(?:<[^<>\s]+> )+")  # what ends a source is text, as in "<es> <none>"
+# What ends a source behind tags is text, as in "<es> <none>"; a tag alone is a source without text.
+_LEADING_TAGS = re.compile(r"(?:<[^<>\s]+> )+|<[^<>\s]+>\Z")
 
 
 class Pair(NamedTuple):
@@ -82,6 +84,18 @@ def read_pairs(
         tally = _Tally(table.file, settings, RowFaults() if faults is None else faults)
         yield from _make_pairs(table, choose_columns(table, settings), settings, tally)
         tally.check()
+
+
+def check_files(paths: Sequence[str | Path], settings: DataSettings) -> None:
+    """Check what can be told of files of pairs from their first lines: that columns are there.
+
+    Raises: DataError, when a file cannot serve.
+    """
+    if paths:
+        with open_pairs_table([Path(path) for path in paths], settings) as table:
+            if not table.sample:
+                raise DataError(f"{table.file}: the file is empty")
+            choose_columns(table, settings)
 
 
 def describe_columns(paths: Sequence[str | Path], settings: DataSettings) -> str:

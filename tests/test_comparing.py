@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_real_difference_is_told_from_chance(write):
     assert max(exact.bootstrap_p, exact.randomization_p) < 0.01
     exact = chance.comparison.differences["exact_match"]
     assert min(exact.bootstrap_p, exact.randomization_p) > 0.1
-    told = "\n".join(describe_comparison(chance, SETTINGS))
+    told = "\n".join(describe_comparison(chance))
     assert "better, may be chance" in told
     assert "a39" in told
 
@@ -47,12 +48,21 @@ def test_the_tokens_are_those_of_the_evaluation(write):
     assert found.comparison.differences["token_error_rate"].title == "PER"
 
 
+def test_the_level_is_that_of_the_evaluation_unless_another_is_typed(write, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SETTINGS", EvaluationSettings(confidence_level=0.8))
+    runs = [write("a", 40), write("b", 5)]
+    for typed, level in ((EvaluationSettings(), 0.8), (EvaluationSettings(confidence_level=0.9), 0.9)):  # fmt: skip
+        [found] = compare_runs(runs, typed)
+        assert found.level == level
+        assert f"[{100 * level:g}%]" in describe_comparison(found)[1]
+
+
 def test_runs_joined_by_commas_are_one_system(write):
     baseline = ",".join([write("a1", 40), write("a2", 44)])
     [found] = compare_runs([baseline, ",".join([write("b1", 5), write("b2", 9)])], SETTINGS)
     assert (found.comparison.baseline_runs, found.comparison.other_runs) == (2, 2)
     assert found.comparison.differences["exact_match"].baseline == pytest.approx(47.5)
-    assert "2 against 2 runs" in describe_comparison(found, SETTINGS)[0]
+    assert "2 against 2 runs" in describe_comparison(found)[0]
 
 
 def test_other_test_rows_are_refused(write):

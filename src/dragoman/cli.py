@@ -157,7 +157,7 @@ def compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     if arguments.json:
         print(json.dumps([one.to_dict() for one in found], indent=2, ensure_ascii=False))
     else:
-        print("\n\n".join("\n".join(describe_comparison(one, typed)) for one in found))
+        print("\n\n".join("\n".join(describe_comparison(one)) for one in found))
 
 
 def inspect(arguments: argparse.Namespace, words: Sequence[str]) -> None:

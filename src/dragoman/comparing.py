@@ -22,11 +22,17 @@ class NamedComparison:
 
     baseline: str
     other: str
+    level: float  # how often an interval holds what it is of
     comparison: Comparison
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
-        return {"baseline": self.baseline, "other": self.other, **self.comparison.to_dict()}
+        return {
+            "baseline": self.baseline,
+            "other": self.other,
+            "confidence_level": self.level,
+            **self.comparison.to_dict(),
+        }
 
 
 def compare_runs(
@@ -62,6 +68,7 @@ def compare_runs(
         NamedComparison(
             baseline=baseline,
             other=other,
+            level=settings.confidence_level,
             comparison=compare(
                 runs[baseline],
                 runs[other],
@@ -75,14 +82,14 @@ def compare_runs(
     ]
 
 
-def describe_comparison(named: NamedComparison, settings: EvaluationSettings) -> list[str]:
+def describe_comparison(named: NamedComparison) -> list[str]:
     """Return the lines to show."""
     found = named.comparison
     width = max(len(one.title) for one in found.differences.values())
     head = f"{named.other} against {named.baseline}: {found.rows:,} rows"
     if max(found.baseline_runs, found.other_runs) > 1:
         head += f", {found.other_runs} against {found.baseline_runs} runs"
-    level = f"{100 * settings.confidence_level:g}%"
+    level = f"{100 * named.level:g}%"
     lines = [
         head,
         f"  {'':<{width}}  baseline    other  difference [{level}]          p (bootstrap, swaps)",
@@ -90,7 +97,7 @@ def describe_comparison(named: NamedComparison, settings: EvaluationSettings) ->
     for one in found.differences.values():
         interval = f"{one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
         better = "better" if one.is_better else "worse" if one.difference else "equal"
-        is_sure = max(one.bootstrap_p, one.randomization_p) < 1 - settings.confidence_level
+        is_sure = max(one.bootstrap_p, one.randomization_p) < 1 - named.level
         verdict = better if is_sure or better == "equal" else f"{better}, may be chance"
         lines.append(
             f"  {one.title:<{width}}  {one.baseline:>8.2f} {one.other:>8.2f}  {interval:<26}  "

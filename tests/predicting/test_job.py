@@ -335,7 +335,7 @@ def test_two_do_not_write_one_file(trained, tmp_path):
 
 def test_an_interrupt_says_that_the_same_command_goes_on(trained, tmp_path):
     source = tmp_path / "in.jsonl.gz"
-    write_input(source, 30_000)
+    write_input(source, 200_000)
     process = subprocess.Popen(
         command(trained[0], source, tmp_path / "out.jsonl"), stderr=subprocess.PIPE
     )

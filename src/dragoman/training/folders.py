@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from dragoman.errors import ModelFolderError
 from dragoman.text.bundle import is_model_folder
 
@@ -33,15 +35,40 @@ def claim_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
 
 
 @contextmanager
+def lock_folder(out: Path) -> Iterator[None]:
+    """Keep other processes from training into `out`; the lock of a dead one holds nobody up.
+
+    Raises:
+        ModelFolderError: Another process is, or nothing can be written there.
+    """
+    nearest = _find_nearest(out)
+    place = nearest / f".{'+'.join(out.absolute().relative_to(nearest).parts)}.lock"
+    lock = FileLock(place, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ModelFolderError(
+            f"{out}: another process is training a model into this folder; wait for it, or choose "
+            "another --out"
+        ) from error
+    except OSError as error:
+        raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        place.unlink(missing_ok=True)
+
+
+@contextmanager
 def temporary_folder(out: Path) -> Iterator[Path]:
     """Give a folder on the disk of `out` for what is gone with the run.
 
     Raises:
         ModelFolderError: None can be made there.
     """
-    nearest = next(path for path in out.absolute().parents if path.exists())
     try:
-        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=nearest)
+        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=_find_nearest(out))
     except OSError as error:
         raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
     with folder as name:
@@ -60,3 +87,8 @@ def make_empty(folder: Path) -> None:
         folder.mkdir(parents=True)
     except OSError as error:
         raise ModelFolderError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def _find_nearest(out: Path) -> Path:
+    """Return the folder that is there already, and in which `out` will be."""
+    return next(path for path in out.absolute().parents if path.exists())

@@ -18,7 +18,7 @@ from dragoman.settings import Settings
 from dragoman.text.bundle import EVALUATION, Bundle, dump_settings, write_bundle
 from dragoman.text.model_card import write_model_card
 from dragoman.training.callbacks import FirstUpdate
-from dragoman.training.folders import make_empty
+from dragoman.training.folders import lock_folder, make_empty
 from dragoman.training.loggers import make_loggers
 from dragoman.training.outcome import evaluate_run, gather_metrics, report_run
 from dragoman.training.preparing import Run, open_run
@@ -49,43 +49,44 @@ def fit(
     Raises:
         SettingsError: Settings do not go together.
         DataError: Files or rows of the data are broken; names them.
-        ModelFolderError: `out` is in the way, or cannot be written.
+        ModelFolderError: `out` is in the way, or cannot be written, or another process trains there.
         KeyboardInterrupt: It was stopped; the checkpoints stay.
     """
     started_at = time.monotonic()
     console, clock = console or Console(stderr=True), clock or StartClock()
-    with open_run(pairs, Path(out), settings or Settings(), overwrite, console, clock) as run:
-        make_empty(run.folder)
-        run.trainer.loggers = make_loggers(run.settings.training.loggers, run.folder)
-        run.trainer.callbacks.append(FirstUpdate(clock, console))  # type: ignore[attr-defined]
-        _train(run)
-        engine = TorchEngine([run.module.network])
-        predictor = Predictor(engine, run.data.tokenizer, run.settings)
-        console.print("scoring")
-        counts = run.data.count_source_tokens()
-        evaluations = evaluate_run(run, predictor, counts)
-        minutes = (time.monotonic() - started_at) / 60
-        metrics = gather_metrics(run, predictor, evaluations, minutes)
-    bundle = Bundle(
-        settings=run.settings,
-        tokenizer=run.data.tokenizer,
-        weights=copy_weights(run.module.network),
-        metrics=metrics,
-        card=write_model_card(run.out.name, run.settings, metrics),
-        calibration=predictor.calibrations[0],
-        source_counts=counts,
-    )
-    write_bundle(run.out, bundle)
-    for name, evaluation in evaluations.items():
-        write_evaluation(run.out / EVALUATION / name, evaluation)
-    if run.settings.training.export == "ctranslate2":
-        _export(run.out, bundle, console)
-    if run.settings.evaluation.report == "html":
-        console.print(
-            report_run(run, predictor, evaluations, metrics, settings),
-            highlight=False,
-            markup=False,
+    with lock_folder(Path(out)):
+        with open_run(pairs, Path(out), settings or Settings(), overwrite, console, clock) as run:
+            make_empty(run.folder)
+            run.trainer.loggers = make_loggers(run.settings.training.loggers, run.folder)
+            run.trainer.callbacks.append(FirstUpdate(clock, console))  # type: ignore[attr-defined]
+            _train(run)
+            engine = TorchEngine([run.module.network])
+            predictor = Predictor(engine, run.data.tokenizer, run.settings)
+            console.print("scoring")
+            counts = run.data.count_source_tokens()
+            evaluations = evaluate_run(run, predictor, counts)
+            minutes = (time.monotonic() - started_at) / 60
+            metrics = gather_metrics(run, predictor, evaluations, minutes)
+        bundle = Bundle(
+            settings=run.settings,
+            tokenizer=run.data.tokenizer,
+            weights=copy_weights(run.module.network),
+            metrics=metrics,
+            card=write_model_card(run.out.name, run.settings, metrics),
+            calibration=predictor.calibrations[0],
+            source_counts=counts,
         )
+        write_bundle(run.out, bundle)
+        for name, evaluation in evaluations.items():
+            write_evaluation(run.out / EVALUATION / name, evaluation)
+        if run.settings.training.export == "ctranslate2":
+            _export(run.out, bundle, console)
+        if run.settings.evaluation.report == "html":
+            console.print(
+                report_run(run, predictor, evaluations, metrics, settings),
+                highlight=False,
+                markup=False,
+            )
     return predictor
 
 

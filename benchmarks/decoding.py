@@ -175,7 +175,7 @@ def _parse() -> argparse.Namespace:
         ("--rows", 640, "sources, in batches and as one list"),
         ("--rows-slow", 256, "sources for the slow: the usual loop and Hugging Face"),
         ("--rows-single", 100, "sources that are given one by one"),
-        ("--rounds", 5, "turns of each contender"),
+        ("--rounds", 3, "turns of each contender"),
         ("--threads", len(os.sched_getaffinity(0)), "processor threads of each contender"),
     )
     for name, default, meaning in numbers:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pyarrow
 import pyarrow.parquet
@@ -335,9 +336,12 @@ def test_two_do_not_write_one_file(trained, tmp_path):
 
 def test_an_interrupt_says_that_the_same_command_goes_on(trained, tmp_path):
     source = tmp_path / "in.jsonl.gz"
-    write_input(source, 200_000)
+    write_input(source, 30_000)
     process = subprocess.Popen(
-        command(trained[0], source, tmp_path / "out.jsonl"), stderr=subprocess.PIPE
+        command(trained[0], source, tmp_path / "out.jsonl"),
+        stderr=subprocess.PIPE,
+        # Where these tests run in the background of a shell, they have SIGINT ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert wait_for_rows(tmp_path / ".out.jsonl.journal", 64)
     process.send_signal(signal.SIGINT)

@@ -64,7 +64,12 @@ class PreparedData:
         self._survey_key = self._ids_key = ""
         self.told = ""
         self._cache = _open_cache(data.cache)
-        self._digests = _digest(self._files) if self._cache else None
+        self._digests = _digest(self._files)
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """The SHA-256 of each file as it was at the start; of none where one is no regular file."""
+        return {name: sha256 for files in (self._digests or {}).values() for name, sha256 in files}
 
     def find_survey(self, data: DataSettings) -> Survey | None:
         """Return the survey of the pairs, if it was kept."""

@@ -30,8 +30,8 @@ from dragoman.training.startup import StartClock
 class PairDataModule(lightning.LightningDataModule):
     """Pairs read, split, cut into tokens, and batched by a token budget.
 
-    After `prepare_data`: `settings` (resolved), `tokenizer`, `num_rows` by split, and `notes` (what
-    was chosen and what was left out, for people). Batches are `Batch` objects. `told_of_cache` says
+    After `prepare_data`: `settings` (resolved), `tokenizer`, `num_rows` by split, `sha256` by file,
+    and `notes` (what was chosen and what was left out, for people). Batches are `Batch` objects. `told_of_cache` says
     whether the prepared data came from the cache, or are kept there (`data.cache`).
 
     Args:
@@ -57,6 +57,7 @@ class PairDataModule(lightning.LightningDataModule):
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.num_rows: dict[Split, int] = {}
         self.notes: list[str] = []
+        self.sha256: dict[str, str] = {}
         self.told_of_cache = ""
         self._encoded: dict[Split, EncodedPairs] = {}
 
@@ -74,6 +75,7 @@ class PairDataModule(lightning.LightningDataModule):
     def _prepare(self) -> None:
         data = self.settings.data
         prepared = PreparedData(self.paths, data, self.folder)
+        self.sha256 = prepared.sha256
         self._clock.mark("digest of the files")
         survey = prepared.find_survey(data) or survey_pairs(read_pairs(self.paths, data))
         are_parallel = all(

@@ -1,19 +1,18 @@
 """What is left of a run to be read: scores of what the model writes, metrics.json, the report."""
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from dragoman.data.encoding import Split
 from dragoman.errors import DragomanError
-from dragoman.evaluating import evaluate_model, make_report
+from dragoman.evaluating import evaluate_model
 from dragoman.evaluation.evaluation import Evaluation
+from dragoman.evaluation.rows import Row
 from dragoman.inspection.inspection import inspect
+from dragoman.model_report import make_report
 from dragoman.predictor import Predictor
 from dragoman.reporting.page import write_report
 from dragoman.settings import Settings
-from dragoman.text.bundle import REPORT, fingerprint
+from dragoman.text.bundle import REPORT
 from dragoman.training.curves import read_curves
 from dragoman.training.memory import find_peak_memory_mib
 from dragoman.training.preparing import Run
@@ -22,37 +21,31 @@ _MOST_INSPECTED = 3_000_000  # pairs that the inspection holds in memory: 0.6 to
 _NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on them
 
 
-def evaluate_run(run: Run, predictor: Predictor, counts: Sequence[int]) -> dict[Split, Evaluation]:
+def evaluate_run(run: Run, predictor: Predictor, counts: Sequence[int]) -> dict[str, Evaluation]:
     """Score what the model writes for the held-out pairs; the validation's make it calibrated."""
     valid, confidence = evaluate_model(
         predictor, run.data.read_split("valid"), counts=counts, calibrates=True
     )
     files = run.settings.data.valid or tuple(f"{path}, held out" for path in run.data.paths)
     predictor.calibrations = (confidence.to_stored(files, run.settings.decoding),)
-    found: dict[Split, Evaluation] = {"valid": valid}
+    found: dict[str, Evaluation] = {"valid": valid}
     if run.data.num_rows["test"]:
         found["test"], _ = evaluate_model(predictor, run.data.read_split("test"), counts=counts)
     return found
 
 
 def gather_metrics(
-    run: Run,
-    predictor: Predictor,
-    evaluations: Mapping[Split, Evaluation],
-    minutes: float,
+    run: Run, evaluations: Mapping[str, Evaluation], minutes: float
 ) -> dict[str, Any]:
     """Return the content of metrics.json: scores, sizes, data, samples."""
     data = run.data
-    files = [
-        Path(path) for path in (*data.paths, *run.settings.data.valid, *run.settings.data.test)
-    ]
     return {
         **{name: evaluation.scores.to_dict() for name, evaluation in evaluations.items()},
         "confidence_level": run.settings.evaluation.confidence_level,
         "data": {
             "files": [str(path) for path in data.paths],
             "pairs": dict(data.num_rows),
-            "sha256": {str(path): fingerprint(path) for path in files if path.is_file()},
+            "sha256": data.sha256,
         },
         "num_parameters": sum(p.numel() for p in run.module.network.parameters()),
         "source_vocab_size": data.tokenizer.source_vocab_size,
@@ -61,14 +54,14 @@ def gather_metrics(
         "minutes": round(minutes, 2),
         "peak_memory_mib": find_peak_memory_mib(),
         "precision": run.precision,
-        "samples": _sample(run, predictor),
+        "samples": [_show(row, run.settings) for row in evaluations["valid"].rows[:_NUM_SAMPLES]],
     }
 
 
 def report_run(
     run: Run,
     predictor: Predictor,
-    evaluations: Mapping[Split, Evaluation],
+    evaluations: Mapping[str, Evaluation],
     metrics: Mapping[str, Any],
     typed: Settings | None,
 ) -> str:
@@ -76,15 +69,14 @@ def report_run(
 
     `typed` are the settings before any was chosen, which the inspection of the data tells of.
     """
-    is_inspected = sum(run.data.num_rows.values()) <= _MOST_INSPECTED
     try:
         report = make_report(
             predictor,
             run.out.name,
-            {name: (one.rows, one.to_dict()) for name, one in evaluations.items()},
+            evaluations,
             metrics=metrics,
             curves=read_curves(run.folder),
-            inspection=inspect(run.data.paths, typed).to_dict() if is_inspected else None,
+            inspection=_inspect(run, typed),
         )
         write_report(run.out / REPORT, report)
     except DragomanError as error:  # the model is written: a page less is no reason to fail
@@ -92,16 +84,19 @@ def report_run(
     return f"report: {run.out / REPORT}"
 
 
-def _sample(run: Run, predictor: Predictor) -> list[dict[str, Any]]:
-    """Return the first validation pairs with what the model makes of them."""
-    num_columns = len(run.settings.data.features)
-    pairs = list(islice(run.data.read_split("valid"), _NUM_SAMPLES))
-    sources = [" ".join((*pair.features[num_columns:], pair.source)) for pair in pairs]
-    features = [[f.partition("=")[2] for f in pair.features[:num_columns]] for pair in pairs]
-    predictions = predictor.predict(sources, features if num_columns else None)
-    return [
-        {"features": values, "source": source, "reference": pair.target, "prediction": prediction}
-        for values, source, pair, prediction in zip(
-            features, sources, pairs, predictions, strict=True
-        )
-    ]
+def _inspect(run: Run, typed: Settings | None) -> dict[str, Any] | None:
+    """Return what is found in the data; None: they are too many to be held in memory."""
+    if sum(run.data.num_rows.values()) > _MOST_INSPECTED:
+        return None
+    return inspect(run.data.paths, typed, run.data.tokenizer).to_dict()
+
+
+def _show(row: Row, settings: Settings) -> dict[str, Any]:
+    """Return a row as it is typed, tags before the source, with what the model makes of it."""
+    num_columns = len(settings.data.features)
+    return {
+        "features": [one.partition("=")[2] for one in row.features[:num_columns]],
+        "source": " ".join((*row.features[num_columns:], row.source)),
+        "reference": row.references[0],
+        "prediction": row.hypothesis + ("" if row.is_complete else settings.decoding.cut_mark),
+    }

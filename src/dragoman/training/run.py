@@ -66,7 +66,7 @@ def fit(
             counts = run.data.count_source_tokens()
             evaluations = evaluate_run(run, predictor, counts)
             minutes = (time.monotonic() - started_at) / 60
-            metrics = gather_metrics(run, predictor, evaluations, minutes)
+            metrics = gather_metrics(run, evaluations, minutes)
         bundle = Bundle(
             settings=run.settings,
             tokenizer=run.data.tokenizer,

@@ -1,64 +1,19 @@
-"""How far the training is: a live bar for people, and rows of a log for curves."""
+"""How far the training is: a live bar for people."""
 
 import time
 from datetime import timedelta
 from typing import Literal
 
 import lightning
-import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from dragoman.configuration import flatten_settings
-from dragoman.settings import Settings
-from dragoman.training.module import TransformerTraining
+from dragoman.training.meter import Metered, as_training
 
 _WIDE = 110  # columns of a terminal in which a bar has room beside the figures
 
 
-class Meter:
-    """Measures the loss and the speed of the training, from one reading to the next.
-
-    The sums that it reads are set back at each validation and at the end of each epoch, of which it
-    has to be told; the time of validations is left out. Reading waits for the device.
-    """
-
-    def __init__(self) -> None:
-        self.start()
-
-    def start(self) -> None:
-        """Begin anew."""
-        self._loss = self._num_tokens = self._time_s = 0.0
-        self.go_on()
-
-    def go_on(self) -> None:
-        """Take note that the sums have been set back, and that time counts from now on."""
-        self._seen_loss = self._seen_tokens = 0.0
-        self._since_s = time.monotonic()
-
-    def hold(self, module: TransformerTraining) -> None:
-        """Take in what has come since; call it before the sums are set back."""
-        mean_loss, now_s = module.train_metrics.mean_loss, time.monotonic()
-        loss, num_tokens = torch.stack((mean_loss.total, mean_loss.num_tokens.float())).tolist()
-        self._loss += loss - self._seen_loss
-        self._num_tokens += num_tokens - self._seen_tokens
-        self._time_s += now_s - self._since_s
-        self._seen_loss, self._seen_tokens, self._since_s = loss, num_tokens, now_s
-
-    def read(self, module: TransformerTraining) -> tuple[float, float] | None:
-        """Return the loss a token and the target tokens a second; None where no token has come."""
-        self.hold(module)
-        loss, num_tokens, time_s = self._loss, self._num_tokens, self._time_s
-        self._loss = self._num_tokens = self._time_s = 0.0
-        if num_tokens <= 0:
-            return None
-        return loss / num_tokens, num_tokens / max(1e-6, time_s)
-
-
-class ProgressBar(Callback):
+class ProgressBar(Metered):
     """Shows updates done, loss, the monitored score and its best, target tokens a second, time left.
 
     Reads the loss a few times a second at most, so that it costs the training nothing.
@@ -75,6 +30,7 @@ class ProgressBar(Callback):
         mode: Literal["min", "max"],
         max_minutes: float = 0.0,
     ) -> None:
+        super().__init__()
         self._monitor, self._mode, self._max_minutes = monitor, mode, max_minutes
         self._is_wide = console.width >= _WIDE
         shape = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=None))
@@ -87,7 +43,6 @@ class ProgressBar(Callback):
             refresh_per_second=2,
         )
         self._task = TaskID(0)
-        self._meter = Meter()
         self._next_look_s = self._begun_s = 0.0
         self._first_step = 0
         self._loss = self._tokens_per_s = 0.0  # smoothed
@@ -106,7 +61,7 @@ class ProgressBar(Callback):
             figures="",
             left="",
         )
-        self._meter.start()
+        super().on_train_start(trainer, pl_module)
         self._bar.start()
 
     def on_train_batch_end(
@@ -123,26 +78,18 @@ class ProgressBar(Callback):
             self._look(trainer, pl_module)
             self._next_look_s = now + 0.5
 
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Take in what the epoch has left, before its sums are set back."""
-        self._meter.hold(_as_training(pl_module))
-        self._meter.go_on()
-
     def on_validation_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Say that the model is being checked."""
-        if _is_fitting(trainer):
-            self._meter.hold(_as_training(pl_module))
+        super().on_validation_start(trainer, pl_module)
         self._bar.update(self._task, description="checking")
 
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Say that it goes on; where no bar can be seen, as in a file, write a line."""
-        self._meter.go_on()
+        super().on_validation_end(trainer, pl_module)
         self._bar.update(self._task, description="training")
         scores = trainer.callback_metrics
         if self._monitor in scores and not trainer.sanity_checking:
@@ -176,7 +123,7 @@ class ProgressBar(Callback):
 
     def _look(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         figures = []
-        if (found := self._meter.read(_as_training(pl_module))) is not None:
+        if (found := self.meter.read(as_training(pl_module))) is not None:
             keep = 0.7 if self._tokens_per_s else 0.0
             self._loss = keep * self._loss + (1 - keep) * found[0]
             speed = found[1] * trainer.world_size
@@ -217,94 +164,3 @@ class ProgressBar(Callback):
         if self._max_minutes:
             left_s = min(left_s, max(0.0, 60 * self._max_minutes - spent_s))
         return f"{timedelta(seconds=round(left_s))}{' left' if self._is_wide else ''}"
-
-
-class UpdateLog(Callback):
-    """Logs `update_loss`, `learning_rate` and `tokens_per_s` every so many updates, and at the end.
-
-    The loss (smoothed labels and dropout in) is a mean over the tokens since the last such row; the
-    speed, in target tokens of all ranks, is that of this rank times their number. Only then is the
-    device waited for: no update costs more. Loggers other than the CSV file get the settings too.
-
-    Args:
-        every: Updates from one row to the next.
-    """
-
-    def __init__(self, every: int, settings: Settings) -> None:
-        self._every, self._settings = every, settings
-        self._meter = Meter()
-        self._logged_step = 0
-
-    def setup(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
-    ) -> None:
-        """Give the settings to the loggers, before they write what they know at the start."""
-        for logger in trainer.loggers:
-            if stage == "fit" and not isinstance(logger, CSVLogger):
-                logger.log_hyperparams(flatten_settings(self._settings))
-
-    def on_train_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Begin to measure."""
-        self._logged_step = trainer.global_step
-        self._meter.start()
-
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-    ) -> None:
-        """Log, if so many updates have been made since."""
-        if trainer.global_step - self._logged_step >= self._every:
-            self._log(trainer, pl_module)
-
-    def on_validation_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Stop the time."""
-        if _is_fitting(trainer):
-            self._meter.hold(_as_training(pl_module))
-
-    def on_validation_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Let the time go on."""
-        self._meter.go_on()
-
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Take in what the epoch has left."""
-        self._meter.hold(_as_training(pl_module))
-        self._meter.go_on()
-
-    def on_train_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Log what is left."""
-        self._log(trainer, pl_module)
-
-    def _log(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        step = self._logged_step = trainer.global_step
-        if (found := self._meter.read(_as_training(pl_module))) is None:
-            return
-        values = {
-            "update_loss": found[0],
-            "tokens_per_s": found[1] * trainer.world_size,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-        }
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=step - 1)  # Lightning counts updates from 0
-
-
-def _is_fitting(trainer: lightning.Trainer) -> bool:
-    return trainer.state.fn == TrainerFn.FITTING
-
-
-def _as_training(module: lightning.LightningModule) -> TransformerTraining:
-    assert isinstance(module, TransformerTraining)
-    return module

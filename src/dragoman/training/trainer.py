@@ -10,9 +10,10 @@ from dragoman.settings import Settings, TrainingSettings
 from dragoman.training.averaging import average_weights
 from dragoman.training.callbacks import CollapseWarning
 from dragoman.training.precision import find_device
-from dragoman.training.progress import ProgressBar, UpdateLog
+from dragoman.training.progress import ProgressBar
 from dragoman.training.samples import SAMPLES_FILE, SampleLog
 from dragoman.training.texts import Texts
+from dragoman.training.update_log import UpdateLog
 
 
 def make_trainer(

@@ -25,7 +25,7 @@ ROWS = [
     {"engines"},
     {"prediction", "predictor"},
     {"predicting"},
-    {"evaluating", "comparing"},
+    {"evaluating", "comparing", "model_report"},
     {"exporting"},
     {"training"},
     {"__init__"},

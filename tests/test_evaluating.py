@@ -5,7 +5,7 @@ import pytest
 import dragoman
 from conftest import make_words
 from dragoman.errors import DataError
-from dragoman.evaluating import attend, evaluate_model, find_run, list_evaluations, name_evaluation
+from dragoman.evaluating import evaluate_model, find_run, list_evaluations, name_evaluation
 from dragoman.evaluation.evaluation import write_evaluation
 from dragoman.text.pairs import Pair
 
@@ -47,16 +47,6 @@ def test_a_symbol_that_was_never_trained_on_makes_a_group(trained):
     assert groups == {"never": 1, "100 times or more": 60}
 
 
-def test_the_attention_of_a_few_rows_is_over_their_sources(trained):
-    _, model = trained
-    rows = model.predict_pairs(pairs_of(WORDS))
-    for one in attend(model, rows):
-        assert len(one["weights"]) == len(one["tokens"])
-        for weights in one["weights"]:
-            assert len(weights) == len(one["source_tokens"])
-            assert sum(weights) == pytest.approx(1.0, abs=1e-3)
-
-
 def test_an_evaluation_is_found_by_its_name_its_folder_or_its_rows(trained, tmp_path):
     evaluation, _ = evaluate_model(trained[1], pairs_of(WORDS))
     write_evaluation(tmp_path / "words", evaluation)
@@ -65,6 +55,16 @@ def test_an_evaluation_is_found_by_its_name_its_folder_or_its_rows(trained, tmp_
     (tmp_path / "alone.jsonl").write_bytes((tmp_path / "words" / "rows.jsonl").read_bytes())
     assert find_run(tmp_path / "alone.jsonl") == (rows, {})
     assert [row.hypothesis for row in rows] == [row.hypothesis for row in evaluation.rows]
+
+
+def test_another_file_beside_an_evaluation_is_read_itself(trained, tmp_path):
+    evaluation, _ = evaluate_model(trained[1], pairs_of(WORDS))
+    write_evaluation(tmp_path / "words", evaluation)
+    other = tmp_path / "words" / "other.jsonl"
+    other.write_text('{"source": "a", "references": ["b"], "hypothesis": "c"}\n')
+    rows, content = find_run(other)
+    assert [row.hypothesis for row in rows] == ["c"]
+    assert content == {}
 
 
 def test_a_run_that_is_not_there_is_told(trained, tmp_path):

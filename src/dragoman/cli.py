@@ -8,14 +8,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dragoman.errors import DragomanError
 from dragoman.options import read_command_line
 
 if TYPE_CHECKING:
+    from dragoman.evaluation.evaluation import Evaluation
     from dragoman.predictor import Predictor
 
 
@@ -111,8 +112,9 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     if arguments.references or arguments.sources:
         raise DragomanError("--references, --sources: belong to --hypotheses; leave them out")
     model = _load_model(arguments, words)
-    from dragoman.evaluating import evaluate_model, make_report, name_evaluation
+    from dragoman.evaluating import evaluate_model, name_evaluation
     from dragoman.evaluation.evaluation import write_evaluation
+    from dragoman.model_report import make_report
     from dragoman.reporting.page import write_report
     from dragoman.text.bundle import EVALUATION, read_bundle
     from dragoman.text.calibration import write_calibration
@@ -133,17 +135,17 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     if arguments.calibrate:
         stored = confidence.to_stored(list(map(str, paths)), model.settings.decoding)
         write_calibration(arguments.model, stored)
-    content = evaluation.to_dict()
     if arguments.report is not None:
+        folder = arguments.model.resolve()  # "." has no name
         report = make_report(
             model,
-            arguments.model.name,
-            {name: (evaluation.rows, content)},
+            folder.name,
+            {name: evaluation},
             metrics=bundle.metrics,
-            curves=read_curves(arguments.model.with_name(f"{arguments.model.name}.training")),
+            curves=read_curves(folder.with_name(f"{folder.name}.training")),
         )
         write_report(arguments.report, report)
-    _show_evaluation(content, arguments, out, confidence.tell())
+    _show_evaluation(evaluation, arguments, out, confidence.tell())
 
 
 def compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:
@@ -231,9 +233,10 @@ def _evaluate_files(arguments: argparse.Namespace, words: Sequence[str]) -> None
         )
     if arguments.calibrate:
         raise DragomanError("--calibrate: makes the confidence of a model right; give MODEL")
-    from dragoman.evaluating import name_evaluation, report_outputs
+    from dragoman.evaluating import name_evaluation
     from dragoman.evaluation.evaluation import evaluate_rows, write_evaluation
     from dragoman.evaluation.outputs import read_outputs
+    from dragoman.model_report import report_outputs
     from dragoman.reporting.page import write_report
 
     rows = read_outputs(arguments.hypotheses, arguments.references, arguments.sources)
@@ -243,17 +246,18 @@ def _evaluate_files(arguments: argparse.Namespace, words: Sequence[str]) -> None
     if arguments.report is not None:
         name = name_evaluation([arguments.hypotheses])
         write_report(arguments.report, report_outputs(name, evaluation))
-    _show_evaluation(evaluation.to_dict(), arguments, arguments.out)
+    _show_evaluation(evaluation, arguments, arguments.out)
 
 
 def _show_evaluation(
-    content: Mapping[str, Any],
+    evaluation: "Evaluation",
     arguments: argparse.Namespace,
     out: Path | None,
     told: Sequence[str] = (),
 ) -> None:
     from dragoman.evaluation.summary import summarize
 
+    content = evaluation.to_dict()
     if arguments.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:

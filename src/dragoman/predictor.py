@@ -21,7 +21,7 @@ from dragoman.text.bundle import WEIGHTS, fingerprint, read_bundle
 from dragoman.text.calibration import StoredCalibration, find_differences
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.pairs import BadRow, Pair, Source, take_features
-from dragoman.text.special_ids import EOS_ID, UNKNOWN_ID
+from dragoman.text.special_ids import EOS_ID
 
 if TYPE_CHECKING:
     from dragoman.evaluation.rows import Row
@@ -287,19 +287,6 @@ class Predictor:
             plan=plan,
             calibrations=self.calibrations,
         )
-
-    def count_rarest(self, rows: "Sequence[Row]", counts: Sequence[int]) -> list[int]:
-        """Return how often the rarest token of each source stood in the training pairs.
-
-        Args:
-            counts: How often each source id did; an id beyond them, or an unknown one: never.
-        """
-        known = dict(enumerate(counts))
-        known[UNKNOWN_ID] = 0
-        encoded = self.tokenizer.encode_sources(
-            [row.source for row in rows], [row.features for row in rows]
-        )
-        return [min((known.get(id_, 0) for id_ in ids[:-1]), default=0) for ids in encoded]
 
     def _make_rows(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None

@@ -75,12 +75,17 @@ class Inspection:
 
 
 def inspect(
-    pairs: str | Path | Sequence[str | Path], settings: Settings | None = None
+    pairs: str | Path | Sequence[str | Path],
+    settings: Settings | None = None,
+    tokenizer: PairTokenizer | None = None,
 ) -> Inspection:
     """Inspect a file of pairs (two of parallel text), and those of data.valid and data.test.
 
     Reads all rows into memory and stops at no faulty one. Of many rows, the tokenizer is trained on
     a part, and a part is encoded; `notes` tell.
+
+    Args:
+        tokenizer: That of a model that was trained on them; None: it is made here.
 
     Raises:
         DataError: A file cannot be read, or has no usable row at all.
@@ -96,7 +101,9 @@ def inspect(
     )
     figures, notes = dict[str, SplitFigures](), list[str]()
     if "train" in splits:
-        tokenizer, is_whole = train_tokenizer(splits["train"], chosen)
+        is_whole = True
+        if tokenizer is None:
+            tokenizer, is_whole = train_tokenizer(splits["train"], chosen)
         figures = {name: _measure(rows, tokenizer, notes) for name, rows in splits.items()}
         if not is_whole:
             notes.append("tokens are of a tokenizer trained on a part of the rows, evenly spread")

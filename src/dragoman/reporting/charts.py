@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -17,6 +18,9 @@ from dragoman.reporting.drawing import (
     drawing_rules,
 )
 from dragoman.reporting.visible import measure_width, write_plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Point = tuple[float, float]
 Estimate = tuple[float, float, float]  # value, and the two ends of its interval
@@ -56,18 +60,9 @@ def draw_curves(
         unit: What the values are, with their unit.
         best: The name of a curve and a point of it, to be marked.
     """
-    values = [value for points in curves.values() for _, value in points]
     is_thinned = any(len(points) > _MOST_POINTS for points in curves.values())
     told = []
     with drawing_rules():
-        from matplotlib.ticker import (
-            EngFormatter,
-            FuncFormatter,
-            LogLocator,
-            MaxNLocator,
-            NullLocator,
-        )
-
         drawing = Drawing()
         axes = drawing.axes
         for place, (name, points) in enumerate(curves.items()):
@@ -79,18 +74,7 @@ def draw_curves(
                 linewidth=1.2 if place == 2 else 1.8, zorder=2 - place * 0.1,
             )  # fmt: skip
             told.append(f"{name}: {_tell_curve(points)}")
-        if not begins_at_zero and 0 < 8 * min(values) < max(values):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_minor_locator(NullLocator())
-        if max(values) >= 10_000:
-            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-        else:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if begins_at_zero:
-            axes.set_ylim(0, max(values) * 1.1 or 1.0)
+        _scale(axes, [value for points in curves.values() for _, value in points], begins_at_zero)
         axes.set(xlabel="updates", ylabel=unit)
         if best is not None:
             name, (step, value) = best
@@ -251,6 +235,24 @@ def draw_attention(
         axes.grid(visible=False)
         drawn = drawing.finish(key, f"Attention, from 0 to 1. {'; '.join(told)}.")
     return Chart(title=title, drawing=drawn)
+
+
+def _scale(axes: "Axes", values: Sequence[float], begins_at_zero: bool) -> None:
+    """Choose the scales of curves that have these values."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    if begins_at_zero:
+        axes.set_ylim(0, max(values) * 1.1 or 1.0)
+    elif 0 < 8 * min(values) < max(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    if max(values) >= 10_000:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    else:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _thin(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:

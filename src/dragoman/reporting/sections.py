@@ -17,6 +17,7 @@ from dragoman.reporting.charts import (
 from dragoman.reporting.content import ReportContent
 from dragoman.reporting.differences import show_differences
 from dragoman.reporting.figures import (
+    Score,
     compare_splits,
     is_lower_better,
     list_breakdowns,
@@ -119,26 +120,6 @@ def show_scores(content: ReportContent) -> Shown | None:
     if not titles:
         return None
     splits = list(by_split)
-    charts: list[Chart] = []
-    if len(splits) == 1:
-        estimates = [score.estimate for score in by_split[splits[0]].values()]
-        charts.append(
-            draw_intervals(
-                "scores",
-                "All scores",
-                list(titles.values()),
-                {splits[0]: estimates},
-                unit="percent, or points of 100",
-            )
-        )
-    else:
-        drawn = {name: title for name, title in titles.items() if "." not in name}  # no fields
-        for number, (name, title) in enumerate(list(drawn.items())[:_MOST_SCORES]):
-            found = [by_split[split].get(name) for split in splits]
-            series = {title: [None if score is None else score.estimate for score in found]}
-            charts.append(
-                draw_intervals(f"score{number}", title, splits, series, unit=name_unit(name))
-            )
     return {
         "splits": splits,
         "rows": [content.evaluations[name].get("rows") for name in splits],
@@ -153,7 +134,7 @@ def show_scores(content: ReportContent) -> Shown | None:
             }
             for name, title in titles.items()
         ],
-        "charts": charts,
+        "charts": _draw_scores(by_split, titles),
         "main": content.main_evaluation,
         "compared": compare_splits(content.evaluations, content.main_evaluation),
         "signatures": {
@@ -166,6 +147,26 @@ def show_scores(content: ReportContent) -> Shown | None:
             split: one["speed"] for split, one in content.evaluations.items() if one.get("speed")
         },
     }  # fmt: skip
+
+
+def _draw_scores(
+    by_split: Mapping[str, Mapping[str, Score]], titles: Mapping[str, str]
+) -> list[Chart]:
+    """Return one chart of all scores of one evaluation, or a chart for each score of several."""
+    splits = list(by_split)
+    if len(splits) == 1:
+        estimates = [score.estimate for score in by_split[splits[0]].values()]
+        named = list(titles.values())
+        unit = "percent, or points of 100"
+        return [draw_intervals("scores", "All scores", named, {splits[0]: estimates}, unit=unit)]
+    drawn = {name: title for name, title in titles.items() if "." not in name}  # no fields
+    charts = []
+    for number, (name, title) in enumerate(list(drawn.items())[:_MOST_SCORES]):
+        found = [by_split[split].get(name) for split in splits]
+        series = {title: [None if score is None else score.estimate for score in found]}
+        unit = name_unit(name)
+        charts.append(draw_intervals(f"score{number}", title, splits, series, unit=unit))
+    return charts
 
 
 def show_breakdowns(content: ReportContent) -> Shown | None:

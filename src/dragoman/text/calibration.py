@@ -114,4 +114,4 @@ def find_differences(calibration: StoredCalibration, decoding: DecodingSettings)
     ]
 
 
-_REMEDY = "make it anew with `dragoman evaluate`, or take it away"
+_REMEDY = "take it away, and make it anew with `dragoman evaluate MODEL PAIRS --calibrate`"

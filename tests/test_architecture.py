@@ -13,7 +13,7 @@ PACKAGE = Path(dragoman.__file__).parent
 # Each row imports only itself and the rows above it.
 ROWS = [
     {"errors"},
-    {"settings", "configuration", "options"},
+    {"versions", "settings_file", "settings", "configuration", "options"},
     {"text"},
     {"presets", "demo"},
     {"data"},

@@ -1,4 +1,5 @@
 import contextlib
+import time
 
 import pytest
 import yaml
@@ -138,3 +139,73 @@ def test_no_text_makes_a_traceback(tmp_path_factory, text):
     config.write_text(text, encoding="utf-8", newline="")
     with contextlib.suppress(SettingsError):
         read_settings(config, [text])
+
+
+TOO_MUCH = {
+    "an alias of a list": "a: &a [x, x]\nb: [*a, *a]\n",
+    "billion laughs": "a0: &a0 [x]\n"
+    + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    + "data: {features: *a11}\n",
+    "deep lists": "data: " + "[" * 200_000,
+    "deep mappings": "{a: " * 50_000,
+    "deep blocks": "".join(f"{' ' * i}a:\n" for i in range(1000)),
+    "many values": f"data:\n  features: [{'a, ' * 300_000}]\n",
+    "many settings": "".join(f"model.x{i}: 1\n" for i in range(9000)),
+    "many names in one": "".join(f"zmodel.x{i}: 1\n" for i in range(999)),
+    "one name again and again": "model.d_model: 1\n" * 9000,
+    "larger than settings are": "# " + "x" * (1 << 20),
+    "a huge whole number": f"model:\n  d_model: {'9' * 500_000}\n",
+    "a huge number of base 16": f"model:\n  d_model: [0x{'f' * 500_000}]\n",
+    "a huge number of base 60": f"model:\n  d_model: 1{':10' * 200_000}\n",
+    "a long name": f"? {'x' * 900_000}\n: 1\n",
+    "a name that is a list": "? [a, b]\n: 1\n",
+    "a name that is a mapping": "? {a: b}\n: 1\n",
+    "no date": "data: {source: 2026-13-45}\n",
+    "no truth": "data: {leading_tags: !!bool perhaps}\n",
+    "no whole number": 'data: {max_tokens: !!int ""}\n',
+    "a call": "data: {source: !!python/object/apply:os.system ['touch CALLED']}\n",
+    "an object": "data: !!python/object:dragoman.settings.DataSettings {source: x}\n",
+    "a name in a module": "data: {source: !!python/name:os.system }\n",
+    "infinity": "optimization: {learning_rate: .inf}\n",
+    "no number": "optimization: {learning_rate: .nan}\n",
+    "beyond the numbers": "optimization: {learning_rate: 1.0e+999}\n",
+    "a width without end": "model: {d_model: 1000000000000}\n",
+    "layers without end": "model: {num_encoder_layers: 1000000000}\n",
+    "a beam without end": "decoding: {beam_size: 1000000000}\n",
+    "an output without end": "decoding: {max_length_ratio: 1.0e+300}\n",
+    "a cursor that moves": 'data: {"\\e[2Jx": 1}\n',
+}
+
+
+@pytest.mark.parametrize("text", TOO_MUCH.values(), ids=TOO_MUCH)
+def test_a_file_of_settings_that_wants_too_much_is_refused_soon(text, tmp_path):
+    (tmp_path / "settings.yaml").write_text(text)
+    start_s = time.monotonic()
+    told = faults_of(tmp_path / "settings.yaml", [])
+    assert time.monotonic() - start_s < 20  # a tenth of it on a quiet machine
+    assert "settings.yaml" in told
+    assert "\x1b" not in told
+    assert len(told) < 500_000
+
+
+def test_what_a_file_of_settings_calls_is_not_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.yaml").write_text(TOO_MUCH["a call"])
+    assert "constructor" in faults_of(tmp_path / "settings.yaml", [])
+    assert not (tmp_path / "CALLED").exists()
+
+
+def test_an_alias_may_stand_for_one_value(tmp_path):
+    (tmp_path / "settings.yaml").write_text("model: {d_model: &width 64, dim_feedforward: *width}")
+    assert read_settings(tmp_path / "settings.yaml").model.dim_feedforward == 64
+
+
+def test_the_format_of_a_file_of_settings_is_that_of_this_version_or_an_older_one(tmp_path):
+    (tmp_path / "settings.yaml").write_text("format: 1\nmodel: {d_model: 64}\n")
+    assert read_settings(tmp_path / "settings.yaml").model.d_model == 64
+    (tmp_path / "settings.yaml").write_text("format: 2\nmodel: {d_model: 64}\n")
+    told = faults_of(tmp_path / "settings.yaml", [])
+    assert ":1: its format is 2, and this dragoman (" in told
+    assert "pip install --upgrade dragoman" in told
+    (tmp_path / "settings.yaml").write_text("format: new\n")
+    assert "expected a whole number" in faults_of(tmp_path / "settings.yaml", [])

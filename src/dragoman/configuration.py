@@ -6,12 +6,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dragoman.errors import SettingsError
 from dragoman.settings import DecodingSettings, Section, Settings
+from dragoman.settings_file import parse_settings, read_settings_file, shorten
+
+# Beyond these a model folder could claim any amount of memory before its weights are looked at.
+_LARGEST = {
+    "model.d_model": 1 << 16,
+    "model.num_encoder_layers": 1000,
+    "model.num_decoder_layers": 1000,
+    "model.dim_feedforward": 1 << 20,
+    "model.max_positions": 1 << 20,
+    "data.max_characters": 10**9,
+    "data.max_tokens": 10**9,
+    "decoding.beam_size": 10_000,
+    "decoding.num_samples": 100_000,
+    "decoding.max_length_ratio": 10_000,
+    "decoding.max_length_extra": 10**7,
+    "decoding.min_length": 10**7,
+    "decoding.batch_tokens": 10**8,
+    "evaluation.resamples": 10**6,
+}
 
 
 @dataclass
@@ -39,8 +57,28 @@ def read_settings(config: Path | None = None, arguments: Sequence[str] = ()) -> 
     """
     draft = _Draft()
     if config is not None:
-        _read_file(config, draft)
+        _take_file(read_settings_file(config), str(config), draft)
     _read_arguments(arguments, draft)
+    return _check(draft)
+
+
+def parse_config(text: str, place: str) -> Settings:
+    """Return the settings in `text`, YAML; `place` is the name of the file that it came from.
+
+    Raises:
+        SettingsError: As `read_settings`.
+    """
+    draft = _Draft()
+    _take_file(text, place, draft)
+    return _check(draft)
+
+
+def _check(draft: _Draft) -> Settings:
+    """Return the settings of a draft.
+
+    Raises:
+        SettingsError: Lists every fault.
+    """
     draft.faults += [
         f"{draft.places[name]}: this is a group of settings ({name}.…), not a setting with a value"
         for name in draft.values
@@ -53,14 +91,14 @@ def read_settings(config: Path | None = None, arguments: Sequence[str] = ()) -> 
         draft.faults += [fault for details in error.errors() for fault in _describe(details, draft)]
     draft.faults += find_conflicts(settings, draft.places)
     if draft.faults:
-        raise SettingsError.gather(draft.faults)
+        raise SettingsError.gather(list(dict.fromkeys(draft.faults)))
     return settings
 
 
 def find_conflicts(settings: Settings, places: Mapping[str, str] | None = None) -> list[str]:
     """Return the faults of settings that do not go together; an empty list if there are none."""
     places = places or {}
-    model, faults = settings.model, []
+    model, faults = settings.model, _find_excess(settings, places)
     if model.d_model % model.nhead:
         where = places.get("model.nhead") or places.get("model.d_model") or "model.nhead"
         faults.append(
@@ -82,6 +120,18 @@ def find_conflicts(settings: Settings, places: Mapping[str, str] | None = None) 
     if settings.data.valid_fraction + settings.data.test_fraction >= 1.0:
         faults.append("data.valid_fraction and data.test_fraction leave nothing to train on")
     return faults + _find_decoding_conflicts(settings.decoding)
+
+
+def _find_excess(settings: Settings, places: Mapping[str, str]) -> list[str]:
+    """Return what is so large that it would take all memory, and that no model needs."""
+    faults = []
+    for name, largest in _LARGEST.items():
+        section, _, last = name.partition(".")
+        value = getattr(getattr(settings, section), last)
+        if value > largest:
+            found = f"{value:,}" if value < 10**15 else "a number of over 15 digits"
+            faults.append(f"{places.get(name, name)}: {found} is too large: at most {largest:,}")
+    return faults
 
 
 def _find_decoding_conflicts(decoding: DecodingSettings) -> list[str]:
@@ -189,42 +239,18 @@ def suggest(name: str, known: Sequence[str]) -> str:
     return ""
 
 
-def _read_file(path: Path, draft: _Draft) -> None:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: the settings cannot be read: {error}") from error
-    try:
-        loader = yaml.SafeLoader(text)
-        root = loader.get_single_node()
-        if isinstance(root, yaml.MappingNode):
-            _flatten(root, "", loader, path, draft)
-        elif root is not None:
-            found = "a list" if isinstance(root, yaml.SequenceNode) else "a value"
-            raise SettingsError(f"{path}: expected lines of `name: value`, found {found}")
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error)
-        raise SettingsError(f"{where}: not valid YAML: {problem}") from error
-
-
-def _flatten(
-    node: yaml.MappingNode, prefix: str, loader: yaml.SafeLoader, path: Path, draft: _Draft
-) -> None:
-    """Put the values of a mapping into `draft`, each under its dotted name and with its line."""
-    for key_node, value_node in node.value:
-        name, place = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
+def _take_file(text: str, place: str, draft: _Draft) -> None:
+    """Put the settings of a file into `draft`, each with its line."""
+    for setting in parse_settings(text, place):
+        name, where = setting.name, f"{place}:{setting.line}"
         if name in draft.values:
-            draft.faults.append(f"{place}: {name} is set twice in this file")
-        if isinstance(value_node, yaml.MappingNode) and value_node.value:
-            _flatten(value_node, f"{name}.", loader, path, draft)
-            continue
-        value = loader.construct_object(value_node, deep=True)
-        if value is None:
-            draft.faults.append(f"{place}: {name} has no value; give one, or take the line out")
+            draft.faults.append(f"{where}: {shorten(name)} is set twice in this file")
+        if setting.value is None:
+            draft.faults.append(
+                f"{where}: {shorten(name)} has no value; give one, or take the line out"
+            )
         else:
-            draft.set(name, value, f"{place}: {name}")
+            draft.set(name, setting.value, f"{where}: {shorten(name)}")
 
 
 def _read_arguments(arguments: Sequence[str], draft: _Draft) -> None:
@@ -275,18 +301,19 @@ def _describe_value(name: str, details: ErrorDetails, draft: _Draft) -> str:
     place = draft.places.get(name) or next(
         (typed for set_name, typed in draft.places.items() if set_name.startswith(f"{name}.")), name
     )
-    found, context = details["input"], details.get("ctx", {})
+    found, context = _show(details["input"]), details.get("ctx", {})
+    quoted = repr(found) if isinstance(details["input"], str) else found
     match details["type"]:
         case "literal_error":
             choices = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-            hint = suggest(str(found), choices)
-            return f"{place}: {found!r} is not one of {', '.join(choices)}{hint}"
+            hint = suggest(str(details["input"])[:80], choices)
+            return f"{place}: {quoted} is not one of {', '.join(choices)}{hint}"
         case "int_parsing" | "int_type" | "int_from_float":
-            return f"{place}: {found!r} is not a whole number"
+            return f"{place}: {quoted} is not a whole number"
         case "float_parsing" | "float_type":
-            return f"{place}: {found!r} is not a number"
+            return f"{place}: {quoted} is not a number"
         case "bool_parsing" | "bool_type":
-            return f"{place}: {found!r} is neither true nor false"
+            return f"{place}: {quoted} is neither true nor false"
         case "greater_than_equal":
             return f"{place}: {found} is too small: at least {context['ge']}"
         case "greater_than":
@@ -298,3 +325,12 @@ def _describe_value(name: str, details: ErrorDetails, draft: _Draft) -> str:
         case "model_type" | "model_attributes_type":
             return f"{place}: this is a group of settings ({name}.…), not a setting with a value"
     return f"{place}: {details['msg']}"
+
+
+def _show(value: object) -> str:
+    """Return a value for a message; what is no plain value, and may be endless, by its kind."""
+    if isinstance(value, str):
+        return shorten(value)
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return "a huge number"
+    return str(value) if isinstance(value, int | float) else f"a {type(value).__name__}"

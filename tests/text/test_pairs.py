@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import time
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -505,6 +506,36 @@ def test_a_parquet_column_of_numbers_with_fractions_is_refused(tmp_path):
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path):
     path = write(tmp_path, "p.tsv.gz", gzip.compress(b"x" * (66 << 20), 1))
     assert f"{path}:1: a line of over 64 MiB" in fail(path)
+
+
+def test_many_packed_parts_without_a_line_end_are_read_in_time(tmp_path):
+    data = gzip.compress(b"a", mtime=0) * 40_000 + gzip.compress(b"\tb\n", mtime=0)
+    began = time.process_time()
+    assert read(write(tmp_path, "p.tsv.gz", data), max_characters=50_000) == [("a" * 40_000, "b")]
+    assert time.process_time() - began < 10  # 0.6 s; 40 s where each part looks at all before it
+
+
+def test_quotes_that_are_never_closed_are_refused_in_time(tmp_path):
+    # Each line ends a field and opens the next: the first record would be the whole file.
+    path = write(tmp_path, "p.csv", "source,target\n" + 'x","\n' * 70_000)
+    began = time.process_time()
+    message = fail(path, broken_rows="skip")
+    assert "so many quotes before this line are opened and not closed" in message
+    assert f"{path}:" in message
+    assert time.process_time() - began < 10  # 0.7 s; hours where each line reads all after it
+
+
+def test_a_quoted_field_of_many_lines_is_one_row(tmp_path):
+    text = "line\n" * 20_000
+    path = write(tmp_path, "p.csv", f'source,target\n"{text}",b\nc,d\n')
+    assert read(path, max_characters=200_000) == [(text, "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize("layout", ["tsv", "csv", "jsonl"])
+def test_empty_lines_without_end_do_not_fill_the_memory(tmp_path, layout):
+    path = write(tmp_path, f"p.{layout}.gz", gzip.compress(b"\n" * 300_000 + b"a\n", mtime=0))
+    with pytest.raises(DataError, match=r"first 100,000 lines are empty|no line is an object"):
+        list(read_sources(path, DataSettings(header="no")))
 
 
 def test_parallel_files_of_unequal_length_are_refused_with_both_counts(tmp_path):

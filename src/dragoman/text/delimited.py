@@ -19,6 +19,11 @@ from dragoman.text.faults import (
 from dragoman.text.files import Block, read_blocks
 from dragoman.text.table import WHOLE_ROW, Row, Table, dump_row, empty_table, label_columns
 
+_MOST_EMPTY_LINES = 100_000  # before the first row: they are held until it is known
+_MOST_RECORD_LINES = 1 << 16
+_LONGEST_RECORD = 1 << 23  # characters
+_FREE_LINES, _REPEATS = 1 << 20, 16  # lines that may be read again for broken quotes
+
 
 def open_tsv(stream: BinaryIO, file: str, *, has_header: bool, drops_blank_end: bool) -> Table:
     """Return the table of a TSV stream; its first line that is not empty gives the columns.
@@ -39,6 +44,7 @@ def open_tsv(stream: BinaryIO, file: str, *, has_header: bool, drops_blank_end: 
     held = [first]
     while not any(held[-1].lines) and (block := next(blocks, None)):
         held.append(block)
+        _check_start(file, block.first)
     sample = names or tuple(next(filter(None, held[-1].lines), "").split("\t"))
 
     def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
@@ -58,7 +64,7 @@ def open_csv(
     # The limit belongs to the whole process; it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), longest + 1))
     blocks = read_blocks(stream, file, keeps_returns=True, drops_blank_end=drops_blank_end)
-    records = _read_records(_RecordLines(blocks), file)
+    records = _read_records(_RecordLines(blocks, file), file)
     held: list[tuple[int, list[str]] | Fault] = []
     sample: tuple[str, ...] = ()
     while not sample:
@@ -70,6 +76,7 @@ def open_csv(
         sample = tuple(first[1])
         if not (sample and has_header):
             held.append(first)
+            _check_start(file, first[0])
     names = sample if has_header else None
 
     def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
@@ -77,6 +84,11 @@ def open_csv(
         return _read_csv(chain(held, records), file, len(sample), choose)
 
     return Table(file=file, names=names, sample=sample, read=read)
+
+
+def _check_start(file: str, number: int) -> None:
+    if number > _MOST_EMPTY_LINES:
+        raise DataError(f"{file}: its first {_MOST_EMPTY_LINES:,} lines are empty; leave them out")
 
 
 def _read_tsv(
@@ -111,28 +123,53 @@ def _read_csv(
 
 
 class _RecordLines:
-    """Feeds lines to csv.reader; the lines after the first of a broken record can be given back."""
+    """Feeds lines to csv.reader; the lines after the first of a broken record can be given back.
 
-    def __init__(self, blocks: Iterator[Block]) -> None:
+    A record ends, as at the end of the file, before it fills the memory.
+    """
+
+    def __init__(self, blocks: Iterator[Block], file: str) -> None:
+        self._file = file
         self._fresh = (
             (number, line, block.is_clean)
             for block in blocks
             for number, line in enumerate(block.lines, block.first)
         )
         self._returned: deque[tuple[int, str, bool]] = deque()
+        self._num_returned = 0
+        self._num_characters = 0
         self.taken: list[tuple[int, str, bool]] = []
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
+        if len(self.taken) >= _MOST_RECORD_LINES or self._num_characters >= _LONGEST_RECORD:
+            raise StopIteration
         item = self._returned.popleft() if self._returned else next(self._fresh)
         self.taken.append(item)
+        self._num_characters += len(item[1])
         return item[1] + "\n"
 
+    def begin(self) -> None:
+        """Forget the lines of the last record."""
+        self.taken.clear()
+        self._num_characters = 0
+
     def give_back(self) -> None:
+        """Let all lines but the first be read again.
+
+        Raises: DataError, when that is to be done so often that it would never end.
+        """
         self._returned.extendleft(reversed(self.taken[1:]))
-        del self.taken[1:]
+        self._num_returned += len(self.taken) - 1
+        number = self.taken[0][0]
+        if self._num_returned > _FREE_LINES + _REPEATS * number:
+            raise DataError(
+                f"{self._file}:{number}: so many quotes before this line are opened and not closed "
+                "that the file cannot be read as CSV; write a quote in a field twice, in quotes, "
+                "or set data.format to what it is"
+            )
 
 
 def _read_records(lines: _RecordLines, file: str) -> Iterator[tuple[int, list[str]] | Fault]:
@@ -142,7 +179,7 @@ def _read_records(lines: _RecordLines, file: str) -> Iterator[tuple[int, list[st
     """
     reader = csv.reader(lines, strict=True)
     while True:
-        lines.taken.clear()
+        lines.begin()
         try:
             fields = next(reader)
         except StopIteration:

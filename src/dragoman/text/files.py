@@ -123,24 +123,23 @@ def read_blocks(
 
 def _read_whole_lines(stream: BinaryIO, name: str, drops_blank_end: bool) -> Iterator[bytes]:
     number = 1
-    waiting: list[bytes] = []
+    waiting = bytearray()
     while chunk := _read_chunk(stream, name, number):
         cut = _find_cut(chunk, drops_blank_end)
         if cut:
-            data = b"".join([*waiting, chunk[: cut - 1]])
-            waiting = [chunk[cut:]]
+            waiting += memoryview(chunk)[: cut - 1]
+            data = bytes(waiting)
+            waiting = bytearray(memoryview(chunk)[cut:])
             yield data
             number += data.count(b"\n") + 1
         else:
-            waiting.append(chunk)
-            if len(waiting) * _CHUNK_BYTES > _LONGEST_LINE_BYTES and (
-                sum(map(len, waiting)) > _LONGEST_LINE_BYTES
-            ):
+            waiting += chunk
+            if len(waiting) > _LONGEST_LINE_BYTES:
                 raise DataError(
                     f"{name}:{number}: a line of over {_LONGEST_LINE_BYTES >> 20} MiB; "
                     "is this a text file with a pair a line?"
                 )
-    data = b"".join(waiting)
+    data = bytes(waiting)
     if drops_blank_end:
         data = data.rstrip(b"\r\n")
     if data:

@@ -213,7 +213,8 @@ def save_changed(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "has version 2, but this dragoman reads 1"),
+        ({"version": 2}, r"its format is 2, and this dragoman \(.*pip install --upgrade dragoman"),
+        ({"version": "1"}, "has version '1', but this dragoman reads 1"),
         ({"format": "other"}, "is not a dragoman tokenizer"),
         ({"more": 1}, "nothing else"),
         ({"source": {}}, "the source tokenizer is broken"),

@@ -7,6 +7,7 @@ Whatever is in it is checked before it is used: it may have come from anywhere.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dragoman.configuration import flatten_settings
 from dragoman.errors import ModelFolderError
 from dragoman.settings import DecodingSettings
+from dragoman.text.constraint_files import CONSTRAINT_FILES, names_file
+from dragoman.text.folder_files import read_optional_file
+from dragoman.versions import tell_later
 
 CALIBRATION = "calibration.json"
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
@@ -64,18 +68,17 @@ def read_calibration(folder: Path) -> StoredCalibration | None:
         ModelFolderError: The file cannot be read, or is not what `write_calibration` writes.
     """
     path = folder / CALIBRATION
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_BYTES + 1)
-    except FileNotFoundError:
+    content = read_optional_file(path, _LARGEST_BYTES)
+    if content is None:
         return None
-    except OSError as error:
-        raise ModelFolderError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(content) > _LARGEST_BYTES:
-        raise ModelFolderError(f"{path}: of over {_LARGEST_BYTES >> 20} MiB; {_REMEDY}")
     try:
         return StoredCalibration.model_validate_json(content)
     except ValidationError as error:
+        named = re.search(rb'"version": ?(\d{1,6})\b', content)
+        if named and int(named[1]) > 1:
+            raise ModelFolderError(
+                f"{path}: its version: {tell_later(int(named[1]), 1)}; or {_REMEDY}"
+            ) from error
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))[:100] or "the file"
         raise ModelFolderError(
@@ -105,13 +108,22 @@ def write_calibration(folder: Path, calibration: StoredCalibration) -> None:
 
 def find_differences(calibration: StoredCalibration, decoding: DecodingSettings) -> list[str]:
     """Return the settings by which outputs are now made otherwise than those it was made from."""
-    made: dict[str, Any] = flatten_settings(calibration.decoding)
-    now = flatten_settings(decoding)
+    made, now = (
+        {name: _name_alike(name, value) for name, value in flatten_settings(one).items()}
+        for one in (calibration.decoding, decoding)
+    )
     return [
         f"decoding.{name} {now[name]!r}, not {made[name]!r}"
         for name in now
         if name not in _WRITING and now[name] != made[name]
     ]
+
+
+def _name_alike(name: str, value: Any) -> Any:  # noqa: ANN401
+    """Return a value to compare: of a file, its name, for a model folder may have been moved."""
+    if name in CONSTRAINT_FILES and names_file(name, value):
+        return Path(value).name
+    return value
 
 
 _REMEDY = "take it away, and make it anew with `dragoman evaluate MODEL PAIRS --calibrate`"

@@ -1,16 +1,20 @@
 """A vocabulary of the tokens seen in training, for text cut by a rule; all others are unknown."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain, repeat
+from typing import Final
 
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
-from dragoman.errors import ModelFolderError, SettingsError
+from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.settings import SideSettings
 from dragoman.text.special_ids import FIRST_TEXT_ID, UNKNOWN_ID
 from dragoman.text.unicode_form import to_unicode_form
+
+LARGEST_VOCABULARY: Final = 1_000_000
+LONGEST_TOKEN: Final = 100_000  # characters
 
 Cut = Callable[[str], Sequence[str]]
 
@@ -29,9 +33,15 @@ class ClosedVocabulary:
 
     @classmethod
     def train(cls, texts: Iterable[str], settings: SideSettings) -> "ClosedVocabulary":
-        """Return the vocabulary of every token in `texts`."""
+        """Return the vocabulary of every token in `texts`.
+
+        Raises:
+            DataError: There are more tokens, or longer ones, than a model folder may hold.
+        """
         cut = make_cut(settings)
         counts = Counter(chain.from_iterable(map(cut, texts)))
+        if fault := _find_excess(counts):
+            raise DataError(f"{fault}: for such text, set tokenizer kind to bpe")
         return cls(sorted(counts, key=lambda token: (-counts[token], token)), settings)
 
     @property
@@ -68,10 +78,13 @@ class ClosedVocabulary:
         """Return the vocabulary that `to_json` wrote.
 
         Raises:
-            ModelFolderError: `content` is not a list of different tokens of this kind.
+            ModelFolderError: `content` is not a list of different tokens of this kind, not too many
+                and not too long.
         """
         if not isinstance(content, list) or not all(isinstance(token, str) for token in content):
             raise ModelFolderError("its tokens are not a list of strings")
+        if fault := _find_excess(content):
+            raise ModelFolderError(fault)
         if len(set(content)) != len(content):
             twice = next(token for token, count in Counter(content).items() if count > 1)
             raise ModelFolderError(f"the token {twice!r} has two ids")
@@ -103,6 +116,16 @@ def make_cut(settings: SideSettings) -> Cut:
             return _make_pattern_cut(settings.pattern)
         case "bpe" | "unigram":
             raise AssertionError(f"kind {settings.kind} has no closed vocabulary")
+
+
+def _find_excess(tokens: Collection[str]) -> str:
+    """Return what is too much of `tokens`, or ""."""
+    if len(tokens) > LARGEST_VOCABULARY:
+        return f"{len(tokens):,} different tokens, more than {LARGEST_VOCABULARY:,}"
+    longest = max(map(len, tokens), default=0)
+    if longest > LONGEST_TOKEN:
+        return f"a token of {longest:,} characters, more than {LONGEST_TOKEN:,}"
+    return ""
 
 
 def _to_utf8(token: str) -> bytes | None:

@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dragoman.errors import ModelFolderError, SettingsError
+from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.settings import TokenizerSettings
+from dragoman.settings_file import shorten
+from dragoman.text.folder_files import parse_json, read_file
 from dragoman.text.special_ids import BOS_ID, EOS_ID, UNKNOWN_ID, find_free_name
 from dragoman.text.tokenizer import Tokenizer, check_ids, find_side_faults
+from dragoman.versions import tell_later
 
 if TYPE_CHECKING:
     from dragoman.text.pairs import Pair
 
 _FORMAT: Final = "dragoman tokenizer"
 _VERSION: Final = 1
+_LARGEST_BYTES: Final = 1 << 27
+_MOST_LISTS: Final = 4_000_000  # BPE has one for each merge
+_LONGEST_SYMBOL: Final = 1000  # characters of a feature
 _REMEDY: Final = "copy the model folder anew from where it came, or train it again"
 
 
@@ -42,7 +48,8 @@ class PairTokenizer:
 
         Raises:
             SettingsError: the settings do not suit their kinds, or shared sides differ.
-            DataError: one side has no text.
+            DataError: one side has no text, or so many or such long tokens that no model folder
+                may hold them.
         """
         _check_settings(settings)
         sources: list[str] = []
@@ -59,7 +66,9 @@ class PairTokenizer:
             source = Tokenizer.train(sources, settings.source)
             target = Tokenizer.train(targets, settings.target)
         symbols = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
-        return cls(source=source, target=target, features=_number(symbols, source))
+        made = cls(source=source, target=target, features=_number(symbols, source))
+        _check_size(made)
+        return made
 
     @property
     def is_shared(self) -> bool:
@@ -142,10 +151,9 @@ class PairTokenizer:
 
     def save(self, path: Path) -> None:
         """Write everything to `path`, as JSON; a file that is there is replaced at one stroke."""
-        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            temporary.write_bytes(text.encode("utf-8") + b"\n")
+            temporary.write_bytes(_dump(self))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -157,15 +165,33 @@ class PairTokenizer:
         Raises:
             ModelFolderError: the file is missing, broken, or not from `save`.
         """
+        content = read_file(path, _LARGEST_BYTES)
         try:
-            return _from_content(json.loads(path.read_bytes()))
-        except OSError as fault:
-            found = f"cannot be read: {fault.strerror}"
-            raise ModelFolderError(f"{path}: {found}; {_REMEDY}") from fault
+            return _from_content(parse_json(content, _MOST_LISTS))
+        except ModelFolderError as fault:
+            raise ModelFolderError(f"{path}: {fault}") from fault
         except ValueError as fault:  # not UTF-8, or not JSON
             raise ModelFolderError(f"{path}: is no JSON: {fault}; {_REMEDY}") from fault
-        except ModelFolderError as fault:
-            raise ModelFolderError(f"{path}: {fault}; {_REMEDY}") from fault
+
+
+def _dump(tokenizer: PairTokenizer) -> bytes:
+    text = json.dumps(tokenizer.to_dict(), ensure_ascii=False, indent=1)
+    return text.encode("utf-8") + b"\n"
+
+
+def _check_size(tokenizer: PairTokenizer) -> None:
+    """Refuse a tokenizer that `load` would refuse, before a model is trained with it."""
+    longest = max(map(len, tokenizer.features), default=0)
+    if longest > _LONGEST_SYMBOL:
+        raise DataError(
+            f"a feature has {longest:,} characters, more than {_LONGEST_SYMBOL:,}: a feature is one "
+            "symbol; check the columns that data.features names"
+        )
+    if (size := len(_dump(tokenizer))) > _LARGEST_BYTES:
+        raise DataError(
+            f"the tokens take {size >> 20:,} MiB, more than the {_LARGEST_BYTES >> 20} that a model "
+            "may have: set tokenizer.source.kind and tokenizer.target.kind to bpe"
+        )
 
 
 def _check_settings(settings: TokenizerSettings) -> None:
@@ -191,11 +217,21 @@ def _number(symbols: Sequence[str], source: Tokenizer) -> dict[str, int]:
 
 def _from_content(content: object) -> PairTokenizer:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ModelFolderError("is not a dragoman tokenizer")
-    if content.get("version") != _VERSION:
+        raise ModelFolderError(f"is not a dragoman tokenizer; {_REMEDY}")
+    version = content.get("version")
+    if type(version) is int and version > _VERSION:
+        raise ModelFolderError(tell_later(shorten(str(version)), _VERSION))
+    if version != _VERSION:
         raise ModelFolderError(
-            f"has version {content.get('version')!r}, but this dragoman reads {_VERSION}"
+            f"has version {shorten(repr(version))}, but this dragoman reads {_VERSION}; {_REMEDY}"
         )
+    try:
+        return _take_content(content)
+    except ModelFolderError as fault:
+        raise ModelFolderError(f"{fault}; {_REMEDY}") from fault
+
+
+def _take_content(content: dict[str, Any]) -> PairTokenizer:
     if content.keys() != {"format", "version", "features", "source", "target"}:
         raise ModelFolderError("does not hold features, source and target, and nothing else")
     source = _load_side("source", content["source"])
@@ -206,11 +242,28 @@ def _from_content(content: object) -> PairTokenizer:
         raise ModelFolderError("its features are not a list of strings")
     if len(set(symbols)) != len(symbols):
         raise ModelFolderError("a feature has two ids")
+    _check_text(symbols, "a feature")
+    if max(map(len, symbols), default=0) > _LONGEST_SYMBOL:
+        raise ModelFolderError(f"a feature has more than {_LONGEST_SYMBOL:,} characters")
     return PairTokenizer(source=source, target=target, features=_number(symbols, source))
 
 
 def _load_side(side: str, content: object) -> Tokenizer:
     try:
-        return Tokenizer.from_dict(content)
+        tokenizer = Tokenizer.from_dict(content)
+        _check_text(tokenizer.tokens(range(tokenizer.vocab_size)), "a token")
+        return tokenizer
     except ModelFolderError as fault:
         raise ModelFolderError(f"the {side} tokenizer is broken: {fault}") from fault
+
+
+def _check_text(symbols: Sequence[str], what: str) -> None:
+    """Refuse what could never be written: JSON can spell half a character, a file of text cannot.
+
+    Raises:
+        ModelFolderError: There is such a symbol.
+    """
+    try:
+        "".join(symbols).encode()
+    except UnicodeEncodeError as fault:
+        raise ModelFolderError(f"{what} holds a lone surrogate, which is no text") from fault

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer as Backend
 
 from dragoman.errors import ModelFolderError
 from dragoman.settings import SideSettings
+from dragoman.settings_file import shorten
+from dragoman.text.closed_vocabulary import LARGEST_VOCABULARY, LONGEST_TOKEN
 from dragoman.text.special_ids import FIRST_TEXT_ID, SPECIAL_NAMES, find_free_name
 
 SMALLEST_SUBWORD_VOCABULARY: Final = FIRST_TEXT_ID + 256
@@ -25,6 +27,8 @@ _WORDS: Final = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 
 # A space is never a character of a piece: it is written "Ġ". So no text gives these.
 _SPECIAL_PIECES: Final = [f"{name} " for name in SPECIAL_NAMES]
+
+_LONGEST_PIECE: Final = 1024  # bytes of a piece of Unigram: tokenizers goes down one call for each
 
 _PROBE: Final = "  <pad>\x00▁Ġ \u0301é\r\n가 "
 
@@ -108,16 +112,75 @@ class Subwords:
         Raises:
             ModelFolderError: `content` is not the tokenizer of this kind that dragoman trains.
         """
+        model = _check_content(content, settings)
         try:
-            backend = Backend.from_str(json.dumps(content))
+            # What cuts the text before is ours, whatever the file says: it was compared.
+            backend = Backend.from_str(json.dumps({**_pipeline(), "model": model}))
         except Exception as fault:  # tokenizers raises no kind of its own
-            raise ModelFolderError(f"it is no Hugging Face tokenizer: {fault}") from fault
+            reason = shorten(str(fault), 200)
+            raise ModelFolderError(f"it is no Hugging Face tokenizer: {reason}") from fault
         _check_backend(backend, settings)
         subwords = cls(backend)
         ids = subwords.encode_batch([_PROBE])[0]
         if min(ids) < FIRST_TEXT_ID or subwords.decode(ids) != _PROBE:
             raise ModelFolderError("its pieces do not give back the text that they are made from")
         return subwords
+
+
+def _check_content(content: object, settings: SideSettings) -> dict[str, Any]:
+    """Return the model of a tokenizer file, once nothing else in it does anything but what ours does.
+
+    tokenizers can do much more to a text: replace it by expressions of any cost, blow it up, add
+    tokens to it. Whatever else a file asks for, or asks too much of, is refused before it is built.
+
+    Raises:
+        ModelFolderError: It is not what dragoman writes; says what.
+    """
+    if not isinstance(content, dict):
+        raise ModelFolderError("it is no object")
+    expected = _pipeline()
+    if not content.keys() <= {*expected, "model", "version"} or "model" not in content:
+        raise ModelFolderError("it has other parts than a tokenizer of dragoman")
+    for name, part in expected.items():
+        if content.get(name) != part:
+            raise ModelFolderError(f"its {name} is not the one that dragoman writes")
+    model = content["model"]
+    empty: dict[str, Any] = _empty_model(settings.kind)
+    if not isinstance(model, dict) or not model.keys() <= empty.keys():
+        raise ModelFolderError("its model has other parts than one of dragoman")
+    sizes = {"vocab", "merges"} & empty.keys()
+    for name in empty.keys() - sizes:
+        if model.get(name, empty[name]) != empty[name]:
+            raise ModelFolderError(f"{name} of its model is not as dragoman writes it")
+    for name in sizes:
+        _check_entries(model.get(name), name, settings.kind)
+    return model
+
+
+def _check_entries(entries: object, name: str, kind: str) -> None:
+    if not isinstance(entries, dict if (kind, name) == ("bpe", "vocab") else list):
+        raise ModelFolderError(f"{name} of its model is no list of pieces")
+    assert isinstance(entries, dict | list)
+    if len(entries) > LARGEST_VOCABULARY:
+        raise ModelFolderError(f"{len(entries):,} pieces, more than {LARGEST_VOCABULARY:,}")
+    if name == "merges":
+        are_right = all(
+            isinstance(one, list) and len(one) == 2 and isinstance(one[0], str)
+            and isinstance(one[1], str)
+            for one in entries
+        )  # fmt: skip
+    elif isinstance(entries, dict):
+        are_right = all(type(id_) is int and 0 <= id_ < len(entries) for id_ in entries.values())
+    else:
+        are_right = all(
+            isinstance(one, list) and len(one) == 2 and isinstance(one[0], str)
+            and len(one[0]) <= _LONGEST_PIECE and type(one[1]) in (int, float)
+            for one in entries
+        )  # fmt: skip
+    if not are_right:
+        raise ModelFolderError(f"{name} of its model holds what is no piece, or too long")
+    if isinstance(entries, dict) and max(map(len, entries), default=0) > LONGEST_TOKEN:
+        raise ModelFolderError(f"a piece has more than {LONGEST_TOKEN:,} bytes")
 
 
 def _check_backend(backend: Backend, settings: SideSettings) -> None:
@@ -171,14 +234,36 @@ def _train_unigram(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
 def _train(
     backend: Backend, trainer: trainers.BpeTrainer | trainers.UnigramTrainer, texts: Iterable[str]
 ) -> dict[str, Any]:
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
+    backend.pre_tokenizer = _make_cut()
+    backend.train_from_iterator(iter(texts), trainer)
+    content: dict[str, Any] = json.loads(backend.to_str())
+    return content
+
+
+def _make_cut() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    backend.train_from_iterator(iter(texts), trainer)
+
+
+@functools.cache
+def _pipeline() -> dict[str, Any]:
+    """Return all but the model of a tokenizer file, as tokenizers writes ours."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = _make_cut()
     content: dict[str, Any] = json.loads(backend.to_str())
+    return {name: part for name, part in content.items() if name not in ("model", "version")}
+
+
+@functools.cache
+def _empty_model(kind: str) -> dict[str, Any]:
+    model = models.BPE() if kind == "bpe" else models.Unigram()
+    content: dict[str, Any] = json.loads(Backend(model).to_str())["model"]
+    if kind == "unigram":
+        content["unk_id"] = None  # a trained one knows every byte
     return content
 
 

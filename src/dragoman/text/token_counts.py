@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dragoman.errors import ModelFolderError
+from dragoman.text.folder_files import parse_json, read_optional_file
 
 TOKEN_COUNTS = "token_counts.json"
 _LARGEST_BYTES = 1 << 25
@@ -24,15 +25,12 @@ def read_token_counts(folder: Path) -> tuple[int, ...]:
         ModelFolderError: The file is not what it should be.
     """
     path = folder / TOKEN_COUNTS
-    try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_BYTES + 1)
-        if len(text) > _LARGEST_BYTES:
-            raise ValueError(f"it has more than {_LARGEST_BYTES >> 20} MiB")
-        content = json.loads(text)
-    except FileNotFoundError:
+    text = read_optional_file(path, _LARGEST_BYTES)
+    if text is None:
         return ()
-    except (OSError, ValueError, RecursionError) as error:
+    try:
+        content = parse_json(text, most_lists=2)
+    except ValueError as error:
         raise ModelFolderError(f"{path}: the counts cannot be read: {error}") from error
     counts = content.get("source") if isinstance(content, dict) else None
     if (

@@ -17,11 +17,13 @@ from dragoman.errors import DataError, DragomanError, SettingsError
 from dragoman.evaluation.confidence import find_confidence
 from dragoman.prediction import Prediction
 from dragoman.settings import Settings
-from dragoman.text.bundle import WEIGHTS, fingerprint, read_bundle
+from dragoman.text.bundle import read_bundle
 from dragoman.text.calibration import StoredCalibration, find_differences
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.pairs import BadRow, Pair, Source, take_features
 from dragoman.text.special_ids import EOS_ID
+from dragoman.text.undisturbed import read_undisturbed
+from dragoman.text.weights import WeightsFile
 
 if TYPE_CHECKING:
     from dragoman.evaluation.rows import Row
@@ -38,7 +40,7 @@ class Predictor:
 
     Args:
         settings: The settings it was trained with; `settings.decoding` is how it predicts.
-        paths: The model folders that it came from, if it did.
+        weights: The files of its weights, if it came from some.
         plan: That of `settings.decoding`, where it is made already.
         calibrations: Those of its models, that have one: see `temperature`.
     """
@@ -48,7 +50,7 @@ class Predictor:
         engine: Engine,
         tokenizer: PairTokenizer,
         settings: Settings,
-        paths: Sequence[Path] = (),
+        weights: Sequence[WeightsFile] = (),
         *,
         plan: SearchPlan | None = None,
         calibrations: Sequence[StoredCalibration] = (),
@@ -58,7 +60,7 @@ class Predictor:
         self.settings = settings
         self.plan = make_plan(settings.decoding, tokenizer) if plan is None else plan
         self.calibrations = tuple(calibrations)
-        self._paths = list(paths)
+        self._weights = list(weights)
         model = settings.model
         self._longest_source = model.max_positions if model.positions == "learned" else None
 
@@ -85,6 +87,19 @@ class Predictor:
             SettingsError: The settings do not go together, or not with this model or engine.
         """
         paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
+        return read_undisturbed(
+            paths, lambda: cls._load(paths, settings or Settings(), engine, device, threads)
+        )
+
+    @classmethod
+    def _load(
+        cls,
+        paths: Sequence[Path],
+        settings: Settings,
+        engine: EngineName,
+        device: str,
+        threads: int | None,
+    ) -> "Predictor":
         bundles = [read_bundle(one, with_weights=False) for one in paths]
         first = bundles[0]
         for one, bundle in zip(paths, bundles, strict=True):
@@ -93,11 +108,12 @@ class Predictor:
                     f"{one}: its tokenizer is not that of {paths[0]}, and an ensemble needs one; "
                     "train its models on the same pairs, with different training.seed"
                 )
-        merged = merge_for_use(settings or Settings(), first.settings)
+        merged = merge_for_use(settings, first.settings)
         plan = make_plan(merged.decoding, first.tokenizer)
-        made = load_engine(paths, plan, engine, device, threads)
+        made = load_engine(bundles, paths, plan, engine, device, threads)
         found = [bundle.calibration for bundle in bundles if bundle.calibration is not None]
-        return cls(made, first.tokenizer, merged, paths, plan=plan, calibrations=found)
+        weights = [one.weights_file for one in bundles if one.weights_file is not None]
+        return cls(made, first.tokenizer, merged, weights, plan=plan, calibrations=found)
 
     @property
     def temperature(self) -> float:
@@ -113,7 +129,7 @@ class Predictor:
         """Return why its confidences may be off, for people; "" if they are as they were measured."""
         if not self.calibrations:
             return "confidence: the model was never calibrated; `dragoman evaluate` does it"
-        if len(self._paths) > 1:
+        if len(self._weights) > 1:
             return "confidence: calibrated for each model, not for them together"
         if changed := find_differences(self.calibrations[0], self.settings.decoding):
             return f"confidence: calibrated for outputs made otherwise: {', '.join(changed[:3])}"
@@ -218,7 +234,7 @@ class Predictor:
 
     def fingerprints(self) -> list[str]:
         """Return what tells the weights of each of its model folders from others."""
-        return [fingerprint(path / WEIGHTS) for path in self._paths]
+        return [one.fingerprint for one in self._weights]
 
     def evaluate(self, pairs: Iterable[Pair]) -> "Scores":
         """Return the scores of the model on `pairs`; rows of one source are its references.
@@ -283,7 +299,7 @@ class Predictor:
             self.engine,
             self.tokenizer,
             settings,
-            self._paths,
+            self._weights,
             plan=plan,
             calibrations=self.calibrations,
         )

@@ -14,7 +14,7 @@ from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.exporting import folder as exporting_folder
 from dragoman.exporting.check import compare
 from dragoman.exporting.ctranslate2 import export_ctranslate2, write_model
-from dragoman.model.building import build_network, copy_weights, load_weights
+from dragoman.model.building import build_network, copy_weights, load_network, load_weights
 from dragoman.text.bundle import read_bundle
 
 WORDS = make_words(200, seed=11)
@@ -91,13 +91,13 @@ def test_a_model_that_it_would_get_wrong_is_refused_and_the_old_export_stays(fol
     right = build_network(bundle.settings.model, bundle.tokenizer)
     load_weights(right, bundle.weights)
 
-    def build_wrong(settings, tokenizer):
-        return build_network(settings.model_copy(update={"nhead": 2}), tokenizer)
+    def load_wrong(settings, tokenizer, weights):
+        return load_network(settings.model_copy(update={"nhead": 2}), tokenizer, weights)
 
     def write_other(network, tokenizer, target, quantization):
         return write_model(right, tokenizer, target, quantization)
 
-    monkeypatch.setattr(exporting_folder, "build_network", build_wrong)
+    monkeypatch.setattr(exporting_folder, "load_network", load_wrong)
     monkeypatch.setattr("dragoman.exporting.ctranslate2.write_model", write_other)
     with pytest.raises(ModelFolderError, match="does not say what the model says"):
         export_ctranslate2(folder)

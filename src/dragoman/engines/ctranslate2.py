@@ -11,22 +11,32 @@ from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.length import Limits, limit_lengths, normalize
 from dragoman.decoding.plan import SearchPlan
 from dragoman.engines.cores import count_cores
+from dragoman.engines.ctranslate2_file import check_model_file
 from dragoman.engines.engine import Task
-from dragoman.engines.exported import read_export
+from dragoman.engines.exported import is_size, read_export, read_names
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.settings import DecodingSettings
+from dragoman.text.folder_files import FolderFile, parse_json, read_file
 from dragoman.text.special_ids import EOS_ID
+from dragoman.text.undisturbed import read_undisturbed
 
 if TYPE_CHECKING:
     from ctranslate2 import Translator
 
 _MODEL, _SOURCES, _TARGETS = "model.bin", "source_vocabulary.json", "target_vocabulary.json"
-_KEYS = ("positions", "has_learned_positions", "quantization")  # of export.json
+_CONFIG = "config.json"
+_PARTS = {  # of export.json
+    "positions": is_size,
+    "has_learned_positions": lambda value: isinstance(value, bool),
+    "quantization": lambda value: isinstance(value, str) and len(value) < 100,
+}
+_LARGEST_MODEL_BYTES = 1 << 35
+_LARGEST_CONFIG_BYTES = 1 << 20
 _SMALL_BYTES = 200_000_000  # a model below it is quicker with a thread a replica
 
 
 class CTranslate2Engine:
-    """The exported model in `folder`.
+    """The exported model in `folder`, as it is now: another may take its place later.
 
     Args:
         device: "cpu", "cuda", or "auto": a GPU if there is one.
@@ -44,19 +54,9 @@ class CTranslate2Engine:
     def __init__(self, folder: Path, device: str = "auto", threads: int | None = None) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise SettingsError(f"--device {device}: CTranslate2 runs on auto, cpu and cuda")
-        about = read_export(folder, self.name, (_MODEL, _SOURCES, _TARGETS), _KEYS)
-        self._num_positions = int(about["positions"])
-        self._has_learned_positions = bool(about["has_learned_positions"])
-        self._folder, self._device = folder, device
+        self._device = device
         self._threads = threads or count_cores()
-        is_small = (folder / _MODEL).stat().st_size < _SMALL_BYTES
-        # In int8 a thread alone is several times quicker than two, whatever the size.
-        self._has_lone_threads = str(about["quantization"]).startswith("int8")
-        self._has_replicas = is_small or self._has_lone_threads
-        self._source_names = _read_names(folder / _SOURCES)
-        self._target_names = _read_names(folder / _TARGETS)
-        self._eos = self._target_names[EOS_ID]
-        self._ids = {name: id_ for id_, name in enumerate(self._target_names)}
+        read_undisturbed([folder], lambda: self._open(folder))
 
     def find_obstacle(self, task: Task) -> str:
         """Return why CTranslate2 cannot do `task`, or "": see `Engine.find_obstacle`."""
@@ -153,6 +153,48 @@ class CTranslate2Engine:
             for ids, result in zip(targets, scored, strict=True)
         ]
 
+    @property
+    def vocab_sizes(self) -> tuple[int, int]:
+        """Numbers of tokens of the source and of the target."""
+        return len(self._source_names), len(self._target_names)
+
+    def _open(self, folder: Path) -> None:
+        """Take all that is in the folder, but for the weights: their file is kept open.
+
+        Raises:
+            ModelFolderError: A part is missing, broken or foreign.
+        """
+        about = read_export(folder, self.name, (_MODEL, _SOURCES, _TARGETS), _PARTS)
+        self._num_positions = int(about["positions"])
+        self._has_learned_positions = bool(about["has_learned_positions"])
+        sources, self._source_names = read_names(folder / _SOURCES)
+        targets, self._target_names = read_names(folder / _TARGETS)
+        if min(self.vocab_sizes) <= EOS_ID:
+            raise ModelFolderError(f"{folder}: tokens are missing; export the model again")
+        self._folder = folder
+        self._file = FolderFile(folder / _MODEL, _LARGEST_MODEL_BYTES)
+        self._check_model()
+        # What CTranslate2 is given beside the model: nothing else of the folder is opened by it.
+        self._files = {
+            _SOURCES: sources,
+            _TARGETS: targets,
+            _CONFIG: _make_config(folder / _CONFIG, self._target_names),
+        }
+        self._eos = self._target_names[EOS_ID]
+        self._ids = {name: id_ for id_, name in enumerate(self._target_names)}
+        # In int8 a thread alone is several times quicker than two, whatever the size.
+        self._has_lone_threads = str(about["quantization"]).startswith("int8")
+        self._has_replicas = self._file.size < _SMALL_BYTES or self._has_lone_threads
+
+    def _check_model(self) -> None:
+        num_sources, num_targets = self.vocab_sizes
+        check_model_file(
+            self._file,
+            num_sources=num_sources,
+            num_targets=num_targets,
+            num_positions=self._num_positions,
+        )
+
     def _name_source(self, ids: Sequence[int]) -> list[str]:
         return [self._source_names[i] for i in ids]
 
@@ -193,22 +235,42 @@ class CTranslate2Engine:
         device = self._device
         if device == "auto":
             device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
+        self._check_model()
         return ctranslate2.Translator(
             str(self._folder),
             device,
             inter_threads=1 if device == "cuda" else replicas,
             intra_threads=threads,
+            files={**self._files, _MODEL: self._file.read()},
         )
 
 
-def _read_names(path: Path) -> list[str]:
-    """Return the names of the tokens of one side, in the order of their ids."""
+def _make_config(path: Path, names: Sequence[str]) -> bytes:
+    """Return config.json with the parts of it that an export writes, once each is of its kind.
+
+    Raises:
+        ModelFolderError: One is not.
+    """
+    content = read_file(path, _LARGEST_CONFIG_BYTES)
     try:
-        names: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found: object = parse_json(content, 100)
+    except ValueError as error:
         raise ModelFolderError(
             f"{path}: cannot be read: {error}; export the model again"
         ) from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ModelFolderError(f"{path}: expected a list of tokens; export the model again")
-    return names
+    tokens = {"unk_token", "bos_token", "eos_token", "decoder_start_token"}
+    switches = {"add_source_bos", "add_source_eos", "multi_query_attention"}
+    expected = {*tokens, *switches, "layer_norm_epsilon"}
+    if not isinstance(found, dict) or found.keys() != expected:
+        raise ModelFolderError(f"{path}: expected {', '.join(sorted(expected))}; export it again")
+    is_right = (
+        {found[name] for name in tokens if isinstance(found[name], str)} <= set(names)
+        and all(isinstance(found[name], str) for name in tokens)
+        and found["eos_token"] == names[EOS_ID]
+        and all(found[name] is False for name in switches)
+        and isinstance(found["layer_norm_epsilon"], float)
+        and 0.0 < found["layer_norm_epsilon"] < 1.0
+    )
+    if not is_right:
+        raise ModelFolderError(f"{path}: it is not as dragoman writes it; export the model again")
+    return json.dumps(found).encode()

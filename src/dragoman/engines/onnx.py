@@ -15,15 +15,22 @@ from dragoman.decoding.plan import SearchPlan
 from dragoman.engines.batching import make_batches
 from dragoman.engines.cores import count_cores
 from dragoman.engines.engine import Task
-from dragoman.engines.exported import read_export
+from dragoman.engines.exported import is_id, is_size, read_export
+from dragoman.engines.onnx_file import read_graph
 from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.settings import DecodingSettings
+from dragoman.text.undisturbed import read_undisturbed
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 ENCODER, DECODER_STEP = "encoder.onnx", "decoder_step.onnx"
-_KEYS = ("positions", "pad_id", "bos_id", "eos_id", "heads", "head_width")  # of export.json
+_PARTS = {  # of export.json
+    "positions": lambda value: value is None or is_size(value),
+    "pad_id": is_id, "bos_id": is_id, "eos_id": is_id,
+    "heads": is_size, "head_width": is_size,
+    "source_vocab_size": is_size, "target_vocab_size": is_size,
+}  # fmt: skip
 
 Ids = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
@@ -58,16 +65,25 @@ class OnnxEngine:
             raise SettingsError(
                 "--engine onnx: onnxruntime is not installed: `pip install onnxruntime`"
             )
-        about = read_export(folder, "onnx", (ENCODER, DECODER_STEP), _KEYS)
+        threads = threads or count_cores()
+        read_undisturbed([folder], lambda: self._open(folder, threads))
+
+    def _open(self, folder: Path, threads: int) -> None:
+        about = read_export(folder, "onnx", (ENCODER, DECODER_STEP), _PARTS)
+        self.vocab_sizes = about["source_vocab_size"], about["target_vocab_size"]
         self._num_positions: int | None = about["positions"]
         self._pad, self._bos, self._eos = (about[f"{name}_id"] for name in ("pad", "bos", "eos"))
         self._head_shape = (about["heads"], 0, about["head_width"])
-        threads = threads or count_cores()
         self._encoder = _load(folder / ENCODER, threads)
         self._decoder_step = _load(folder / DECODER_STEP, threads)
         self._source_names = [value.name for value in self._encoder.get_outputs()]
         names = [value.name for value in self._decoder_step.get_inputs()]
         self._cache_names = [name for name in names if name.startswith("target_")]
+        if not names or self._decoder_step.get_outputs()[0].shape[-1:] != [self.vocab_sizes[1]]:
+            raise ModelFolderError(
+                f"{folder}: the model in it is not the one that export.json tells of; write the "
+                "export again"
+            )
 
     def find_obstacle(self, task: Task) -> str:
         """Return why it cannot do `task`, or "": see `Engine.find_obstacle`."""
@@ -222,8 +238,11 @@ def _load(path: Path, threads: int) -> "InferenceSession":
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False  # it keeps a plan for each length of the cache
     options.log_severity_level = 3  # errors, which are raised too
+    content = read_graph(path)
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            path if content is None else content, options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's dozen kinds have no other class in common
         raise ModelFolderError(f"{path}: cannot be run: {error}; write the export again") from error
 

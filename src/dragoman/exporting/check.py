@@ -11,6 +11,7 @@ from dragoman.settings import DecodingSettings
 from dragoman.text.bundle import Bundle
 from dragoman.text.pairs import take_features
 
+_MOST_SAMPLES = 1000
 _TIE = 1e-3  # nats: tokens whose log-probabilities differ by less are equally good
 
 
@@ -104,9 +105,25 @@ def _encode_samples(bundle: Bundle) -> tuple[list[list[int]], list[list[int]]]:
             "metrics.json has no samples, the held-out rows to check an export on; train the model "
             "again with this version of dragoman"
         )
+    if not isinstance(samples, list) or not all(map(_is_sample, samples[:_MOST_SAMPLES])):
+        raise ModelFolderError(
+            "metrics.json: its samples are no rows of a source, features and a reference; copy the "
+            "model folder again"
+        )
+    samples = samples[:_MOST_SAMPLES]
     taken = [take_features(s["source"], s["features"], data.features, data) for s in samples]
     sources = bundle.tokenizer.encode_sources(
         [text for text, _ in taken], [symbols for _, symbols in taken]
     )
     targets = bundle.tokenizer.encode_targets([sample["reference"] for sample in samples])
     return sources, [ids[1:-1] for ids in targets]
+
+
+def _is_sample(sample: object) -> bool:
+    return (
+        isinstance(sample, dict)
+        and isinstance(sample.get("source"), str)
+        and isinstance(sample.get("reference"), str)
+        and isinstance(sample.get("features"), list)
+        and all(isinstance(one, str) for one in sample["features"])
+    )

@@ -1,21 +1,20 @@
 """How every export is written: beside its place, checked against PyTorch, then put into its place."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from dragoman.engines.engine import Engine
-from dragoman.engines.exported import EXPORT
+from dragoman.engines.exported import EXPORT, FORMAT
 from dragoman.engines.pytorch import TorchEngine
 from dragoman.errors import ModelFolderError
 from dragoman.exporting.check import Check, compare
-from dragoman.model.building import build_network, load_weights
+from dragoman.model.building import load_network
 from dragoman.model.transformer import Transformer
-from dragoman.text.bundle import WEIGHTS, Bundle, fingerprint, replace_folder
+from dragoman.text import replacing
+from dragoman.text.bundle import WEIGHTS, Bundle, fingerprint
 
 
 def write_export(
@@ -42,32 +41,43 @@ def write_export(
     Raises:
         ModelFolderError: It cannot be written, or is refused.
     """
-    network = build_network(bundle.settings.model, bundle.tokenizer)
-    load_weights(network, bundle.weights)
+    network = load_network(bundle.settings.model, bundle.tokenizer, bundle.read_weights())
+    weights = bundle.weights_file
     folder = path / name
-    partial = path / f".{name}.tmp-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
-        partial.mkdir()
-        told = {
-            "version": version("dragoman"),
-            "weights": fingerprint(path / WEIGHTS),
-            **write(network, partial),
-        }
-        _write_json(partial / EXPORT, told)  # the engine reads it
-        check = compare(TorchEngine([network], "cpu"), load(partial), bundle)
-        if must_be_equal and not check.is_equal:
-            raise ModelFolderError(
-                f"{path}: the export does not say what the model says ({check}); it is not kept: "
-                "this is a fault of dragoman, report it with this message"
-            )
-        _write_json(partial / EXPORT, {**told, "check": check.to_dict()})
-        replace_folder(folder, partial)
+        replacing.sweep_folder(folder, lambda _: True)
+        with replacing.staged_folder(folder) as partial:
+            told = {
+                "version": version("dragoman"),
+                "format": FORMAT,
+                "weights": weights.fingerprint if weights else fingerprint(path / WEIGHTS),
+                **write(network, partial),
+            }
+            _write_json(partial / EXPORT, told)  # the engine reads it
+            check = compare(TorchEngine([network], "cpu"), load(partial), bundle)
+            if must_be_equal and not check.is_equal:
+                raise ModelFolderError(
+                    f"{path}: the export does not say what the model says ({check}); it is not "
+                    "kept: this is a fault of dragoman, report it with this message"
+                )
+            _write_json(partial / EXPORT, {**told, "check": check.to_dict()})
+            _check_place(path, bundle)
     except OSError as error:
+        _check_place(path, bundle)
         raise ModelFolderError(f"{folder}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return check
+
+
+def _check_place(path: Path, bundle: Bundle) -> None:
+    """Refuse to put the export of one model into the folder of another.
+
+    Raises:
+        ModelFolderError: Another one has taken the place of the model that was read.
+    """
+    if bundle.weights_file is not None and not bundle.weights_file.is_in_place():
+        raise ModelFolderError(
+            f"{path}: another model took its place while it was exported; export that one"
+        )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

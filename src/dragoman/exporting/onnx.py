@@ -12,8 +12,6 @@ from dragoman.exporting.onnx_card import write_onnx_card
 from dragoman.model.transformer import Transformer
 from dragoman.text.bundle import CARD, ONNX, Bundle, read_bundle
 
-_FORMAT = 1  # of the graphs and of export.json; raised where a loop written for it would break
-
 
 def export_onnx(path: Path, bundle: Bundle | None = None) -> Check:
     """Write `onnx/` into the model folder `path`, and return how it compares with PyTorch.
@@ -51,7 +49,6 @@ def write_model(network: Transformer, folder: Path) -> dict[str, Any]:
     encoder.write(folder / ENCODER)
     decoder_step.write(folder / DECODER_STEP)
     about = {
-        "format": _FORMAT,
         "positions": network.longest_target,  # null: there is no end
         "source_vocab_size": network.source_vocab_size,
         "target_vocab_size": network.target_vocab_size,

@@ -11,17 +11,21 @@ from dragoman.model.transformer import Transformer
 from dragoman.settings import ModelSettings
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from dragoman.text.weights import find_weight_faults, list_shapes
+
+_LONGEST_TABLE = 4096  # sinusoidal positions that are kept; those beyond are computed when asked
 
 
 def build_network(model: ModelSettings, tokenizer: PairTokenizer) -> Transformer:
     """Return a new `Transformer` of the given sizes, for the vocabularies of `tokenizer`."""
+    is_learned = model.positions == "learned"
     return Transformer(
         tokenizer.source_vocab_size,
         model.d_model,
         model.nhead,
         model.num_encoder_layers,
         model.dim_feedforward,
-        model.max_positions,
+        model.max_positions if is_learned else min(model.max_positions, _LONGEST_TABLE),
         model.dropout,
         target_vocab_size=None if tokenizer.is_shared else tokenizer.target_vocab_size,
         num_decoder_layers=model.num_decoder_layers,
@@ -33,6 +37,26 @@ def build_network(model: ModelSettings, tokenizer: PairTokenizer) -> Transformer
         bos_id=BOS_ID,
         eos_id=EOS_ID,
     )
+
+
+def load_network(
+    model: ModelSettings, tokenizer: PairTokenizer, weights: Mapping[str, NDArray[np.float32]]
+) -> Transformer:
+    """Return a `Transformer` with `weights`, of the sizes that the settings tell.
+
+    No memory is taken for it before `weights` are known to be of these sizes.
+
+    Raises:
+        ModelFolderError: A name or a shape is not that of the network.
+    """
+    sizes = tokenizer.source_vocab_size, tokenizer.target_vocab_size
+    expected = list_shapes(model, *sizes, is_shared=tokenizer.is_shared)
+    found = {name: weight.shape for name, weight in weights.items()}
+    if faults := find_weight_faults(expected, found):
+        raise ModelFolderError(faults)
+    network = build_network(model, tokenizer)
+    load_weights(network, weights)
+    return network
 
 
 def copy_weights(network: Transformer) -> dict[str, NDArray[np.float32]]:
@@ -50,19 +74,10 @@ def load_weights(network: Transformer, weights: Mapping[str, NDArray[np.float32]
         ModelFolderError: A name or a shape is not that of the network.
     """
     parameters = dict(network.named_parameters())
-    faults = [f"{name}: missing" for name in parameters.keys() - weights.keys()]
-    faults += [f"{name}: unknown" for name in weights.keys() - parameters.keys()]
-    faults += [
-        f"{name}: shape {weights[name].shape}, expected {tuple(parameter.shape)}"
-        for name, parameter in parameters.items()
-        if name in weights and weights[name].shape != tuple(parameter.shape)
-    ]
-    if faults:
-        raise ModelFolderError(
-            "the weights do not fit the settings beside them, as if from another model: "
-            + "; ".join(sorted(faults)[:5])
-            + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        )
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    found = {name: weight.shape for name, weight in weights.items()}
+    if faults := find_weight_faults(expected, found):
+        raise ModelFolderError(faults)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(torch.from_numpy(weights[name]))

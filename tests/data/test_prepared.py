@@ -8,7 +8,7 @@ import pytest
 from conftest import make_words
 from dragoman import PairDataModule, read_settings
 from dragoman.data.cache import Cache
-from dragoman.data.prepared import Findings, PreparedData
+from dragoman.data.prepared import PreparedData
 
 SKIP = ["--data.broken_rows", "skip", "--data.long_rows", "skip", "--data.max_tokens", "590"]
 
@@ -160,10 +160,9 @@ def test_files_that_change_while_they_are_read_are_not_kept(files):
     assert prepared.find_survey(settings.data) is None
     assert prepared.find_ids(first.settings) is None
     (files / "train.tsv").write_text("a\tb\n")
-    findings = Findings(num_rows=first.num_rows, notes=[])
     from dragoman.text.survey import survey_pairs
 
-    prepared.keep(survey_pairs(first.read_split("valid")), first.tokenizer, findings)
+    prepared.keep(survey_pairs(first.read_split("valid")))
     assert not (files / "cache").exists()
 
 
@@ -225,7 +224,7 @@ def test_an_entry_holds_no_pickle_and_names_no_file_outside_it(files):
     names = {path.name for path in (files / "cache").glob("*/*")}
     assert names == {
         "manifest.json", "survey.json", "findings.json", "tokenizer.json", "train.arrow",
-        "valid.arrow", "test.arrow",
+        "valid.arrow", "test.arrow", "valid.jsonl", "test.jsonl",
     }  # fmt: skip
     for path in (files / "cache").glob("*/*.json"):
         json.loads(path.read_text())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -15,10 +16,13 @@ class Batch:
 
     The shift is made here and in `sum_losses` only: `target_ids[:, :-1]` predicts
     `target_ids[:, 1:]`.
+
+    `rows` are their places among all pairs, where it is known: it tells which ones they are.
     """
 
     source_ids: Int[Tensor, "B S"]
     target_ids: Int[Tensor, "B T"]
+    rows: NDArray[np.int64] | None = None
 
     @classmethod
     def from_lists(
@@ -35,6 +39,7 @@ class Batch:
         return Batch(
             source_ids=self.source_ids.to(device, non_blocking=non_blocking),
             target_ids=self.target_ids.to(device, non_blocking=non_blocking),
+            rows=self.rows,
         )
 
 

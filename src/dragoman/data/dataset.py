@@ -14,7 +14,7 @@ from dragoman.data.batch import Batch
 
 ROWS_PER_CHUNK = 65_536
 _IDS = pa.list_(pa.int32())
-_SCHEMA = pa.schema([("source", _IDS), ("target", _IDS)])
+_SCHEMA = pa.schema([("source", _IDS), ("target", _IDS), ("line", pa.int64())])
 
 
 class IdsWriter:
@@ -31,9 +31,18 @@ class IdsWriter:
         self._writer = pa.ipc.new_file(str(self._partial), _SCHEMA)
         return self
 
-    def write(self, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> None:
-        """Append rows (at most `ROWS_PER_CHUNK` at a time, which bounds the memory)."""
+    def write(
+        self,
+        sources: Sequence[list[int]],
+        targets: Sequence[list[int]],
+        lines: Sequence[int] | None = None,
+    ) -> None:
+        """Append rows (at most `ROWS_PER_CHUNK` at a time, which bounds the memory).
+
+        `lines`: where each pair stands in its file; None: unknown, 0 is written.
+        """
         columns = [pa.array(side, type=_IDS) for side in (sources, targets)]
+        columns.append(pa.array(lines or [0] * len(sources), type=pa.int64()))
         self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -75,7 +84,17 @@ class EncodedPairs:
         return Batch(
             source_ids=self._pad(self._source_starts[rows], self.source_lengths[rows]),
             target_ids=self._pad(self._target_starts[rows], self.target_lengths[rows]),
+            rows=rows,
         )
+
+    def find_lines(self, rows: NDArray[np.int64]) -> list[int]:
+        """Return where the pairs of `rows` stand in their file, from line 1; 0: unknown."""
+        firsts = np.cumsum([0, *(chunk.num_rows for chunk in self._chunks)])
+        chunks = np.searchsorted(firsts, rows, side="right") - 1
+        return [
+            self._chunks[chunk].column("line")[int(row - firsts[chunk])].as_py()
+            for row, chunk in zip(rows, chunks, strict=True)
+        ]
 
     def count_source_ids(self, vocab_size: int) -> NDArray[np.int64]:
         """Return how often each source id below `vocab_size` stands in all rows, (vocab_size,)."""

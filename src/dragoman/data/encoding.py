@@ -69,7 +69,9 @@ def _encode_rows(
                 f"{length:,} tokens, over data.max_tokens {max_tokens:,}",
             )
     if kept:
-        writer.write([sources[i] for i in kept], [targets[i] for i in kept])
+        writer.write(
+            [sources[i] for i in kept], [targets[i] for i in kept], [rows[i].line for i in kept]
+        )
     return len(kept)
 
 

@@ -6,12 +6,11 @@ code. What none of it changes (the sizes of the model, the folder of the run) fi
 """
 
 import hashlib
-import json
 import platform
 import stat
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,28 +18,17 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dragoman.data.cache import LARGEST_BYTES, Cache, find_default_folder, make_key
-from dragoman.data.encoding import Split
-from dragoman.errors import ModelFolderError
+from dragoman.data.folder import Findings, list_files, read_findings, read_json, write_json
+from dragoman.errors import DataError
 from dragoman.settings import DataSettings, Settings
 from dragoman.text.bundle import fingerprint
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.survey import Survey
 
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-
-_FORMAT = 1
+_FORMAT = 2
 _FEWEST_CHARACTERS = 1_000_000  # on both sides together: less is prepared in under a second
-_SURVEY, _TOKENIZER, _FINDINGS = "survey.json", "tokenizer.json", "findings.json"
-_LONGEST_BYTES = 1 << 28  # of a file that is read at once
+_SURVEY = "survey.json"
 _CODE = ("settings.py", "text/*.py", "data/*.py", "training/datamodule.py")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What was found while the ids were written: the rows of each split, and notes for people."""
-
-    num_rows: dict[Split, int]
-    notes: list[str]
 
 
 class PreparedData:
@@ -51,7 +39,7 @@ class PreparedData:
     Args:
         pairs: The files of the training pairs.
         data: Names the other files, and the cache; none: nothing is found or kept.
-        folder: Of the run's own, for `{split}.arrow`: `find_ids` puts them there, or who prepares.
+        folder: Of the run's own, for its data: `find_ids` puts them there, or who prepares.
     """
 
     def __init__(self, pairs: Sequence[str | Path], data: DataSettings, folder: Path) -> None:
@@ -80,7 +68,7 @@ class PreparedData:
         if not self._cache.take(self._survey_key, [_SURVEY], self._folder):
             return None
         try:
-            return TypeAdapter(Survey).validate_python(_read_json(self._folder / _SURVEY))
+            return TypeAdapter(Survey).validate_python(read_json(self._folder / _SURVEY))
         except ValueError:
             self._cache.remove(self._survey_key)
             return None
@@ -99,20 +87,19 @@ class PreparedData:
             "tokenizer": settings.tokenizer.model_dump(mode="json"),
         }
         self._ids_key = make_key("ids", made_from)
-        names = [file.name for file in self._list_ids()]
+        names = [file.name for file in list_files(self._folder)]
         if not self._cache.take(self._ids_key, names, self._folder):
             return None
         try:
-            findings = TypeAdapter(Findings).validate_python(_read_json(self._folder / _FINDINGS))
-            tokenizer = PairTokenizer.load(self._folder / _TOKENIZER)
-        except (ValueError, ModelFolderError):
+            found = read_findings(self._folder)
+        except DataError:
             self._cache.remove(self._ids_key)
             return None
         self.told = f"prepared data: from the cache {self._cache.folder}"
-        return tokenizer, findings
+        return found
 
-    def keep(self, survey: Survey, tokenizer: PairTokenizer, findings: Findings) -> None:
-        """Keep what was prepared, ids included, if it is worth it.
+    def keep(self, survey: Survey) -> None:
+        """Keep what was prepared, and lies whole in the folder, if it is worth it.
 
         Nothing is kept of files that have changed since they were looked at first.
         """
@@ -121,10 +108,9 @@ class PreparedData:
             return
         if survey.num_pairs * sides < _FEWEST_CHARACTERS:
             return
-        _write_json(self._folder / _SURVEY, asdict(survey))
-        _write_json(self._folder / _FINDINGS, asdict(findings))
-        tokenizer.save(self._folder / _TOKENIZER)
-        size = sum(file.stat().st_size for file in self._list_ids())
+        write_json(self._folder / _SURVEY, asdict(survey))
+        files = list_files(self._folder)
+        size = sum(file.stat().st_size for file in files)
         if size > LARGEST_BYTES:
             self.told = (
                 f"prepared data: not kept, {size / 2**30:,.1f} GiB are more than the cache has"
@@ -134,17 +120,13 @@ class PreparedData:
         else:
             try:
                 self._cache.keep(self._survey_key, [self._folder / _SURVEY])
-                self._cache.keep(self._ids_key, self._list_ids())
+                self._cache.keep(self._ids_key, files)
                 self.told = f"prepared data: kept in the cache {self._cache.folder}"
             except OSError as error:
                 self.told = (
                     f"prepared data: not kept, {self._cache.folder} cannot be written "
                     f"({error.strerror})"
                 )
-
-    def _list_ids(self) -> list[Path]:
-        names = [*(f"{split}.arrow" for split in SPLITS), _TOKENIZER, _FINDINGS]
-        return [self._folder / name for name in names]
 
 
 def _open_cache(setting: str) -> Cache | None:
@@ -192,13 +174,3 @@ def _list_tools() -> dict[str, object]:
 
 def _dump(data: DataSettings) -> dict[str, Any]:
     return data.model_dump(mode="json", exclude={"cache"})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.unlink(missing_ok=True)  # it may be another name of a file in the cache
-    path.write_text(json.dumps(content, default=sorted), encoding="utf-8")  # sets as lists
-
-
-def _read_json(path: Path) -> object:
-    with path.open("rb") as file:
-        return json.loads(file.read(_LONGEST_BYTES))

@@ -60,9 +60,10 @@ def _rows_of(blocks: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
 class TrainingLoader:
     """The training batches of one rank, epoch after epoch; knows its place, and can be put there.
 
-    Its state is (seed, part_tokens, epoch, batches consumed): with the same pairs and budget, a
+    Its state is (seed, batch_tokens, part_tokens, epoch, batches consumed): with the same pairs, a
     loader that is given the state of another goes on with the very batches that would have come
-    there. Without `part_tokens`, the rows of a batch are all of like lengths.
+    there; with another budget, with the next epoch. Without `part_tokens`, the rows of a batch are
+    all of like lengths.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class TrainingLoader:
         """Return the place, as plain numbers."""
         return {
             "seed": self.seed,
+            "batch_tokens": self.batch_tokens,
             "part_tokens": self.part_tokens,
             "epoch": self.epoch,
             "num_consumed": self.num_consumed,
@@ -107,8 +109,11 @@ class TrainingLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to the place that `state` tells."""
-        self.seed, self.part_tokens = state["seed"], state["part_tokens"]
-        self.epoch, self.num_consumed = state["epoch"], state["num_consumed"]
+        self.seed, self.epoch = state["seed"], state["epoch"]
+        if state["batch_tokens"] == self.batch_tokens:
+            self.part_tokens, self.num_consumed = state["part_tokens"], state["num_consumed"]
+        else:
+            self.epoch, self.num_consumed = self.epoch + 1, 0
 
     def _batches_of_epoch(self) -> list[NDArray[np.int64]]:
         wanted = (self.seed, self.part_tokens, self.epoch)

@@ -10,11 +10,22 @@ from pathlib import Path
 
 import lightning
 import numpy as np
+from numpy.typing import NDArray
 
 from dragoman.configuration import list_set_values, merge_settings
 from dragoman.data.dataset import EncodedPairs
 from dragoman.data.encoding import Split, encode_splits
-from dragoman.data.prepared import SPLITS, Findings, PreparedData
+from dragoman.data.folder import (
+    SPLITS,
+    Findings,
+    keep_held_out,
+    list_files,
+    name_ids,
+    read_findings,
+    read_held_out,
+    write_findings,
+)
+from dragoman.data.prepared import PreparedData
 from dragoman.data.sampler import EvaluationLoader, TrainingLoader
 from dragoman.errors import DataError
 from dragoman.presets import choose_settings
@@ -31,8 +42,9 @@ class PairDataModule(lightning.LightningDataModule):
     """Pairs read, split, cut into tokens, and batched by a token budget.
 
     After `prepare_data`: `settings` (resolved), `tokenizer`, `num_rows` by split, `sha256` by file,
-    and `notes` (what was chosen and what was left out, for people). Batches are `Batch` objects. `told_of_cache` says
-    whether the prepared data came from the cache, or are kept there (`data.cache`).
+    and `notes` (what was chosen and what was left out, for people). `told_of_cache` says whether
+    the prepared data came from the cache, or are kept there (`data.cache`). Batches are `Batch`
+    objects.
 
     Args:
         pairs: A file of pairs, or two parallel text files.
@@ -59,6 +71,7 @@ class PairDataModule(lightning.LightningDataModule):
         self.notes: list[str] = []
         self.sha256: dict[str, str] = {}
         self.told_of_cache = ""
+        self._file = ""
         self._encoded: dict[Split, EncodedPairs] = {}
 
     def prepare_data(self) -> None:
@@ -92,13 +105,13 @@ class PairDataModule(lightning.LightningDataModule):
             self._clock.mark("tokens and ids, from the cache")
         else:
             findings = self._make_ids(survey)
-            prepared.keep(survey, self.tokenizer, findings)
+            write_findings(self.folder, self.tokenizer, findings)
+            prepared.keep(survey)
             self._clock.mark("keeping them")
         self.told_of_cache = prepared.told
         self.notes += findings.notes
-        self._encoded = {split: EncodedPairs(self.folder / f"{split}.arrow") for split in SPLITS}
+        self._adopt(findings)
         self._make_room_for_outputs(self._encoded["train"])
-        self.num_rows = findings.num_rows
 
     def _make_ids(self, survey: Survey) -> Findings:
         """Train the tokenizer, and write the ids of each split."""
@@ -106,9 +119,9 @@ class PairDataModule(lightning.LightningDataModule):
         self._clock.mark("tokenizer")
         broken_rows, notes = RowFaults(), list[str]()
         num_rows, long_rows = encode_splits(
-            self._note_leaks(self._read_splits(broken_rows), notes),
+            keep_held_out(self._note_leaks(self._read_splits(broken_rows), notes), self.folder),
             self.tokenizer,
-            {split: self.folder / f"{split}.arrow" for split in SPLITS},
+            {split: self.folder / name_ids(split) for split in SPLITS},
             self.settings.data,
         )
         notes += [
@@ -118,7 +131,39 @@ class PairDataModule(lightning.LightningDataModule):
         ]
         self._check_counts(num_rows, survey.num_sources)
         self._clock.mark("ids")
-        return Findings(num_rows=num_rows, notes=notes)
+        file = next((pair.file for pair in self.read_split("train")), "")
+        return Findings(num_rows=num_rows, notes=notes, file=file)
+
+    def _adopt(self, findings: Findings) -> None:
+        """Take the data that lie in the folder."""
+        self._encoded = {split: EncodedPairs(self.folder / name_ids(split)) for split in SPLITS}
+        self.num_rows, self._file = findings.num_rows, findings.file
+
+    def reopen(self) -> None:
+        """Take the data that lie in the folder already, from a run whose settings these are.
+
+        Raises:
+            DataError: They are not whole.
+        """
+        self.tokenizer, findings = read_findings(self.folder)
+        self._adopt(findings)
+        self._clock.mark("data of the run")
+
+    def move(self, folder: Path) -> None:
+        """Put the prepared data into `folder`, on the same disk, which is made for them.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in list_files(self.folder):
+            path.replace(folder / path.name)
+        self.folder = folder
+        self._encoded = {split: EncodedPairs(folder / name_ids(split)) for split in SPLITS}
+
+    def name_rows(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return, for people, where each of these training pairs stands: its file and line."""
+        return [f"{self._file}:{line}" for line in self._encoded["train"].find_lines(rows)]
 
     def setup(self, stage: str) -> None:
         """Do nothing more, where `prepare_data` has been called.
@@ -149,7 +194,12 @@ class PairDataModule(lightning.LightningDataModule):
         return self._evaluation_loader("test")
 
     def read_split(self, split: Split) -> Iterator[Pair]:
-        """Yield the pairs of one split as text, in the order of their file."""
+        """Yield the pairs of one split as text, in the order of their file.
+
+        After `prepare_data`, the held-out ones no longer need it.
+        """
+        if split != "train" and self.num_rows:
+            return read_held_out(self.folder, split)
         return (pair for name, pair in self._read_splits() if name == split)
 
     def count_source_tokens(self) -> tuple[int, ...]:

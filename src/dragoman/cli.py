@@ -7,12 +7,13 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dragoman.errors import DragomanError
+from dragoman.errors import DragomanError, Stopped
 from dragoman.options import read_command_line
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dragoman: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"dragoman: {stop or 'stopped'}", file=sys.stderr)
-        return 130
+        print(f"dragoman: {str(stop) or 'stopped'}", file=sys.stderr)
+        return stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -47,6 +48,10 @@ def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from dragoman.training.startup import StartClock
 
     clock = StartClock.since_process_start()
+    if not arguments.pairs and arguments.resume == "no":
+        raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
+    if arguments.resume != "no" and (arguments.overwrite or arguments.dry_run):
+        raise DragomanError("--resume: goes on with a run; leave out --overwrite and --dry-run")
     settings = read_settings(arguments.config, words)
     from dragoman.text.pairs import check_files
 
@@ -56,10 +61,11 @@ def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from dragoman.training import run
 
     clock.mark("program and libraries")
-    start = run.rehearse if arguments.dry_run else run.fit
-    start(arguments.pairs, arguments.out, settings, overwrite=arguments.overwrite, clock=clock)
+    pairs, out, overwrite = arguments.pairs, arguments.out, arguments.overwrite
     if arguments.dry_run:
+        run.rehearse(pairs, out, settings, overwrite=overwrite, clock=clock)
         return
+    run.fit(pairs, out, settings, overwrite=overwrite, resume=arguments.resume, clock=clock)
     _show_outcome(arguments.out)
     print(f"next: {_own_name()} predict {arguments.out} < sources.txt", file=sys.stderr)
 

@@ -25,3 +25,22 @@ class DataError(DragomanError):
 
 class ModelFolderError(DragomanError):
     """A model folder that is missing, incomplete, foreign, or in the way."""
+
+
+class CheckpointError(DragomanError):
+    """A checkpoint that is missing, damaged or foreign, or a run that cannot go on from it."""
+
+
+class TrainingError(DragomanError):
+    """A training that cannot go on: its numbers are broken, or the memory is full."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has asked to stop, and what was to be kept is kept.
+
+    `exit_code` is the conventional one: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

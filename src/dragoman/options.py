@@ -71,14 +71,18 @@ def build_parser() -> "tuple[_Parser, dict[str, _Parser]]":
 
 def _add_fit(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "pairs", nargs="+", metavar="PAIRS", help="a file of pairs (.tsv .csv .jsonl .parquet, "
-        "also .gz or .zst), or two parallel text files",
+        "pairs", nargs="*", metavar="PAIRS", help="a file of pairs (.tsv .csv .jsonl .parquet, "
+        "also .gz or .zst), or two parallel text files; with --resume they may be left out",
     )  # fmt: skip
     command.add_argument(
         "--out", type=Path, default=Path("model"), help="model folder to write (default: model)"
     )
     command.add_argument("--config", type=Path, help="YAML file of settings; those typed here win")
     command.add_argument("--overwrite", action="store_true", help="replace the model folder")
+    command.add_argument(
+        "--resume", nargs="?", const="must", default="no", choices=("auto", "must"), metavar="auto",
+        help="go on with the run of --out that was interrupted; auto: begin it where there is none",
+    )  # fmt: skip
     command.add_argument(
         "--dry-run", action="store_true",
         help="read the data, build the model, take a few steps; show sizes and the estimated time",
@@ -266,6 +270,8 @@ def _part_settings(
     rest = list(words)
     while rest:
         word = rest.pop(0)
+        if word == "--resume" and rest[:1] != ["auto"]:
+            word = "--resume=must"  # what follows is PAIRS, not its value
         name = word.partition("=")[0]
         if not word.startswith("--") or word == "--" or name in known:
             own.append(word)

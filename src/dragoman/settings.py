@@ -166,7 +166,7 @@ class TrainingSettings(Section):
     max_steps: Positive = 40_000
     """Most updates of the weights."""
     max_minutes: Annotated[float, Field(ge=0.0)] = 0.0
-    """Wall-clock limit of the training, in minutes; 0: none. The schedule still goes by max_steps."""
+    """Wall-clock limit of the training, in minutes, counted anew where it goes on after an interruption; 0: none. The schedule still goes by max_steps."""
     batch_tokens: Positive = 2048
     """Largest batch, in tokens of its longer side, padding counted."""
     accumulate: Positive = 1
@@ -175,6 +175,8 @@ class TrainingSettings(Section):
     """Seed of the weights, the dropout and the order of the batches."""
     valid_every: Positive = 500
     """Updates between two validations."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Updates between two checkpoints, which is what a death may cost; 0: as valid_every."""
     valid_rows: Positive = 1000
     """About how many validation rows are decoded at each validation, spread over all lengths; the loss is over all."""
     patience: Annotated[int, Field(ge=0)] = 10

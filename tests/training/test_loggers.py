@@ -25,7 +25,7 @@ def test_the_csv_file_is_always_written(tmp_path):
     [only] = make_loggers(("none",), tmp_path)
     assert isinstance(only, CSVLogger)
     assert [type(logger).__name__ for logger in make_loggers(("auto",), tmp_path)] == [
-        "CSVLogger", *(["TensorBoardLogger"] if HAS_TENSORBOARD else [])
+        "PatientCSVLogger", *(["TensorBoardLogger"] if HAS_TENSORBOARD else [])
     ]  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 

@@ -45,9 +45,9 @@ def test_the_folder_holds_all_and_gives_the_same_output(trained):
 def test_checkpoints_and_logs_stay_beside_the_model_and_hold_no_pickle(trained):
     folder = trained[0].with_name("model.training")
     names = {path.name for path in folder.iterdir()} - {"tensorboard"}  # where it is installed
-    assert names == {"checkpoints", "logs", "samples.jsonl"}
+    assert names == {"checkpoints", "data", "logs", "samples.jsonl"}
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
-    for name in ("best.ckpt", "last.ckpt"):
+    for name in ("best.ckpt", "step-200.ckpt", "step-400.ckpt"):
         state = torch.load(folder / "checkpoints" / name, weights_only=True)
         assert any(key.startswith("network.transformer.") for key in state["state_dict"])
 
@@ -132,7 +132,9 @@ def test_overwrite_leaves_alone_what_is_no_model_and_what_a_bad_run_would_lose(t
     rehearse(pairs, trained[0], short(), overwrite=True, console=quiet_console())
     with pytest.raises(DataError):
         fit(tmp_path / "typo.tsv", trained[0], short(), overwrite=True, console=quiet_console())
-    assert {path.name for path in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in checkpoints.iterdir()} == {
+        "best.ckpt", "step-200.ckpt", "step-400.ckpt"
+    }  # fmt: skip
 
 
 def test_an_accelerator_that_is_not_there_is_told(tmp_path):

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
@@ -22,6 +23,14 @@ class CollapseWarning(Callback):
         self._console, self._settings, self._texts = console, settings, texts
         self._watch = CollapseWatch(find_patience(settings))
         self._loss = 0.0  # of the training, when it was last told
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the watch has seen."""
+        return self._watch.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self._watch.load_state_dict(state_dict)
 
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule

@@ -6,7 +6,7 @@ that is well past its warm-up, or of one whose training is over.
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Final
+from typing import Any, Final
 
 from dragoman.settings import Settings
 
@@ -81,6 +81,20 @@ class CollapseWatch:
         self.was_sound = False
         self._num_sound = self._num_collapsed = 0  # validations in a row
         self._was_told = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen, as plain values."""
+        return {
+            "was_sound": self.was_sound,
+            "num_sound": self._num_sound,
+            "num_collapsed": self._num_collapsed,
+            "was_told": self._was_told,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.was_sound, self._was_told = state["was_sound"], state["was_told"]
+        self._num_sound, self._num_collapsed = state["num_sound"], state["num_collapsed"]
 
     def see(self, outputs: Outputs, step: int, *, is_last: bool = False) -> bool:
         """Take the outputs of the validation after `step` updates; return whether to tell."""

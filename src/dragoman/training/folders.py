@@ -1,5 +1,6 @@
 """The folders of a run: claimed before it starts, touched only once it is sure to train."""
 
+import glob
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from filelock import FileLock, Timeout
 from dragoman.errors import ModelFolderError
 from dragoman.text.bundle import is_model_folder
 
+_IDS = ".ids-"  # in the names of temporary folders
+
 
 def claim_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
     """Return the model folder and, beside it, the folder for checkpoints and logs; touch neither.
@@ -18,20 +21,26 @@ def claim_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
     Raises:
         ModelFolderError: One is there and may not be replaced, or is no model folder at all.
     """
-    if out.name in ("", ".."):
-        out = out.resolve()
-    folder = out.with_name(f"{out.name}.training") if out.name else out
+    out, folder = name_folders(out)
     in_the_way = [path for path in (out, folder) if path.exists()]
     if in_the_way and not overwrite:
         named = " and ".join(str(path) for path in in_the_way)
+        begun = ", go on with --resume" if folder in in_the_way else ""
         raise ModelFolderError(
-            f"{named}: already there; choose another --out, or replace it with --overwrite"
+            f"{named}: already there; choose another --out{begun}, or replace it with --overwrite"
         )
     if out.exists() and not is_model_folder(out):
         raise ModelFolderError(
             f"{out}: not a model folder, so --overwrite leaves it alone; choose another --out"
         )
     return out, folder
+
+
+def name_folders(out: Path) -> tuple[Path, Path]:
+    """Return the model folder, by a path with a name, and that for checkpoints and logs."""
+    if out.name in ("", ".."):
+        out = out.resolve()
+    return out, out.with_name(f"{out.name}.training") if out.name else out
 
 
 @contextmanager
@@ -68,11 +77,17 @@ def temporary_folder(out: Path) -> Iterator[Path]:
         ModelFolderError: None can be made there.
     """
     try:
-        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=_find_nearest(out))
+        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}{_IDS}", dir=_find_nearest(out))
     except OSError as error:
         raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
     with folder as name:
         yield Path(name)
+
+
+def sweep_temporary(out: Path) -> None:
+    """Remove the temporary folders that a killed run has left; to be called under its lock."""
+    for path in _find_nearest(out).glob(f".{glob.escape(out.name)}{_IDS}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def make_empty(folder: Path) -> None:

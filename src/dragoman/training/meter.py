@@ -1,6 +1,7 @@
 """The loss and the speed of a training, from one reading to the next."""
 
 import time
+from typing import Any
 
 import lightning
 import torch
@@ -21,9 +22,22 @@ class Meter:
         self.start()
 
     def start(self) -> None:
-        """Begin anew."""
+        """Begin anew, with sums of nothing."""
         self._loss = self._num_tokens = self._time_s = 0.0
         self.go_on()
+
+    def state_dict(self, module: TransformerTraining) -> dict[str, float]:
+        """Return what has come since the last reading."""
+        self.hold(module)
+        return {"loss": self._loss, "num_tokens": self._num_tokens, "time_s": self._time_s}
+
+    def load_state_dict(self, state: dict[str, float], module: TransformerTraining) -> None:
+        """Begin with what `state_dict` returned, and the sums as they are."""
+        self.start()
+        self.hold(module)
+        self._loss, self._num_tokens, self._time_s = (
+            state[name] for name in ("loss", "num_tokens", "time_s")
+        )
 
     def go_on(self) -> None:
         """Take note that the sums have been set back, and that time counts from now on."""
@@ -50,23 +64,42 @@ class Meter:
 
 
 class Metered(Callback):
-    """A callback with a meter, which it tells of validations and of the ends of epochs."""
+    """A callback with a meter, which it tells of validations and of the ends of epochs.
+
+    Where a training goes on, the meter does so too.
+    """
 
     def __init__(self) -> None:
         self.meter = Meter()
+        self._module: TransformerTraining | None = None
+        self._restored: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the meter; nothing before the training."""
+        return {"meter": self.meter.state_dict(self._module)} if self._module else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state of the meter until the training begins."""
+        self._restored = state_dict.get("meter", {})
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Begin to measure."""
-        self.meter.start()
+        self._module = as_training(pl_module)
+        if self._restored:
+            self.meter.load_state_dict(self._restored, self._module)
+        else:
+            self.meter.start()
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Take in what the epoch has left, before its sums are set back."""
-        self.meter.hold(as_training(pl_module))
-        self.meter.go_on()
+        module = as_training(pl_module)
+        if module.logs_at_epoch_end:
+            self.meter.hold(module)
+            self.meter.go_on()
 
     def on_validation_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule

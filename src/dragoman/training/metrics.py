@@ -71,6 +71,20 @@ class TeacherForcedMetrics(MetricCollection):
         assert isinstance(loss, TokenMean)
         return loss
 
+    def capture_sums(self) -> list[list[float]]:
+        """Return the sums of this rank until now: total and tokens of each metric."""
+        return [
+            [float(metric.total), float(metric.num_tokens)]
+            for metric in self.values()
+            if isinstance(metric, TokenMean)
+        ]
+
+    def restore_sums(self, sums: Sequence[Sequence[float]]) -> None:
+        """Add to what `capture_sums` returned, or to nothing; after a `reset`."""
+        for metric, (total, num_tokens) in zip(self.values(), sums, strict=False):
+            assert isinstance(metric, TokenMean)
+            metric.update(torch.tensor(total), torch.tensor(int(num_tokens)))
+
     def add(self, sums: LossSums) -> None:
         """Add the sums of a batch."""
         self["loss"].update(sums.loss.detach(), sums.num_tokens)

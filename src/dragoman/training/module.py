@@ -1,7 +1,7 @@
 """How a Transformer is trained: the step, the validation that decodes, the optimizer."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from dragoman.data.batch import Batch
 from dragoman.data.parts import cut_batch
@@ -85,12 +86,17 @@ class TransformerTraining(lightning.LightningModule):
         self.test_metrics = TeacherForcedMetrics("test")
         self.valid_decoded = DecodedMetrics("valid", scoring)
         self.test_decoded = DecodedMetrics("test", scoring)
+        self._restored_sums: Sequence[Sequence[float]] = []
         self.output_counts = OutputCounts()
         self.outputs: Outputs | None = None
         self.decoded_rows: list[DecodedRow] = []
         # Target tokens of the update at hand, on this rank; on the device, so that no step waits.
         self.update_tokens: Tensor
         self.register_buffer("update_tokens", torch.tensor(0), persistent=False)
+        self.update_loss: Tensor  # summed likewise; not finite where a batch's is not
+        self.register_buffer("update_loss", torch.tensor(0.0), persistent=False)
+        self.num_skipped = 0  # updates in a row that were left out, their numbers being broken
+        self.batch_at_hand = ""  # what it was computing last, for who has to tell of it
 
     def forward(self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]) -> Tensor:
         """Return the logits of the token after each of `target_ids`: see `Transformer.forward`."""
@@ -109,35 +115,66 @@ class TransformerTraining(lightning.LightningModule):
         """Return how probable each target is, in all and by token: see `Transformer.score`."""
         return self.network.score(source_ids, target_ids)
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         """Forget what a validation before the training, or an interrupted update, has left."""
         self.update_tokens.zero_()
+        self.update_loss.zero_()
         self.train_metrics.reset()
+        self.train_metrics.restore_sums(self._restored_sums)
+        self._restored_sums = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what tells whether the last update was validated."""
+        checkpoint["validated_step"] = self.validated_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what `on_save_checkpoint` has kept."""
+        self.validated_step = checkpoint.get("validated_step", -1)
+
+    def restore_sums(self, sums: Sequence[Sequence[float]]) -> None:
+        """Begin the next training with these sums of `train_metrics`, as of this rank's before."""
+        self._restored_sums = sums
 
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
         """Return the summed loss of the batch; `on_before_optimizer_step` makes it a mean."""
         batch = as_batch(batch)
         if self.trainer.global_step == 0 and batch_idx == 0:
             self._warn_without_begin(batch)
+        self.batch_at_hand = _describe("training", batch)
         sums = self._sum_losses(batch, self.optimization.label_smoothing)
         self.update_tokens += sums.num_tokens
-        self.train_metrics.add(sums)
+        self.update_loss += sums.loss.detach()
+        self.train_metrics.add(_leave_out_if_broken(sums))
         return sums.loss / _USUAL_TOKENS
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the summed gradient by the target tokens of the update, over all ranks.
 
+        Without a gradient, where the loss or the gradient is not finite: the weights and AdamW's
+        means stay as they are, on all ranks alike.
+
         Lightning calls this once the gradients of all accumulated batches and all ranks are in,
         unscaled, and before it clips them.
         """
-        gathered = self.all_gather(self.update_tokens)
+        gathered = self.all_gather(torch.stack((self.update_tokens.float(), self.update_loss)))
         assert isinstance(gathered, Tensor)
-        total = gathered.sum().clamp(min=1)
+        total, loss = gathered.reshape(-1, 2).sum(dim=0)  # (ranks, 2) -> (2,)
         # Lightning has divided each loss by the batches an update, DDP the gradient by the ranks.
         divided_by = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        factor = _USUAL_TOKENS * divided_by / total
-        torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], factor)
+        factor = _USUAL_TOKENS * divided_by / total.clamp(min=1)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+        # Of float16, the scaler expects gradients that are not finite now and then, and mends that.
+        checked = (
+            [loss] if self.trainer.precision == "16-mixed" else [loss, get_total_norm(gradients)]
+        )
+        if all(bool(torch.isfinite(number)) for number in checked):
+            self.num_skipped = 0
+        else:
+            self.num_skipped += 1
+            optimizer.zero_grad(set_to_none=True)
         self.update_tokens.zero_()
+        self.update_loss.zero_()
 
     def configure_gradient_clipping(
         self,
@@ -157,9 +194,21 @@ class TransformerTraining(lightning.LightningModule):
             GradClipAlgorithmType(gradient_clip_algorithm or "norm"),
         )
 
+    @property
+    def logs_at_epoch_end(self) -> bool:
+        """Whether the end of the epoch at hand logs the training metrics, and sets them back.
+
+        Not where validations are counted in updates, and do it: what goes on from a checkpoint at
+        the end of an epoch would miss it. But at the end of the training.
+        """
+        trainer = self.trainer
+        if not trainer.enable_validation or trainer.check_val_every_n_epoch is not None:
+            return True
+        return trainer.should_stop or trainer.global_step == trainer.max_steps
+
     def on_train_epoch_end(self) -> None:
-        """Log the training metrics, unless a validation has just done it."""
-        if self.train_metrics.mean_loss.num_tokens > 0:
+        """Log the training metrics, unless a validation has just done it, or will."""
+        if self.train_metrics.mean_loss.num_tokens > 0 and self.logs_at_epoch_end:
             self._log_and_reset(self.train_metrics)
 
     def on_validation_epoch_start(self) -> None:
@@ -169,6 +218,7 @@ class TransformerTraining(lightning.LightningModule):
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
         """Score the batch under teacher forcing and, in part, by decoding it."""
         batch = as_batch(batch)
+        self.batch_at_hand = _describe("validation", batch)
         self.valid_metrics.add(self._sum_losses(batch))
         part = _take_part(batch, self.decoded_fraction)
         rows = self._decode_and_score(part, self.valid_decoded)
@@ -188,6 +238,7 @@ class TransformerTraining(lightning.LightningModule):
     def test_step(self, batch: Pairs, batch_idx: int) -> None:
         """Score the batch under teacher forcing and by decoding it."""
         batch = as_batch(batch)
+        self.batch_at_hand = _describe("test", batch)
         self.test_metrics.add(self._sum_losses(batch))
         self._decode_and_score(batch, self.test_decoded)
 
@@ -343,6 +394,22 @@ class LightningTransformer(TransformerTraining):
             decoding=DecodingSettings(max_length_ratio=0.0, max_length_extra=max_seq_len),
         )
         self.save_hyperparameters(ignore=["optimization"])  # plain numbers, for checkpoints
+
+
+def _describe(stage: str, batch: Batch) -> str:
+    rows, source = batch.source_ids.shape
+    target = batch.target_ids.shape[1]
+    return f"a {stage} batch of {rows:,} rows, {source:,} source and {target:,} target tokens each"
+
+
+def _leave_out_if_broken(sums: LossSums) -> LossSums:
+    """Return the sums, or zeros where the loss is not finite; no device is waited for."""
+    is_sound = torch.isfinite(sums.loss.detach())
+    loss, nll, num_correct, num_tokens = (
+        torch.where(is_sound, number.detach(), 0)
+        for number in (sums.loss, sums.nll, sums.num_correct, sums.num_tokens)
+    )
+    return LossSums(loss=loss, nll=nll, num_correct=num_correct, num_tokens=num_tokens)
 
 
 def _take_part(batch: Batch, fraction: float) -> Batch:

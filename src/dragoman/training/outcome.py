@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dragoman.errors import DragomanError
+from dragoman.errors import DataError, DragomanError
 from dragoman.evaluating import evaluate_model
 from dragoman.evaluation.evaluation import Evaluation
 from dragoman.evaluation.rows import Row
@@ -35,7 +35,7 @@ def evaluate_run(run: Run, predictor: Predictor, counts: Sequence[int]) -> dict[
 
 
 def gather_metrics(
-    run: Run, evaluations: Mapping[str, Evaluation], minutes: float
+    run: Run, evaluations: Mapping[str, Evaluation], num_steps: int, minutes: float
 ) -> dict[str, Any]:
     """Return the content of metrics.json: scores, sizes, data, samples."""
     data = run.data
@@ -50,7 +50,7 @@ def gather_metrics(
         "num_parameters": sum(p.numel() for p in run.module.network.parameters()),
         "source_vocab_size": data.tokenizer.source_vocab_size,
         "target_vocab_size": data.tokenizer.target_vocab_size,
-        "num_steps": run.trainer.global_step,
+        "num_steps": num_steps,
         "minutes": round(minutes, 2),
         "peak_memory_mib": find_peak_memory_mib(),
         "precision": run.precision,
@@ -63,12 +63,9 @@ def report_run(
     predictor: Predictor,
     evaluations: Mapping[str, Evaluation],
     metrics: Mapping[str, Any],
-    typed: Settings | None,
 ) -> str:
-    """Write the page that shows the run; return what is to be told, as where that failed.
-
-    `typed` are the settings before any was chosen, which the inspection of the data tells of.
-    """
+    """Write the page that shows the run; return what is to be told, as where that failed."""
+    inspection, told = _inspect(run)
     try:
         report = make_report(
             predictor,
@@ -76,19 +73,25 @@ def report_run(
             evaluations,
             metrics=metrics,
             curves=read_curves(run.folder),
-            inspection=_inspect(run, typed),
+            inspection=inspection,
         )
         write_report(run.out / REPORT, report)
     except DragomanError as error:  # the model is written: a page less is no reason to fail
         return f"no report: {error}"
-    return f"report: {run.out / REPORT}"
+    return f"report: {run.out / REPORT}{told}"
 
 
-def _inspect(run: Run, typed: Settings | None) -> dict[str, Any] | None:
-    """Return what is found in the data; None: they are too many to be held in memory."""
-    if sum(run.data.num_rows.values()) > _MOST_INSPECTED:
-        return None
-    return inspect(run.data.paths, typed, run.data.tokenizer).to_dict()
+def _inspect(run: Run) -> tuple[dict[str, Any] | None, str]:
+    """Return what is found in the data; or None, and why they were not inspected."""
+    if (num_rows := sum(run.data.num_rows.values())) > _MOST_INSPECTED:
+        return (
+            None,
+            f" (without an inspection: {num_rows:,} pairs are too many to be held in memory)",
+        )
+    try:
+        return inspect(run.data.paths, run.typed, run.data.tokenizer).to_dict(), ""
+    except DataError as error:  # files may change, or go, in the hours of a training
+        return None, f" (without an inspection: {error})"
 
 
 def _show(row: Row, settings: Settings) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import lightning
 from rich.console import Console
 
-from dragoman.configuration import find_conflicts
-from dragoman.errors import SettingsError
+from dragoman.configuration import find_conflicts, list_set_values, merge_settings
+from dragoman.errors import CheckpointError, SettingsError
 from dragoman.model.building import build_network
 from dragoman.settings import DataSettings, Settings
+from dragoman.text.bundle import fingerprint
 from dragoman.text.tokenizer import find_side_faults
 from dragoman.training.callbacks import hush_lightning
+from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule
 from dragoman.training.folders import claim_folders, temporary_folder
 from dragoman.training.loggers import find_logger_faults
@@ -27,9 +29,19 @@ from dragoman.training.precision import (
     plan_parts,
     quick_float32,
 )
+from dragoman.training.resuming import (
+    CHECKPOINTS,
+    DATA,
+    Resumption,
+    RunRecord,
+    merge_for_resuming,
+)
 from dragoman.training.startup import StartClock
+from dragoman.training.stopping import SignalWatch
 from dragoman.training.texts import Texts
 from dragoman.training.trainer import make_trainer
+
+PairFiles = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +49,15 @@ class Run:
     """What a run is made of, once the data are read."""
 
     settings: Settings
+    typed: Settings  # before any was chosen
     data: PairDataModule
     module: TransformerTraining
     trainer: lightning.Trainer
+    checkpoints: Checkpoints
     out: Path  # the model folder
-    folder: Path  # checkpoints and logs
+    folder: Path  # checkpoints, data and logs
     precision: str
+    resumption: Resumption | None  # where it goes on; None: it begins
 
     @property
     def monitor(self) -> str:
@@ -52,18 +67,88 @@ class Run:
 
 @contextmanager
 def open_run(
-    pairs: str | Path | Sequence[str | Path],
+    pairs: PairFiles,
     out: Path,
     settings: Settings,
     overwrite: bool,
     console: Console,
     clock: StartClock,
+    watch: SignalWatch,
 ) -> Iterator[Run]:
     """Give a run that is ready to train; nothing is left of it but what the caller writes."""
     _check_settings(settings)
     out, folder = claim_folders(out, overwrite)
     with temporary_folder(out) as ids, quick_float32():
-        yield _prepare(PairDataModule(pairs, settings, ids, clock), out, folder, console, clock)
+        hush_lightning()
+        console.print("reading pairs")
+        data = PairDataModule(pairs, settings, ids, clock)
+        data.prepare_data()
+        resolved = _forget_cache(data.settings).model_copy(update={"version": version("dragoman")})
+        _check_settings(resolved)
+        device_type = find_device(resolved.training)
+        precision, why = choose_precision(resolved.training, device_type)
+        record = RunRecord(
+            version=resolved.version,
+            settings=resolved,
+            typed=dict(list_set_values(settings)),
+            precision=precision,
+            pairs=tuple(map(str, data.paths)),
+            sha256=data.sha256,
+        )
+        run = _assemble(record, data, out, folder, console, clock, watch, None)
+        told = [*data.notes, *filter(None, [data.told_of_cache])]
+        _report(run, told, f"{precision} on {name_device(device_type)}: {why}", console)
+        yield run
+
+
+@contextmanager
+def reopen_run(
+    pairs: PairFiles,
+    out: Path,
+    settings: Settings,
+    resumption: Resumption,
+    console: Console,
+    clock: StartClock,
+    watch: SignalWatch,
+) -> Iterator[Run]:
+    """Give a run that goes on where `resumption` tells, with the data and settings it began with.
+
+    Args:
+        pairs: Empty, or the files with which it began.
+        settings: What is to be changed about it.
+
+    Raises:
+        SettingsError: More is to be changed than may be.
+        CheckpointError: `pairs` are not those with which it began.
+        DataError: Its data are not whole.
+    """
+    began = resumption.record
+    merged = _forget_cache(merge_for_resuming(began, settings))
+    _check_settings(merged)
+    _check_pairs(list_files(pairs), began)
+    out, folder = claim_folders(out, overwrite=True)
+    with quick_float32():
+        hush_lightning()
+        data = PairDataModule(began.pairs, merged, folder / DATA, clock)
+        data.sha256 = dict(began.sha256)
+        data.reopen()
+        record = replace(began, settings=merged)
+        run = _assemble(record, data, out, folder, console, clock, watch, resumption)
+        device = name_device(find_device(merged.training))
+        told = [f"goes on after update {resumption.step:,}, from {resumption.path}"]
+        _report(run, told, f"{began.precision} on {device}: as the run began", console)
+        yield run
+
+
+def list_files(pairs: PairFiles) -> list[Path]:
+    """Return the files of pairs, whether one or several were given."""
+    return [Path(pairs)] if isinstance(pairs, str | Path) else [Path(path) for path in pairs]
+
+
+def _forget_cache(settings: Settings) -> Settings:
+    """Return the settings without the cache: it is this machine's, the model folder goes to others."""
+    data = settings.data.model_copy(update={"cache": DataSettings().cache})
+    return settings.model_copy(update={"data": data})
 
 
 def _check_settings(settings: Settings) -> None:
@@ -74,22 +159,32 @@ def _check_settings(settings: Settings) -> None:
         raise SettingsError.gather(faults)
 
 
-def _prepare(
-    data: PairDataModule, out: Path, folder: Path, console: Console, clock: StartClock
-) -> Run:
-    """Read the data, build the model and the trainer, and say what was chosen."""
-    hush_lightning()
-    console.print("reading pairs")
-    data.prepare_data()
-    settings = data.settings.model_copy(
-        update={
-            "version": version("dragoman"),
-            "data": data.settings.data.model_copy(update={"cache": DataSettings().cache}),
-        }
-    )  # the cache is this machine's, the model folder goes to others
-    _check_settings(settings)
-    data.setup("fit")
+def _check_pairs(paths: Sequence[Path], record: RunRecord) -> None:
+    """Check that files that are given when a run goes on are those with which it began."""
+    began = [record.sha256.get(name) for name in record.pairs]
+    if not paths or not all(began):
+        return
+    if [fingerprint(path) if path.is_file() else "" for path in paths] != began:
+        raise CheckpointError(
+            f"{', '.join(map(str, paths))}: not the pairs with which the run began "
+            f"({', '.join(record.pairs)}, as they were then); leave them out to go on with those, "
+            "or begin anew with --overwrite"
+        )
 
+
+def _assemble(
+    record: RunRecord,
+    data: PairDataModule,
+    out: Path,
+    folder: Path,
+    console: Console,
+    clock: StartClock,
+    watch: SignalWatch,
+    resumption: Resumption | None,
+) -> Run:
+    """Build the model and the trainer."""
+    settings = record.settings
+    data.settings = settings
     lightning.seed_everything(settings.training.seed, verbose=False)
     texts = Texts(data.tokenizer)
     module = TransformerTraining(
@@ -103,34 +198,41 @@ def _prepare(
         scoring=choose_text_scores(settings, texts),
     )
     clock.mark("network")
-    device_type = find_device(settings.training)
-    precision, why = choose_precision(settings.training, device_type)
-    run = Run(
+    training = settings.training
+    checkpoints = Checkpoints(
+        folder / CHECKPOINTS,
+        training.checkpoint_every or training.valid_every,
+        f"valid_{training.monitor}",
+        training.monitor_mode,
+        record=record.to_dict(),
+        console=console,
+    )
+    trainer = make_trainer(settings, record.precision, folder, console, texts, checkpoints, watch)
+    clock.mark("trainer")
+    return Run(
         settings=settings,
+        typed=merge_settings(Settings(), record.typed),
         data=data,
         module=module,
-        trainer=make_trainer(settings, precision, folder, console, texts),
+        trainer=trainer,
+        checkpoints=checkpoints,
         out=out,
         folder=folder,
-        precision=precision,
+        precision=record.precision,
+        resumption=resumption,
     )
-    clock.mark("trainer")
-    how = f"{precision} on {name_device(device_type)}: {why}; path {settings.training.path}"
-    _report(run, how, console)
-    return run
 
 
-def _report(run: Run, precision: str, console: Console) -> None:
+def _report(run: Run, told: Sequence[str], precision: str, console: Console) -> None:
     rows, tokenizer, model = run.data.num_rows, run.data.tokenizer, run.settings.model
     num_parameters = sum(p.numel() for p in run.module.network.parameters())
     for line in (
         f"pairs: {rows['train']:,} for training, {rows['valid']:,} for validation, "
         f"{rows['test']:,} for the test",
-        *run.data.notes,
-        *filter(None, [run.data.told_of_cache]),
+        *told,
         f"vocabulary: {tokenizer.source_vocab_size:,} source, {tokenizer.target_vocab_size:,} target",
         f"model: {num_parameters:,} parameters (d_model {model.d_model}, {model.nhead} heads, "
         f"{model.num_encoder_layers} + {model.num_decoder_layers} layers)",
-        f"precision: {precision}",
+        f"precision: {precision}; path {run.settings.training.path}",
     ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)

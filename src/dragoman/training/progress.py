@@ -2,11 +2,11 @@
 
 import time
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dragoman.training.meter import Metered, as_training
 
@@ -42,11 +42,20 @@ class ProgressBar(Metered):
             console=console,
             refresh_per_second=2,
         )
-        self._task = TaskID(0)
+        self._task = self._bar.add_task("training", total=None, figures="", left="")
         self._next_look_s = self._begun_s = 0.0
         self._first_step = 0
         self._loss = self._tokens_per_s = 0.0  # smoothed
         self._best: tuple[float, int] | None = None  # score, updates done
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the meter, and the best score."""
+        return {**super().state_dict(), "best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        self._best = state_dict["best"]
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -54,13 +63,7 @@ class ProgressBar(Metered):
         """Show the bar, on the first rank."""
         self._bar.disable = not trainer.is_global_zero
         self._first_step, self._begun_s = trainer.global_step, time.monotonic()
-        self._task = self._bar.add_task(
-            "training",
-            total=trainer.max_steps,
-            completed=self._first_step,
-            figures="",
-            left="",
-        )
+        self._bar.reset(self._task, total=trainer.max_steps, completed=self._first_step)
         super().on_train_start(trainer, pl_module)
         self._bar.start()
 

@@ -1,97 +1,103 @@
 """One training run, read from top to bottom: pairs in, model folder out."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Literal
 
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from dragoman.engines.pytorch import TorchEngine
-from dragoman.errors import DragomanError
+from dragoman.errors import CheckpointError, DragomanError, ModelFolderError, Stopped
 from dragoman.evaluation.evaluation import write_evaluation
 from dragoman.exporting.ctranslate2 import export_ctranslate2
 from dragoman.model.building import copy_weights
 from dragoman.predictor import Predictor
 from dragoman.settings import Settings
-from dragoman.text.bundle import EVALUATION, Bundle, dump_settings, write_bundle
+from dragoman.text.bundle import (
+    EVALUATION,
+    Bundle,
+    dump_settings,
+    is_model_folder,
+    read_bundle,
+    write_bundle,
+)
 from dragoman.text.model_card import write_model_card
 from dragoman.training.callbacks import FirstUpdate
-from dragoman.training.folders import lock_folder, make_empty
+from dragoman.training.checkpoint_files import BEST, list_checkpoints, read_checkpoint
+from dragoman.training.folders import lock_folder, make_empty, name_folders, sweep_temporary
 from dragoman.training.loggers import make_loggers
+from dragoman.training.memory import explain_out_of_memory, is_out_of_memory
 from dragoman.training.outcome import evaluate_run, gather_metrics, report_run
-from dragoman.training.preparing import Run, open_run
+from dragoman.training.preparing import PairFiles, Run, list_files, open_run, reopen_run
 from dragoman.training.rehearsal import estimate_time
+from dragoman.training.resuming import CHECKPOINTS, DATA, Resumption, find_resumption
+from dragoman.training.samples import SAMPLES_FILE, cut_samples
 from dragoman.training.startup import StartClock
+from dragoman.training.stopping import SignalWatch, StopTraining, watch_signals
+
+Resume = Literal["no", "auto", "must"]
 
 
 def fit(
-    pairs: str | Path | Sequence[str | Path],
+    pairs: PairFiles,
     out: str | Path,
     settings: Settings | None = None,
     *,
     overwrite: bool = False,
+    resume: Resume = "no",
     console: Console | None = None,
     clock: StartClock | None = None,
 ) -> Predictor:
     """Train a model on `pairs`, write it to the model folder `out`, and return it.
 
-    Beside `out`, the folder `{out}.training` holds checkpoints and logs.
+    Beside `out`, the folder `{out}.training` holds checkpoints, logs, and the data of the run, with
+    which it can go on as if it had not been interrupted: on a CPU, bit by bit.
 
     Args:
-        pairs: A file of pairs (TSV, CSV, JSONL, Parquet), or two parallel text files.
-        settings: What is not set is chosen by the number and the shape of the pairs.
+        pairs: A file of pairs (TSV, CSV, JSONL, Parquet), or two parallel text files. Where a run
+            goes on, they may be left out, as ().
+        settings: What is not set is chosen by the number and the shape of the pairs. Where a run
+            goes on: what is to be changed about it, of what may be (`resuming.MAY_CHANGE`).
         overwrite: Replace a model folder that stands at `out`.
+        resume: must: go on with the run that was interrupted; auto: if there is one, else begin.
         console: Where progress is shown; None: standard error.
         clock: Takes the time to the first update; None: it starts now.
 
     Raises:
-        SettingsError: Settings do not go together.
+        SettingsError: Settings do not go together, or may not change where a run goes on.
         DataError: Files or rows of the data are broken; names them.
         ModelFolderError: `out` is in the way, or cannot be written, or another process trains there.
-        KeyboardInterrupt: It was stopped; the checkpoints stay.
+        CheckpointError: There is nothing to go on with, or `pairs` are others.
+        TrainingError: Its numbers are broken, or the memory is too small; checkpoints stay.
+        Stopped: By SIGINT or SIGTERM, with a checkpoint.
     """
     started_at = time.monotonic()
     console, clock = console or Console(stderr=True), clock or StartClock()
-    with lock_folder(Path(out)):
-        with open_run(pairs, Path(out), settings or Settings(), overwrite, console, clock) as run:
-            make_empty(run.folder)
-            run.trainer.loggers = make_loggers(run.settings.training.loggers, run.folder)
-            run.trainer.callbacks.append(FirstUpdate(clock, console))  # type: ignore[attr-defined]
-            _train(run)
-            engine = TorchEngine([run.module.network])
-            predictor = Predictor(engine, run.data.tokenizer, run.settings)
-            console.print("scoring")
-            counts = run.data.count_source_tokens()
-            evaluations = evaluate_run(run, predictor, counts)
-            minutes = (time.monotonic() - started_at) / 60
-            metrics = gather_metrics(run, evaluations, minutes)
-        bundle = Bundle(
-            settings=run.settings,
-            tokenizer=run.data.tokenizer,
-            weights=copy_weights(run.module.network),
-            metrics=metrics,
-            card=write_model_card(run.out.name, run.settings, metrics),
-            calibration=predictor.calibrations[0],
-            source_counts=counts,
-        )
-        write_bundle(run.out, bundle)
-        for name, evaluation in evaluations.items():
-            write_evaluation(run.out / EVALUATION / name, evaluation)
-        if run.settings.training.export == "ctranslate2":
-            _export(run.out, bundle, console)
-        if run.settings.evaluation.report == "html":
-            console.print(
-                report_run(run, predictor, evaluations, metrics, settings),
-                highlight=False,
-                markup=False,
-            )
-    return predictor
+    out, folder = name_folders(Path(out))
+    with lock_folder(out), watch_signals(console) as watch, _telling_how_to_go_on(out, folder):
+        sweep_temporary(out)
+        resumption = _find_resumption(folder, resume, console)
+        settings = settings or Settings()
+        opened: AbstractContextManager[Run]
+        if resumption is not None:
+            opened = reopen_run(pairs, out, settings, resumption, console, clock, watch)
+        elif list_files(pairs):
+            overwrite = overwrite or resume == "auto"
+            opened = open_run(pairs, out, settings, overwrite, console, clock, watch)
+        else:
+            raise CheckpointError(f"{folder}: no run to go on with; give PAIRS to begin one")
+        with opened as run:
+            if _is_written(run):
+                console.print(f"nothing to do: {out} is the model of this run", highlight=False)
+                return Predictor.load([out])
+            num_steps = _train(run, clock, watch, console)
+            return _finish(run, num_steps, started_at, console)
 
 
 def rehearse(
-    pairs: str | Path | Sequence[str | Path],
+    pairs: PairFiles,
     out: str | Path,
     settings: Settings | None = None,
     *,
@@ -104,7 +110,8 @@ def rehearse(
     Leaves nothing but what the cache keeps of the prepared data.
     """
     console, clock = console or Console(stderr=True), clock or StartClock()
-    with open_run(pairs, Path(out), settings or Settings(), overwrite, console, clock) as run:
+    settings, watch = settings or Settings(), SignalWatch(console)
+    with open_run(pairs, Path(out), settings, overwrite, console, clock, watch) as run:
         console.print(
             f"would be written: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)"
         )
@@ -114,37 +121,145 @@ def rehearse(
         console.print(dump_settings(run.settings), highlight=False)
 
 
-def _train(run: Run) -> None:
-    """Train, and leave the best weights in the network.
+def _find_resumption(folder: Path, resume: Resume, console: Console) -> Resumption | None:
+    """Return where the run in `folder` goes on; None where it is to begin.
 
     Raises:
-        KeyboardInterrupt: The user stopped it; the checkpoints stay.
+        CheckpointError: It must go on, and there is nothing to go on from.
     """
+    if resume == "no":
+        return None
+    faults: list[str] = []
+    found = find_resumption(folder, faults)
+    for fault in faults:
+        console.print(f"warning: {fault}", highlight=False, soft_wrap=True, markup=False)
+    if found is None and (resume == "must" or faults):
+        raise CheckpointError(
+            f"{folder}: no whole checkpoint to go on from; begin anew with --overwrite"
+        )
+    return found
+
+
+@contextmanager
+def _telling_how_to_go_on(out: Path, folder: Path) -> Iterator[None]:
+    """Add to what a stopped run says how it goes on."""
     try:
-        run.trainer.fit(run.module, datamodule=run.data)
-    except SystemExit as stop:  # how Lightning ends on an interrupt
-        raise KeyboardInterrupt(f"stopped; the checkpoints are in {run.folder}") from stop
-    _take_best_weights(run)
+        yield
+    except Stopped as stop:
+        if list_checkpoints(folder / CHECKPOINTS):
+            stop.args = (f"{stop}; to go on: dragoman fit --out {out} --resume auto",)
+        raise
 
 
-def _take_best_weights(run: Run) -> None:
+def _is_written(run: Run) -> bool:
+    """Return whether the model folder is what this run has ended with."""
+    resumption = run.resumption
+    if resumption is None or not resumption.is_complete(run.settings):
+        return False
+    if run.settings != resumption.record.settings or not is_model_folder(run.out):
+        return False
+    return read_bundle(run.out, with_weights=False).metrics.get("num_steps") == resumption.step
+
+
+def _claim(run: Run) -> None:
+    """Make the folder of the run, empty but for its data.
+
+    Raises:
+        ModelFolderError: It cannot be written.
+    """
+    make_empty(run.folder)
+    try:
+        run.data.move(run.folder / DATA)
+    except OSError as error:
+        raise ModelFolderError(f"{run.folder}: cannot be written: {error.strerror}") from error
+
+
+def _train(run: Run, clock: StartClock, watch: SignalWatch, console: Console) -> int:
+    """Train, leave the best weights in the network, and return the updates that were made.
+
+    Raises:
+        TrainingError: Its numbers are broken, or the memory is too small.
+        Stopped: By a signal; a checkpoint is written, if there was an update.
+    """
+    resumption = run.resumption
+    if resumption is None:
+        _claim(run)
+    step = resumption.step if resumption else 0
+    if resumption is not None:
+        cut_samples(run.folder / SAMPLES_FILE, resumption.validated_step)
+    run.trainer.loggers = make_loggers(run.settings.training.loggers, run.folder, step)
+    run.trainer.callbacks.append(FirstUpdate(clock, console))  # type: ignore[attr-defined]
+    try:
+        run.trainer.fit(
+            run.module,
+            datamodule=run.data,
+            ckpt_path=resumption.path if resumption else None,
+            weights_only=True,
+        )
+    except StopTraining as stop:
+        assert watch.received is not None
+        told = f"{watch.received.name}: stopped after update {run.trainer.global_step:,}"
+        raise Stopped(told, watch.received) from stop
+    except SystemExit as end:  # what Lightning makes of an interrupt, which is of `watch`
+        if isinstance(end.__context__, Stopped):
+            raise end.__context__ from None
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise explain_out_of_memory(run.module.batch_at_hand, run.settings) from error
+        raise
+    if resumption is not None and resumption.is_complete(run.settings):
+        # There was nothing to train: nobody has put the average in the place of the weights.
+        run.module.load_state_dict(resumption.checkpoint["state_dict"])
+    _take_best_weights(run, console)
+    return run.trainer.global_step
+
+
+def _take_best_weights(run: Run, console: Console) -> None:
     """Leave in the network the best weights: the best checkpoint's, or the last, if better.
 
     The last ones are validated first where the run ended between two validations.
     """
-    best = next(
-        callback
-        for callback in run.trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint) and callback.monitor
-    )
+    best = run.folder / CHECKPOINTS / BEST
     if run.module.validated_step != run.trainer.global_step:
         score = run.trainer.validate(run.module, run.data, verbose=False)[0][run.monitor]
-        known = best.best_model_score
-        if known is None or (score < known if best.mode == "min" else score > known):
+        if run.checkpoints.is_better(score):
             return
-    if best.best_model_path:
-        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-        run.module.load_state_dict(state["state_dict"])
+    if not best.is_file():
+        return
+    try:
+        run.module.load_state_dict(read_checkpoint(best)["state_dict"])
+    except CheckpointError as error:
+        told = f"warning: the last weights are kept, not the best: {error}"
+        console.print(told, highlight=False, soft_wrap=True, markup=False)
+
+
+def _finish(run: Run, num_steps: int, started_at: float, console: Console) -> Predictor:
+    """Score the trained model, and write its folder."""
+    predictor = Predictor(TorchEngine([run.module.network]), run.data.tokenizer, run.settings)
+    console.print("scoring")
+    counts = run.data.count_source_tokens()
+    evaluations = evaluate_run(run, predictor, counts)
+    minutes = (time.monotonic() - started_at) / 60
+    metrics = gather_metrics(run, evaluations, num_steps, minutes)
+    bundle = Bundle(
+        settings=run.settings,
+        tokenizer=run.data.tokenizer,
+        weights=copy_weights(run.module.network),
+        metrics=metrics,
+        card=write_model_card(run.out.name, run.settings, metrics),
+        calibration=predictor.calibrations[0],
+        source_counts=counts,
+    )
+    write_bundle(run.out, bundle)
+    for name, evaluation in evaluations.items():
+        write_evaluation(run.out / EVALUATION / name, evaluation)
+    if run.settings.training.export == "ctranslate2":
+        _export(run.out, bundle, console)
+    if run.settings.evaluation.report == "html":
+        told = report_run(run, predictor, evaluations, metrics)
+        console.print(told, highlight=False, soft_wrap=True, markup=False)
+    return predictor
 
 
 def _export(out: Path, bundle: Bundle, console: Console) -> None:

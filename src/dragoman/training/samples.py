@@ -1,12 +1,14 @@
 """A few validation rows with what the model makes of them, written down at each validation."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from dragoman.training.module import TransformerTraining
 from dragoman.training.outputs import DecodedRow
@@ -38,9 +40,12 @@ class SampleLog(Callback):
             return
         step = trainer.global_step
         samples = [self._read(row) for row in choose_spread(pl_module.decoded_rows)]
-        with self._path.open("a", encoding="utf-8") as file:
-            for sample in samples:
-                file.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
+        lines = [json.dumps({"step": step, **sample}, ensure_ascii=False) for sample in samples]
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+        except OSError as error:  # a full disk is no reason to end a training
+            rank_zero_warn(f"{self._path}: the samples cannot be written: {error.strerror}")
         for logger in trainer.loggers:
             _log_text(logger, samples, max(0, step - 1))  # Lightning counts updates from 0
 
@@ -52,11 +57,33 @@ class SampleLog(Callback):
         }
 
 
+def cut_samples(path: Path, step: int) -> None:
+    """Leave in the file only samples of the first `step` updates; who goes on writes the others.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(line for line in lines if _find_step(line) <= step), "utf-8")
+    partial.replace(path)
+
+
 def choose_spread(rows: Sequence[DecodedRow], count: int = NUM_SAMPLES) -> list[DecodedRow]:
     """Return `count` rows, or all of fewer, evenly spread over the lengths of the sources."""
     by_length = sorted(rows, key=lambda row: len(row.source))
     count = min(count, len(rows))
     return [by_length[place * (len(rows) - 1) // max(1, count - 1)] for place in range(count)]
+
+
+def _find_step(line: str) -> float:
+    """Return the updates before a sample; without end where a line was cut by a death."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _log_text(logger: Logger, samples: Sequence[dict[str, str]], step: int) -> None:

@@ -3,23 +3,35 @@
 from pathlib import Path
 
 import lightning
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from dragoman.settings import Settings, TrainingSettings
 from dragoman.training.averaging import average_weights
+from dragoman.training.broken_numbers import BrokenNumbers
 from dragoman.training.callbacks import CollapseWarning
+from dragoman.training.checkpoint_files import AtomicCheckpointIO
+from dragoman.training.checkpoints import Checkpoints
+from dragoman.training.patience import Patience
 from dragoman.training.precision import find_device
 from dragoman.training.progress import ProgressBar
+from dragoman.training.rank_states import RankStates
 from dragoman.training.samples import SAMPLES_FILE, SampleLog
+from dragoman.training.stopping import SignalWatch, Stopping
 from dragoman.training.texts import Texts
 from dragoman.training.update_log import UpdateLog
 
 
 def make_trainer(
-    settings: Settings, precision: str, folder: Path, console: Console, texts: Texts
+    settings: Settings,
+    precision: str,
+    folder: Path,
+    console: Console,
+    texts: Texts,
+    checkpoints: Checkpoints,
+    watch: SignalWatch,
 ) -> lightning.Trainer:
-    """Return the Trainer of the resolved `settings`; checkpoints and samples go into `folder`.
+    """Return the Trainer of the resolved `settings`; samples go into `folder`.
 
     It has no loggers yet: some of them write at once, which is for who trains in earnest.
 
@@ -27,28 +39,24 @@ def make_trainer(
         precision: Lightning's name of the number format.
         console: Where progress is shown.
         texts: Reads the ids of the pairs, for people.
+        watch: Takes the signals that stop the training.
     """
     training, optimization = settings.training, settings.optimization
     assert training.monitor != "auto"
-    monitor, mode = f"valid_{training.monitor}", training.monitor_mode
-    checkpoints = folder / "checkpoints"
+    monitor, mode = checkpoints.monitor, checkpoints.mode
     callbacks: list[Callback] = [
-        ModelCheckpoint(checkpoints, "best", monitor, mode=mode, enable_version_counter=False),
-        ModelCheckpoint(
-            checkpoints,
-            "last",
-            every_n_train_steps=training.valid_every,
-            enable_version_counter=False,
-        ),
+        RankStates(),
         UpdateLog(_find_interval(training), settings),
         ProgressBar(console, monitor, mode, training.max_minutes),
         SampleLog(folder / SAMPLES_FILE, texts),
         CollapseWarning(console, settings, texts),
+        BrokenNumbers(console, settings),
+        Patience(monitor, mode, training.patience),
+        checkpoints,
+        Stopping(watch, checkpoints, training.max_minutes),
     ]
     if optimization.average_decay:
         callbacks.insert(0, average_weights(optimization.average_decay))
-    if training.patience:
-        callbacks.append(EarlyStopping(monitor, mode=mode, patience=training.patience))
     return lightning.Trainer(
         accelerator=find_device(training),
         devices=1,
@@ -56,7 +64,6 @@ def make_trainer(
         precision=precision,  # type: ignore[arg-type]
         max_steps=training.max_steps,
         max_epochs=-1,
-        max_time={"minutes": training.max_minutes} if training.max_minutes else None,  # type: ignore[dict-item]
         accumulate_grad_batches=training.accumulate,
         gradient_clip_val=optimization.clip_norm or None,
         val_check_interval=training.valid_every * training.accumulate,
@@ -64,6 +71,7 @@ def make_trainer(
         num_sanity_val_steps=0,
         logger=False,
         callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,

@@ -1,5 +1,7 @@
 """Rows of a log from which the curves of a training are drawn."""
 
+from typing import Any
+
 import lightning
 from lightning.pytorch.loggers import CSVLogger
 
@@ -37,7 +39,16 @@ class UpdateLog(Metered):
     ) -> None:
         """Begin to measure."""
         super().on_train_start(trainer, pl_module)
-        self._logged_step = trainer.global_step
+        self._logged_step = min(self._logged_step, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the meter, and when it was logged last."""
+        return {**super().state_dict(), "logged_step": self._logged_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        self._logged_step = state_dict["logged_step"]
 
     def on_train_batch_end(
         self,

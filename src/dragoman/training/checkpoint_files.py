@@ -1,0 +1,163 @@
+"""Checkpoints as files: each is there whole, or not at all; read without pickle, and checked.
+
+    checkpoints/step-1200.ckpt   all that it takes to go on after 1,200 updates; the newest are kept
+    checkpoints/best.ckpt        the same, where the validation score was best
+
+Lightning's own writing leaves a torn file where $TMPDIR is another disk, and torch.load takes a
+file whose bits have changed.
+"""
+
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from dragoman.errors import CheckpointError
+
+BEST = "best.ckpt"
+_STEP = re.compile(r"step-(\d+)\.ckpt")
+_PARTIAL = ".writing-"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, brings it to the disk, and renames it; reads no pickle.
+
+    A file that is there is replaced at one stroke: after any death there is the old or the new one.
+    """
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: object | None = None,
+    ) -> None:
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            OSError: It cannot be written; what was at `path` is as it was.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{_PARTIAL}{path.name}")
+        try:
+            with partial.open("wb") as file:
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # how torch tells that the file could not be written
+                    raise OSError(f"{path}: {error}") from error
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Return the checkpoint at `path`, whatever `weights_only`: no pickle is ever run.
+
+        Raises:
+            CheckpointError: It is missing, cut short, changed, or holds more than plain values.
+        """
+        return read_checkpoint(Path(path))
+
+
+def name_checkpoint(step: int) -> str:
+    """Return the name of the file of the checkpoint after `step` updates."""
+    return f"step-{step}.ckpt"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of `folder` from which a run can go on, the newest first.
+
+    The best one, whose number of updates its name does not tell, stands last.
+    """
+    found = [(int(name[1]), path) for path in _list(folder) if (name := _STEP.fullmatch(path.name))]
+    paths = [path for _, path in sorted(found, reverse=True)]
+    best = folder / BEST
+    return [*paths, best] if best.is_file() else paths
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint, with its tensors on the CPU and mapped from the file.
+
+    Raises:
+        CheckpointError: It is missing, cut short, changed, or holds more than plain values.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (changed := archive.testzip()) is not None:
+                raise CheckpointError(f"{path}: damaged: {changed} is not as it was written")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch and zipfile raise of everything, by the place of the damage
+        told = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: not a whole checkpoint: {told}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a checkpoint, but a {type(state).__name__}")
+    return state
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, as far as the folder can be written; the best stays."""
+    for path in [path for path in list_checkpoints(folder) if path.name != BEST][keep:]:
+        with suppress(OSError):
+            path.unlink()
+
+
+def sweep_partial(folder: Path) -> None:
+    """Remove what a run that was killed had begun to write."""
+    for path in _list(folder):
+        if path.name.startswith(_PARTIAL):
+            with suppress(OSError):
+                path.unlink()
+
+
+def copy_file(path: Path, to: Path) -> None:
+    """Give `path` a second name, or copy it where the disk has no such names, at one stroke.
+
+    Raises:
+        OSError: It cannot be written; what was at `to` is as it was.
+    """
+    partial = to.with_name(f"{_PARTIAL}{to.name}")
+    partial.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        partial.replace(to)
+        sync_folder(to.parent)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in `folder` to the disk, where the system can."""
+    with suppress(OSError):  # Windows opens no folders
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _list(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

@@ -22,6 +22,7 @@ from dragoman.text.pairs import (
     Pair,
     RowFaults,
     Source,
+    list_source_columns,
     read_pairs,
     read_sources,
     split_of,
@@ -503,9 +504,42 @@ def test_a_parquet_column_of_numbers_with_fractions_is_refused(tmp_path):
     assert "'target' holds double" in fail(tmp_path / "p.parquet")
 
 
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path):
-    path = write(tmp_path, "p.tsv.gz", gzip.compress(b"x" * (66 << 20), 1))
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        (
+            b"\x25\x02\x18\x06source",
+            b"\x25\x02\x18\x06sou\xffce",
+            "not a whole Parquet file",
+        ),  # a name
+        (b"\x16\x06\x19\x1c", b"\x16\x08\x19\x1c", "should have 4 rows, and has 3"),
+        # A column that is optional no more; pyarrow 26.0 ended the process when asked about it.
+        (b"\x25\x02\x18\x06source", b"\x25\x00\x18\x06source", "corrupt"),
+    ],
+)
+def test_a_parquet_file_with_a_changed_footer_is_refused(tmp_path, old, new, found):
+    content = dump("parquet", PAIRS)
+    assert content.count(old) == 1
+    assert found in fail(write(tmp_path, "p.parquet", content.replace(old, new)))
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, packing):
+    data = (
+        gzip.compress(b"x" * (66 << 20), 1)
+        if packing == ".gz"
+        else pack(b"x" * (66 << 20), packing)
+    )
+    path = write(tmp_path, f"p.tsv{packing}", data)
     assert f"{path}:1: a line of over 64 MiB" in fail(path)
+
+
+def test_a_zstd_file_cannot_ask_for_much_memory(tmp_path):
+    # A frame of nothing but its header: a window of 1 GiB, and one block.
+    frame = b"\x28\xb5\x2f\xfd\x00" + bytes([20 << 3]) + b"\x0b\x00\x00a"
+    message = fail(write(tmp_path, "p.tsv.zst", frame))
+    assert "corrupt" in message
+    assert "memory" in message
 
 
 def test_many_packed_parts_without_a_line_end_are_read_in_time(tmp_path):
@@ -647,6 +681,35 @@ def test_sources_come_in_every_format(tmp_path):
     assert list(read_sources(str(tmp_path / "s.parquet"), DEFAULT)) == wanted
     with pytest.raises(DataError, match="cannot be read from a stream"):
         sources(b"", format="parquet")
+
+
+def test_the_whole_row_keeps_columns_of_one_name_apart(tmp_path):
+    path = write(tmp_path, "s.csv", "source,note,note,\na,b,c,d\n")
+    (row,) = read_sources(path, DEFAULT, with_columns=True)
+    wanted = {"source": "a", "note": "b", "note (3)": "c", "": "d"}
+    assert json.loads(row.columns) == wanted
+    assert list_source_columns(path, DEFAULT) == tuple(wanted)
+    columns = [pa.array([text]) for text in "abcd"]
+    pq.write_table(pa.table(columns, ["source", "note", "note", ""]), tmp_path / "s.parquet")
+    (row,) = read_sources(tmp_path / "s.parquet", DEFAULT, with_columns=True)
+    assert json.loads(row.columns) == wanted
+
+
+def test_the_whole_row_of_a_parquet_file_holds_what_python_has_no_value_for(tmp_path):
+    table = pa.table(
+        {
+            "source": ["a", "b"],
+            "time": pa.array([1, None], pa.timestamp("ns")),
+            "bytes": [b"x", b"\xff"],
+            "count": [1, None],
+        }
+    )
+    pq.write_table(table, tmp_path / "s.parquet")
+    good, bad = read_sources(tmp_path / "s.parquet", DEFAULT, with_columns=True)
+    assert json.loads(good.columns) == {
+        "source": "a", "time": "1970-01-01 00:00:00.000000001", "bytes": "x", "count": 1,
+    }  # fmt: skip
+    assert "byte 0xff" in bad.reason
 
 
 def test_leading_tags_of_sources_become_features():

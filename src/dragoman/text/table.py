@@ -51,9 +51,19 @@ class Columns(NamedTuple):
 
 
 def label_columns(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Return what stands for each of `count` columns: its name, its position, or "source"."""
+    """Return what stands for each of `count` columns: its name, its position, or "source".
+
+    Of columns with one name, all but the first have their position behind it: "note (3)".
+    """
     if names is not None:
-        return tuple(names)
+        labels: dict[str, None] = {}
+        taken = set(names)
+        for place, name in enumerate(names, start=1):
+            label = name
+            while label in labels or (label != name and label in taken):
+                label += f" ({place})"
+            labels[label] = None
+        return tuple(labels)
     return ("source",) if count == 1 else tuple(str(place) for place in range(1, count + 1))
 
 

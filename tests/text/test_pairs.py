@@ -6,8 +6,9 @@ import os
 import random
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +29,7 @@ from dragoman.text.pairs import (
     split_of,
 )
 
+Row = TypeVar("Row")
 PAIRS = [("drei Häuser", "three houses"), ("Ж 😀", 'a, "b" c'), (" x\u2028y\x85z ", "\ufeffq\rr")]
 SKIP = DataSettings(broken_rows="skip", long_rows="skip")
 DEFAULT = DataSettings()
@@ -625,6 +627,173 @@ def test_any_bytes_give_pairs_or_a_data_error(tmp_path, name, data):
         except DataError:
             continue
         assert lines == sorted(set(lines))
+
+
+# Any table, any bytes, any settings
+
+PACKINGS = ["", ".gz", ".zst"]
+NAMES = [f"p.{layout}{packing}" for layout in ("tsv", "csv", "jsonl") for packing in PACKINGS]
+NAMES.append("p.parquet")
+wild_text = st.text(st.characters(exclude_categories=[]), max_size=12) | st.sampled_from(
+    ["", " ", "\0", "\ud800", "a\tb", "a\nb", "a\r\nb", '"', 'a"b,c', "\ufeff", "x" * 25, "<V> a"]
+)
+plain_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+tables = st.lists(st.tuples(wild_text | plain_text, wild_text | plain_text), min_size=1, max_size=8)
+
+
+def dump_wild(layout: str, pairs: Sequence[tuple[str, str]]) -> bytes:
+    """Write rows as they are, also those that are no text."""
+    if layout == "parquet":
+        columns = [
+            [text.encode(errors="surrogatepass") for text in side]
+            for side in zip(*pairs, strict=True)
+        ]
+        sink = io.BytesIO()
+        pq.write_table(pa.table(columns, ["source", "target"]), sink)
+        return sink.getvalue()
+    if layout == "jsonl":
+        return dump("jsonl", pairs)
+    text = io.StringIO(newline="")
+    if layout == "csv":
+        csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("source", "target"), *pairs])
+    else:
+        text.write("".join(f"{source}\t{target}\n" for source, target in pairs))
+    return text.getvalue().encode(errors="surrogatepass")
+
+
+def is_pair(source: str, target: str, longest: int) -> bool:
+    """Return whether two texts may be trained on."""
+    sides = (source, target)
+    surrogates = any(0xD800 <= ord(character) < 0xE000 for side in sides for character in side)
+    return not surrogates and all(
+        side and not side.isspace() and "\0" not in side and len(side) <= longest for side in sides
+    )
+
+
+@quick
+@given(rows=tables)
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("p.tsv")])
+def test_a_row_of_any_table_is_read_back_or_refused_by_its_place(tmp_path, name, rows):
+    layout, packing = name.split(".")[1], Path(name).suffix
+    path = write(tmp_path, name, pack(dump_wild(layout, rows), packing))
+    good = [row for row in rows if is_pair(*row, 20)]
+    if not good:
+        message = fail(path, broken_rows="skip", long_rows="skip", max_characters=20)
+        assert f"none of its {len(rows)} rows" in message
+        return
+    pairs, faults = skip_faults(path, max_characters=20)
+    assert pairs == good
+    assert faults.total == len(rows) - len(good)
+    if faults.total:
+        message = fail(path, max_characters=20)
+        assert f"{faults.total} of {len(rows)} rows cannot be used" in message
+        assert message.count(f"{path}:") == 1 + min(10, faults.total)
+
+
+@quick
+@given(rows=tables)
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+def test_each_line_of_any_tsv_is_a_pair_or_refused_by_its_number(tmp_path, packing, rows):
+    data = dump_wild("tsv", rows)
+    path = write(tmp_path, f"p.tsv{packing}", pack(data, packing))
+    lines = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").split(b"\n")
+    wanted, refused = [], 0
+    for number, line in enumerate(lines, 1):
+        sides = line.decode(errors="surrogateescape").removesuffix("\r").split("\t")
+        if len(sides) == 2 and is_pair(*sides, 20):
+            wanted.append((*sides, number))
+        else:
+            refused += 1
+    faults = RowFaults()
+    columns = SKIP.model_copy(update={"max_characters": 20, "source": "1", "target": "2"})
+    pairs, message = attempt(read_pairs(path, columns, faults))
+    found = [(pair.source, pair.target, pair.line) for pair in pairs]
+    if message:
+        assert not wanted or first_width(lines) != 2
+    elif first_width(lines) == 2:
+        assert found == wanted
+        assert faults.total == refused
+    else:
+        assert len(found) + faults.total == len(lines)
+
+
+def attempt(rows: Iterable[Row]) -> tuple[list[Row], str]:
+    """Return what came before a DataError, and its message; "" without one."""
+    found: list[Row] = []
+    try:
+        found.extend(rows)
+    except DataError as error:
+        return found, str(error)
+    return found, ""
+
+
+def first_width(lines: Sequence[bytes]) -> int:
+    """Return how many columns the first line that is not empty has; it tells those of all."""
+    return next((line.count(b"\t") + 1 for line in lines if line.removesuffix(b"\r")), 0)
+
+
+@quick
+@given(left=st.lists(wild_text, min_size=1), right=st.lists(wild_text, min_size=1))
+def test_each_line_of_two_files_is_a_pair_or_refused_or_they_differ_in_length(
+    tmp_path, left, right
+):
+    paths, lines = [], []
+    for name, side in (("a.txt", left), ("b.txt.gz", right)):
+        data = "".join(f"{text}\n" for text in side).encode(errors="surrogatepass")
+        paths.append(write(tmp_path, name, pack(data, Path(name).suffix)))
+        texts = data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape").split("\n")
+        lines.append([text.removesuffix("\r") for text in texts[:-1]])
+    if len(lines[0]) != len(lines[1]):
+        assert "align them" in fail(*paths, broken_rows="skip", long_rows="skip")
+        return
+    wanted = [row for row in zip(*lines, strict=True) if is_pair(*row, 5000)]
+    faults = RowFaults()
+    pairs, message = attempt(read_pairs(paths, SKIP, faults))
+    assert [(pair.source, pair.target) for pair in pairs] == wanted
+    assert faults.total == len(lines[0]) - len(wanted)
+    assert bool(message) == (not wanted)
+
+
+changes = st.lists(
+    st.tuples(st.integers(0, 10_000), st.integers(0, 3), st.binary(max_size=3)),
+    min_size=1,
+    max_size=4,
+)
+any_settings = st.builds(
+    DataSettings,
+    header=st.sampled_from(["auto", "yes", "no"]),
+    source=st.sampled_from(["auto", "1", "2", "source", "0", "x", ""]),
+    target=st.sampled_from(["auto", "1", "2", "target", "9"]),
+    features=st.lists(st.sampled_from(["3", "tag", "1", ""]), max_size=2),
+    leading_tags=st.booleans(),
+    broken_rows=st.sampled_from(["error", "skip"]),
+    long_rows=st.sampled_from(["error", "skip"]),
+    max_characters=st.sampled_from([1, 5, 5000]),
+)
+
+
+@quick
+@given(changes=changes, chosen=any_settings)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_changed_file_gives_pairs_or_a_data_error_under_any_settings(
+    tmp_path, name, changes, chosen
+):
+    layout, packing = name.split(".")[1], Path(name).suffix
+    data = bytearray(pack(dump(layout, PAIRS), packing))
+    for place, length, new in changes:
+        at = place % len(data) if data else 0
+        data[at : at + length] = new
+    path = write(tmp_path, name, bytes(data))
+    pairs, message = attempt(read_pairs(path, chosen))
+    assert not message or str(path) in message
+    for pair in pairs:
+        assert is_pair(pair.source, pair.target, chosen.max_characters)
+        "".join(pair.features).encode()
+    rows, message = attempt(read_sources(path, chosen, with_columns=True))
+    assert not message or str(path) in message
+    assert [row.line for row in rows] == sorted({row.line for row in rows})
+    for row in rows:
+        assert not row.columns or isinstance(json.loads(row.columns), dict)
 
 
 # Rows to predict

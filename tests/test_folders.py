@@ -12,7 +12,8 @@ from dragoman.evaluating import find_run
 from dragoman.exporting.ctranslate2 import export_ctranslate2
 from dragoman.exporting.onnx import export_onnx
 from dragoman.settings import DecodingSettings, Settings
-from dragoman.text.bundle import read_bundle
+from dragoman.settings_file import FORMAT
+from dragoman.text.bundle import CONFIG, read_bundle
 from dragoman.text.tokenizer import Tokenizer
 
 FORMATS = sorted(path for path in Path(__file__).with_name("folders").iterdir() if path.is_dir())
@@ -43,6 +44,12 @@ def columns(answers):
     """The sources, and their features if they have any."""
     features = [answer["features"][0] for answer in answers if answer["features"]]
     return [answer["source"] for answer in answers], features or None
+
+
+def test_a_folder_of_the_present_format_is_kept():
+    assert any(
+        (folder / CONFIG).read_text().startswith(f"format: {FORMAT}\n") for folder in FOLDERS
+    )
 
 
 @each_folder

@@ -62,8 +62,10 @@ def write_export(
                 )
             _write_json(partial / EXPORT, {**told, "check": check.to_dict()})
             _check_place(path, bundle)
-    except OSError as error:
-        _check_place(path, bundle)
+    except (OSError, ModelFolderError) as error:
+        _check_place(path, bundle)  # if it was replaced, that is why
+        if isinstance(error, ModelFolderError):
+            raise
         raise ModelFolderError(f"{folder}: cannot be written: {error}") from error
     return check
 

@@ -13,19 +13,16 @@ from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from dragoman.text.weights import find_weight_faults, list_shapes
 
-_LONGEST_TABLE = 4096  # sinusoidal positions that are kept; those beyond are computed when asked
-
 
 def build_network(model: ModelSettings, tokenizer: PairTokenizer) -> Transformer:
     """Return a new `Transformer` of the given sizes, for the vocabularies of `tokenizer`."""
-    is_learned = model.positions == "learned"
     return Transformer(
         tokenizer.source_vocab_size,
         model.d_model,
         model.nhead,
         model.num_encoder_layers,
         model.dim_feedforward,
-        model.max_positions if is_learned else min(model.max_positions, _LONGEST_TABLE),
+        model.max_positions,
         model.dropout,
         target_vocab_size=None if tokenizer.is_shared else tokenizer.target_vocab_size,
         num_decoder_layers=model.num_decoder_layers,

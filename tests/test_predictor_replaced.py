@@ -1,0 +1,210 @@
+"""A model folder that is replaced while it is read: each answer is that of one of the two models."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+import dragoman
+from dragoman.errors import ModelFolderError
+from dragoman.exporting.ctranslate2 import export_ctranslate2
+from dragoman.exporting.onnx import export_onnx
+from dragoman.text.bundle import (
+    fill_folder,
+    read_bundle,
+    staged_folder,
+    sweep_leftovers,
+)
+from dragoman.text.pair_tokenizer import PairTokenizer
+
+ROUNDS = int(os.environ.get("DRAGOMAN_REPLACED_ROUNDS", "40"))  # of each reader
+SOURCES = ["fcdb", "dbfc", "fffd", "cab"]
+
+
+@pytest.fixture(scope="module")
+def models(trained, tmp_path_factory):
+    """Two models: the ids of the other are changed in its weights, and others in its tokens.
+
+    So the weights of one with the tokens of the other would give an answer of neither.
+    """
+    top = tmp_path_factory.mktemp("models")
+    one = shutil.copytree(trained[0], top / "one")
+    export_onnx(one)
+    bundle = read_bundle(one)
+    weights = {name: value.copy() for name, value in bundle.weights.items()}
+    for name in ("target_embedding.weight", "output.weight", "output.bias"):
+        if name in weights:
+            weights[name][[4, 5]] = weights[name][[5, 4]]
+    content = bundle.tokenizer.to_dict()
+    tokens = content["target"]["tokens"]
+    tokens[2], tokens[3] = tokens[3], tokens[2]
+    (top / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = PairTokenizer.load(top / "tokenizer.json")
+    with staged_folder(top / "other") as folder:
+        fill_folder(folder, replace(bundle, weights=weights, tokenizer=tokenizer))
+        export_ctranslate2(folder)
+        export_onnx(folder)
+        shutil.copytree(one / "evaluation", folder / "evaluation")
+    answers = {}
+    for folder in (one, top / "other"):
+        for engine in ("ctranslate2", "torch", "onnx"):
+            model = dragoman.load(folder, engine=engine, threads=1)
+            answers.setdefault(model.fingerprints()[0], set()).add(tuple(model.predict(SOURCES)))
+    assert all(len(found) == 1 for found in answers.values())
+    assert len(set.union(*answers.values())) == 2
+    return one, top / "other", {key: next(iter(found)) for key, found in answers.items()}
+
+
+REPLACE = """
+import shutil, sys, time
+from pathlib import Path
+from dragoman.text import replacing
+from dragoman.text.bundle import staged_folder
+place, *models = map(Path, sys.argv[2:])
+if sys.argv[1] == "two renames":
+    replacing._exchange = lambda path, partial: False
+if sys.argv[1] == "no locks":
+    replacing._READERS_S = 0.0
+replacing._bring_to_disk = replacing._sync = lambda folder: None  # as often as can be
+print("ready", flush=True)
+while True:
+    for model in models:
+        with staged_folder(place) as folder:
+            shutil.copytree(model, folder, dirs_exist_ok=True)
+        if sys.argv[1] == "no locks":
+            time.sleep(0.2)  # else nobody could ever read it
+"""
+
+PREDICT = """
+import json, sys, time
+import dragoman
+from dragoman import Predictor
+place, sources, count, engines = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+for number in range(count):
+    model = Predictor.load(place, engine=engines[number % len(engines)], threads=1)
+    key, best = model.fingerprints()[0], model.predict(sources)
+    time.sleep(0.005)
+    prefixes = [text[:1] for text in best]
+    late = "torch" in sys.modules and engines[number % len(engines)] != "onnx"
+    again = [one[0].text for one in model.predict_n_best(sources, prefixes=prefixes)] if late else best
+    print(json.dumps([key, best, again]), flush=True)
+"""
+
+
+def start(code, *words):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("way", ["exchange", "two renames", "no locks"])
+def test_every_answer_is_that_of_one_of_two_models(way, models, tmp_path):
+    """One process replaces the folder, two others load it and predict, with every engine."""
+    one, other, answers = models
+    place = shutil.copytree(one, tmp_path / "model")
+    writer = start(REPLACE, way, place, other, one)
+    try:
+        assert writer.stdout.readline() == "ready\n"
+        words = (place, json.dumps(SOURCES), ROUNDS)
+        readers = [
+            start(PREDICT, *words, "ctranslate2", "onnx"),
+            start(PREDICT, *words, "torch", "auto"),
+        ]
+        outputs = [reader.communicate(timeout=250)[0] for reader in readers]
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+    seen = []
+    for reader, output in zip(readers, outputs, strict=True):
+        assert reader.returncode == 0
+        lines = [json.loads(line) for line in output.splitlines()]
+        assert len(lines) == ROUNDS
+        for key, best, again in lines:
+            assert tuple(best) == tuple(again) == answers[key]
+            seen.append(key)
+    assert min(seen.count(key) for key in answers) > ROUNDS // 10
+
+
+def test_two_processes_predict_from_one_folder(models):
+    one, _, answers = models
+    readers = [start(PREDICT, one, json.dumps(SOURCES), 5, "auto", "torch") for _ in range(2)]
+    expected = answers[read_bundle(one).weights_file.fingerprint]
+    for reader in readers:
+        output, _ = reader.communicate(timeout=250)
+        assert reader.returncode == 0
+        assert all(tuple(json.loads(line)[1]) == expected for line in output.splitlines())
+
+
+def test_a_loaded_model_goes_on_as_it_was(models, tmp_path):
+    """Also where PyTorch takes over, and more threads begin, once another model has its place."""
+    one, other, _ = models
+    place = shutil.copytree(one, tmp_path / "model")
+    model = dragoman.load(place, threads=2)
+    expected, key = model.predict(SOURCES), model.fingerprints()
+    model = dragoman.load(place, threads=2)
+    with staged_folder(place) as folder:
+        shutil.copytree(other, folder, dirs_exist_ok=True)
+    assert model.predict(SOURCES[:1]) == expected[:1]
+    assert model.predict(SOURCES) == expected
+    found = model.predict_n_best(SOURCES, prefixes=[text[:2] for text in expected])
+    assert [best[0].text for best in found] == expected
+    assert model.fingerprints() == key
+    assert dragoman.load(place).predict(SOURCES) != expected
+
+
+def test_an_export_is_not_put_into_the_folder_of_another_model(models, tmp_path):
+    one, other, _ = models
+    place = shutil.copytree(one, tmp_path / "model")
+    bundle = read_bundle(place)
+    with staged_folder(place) as folder:
+        shutil.copytree(other, folder, dirs_exist_ok=True)
+    before = (place / "ctranslate2" / "model.bin").read_bytes()
+    with pytest.raises(ModelFolderError, match="another model took its place"):
+        export_ctranslate2(place, bundle=bundle)
+    assert (place / "ctranslate2" / "model.bin").read_bytes() == before
+    assert not [path for path in place.iterdir() if path.name.startswith(".")]
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from dragoman.text import replacing
+from dragoman.text.bundle import read_bundle, write_bundle
+if sys.argv[1] == "two renames":
+    replacing._exchange = lambda path, partial: False
+bundles = [read_bundle(Path(model)) for model in sys.argv[3:]]
+print("ready", flush=True)
+while True:
+    for bundle in bundles:
+        write_bundle(Path(sys.argv[2]), bundle)
+"""
+
+
+@pytest.mark.parametrize("way", ["exchange", "two renames"])
+def test_a_kill_while_a_model_is_replaced_leaves_a_whole_one(way, models, tmp_path):
+    one, other, answers = models
+    chance, place = random.Random(3), tmp_path / "model"
+    shutil.copytree(one, place)
+    for _ in range(6):
+        writer = start(WRITE, way, place, other, one)
+        assert writer.stdout.readline() == "ready\n"
+        time.sleep(chance.uniform(0.0, 0.1))
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+        if way == "exchange":
+            read_bundle(place)  # whole even before anybody sweeps
+        sweep_leftovers(place)
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        model = dragoman.load(place, engine="torch", threads=1)
+        assert tuple(model.predict(SOURCES)) == answers[model.fingerprints()[0]]

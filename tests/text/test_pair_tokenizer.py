@@ -1,10 +1,13 @@
 """Claims about the tokens of both sides: features, shared vocabularies, and their file."""
 
+import copy
 import json
 import pickle
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.settings import SideSettings, TokenizerSettings
@@ -36,8 +39,8 @@ PAIRS = [
 
 
 def train(source=CHARACTERS, target=CHARACTERS, pairs=PAIRS, **changes):
-    settings = TokenizerSettings(source=source, target=target, **changes)
-    return PairTokenizer.train(iter(pairs), settings)
+    chosen = TokenizerSettings(source=source, target=target, **changes)
+    return PairTokenizer.train(iter(pairs), chosen)
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
@@ -169,6 +172,78 @@ def test_a_saved_tokenizer_loads_as_it_was(kind, is_shared, tmp_path):
     assert loaded.decode_targets(loaded.encode_targets(targets)) == targets
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+texts = st.text(max_size=12) | st.sampled_from(["<V>", "</s>", "a\0b", " ", "e\u0301", "\ud55c"])
+any_pairs = st.lists(
+    st.builds(
+        Pair,
+        source=texts,
+        target=texts,
+        features=st.lists(texts, max_size=3).map(tuple),
+    ),
+    max_size=6,
+)
+
+
+@given(
+    pairs=any_pairs,
+    source=st.sampled_from(sorted(SIDES)),
+    target=st.sampled_from(sorted(SIDES)),
+    is_shared=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_pairs_are_encoded_the_same_once_saved(
+    tmp_path_factory, pairs, source, target, is_shared
+):
+    sides = SIDES[source], SIDES[source if is_shared else target]
+    tokenizer = train(*sides, [Pair("a b", "a b"), *pairs], shared=is_shared)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(path)
+    loaded = PairTokenizer.load(path)
+    assert loaded.to_dict() == tokenizer.to_dict()
+    assert loaded.source_names() == tokenizer.source_names()
+    ids = tokenizer.encode_sources(
+        [pair.source for pair in pairs], [pair.features for pair in pairs]
+    )
+    assert ids == [loaded.encode_sources([pair.source], [pair.features])[0] for pair in pairs]
+    assert UNKNOWN_ID not in {id_ for row in ids for id_ in row}
+    assert all(max(row) < tokenizer.source_vocab_size for row in ids)
+    targets = [pair.target for pair in pairs]
+    assert loaded.decode_targets(tokenizer.encode_targets(targets)) == targets
+
+
+CHANGED = [train(side, side, shared=True).to_dict() for side in SIDES.values()]
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 1 << 70) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@given(content=st.sampled_from(CHANGED), value=json_values, data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_value_in_the_place_of_another_is_refused_or_serves(
+    tmp_path_factory, content, value, data
+):
+    content = copy.deepcopy(content)
+    part: Any = content
+    while True:
+        key = data.draw(st.sampled_from(list(part) if isinstance(part, dict) else range(len(part))))
+        if not isinstance(part[key], dict | list) or not part[key] or data.draw(st.booleans()):
+            break
+        part = part[key]
+    part[key] = value
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    try:
+        tokenizer = PairTokenizer.load(path)
+    except ModelFolderError:
+        return
+    ids = tokenizer.encode_targets(["walk", "go went"])
+    assert ids == [tokenizer.encode_targets([text])[0] for text in ("walk", "go went")]
+    tokenizer.save(path)
+    assert PairTokenizer.load(path).to_dict() == tokenizer.to_dict()
 
 
 def test_pickling_keeps_shared_sides_one():

@@ -400,3 +400,41 @@ def test_a_forked_child_encodes_without_warning_or_hanging():
         [sys.executable, "-c", FORK_SCRIPT], capture_output=True, text=True, env=env, timeout=60
     )
     assert (finished.returncode, finished.stderr) == (0, "")
+
+
+# Any texts, any settings
+
+ANY_SIDE = st.builds(
+    SideSettings,
+    kind=st.sampled_from(["characters", "symbols", "regex", "bpe", "unigram"]),
+    vocab_size=st.integers(260, 280),
+    separator=st.sampled_from([" ", "a", "ab", "\u00e9", "\0", " | ", "\n"]),
+    pattern=st.sampled_from([r"\w+", r"\d*", ".", r"\p{L}\p{M}*", "(?=a)", "^", r"\s", "a|ab"]),
+    unicode_form=st.sampled_from(["none", "nfc", "nfd"]),
+)
+PLAIN_TEXTS = st.lists(
+    st.text(max_size=20) | ANY_TEXT | st.text("ab \0\u0301\u00e9\u1100\u1161", max_size=20), max_size=5
+)  # fmt: skip
+
+
+@given(texts=PLAIN_TEXTS, others=PLAIN_TEXTS, side=ANY_SIDE)
+@settings(max_examples=60, deadline=None)
+def test_any_side_gives_back_what_it_knows_alone_in_a_batch_and_once_saved(texts, others, side):
+    tokenizer = Tokenizer.train(["a b", *texts], side)
+    batch = tokenizer.encode_batch([*texts, *others])
+    assert batch == [tokenizer.encode(text) for text in [*texts, *others]]
+    for place, (text, ids) in enumerate(zip([*texts, *others], batch, strict=True)):
+        assert not {PAD_ID, BOS_ID, EOS_ID} & set(ids)
+        if UNKNOWN_ID not in ids:
+            form = side.unicode_form
+            assert tokenizer.decode(ids) == (
+                text if form == "none" else unicodedata.normalize("NFC", text)
+            )
+        else:
+            assert place >= len(texts)
+            assert side.kind not in ("bpe", "unigram")
+    twin = Tokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict())))
+    assert twin.to_dict() == tokenizer.to_dict()
+    assert twin.encode_batch([*texts, *others]) == batch
+    names = tokenizer.tokens(range(tokenizer.vocab_size))
+    assert len(set(names)) == tokenizer.vocab_size

@@ -13,7 +13,7 @@ import pytest
 from conftest import make_words, write_pairs
 from dragoman.engines.choice import EngineName
 from dragoman.exporting.ctranslate2 import Quantization
-from dragoman.options import ENGINES, QUANTIZATIONS
+from dragoman.options import ENGINES, QUANTIZATIONS, read_command_line
 
 WORDS = make_words(20, seed=9)
 
@@ -317,3 +317,23 @@ def test_options_with_values_that_cannot_be_are_told(trained):
     for engine in ("torch", "ctranslate2"):
         words = ["--engine", engine, "--device", "tpu"]
         assert "--device tpu" in fails("predict", trained[0], *words, given=b"abc\n")
+
+
+def test_resume_takes_no_pairs_for_its_value_and_a_preset_is_no_misspelt_resume():
+    for words, resume, pairs in (
+        (["--resume", "a.tsv"], "must", ["a.tsv"]),
+        (["--resume", "auto", "a.tsv"], "auto", ["a.tsv"]),
+        (["a.tsv", "--resume"], "must", ["a.tsv"]),
+        (["a.tsv", "--preset", "tiny"], "no", ["a.tsv"]),
+    ):
+        arguments, settings = read_command_line(["fit", *words])
+        assert (arguments.resume, arguments.pairs) == (resume, pairs)
+        assert settings == (["--preset", "tiny"] if "--preset" in words else [])
+
+
+def test_fit_without_pairs_or_with_both_ways_to_begin_is_refused(tmp_path):
+    assert "give PAIRS" in fails("fit")
+    assert "leave out --overwrite" in fails("fit", "--resume", "--overwrite")
+    told = fails("fit", "--resume", "--out", tmp_path / "model")
+    assert "no whole checkpoint to go on from" in told
+    assert list(tmp_path.iterdir()) == []

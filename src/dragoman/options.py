@@ -276,7 +276,8 @@ def _part_settings(
         if not word.startswith("--") or word == "--" or name in known:
             own.append(word)
             continue
-        if "." not in name and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.7)):
+        is_setting = "." in name or name.removeprefix("--") in _FIT_SECTIONS
+        if not is_setting and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.7)):
             raise SettingsError(f"{name}: there is no such option; did you mean {close[0]}?")
         settings.append(word)
         if "=" not in word and rest and not rest[0].startswith("--"):

@@ -1,49 +1,23 @@
 """A run that goes on is the run that was never interrupted."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 import dragoman
-from conftest import BRIEF, SMALL, make_words, quiet_console, write_pairs
+from conftest import make_words, quiet_console, write_pairs
 from dragoman import read_settings
 from dragoman.errors import CheckpointError, DataError, ModelFolderError, SettingsError
 from dragoman.text.bundle import read_bundle
 from dragoman.training import checkpoints
 from dragoman.training.checkpoint_files import BEST
-from dragoman.training.curves import read_curves
 from dragoman.training.resuming import MAY_CHANGE
 from dragoman.training.run import fit
-
-# Updates of two batches, epochs of 5 updates, validations every 4: all ends of an epoch, of an
-# update and of a validation meet.
-STEPS = 14
-WORDS = [
-    *SMALL, *BRIEF, "--model.dropout", "0.2", "--training.max_steps", str(STEPS),
-    "--training.valid_every", "4", "--training.checkpoint_every", "1", "--training.accumulate", "2",
-    "--training.batch_tokens", "256", "--optimization.average_decay", "0.9",
-    "--training.patience", "2", "--training.export", "none", "--training.loggers", "none",
-    "--data.cache", "none",
-]  # fmt: skip
-
-
-def settings(*more):
-    return read_settings(None, [*WORDS, *more])
-
-
-def curves_of(folder):
-    curves = read_curves(folder)
-    del curves["tokens_per_s"]  # how quick it is may change
-    return curves
-
-
-def results_of(out):
-    folder = out.with_name(f"{out.name}.training")
-    samples = (folder / "samples.jsonl").read_text()
-    weights = {name: array.tolist() for name, array in load_file(out / "model.safetensors").items()}
-    return weights, curves_of(folder), samples
+from runs import STEPS, results_of, settings
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +168,67 @@ def test_a_run_that_had_run_out_of_patience_has_ended(tmp_path):
     patient = read_settings(None, ["--training.patience", "0"])
     fit((), out, patient, resume="must", console=quiet_console())
     assert read_bundle(out).metrics["num_steps"] == STEPS
+
+
+TWO_RANKS = """
+import sys
+import lightning, torch
+from pathlib import Path
+from dragoman import PairDataModule, read_settings
+from dragoman.model.transformer import Transformer
+from dragoman.settings import OptimizationSettings
+from dragoman.training.checkpoint_files import AtomicCheckpointIO
+from dragoman.training.checkpoints import Checkpoints
+from dragoman.training.module import TransformerTraining
+from dragoman.training.rank_states import RankStates
+from dragoman.training.averaging import average_weights
+
+class Losses(lightning.Callback):
+    def on_train_batch_end(self, trainer, module, outputs, *_):
+        with open(f"{sys.argv[2]}/losses-{trainer.global_rank}.txt", "a") as file:
+            print(trainer.global_step, outputs["loss"].item().hex(), file=file)
+
+def train(pairs, folder, max_steps, checkpoint):
+    words = ["--training.batch_tokens", "128", "--data.cache", "none"]
+    data = PairDataModule(pairs, read_settings(None, words))
+    data.prepare_data()
+    torch.manual_seed(0)
+    module = TransformerTraining(
+        Transformer(data.tokenizer.source_vocab_size, 16, 2, 1, 32, dropout=0.2,
+                    target_vocab_size=data.tokenizer.target_vocab_size),
+        OptimizationSettings(schedule="constant", warmup_steps=2))
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp_spawn", max_steps=max_steps, max_epochs=-1,
+        logger=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, accumulate_grad_batches=2, val_check_interval=6,
+        check_val_every_n_epoch=None, num_sanity_val_steps=0, default_root_dir=folder,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[average_weights(0.9), RankStates(), Losses(),
+                   Checkpoints(Path(folder) / "checkpoints", 7, "valid_loss", "min")])
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    torch.save([p.detach() for p in module.parameters()], f"{folder}/weights.pt")
+
+if __name__ == "__main__":
+    train(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)
+"""
+
+
+def test_two_ranks_go_on_bit_by_bit(tmp_path):
+    (tmp_path / "two.py").write_text(TWO_RANKS)
+    pairs = write_pairs(tmp_path / "pairs.tsv", 300)
+
+    def train(name, max_steps, *checkpoint):
+        (tmp_path / name).mkdir(exist_ok=True)
+        subprocess.run(
+            [sys.executable, tmp_path / "two.py", pairs, tmp_path / name, str(max_steps), *checkpoint],
+            check=True, capture_output=True, timeout=250,
+        )  # fmt: skip
+        losses = [(tmp_path / name / f"losses-{rank}.txt").read_text() for rank in (0, 1)]
+        return torch.load(tmp_path / name / "weights.pt", weights_only=True), losses
+
+    weights, losses = train("whole", 17)
+    train("part", 7)
+    again, other_losses = train("part", 17, str(tmp_path / "part" / "checkpoints" / "step-7.ckpt"))
+    assert other_losses == losses
+    assert losses[0] != losses[1]
+    assert all(torch.equal(one, other) for one, other in zip(weights, again, strict=True))

@@ -60,7 +60,7 @@ class Checkpoints(Checkpoint):
         self.record = dict(record or {})
         self.best_score = math.inf if mode == "min" else -math.inf
         self.best_step = -1
-        self._console = console or Console(stderr=True)
+        self._console = console  # None: standard error; a Console cannot be sent to another process
         self._saved_step = self._last_step = 0
         # An update may be made of several batches: between them, no checkpoint could be exact.
         self.is_whole = True
@@ -204,7 +204,7 @@ class Checkpoints(Checkpoint):
         except OSError as error:
             if trainer.world_size > 1:  # the other ranks are waiting
                 raise
-            self._console.print(
+            (self._console or Console(stderr=True)).print(
                 f"warning: update {trainer.global_step:,}: no checkpoint, {path} cannot be written: "
                 f"{error.strerror or error}; the training goes on, those before it stay",
                 highlight=False, soft_wrap=True, markup=False,

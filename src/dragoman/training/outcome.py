@@ -1,6 +1,7 @@
 """What is left of a run to be read: scores of what the model writes, metrics.json, the report."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dragoman.errors import DataError, DragomanError
@@ -60,11 +61,15 @@ def gather_metrics(
 
 def report_run(
     run: Run,
+    folder: Path,
     predictor: Predictor,
     evaluations: Mapping[str, Evaluation],
     metrics: Mapping[str, Any],
 ) -> str:
-    """Write the page that shows the run; return what is to be told, as where that failed."""
+    """Write the page that shows the run into `folder`, which will be the model folder.
+
+    Returns what is to be told, as where that failed.
+    """
     inspection, told = _inspect(run)
     try:
         report = make_report(
@@ -75,7 +80,7 @@ def report_run(
             curves=read_curves(run.folder),
             inspection=inspection,
         )
-        write_report(run.out / REPORT, report)
+        write_report(folder / REPORT, report)
     except DragomanError as error:  # the model is written: a page less is no reason to fail
         return f"no report: {error}"
     return f"report: {run.out / REPORT}{told}"

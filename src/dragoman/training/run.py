@@ -19,9 +19,11 @@ from dragoman.text.bundle import (
     EVALUATION,
     Bundle,
     dump_settings,
+    fill_folder,
     is_model_folder,
     read_bundle,
-    write_bundle,
+    staged_folder,
+    sweep_leftovers,
 )
 from dragoman.text.model_card import write_model_card
 from dragoman.training.callbacks import FirstUpdate
@@ -78,6 +80,7 @@ def fit(
     out, folder = name_folders(Path(out))
     with lock_folder(out), watch_signals(console) as watch, _telling_how_to_go_on(out, folder):
         sweep_temporary(out)
+        sweep_leftovers(out)
         resumption = _find_resumption(folder, resume, console)
         settings = settings or Settings()
         opened: AbstractContextManager[Run]
@@ -251,21 +254,26 @@ def _finish(run: Run, num_steps: int, started_at: float, console: Console) -> Pr
         calibration=predictor.calibrations[0],
         source_counts=counts,
     )
-    write_bundle(run.out, bundle)
-    for name, evaluation in evaluations.items():
-        write_evaluation(run.out / EVALUATION / name, evaluation)
-    if run.settings.training.export == "ctranslate2":
-        _export(run.out, bundle, console)
-    if run.settings.evaluation.report == "html":
-        told = report_run(run, predictor, evaluations, metrics)
-        console.print(told, highlight=False, soft_wrap=True, markup=False)
+    with staged_folder(run.out) as folder:  # all of it comes into its place at one stroke
+        fill_folder(folder, bundle)
+        for name, evaluation in evaluations.items():
+            write_evaluation(folder / EVALUATION / name, evaluation)
+        told = []
+        if run.settings.training.export == "ctranslate2":
+            told.append(_export(folder, bundle))
+        if run.settings.evaluation.report == "html":
+            told.append(report_run(run, folder, predictor, evaluations, metrics))
+    for line in told:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     return predictor
 
 
-def _export(out: Path, bundle: Bundle, console: Console) -> None:
-    """Write the model for CTranslate2 too; the model folder is whole without it."""
+def _export(folder: Path, bundle: Bundle) -> str:
+    """Write the model for CTranslate2 too, and return what is told of it.
+
+    The model folder is whole without it.
+    """
     try:
-        told = f"exported for CTranslate2: {export_ctranslate2(out, bundle=bundle)}"
+        return f"exported for CTranslate2: {export_ctranslate2(folder, bundle=bundle)}"
     except DragomanError as error:
-        told = f"not exported for CTranslate2, PyTorch will predict: {error}"
-    console.print(told, highlight=False, soft_wrap=True, markup=False)
+        return f"not exported for CTranslate2, PyTorch will predict: {error}"

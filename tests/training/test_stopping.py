@@ -1,0 +1,212 @@
+"""Signals, limits of time and sudden deaths: what was done is kept, and gone on with."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import quiet_console, write_pairs
+from dragoman import read_settings
+from dragoman.errors import Stopped
+from dragoman.training import checkpoints
+from dragoman.training.checkpoint_files import list_checkpoints, read_checkpoint
+from dragoman.training.module import TransformerTraining
+from dragoman.training.run import fit
+from runs import WORDS, results_of, settings
+
+LONG = ["--training.max_steps", "120", "--training.valid_every", "20", "--training.patience", "0"]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.tsv", 400)
+
+
+@pytest.fixture(scope="module")
+def whole(pairs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "model"
+    fit(pairs, out, settings("--training.checkpoint_every", "100"), console=quiet_console())
+    return results_of(out)
+
+
+def send_at(monkeypatch, name, place, numbers):
+    """Send this process signals when the method `name` of the module is called for that time."""
+    calls, plain = [], getattr(TransformerTraining, name)
+
+    def step(module, batch, batch_idx):
+        calls.append(1)
+        for number in numbers if len(calls) == place else ():
+            os.kill(os.getpid(), number)
+        return plain(module, batch, batch_idx)
+
+    monkeypatch.setattr(TransformerTraining, name, step)
+
+
+# Two batches an update, 5 updates an epoch, a validation of one batch every 4 updates.
+MOMENTS = [
+    ("training_step", 1), ("training_step", 5), ("training_step", 6), ("training_step", 8),
+    ("training_step", 10), ("training_step", 27), ("validation_step", 1), ("validation_step", 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "place"), MOMENTS)
+def test_a_signal_costs_nothing_wherever_it_comes(monkeypatch, pairs, whole, tmp_path, name, place):
+    out, rare = tmp_path / "model", settings("--training.checkpoint_every", "100")
+    with monkeypatch.context() as patch:
+        send_at(patch, name, place, [signal.SIGTERM])
+        with pytest.raises(Stopped, match=r"SIGTERM: stopped after update \d+; to go on") as stop:
+            fit(pairs, out, rare, console=quiet_console())
+    assert stop.value.exit_code == 128 + signal.SIGTERM
+    done = -(-place // 2) if name == "training_step" else 4 * place
+    assert (
+        list_checkpoints(tmp_path / "model.training" / "checkpoints")[0].name == f"step-{done}.ckpt"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["model.training"]
+    fit((), out, resume="must", console=quiet_console())
+    assert results_of(out) == whole
+
+
+def test_the_second_signal_stops_at_once_and_the_checkpoint_before_it_stays(
+    monkeypatch, pairs, whole, tmp_path
+):
+    out = tmp_path / "model"
+    send_at(monkeypatch, "training_step", 20, [signal.SIGINT, signal.SIGINT])
+    every = settings("--training.checkpoint_every", "3")
+    with pytest.raises(Stopped, match="SIGINT: stopped; to go on") as stop:
+        fit(pairs, out, every, console=quiet_console())
+    assert stop.value.exit_code == 130
+    names = [path.name for path in list_checkpoints(tmp_path / "model.training" / "checkpoints")]
+    assert names[0] == "step-9.ckpt"
+    fit((), out, resume="must", console=quiet_console())
+    assert results_of(out) == whole
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_limit_of_time_ends_a_run_that_can_go_on(monkeypatch, pairs, whole, tmp_path):
+    out = tmp_path / "model"
+    brief = settings("--training.checkpoint_every", "100", "--training.max_minutes", "1e-6")
+    fit(pairs, out, brief, console=quiet_console())
+    [newest, *_] = list_checkpoints(tmp_path / "model.training" / "checkpoints")
+    assert newest.name == "step-1.ckpt"
+    assert (out / "model.safetensors").is_file()
+    free = read_settings(None, ["--training.max_minutes", "0"])
+    fit((), out, free, resume="must", console=quiet_console())
+    weights, curves, _ = results_of(out)
+    assert weights == whole[0]
+    assert curves["train_loss"][-1] == whole[1]["train_loss"][-1]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_the_others_stay(
+    monkeypatch, pairs, whole, tmp_path
+):
+    """The disk is full after two checkpoints: no file may grow over some bytes, then."""
+    import resource
+
+    out, console = tmp_path / "model", quiet_console()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    plain, steps = checkpoints.Checkpoints.save, []
+
+    def save(callback, trainer, *, is_best=False):
+        full = trainer.global_step in (9, 10)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if full else before[0], before[1]))
+        plain(callback, trainer, is_best=is_best)
+        folder = tmp_path / "model.training" / "checkpoints"
+        steps.append(next(path.name for path in list_checkpoints(folder)))
+        for path in folder.iterdir():
+            read_checkpoint(path)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save)
+    try:
+        fit(pairs, out, settings("--training.checkpoint_every", "1"), console=console)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    told = console.file.getvalue()
+    assert "warning: update 9: no checkpoint" in told
+    assert "cannot be written" in told
+    assert steps[8:11] == ["step-8.ckpt", "step-8.ckpt", "step-11.ckpt"]
+    assert results_of(out) == whole
+
+
+def test_a_folder_that_vanishes_is_made_again(monkeypatch, pairs, whole, tmp_path):
+    out = tmp_path / "model"
+    plain = TransformerTraining.on_train_start
+
+    def vanish(module):
+        shutil.rmtree(tmp_path / "model.training" / "checkpoints", ignore_errors=True)
+        plain(module)
+
+    monkeypatch.setattr(TransformerTraining, "on_train_start", vanish)
+    fit(pairs, out, settings(), console=quiet_console())
+    assert list_checkpoints(tmp_path / "model.training" / "checkpoints")
+    assert results_of(out) == whole
+
+
+def start(pairs, out, *more):
+    command = [sys.executable, "-m", "dragoman", "fit", pairs, "--out", out, *WORDS, *LONG, *more]
+    return subprocess.Popen(
+        [*map(str, command), "--resume", "auto"], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+
+def wait_for(process, told):
+    assert process.stderr is not None
+    for line in process.stderr:
+        if told in line:
+            return
+    raise AssertionError(f"{told!r} was not told")
+
+
+@pytest.fixture(scope="module")
+def long_whole(pairs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("long") / "model"
+    fit(pairs, out, settings(*LONG), console=quiet_console())
+    return results_of(out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_ends_within_10_s_with_the_code_of_the_signal(
+    pairs, long_whole, tmp_path, number
+):
+    out = tmp_path / "model"
+    process = start(pairs, out)
+    wait_for(process, "update 20:")
+    sent_at = time.monotonic()
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert time.monotonic() - sent_at < 10
+    assert process.returncode == 128 + number, told
+    assert f"to go on: dragoman fit --out {out} --resume auto" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["model.training"]
+    again = start(pairs, out)
+    told = again.communicate(timeout=120)[1]
+    assert again.returncode == 0, told
+    assert results_of(out) == long_whole
+
+
+def test_a_killed_run_goes_on_and_nothing_is_left_lying_about(pairs, long_whole, tmp_path):
+    """The full test, with a hundred kills, is reliability/kill.py."""
+    out, chance = tmp_path / "model", random.Random(7)
+    for _ in range(3):
+        process = start(pairs, out, "--training.checkpoint_every", "5")
+        wait_for(process, "first update")
+        time.sleep(chance.uniform(0, 1.5))
+        process.kill()
+        process.communicate()
+        for path in list_checkpoints(tmp_path / "model.training" / "checkpoints"):
+            read_checkpoint(path)
+    process = start(pairs, out, "--training.checkpoint_every", "5")
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, told
+    weights, curves, samples = results_of(out)
+    assert weights == long_whole[0]
+    assert samples == long_whole[2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.training"]
+    left = [path.name for path in (tmp_path / "model.training" / "checkpoints").iterdir()]
+    assert all(name.endswith(".ckpt") and not name.startswith(".") for name in left)
+    assert curves["valid_loss"] == long_whole[1]["valid_loss"]

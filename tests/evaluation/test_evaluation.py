@@ -1,4 +1,6 @@
 import json
+import os
+import time
 
 import pytest
 
@@ -109,6 +111,94 @@ def test_a_broken_file_of_scores_is_named(content, tmp_path):
     (tmp_path / "test" / "scores.json").write_text(content)
     with pytest.raises(DataError, match=r"scores\.json"):
         read_evaluation(tmp_path / "test")
+
+
+def change_scores(**values):
+    def craft(folder):
+        content = json.loads((folder / "scores.json").read_text())
+        (folder / "scores.json").write_text(json.dumps({**content, **values}))
+
+    return craft
+
+
+def put_in_place(name, make):
+    def craft(folder):
+        (folder / name).unlink()
+        make(folder / name)
+
+    return craft
+
+
+def make_sparse(path):
+    with path.open("wb") as file:
+        file.truncate(1 << 34)
+
+
+ROW = '{"source": "a", "references": ["b"], "hypothesis": "c", %s}'
+TRICKS = {
+    "rows that are a pipe": (put_in_place("rows.jsonl", os.mkfifo), "found a pipe"),
+    "scores that are a pipe": (put_in_place("scores.json", os.mkfifo), "found a pipe"),
+    "rows that are a link": (
+        put_in_place("rows.jsonl", lambda path: path.symlink_to("/dev/zero")),
+        "it is a link",
+    ),
+    "scores that are a link": (
+        put_in_place("scores.json", lambda path: path.symlink_to("/etc/passwd")),
+        "it is a link",
+    ),
+    "scores that are a folder": (put_in_place("scores.json", os.mkdir), "found a folder"),
+    "no rows": (lambda folder: (folder / "rows.jsonl").unlink(), "no such file"),
+    "rows of gigabytes": (put_in_place("rows.jsonl", make_sparse), "bytes, more than"),
+    "scores of gigabytes": (put_in_place("scores.json", make_sparse), "bytes, more than"),
+    "scores of lists": (
+        lambda folder: (folder / "scores.json").write_text("[" + "[]," * 2_000_000),
+        "lists and objects",
+    ),
+    "resamples without end": (
+        change_scores(settings={"resamples": 10**12}),
+        "resamples is no number",
+    ),
+    "a cut that is none": (change_scores(cut={"separator": [1]}), "cut holds"),
+    "settings that are none": (change_scores(settings=[1]), "no object"),
+    "a score that is no number": (
+        lambda folder: (folder / "rows.jsonl").write_text(ROW % '"score": NaN'),
+        "no finite number",
+    ),
+    "a score beyond the numbers": (
+        lambda folder: (folder / "rows.jsonl").write_text(ROW % '"score": 1e999'),
+        "no finite number",
+    ),
+    "half a character": (
+        lambda folder: (folder / "rows.jsonl").write_text(ROW % '"file": "\\ud800"'),
+        "lone surrogate",
+    ),
+    "a number of many digits": (
+        lambda folder: (folder / "rows.jsonl").write_text(ROW % f'"line": {"9" * 100_000}'),
+        "not JSON",
+    ),
+    "a row nested without end": (
+        lambda folder: (folder / "rows.jsonl").write_text("[" * 100_000),
+        "not JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_a_crafted_evaluation_is_refused_soon(trick, tmp_path):
+    craft, told = TRICKS[trick]
+    write_evaluation(tmp_path / "test", evaluate_rows(rows_of(), SETTINGS))
+    craft(tmp_path / "test")
+    start_s = time.monotonic()
+    with pytest.raises(DataError, match=told):
+        read_evaluation(tmp_path / "test")
+    assert time.monotonic() - start_s < 5
+
+
+def test_an_evaluation_that_is_written_again_takes_the_place_of_the_one_before(tmp_path):
+    for count in (1, 9):
+        write_evaluation(tmp_path / "test", evaluate_rows(rows_of(wrong=count), SETTINGS))
+    assert [path.name for path in tmp_path.iterdir()] == ["test"]
+    assert read_evaluation(tmp_path / "test")[0] == rows_of(wrong=9)
 
 
 def test_the_summary_tells_scores_with_intervals_parts_and_confusions():

@@ -1,6 +1,7 @@
 """An export is whole and says what PyTorch says, or nothing is left of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,27 @@ def test_an_export_that_may_differ_is_kept_with_what_it_says(path, bundle):
     check = write_export(path, "new", bundle, write, another, must_be_equal=False)
     assert not check.is_equal
     assert json.loads((path / "new" / "export.json").read_text())["check"] == check.to_dict()
+
+
+def test_a_model_of_broken_numbers_is_not_exported(path, bundle):
+    weights = {name: value * float("nan") for name, value in bundle.weights.items()}
+    broken = replace(bundle, weights=weights, weights_file=None)
+    for must_be_equal in (True, False):
+        with pytest.raises(ModelFolderError, match="what is no number"):
+            write_export(path, "new", broken, write, load_same(broken), must_be_equal=must_be_equal)
+    assert names_in(path) == {WEIGHTS}
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [[1], [{}], [{"source": 1, "reference": "a", "features": []}], {"a": 1}, "abc",
+     [{"source": "a", "reference": "a", "features": [1]}]],
+)  # fmt: skip
+def test_samples_that_are_none_are_named(path, bundle, samples):
+    with pytest.raises(ModelFolderError, match=r"metrics\.json: its samples"):
+        write_export(
+            path, "new", replace(bundle, metrics={"samples": samples}), write, load_same(bundle)
+        )
 
 
 @pytest.mark.parametrize("error", [ModelFolderError("no such part"), OSError("disk full")])

@@ -6,8 +6,6 @@ scores.json    all figures over the rows
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.errors import DataError
+from dragoman.errors import DataError, ModelFolderError
 from dragoman.evaluation.breakdown import (
     Group,
     describe_groups,
@@ -32,9 +30,13 @@ from dragoman.evaluation.metrics import Metric, choose_metrics, find_task
 from dragoman.evaluation.rows import Row, read_rows, write_rows
 from dragoman.evaluation.scores import Scores, check_rows, collect, score_statistics
 from dragoman.settings import EvaluationSettings
-from dragoman.text.bundle import replace_folder
+from dragoman.text.folder_files import FolderFile, parse_json, read_file
+from dragoman.text.replacing import staged_folder
+from dragoman.text.undisturbed import read_undisturbed
 
 ROWS, SCORES = "rows.jsonl", "scores.json"
+_LARGEST_SCORES_BYTES, _LARGEST_ROWS_BYTES = 1 << 26, 1 << 31
+_MOST_RESAMPLES = 1_000_000
 # Scores that say something of a single row, and so of parts of the rows too.
 _BY_ROW = ("token_error_rate", "character_error_rate", "chrf", "field_f1")
 _BY_GROUP = ("exact_match", "token_error_rate", "character_error_rate", "field_f1")
@@ -136,35 +138,59 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """
     if folder.exists() and not (folder / SCORES).is_file():
         raise DataError(f"{folder}: not an evaluation, so it is left alone; choose another --out")
-    partial = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
-        partial.mkdir(parents=True)
-        write_rows(partial / ROWS, evaluation.rows, evaluation.row_scores)
-        content = json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        (partial / SCORES).write_text(content + "\n", encoding="utf-8")
-        replace_folder(folder, partial)
+        with staged_folder(folder) as partial:
+            write_rows(partial / ROWS, evaluation.rows, evaluation.row_scores)
+            content = evaluation.to_dict()
+            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+            (partial / SCORES).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written: {error.strerror}; choose a folder with --out"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """Return the rows and the content of scores.json of a folder that `write_evaluation` wrote.
 
+    It may come from a stranger, as the model folder around it, and be replaced meanwhile.
+
     Raises:
-        DataError: It is missing or broken.
+        DataError: It is missing, broken, or larger than an evaluation.
     """
+    return read_undisturbed([folder], lambda: _read_evaluation(folder))
+
+
+def _read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     path = folder / SCORES
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(read_file(path, _LARGEST_SCORES_BYTES))
+        FolderFile(folder / ROWS, _LARGEST_ROWS_BYTES)  # a plain file, and of this size at most
+    except FileNotFoundError as error:
+        raise DataError(f"{folder / ROWS}: there is no such file") from error
+    except ModelFolderError as error:
+        raise DataError(str(error)) from error
+    except ValueError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object, found {type(content).__name__}")
+    if fault := _find_fault(content):
+        raise DataError(f"{path}: {fault}; evaluate the model again")
     return read_rows(folder / ROWS), content
+
+
+def _find_fault(content: Mapping[str, Any]) -> str:
+    """Return what is wrong with what others read in a scores.json, or ""."""
+    cut, settings = content.get("cut", {}), content.get("settings", {})
+    if not isinstance(cut, dict) or not isinstance(settings, dict):
+        return "cut or settings is no object"
+    separator, has_symbols = cut.get("separator", ""), cut.get("has_symbols", False)
+    if not isinstance(separator, str) or not isinstance(has_symbols, bool):
+        return "cut holds what is neither a separator nor has_symbols"
+    resamples = settings.get("resamples", 0)
+    if type(resamples) is not int or not 0 <= resamples <= _MOST_RESAMPLES:
+        return f"settings.resamples is no number from 0 to {_MOST_RESAMPLES:,}"
+    return ""
 
 
 def digest_rows(rows: Sequence[Row]) -> str:

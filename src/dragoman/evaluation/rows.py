@@ -1,6 +1,7 @@
 """Rows of an evaluation: a source with its references, and what a model made of it; kept as JSONL."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from dragoman.errors import DataError
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.text.files import open_text_file, read_blocks
+
+_MOST_ROWS = 5_000_000  # that are held in memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +71,8 @@ def read_rows(path: Path) -> list[Row]:
         for block in read_blocks(stream, str(path), drops_blank_end=True):
             for number, text in enumerate(block.lines, start=block.first):
                 rows.append(_parse(text, f"{path}:{number}"))
+            if len(rows) > _MOST_ROWS:
+                raise DataError(f"{path}: more than {_MOST_ROWS:,} rows")
     if not rows:
         raise DataError(f"{path}: there is no row in the file")
     return rows
@@ -98,4 +103,15 @@ def _parse(text: str, place: str) -> Row:
             raise DataError(f"{place}: {name!r} holds what is not text")
     if not values["references"]:
         raise DataError(f"{place}: 'references' is empty; a row needs one")
+    if not all(math.isfinite(values.get(name) or 0.0) for name in ("score", "confidence")):
+        raise DataError(f"{place}: a score or a confidence is no finite number")
+    if "\\u" in text:  # JSON can spell half a character
+        _check_text(values, place)
     return Row(**values)
+
+
+def _check_text(values: Mapping[str, Any], place: str) -> None:
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: it holds a lone surrogate, which is no text") from error

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan
 from dragoman.engines.engine import Engine
@@ -71,10 +73,14 @@ def compare(reference: Engine, engine: Engine, bundle: Bundle) -> Check:
         rows=len(sources),
         equal_rows=len(sources) - len(others),
         tied_rows=tied,
-        largest_difference=max(
-            (abs(one.score - other.score) for one, other in zip(*scores, strict=True)), default=0.0
-        ),
+        largest_difference=_find_largest_difference(scores),
     )
+
+
+def _find_largest_difference(scores: Sequence[Sequence[Hypothesis]]) -> float:
+    one, other = (np.array([each.score for each in found], float) for found in scores)
+    # numpy's maximum is NaN where one is, Python's may be another.
+    return float(np.max(np.abs(one - other), initial=0.0))
 
 
 def _is_tie(

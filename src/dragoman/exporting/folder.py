@@ -1,6 +1,7 @@
 """How every export is written: beside its place, checked against PyTorch, then put into its place."""
 
 import json
+import math
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +56,11 @@ def write_export(
             }
             _write_json(partial / EXPORT, told)  # the engine reads it
             check = compare(TorchEngine([network], "cpu"), load(partial), bundle)
+            if not math.isfinite(check.largest_difference):
+                raise ModelFolderError(
+                    f"{path}: the model or the export gives what is no number, as where weights are "
+                    "none: it is not kept; train the model again"
+                )
             if must_be_equal and not check.is_equal:
                 raise ModelFolderError(
                     f"{path}: the export does not say what the model says ({check}); it is not "

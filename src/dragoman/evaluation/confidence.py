@@ -46,9 +46,9 @@ def find_confidence(score: float, temperature: float = 1.0, *, is_complete: bool
     Source: temperature scaling, Guo et al. 2017, section 4.2. There is no softmax over all outputs
     to divide in; here the log-probability of being wrong, log(1 - p), is divided by T. (As a map of
     p it is Kumaraswamy's distribution, 1980, with a = 1.) Calibration error on the test rows of
-    French phones, Bulgarian phones and written dates, uncalibrated 19, 16 and 46%, each calibrated
-    on its validation rows: 6, 9 and 4%; by p^(1 / T) 9, 11 and 15%; by the log-odds over T 11, 15
-    and 35%.
+    French phones, Bulgarian phones and written dates, uncalibrated 19, 18 and 51%, each calibrated
+    on its validation rows: 5, 10 and 5%; by p^(1 / T) 7, 12 and 13%; by the log-odds over T 5, 16
+    and 39% (benchmarks/calibration.py).
     """
     if not is_complete or math.isnan(score):
         return 0.0

@@ -1,7 +1,7 @@
 """How far a score may be from that of more rows of the same kind: intervals from resampled rows.
 
-The percentiles of a bootstrap are too narrow where few rows hold all the errors: 89% in the place
-of 95% with 100 rows, of which 7 are wrong. So what is resampled is the score's difference in units
+The percentiles of a bootstrap are too narrow where few rows hold all the errors: 90% in the place
+of 95% with 100 rows, of which 7 are wrong (benchmarks/intervals.py). So what is resampled is the score's difference in units
 of its standard error (bootstrap-t); proportions have Wilson's interval, and where next to no row is
 wrong, or right, the share of such rows is bounded in the same way. None is of no width, unless the
 score can be no other: that 50 of 50 rows are right does not say that all are.
@@ -50,8 +50,7 @@ def estimate_all(
         statistics: By the name of the metric, of the same N > 0 rows: (N, k).
         settings: Level, number of resamples, and seed.
 
-    1e5 rows, 1,000 resamples and six metrics take about 3 s on one core; the memory does not grow
-    with the resamples.
+    The time grows with rows times resamples, the memory with the rows alone.
 
     Source: Efron and Tibshirani 1993, chapter 12.5 (bootstrap-t), with the standard error of each
     resample from the influence of each row, as the jackknife of all rows gives it.

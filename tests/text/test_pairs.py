@@ -337,6 +337,8 @@ def test_a_faulty_row_is_named_by_file_and_line(tmp_path, reason):
         ('["a", "b"]', "bad JSON"),
         ('{"source": NaN, "target": "b"}', "bad JSON"),
         ("[" * 100_000, "bad JSON"),
+        ('{"source": "a", "target": "b", "source": "c"}', "bad JSON"),
+        ('{"source": "a", "target": "b", "more": {"x": 1, "x": 2}}', "bad JSON"),
         ('{"source": "a", "traget": "b"}', "missing field"),
         ('{"source": ["a"], "target": "b"}', "value that is not text"),
         ('{"source": true, "target": "b"}', "value that is not text"),
@@ -353,6 +355,14 @@ def test_a_faulty_json_line_is_counted(tmp_path, line, reason):
     assert len(pairs) == 2
     assert faults.counts == {reason: 1}
     assert f"{path}:2: " in faults.report()
+
+
+def test_a_json_field_that_stands_twice_is_named(tmp_path):
+    # Python takes the last, and says nothing of the first.
+    path = write(tmp_path, "p.jsonl", '{"source": "a", "source": "b", "target": "c"}')
+    assert "field 'source' stands twice" in fail(path)
+    path = write(tmp_path, "p.jsonl", '{"source": "a", "target": "c"}\n{"target": 1, "target": 2}')
+    assert f"{path}:2: not JSON that can be read: field 'target' stands twice" in fail(path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Reads JSONL: one object a line, the columns are its fields."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from dragoman.errors import DataError
@@ -40,9 +41,11 @@ def open_jsonl(stream: BinaryIO, file: str, *, drops_blank_end: bool) -> Table:
     if not held:
         return empty_table(file)
     if not names:
+        first = _parse(file, 1, next(filter(None, held[0].lines), ""))
+        found = f"it begins with: {first.detail}" if isinstance(first, Fault) else "it has none"
         raise DataError(
             f"{file}: this is not JSONL: no line is an object with named fields, such as "
-            '{"source": "...", "target": "..."}; set data.format to what it is'
+            f'{{"source": "...", "target": "..."}}; {found}; set data.format to what it is'
         )
 
     def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
@@ -81,7 +84,8 @@ def _take_fields(
             values.append(line.strip())
             continue
         if name not in row:
-            found = f"no field {name!r}; found: {', '.join(map(repr, row)) or 'none'}"
+            shown = _shorten(", ".join(map(repr, islice(row, 20))) or "none")
+            found = f"no field {name!r}; found: {shown}"
             return Fault(file, number, MISSING_FIELD, found)
         value = "" if row[name] is None else row[name]
         if not isinstance(value, str):
@@ -103,10 +107,22 @@ def _parse(file: str, number: int, line: str) -> dict[str, Any] | Fault:
         found = f"not JSON: {error.msg} at character {error.colno}"
         return Fault(file, number, BAD_JSON, found)
     except (ValueError, RecursionError) as error:
-        return Fault(file, number, BAD_JSON, f"not JSON: {error}")
+        return Fault(file, number, BAD_JSON, f"not JSON that can be read: {error}")
     if not isinstance(row, dict):
         return Fault(file, number, BAD_JSON, "the line is no JSON object")
     return row
+
+
+def _take_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):  # JSON leaves open which of the two is meant
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"field {_shorten(repr(twice))} stands twice")
+    return row
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 100 else text[:99] + "…"
 
 
 def _refuse_constant(constant: str) -> str:
@@ -114,4 +130,9 @@ def _refuse_constant(constant: str) -> str:
 
 
 # Numbers keep the text that they were written with.
-_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(
+    parse_int=str,
+    parse_float=str,
+    parse_constant=_refuse_constant,
+    object_pairs_hook=_take_pairs,
+)

@@ -177,3 +177,12 @@ def test_parameters_may_lie_in_the_file_named_after_the_graph(folder):
         assert read_graph(folder / name) is None
     engine = OnnxEngine(folder, threads=1)
     assert engine.search([[5, EOS_ID]], SearchPlan(decoding=DecodingSettings(max_length_extra=5)))
+
+
+def test_a_graph_that_cannot_be_run_says_nothing_on_standard_output(folder, capfd):
+    """Results stand there, and nothing else."""
+    path = folder / "encoder.onnx"
+    path.write_bytes(path.read_bytes().replace(b"Transpose_", b"Transp\xe6se_", 1))
+    with pytest.raises(ModelFolderError, match="cannot be run"):
+        OnnxEngine(folder, threads=1)
+    assert capfd.readouterr().out == ""

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -6,7 +7,14 @@ from safetensors.numpy import load_file, save_file
 
 import dragoman
 from dragoman.errors import ModelFolderError
-from dragoman.text.bundle import REPORT, read_bundle, write_bundle
+from dragoman.text.bundle import (
+    REPORT,
+    fill_folder,
+    read_bundle,
+    staged_folder,
+    sweep_leftovers,
+    write_bundle,
+)
 
 
 @pytest.fixture
@@ -77,3 +85,69 @@ def test_weights_of_another_model_are_refused(folder):
     save_file({**weights, "extra": np.zeros(3, np.float32)}, folder / "model.safetensors")
     with pytest.raises(ModelFolderError, match=rf"extra: unknown; {name}: missing"):
         dragoman.load(folder, engine="torch")
+
+
+def test_a_folder_is_staged_with_all_that_belongs_to_it(folder, tmp_path):
+    bundle, place = read_bundle(folder), tmp_path / "out"
+    for text in ("first", "second"):
+        with staged_folder(place) as staged:
+            fill_folder(staged, bundle)
+            (staged / REPORT).write_text(text)
+            assert not place.exists() or (place / REPORT).read_text() == "first"
+        assert (place / REPORT).read_text() == text
+        assert read_bundle(place).metrics == bundle.metrics
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_a_staged_folder_that_fails_leaves_the_model_as_it_was(folder, tmp_path):
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(ModelFolderError, match="no place left"), staged_folder(folder) as staged:
+        (staged / "half").write_text("")
+        raise OSError("no place left")
+    with pytest.raises(KeyboardInterrupt), staged_folder(folder):
+        raise KeyboardInterrupt
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_leftovers_beside_and_in_a_model_folder_are_swept(folder, tmp_path):
+    """What processes that were killed have left, and only that."""
+    mine = ["model.training", ".model.tmp-mine", ".model.lock"]
+    for name in mine:
+        (tmp_path / name).mkdir()
+    kept = {path.relative_to(folder) for path in folder.rglob("*")}
+    for name in (
+        ".model.tmp-11-0123abcd/half", ".model.tmp-11/half", ".model.old-11-0123abcd/half",
+        "model/.ctranslate2.tmp-11/half", "model/.onnx.tmp-11-0123abcd/half",
+        "model/evaluation/.valid.tmp-11/half",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("half")
+    stale = folder / ".calibration.json.tmp-11"
+    stale.write_text("{")
+    os.utime(stale, (1000, 1000))
+    sweep_leftovers(folder)
+    assert {path.relative_to(folder) for path in folder.rglob("*")} == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["model", *mine])
+
+
+def test_a_whole_copy_comes_back_where_its_writer_was_killed_between_two_renames(folder, tmp_path):
+    expected = read_bundle(folder).metrics
+    shutil.copytree(folder, tmp_path / ".model.tmp-11-0123abcd")
+    half = shutil.copytree(folder, tmp_path / ".model.old-12-0123abcd")
+    (half / "metrics.json").unlink()
+    folder.rename(tmp_path / ".model.old-11-0123abcd")
+    os.utime(tmp_path / ".model.old-11-0123abcd", (1000, 1000))
+    sweep_leftovers(folder)
+    assert read_bundle(folder).metrics == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_weights_of_a_bundle_can_be_taken_later(folder):
+    bundle = read_bundle(folder, with_weights=False)
+    expected = load_file(folder / "model.safetensors")
+    shutil.rmtree(folder)  # the file is kept open
+    assert bundle.weights == {}
+    found = bundle.read_weights()
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)

@@ -1,6 +1,8 @@
 """Whatever a stranger put into a model folder is refused: soon, in little memory, by its name."""
 
+import contextlib
 import pickle
+import random
 import re
 import shutil
 import struct
@@ -8,6 +10,8 @@ import struct
 import pytest
 
 import dragoman
+from dragoman.errors import DragomanError
+from dragoman.evaluation.evaluation import read_evaluation
 from dragoman.text.bundle import read_bundle
 from strangers import (
     change_header,
@@ -297,3 +301,43 @@ def test_checkpoints_in_a_model_folder_are_never_read(trained, tmp_path):
     assert dragoman.load(folder, engine="torch").predict(["abc"]) == before
     assert read_bundle(folder).settings.model.d_model == 64
     assert not called.exists()
+
+
+def change_bytes(content, chance):
+    """The content with a few changes: of bytes, of parts, of values."""
+    changed = bytearray(content)
+    for _ in range(chance.choice([1, 1, 2, 5])):
+        place = chance.randrange(len(changed) + 1)
+        match chance.randrange(5):
+            case 0 if place < len(changed):
+                changed[place] = chance.randrange(256)
+            case 1:
+                del changed[place : place + chance.randint(1, 20)]
+            case 2:
+                changed[place:place] = chance.randbytes(chance.randint(1, 8))
+            case 3:
+                del changed[place:]
+            case _:
+                found = list(re.finditer(rb'-?\d+(\.\d+)?|"[^"]*"|true|false|null', changed))
+                if found:
+                    one, values = chance.choice(found), [b"null", b"-1", b"1e999", b"[]", b'"x"']
+                    changed[one.start() : one.end()] = chance.choice(values)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_change_of_a_file_makes_a_traceback(seed, trained, tmp_path):
+    chance = random.Random(seed)
+    folder = shutil.copytree(trained[0], tmp_path / "model")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    for _ in range(60):
+        path = chance.choice(files)
+        content = path.read_bytes()
+        head, rest = content[:4000], content[4000:]
+        path.write_bytes(change_bytes(head, chance) + rest)
+        with contextlib.suppress(DragomanError):
+            dragoman.load(folder, engine="ctranslate2", threads=1).predict(["abc", ""])
+        with contextlib.suppress(DragomanError):
+            read_evaluation(folder / "evaluation" / "valid")
+        path.write_bytes(content)
+    assert dragoman.load(folder).predict(["abc"]) == ["ABC"]

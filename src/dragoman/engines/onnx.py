@@ -241,7 +241,10 @@ def _load(path: Path, threads: int) -> "InferenceSession":
     content = read_graph(path)
     try:
         return onnxruntime.InferenceSession(
-            path if content is None else content, options, providers=["CPUExecutionProvider"]
+            path if content is None else content,
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # onnxruntime 1.32 prints to standard output before it tries again
         )
     except Exception as error:  # onnxruntime's dozen kinds have no other class in common
         raise ModelFolderError(f"{path}: cannot be run: {error}; write the export again") from error

@@ -8,11 +8,9 @@ systems without it, these are two renames; who is killed between them leaves a c
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
-import secrets
 import shutil
 import sys
 import time
@@ -107,7 +105,7 @@ def _find_place(path: Path) -> Path:
 
 def _name_beside(path: Path, kind: str) -> Path:
     # The number of a process is not enough: other machines may write to the same disk.
-    return path.with_name(f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.{kind}-{os.getpid()}-{os.urandom(4).hex()}")
 
 
 def _put(path: Path, partial: Path) -> None:
@@ -132,6 +130,8 @@ def _exchange(path: Path, partial: Path) -> bool:
     """
     if not sys.platform.startswith("linux"):
         return False
+    import ctypes  # here: who only reads has no need of it
+
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

@@ -153,6 +153,23 @@ def test_auto_begins_where_there_is_nothing_and_does_nothing_where_all_is_done(t
         fit(pairs, out, brief, console=quiet_console())
 
 
+def test_auto_replaces_a_run_without_a_checkpoint_and_nothing_else(tmp_path):
+    pairs, brief = write_pairs(tmp_path / "pairs.tsv", 200), settings("--training.max_steps", "1")
+    for name in ("kept", "kept.training"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("of somebody")
+        (tmp_path / name / "model.safetensors").write_text("of somebody")
+        with pytest.raises(ModelFolderError, match="already there"):
+            fit(pairs, tmp_path / "kept", brief, resume="auto", console=quiet_console())
+        assert (tmp_path / name / "config.yaml").read_text() == "of somebody"
+        shutil.rmtree(tmp_path / name)
+    fit(pairs, tmp_path / "model", brief, console=quiet_console())
+    shutil.rmtree(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model.training" / "checkpoints")
+    fit(pairs, tmp_path / "model", brief, resume="auto", console=quiet_console())
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
 def test_a_run_that_had_run_out_of_patience_has_ended(tmp_path):
     words = "".join(f"{word}\t{word}\n" for word in make_words(200))
     (tmp_path / "pairs.tsv").write_text(words)

@@ -127,7 +127,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_others_stay(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     told = console.file.getvalue()
     assert "warning: update 9: no checkpoint" in told
-    assert "cannot be written" in told
+    assert "cannot be written: File too large; the training goes on" in told
     assert steps[8:11] == ["step-8.ckpt", "step-8.ckpt", "step-11.ckpt"]
     assert results_of(out) == whole
 
@@ -210,3 +210,30 @@ def test_a_killed_run_goes_on_and_nothing_is_left_lying_about(pairs, long_whole,
     left = [path.name for path in (tmp_path / "model.training" / "checkpoints").iterdir()]
     assert all(name.endswith(".ckpt") and not name.startswith(".") for name in left)
     assert curves["valid_loss"] == long_whole[1]["valid_loss"]
+
+
+def test_too_little_memory_names_the_batch_and_the_setting_to_lower(pairs, tmp_path):
+    """The address space ends where a large batch begins; a smaller one then fits."""
+    out, rows = tmp_path / "model", "".join(f"{'a' * 400}\t{'b' * 400}\n" for _ in range(900))
+    (tmp_path / "long.tsv").write_text(rows + pairs.read_text() * 3)
+    code = (
+        "import resource, sys, torch\n"
+        "from dragoman.cli import main\n"
+        "import dragoman.training.run\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 29), -1))\n"
+        "sys.exit(main())"
+    )
+    words = [
+        *WORDS, "--training.batch_tokens", "400000", "--training.accumulate", "1", "--model.d_model",
+        "512", "--model.dim_feedforward", "2048", "--training.max_steps", "4",
+    ]  # fmt: skip
+    command = [sys.executable, "-c", code, "fit", str(tmp_path / "long.tsv"), "--out", str(out)]
+    found = subprocess.run(
+        [*command, *words], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert found.returncode == 2, found.stderr
+    assert "Traceback" not in found.stderr
+    told = found.stderr.splitlines()[-1]
+    assert "out of memory on a training batch of" in told
+    assert "lower training.batch_tokens (now 400,000; try 200000" in told

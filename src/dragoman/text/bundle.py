@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from dragoman.configuration import parse_config
@@ -106,7 +107,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
     try:
         with replacing.staged_folder(path) as folder:
             yield folder
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter: a full disk, as safetensors tells it
         raise ModelFolderError(f"{path}: the model folder cannot be written: {error}") from error
 
 

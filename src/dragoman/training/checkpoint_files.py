@@ -24,6 +24,7 @@ from dragoman.errors import CheckpointError
 BEST = "best.ckpt"
 _STEP = re.compile(r"step-(\d+)\.ckpt")
 _PARTIAL = ".writing-"
+_PROBE_BYTES = 1 << 20
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -50,8 +51,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with partial.open("wb") as file:
                 try:
                     torch.save(checkpoint, file)
-                except RuntimeError as error:  # how torch tells that the file could not be written
-                    raise OSError(f"{path}: {error}") from error
+                except RuntimeError as error:  # torch tells that it could not write, but not why
+                    file.write(bytes(_PROBE_BYTES))
+                    file.flush()
+                    raise OSError(f"torch could not write it: {error}") from error
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)

@@ -170,10 +170,9 @@ class Checkpoints(Checkpoint):
         is_written = self._write(trainer, path, also=self.folder / BEST if is_best else None)
         if was_averaged:
             _swap_average(trainer)
-        if is_written:
-            self._saved_step = trainer.global_step
-            if trainer.is_global_zero:
-                remove_old(self.folder, _NUM_KEPT)
+        self._saved_step = trainer.global_step  # or tried to: the next try is when the next is due
+        if is_written and trainer.is_global_zero:
+            remove_old(self.folder, _NUM_KEPT)
 
     def _is_due(self, trainer: lightning.Trainer) -> bool:
         if not self.is_whole or trainer.global_step == self._saved_step:

@@ -1,7 +1,7 @@
 """One training run, read from top to bottom: pairs in, model folder out."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dragoman.engines.pytorch import TorchEngine
 from dragoman.errors import CheckpointError, DragomanError, ModelFolderError, Stopped
-from dragoman.evaluation.evaluation import write_evaluation
+from dragoman.evaluation.evaluation import Evaluation, write_evaluation
 from dragoman.exporting.ctranslate2 import export_ctranslate2
 from dragoman.model.building import copy_weights
 from dragoman.predictor import Predictor
@@ -87,7 +87,8 @@ def fit(
         if resumption is not None:
             opened = reopen_run(pairs, out, settings, resumption, console, clock, watch)
         elif list_files(pairs):
-            overwrite = overwrite or resume == "auto"
+            if resume == "auto" and not out.exists() and (folder / DATA).is_dir():
+                overwrite = True  # of a run that was stopped before its first checkpoint
             opened = open_run(pairs, out, settings, overwrite, console, clock, watch)
         else:
             raise CheckpointError(f"{folder}: no run to go on with; give PAIRS to begin one")
@@ -254,18 +255,36 @@ def _finish(run: Run, num_steps: int, started_at: float, console: Console) -> Pr
         calibration=predictor.calibrations[0],
         source_counts=counts,
     )
-    with staged_folder(run.out) as folder:  # all of it comes into its place at one stroke
-        fill_folder(folder, bundle)
-        for name, evaluation in evaluations.items():
-            write_evaluation(folder / EVALUATION / name, evaluation)
-        told = []
-        if run.settings.training.export == "ctranslate2":
-            told.append(_export(folder, bundle))
-        if run.settings.evaluation.report == "html":
-            told.append(report_run(run, folder, predictor, evaluations, metrics))
+    try:
+        told = _write_all(run, bundle, predictor, evaluations)
+    except ModelFolderError as error:
+        raise ModelFolderError(
+            f"{error}; the training is kept: make room, then go on with `dragoman fit --out {run.out} "
+            "--resume auto`"
+        ) from error
     for line in told:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return predictor
+
+
+def _write_all(
+    run: Run, bundle: Bundle, predictor: Predictor, evaluations: Mapping[str, Evaluation]
+) -> list[str]:
+    """Write the model folder, all of which comes into its place at one stroke; return what is told.
+
+    Raises:
+        ModelFolderError: It cannot be written; what stood there is as it was.
+    """
+    told = []
+    with staged_folder(run.out) as folder:
+        fill_folder(folder, bundle)
+        for name, evaluation in evaluations.items():
+            write_evaluation(folder / EVALUATION / name, evaluation)
+        if run.settings.training.export == "ctranslate2":
+            told.append(_export(folder, bundle))
+        if run.settings.evaluation.report == "html":
+            told.append(report_run(run, folder, predictor, evaluations, bundle.metrics))
+    return told
 
 
 def _export(folder: Path, bundle: Bundle) -> str:

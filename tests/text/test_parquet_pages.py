@@ -68,8 +68,9 @@ def test_long_texts_in_small_pages_are_read_few_at_a_time(tmp_path):
 @pytest.mark.parametrize("use_dictionary", [False, True])
 def test_a_page_that_unpacks_to_much_is_refused_before_it_is(tmp_path, use_dictionary):
     path = write(tmp_path / "p.parquet", ["y" * (130 * MIB), "b"], use_dictionary=use_dictionary)
-    with watch_memory() as pool, pytest.raises(
-        DataError, match=r"a page of column 'source' unpacks to 1.*smaller pages"
+    with (
+        watch_memory() as pool,
+        pytest.raises(DataError, match=r"a page of column 'source' unpacks to 1.*smaller pages"),
     ):
         list(read_pairs(path, SKIP))
     assert pool.max_memory() < MIB

@@ -141,9 +141,16 @@ def _read_whole_lines(stream: BinaryIO, name: str, drops_blank_end: bool) -> Ite
                 )
     data = bytes(waiting)
     if drops_blank_end:
-        data = data.rstrip(b"\r\n")
+        data = _drop_blank_end(data)
     if data:
         yield data
+
+
+def _drop_blank_end(data: bytes) -> bytes:
+    r"""Return `data` without the line ends, \n or \r\n, at its end; other \r are text."""
+    end = len(data.rstrip(b"\r\n"))
+    text = data.rfind(b"\r\r", end)
+    return data[: end if text < 0 else text + 2]
 
 
 def _find_cut(chunk: bytes, drops_blank_end: bool) -> int:

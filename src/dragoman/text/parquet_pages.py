@@ -21,7 +21,6 @@ _LARGEST_PAGE: Final = 1 << 27  # bytes; writers make pages of 1 MiB, DuckDB of 
 _LARGEST_FOOTER: Final = 1 << 26
 _MOST_PAGES: Final = 1 << 20  # of a column in a row group
 _BATCH_BYTES: Final = 1 << 25
-_SHORT_DICTIONARY: Final = 1 << 12  # bytes: its values need no look
 _HEADER_BYTES: Final = (1 << 12, 1 << 24)  # what is read at first, and what at most
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _DELTA_BYTE_ARRAY: Final = 7
@@ -54,6 +53,9 @@ class PageSizes:
         self._path = path
         self._file = file
         self._groups = find_structs(_read_footer(path), 4)
+        self._categories = {
+            field.name for field in file.schema_arrow if types.is_dictionary(field.type)
+        }
 
     def find_batch_rows(self, group: int, leaves: Sequence[int], most: int) -> int:
         """Return how many rows of a row group may be unpacked at a time, at most `most`.
@@ -80,7 +82,7 @@ class PageSizes:
         if column.max_repetition_level:
             return sum(page.num_bytes for page in pages) / num_rows
         plain = [page for page in pages if page.is_data and not page.is_coded]
-        if self._is_categories(column.path):  # pyarrow holds the values of all its pages
+        if column.path in self._categories:  # pyarrow holds the values of all its pages
             self._check_size(column.path, sum(page.num_bytes for page in plain))
         most = float(column.length) if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0.0
         for page in plain:
@@ -88,14 +90,16 @@ class PageSizes:
             num_values = 1 if page.encoding == _DELTA_BYTE_ARRAY else max(1, page.num_values)
             most = max(most, page.num_bytes / num_values)
         if column.physical_type == "BYTE_ARRAY" and any(page.is_coded for page in pages):
-            most = max(most, self._measure_dictionary(group, column.path, pages))
+            most = max(most, self._measure_dictionary(group, column.path, pages, num_rows))
         return most
 
-    def _measure_dictionary(self, group: int, name: str, pages: Sequence[_Page]) -> int:
+    def _measure_dictionary(
+        self, group: int, name: str, pages: Sequence[_Page], num_rows: int
+    ) -> int:
         """Return the length of the longest value in the dictionary: each row may be that."""
         first = next(page for page in pages if page.is_data)
         longest = max((page.num_bytes for page in pages if not page.is_data), default=0)
-        if not first.is_coded or longest <= _SHORT_DICTIONARY:
+        if not first.is_coded or longest * num_rows <= _LARGEST_PAGE:  # no need to look
             return longest
         with pyarrow.parquet.ParquetFile(
             self._path, metadata=self._file.metadata, read_dictionary=[name], pre_buffer=False
@@ -106,10 +110,6 @@ class PageSizes:
             return longest  # it lies in a struct
         lengths = pyarrow.compute.binary_length(batch.column(place).dictionary)
         return int(pyarrow.compute.max(lengths).as_py() or 0)
-
-    def _is_categories(self, name: str) -> bool:
-        schema = self._file.schema_arrow
-        return any(field.name == name and types.is_dictionary(field.type) for field in schema)
 
     def _check_size(self, column: str, num_bytes: int) -> None:
         if num_bytes > _LARGEST_PAGE:

@@ -449,6 +449,17 @@ def test_a_folder_is_refused(tmp_path):
     assert "it is a folder" in fail(tmp_path)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_missing_file_in_a_folder_that_cannot_be_listed_gets_no_guess(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o100)
+    assert fail(tmp_path / "closed" / "p.tsv").endswith("there is no such file")
+
+
+def test_the_longest_text_may_be_as_long_as_one_likes(tmp_path):
+    path = write(tmp_path, "p.csv", "source,target\na,b\n")
+    assert read(path, max_characters=10**30) == [("a", "b")]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_a_file_without_permission_is_refused(tmp_path):
     path = write(tmp_path, "p.tsv", GOOD)

@@ -21,6 +21,7 @@ from dragoman.text.table import WHOLE_ROW, Row, Table, dump_row, empty_table, la
 
 _MOST_EMPTY_LINES = 100_000  # before the first row: they are held until it is known
 _MOST_RECORD_LINES = 1 << 16
+_LARGEST_LIMIT = (1 << 31) - 1  # a long of C, on every system
 _LONGEST_RECORD = 1 << 23  # characters
 _FREE_LINES, _REPEATS = 1 << 20, 16  # lines that may be read again for broken quotes
 
@@ -62,7 +63,7 @@ def open_csv(
     Raises: DataError, here and while rows are read, when the file cannot be read.
     """
     # The limit belongs to the whole process; it is only ever raised.
-    csv.field_size_limit(max(csv.field_size_limit(), longest + 1))
+    csv.field_size_limit(max(csv.field_size_limit(), min(longest + 1, _LARGEST_LIMIT)))
     blocks = read_blocks(stream, file, keeps_returns=True, drops_blank_end=drops_blank_end)
     records = _read_records(_RecordLines(blocks, file), file)
     held: list[tuple[int, list[str]] | Fault] = []

@@ -210,6 +210,9 @@ def _guess_name(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f", and no folder {folder}"
-    names = [entry.name for entry in folder.iterdir()]
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except OSError:  # a folder that may be passed through, and not listed
+        return ""
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {folder / near[0]}?" if near else ""

@@ -159,6 +159,8 @@ def test_a_loaded_model_goes_on_as_it_was(models, tmp_path):
     found = model.predict_n_best(SOURCES, prefixes=[text[:2] for text in expected])
     assert [best[0].text for best in found] == expected
     assert model.fingerprints() == key
+    assert not model.is_in_place()
+    assert dragoman.load(place).is_in_place()
     assert dragoman.load(place).predict(SOURCES) != expected
 
 

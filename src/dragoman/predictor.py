@@ -17,7 +17,7 @@ from dragoman.errors import DataError, DragomanError, SettingsError
 from dragoman.evaluation.confidence import find_confidence
 from dragoman.prediction import Prediction
 from dragoman.settings import Settings
-from dragoman.text.bundle import read_bundle
+from dragoman.text.bundle import Bundle, read_bundle
 from dragoman.text.calibration import StoredCalibration, find_differences
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.pairs import BadRow, Pair, Source, take_features
@@ -40,7 +40,7 @@ class Predictor:
 
     Args:
         settings: The settings it was trained with; `settings.decoding` is how it predicts.
-        weights: The files of its weights, if it came from some.
+        bundles: What was in the model folders that it came from, if it did.
         plan: That of `settings.decoding`, where it is made already.
         calibrations: Those of its models, that have one: see `temperature`.
     """
@@ -50,7 +50,7 @@ class Predictor:
         engine: Engine,
         tokenizer: PairTokenizer,
         settings: Settings,
-        weights: Sequence[WeightsFile] = (),
+        bundles: Sequence[Bundle] = (),
         *,
         plan: SearchPlan | None = None,
         calibrations: Sequence[StoredCalibration] = (),
@@ -60,7 +60,7 @@ class Predictor:
         self.settings = settings
         self.plan = make_plan(settings.decoding, tokenizer) if plan is None else plan
         self.calibrations = tuple(calibrations)
-        self._weights = list(weights)
+        self.bundles = tuple(bundles)
         model = settings.model
         self._longest_source = model.max_positions if model.positions == "learned" else None
 
@@ -112,8 +112,7 @@ class Predictor:
         plan = make_plan(merged.decoding, first.tokenizer)
         made = load_engine(bundles, paths, plan, engine, device, threads)
         found = [bundle.calibration for bundle in bundles if bundle.calibration is not None]
-        weights = [one.weights_file for one in bundles if one.weights_file is not None]
-        return cls(made, first.tokenizer, merged, weights, plan=plan, calibrations=found)
+        return cls(made, first.tokenizer, merged, bundles, plan=plan, calibrations=found)
 
     @property
     def temperature(self) -> float:
@@ -129,7 +128,7 @@ class Predictor:
         """Return why its confidences may be off, for people; "" if they are as they were measured."""
         if not self.calibrations:
             return "confidence: the model was never calibrated; `dragoman evaluate` does it"
-        if len(self._weights) > 1:
+        if len(self.bundles) > 1:
             return "confidence: calibrated for each model, not for them together"
         if changed := find_differences(self.calibrations[0], self.settings.decoding):
             return f"confidence: calibrated for outputs made otherwise: {', '.join(changed[:3])}"
@@ -234,7 +233,11 @@ class Predictor:
 
     def fingerprints(self) -> list[str]:
         """Return what tells the weights of each of its model folders from others."""
-        return [one.fingerprint for one in self._weights]
+        return [one.fingerprint for one in self._list_weights()]
+
+    def is_in_place(self) -> bool:
+        """Return whether no other model has taken the place of one that it was loaded from."""
+        return all(one.is_in_place() for one in self._list_weights())
 
     def evaluate(self, pairs: Iterable[Pair]) -> "Scores":
         """Return the scores of the model on `pairs`; rows of one source are its references.
@@ -299,10 +302,13 @@ class Predictor:
             self.engine,
             self.tokenizer,
             settings,
-            self._weights,
+            self.bundles,
             plan=plan,
             calibrations=self.calibrations,
         )
+
+    def _list_weights(self) -> list[WeightsFile]:
+        return [one.weights_file for one in self.bundles if one.weights_file is not None]
 
     def _make_rows(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None

@@ -114,7 +114,7 @@ def test_a_packed_output_holds_the_same_rows_and_can_be_read_again(model, tmp_pa
         model.engine,
         model.tokenizer,
         model.settings.model_copy(update={"data": nested.data}),
-        model._paths,
+        model.bundles,
     )
     predict(again, output, "again.jsonl")
     assert len(read_rows(tmp_path / "again.jsonl")) == len(WORDS)
@@ -255,7 +255,7 @@ def interrupt(model, path, output, rows=192):
         model.engine,
         model.tokenizer,
         model.settings,
-        model._paths,
+        model.bundles,
         calibrations=model.calibrations,
     )
     with pytest.raises(Dead):
@@ -387,7 +387,7 @@ def test_a_model_that_was_calibrated_anew_does_not_go_on_with_what_was_begun(mod
     path, output = interrupted
     other = StoredCalibration(temperature=9.0, rows=1, pairs=(), decoding=DecodingSettings())
     changed = Predictor(
-        model.engine, model.tokenizer, model.settings, model._paths, calibrations=[other]
+        model.engine, model.tokenizer, model.settings, model.bundles, calibrations=[other]
     )
     with pytest.raises(DragomanError, match=r"temperature of the calibration .* now it is 9\.0"):
         predict(changed, path, output.name)

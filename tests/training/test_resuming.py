@@ -249,3 +249,14 @@ def test_two_ranks_go_on_bit_by_bit(tmp_path):
     assert other_losses == losses
     assert losses[0] != losses[1]
     assert all(torch.equal(one, other) for one, other in zip(weights, again, strict=True))
+
+
+def test_a_best_checkpoint_that_is_damaged_is_told_of_and_made_anew(whole, tmp_path):
+    out = take_up(whole, tmp_path, 7)
+    best = tmp_path / "model.training" / "checkpoints" / BEST
+    best.write_bytes(best.read_bytes()[:-100])
+    console = quiet_console()
+    fit((), out, resume="must", console=console)
+    assert "best.ckpt: not a whole checkpoint" in console.file.getvalue()
+    assert "the next validation gives a new best one" in console.file.getvalue()
+    assert torch.load(best, weights_only=True)["global_step"] >= 8

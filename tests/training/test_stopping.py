@@ -114,11 +114,12 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_others_stay(
     def save(callback, trainer, *, is_best=False):
         full = trainer.global_step in (9, 10)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if full else before[0], before[1]))
-        plain(callback, trainer, is_best=is_best)
+        is_written = plain(callback, trainer, is_best=is_best)
         folder = tmp_path / "model.training" / "checkpoints"
         steps.append(next(path.name for path in list_checkpoints(folder)))
         for path in folder.iterdir():
             read_checkpoint(path)
+        return is_written
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", save)
     try:

@@ -94,8 +94,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [*paths, best] if best.is_file() else paths
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a checkpoint, with its tensors on the CPU and mapped from the file.
+def read_checkpoint(path: Path, *, is_mapped: bool = False) -> dict[str, Any]:
+    """Return a checkpoint, with its tensors on the CPU.
+
+    Args:
+        is_mapped: Leave the tensors in the file: for who looks at the rest, and soon.
 
     Raises:
         CheckpointError: It is missing, cut short, changed, or holds more than plain values.
@@ -104,7 +107,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             if (changed := archive.testzip()) is not None:
                 raise CheckpointError(f"{path}: damaged: {changed} is not as it was written")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except CheckpointError:
         raise
     except Exception as error:  # torch and zipfile raise of everything, by the place of the damage

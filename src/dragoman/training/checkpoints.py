@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
+from dragoman.errors import CheckpointError
 from dragoman.training.checkpoint_files import (
     BEST,
     copy_file,
@@ -82,13 +83,16 @@ class Checkpoints(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state; or the score of the best checkpoint there is, if it is better."""
-        self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+        """Take over the state; but of the best score that of the file there is, if any is."""
         self.awaits_validation = state_dict["awaits_validation"]
-        if (self.folder / BEST).is_file():
-            best = find_state(read_checkpoint(self.folder / BEST))
-            if self.is_better(best["best_score"]):
-                self.best_score, self.best_step = best["best_score"], best["best_step"]
+        if not (self.folder / BEST).is_file():
+            return
+        try:
+            best = find_state(read_checkpoint(self.folder / BEST, is_mapped=True))
+        except CheckpointError as error:
+            self._warn(f"{error}: the next validation gives a new best one")
+        else:
+            self.best_score, self.best_step = best["best_score"], best["best_step"]
 
     def on_save_checkpoint(
         self,
@@ -131,11 +135,14 @@ class Checkpoints(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self.awaits_validation = False
-        is_best = self._take_score(trainer)
+        before = self.best_score, self.best_step
+        is_best, is_written = self._take_score(trainer), True
         if self._is_due(trainer):
-            self.save(trainer, is_best=is_best)
+            is_written = self.save(trainer, is_best=is_best)
         elif is_best:
-            self._write(trainer, self.folder / BEST)
+            is_written = self._write(trainer, self.folder / BEST)
+        if not is_written:
+            self.best_score, self.best_step = before
 
     def on_validation_epoch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -154,15 +161,17 @@ class Checkpoints(Checkpoint):
         """Whether nothing more belongs to the update that has just been made."""
         return self.is_whole and not self.awaits_validation
 
-    def save(self, trainer: lightning.Trainer, *, is_best: bool = False) -> None:
+    def save(self, trainer: lightning.Trainer, *, is_best: bool = False) -> bool:
         """Write a checkpoint of the update at hand, unless there is one; to be called on all ranks.
+
+        Returns False if it could not be written, which has been told then.
 
         The update has to be whole. Within a validation the checkpoint is of the moment before it:
         who goes on makes the validation.
         """
         assert self.is_whole
         if trainer.global_step == self._saved_step:
-            return
+            return True
         was_averaged = self._is_averaged
         if was_averaged:
             _swap_average(trainer)
@@ -173,6 +182,7 @@ class Checkpoints(Checkpoint):
         self._saved_step = trainer.global_step  # or tried to: the next try is when the next is due
         if is_written and trainer.is_global_zero:
             remove_old(self.folder, _NUM_KEPT)
+        return is_written
 
     def _is_due(self, trainer: lightning.Trainer) -> bool:
         if not self.is_whole or trainer.global_step == self._saved_step:
@@ -203,13 +213,16 @@ class Checkpoints(Checkpoint):
         except OSError as error:
             if trainer.world_size > 1:  # the other ranks are waiting
                 raise
-            (self._console or Console(stderr=True)).print(
-                f"warning: update {trainer.global_step:,}: no checkpoint, {path} cannot be written: "
-                f"{error.strerror or error}; the training goes on, those before it stay",
-                highlight=False, soft_wrap=True, markup=False,
-            )  # fmt: skip
+            self._warn(
+                f"update {trainer.global_step:,}: no checkpoint, {path} cannot be written: "
+                f"{error.strerror or error}; the training goes on, those before it stay"
+            )
             return False
         return True
+
+    def _warn(self, told: str) -> None:
+        console = self._console or Console(stderr=True)
+        console.print(f"warning: {told}", highlight=False, soft_wrap=True, markup=False)
 
 
 def find_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

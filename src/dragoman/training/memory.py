@@ -8,8 +8,16 @@ import torch
 from dragoman.errors import TrainingError
 from dragoman.settings import Settings
 
-# How torch, which has an error of its own only for GPUs, says it of the memory of the machine.
-_CPU_SIGNS = ("can't allocate memory", "not enough memory")
+# How torch, which has an error of its own only for GPUs, and oneDNN below it say it of the memory of
+# the machine.
+_CPU_SIGNS = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "could not create a primitive",
+    "could not create a memory",
+    "could not execute a primitive",
+)
 
 
 def find_peak_memory_mib() -> int:
@@ -27,8 +35,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _CPU_SIGNS)
 
 
-def explain_out_of_memory(batch: str, settings: Settings) -> TrainingError:
-    """Return the error that tells of the `batch` that did not fit, and of the setting to lower."""
+def explain_out_of_memory(error: BaseException, batch: str, settings: Settings) -> TrainingError:
+    """Return what tells of the `batch` that did not fit, and of the setting to lower."""
     training, decoding = settings.training, settings.decoding
     if batch.startswith("a training"):
         remedy = (
@@ -41,4 +49,5 @@ def explain_out_of_memory(batch: str, settings: Settings) -> TrainingError:
             f"lower decoding.batch_tokens (now {decoding.batch_tokens:,}; try "
             f"{decoding.batch_tokens // 2})"
         )
-    return TrainingError(f"out of memory on {batch}: {remedy}")
+    cause = str(error).partition("\n")[0]
+    return TrainingError(f"out of memory on {batch}: {remedy} ({cause})")

@@ -6,12 +6,11 @@ from typing import Any, Literal
 import lightning
 import torch
 from jaxtyping import Int
-from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from dragoman.data.batch import Batch
 from dragoman.data.parts import cut_batch
@@ -95,6 +94,7 @@ class TransformerTraining(lightning.LightningModule):
         self.register_buffer("update_tokens", torch.tensor(0), persistent=False)
         self.update_loss: Tensor  # summed likewise; not finite where a batch's is not
         self.register_buffer("update_loss", torch.tensor(0.0), persistent=False)
+        self._gradient_norm = torch.tensor(0.0)  # of the update at hand, before it is clipped
         self.num_skipped = 0  # updates in a row that were left out, their numbers being broken
         self.batch_at_hand = ""  # what it was computing last, for who has to tell of it
 
@@ -164,10 +164,9 @@ class TransformerTraining(lightning.LightningModule):
         factor = _USUAL_TOKENS * divided_by / total.clamp(min=1)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
+        self._gradient_norm = get_total_norm(gradients)
         # Of float16, the scaler expects gradients that are not finite now and then, and mends that.
-        checked = (
-            [loss] if self.trainer.precision == "16-mixed" else [loss, get_total_norm(gradients)]
-        )
+        checked = [loss] if self.trainer.precision == "16-mixed" else [loss, self._gradient_norm]
         if all(bool(torch.isfinite(number)) for number in checked):
             self.num_skipped = 0
         else:
@@ -182,17 +181,15 @@ class TransformerTraining(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the rules of Lightning's Precision, also with a fused optimizer under bf16.
+        """Clip by value, or by the norm that is known already, also with a fused optimizer under bf16.
 
         Lightning 2.6.6 refuses that for fear of scaled gradients, which only float16 has (issue
         21435); there, `configure_optimizers` takes none that is fused.
         """
-        Precision.clip_gradients(
-            self.trainer.precision_plugin,
-            optimizer,
-            gradient_clip_val or 0.0,
-            GradClipAlgorithmType(gradient_clip_algorithm or "norm"),
-        )
+        if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+            clip_grad_value_(self.parameters(), gradient_clip_val or 0.0)
+        elif gradient_clip_val:
+            clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._gradient_norm)
 
     @property
     def logs_at_epoch_end(self) -> bool:

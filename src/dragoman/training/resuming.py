@@ -104,7 +104,7 @@ def find_resumption(folder: Path, faults: list[str]) -> Resumption | None:
     found: list[Resumption] = []
     for path in list_checkpoints(folder / CHECKPOINTS):
         try:
-            checkpoint = read_checkpoint(path)
+            checkpoint = read_checkpoint(path, is_mapped=True)
             resumption = Resumption(
                 path=path,
                 record=RunRecord.from_dict(checkpoint.get(RECORD)),

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from rich.console import Console
@@ -151,7 +152,7 @@ def _telling_how_to_go_on(out: Path, folder: Path) -> Iterator[None]:
         yield
     except Stopped as stop:
         if list_checkpoints(folder / CHECKPOINTS):
-            stop.args = (f"{stop}; to go on: dragoman fit --out {out} --resume auto",)
+            stop.args = (f"{stop}; to go on: dragoman fit --out {quote(str(out))} --resume auto",)
         raise
 
 
@@ -210,7 +211,7 @@ def _train(run: Run, clock: StartClock, watch: SignalWatch, console: Console) ->
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise explain_out_of_memory(run.module.batch_at_hand, run.settings) from error
+            raise explain_out_of_memory(error, run.module.batch_at_hand, run.settings) from error
         raise
     if resumption is not None and resumption.is_complete(run.settings):
         # There was nothing to train: nobody has put the average in the place of the weights.
@@ -259,8 +260,8 @@ def _finish(run: Run, num_steps: int, started_at: float, console: Console) -> Pr
         told = _write_all(run, bundle, predictor, evaluations)
     except ModelFolderError as error:
         raise ModelFolderError(
-            f"{error}; the training is kept: make room, then go on with `dragoman fit --out {run.out} "
-            "--resume auto`"
+            f"{error}; the training is kept: make room, then go on: dragoman fit --out "
+            f"{quote(str(run.out))} --resume auto"
         ) from error
     for line in told:
         console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -37,32 +37,32 @@ def watch_memory() -> Iterator[pa.MemoryPool]:
 
 
 def test_one_long_text_for_all_rows_is_not_held_for_each(tmp_path):
-    # 500 bytes that stand for 600 MiB
-    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 600 + [1], pa.int32()), [LONG, "a"])
+    # 500 bytes that stand for 130 MiB
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 130 + [1], pa.int32()), [LONG, "a"])
     path = write(tmp_path / "p.parquet", texts, store_schema=False)
     assert path.stat().st_size < 1000
     with watch_memory() as pool:
         assert [pair.source for pair in read_pairs(path, SKIP)] == ["a"]
-    assert pool.max_memory() < 200 * MIB
+    assert pool.max_memory() < 120 * MIB
 
 
 def test_texts_that_repeat_the_one_before_are_not_held_all_at_once(tmp_path):
-    texts = [f"{LONG}{number}" for number in range(300)] + ["a"]
+    texts = [f"{LONG}{number}" for number in range(130)] + ["a"]
     encoding = {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}
     path = write(tmp_path / "p.parquet", texts, **encoding)
     assert path.stat().st_size < 2000
     with watch_memory() as pool:
         assert [pair.source for pair in read_pairs(path, SKIP)] == ["a"]
-    assert pool.max_memory() < 200 * MIB
+    assert pool.max_memory() < 120 * MIB
 
 
 def test_long_texts_in_small_pages_are_read_few_at_a_time(tmp_path):
-    texts = [f"{LONG}{number}" for number in range(300)] + ["a"]
+    texts = [f"{LONG}{number}" for number in range(130)] + ["a"]
     options = {"use_dictionary": False, "data_page_size": MIB, "write_batch_size": 1}
     path = write(tmp_path / "p.parquet", texts, **options)
     with watch_memory() as pool:
         assert [pair.source for pair in read_pairs(path, SKIP)] == ["a"]
-    assert pool.max_memory() < 200 * MIB
+    assert pool.max_memory() < 120 * MIB
 
 
 @pytest.mark.parametrize("use_dictionary", [False, True])

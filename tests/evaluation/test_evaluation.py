@@ -105,6 +105,20 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
 
 
+@pytest.mark.parametrize("name", ["evaluation", "evaluation/test"])
+def test_a_link_in_a_model_folder_does_not_let_an_evaluation_out(name, tmp_path):
+    write_evaluation(tmp_path / "mine" / "test", evaluate_rows(rows_of(), SETTINGS))
+    link = tmp_path / "model" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "mine" / name.removeprefix("evaluation").lstrip("/"))
+    before = (tmp_path / "mine" / "test" / "rows.jsonl").read_bytes()
+    with pytest.raises(DataError, match="a link leads out of the model folder"):
+        write_evaluation(
+            tmp_path / "model" / "evaluation" / "test", evaluate_rows(rows_of(wrong=9), SETTINGS)
+        )
+    assert (tmp_path / "mine" / "test" / "rows.jsonl").read_bytes() == before
+
+
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100_000])
 def test_a_broken_file_of_scores_is_named(content, tmp_path):
     write_evaluation(tmp_path / "test", evaluate_rows(rows_of(), SETTINGS))

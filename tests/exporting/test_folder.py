@@ -116,3 +116,13 @@ def test_an_export_takes_the_place_of_the_one_before(path, bundle):
     (path / "new" / "old file").write_text("")
     write_export(path, "new", bundle, write, load_same(bundle))
     assert names_in(path / "new") == {"export.json", "model"}
+
+
+def test_a_link_in_the_place_of_an_export_does_not_let_what_it_leads_to_be_replaced(path, bundle):
+    (path / "thesis").mkdir()
+    (path / "thesis" / "thesis.tex").write_text("mine")
+    (path / "new").symlink_to(path / "thesis")
+    with pytest.raises(ModelFolderError, match="it is a link"):
+        write_export(path, "new", bundle, write, load_same(bundle))
+    assert (path / "thesis" / "thesis.tex").read_text() == "mine"
+    assert names_in(path) == {WEIGHTS, "new", "thesis"}

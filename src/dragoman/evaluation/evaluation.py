@@ -30,6 +30,7 @@ from dragoman.evaluation.metrics import Metric, choose_metrics, find_task
 from dragoman.evaluation.rows import Row, read_rows, write_rows
 from dragoman.evaluation.scores import Scores, check_rows, collect, score_statistics
 from dragoman.settings import EvaluationSettings
+from dragoman.text.bundle import EVALUATION
 from dragoman.text.folder_files import FolderFile, parse_json, read_file
 from dragoman.text.replacing import staged_folder
 from dragoman.text.undisturbed import read_undisturbed
@@ -138,6 +139,8 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """
     if folder.exists() and not (folder / SCORES).is_file():
         raise DataError(f"{folder}: not an evaluation, so it is left alone; choose another --out")
+    if folder.parent.name == EVALUATION and (folder.is_symlink() or folder.parent.is_symlink()):
+        raise DataError(f"{folder}: a link leads out of the model folder; choose another --out")
     try:
         with staged_folder(folder) as partial:
             write_rows(partial / ROWS, evaluation.rows, evaluation.row_scores)

@@ -16,6 +16,7 @@ from dragoman.model.building import load_network
 from dragoman.model.transformer import Transformer
 from dragoman.text import replacing
 from dragoman.text.bundle import WEIGHTS, Bundle, fingerprint
+from dragoman.text.folder_files import check_folder
 
 
 def write_export(
@@ -42,6 +43,7 @@ def write_export(
     Raises:
         ModelFolderError: It cannot be written, or is refused.
     """
+    check_folder(path / name)  # a link would let the folder that it leads to be replaced
     network = load_network(bundle.settings.model, bundle.tokenizer, bundle.read_weights())
     weights = bundle.weights_file
     folder = path / name

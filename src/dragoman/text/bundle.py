@@ -171,11 +171,11 @@ def sweep_leftovers(path: Path) -> None:
     """
     try:
         replacing.sweep_folder(path, is_whole)
-        for name in (CTRANSLATE2, ONNX, CALIBRATION):
-            replacing.sweep_folder(path / name, lambda _: True)
-        evaluations = path / EVALUATION
+        inner, evaluations = [path / n for n in (CTRANSLATE2, ONNX, CALIBRATION)], path / EVALUATION
         if evaluations.is_dir() and not evaluations.is_symlink():
-            for one in list(evaluations.iterdir()):
+            inner += list(evaluations.iterdir())
+        for one in inner:
+            if not one.is_symlink():  # it leads elsewhere
                 replacing.sweep_folder(one, lambda _: True)
     except OSError as error:
         raise ModelFolderError(

@@ -6,9 +6,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import dragoman
+from dragoman.configuration import read_settings
 from dragoman.errors import ModelFolderError
+from dragoman.settings import DataSettings, Settings
 from dragoman.text.bundle import (
     REPORT,
+    dump_settings,
     fill_folder,
     read_bundle,
     staged_folder,
@@ -151,3 +154,11 @@ def test_the_weights_of_a_bundle_can_be_taken_later(folder):
     found = bundle.read_weights()
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("sign", ["\x85", "\u2028", "\u2029", "\ufeff", "\x85x", "a\u2028b", "é"])
+def test_settings_are_read_back_whatever_signs_are_in_them(sign, tmp_path):
+    settings = Settings(data=DataSettings(features=(sign, "x")), decoding={"cut_mark": sign})
+    (tmp_path / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
+    found = read_settings(tmp_path / "config.yaml")
+    assert (found.data.features, found.decoding.cut_mark) == ((sign, "x"), sign)

@@ -62,6 +62,7 @@ WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json
 METRICS, CARD = "metrics.json", "README.md"
 CTRANSLATE2, ONNX = "ctranslate2", "onnx"  # folders in it, once exported
 EVALUATION, REPORT = "evaluation", "report.html"
+_FOLDED = "\x85\u2028\u2029\ufeff"  # ends of lines, and a byte order mark
 _NEEDED = (WEIGHTS, CONFIG, TOKENIZER, METRICS)
 
 _LARGEST_CONFIG_BYTES = 1 << 20
@@ -203,6 +204,10 @@ def dump_settings(settings: Settings) -> str:
     """Return every setting as YAML that `read_settings` takes."""
     content = {"format": FORMAT, **settings.model_dump(mode="json")}
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    if any(
+        mark in text for mark in _FOLDED
+    ):  # PyYAML 6 writes these as they are, and reads a space
+        text = yaml.safe_dump(content, sort_keys=False)
     return text
 
 

@@ -1,10 +1,14 @@
 import contextlib
 import time
+from typing import Literal, get_args, get_origin
 
+import hypothesis
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from dragoman.configuration import (
     find_conflicts,
@@ -14,7 +18,7 @@ from dragoman.configuration import (
     read_settings,
 )
 from dragoman.errors import SettingsError
-from dragoman.settings import Settings
+from dragoman.settings import Section, Settings
 from dragoman.text.bundle import dump_settings
 
 
@@ -209,3 +213,99 @@ def test_the_format_of_a_file_of_settings_is_that_of_this_version_or_an_older_on
     assert "pip install --upgrade dragoman" in told
     (tmp_path / "settings.yaml").write_text("format: new\n")
     assert "expected a whole number" in faults_of(tmp_path / "settings.yaml", [])
+
+
+def find_leaves(section, prefix="") -> dict[str, FieldInfo]:
+    """The field of every setting by its dotted name."""
+    leaves = {}
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            leaves.update(find_leaves(kind, f"{prefix}{name}."))
+        else:
+            leaves[f"{prefix}{name}"] = info
+    return leaves
+
+
+any_time = hypothesis.settings(deadline=None)
+LEAVES = find_leaves(Settings)
+
+
+def draw_value(info) -> st.SearchStrategy[object]:
+    """Values of a setting, most of them in range."""
+    kind = info.annotation
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    if kind is bool:
+        return st.booleans()
+    if kind is int:
+        return st.integers(-1, 12) | st.sampled_from([64, 300, 5000, 10**9])
+    if kind is float:
+        return st.floats(0, 1, exclude_max=True) | st.floats(-1, 1e9) | st.floats()
+    text = st.text(max_size=6) | st.sampled_from(
+        ["a,b", " x ", "true", "1", "null", "a\x85b", "\ufeff"]
+    )
+    return st.lists(text, max_size=3) if kind is not str else text
+
+
+@any_time
+@given(
+    chosen=st.dictionaries(st.sampled_from(sorted(LEAVES)), st.none(), max_size=8), data=st.data()
+)
+def test_any_settings_that_are_valid_are_read_back_from_what_is_written(
+    tmp_path_factory, chosen, data
+):
+    values = {name: data.draw(draw_value(LEAVES[name])) for name in chosen}
+    try:
+        settings = merge_settings(Settings(), values)
+    except ValidationError:
+        return
+    config = tmp_path_factory.mktemp("config") / "config.yaml"
+    config.write_text(dump_settings(settings), encoding="utf-8")
+    if faults := find_conflicts(settings, {name: name for name in LEAVES}):
+        assert all(fault.partition(":")[2] in faults_of(config) for fault in faults)
+    else:
+        assert read_settings(config) == settings
+
+
+names = st.sampled_from(
+    [*sorted(LEAVES), "model", "data", "modle.d_model", "x", "", "..", "version"]
+)
+words = st.lists(
+    st.text(max_size=8)
+    | st.sampled_from(["--", "--=", "--model", "-x", "9" * 5000, "\ud800", "nan", "1e999"])
+    | st.builds("--{}={}".format, names, st.text(max_size=6) | st.integers().map(str))
+    | names.map("--{}".format),
+    max_size=6,
+)
+blocks = st.recursive(
+    st.text(max_size=6)
+    | st.sampled_from(["*a", "&a", "!!int x", "2001-99-99", "0x_", "._", "1:99", "<<", "!x", "@"]),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda parts: f"[{', '.join(parts)}]")
+        | st.lists(st.tuples(names | inner, inner), max_size=3).map(
+            lambda pairs: "{" + ", ".join(f"{name}: {value}" for name, value in pairs) + "}"
+        )
+    ),
+    max_leaves=6,
+)
+lines = st.lists(st.builds("{}: {}".format, names | st.just("a: &a"), blocks), max_size=6)
+
+
+@any_time
+@given(content=lines.map("\n".join) | blocks, words=words)
+def test_any_yaml_and_any_words_give_settings_or_a_settings_error(tmp_path_factory, content, words):
+    config = tmp_path_factory.mktemp("config") / "settings.yaml"
+    config.write_bytes(content.encode(errors="surrogatepass"))
+    for file, typed in ((config, words), (None, words), (config, [])):
+        with contextlib.suppress(SettingsError):
+            assert isinstance(read_settings(file, typed), Settings)
+
+
+@any_time
+@given(content=st.binary(max_size=60))
+def test_any_bytes_give_settings_or_a_settings_error(tmp_path_factory, content):
+    config = tmp_path_factory.mktemp("config") / "settings.yaml"
+    config.write_bytes(content)
+    with contextlib.suppress(SettingsError):
+        assert isinstance(read_settings(config), Settings)

@@ -47,7 +47,7 @@ def test_files_that_do_not_fit_are_named(write, output, reference, told):
         read_outputs(write("out.txt", output), [write("ref.txt", reference)])
 
 
-@pytest.mark.parametrize("line", ["[", "3", "{}", '{"text": 3}'])
+@pytest.mark.parametrize("line", ["[", "3", "{}", '{"text": 3}', r'{"text": "\ud800"}'])
 def test_an_object_without_text_is_named(write, line):
     path = write("out.jsonl", f'{{"text": "a"}}\n{line}\n')
     with pytest.raises(DataError, match=r"out\.jsonl:2: "):

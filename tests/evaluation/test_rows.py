@@ -44,10 +44,16 @@ def test_rows_come_back_as_they_were_written(rows, tmp_path_factory):
         ('{"source": "a", "references": "b", "hypothesis": "b"}', "'references' is str"),
         ('{"source": "a", "references": [1], "hypothesis": "b"}', "holds what is not text"),
         ('{"source": "a", "references": [], "hypothesis": "b"}', "'references' is empty"),
+        ('{"source": "\udcd8", "references": ["b"], "hypothesis": "b"}', "byte 0xd8 .* not UTF-8"),
+        (
+            f'{{"source": "a", "references": ["b"], "hypothesis": "b", "score": {"9" * 400}}}',
+            "no finite number",
+        ),
     ],
 )
 def test_a_line_that_is_no_row_is_named(line, told, tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"source": "a", "references": ["b"], "hypothesis": "b"}\n' + line + "\n")
+    good = '{"source": "a", "references": ["b"], "hypothesis": "b"}\n'
+    path.write_bytes(f"{good}{line}\n".encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=f"rows.jsonl:2: .*{told}"):
         read_rows(path)

@@ -288,6 +288,23 @@ def test_a_tokenizer_survives_json_pickle_and_copy(name):
 
 
 @pytest.mark.parametrize("name", SIDES)
+def test_a_lone_surrogate_is_a_symbol_or_refused(name):
+    text, tokenizer = "a\ud800b", TOKENIZERS[name]
+    if SIDES[name].kind in ("characters", "symbols"):
+        assert UNKNOWN_ID in tokenizer.encode(text)
+        knows = Tokenizer.train([text], SIDES[name])
+        assert knows.decode(knows.encode(text)) == text
+        return
+    for use in (
+        lambda: tokenizer.encode(text),
+        lambda: tokenizer.encode_batch(["ok", text]),
+        lambda: Tokenizer.train(["ok", text], SIDES[name]),
+    ):
+        with pytest.raises(DataError, match=r"lone surrogate, \\ud800, at character 2"):
+            use()
+
+
+@pytest.mark.parametrize("name", SIDES)
 @pytest.mark.parametrize("texts", [[], ["", ""]])
 def test_training_on_no_text_is_refused(name, texts):
     with pytest.raises(DataError, match="no text"):

@@ -76,4 +76,9 @@ def _take_value(line: str, names: Sequence[str], place: str) -> str:
     )
     if not found or not isinstance(found[0], str):
         raise DataError(f"{place}: expected an object with the text under {' or '.join(names)}")
+    if "\\u" in line:  # JSON can spell half a character
+        try:
+            found[0].encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{place}: it holds a lone surrogate, which is no text") from error
     return found[0]

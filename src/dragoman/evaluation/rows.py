@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dragoman.errors import DataError
 from dragoman.evaluation.confidence import round_confidence
+from dragoman.text.faults import find_line_fault
 from dragoman.text.files import open_text_file, read_blocks
 
 _MOST_ROWS = 5_000_000  # that are held in memory
@@ -70,6 +71,8 @@ def read_rows(path: Path) -> list[Row]:
     with open_text_file(path) as stream:
         for block in read_blocks(stream, str(path), drops_blank_end=True):
             for number, text in enumerate(block.lines, start=block.first):
+                if not block.is_clean and (fault := find_line_fault(str(path), number, text)):
+                    raise DataError(f"{path}:{number}: {fault.detail}")
                 rows.append(_parse(text, f"{path}:{number}"))
             if len(rows) > _MOST_ROWS:
                 raise DataError(f"{path}: more than {_MOST_ROWS:,} rows")
@@ -103,11 +106,18 @@ def _parse(text: str, place: str) -> Row:
             raise DataError(f"{place}: {name!r} holds what is not text")
     if not values["references"]:
         raise DataError(f"{place}: 'references' is empty; a row needs one")
-    if not all(math.isfinite(values.get(name) or 0.0) for name in ("score", "confidence")):
+    if not all(_is_finite(values.get(name) or 0.0) for name in ("score", "confidence")):
         raise DataError(f"{place}: a score or a confidence is no finite number")
     if "\\u" in text:  # JSON can spell half a character
         _check_text(values, place)
     return Row(**values)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _check_text(values: Mapping[str, Any], place: str) -> None:

@@ -41,7 +41,8 @@ class Tokenizer:
 
         Raises:
             SettingsError: the settings do not suit their kind.
-            DataError: there is no text, or every text is empty.
+            DataError: there is no text, or every text is empty; or, but for kinds characters and
+                symbols, a text holds a lone surrogate.
         """
         faults = find_side_faults(settings)
         if faults:
@@ -54,7 +55,10 @@ class Tokenizer:
                 "check the files and the columns that data.source and data.target name"
             )
         kind = Subwords if settings.kind in ("bpe", "unigram") else ClosedVocabulary
-        return cls(settings, kind.train(itertools.chain([first], formed), settings))
+        try:
+            return cls(settings, kind.train(itertools.chain([first], formed), settings))
+        except UnicodeEncodeError as error:
+            raise _describe_surrogate(error) from error
 
     @property
     def vocab_size(self) -> int:
@@ -62,15 +66,28 @@ class Tokenizer:
         return self._pieces.vocab_size
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, without BOS_ID and EOS_ID."""
+        """Return the ids of `text`, without BOS_ID and EOS_ID.
+
+        Raises:
+            DataError: as `encode_batch`.
+        """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each of `texts`; quicker than one by one."""
+        """Return the ids of each of `texts`; quicker than one by one.
+
+        Raises:
+            DataError: a text holds a lone surrogate; kinds characters and symbols take it.
+        """
         form = self.settings.unicode_form
         if form != "none":
             texts = [to_unicode_form(text, form) for text in texts]
-        return self._pieces.encode_batch(texts)
+        try:
+            return self._pieces.encode_batch(texts)
+        except (TypeError, UnicodeEncodeError):  # TypeError: what tokenizers makes of a surrogate
+            for text in texts:
+                _check_surrogates(text)
+            raise
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; special ids give none.
@@ -146,6 +163,21 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     if len(ids) and (min(ids) < 0 or max(ids) >= vocab_size):
         wrong = next(id_ for id_ in ids if not 0 <= id_ < vocab_size)
         raise ValueError(f"id {wrong} is not in 0 to {vocab_size - 1}")
+
+
+def _check_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _describe_surrogate(error) from error
+
+
+def _describe_surrogate(error: UnicodeEncodeError) -> DataError:
+    text, place = error.object, error.start
+    return DataError(
+        f"the text {text[:40]!r} holds a lone surrogate, \\u{ord(text[place]):04x}, at character "
+        f"{place + 1}, which is no text: take it out"
+    )
 
 
 def find_side_faults(settings: SideSettings, name: str = "") -> list[str]:

@@ -187,9 +187,9 @@ def check_rows(folder: Path) -> None:
 
 
 def check_outputs(folder: Path) -> None:
-    """Read the rows as outputs in a file."""
+    """Read the rows as outputs in a file; what is read can be written."""
     path = folder / "evaluation" / "test" / "rows.jsonl"
-    assert read_outputs(path, [path], path)
+    write_rows(folder / "copy.jsonl", read_outputs(path, [path], path))
 
 
 CHECKS: dict[str, tuple[Callable[[Path], object], ...]] = {

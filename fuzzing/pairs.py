@@ -25,7 +25,7 @@ from findings import Findings
 with atheris.instrument_imports(include=["dragoman"]):
     from dragoman.errors import DataError
     from dragoman.settings import DataSettings
-    from dragoman.text import files, parquet
+    from dragoman.text import delimited, files, parquet, parquet_pages
     from dragoman.text.faults import OVER_LONG
     from dragoman.text.pairs import (
         BadRow,
@@ -42,6 +42,11 @@ with atheris.instrument_imports(include=["dragoman"]):
 files._CHUNK_BYTES = 32
 files._LONGEST_LINE_BYTES = 1 << 11
 parquet._BATCH_ROWS = 3
+parquet_pages._LARGEST_PAGE = 1 << 10
+parquet_pages._BATCH_BYTES = 1 << 6
+delimited._MOST_EMPTY_LINES = 40
+delimited._MOST_RECORD_LINES = 12
+delimited._FREE_LINES, delimited._REPEATS = 100, 1
 csv.field_size_limit(64)
 
 LAYOUTS = ("tsv", "csv", "jsonl", "parquet", "parallel")
@@ -92,7 +97,7 @@ def decode_case(data: bytes) -> Case:
     layout, packing, policies, columns, options, part = data[:HEAD_BYTES]
     name = LAYOUTS[layout % len(LAYOUTS)]
     suffix = ("", ".gz", ".zst")[packing % 3] if name != "parquet" else ""
-    is_whole = not suffix or packing % 2 == 0
+    treatment = packing // 3 % 4 if suffix else 0
     source, target, features = COLUMNS[columns % len(COLUMNS)]
     settings = DataSettings(
         format=name if options & 1 or name == "parallel" else "auto",
@@ -108,8 +113,20 @@ def decode_case(data: bytes) -> Case:
     rest = data[HEAD_BYTES:]
     cut = len(rest) * part // 256
     contents = (rest[:cut], rest[cut:]) if name == "parallel" else (rest,)
-    packed = tuple(pack(content, suffix) if is_whole else content for content in contents)
-    return Case(name, suffix, settings, contents, packed, is_whole)
+    packed = contents
+    if treatment < 3:
+        packed = tuple(pack(content, suffix) for content in contents)
+    if treatment == 2:
+        packed = tuple(damage(content, rest[-3:]) for content in packed)
+    return Case(name, suffix, settings, contents, packed, treatment < 2)
+
+
+def damage(content: bytes, how: bytes) -> bytes:
+    """Return `content` with a byte changed, and cut behind it, as three bytes say."""
+    place, change, cut = how.rjust(3, b"\0")
+    at = len(content) * place // 256
+    changed = bytes([content[at] ^ change]) if at < len(content) else b""
+    return content[:at] + changed + (b"" if cut & 1 else content[at + 1 :])
 
 
 def pack(content: bytes, suffix: str) -> bytes:
@@ -159,7 +176,8 @@ def find_records(lines: list[str]) -> Iterator[tuple[int, int, Sequence[str]]]:
     """Yield the first and last line of each CSV record, and its fields; a broken one is one line."""
     place = 0
     while place < len(lines):
-        reader = csv.reader((line + "\n" for line in lines[place:]), strict=True)
+        most = place + delimited._MOST_RECORD_LINES
+        reader = csv.reader((line + "\n" for line in lines[place:most]), strict=True)
         try:
             fields: Sequence[str] = next(reader)
         except csv.Error:

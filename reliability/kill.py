@@ -65,6 +65,7 @@ def main() -> int:
         while found["kills"] < typed.kills:
             out = folder / "runs" / f"{found['runs']}"
             out.parent.mkdir(exist_ok=True)
+            pairs.with_name("updates").write_text("0")
             while found["kills"] < typed.kills:
                 before = look(out)
                 process = start(pairs, out)

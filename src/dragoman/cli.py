@@ -122,14 +122,14 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from dragoman.evaluation.evaluation import write_evaluation
     from dragoman.model_report import make_report
     from dragoman.reporting.page import write_report
-    from dragoman.text.bundle import EVALUATION, read_bundle
+    from dragoman.text.bundle import EVALUATION
     from dragoman.text.calibration import write_calibration
     from dragoman.text.pairs import RowFaults, read_pairs
     from dragoman.training.curves import read_curves
 
     faults, paths = RowFaults(), [Path(path) for path in arguments.pairs]
     pairs = read_pairs(paths, model.settings.data, faults)
-    bundle = read_bundle(arguments.model, with_weights=False)
+    bundle = model.bundles[0]
     evaluation, confidence = evaluate_model(
         model, pairs, counts=bundle.source_counts, calibrates=arguments.calibrate
     )
@@ -137,6 +137,10 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         print(f"dragoman: rows left out: {faults.report()}", file=sys.stderr)
     name = name_evaluation(paths)
     out = arguments.out or arguments.model / EVALUATION / name
+    if not model.is_in_place():
+        raise DragomanError(
+            f"{arguments.model}: another model has taken its place while it was evaluated; do it again"
+        )
     write_evaluation(out, evaluation)
     if arguments.calibrate:
         stored = confidence.to_stored(list(map(str, paths)), model.settings.decoding)

@@ -174,6 +174,14 @@ def test_settings_at_odds_are_refused_before_the_data_are_read(tmp_path):
         fit(tmp_path / "missing.tsv", tmp_path / "model", settings, console=quiet_console())
 
 
+def test_a_file_of_choices_that_is_not_there_is_told_before_the_training(tmp_path):
+    settings = read_settings(None, ["--decoding.choices", str(tmp_path / "choices.txt")])
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    with pytest.raises(SettingsError, match=r"decoding\.choices: .*choices\.txt: there is no such"):
+        fit(pairs, tmp_path / "model", settings, console=quiet_console())
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
 def test_rows_left_out_are_counted_and_named(tmp_path):
     pairs = write_pairs(tmp_path / "pairs.tsv", 200)
     pairs.write_text(pairs.read_text() + "broken\n" + "a" * 40 + "\tb\n")

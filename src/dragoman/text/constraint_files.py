@@ -11,7 +11,7 @@ from pathlib import Path
 from dragoman.errors import DataError, ModelFolderError
 from dragoman.settings import DecodingSettings, Settings
 from dragoman.settings_file import shorten
-from dragoman.text.files import open_text_file
+from dragoman.text.files import check_file, open_text_file
 from dragoman.text.folder_files import FolderFile
 
 CONSTRAINT_FILES = {
@@ -27,6 +27,19 @@ def names_file(setting: str, value: str) -> bool:
     if setting == "json_schema":
         return not (value.strip().startswith("{") or value.strip() in ("", "true", "false"))
     return bool(value)
+
+
+def find_constraint_faults(settings: Settings) -> list[str]:
+    """Return which of the files that `settings.decoding` names cannot be kept with a model."""
+    faults = []
+    for setting in CONSTRAINT_FILES:
+        value = getattr(settings.decoding, setting)
+        if names_file(setting, value):
+            try:
+                check_file(Path(value))
+            except DataError as error:
+                faults.append(f"decoding.{setting}: {error}")
+    return faults
 
 
 def keep_constraint_files(folder: Path, settings: Settings) -> Settings:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow
-import pyarrow.compute
 import pyarrow.parquet
 from pyarrow import types
 
@@ -137,7 +136,7 @@ def _take_texts(column: pyarrow.Array) -> list[str]:
 def _take_values(column: pyarrow.Array) -> list[str | None]:
     """Return values as text, None for null; bytes that are no UTF-8 as surrogateescape has them."""
     if types.is_dictionary(column.type):
-        used = pyarrow.compute.unique(column.indices).drop_null()
+        used = column.indices.unique().drop_null()
         texts = _take_values(column.dictionary.take(used))
         by_place = dict(zip(used.to_pylist(), texts, strict=True))
         return [by_place.get(place) for place in column.indices.to_pylist()]

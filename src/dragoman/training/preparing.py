@@ -14,6 +14,7 @@ from dragoman.errors import CheckpointError, SettingsError
 from dragoman.model.building import build_network
 from dragoman.settings import DataSettings, Settings
 from dragoman.text.bundle import fingerprint
+from dragoman.text.constraint_files import find_constraint_faults
 from dragoman.text.tokenizer import find_side_faults
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
@@ -153,6 +154,7 @@ def _forget_cache(settings: Settings) -> Settings:
 
 def _check_settings(settings: Settings) -> None:
     faults = find_conflicts(settings) + find_logger_faults(settings.training.loggers)
+    faults += find_constraint_faults(settings)
     faults += find_side_faults(settings.tokenizer.source, "tokenizer.source.")
     faults += find_side_faults(settings.tokenizer.target, "tokenizer.target.")
     if faults:

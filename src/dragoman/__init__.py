@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from dragoman.text.pairs import read_pairs as read_pairs
     from dragoman.text.tokenizer import Tokenizer as Tokenizer
     from dragoman.training.datamodule import PairDataModule as PairDataModule
-    from dragoman.training.module import LightningTransformer as LightningTransformer
+    from dragoman.training.lightning_transformer import LightningTransformer as LightningTransformer
     from dragoman.training.run import fit as fit
 
 _HOMES = {
     "Batch": "dragoman.data.batch",
-    "LightningTransformer": "dragoman.training.module",
+    "LightningTransformer": "dragoman.training.lightning_transformer",
     "PairDataModule": "dragoman.training.datamodule",
     "PairTokenizer": "dragoman.text.pair_tokenizer",
     "Predictor": "dragoman.predictor",

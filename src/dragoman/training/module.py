@@ -167,7 +167,7 @@ class TransformerTraining(lightning.LightningModule):
         self._gradient_norm = get_total_norm(gradients)
         # Of float16, the scaler expects gradients that are not finite now and then, and mends that.
         checked = [loss] if self.trainer.precision == "16-mixed" else [loss, self._gradient_norm]
-        if all(bool(torch.isfinite(number)) for number in checked):
+        if bool(torch.stack([number.float() for number in checked]).isfinite().all()):
             self.num_skipped = 0
         else:
             self.num_skipped += 1

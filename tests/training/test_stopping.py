@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from conftest import quiet_console, write_pairs
 from dragoman import read_settings
@@ -149,8 +150,11 @@ def test_a_folder_that_vanishes_is_made_again(monkeypatch, pairs, whole, tmp_pat
 
 def start(pairs, out, *more):
     command = [sys.executable, "-m", "dragoman", "fit", pairs, "--out", out, *WORDS, *LONG, *more]
+    # As many threads as here: with others, sums are made in another order.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(
         [*map(str, command), "--resume", "auto"], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **threads},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 

@@ -56,7 +56,7 @@ def fit(
     """Train a model on `pairs`, write it to the model folder `out`, and return it.
 
     Beside `out`, the folder `{out}.training` holds checkpoints, logs, and the data of the run, with
-    which it can go on as if it had not been interrupted: on a CPU, bit by bit.
+    which it can go on as if it had not been interrupted: on a CPU with as many threads, bit by bit.
 
     Args:
         pairs: A file of pairs (TSV, CSV, JSONL, Parquet), or two parallel text files. Where a run

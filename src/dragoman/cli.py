@@ -28,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "inspect": inspect,
         "export": export, "demo": demo,
     }  # fmt: skip
+    words = sys.argv[1:] if argv is None else argv
     try:
-        arguments, settings = read_command_line(sys.argv[1:] if argv is None else argv)
+        arguments, settings = read_command_line(words)
         commands[arguments.command](arguments, settings)
     except DragomanError as error:
         print(f"dragoman: {error}", file=sys.stderr)
@@ -38,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dragoman: {str(stop) or 'stopped'}", file=sys.stderr)
         return stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        if words[0] in ("fit", "demo"):  # it was told how far the training is: there is no model
+            return 128 + signal.SIGPIPE
     return 0
 
 

@@ -50,19 +50,22 @@ def send_at(monkeypatch, name, place, numbers):
 
 # Two batches an update, 5 updates an epoch, a validation of one batch every 4 updates.
 MOMENTS = [
-    ("training_step", 1), ("training_step", 5), ("training_step", 6), ("training_step", 8),
-    ("training_step", 10), ("training_step", 27), ("validation_step", 1), ("validation_step", 2),
+    ("training_step", 1, "SIGTERM"), ("training_step", 5, "SIGTERM"), ("training_step", 6, "SIGHUP"),
+    ("training_step", 8, "SIGTERM"), ("training_step", 10, "SIGTERM"), ("training_step", 27, "SIGINT"),
+    ("validation_step", 1, "SIGTERM"), ("validation_step", 2, "SIGTERM"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "place"), MOMENTS)
-def test_a_signal_costs_nothing_wherever_it_comes(monkeypatch, pairs, whole, tmp_path, name, place):
+@pytest.mark.parametrize(("name", "place", "sent"), MOMENTS)
+def test_a_signal_costs_nothing_wherever_it_comes(
+    monkeypatch, pairs, whole, tmp_path, name, place, sent
+):
     out, rare = tmp_path / "model", settings("--training.checkpoint_every", "100")
     with monkeypatch.context() as patch:
-        send_at(patch, name, place, [signal.SIGTERM])
-        with pytest.raises(Stopped, match=r"SIGTERM: stopped after update \d+; to go on") as stop:
+        send_at(patch, name, place, [signal.Signals[sent]])
+        with pytest.raises(Stopped, match=rf"{sent}: stopped after update \d+; to go on") as stop:
             fit(pairs, out, rare, console=quiet_console())
-    assert stop.value.exit_code == 128 + signal.SIGTERM
+    assert stop.value.exit_code == 128 + signal.Signals[sent]
     done = -(-place // 2) if name == "training_step" else 4 * place
     assert (
         list_checkpoints(tmp_path / "model.training" / "checkpoints")[0].name == f"step-{done}.ckpt"
@@ -192,6 +195,15 @@ def test_the_command_ends_within_10_s_with_the_code_of_the_signal(
     told = again.communicate(timeout=120)[1]
     assert again.returncode == 0, told
     assert results_of(out) == long_whole
+
+
+def test_a_training_whose_reader_goes_says_by_its_code_that_there_is_no_model(pairs, tmp_path):
+    process = start(pairs, tmp_path / "model")
+    wait_for(process, "update 20:")
+    process.stderr.close()
+    assert process.wait(timeout=120) == 128 + signal.SIGPIPE
+    assert not (tmp_path / "model").exists()
+    assert list_checkpoints(tmp_path / "model.training" / "checkpoints")
 
 
 def test_a_killed_run_goes_on_and_nothing_is_left_lying_about(pairs, long_whole, tmp_path):

@@ -74,7 +74,7 @@ def fit(
         ModelFolderError: `out` is in the way, or cannot be written, or another process trains there.
         CheckpointError: There is nothing to go on with, or `pairs` are others.
         TrainingError: Its numbers are broken, or the memory is too small; checkpoints stay.
-        Stopped: By SIGINT or SIGTERM, with a checkpoint.
+        Stopped: By SIGINT, SIGTERM or SIGHUP, with a checkpoint.
     """
     started_at = time.monotonic()
     console, clock = console or Console(stderr=True), clock or StartClock()

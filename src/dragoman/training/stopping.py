@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import lightning
@@ -17,8 +17,14 @@ from dragoman.training.checkpoints import Checkpoints
 PATIENCE_S = 7.0  # for the update at hand, from the signal on; then it is given up
 
 
+# What stops a run: Ctrl-C, a scheduler, and a terminal or a connection that goes.
+_STOPPING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
 class SignalWatch:
-    """Takes SIGINT and SIGTERM: at once, or, while a training is on, at the end of the update."""
+    """Takes the signals that stop a run: at once, or, while it trains, at the end of the update."""
 
     def __init__(self, console: Console) -> None:
         self.received: signal.Signals | None = None
@@ -28,7 +34,7 @@ class SignalWatch:
 
     def take(self) -> None:
         """Take the signals from whoever has them; no longer those that are ignored, as by nohup."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        for number in (*_STOPPING, signal.SIGALRM):
             handler = signal.getsignal(number)
             if handler not in (signal.SIG_IGN, self._handle):
                 self._before.setdefault(number, handler)
@@ -62,10 +68,11 @@ class SignalWatch:
             raise Stopped(f"{received.name}: stopped", number)
         self.received = received
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
-        self._console.print(
-            f"{received.name}: stopping after this update; once more to stop at once",
-            highlight=False,
-        )
+        with suppress(OSError):  # the terminal may have gone
+            self._console.print(
+                f"{received.name}: stopping after this update; once more to stop at once",
+                highlight=False,
+            )
 
 
 @contextmanager

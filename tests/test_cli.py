@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from typing import get_args
@@ -71,9 +72,11 @@ def test_predict_marks_what_it_cut_and_says_so(trained):
 
 
 def test_predict_stops_quietly_when_its_reader_goes(trained):
-    command = f"yes abc | {sys.executable} -m dragoman predict {trained[0]} | head -1"
+    predict = f"{sys.executable} -m dragoman predict {trained[0]}"
+    command = f"yes abc | {predict} | head -1; exit ${{PIPESTATUS[1]}}"
     found = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=False)
     assert found.stdout == b"ABC\n"
+    assert found.returncode == 128 + signal.SIGPIPE
     assert b"Traceback" not in found.stderr
 
 

@@ -28,9 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "inspect": inspect,
         "export": export, "demo": demo,
     }  # fmt: skip
-    words = sys.argv[1:] if argv is None else argv
     try:
-        arguments, settings = read_command_line(words)
+        arguments, settings = read_command_line(sys.argv[1:] if argv is None else argv)
         commands[arguments.command](arguments, settings)
     except DragomanError as error:
         print(f"dragoman: {error}", file=sys.stderr)
@@ -38,12 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"dragoman: {str(stop) or 'stopped'}", file=sys.stderr)
         return stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
-        if words[0] in ("fit", "demo"):  # it was told how far the training is: there is no model
-            return 128 + signal.SIGPIPE
+    except (BrokenPipeError, SystemExit) as end:  # rich makes a SystemExit of a broken pipe
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
+            raise
+        return _leave_without_reader()
     return 0
 
 
@@ -280,6 +277,14 @@ def _show_evaluation(
     for path in (out, arguments.report):
         if path is not None:
             print(f"written: {path}", file=sys.stderr)
+
+
+def _leave_without_reader() -> int:
+    """Return the exit code of a process whose output nobody reads any longer, as in `| head`."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())  # what is still to be written goes nowhere
+    return 128 + signal.SIGPIPE
 
 
 def _own_name() -> str:

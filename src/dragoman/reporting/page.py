@@ -3,7 +3,6 @@
 A typical file, with two evaluations, takes about 0.5 MB: what it shows of the rows is bounded.
 """
 
-import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from dragoman.reporting.content import ReportContent
 from dragoman.reporting.figures import is_lower_better, list_scores, show_number
 from dragoman.reporting.settings_table import show_settings
 from dragoman.reporting.visible import show_text, write_plain
+from dragoman.text.replacing import staged_file
 
 _TILES = ("exact_match", "field_f1", "token_error_rate", "character_error_rate", "bleu", "chrf")
 _MOST_TILES = 4
@@ -41,13 +41,9 @@ def write_report(path: Path, content: ReportContent) -> None:
         DragomanError: The file cannot be written.
     """
     page = render_page(content)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            temporary.write_text(page, encoding="utf-8", newline="\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with staged_file(path) as partial:
+            partial.write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
         raise DragomanError(
             f"{path}: the report cannot be written: {error.strerror}; choose another file"

@@ -6,7 +6,6 @@
 Whatever is in it is checked before it is used: it may have come from anywhere.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from dragoman.errors import ModelFolderError
 from dragoman.settings import DecodingSettings
 from dragoman.text.constraint_files import CONSTRAINT_FILES, names_file
 from dragoman.text.folder_files import read_optional_file
+from dragoman.text.replacing import staged_file
 from dragoman.versions import tell_later
 
 CALIBRATION = "calibration.json"
@@ -93,17 +93,11 @@ def write_calibration(folder: Path, calibration: StoredCalibration) -> None:
         ModelFolderError: It cannot be written; what was there is as it was.
     """
     path = folder / CALIBRATION
-    partial = folder / f".{CALIBRATION}.tmp-{os.getpid()}"
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(calibration.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with staged_file(path) as partial:
+            partial.write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ModelFolderError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def find_differences(calibration: StoredCalibration, decoding: DecodingSettings) -> list[str]:

@@ -1,7 +1,6 @@
 """The tokens of both sides of a pair, and the features before a source, in one file."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.settings import TokenizerSettings
 from dragoman.settings_file import shorten
 from dragoman.text.folder_files import parse_json, read_file
+from dragoman.text.replacing import staged_file
 from dragoman.text.special_ids import BOS_ID, EOS_ID, UNKNOWN_ID, find_free_name
 from dragoman.text.tokenizer import Tokenizer, check_ids, find_side_faults
 from dragoman.versions import tell_later
@@ -151,12 +151,8 @@ class PairTokenizer:
 
     def save(self, path: Path) -> None:
         """Write everything to `path`, as JSON; a file that is there is replaced at one stroke."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(_dump(self))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with staged_file(path) as partial:
+            partial.write_bytes(_dump(self))
 
     @classmethod
     def load(cls, path: Path) -> "PairTokenizer":

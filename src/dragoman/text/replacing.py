@@ -1,10 +1,10 @@
-"""Puts a folder in the place of another at one stroke; what a killed process leaves is swept up.
+"""Puts files and folders into their places at one stroke; what a killed process leaves is swept up.
 
-A folder is written under a temporary name beside its place, is brought to the disk, and then changes
-places with what stands there. On Linux that is one step of the kernel (renameat2 with
-RENAME_EXCHANGE), so that at any moment a whole folder is at the place. Elsewhere, and on file
-systems without it, these are two renames; who is killed between them leaves a copy, that
-`sweep_folder` puts back.
+A file or a folder is written under a temporary name beside its place, is brought to the disk, and
+then takes the place of what stands there. For a folder that is, on Linux, one step of the kernel
+(renameat2 with RENAME_EXCHANGE), so that at any moment a whole folder is at the place. Elsewhere,
+and on file systems without it, these are two renames; who is killed between them leaves a
+copy, that `sweep_folder` puts back.
 """
 
 import contextlib
@@ -24,6 +24,33 @@ _READERS_S = 1.0  # how long readers may hold it up; they read again where it wa
 _AT_CWD, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 _UNABLE = {errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTSUP}  # the system, or the disk
 _OLD_FILE_S = 60.0
+_STAGED = re.compile(r"\..+\.tmp-\d+-[0-9a-f]{8}")
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Give a path beside `path`; the file that is written there takes the place of `path` in the end.
+
+    Then it is on the disk, whatever happens to the machine. Where the body or the writing fails,
+    `path` is as it was, and nothing is left beside it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    partial = _name_beside(path, "tmp")
+    try:
+        yield partial
+        _sync_file(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def is_staged(path: Path) -> bool:
+    """Return whether the name of `path` is one that `staged_file` and `staged_folder` give."""
+    return _STAGED.fullmatch(path.name) is not None
 
 
 @contextmanager
@@ -159,12 +186,16 @@ def _rename_twice(path: Path, partial: Path) -> None:
 def _bring_to_disk(folder: Path) -> None:
     for inner, _, names in os.walk(folder, topdown=False):
         for name in names:
-            descriptor = os.open(Path(inner, name), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _sync_file(Path(inner, name))
         _sync(Path(inner))
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync(folder: Path) -> None:

@@ -20,10 +20,10 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from dragoman.errors import CheckpointError
+from dragoman.text.replacing import is_staged, staged_file
 
 BEST = "best.ckpt"
 _STEP = re.compile(r"step-(\d+)\.ckpt")
-_PARTIAL = ".writing-"
 _PROBE_BYTES = 1 << 20
 
 
@@ -46,23 +46,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{_PARTIAL}{path.name}")
-        try:
-            with partial.open("wb") as file:
-                try:
-                    torch.save(checkpoint, file)
-                except RuntimeError as error:  # torch tells that it could not write, but not why
-                    file.write(bytes(_PROBE_BYTES))
-                    file.flush()
-                    raise OSError(f"torch could not write it: {error}") from error
+        with staged_file(path) as partial, partial.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch tells that it could not write, but not why
+                file.write(bytes(_PROBE_BYTES))
                 file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            sync_folder(path.parent)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+                raise OSError(f"torch could not write it: {error}") from error
 
     def load_checkpoint(
         self,
@@ -128,7 +118,7 @@ def remove_old(folder: Path, keep: int) -> None:
 def sweep_partial(folder: Path) -> None:
     """Remove what a run that was killed had begun to write."""
     for path in _list(folder):
-        if path.name.startswith(_PARTIAL):
+        if is_staged(path):
             with suppress(OSError):
                 path.unlink()
 
@@ -139,30 +129,11 @@ def copy_file(path: Path, to: Path) -> None:
     Raises:
         OSError: It cannot be written; what was at `to` is as it was.
     """
-    partial = to.with_name(f"{_PARTIAL}{to.name}")
-    partial.unlink(missing_ok=True)
-    try:
+    with staged_file(to) as partial:
         try:
             os.link(path, partial)
         except OSError:
             shutil.copyfile(path, partial)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-        partial.replace(to)
-        sync_folder(to.parent)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in `folder` to the disk, where the system can."""
-    with suppress(OSError):  # Windows opens no folders
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
 
 
 def _list(folder: Path) -> list[Path]:

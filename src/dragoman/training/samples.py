@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from dragoman.text.replacing import staged_file
 from dragoman.training.module import TransformerTraining
 from dragoman.training.outputs import DecodedRow
 from dragoman.training.texts import Texts
@@ -66,9 +67,8 @@ def cut_samples(path: Path, step: int) -> None:
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(line for line in lines if _find_step(line) <= step), "utf-8")
-    partial.replace(path)
+    with staged_file(path) as partial:
+        partial.write_text("".join(line for line in lines if _find_step(line) <= step), "utf-8")
 
 
 def choose_spread(rows: Sequence[DecodedRow], count: int = NUM_SAMPLES) -> list[DecodedRow]:

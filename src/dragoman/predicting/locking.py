@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dragoman.errors import DragomanError
+from dragoman.text.lock_file import hold_lock_file
 
 
 @contextmanager
@@ -24,20 +25,15 @@ def lock_files(files: Mapping[str, Path]) -> Iterator[None]:
 
 @contextmanager
 def _lock(option: str, path: Path) -> Iterator[None]:
-    place = path.with_name(f".{path.name}.lock")
-    lock = FileLock(place, timeout=0)
-    try:
-        path.parent.stat()  # the lock would make it
-        lock.acquire()
-    except Timeout as error:
-        raise DragomanError(
-            f"{option} {path}: another process is writing this file; wait for it, or choose "
-            f"another {option}"
-        ) from error
-    except OSError as error:
-        raise DragomanError(f"{option} {path}: cannot be written: {error.strerror}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            path.parent.stat()  # the lock would make it
+            stack.enter_context(hold_lock_file(path.with_name(f".{path.name}.lock")))
+        except Timeout as error:
+            raise DragomanError(
+                f"{option} {path}: another process is writing this file; wait for it, or choose "
+                f"another {option}"
+            ) from error
+        except OSError as error:
+            raise DragomanError(f"{option} {path}: cannot be written: {error.strerror}") from error
         yield
-    finally:
-        lock.release()
-        place.unlink(missing_ok=True)

@@ -4,13 +4,14 @@ import glob
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dragoman.errors import ModelFolderError
 from dragoman.text.bundle import is_model_folder
+from dragoman.text.lock_file import hold_lock_file
 
 _IDS = ".ids-"  # in the names of temporary folders
 
@@ -52,21 +53,17 @@ def lock_folder(out: Path) -> Iterator[None]:
     """
     nearest = _find_nearest(out)
     place = nearest / f".{'+'.join(out.absolute().relative_to(nearest).parts)}.lock"
-    lock = FileLock(place, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ModelFolderError(
-            f"{out}: another process is training a model into this folder; wait for it, or choose "
-            "another --out"
-        ) from error
-    except OSError as error:
-        raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock_file(place))
+        except Timeout as error:
+            raise ModelFolderError(
+                f"{out}: another process is training a model into this folder; wait for it, or "
+                "choose another --out"
+            ) from error
+        except OSError as error:
+            raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
         yield
-    finally:
-        lock.release()
-        place.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -18,10 +18,14 @@ from dragoman.model.building import build_network
 from dragoman.settings import Settings
 from dragoman.text.special_ids import PAD_ID
 from dragoman.training.callbacks import hush_lightning
+from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule
 from dragoman.training.loggers import make_loggers
 from dragoman.training.module import TransformerTraining
 from dragoman.training.precision import choose_precision, find_device, plan_parts
+from dragoman.training.startup import StartClock
+from dragoman.training.stopping import SignalWatch
+from dragoman.training.surroundings import Surroundings
 from dragoman.training.texts import Texts
 from dragoman.training.trainer import make_trainer
 
@@ -48,7 +52,17 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
     precision, _ = choose_precision(settings.training, find_device(settings.training))
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         console = Console(file=nowhere, force_terminal=True, width=100)
-        trainer = make_trainer(settings, precision, folder, console, Texts(data.tokenizer))
+        around = Surroundings(console=console, clock=StartClock(), watch=SignalWatch(console))
+        training = settings.training
+        checkpoints = Checkpoints(
+            folder / "checkpoints",
+            training.valid_every,
+            f"valid_{training.monitor}",
+            training.monitor_mode,
+            console=console,
+        )
+        texts = Texts(data.tokenizer)
+        trainer = make_trainer(settings, precision, folder, texts, checkpoints, around)
         trainer.loggers = make_loggers(settings.training.loggers, folder)
         trainer.callbacks.append(Pacing(pacer, partial(count, plan_parts(settings.training))))  # type: ignore[attr-defined]
         pairs = data.train_dataloader().pairs

@@ -17,8 +17,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from dragoman.errors import CheckpointError
@@ -136,7 +139,7 @@ def check(pairs: Path, out: Path, before: tuple[int, bool], found: Counter[str])
     found["deaths in or after the scoring"] += now == 240
 
 
-def check_end(out: Path, whole: dict[str, object], found: Counter[str]) -> None:
+def check_end(out: Path, whole: Mapping[str, NDArray[np.float32]], found: Counter[str]) -> None:
     """Count what is not as it would be, had nobody killed the run."""
     weights = load_file(out / "model.safetensors")
     if not all((weights[name] == array).all() for name, array in whole.items()):

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import lightning
-from rich.console import Console
 
 from dragoman.configuration import find_conflicts, list_set_values, merge_settings
 from dragoman.errors import CheckpointError, SettingsError
@@ -37,8 +36,7 @@ from dragoman.training.resuming import (
     RunRecord,
     merge_for_resuming,
 )
-from dragoman.training.startup import StartClock
-from dragoman.training.stopping import SignalWatch
+from dragoman.training.surroundings import Surroundings
 from dragoman.training.texts import Texts
 from dragoman.training.trainer import make_trainer
 
@@ -58,6 +56,7 @@ class Run:
     out: Path  # the model folder
     folder: Path  # checkpoints, data and logs
     precision: str
+    around: Surroundings
     resumption: Resumption | None  # where it goes on; None: it begins
 
     @property
@@ -72,17 +71,15 @@ def open_run(
     out: Path,
     settings: Settings,
     overwrite: bool,
-    console: Console,
-    clock: StartClock,
-    watch: SignalWatch,
+    around: Surroundings,
 ) -> Iterator[Run]:
     """Give a run that is ready to train; nothing is left of it but what the caller writes."""
     _check_settings(settings)
     out, folder = claim_folders(out, overwrite)
     with temporary_folder(out) as ids, quick_float32():
         hush_lightning()
-        console.print("reading pairs")
-        data = PairDataModule(pairs, settings, ids, clock)
+        around.tell("reading pairs")
+        data = PairDataModule(pairs, settings, ids, around.clock)
         data.prepare_data()
         resolved = _forget_cache(data.settings).model_copy(update={"version": version("dragoman")})
         _check_settings(resolved)
@@ -96,9 +93,9 @@ def open_run(
             pairs=tuple(map(str, data.paths)),
             sha256=data.sha256,
         )
-        run = _assemble(record, data, out, folder, console, clock, watch, None)
+        run = _assemble(record, data, out, folder, around, None)
         told = [*data.notes, *filter(None, [data.told_of_cache])]
-        _report(run, told, f"{precision} on {name_device(device_type)}: {why}", console)
+        _report(run, told, f"{precision} on {name_device(device_type)}: {why}")
         yield run
 
 
@@ -108,9 +105,7 @@ def reopen_run(
     out: Path,
     settings: Settings,
     resumption: Resumption,
-    console: Console,
-    clock: StartClock,
-    watch: SignalWatch,
+    around: Surroundings,
 ) -> Iterator[Run]:
     """Give a run that goes on where `resumption` tells, with the data and settings it began with.
 
@@ -130,14 +125,14 @@ def reopen_run(
     out, folder = claim_folders(out, overwrite=True)
     with quick_float32():
         hush_lightning()
-        data = PairDataModule(began.pairs, merged, folder / DATA, clock)
+        data = PairDataModule(began.pairs, merged, folder / DATA, around.clock)
         data.sha256 = dict(began.sha256)
         data.reopen()
         record = replace(began, settings=merged)
-        run = _assemble(record, data, out, folder, console, clock, watch, resumption)
+        run = _assemble(record, data, out, folder, around, resumption)
         device = name_device(find_device(merged.training))
         told = [f"goes on after update {resumption.step:,}, from {resumption.path}"]
-        _report(run, told, f"{began.precision} on {device}: as the run began", console)
+        _report(run, told, f"{began.precision} on {device}: as the run began")
         yield run
 
 
@@ -179,9 +174,7 @@ def _assemble(
     data: PairDataModule,
     out: Path,
     folder: Path,
-    console: Console,
-    clock: StartClock,
-    watch: SignalWatch,
+    around: Surroundings,
     resumption: Resumption | None,
 ) -> Run:
     """Build the model and the trainer."""
@@ -199,7 +192,7 @@ def _assemble(
         part_tokens=plan_parts(settings.training),
         scoring=choose_text_scores(settings, texts),
     )
-    clock.mark("network")
+    around.clock.mark("network")
     training = settings.training
     checkpoints = Checkpoints(
         folder / CHECKPOINTS,
@@ -207,10 +200,10 @@ def _assemble(
         f"valid_{training.monitor}",
         training.monitor_mode,
         record=record.to_dict(),
-        console=console,
+        console=around.console,
     )
-    trainer = make_trainer(settings, record.precision, folder, console, texts, checkpoints, watch)
-    clock.mark("trainer")
+    trainer = make_trainer(settings, record.precision, folder, texts, checkpoints, around)
+    around.clock.mark("trainer")
     return Run(
         settings=settings,
         typed=merge_settings(Settings(), record.typed),
@@ -221,11 +214,12 @@ def _assemble(
         out=out,
         folder=folder,
         precision=record.precision,
+        around=around,
         resumption=resumption,
     )
 
 
-def _report(run: Run, told: Sequence[str], precision: str, console: Console) -> None:
+def _report(run: Run, told: Sequence[str], precision: str) -> None:
     rows, tokenizer, model = run.data.num_rows, run.data.tokenizer, run.settings.model
     num_parameters = sum(p.numel() for p in run.module.network.parameters())
     for line in (
@@ -237,4 +231,4 @@ def _report(run: Run, told: Sequence[str], precision: str, console: Console) -> 
         f"{model.num_encoder_layers} + {model.num_decoder_layers} layers)",
         f"precision: {precision}; path {run.settings.training.path}",
     ):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        run.around.tell(line)

@@ -39,6 +39,7 @@ from dragoman.training.resuming import CHECKPOINTS, DATA, Resumption, find_resum
 from dragoman.training.samples import SAMPLES_FILE, cut_samples
 from dragoman.training.startup import StartClock
 from dragoman.training.stopping import SignalWatch, StopTraining, watch_signals
+from dragoman.training.surroundings import Surroundings
 
 Resume = Literal["no", "auto", "must"]
 
@@ -77,28 +78,28 @@ def fit(
         Stopped: By SIGINT, SIGTERM or SIGHUP, with a checkpoint.
     """
     started_at = time.monotonic()
-    console, clock = console or Console(stderr=True), clock or StartClock()
+    console, settings = console or Console(stderr=True), settings or Settings()
     out, folder = name_folders(Path(out))
     with lock_folder(out), watch_signals(console) as watch, _telling_how_to_go_on(out, folder):
+        around = Surroundings(console=console, clock=clock or StartClock(), watch=watch)
         sweep_temporary(out)
         sweep_leftovers(out)
-        resumption = _find_resumption(folder, resume, console)
-        settings = settings or Settings()
+        resumption = _find_resumption(folder, resume, around)
         opened: AbstractContextManager[Run]
         if resumption is not None:
-            opened = reopen_run(pairs, out, settings, resumption, console, clock, watch)
+            opened = reopen_run(pairs, out, settings, resumption, around)
         elif list_files(pairs):
             if resume == "auto" and not out.exists() and (folder / DATA).is_dir():
                 overwrite = True  # of a run that was stopped before its first checkpoint
-            opened = open_run(pairs, out, settings, overwrite, console, clock, watch)
+            opened = open_run(pairs, out, settings, overwrite, around)
         else:
             raise CheckpointError(f"{folder}: no run to go on with; give PAIRS to begin one")
         with opened as run:
             if _is_written(run):
-                console.print(f"nothing to do: {out} is the model of this run", highlight=False)
+                around.tell(f"nothing to do: {out} is the model of this run")
                 return Predictor.load([out])
-            num_steps = _train(run, clock, watch, console)
-            return _finish(run, num_steps, started_at, console)
+            num_steps = _train(run)
+            return _finish(run, num_steps, started_at)
 
 
 def rehearse(
@@ -115,8 +116,8 @@ def rehearse(
     Leaves nothing but what the cache keeps of the prepared data.
     """
     console, clock = console or Console(stderr=True), clock or StartClock()
-    settings, watch = settings or Settings(), SignalWatch(console)
-    with open_run(pairs, Path(out), settings, overwrite, console, clock, watch) as run:
+    around = Surroundings(console=console, clock=clock, watch=SignalWatch(console))
+    with open_run(pairs, Path(out), settings or Settings(), overwrite, around) as run:
         console.print(
             f"would be written: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)"
         )
@@ -126,7 +127,7 @@ def rehearse(
         console.print(dump_settings(run.settings), highlight=False)
 
 
-def _find_resumption(folder: Path, resume: Resume, console: Console) -> Resumption | None:
+def _find_resumption(folder: Path, resume: Resume, around: Surroundings) -> Resumption | None:
     """Return where the run in `folder` goes on; None where it is to begin.
 
     Raises:
@@ -137,7 +138,7 @@ def _find_resumption(folder: Path, resume: Resume, console: Console) -> Resumpti
     faults: list[str] = []
     found = find_resumption(folder, faults)
     for fault in faults:
-        console.print(f"warning: {fault}", highlight=False, soft_wrap=True, markup=False)
+        around.tell(f"warning: {fault}")
     if found is None and (resume == "must" or faults):
         raise CheckpointError(
             f"{folder}: no whole checkpoint to go on from; begin anew with --overwrite"
@@ -179,7 +180,7 @@ def _claim(run: Run) -> None:
         raise ModelFolderError(f"{run.folder}: cannot be written: {error.strerror}") from error
 
 
-def _train(run: Run, clock: StartClock, watch: SignalWatch, console: Console) -> int:
+def _train(run: Run) -> int:
     """Train, leave the best weights in the network, and return the updates that were made.
 
     Raises:
@@ -193,7 +194,7 @@ def _train(run: Run, clock: StartClock, watch: SignalWatch, console: Console) ->
     if resumption is not None:
         cut_samples(run.folder / SAMPLES_FILE, resumption.validated_step)
     run.trainer.loggers = make_loggers(run.settings.training.loggers, run.folder, step)
-    run.trainer.callbacks.append(FirstUpdate(clock, console))  # type: ignore[attr-defined]
+    run.trainer.callbacks.append(FirstUpdate(run.around.clock, run.around.console))  # type: ignore[attr-defined]
     try:
         run.trainer.fit(
             run.module,
@@ -202,10 +203,11 @@ def _train(run: Run, clock: StartClock, watch: SignalWatch, console: Console) ->
             weights_only=True,
         )
     except StopTraining as stop:
-        assert watch.received is not None
-        told = f"{watch.received.name}: stopped after update {run.trainer.global_step:,}"
-        raise Stopped(told, watch.received) from stop
-    except SystemExit as end:  # what Lightning makes of an interrupt, which is of `watch`
+        received = run.around.watch.received
+        assert received is not None
+        told = f"{received.name}: stopped after update {run.trainer.global_step:,}"
+        raise Stopped(told, received) from stop
+    except SystemExit as end:  # what Lightning makes of an interrupt, which is of the watch
         if isinstance(end.__context__, Stopped):
             raise end.__context__ from None
         raise
@@ -216,11 +218,11 @@ def _train(run: Run, clock: StartClock, watch: SignalWatch, console: Console) ->
     if resumption is not None and resumption.is_complete(run.settings):
         # There was nothing to train: nobody has put the average in the place of the weights.
         run.module.load_state_dict(resumption.checkpoint["state_dict"])
-    _take_best_weights(run, console)
+    _take_best_weights(run)
     return run.trainer.global_step
 
 
-def _take_best_weights(run: Run, console: Console) -> None:
+def _take_best_weights(run: Run) -> None:
     """Leave in the network the best weights: the best checkpoint's, or the last, if better.
 
     The last ones are validated first where the run ended between two validations.
@@ -235,14 +237,13 @@ def _take_best_weights(run: Run, console: Console) -> None:
     try:
         run.module.load_state_dict(read_checkpoint(best)["state_dict"])
     except CheckpointError as error:
-        told = f"warning: the last weights are kept, not the best: {error}"
-        console.print(told, highlight=False, soft_wrap=True, markup=False)
+        run.around.tell(f"warning: the last weights are kept, not the best: {error}")
 
 
-def _finish(run: Run, num_steps: int, started_at: float, console: Console) -> Predictor:
+def _finish(run: Run, num_steps: int, started_at: float) -> Predictor:
     """Score the trained model, and write its folder."""
     predictor = Predictor(TorchEngine([run.module.network]), run.data.tokenizer, run.settings)
-    console.print("scoring")
+    run.around.tell("scoring")
     counts = run.data.count_source_tokens()
     evaluations = evaluate_run(run, predictor, counts)
     minutes = (time.monotonic() - started_at) / 60
@@ -264,7 +265,7 @@ def _finish(run: Run, num_steps: int, started_at: float, console: Console) -> Pr
             f"{quote(str(run.out))} --resume auto"
         ) from error
     for line in told:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        run.around.tell(line)
     return predictor
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 
 from dragoman.settings import Settings, TrainingSettings
 from dragoman.training.averaging import average_weights
@@ -17,7 +16,8 @@ from dragoman.training.precision import find_device
 from dragoman.training.progress import ProgressBar
 from dragoman.training.rank_states import RankStates
 from dragoman.training.samples import SAMPLES_FILE, SampleLog
-from dragoman.training.stopping import SignalWatch, Stopping
+from dragoman.training.stopping import Stopping
+from dragoman.training.surroundings import Surroundings
 from dragoman.training.texts import Texts
 from dragoman.training.update_log import UpdateLog
 
@@ -26,10 +26,9 @@ def make_trainer(
     settings: Settings,
     precision: str,
     folder: Path,
-    console: Console,
     texts: Texts,
     checkpoints: Checkpoints,
-    watch: SignalWatch,
+    around: Surroundings,
 ) -> lightning.Trainer:
     """Return the Trainer of the resolved `settings`; samples go into `folder`.
 
@@ -37,12 +36,11 @@ def make_trainer(
 
     Args:
         precision: Lightning's name of the number format.
-        console: Where progress is shown.
         texts: Reads the ids of the pairs, for people.
-        watch: Takes the signals that stop the training.
     """
     training, optimization = settings.training, settings.optimization
     assert training.monitor != "auto"
+    console = around.console
     monitor, mode = checkpoints.monitor, checkpoints.mode
     callbacks: list[Callback] = [
         RankStates(),
@@ -53,7 +51,7 @@ def make_trainer(
         BrokenNumbers(console, settings),
         Patience(monitor, mode, training.patience),
         checkpoints,
-        Stopping(watch, checkpoints, training.max_minutes),
+        Stopping(around.watch, checkpoints, training.max_minutes),
     ]
     if optimization.average_decay:
         callbacks.insert(0, average_weights(optimization.average_decay))

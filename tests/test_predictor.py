@@ -1,14 +1,21 @@
+import json
 import shutil
 
+import numpy as np
 import pytest
 
 import dragoman
 from conftest import BRIEF, SMALL, make_words, quiet_console
 from dragoman import fit, read_settings
+from dragoman.engines.ctranslate2 import CTranslate2Engine
+from dragoman.engines.pytorch import TorchEngine
 from dragoman.errors import DataError, DragomanError
 from dragoman.evaluation.confidence import find_confidence
+from dragoman.exporting.ctranslate2 import write_model
+from dragoman.model.building import load_network
 from dragoman.predictor import Predictor
 from dragoman.settings import DecodingSettings, Settings
+from dragoman.text.bundle import read_bundle
 from dragoman.text.calibration import StoredCalibration, read_calibration, write_calibration
 from dragoman.text.pairs import BadRow, Pair, Source
 
@@ -42,6 +49,29 @@ def test_an_output_that_was_cut_is_marked(trained):
     [(_, [prediction])] = short.predict_rows([Source("abc", (), 1)])
     assert not prediction.is_complete
     assert len(prediction.text) == 2
+
+
+@pytest.mark.parametrize("engine", ["torch", "ctranslate2"])
+def test_a_model_that_computes_no_numbers_says_so(trained, tmp_path, engine):
+    bundle = read_bundle(trained[0])
+    weights = bundle.read_weights()
+    weights["transformer.encoder.norm.bias"][:] = np.nan
+    network = load_network(bundle.settings.model, bundle.tokenizer, weights)
+    if engine == "torch":
+        model = Predictor(TorchEngine([network]), bundle.tokenizer, bundle.settings)
+    else:
+        told = write_model(network, bundle.tokenizer, tmp_path)
+        (tmp_path / "export.json").write_text(json.dumps({"weights": "", "format": 1, **told}))
+        made = CTranslate2Engine(tmp_path, device="cpu")
+        model = Predictor(made, bundle.tokenizer, bundle.settings)
+    with pytest.raises(DragomanError, match="no number: its weights are damaged"):
+        model.predict(["abc"])
+    with pytest.raises(DragomanError, match="no number"):
+        model.score(["abc"], ["ABC"])
+    [(row, answers)] = model.predict_rows([Source("abc", (), 1)])
+    assert isinstance(row, BadRow)
+    assert "no number" in row.reason
+    assert answers == []
 
 
 def test_an_empty_source_and_no_sources_are_answered(trained):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _FIRST_WINDOW_ROWS = 64
 _WINDOW_ROWS = 4096  # rows that are searched together: bounds the memory of a long input
+_NO_NUMBER = "the model computes what is no number: its weights are damaged, or too large"
 
 T = TypeVar("T")
 
@@ -164,13 +165,14 @@ class Predictor:
                 end it where a token may end, as at the end of a word.
 
         Raises:
-            DragomanError: `sources` is one string, or `features` or `prefixes` do not fit.
+            DragomanError: `sources` is one string, `features` or `prefixes` do not fit, or the
+                model computes what is no number.
         """
         rows = self._make_rows(sources, features)
         if prefixes is not None:
             _check_count("prefixes", prefixes, len(rows))
         starts = None if prefixes is None else self._encode_targets(prefixes)
-        return self._search(self._encode(rows), starts)
+        return _refuse_no_numbers(self._search(self._encode(rows), starts))
 
     def score(
         self,
@@ -183,11 +185,13 @@ class Predictor:
         `log_probs` has it token by token, `score` in all, `text` what the tokens read.
 
         Raises:
-            DragomanError: `sources` is one string, or `targets` or `features` do not fit.
+            DragomanError: `sources` is one string, `targets` or `features` do not fit, or the
+                model computes what is no number.
         """
         rows = self._make_rows(sources, features)
         _check_count("targets", targets, len(rows))
-        return self._force(self._encode(rows), self._encode_targets(targets))
+        found = self._force(self._encode(rows), self._encode_targets(targets))
+        return [one for [one] in _refuse_no_numbers(found)]
 
     def predict_rows(
         self, rows: Iterable[Source | BadRow]
@@ -204,7 +208,8 @@ class Predictor:
     ) -> list[tuple[Source | BadRow, list[Prediction]]]:
         """Return each row with its outputs, best first; a bad row has none.
 
-        A row that is too long for the model comes back as a bad one, with the reason.
+        A row that is too long for the model comes back as a bad one, with the reason; so does one
+        for which it computes what is no number.
 
         Args:
             is_forced: What a row gives is its output, to be scored; else what its output begins
@@ -222,13 +227,16 @@ class Predictor:
                 fitting.append(i)
         kept = [sources[i] for i in fitting]
         if is_forced:
-            found = [[one] for one in self._force(kept, [given[i] for i in fitting])]
+            found = self._force(kept, [given[i] for i in fitting])
         else:
             prefixes = [given[i] for i in fitting]
             found = self._search(kept, prefixes if any(prefixes) else None)
         answers: list[list[Prediction]] = [[] for _ in rows]
         for i, best_first in zip(fitting, found, strict=True):
-            answers[good[i]] = best_first
+            if _has_no_number(best_first):
+                rows[good[i]] = BadRow(read[i].line, "", _NO_NUMBER, read[i].columns)
+            else:
+                answers[good[i]] = best_first
         return list(zip(rows, answers, strict=True))
 
     def fingerprints(self) -> list[str]:
@@ -373,11 +381,11 @@ class Predictor:
 
     def _force(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
-    ) -> list[Prediction]:
-        """Return each target as the output of its source."""
+    ) -> list[list[Prediction]]:
+        """Return each target as the one output of its source."""
         self._check(Task.of_scoring(sources, targets, self.plan))
         scored = self.engine.score(sources, targets, self.plan)
-        return [self._describe(ids, [one])[0] for ids, one in zip(sources, scored, strict=True)]
+        return [self._describe(ids, [one]) for ids, one in zip(sources, scored, strict=True)]
 
     def _check(self, task: Task) -> None:
         """Refuse what the engine cannot do.
@@ -446,3 +454,13 @@ def make_windows(rows: Iterable[T], first: int = 0) -> Iterator[list[T]]:
 def _check_count(name: str, values: Sequence[str], count: int) -> None:
     if isinstance(values, str) or len(values) != count:
         raise DragomanError(f"{name}: give one for each of the {count} sources")
+
+
+def _has_no_number(predictions: Sequence[Prediction]) -> bool:
+    return any(math.isnan(one.score) for one in predictions)
+
+
+def _refuse_no_numbers(found: list[list[Prediction]]) -> list[list[Prediction]]:
+    if any(map(_has_no_number, found)):
+        raise DragomanError(f"{_NO_NUMBER}; take another model, or --engine torch")
+    return found

@@ -49,6 +49,9 @@ def test_rows_come_back_as_they_were_written(rows, tmp_path_factory):
             f'{{"source": "a", "references": ["b"], "hypothesis": "b", "score": {"9" * 400}}}',
             "no finite number",
         ),
+        ('{"source": "a", "references": ["b"], "hypothesis": "b", "line": true}', "'line' is bool"),
+        ('{"source": "a", "references": ["b"], "hypothesis": "b", "line": -1}', "'line' is -1"),
+        ('{"source": "a", "references": ["b"], "hypothesis": "b", "confidence": 5}', "from 0 to 1"),
     ],
 )
 def test_a_line_that_is_no_row_is_named(line, told, tmp_path):

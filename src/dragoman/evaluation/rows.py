@@ -98,7 +98,9 @@ def _parse(text: str, place: str) -> Row:
         if name not in values:
             raise DataError(f"{place}: {name!r} is missing; give rows as evaluate writes them")
     for name, value in values.items():
-        if not isinstance(value, kinds[name]):
+        if not isinstance(value, kinds[name]) or (
+            isinstance(value, bool) and name != "is_complete"
+        ):
             raise DataError(f"{place}: {name!r} is {type(value).__name__}")
     for name in ("references", "features"):
         values[name] = tuple(values.get(name, ()))
@@ -108,6 +110,10 @@ def _parse(text: str, place: str) -> Row:
         raise DataError(f"{place}: 'references' is empty; a row needs one")
     if not all(_is_finite(values.get(name) or 0.0) for name in ("score", "confidence")):
         raise DataError(f"{place}: a score or a confidence is no finite number")
+    if values.get("line", 0) < 0:
+        raise DataError(f"{place}: 'line' is {values['line']}, and lines are counted from 1")
+    if not 0 <= (values.get("confidence") or 0.0) <= 1:
+        raise DataError(f"{place}: 'confidence' is {values['confidence']}, not from 0 to 1")
     if "\\u" in text:  # JSON can spell half a character
         _check_text(values, place)
     return Row(**values)

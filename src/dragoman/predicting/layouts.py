@@ -65,21 +65,28 @@ class RowWriter:
             [*self.columns, *(find_free_name(name, taken) for name in _TABLE_COLUMNS)]
         )
 
-    def write(self, row: Source | BadRow, best_first: Sequence[Prediction]) -> str:
-        """Return the text of a row, with its line end; a bad row has no outputs."""
+    def write(
+        self, row: Source | BadRow, best_first: Sequence[Prediction]
+    ) -> tuple[str, Sequence[str]]:
+        """Return the text of a row, with its line end, and what the layout has no room for.
+
+        A bad row has no outputs.
+        """
         if self.layout == "text":
             return self._write_line(best_first)
         if self.layout == "jsonl":
-            return self._write_object(row, best_first)
+            return self._write_object(row, best_first), ()
         return self._write_cells(row, best_first)
 
-    def _write_line(self, best_first: Sequence[Prediction]) -> str:
+    def _write_line(self, best_first: Sequence[Prediction]) -> tuple[str, Sequence[str]]:
         if not best_first:
-            return "\n"
+            return "\n", ()
         best = best_first[0]
         if self.is_forced:
-            return f"{best.score:.6f}\n"
-        return _flatten(best.marked(self.decoding.cut_mark)) + "\n"
+            return f"{best.score:.6f}\n", ()
+        text = best.marked(self.decoding.cut_mark)
+        flat = _flatten(text)
+        return f"{flat}\n", () if flat == text else (_BROKEN_LINE,)
 
     def _write_object(self, row: Source | BadRow, best_first: Sequence[Prediction]) -> str:
         content: dict[str, object] = {}
@@ -114,11 +121,11 @@ class RowWriter:
             ]
         return content
 
-    def _write_cells(self, row: Source | BadRow, best_first: Sequence[Prediction]) -> str:
-        cells: list[object] = [""] * len(self.columns)
-        if row.columns:
-            values: dict[str, object] = json.loads(row.columns)
-            cells = [values.get(name, "") for name in self.columns]
+    def _write_cells(
+        self, row: Source | BadRow, best_first: Sequence[Prediction]
+    ) -> tuple[str, Sequence[str]]:
+        values: dict[str, object] = json.loads(row.columns) if row.columns else {}
+        cells: list[object] = [values.get(name, "") for name in self.columns]
         cells.append(row.line)
         if best_first:
             best = best_first[0]
@@ -127,18 +134,31 @@ class RowWriter:
             cells += [str(best.is_complete).lower(), ""]
         else:
             cells += ["", "", "", "", row.reason if isinstance(row, BadRow) else ""]
-        return self._join([one if isinstance(one, str) else json.dumps(one) for one in cells])
+        texts = [one if isinstance(one, str) else json.dumps(one) for one in cells]
+        losses = []
+        if not values.keys() <= {*self.columns}:  # objects of JSON need not have the same fields
+            losses.append(_NO_COLUMN)
+        if self.layout == "tsv" and any(_flatten_cell(text) != text for text in texts):
+            losses.append(_BROKEN_CELL)
+        return self._join(texts), losses
 
     def _join(self, cells: Sequence[str]) -> str:
         if self.layout == "tsv":
-            return "\t".join(_flatten(cell).replace("\t", " ") for cell in cells) + "\n"
+            return "\t".join(map(_flatten_cell, cells)) + "\n"
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(cells)
         return text.getvalue()
 
 
 _TABLE_COLUMNS = ("line", "prediction", "score", "confidence", "is_complete", "error")
+_BROKEN_LINE = "with a line break in the output, written as a space (--jsonl keeps it)"
+_BROKEN_CELL = "with a tab or a line break in a cell, written as a space (.csv keeps it)"
+_NO_COLUMN = "with fields that the first row lacks, left out of the table (.jsonl keeps them)"
 
 
 def _flatten(text: str) -> str:
     return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
+
+
+def _flatten_cell(text: str) -> str:
+    return _flatten(text).replace("\t", " ")

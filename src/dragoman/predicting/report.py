@@ -20,10 +20,16 @@ class Report:
     files: Sequence[str] = ()
     rows_by_file: list[int] = field(default_factory=list)
 
-    def add(self, row: Row, prediction: Prediction | None, place: int, *, is_text: bool) -> None:
-        """Take note of a row, of what is wrong with it or its output, and of its file."""
+    def add(
+        self, row: Row, prediction: Prediction | None, place: int, losses: Sequence[str]
+    ) -> None:
+        """Take note of a row, of what is wrong with it or its output, and of its file.
+
+        Args:
+            losses: What its file has no room for.
+        """
         self.rows_by_file[place] += 1
-        for fault in _find_faults(row, prediction, is_text=is_text):
+        for fault in (*_find_faults(row, prediction), *losses):
             self.counts[fault] = self.counts.get(fault, 0) + 1
             lines = self.lines.setdefault(fault, [])
             if len(lines) < _NAMED_ROWS:
@@ -41,7 +47,7 @@ class Report:
             )
 
 
-def _find_faults(row: Row, prediction: Prediction | None, *, is_text: bool) -> list[str]:
+def _find_faults(row: Row, prediction: Prediction | None) -> list[str]:
     if prediction is None:
         return [f"without an output ({row.reason if isinstance(row, BadRow) else ''})"]
     faults = []
@@ -49,6 +55,4 @@ def _find_faults(row: Row, prediction: Prediction | None, *, is_text: bool) -> l
         faults.append("cut at their longest length (raise decoding.max_length_extra)")
     if prediction.num_unknown:
         faults.append("with tokens that the model has never seen")
-    if is_text and ("\n" in prediction.text or "\r" in prediction.text):
-        faults.append("with a line break in the output, written as a space (--jsonl keeps it)")
     return faults

@@ -121,8 +121,9 @@ def _predict(
     for row, best_first in model.predict_window(window, is_forced=job.is_forced):
         best = next(iter(best_first), None)
         place = int(job.rest is not None and job.rest.takes(best))
-        report.add(row, best, place, is_text=job.layouts[place] == "text")
-        texts[place].append(writers[place].write(row, best_first))
+        text, losses = writers[place].write(row, best_first)
+        report.add(row, best, place, losses)
+        texts[place].append(text)
     return ["".join(parts) for parts in texts]
 
 

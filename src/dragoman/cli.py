@@ -127,7 +127,7 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from dragoman.text.bundle import EVALUATION
     from dragoman.text.calibration import write_calibration
     from dragoman.text.pairs import RowFaults, read_pairs
-    from dragoman.training.curves import read_curves
+    from dragoman.training.monitoring.curves import read_curves
 
     faults, paths = RowFaults(), [Path(path) for path in arguments.pairs]
     pairs = read_pairs(paths, model.settings.data, faults)

@@ -14,8 +14,8 @@ from dragoman.predictor import Predictor
 from dragoman.reporting.page import write_report
 from dragoman.settings import Settings
 from dragoman.text.bundle import REPORT
-from dragoman.training.curves import read_curves
 from dragoman.training.memory import find_peak_memory_mib
+from dragoman.training.monitoring.curves import read_curves
 from dragoman.training.preparing import Run
 
 _MOST_INSPECTED = 3_000_000  # pairs that the inspection holds in memory: 0.6 to 0.8 GiB a million

@@ -15,13 +15,13 @@ from dragoman.settings import DataSettings, Settings
 from dragoman.text.bundle import fingerprint
 from dragoman.text.constraint_files import find_constraint_faults
 from dragoman.text.tokenizer import find_side_faults
-from dragoman.training.callbacks import hush_lightning
-from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule
 from dragoman.training.folders import claim_folders, temporary_folder
-from dragoman.training.loggers import find_logger_faults
-from dragoman.training.metrics import choose_text_scores
 from dragoman.training.module import TransformerTraining
+from dragoman.training.monitoring.callbacks import hush_lightning
+from dragoman.training.monitoring.loggers import find_logger_faults
+from dragoman.training.monitoring.metrics import choose_text_scores
+from dragoman.training.monitoring.texts import Texts
 from dragoman.training.precision import (
     choose_precision,
     find_device,
@@ -29,7 +29,8 @@ from dragoman.training.precision import (
     plan_parts,
     quick_float32,
 )
-from dragoman.training.resuming import (
+from dragoman.training.resuming.checkpoints import Checkpoints
+from dragoman.training.resuming.resumption import (
     CHECKPOINTS,
     DATA,
     Resumption,
@@ -37,7 +38,6 @@ from dragoman.training.resuming import (
     merge_for_resuming,
 )
 from dragoman.training.surroundings import Surroundings
-from dragoman.training.texts import Texts
 from dragoman.training.trainer import make_trainer
 
 PairFiles = str | Path | Sequence[str | Path]

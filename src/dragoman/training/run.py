@@ -27,18 +27,18 @@ from dragoman.text.bundle import (
     sweep_leftovers,
 )
 from dragoman.text.model_card import write_model_card
-from dragoman.training.callbacks import FirstUpdate
-from dragoman.training.checkpoint_files import BEST, list_checkpoints, read_checkpoint
 from dragoman.training.folders import lock_folder, make_empty, name_folders, sweep_temporary
-from dragoman.training.loggers import make_loggers
 from dragoman.training.memory import explain_out_of_memory, is_out_of_memory
+from dragoman.training.monitoring.callbacks import FirstUpdate
+from dragoman.training.monitoring.loggers import make_loggers
+from dragoman.training.monitoring.samples import SAMPLES_FILE, cut_samples
 from dragoman.training.outcome import evaluate_run, gather_metrics, report_run
 from dragoman.training.preparing import PairFiles, Run, list_files, open_run, reopen_run
 from dragoman.training.rehearsal import estimate_time
-from dragoman.training.resuming import CHECKPOINTS, DATA, Resumption, find_resumption
-from dragoman.training.samples import SAMPLES_FILE, cut_samples
+from dragoman.training.resuming.checkpoint_files import BEST, list_checkpoints, read_checkpoint
+from dragoman.training.resuming.resumption import CHECKPOINTS, DATA, Resumption, find_resumption
+from dragoman.training.resuming.stopping import SignalWatch, StopTraining, watch_signals
 from dragoman.training.startup import StartClock
-from dragoman.training.stopping import SignalWatch, StopTraining, watch_signals
 from dragoman.training.surroundings import Surroundings
 
 Resume = Literal["no", "auto", "must"]

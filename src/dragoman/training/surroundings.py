@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from dragoman.training.resuming.stopping import SignalWatch
 from dragoman.training.startup import StartClock
-from dragoman.training.stopping import SignalWatch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from dragoman.configuration import flatten_settings
 from dragoman.settings import Settings
-from dragoman.training.meter import Metered, as_training
+from dragoman.training.monitoring.meter import Metered, as_training
 
 
 class UpdateLog(Metered):

@@ -6,8 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dragoman.settings import Settings
-from dragoman.training.collapse import CollapseWatch, find_patience, list_causes
-from dragoman.training.outputs import DecodedRow, OutputCounts, read_counts
+from dragoman.training.monitoring.collapse import CollapseWatch, find_patience, list_causes
+from dragoman.training.monitoring.outputs import DecodedRow, OutputCounts, read_counts
 
 NUM_ROWS = 60
 

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dragoman.text.replacing import staged_file
 from dragoman.training.module import TransformerTraining
-from dragoman.training.outputs import DecodedRow
-from dragoman.training.texts import Texts
+from dragoman.training.monitoring.outputs import DecodedRow
+from dragoman.training.monitoring.texts import Texts
 
 SAMPLES_FILE = "samples.jsonl"
 NUM_SAMPLES = 10

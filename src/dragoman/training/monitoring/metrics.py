@@ -16,7 +16,7 @@ from torchmetrics import Metric, MetricCollection
 from dragoman.evaluation import metrics as evaluation
 from dragoman.model.cross_entropy import LossSums
 from dragoman.settings import Settings
-from dragoman.training.texts import Texts
+from dragoman.training.monitoring.texts import Texts
 
 
 class TokenMean(Metric):

@@ -11,8 +11,12 @@ from dragoman.model.cross_entropy import sum_cross_entropy
 from dragoman.settings import Settings, SideSettings, TokenizerSettings
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.pairs import Pair
-from dragoman.training.metrics import DecodedMetrics, TeacherForcedMetrics, choose_text_scores
-from dragoman.training.texts import Texts
+from dragoman.training.monitoring.metrics import (
+    DecodedMetrics,
+    TeacherForcedMetrics,
+    choose_text_scores,
+)
+from dragoman.training.monitoring.texts import Texts
 
 rows = st.lists(
     st.tuples(

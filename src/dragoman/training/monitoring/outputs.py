@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dragoman.training.collapse import Outputs
+from dragoman.training.monitoring.collapse import Outputs
 
 _NUM_BUCKETS = 4096  # for different texts: two share one by chance once in so many pairs
 _FEWEST_REPEATS = 4  # tokens of an output that may be said to repeat one

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dragoman.errors import DataError
-from dragoman.training.curves import read_curves
+from dragoman.training.monitoring.curves import read_curves
 
 
 def write_log(folder, rows):
@@ -43,7 +43,7 @@ def test_no_log_gives_no_curves_and_a_foreign_file_is_told(tmp_path):
 
 def test_reading_curves_loads_neither_torch_nor_lightning():
     code = (
-        "import dragoman.training.curves, sys\n"
+        "import dragoman.training.monitoring.curves, sys\n"
         "assert not {'torch', 'lightning', 'torchmetrics'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

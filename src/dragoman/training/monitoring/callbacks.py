@@ -10,10 +10,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from dragoman.settings import Settings
-from dragoman.training.collapse import CollapseWatch, find_patience, list_causes
 from dragoman.training.module import TransformerTraining
+from dragoman.training.monitoring.collapse import CollapseWatch, find_patience, list_causes
+from dragoman.training.monitoring.texts import Texts
 from dragoman.training.startup import StartClock
-from dragoman.training.texts import Texts
 
 
 class CollapseWarning(Callback):

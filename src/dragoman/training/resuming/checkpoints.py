@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from dragoman.errors import CheckpointError
-from dragoman.training.checkpoint_files import (
+from dragoman.training.resuming.checkpoint_files import (
     BEST,
     copy_file,
     name_checkpoint,

@@ -13,9 +13,9 @@ from conftest import make_words, quiet_console, write_pairs
 from dragoman import read_settings
 from dragoman.errors import CheckpointError, DataError, ModelFolderError, SettingsError
 from dragoman.text.bundle import read_bundle
-from dragoman.training import checkpoints
-from dragoman.training.checkpoint_files import BEST
-from dragoman.training.resuming import MAY_CHANGE
+from dragoman.training.resuming import checkpoints
+from dragoman.training.resuming.checkpoint_files import BEST
+from dragoman.training.resuming.resumption import MAY_CHANGE
 from dragoman.training.run import fit
 from runs import STEPS, results_of, settings
 
@@ -194,10 +194,10 @@ from pathlib import Path
 from dragoman import PairDataModule, read_settings
 from dragoman.model.transformer import Transformer
 from dragoman.settings import OptimizationSettings
-from dragoman.training.checkpoint_files import AtomicCheckpointIO
-from dragoman.training.checkpoints import Checkpoints
+from dragoman.training.resuming.checkpoint_files import AtomicCheckpointIO
+from dragoman.training.resuming.checkpoints import Checkpoints
 from dragoman.training.module import TransformerTraining
-from dragoman.training.rank_states import RankStates
+from dragoman.training.resuming.rank_states import RankStates
 from dragoman.training.averaging import average_weights
 
 class Losses(lightning.Callback):

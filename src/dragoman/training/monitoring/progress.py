@@ -8,7 +8,7 @@ import lightning
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dragoman.training.meter import Metered, as_training
+from dragoman.training.monitoring.meter import Metered, as_training
 
 _WIDE = 110  # columns of a terminal in which a bar has room beside the figures
 

@@ -8,9 +8,9 @@ from typing import Any
 from dragoman.configuration import flatten_settings, list_set_values, merge_settings
 from dragoman.errors import CheckpointError, SettingsError
 from dragoman.settings import Settings
-from dragoman.training.checkpoint_files import BEST, list_checkpoints, read_checkpoint
-from dragoman.training.checkpoints import RECORD, find_state
 from dragoman.training.patience import is_out_of_patience
+from dragoman.training.resuming.checkpoint_files import BEST, list_checkpoints, read_checkpoint
+from dragoman.training.resuming.checkpoints import RECORD, find_state
 
 CHECKPOINTS, DATA = "checkpoints", "data"  # folders in `{out}.training`
 

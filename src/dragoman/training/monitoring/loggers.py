@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from dragoman.settings import LoggerName
-from dragoman.training.curves import METRICS_FILE
+from dragoman.training.monitoring.curves import METRICS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 
 from dragoman.errors import Stopped
-from dragoman.training.checkpoints import Checkpoints
+from dragoman.training.resuming.checkpoints import Checkpoints
 
 PATIENCE_S = 7.0  # for the update at hand, from the signal on; then it is given up
 

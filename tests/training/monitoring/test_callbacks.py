@@ -7,7 +7,7 @@ from rich.text import Text
 
 from conftest import BRIEF, SMALL, quiet_console, write_pairs
 from dragoman import read_settings
-from dragoman.training.curves import read_curves
+from dragoman.training.monitoring.curves import read_curves
 from dragoman.training.run import fit
 from dragoman.training.schedules import learning_rate_factor
 

@@ -10,7 +10,7 @@ from dragoman import read_settings
 from dragoman.errors import SettingsError
 from dragoman.settings import Settings
 from dragoman.text.bundle import dump_settings
-from dragoman.training.loggers import find_logger_faults, make_loggers
+from dragoman.training.monitoring.loggers import find_logger_faults, make_loggers
 from dragoman.training.run import fit
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None

@@ -10,10 +10,10 @@ from dragoman import read_settings
 from dragoman.settings import SideSettings, TokenizerSettings
 from dragoman.text.pair_tokenizer import PairTokenizer
 from dragoman.text.pairs import Pair
-from dragoman.training.outputs import DecodedRow
+from dragoman.training.monitoring.outputs import DecodedRow
+from dragoman.training.monitoring.samples import NUM_SAMPLES, _log_text, choose_spread
+from dragoman.training.monitoring.texts import Texts
 from dragoman.training.run import fit
-from dragoman.training.samples import NUM_SAMPLES, _log_text, choose_spread
-from dragoman.training.texts import Texts
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 
-from conftest import make_words, write_pairs
+from conftest import BRIEF, SMALL, make_words, write_pairs
 from dragoman.engines.choice import EngineName
 from dragoman.exporting.ctranslate2 import Quantization
 from dragoman.options import ENGINES, QUANTIZATIONS, read_command_line
@@ -340,3 +340,29 @@ def test_fit_without_pairs_or_with_both_ways_to_begin_is_refused(tmp_path):
     told = fails("fit", "--resume", "--out", tmp_path / "model")
     assert "no whole checkpoint to go on from" in told
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "minutes"),
+    [("90m", 90), ("1h30m", 90), ("1.5h", 90), ("30s", 0.5), ("1d1s", 1440 + 1 / 60)],
+)
+def test_a_time_has_units(word, minutes):
+    arguments, _ = read_command_line(["fit", "pairs.tsv", "--max-time", word])
+    assert arguments.max_time == pytest.approx(minutes)
+
+
+@pytest.mark.parametrize("word", ["", "90", "0m", "1m2h", "1..2h", "-3m", "inf"])
+def test_what_is_no_time_is_told(word, capsys):
+    with pytest.raises(SystemExit):
+        read_command_line(["fit", "pairs.tsv", f"--max-time={word}"])
+    assert "such as 90m or 1h30m" in capsys.readouterr().err
+
+
+def test_a_limit_of_time_leaves_a_model_and_what_to_go_on_from(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    out = tmp_path / "model"
+    words = [*SMALL, *BRIEF, "--training.export", "none", "--evaluation.report", "none"]
+    found = run("fit", pairs, "--out", out, *words, "--max-time", "0.001s")
+    assert found.returncode == 0, found.stderr
+    assert (out / "model.safetensors").is_file()
+    assert list((tmp_path / "model.training" / "checkpoints").glob("step-*.ckpt"))

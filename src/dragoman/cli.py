@@ -54,6 +54,8 @@ def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
     if arguments.resume != "no" and (arguments.overwrite or arguments.dry_run):
         raise DragomanError("--resume: goes on with a run; leave out --overwrite and --dry-run")
+    if arguments.max_time is not None:
+        words = [*words, "--training.max_minutes", str(arguments.max_time)]
     settings = read_settings(arguments.config, words)
     from dragoman.text.pairs import check_files
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -82,6 +83,11 @@ def _add_fit(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--resume", nargs="?", const="must", default="no", choices=("auto", "must"), metavar="auto",
         help="go on with the run of --out that was interrupted; auto: begin it where there is none",
+    )  # fmt: skip
+    command.add_argument(
+        "--max-time", type=_minutes, metavar="TIME",
+        help="end the training after this long, such as 90m or 1h30m, with a model and a checkpoint "
+        "to go on from: training.max_minutes",
     )  # fmt: skip
     command.add_argument(
         "--dry-run", action="store_true",
@@ -215,6 +221,19 @@ def _share(word: str) -> float:
     if not 0.0 <= share <= 1.0:
         raise argparse.ArgumentTypeError(f"{word!r} is not a number from 0 to 1")
     return share
+
+
+def _minutes(word: str) -> float:
+    parts = re.fullmatch(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", word)
+    try:
+        values = [float(part or 0) for part in parts.groups()] if parts and word else []
+    except ValueError:
+        values = []
+    if not any(values):
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is no time: give numbers with d, h, m or s, such as 90m or 1h30m"
+        )
+    return sum(value * unit for value, unit in zip(values, (1440, 60, 1, 1 / 60), strict=True))
 
 
 class _Parser(argparse.ArgumentParser):

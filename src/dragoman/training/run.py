@@ -63,7 +63,7 @@ def fit(
         pairs: A file of pairs (TSV, CSV, JSONL, Parquet), or two parallel text files. Where a run
             goes on, they may be left out, as ().
         settings: What is not set is chosen by the number and the shape of the pairs. Where a run
-            goes on: what is to be changed about it, of what may be (`resuming.MAY_CHANGE`).
+            goes on: what is to be changed about it, of what may be (`resumption.MAY_CHANGE`).
         overwrite: Replace a model folder that stands at `out`.
         resume: must: go on with the run that was interrupted; auto: if there is one, else begin.
         console: Where progress is shown; None: standard error.

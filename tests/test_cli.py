@@ -80,6 +80,17 @@ def test_predict_stops_quietly_when_its_reader_goes(trained):
     assert b"Traceback" not in found.stderr
 
 
+def test_a_short_answer_that_nobody_reads_is_no_fault_of_the_program(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 20)
+    command = f"{sys.executable} -m dragoman inspect {pairs} --json | true; exit ${{PIPESTATUS[0]}}"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    found = subprocess.run(
+        ["bash", "-c", command], capture_output=True, timeout=120, check=False, env=buffered
+    )
+    assert found.returncode == 128 + signal.SIGPIPE
+    assert b"Exception" not in found.stderr
+
+
 def test_evaluate_prints_scores_as_a_table_or_as_json(trained, tmp_path):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("source,target\n" + "".join(f"{w},{w.upper()}\n" for w in WORDS))
@@ -365,4 +376,5 @@ def test_a_limit_of_time_leaves_a_model_and_what_to_go_on_from(tmp_path):
     found = run("fit", pairs, "--out", out, *words, "--max-time", "0.001s")
     assert found.returncode == 0, found.stderr
     assert (out / "model.safetensors").is_file()
-    assert list((tmp_path / "model.training" / "checkpoints").glob("step-*.ckpt"))
+    kept = (tmp_path / "model.training" / "checkpoints").glob("step-*.ckpt")
+    assert [path.name for path in kept] == ["step-1.ckpt"]

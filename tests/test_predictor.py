@@ -68,6 +68,8 @@ def test_a_model_that_computes_no_numbers_says_so(trained, tmp_path, engine):
         model.predict(["abc"])
     with pytest.raises(DragomanError, match="no number"):
         model.score(["abc"], ["ABC"])
+    with pytest.raises(DragomanError, match="no number"):
+        model.evaluate([Pair("abc", "ABC", (), 1, "pairs.tsv")])
     [(row, answers)] = model.predict_rows([Source("abc", (), 1)])
     assert isinstance(row, BadRow)
     assert "no number" in row.reason

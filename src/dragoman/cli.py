@@ -31,11 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, settings = read_command_line(sys.argv[1:] if argv is None else argv)
         commands[arguments.command](arguments, settings)
+        sys.stdout.flush()
     except DragomanError as error:
-        print(f"dragoman: {error}", file=sys.stderr)
+        _say_at_last(str(error))
         return 2
     except KeyboardInterrupt as stop:
-        print(f"dragoman: {str(stop) or 'stopped'}", file=sys.stderr)
+        _say_at_last(str(stop) or "stopped")
         return stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT
     except (BrokenPipeError, SystemExit) as end:  # rich makes a SystemExit of a broken pipe
         if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
@@ -281,12 +282,25 @@ def _show_evaluation(
             print(f"written: {path}", file=sys.stderr)
 
 
+def _say_at_last(message: str) -> None:
+    """Write a message to standard error, if anybody still reads it."""
+    try:
+        print(f"dragoman: {message}", file=sys.stderr)
+    except OSError:
+        _write_nowhere()
+
+
 def _leave_without_reader() -> int:
     """Return the exit code of a process whose output nobody reads any longer, as in `| head`."""
+    _write_nowhere()
+    return 128 + signal.SIGPIPE
+
+
+def _write_nowhere() -> None:
+    """Let what is still to be written to a stream that has gone be lost, without a complaint."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())  # what is still to be written goes nowhere
-    return 128 + signal.SIGPIPE
+        os.dup2(nowhere, stream.fileno())
 
 
 def _own_name() -> str:

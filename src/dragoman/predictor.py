@@ -172,7 +172,7 @@ class Predictor:
         if prefixes is not None:
             _check_count("prefixes", prefixes, len(rows))
         starts = None if prefixes is None else self._encode_targets(prefixes)
-        return _refuse_no_numbers(self._search(self._encode(rows), starts))
+        return self._refuse_no_numbers(self._search(self._encode(rows), starts))
 
     def score(
         self,
@@ -191,7 +191,7 @@ class Predictor:
         rows = self._make_rows(sources, features)
         _check_count("targets", targets, len(rows))
         found = self._force(self._encode(rows), self._encode_targets(targets))
-        return [one for [one] in _refuse_no_numbers(found)]
+        return [one for [one] in self._refuse_no_numbers(found)]
 
     def predict_rows(
         self, rows: Iterable[Source | BadRow]
@@ -254,6 +254,7 @@ class Predictor:
 
         Raises:
             DataError: There are no pairs, or one is too long for the model.
+            DragomanError: The model computes what is no number.
         """
         from dragoman.evaluation.scores import score
 
@@ -271,6 +272,7 @@ class Predictor:
 
         Raises:
             DataError: A pair is too long for the model.
+            DragomanError: The model computes what is no number.
         """
         from dragoman.evaluation.groups import group_references
         from dragoman.evaluation.rows import Row
@@ -279,6 +281,8 @@ class Predictor:
         sources = [Source(one.source, one.features, one.line) for one in groups]
         rows: list[Row] = []
         for group, (source, best_first) in zip(groups, self.predict_rows(sources), strict=True):
+            if isinstance(source, BadRow) and source.reason == _NO_NUMBER:
+                raise self._explain_no_number()
             if isinstance(source, BadRow):
                 raise DataError(
                     f"{group.file}:{group.line}: the source cannot be predicted: {source.reason}; "
@@ -314,6 +318,15 @@ class Predictor:
             plan=plan,
             calibrations=self.calibrations,
         )
+
+    def _refuse_no_numbers(self, found: list[list[Prediction]]) -> list[list[Prediction]]:
+        if any(map(_has_no_number, found)):
+            raise self._explain_no_number()
+        return found
+
+    def _explain_no_number(self) -> DragomanError:
+        other = "" if self.engine.name == "torch" else ", or --engine torch"
+        return DragomanError(f"{_NO_NUMBER}; take another model{other}")
 
     def _list_weights(self) -> list[WeightsFile]:
         return [one.weights_file for one in self.bundles if one.weights_file is not None]
@@ -458,9 +471,3 @@ def _check_count(name: str, values: Sequence[str], count: int) -> None:
 
 def _has_no_number(predictions: Sequence[Prediction]) -> bool:
     return any(math.isnan(one.score) for one in predictions)
-
-
-def _refuse_no_numbers(found: list[list[Prediction]]) -> list[list[Prediction]]:
-    if any(map(_has_no_number, found)):
-        raise DragomanError(f"{_NO_NUMBER}; take another model, or --engine torch")
-    return found

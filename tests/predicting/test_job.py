@@ -94,14 +94,14 @@ def test_a_table_keeps_its_columns_and_gets_those_of_the_prediction(model, tmp_p
 _NO_COLUMN = (
     "1 rows with fields that the first row lacks, left out of the table (.jsonl keeps them)"
 )
-_BROKEN_CELL = "1 rows with a tab or a line break in a cell, written as a space (.csv keeps it)"
+_BROKEN_CELL = "2 rows with a tab or a line break in a cell, written as a space (.csv keeps it)"
 
 
 @pytest.mark.parametrize(
     ("suffix", "told"),
     [
         (".csv", [f"{_NO_COLUMN}: line 2"]),
-        (".tsv", [f"{_BROKEN_CELL}: line 1", f"{_NO_COLUMN}: line 2"]),
+        (".tsv", [f"{_BROKEN_CELL}: line 1, 3", f"{_NO_COLUMN}: line 2"]),
         (".jsonl", []),
     ],
 )
@@ -110,10 +110,14 @@ def test_what_a_table_has_no_room_for_is_told(model, tmp_path, suffix, told):
     rows = [
         {"source": "abc", "note": "a\tb\nc"},
         {"source": "abd", "note": "d", "more": 1},
-        {"source": "abe"},
+        {"source": "abe", "note": "e\rf"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert predict(model, path, f"out{suffix}")[1] == told
+    output, report = predict(model, path, f"out{suffix}")
+    assert report == told
+    if suffix == ".csv":
+        with output.open(newline="") as file:
+            assert [row["note"] for row in csv.DictReader(file)] == ["a\tb\nc", "d", "e\rf"]
 
 
 def test_parquet_is_read_with_columns_that_are_no_text(model, tmp_path):

@@ -146,8 +146,9 @@ class RowWriter:
         if self.layout == "tsv":
             return "\t".join(map(_flatten_cell, cells)) + "\n"
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue()
+        # A cell is quoted if it has a character of the line end in it, \r as well as \n.
+        csv.writer(text, lineterminator="\r\n").writerow(cells)
+        return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 _TABLE_COLUMNS = ("line", "prediction", "score", "confidence", "is_complete", "error")

@@ -104,6 +104,8 @@ def _write_files(
                 progress.update(place.rows, position.fraction(place.rows))
             _sync(files)
         journal.finish(place)
+    except BrokenPipeError:  # of standard error: no reader is left
+        raise
     except OSError as error:
         named = ", ".join(f"{option} {path}" for option, path in job.files.items())
         raise DragomanError(f"{named}: cannot be written: {error.strerror}") from error

@@ -20,7 +20,7 @@ def hold_lock_file(place: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is held: who has opened it meanwhile sees that the name is gone, and tries again.
+        # While it is held: who has opened it meanwhile sees that the name is gone, and holds nothing.
         with suppress(OSError):  # Windows removes no open file
             place.unlink()
         lock.release()

@@ -35,7 +35,12 @@ from dragoman.training.monitoring.samples import SAMPLES_FILE, cut_samples
 from dragoman.training.outcome import evaluate_run, gather_metrics, report_run
 from dragoman.training.preparing import PairFiles, Run, list_files, open_run, reopen_run
 from dragoman.training.rehearsal import estimate_time
-from dragoman.training.resuming.checkpoint_files import BEST, list_checkpoints, read_checkpoint
+from dragoman.training.resuming.checkpoint_files import (
+    BEST,
+    list_checkpoints,
+    read_checkpoint,
+    sweep_partial,
+)
 from dragoman.training.resuming.resumption import CHECKPOINTS, DATA, Resumption, find_resumption
 from dragoman.training.resuming.stopping import SignalWatch, StopTraining, watch_signals
 from dragoman.training.startup import StartClock
@@ -192,6 +197,7 @@ def _train(run: Run) -> int:
         _claim(run)
     step = resumption.step if resumption else 0
     if resumption is not None:
+        sweep_partial(run.folder)
         cut_samples(run.folder / SAMPLES_FILE, resumption.validated_step)
     run.trainer.loggers = make_loggers(run.settings.training.loggers, run.folder, step)
     run.trainer.callbacks.append(FirstUpdate(run.around.clock, run.around.console))  # type: ignore[attr-defined]

@@ -1,15 +1,21 @@
 """Signals, limits of time and sudden deaths: what was done is kept, and gone on with."""
 
+import fcntl
 import os
+import pty
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from conftest import quiet_console, write_pairs
 from dragoman import read_settings
@@ -17,6 +23,7 @@ from dragoman.errors import Stopped
 from dragoman.training.module import TransformerTraining
 from dragoman.training.resuming import checkpoints
 from dragoman.training.resuming.checkpoint_files import list_checkpoints, read_checkpoint
+from dragoman.training.resuming.stopping import SignalWatch
 from dragoman.training.run import fit
 from runs import WORDS, results_of, settings
 
@@ -62,7 +69,7 @@ def send_at(monkeypatch, name, place, numbers):
 
 # Two batches an update, 5 updates an epoch, a validation of one batch every 4 updates.
 MOMENTS = [
-    ("training_step", 1, "SIGTERM"), ("training_step", 5, "SIGTERM"), ("training_step", 6, "SIGHUP"),
+    ("training_step", 1, "SIGTERM"), ("training_step", 5, "SIGTERM"), ("training_step", 6, "SIGHUP SIGHUP"),
     ("training_step", 8, "SIGTERM"), ("training_step", 10, "SIGTERM"), ("training_step", 27, "SIGINT"),
     ("validation_step", 1, "SIGTERM"), ("validation_step", 2, "SIGTERM"),
 ]  # fmt: skip
@@ -74,10 +81,11 @@ def test_a_signal_costs_nothing_wherever_it_comes(
 ):
     out, rare = tmp_path / "model", settings("--training.checkpoint_every", "100")
     with monkeypatch.context() as patch:
-        send_at(patch, name, place, [signal.Signals[sent]])
-        with pytest.raises(Stopped, match=rf"{sent}: stopped after update \d+; to go on") as stop:
+        send_at(patch, name, place, [signal.Signals[one] for one in sent.split()])
+        first = sent.split()[0]
+        with pytest.raises(Stopped, match=rf"{first}: stopped after update \d+; to go on") as stop:
             fit(pairs, out, rare, console=quiet_console())
-    assert stop.value.exit_code == 128 + signal.Signals[sent]
+    assert stop.value.exit_code == 128 + signal.Signals[first]
     done = -(-place // 2) if name == "training_step" else 4 * place
     assert (
         list_checkpoints(tmp_path / "model.training" / "checkpoints")[0].name == f"step-{done}.ckpt"
@@ -163,13 +171,13 @@ def test_a_folder_that_vanishes_is_made_again(monkeypatch, pairs, whole, tmp_pat
     assert results_of(out) == whole
 
 
-def start(pairs, out, *more):
+def start(pairs, out, *more, **options):
     command = [sys.executable, "-m", "dragoman", "fit", pairs, "--out", out, *WORDS, *LONG, *more]
     # As many threads as here: with others, sums are made in another order.
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(
-        [*map(str, command), "--resume", "auto"], stderr=subprocess.PIPE, text=True,
-        env={**os.environ, **threads},
+        [*map(str, command), "--resume", "auto"], text=True,
+        **{"stderr": subprocess.PIPE, "env": {**os.environ, **threads}, **options},
     )  # fmt: skip
 
 
@@ -217,6 +225,43 @@ def test_a_training_whose_reader_goes_says_by_its_code_that_there_is_no_model(pa
     assert list_checkpoints(tmp_path / "model.training" / "checkpoints")
 
 
+def test_a_terminal_that_goes_costs_nothing(pairs, long_whole, tmp_path):
+    ours, theirs = pty.openpty()
+    out, folder = tmp_path / "model", tmp_path / "model.training" / "checkpoints"
+    process = start(
+        pairs, out, "--training.checkpoint_every", "100", stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while b"(best" not in shown:  # the first validation
+        shown += os.read(ours, 1000)
+    process.send_signal(signal.SIGHUP)
+    os.close(ours)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert list_checkpoints(folder)[0].name.startswith("step-")  # none was due
+    again = start(pairs, out)
+    told = again.communicate(timeout=120)[1]
+    assert again.returncode == 0, told
+    assert results_of(out) == long_whole
+
+
+def test_a_signal_is_taken_where_nobody_reads_what_is_said_of_it(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    nobody = os.fdopen(writer, "w")
+    with Path(os.devnull).open("w") as nowhere:
+        monkeypatch.setattr(sys, "stdout", nowhere)  # rich closes it
+        watch = SignalWatch(Console(file=nobody))
+        watch.is_training = True
+        watch.take()
+        os.kill(os.getpid(), signal.SIGINT)
+        watch.give_back()
+    assert watch.received == signal.SIGINT
+    with suppress(BrokenPipeError):
+        nobody.close()
+
+
 def test_a_killed_run_goes_on_and_nothing_is_left_lying_about(pairs, long_whole, tmp_path):
     """The full test, with a hundred kills, is reliability/kill.py."""
     out, chance = tmp_path / "model", random.Random(7)
@@ -236,7 +281,8 @@ def test_a_killed_run_goes_on_and_nothing_is_left_lying_about(pairs, long_whole,
     assert samples == long_whole[2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.training"]
     left = [path.name for path in (tmp_path / "model.training" / "checkpoints").iterdir()]
-    assert all(name.endswith(".ckpt") and not name.startswith(".") for name in left)
+    assert all(name.endswith(".ckpt") for name in left)
+    assert not list((tmp_path / "model.training").rglob(".*"))
     assert curves["valid_loss"] == long_whole[1]["valid_loss"]
 
 

@@ -1,6 +1,7 @@
 """How far the training is: a live bar for people."""
 
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -121,8 +122,9 @@ class ProgressBar(Metered):
         pl_module: lightning.LightningModule,
         exception: BaseException,
     ) -> None:
-        """Give the terminal back."""
-        self._bar.stop()
+        """Give the terminal back, if it is still there."""
+        with suppress(OSError, SystemExit):
+            self._bar.stop()
 
     def _look(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         figures = []

@@ -16,7 +16,6 @@ from dragoman.training.resuming.checkpoints import Checkpoints
 
 PATIENCE_S = 7.0  # for the update at hand, from the signal on; then it is given up
 
-
 # What stops a run: Ctrl-C, a scheduler, and a terminal or a connection that goes.
 _STOPPING = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -64,11 +63,13 @@ class SignalWatch:
             )
             raise Stopped(told, self.received)
         received = signal.Signals(number)
+        if self.received and received.name == "SIGHUP":
+            return  # a terminal that goes sends it twice: by its shell, and by the system
         if self.received or not self.is_training:
             raise Stopped(f"{received.name}: stopped", number)
         self.received = received
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
-        with suppress(OSError):  # the terminal may have gone
+        with suppress(OSError, SystemExit):  # the terminal may have gone; rich's way to say so
             self._console.print(
                 f"{received.name}: stopping after this update; once more to stop at once",
                 highlight=False,

@@ -86,10 +86,11 @@ def _parse(text: str, place: str) -> Row:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON: {error}") from error
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "source": str, "references": list, "hypothesis": str, "features": list, "line": int,
-        "file": str, "is_complete": bool, "score": (int, float, type(None)),
-        "confidence": (int, float, type(None)),
+    number = (int, float, type(None))
+    kinds: dict[str, tuple[type, ...]] = {
+        "source": (str,), "references": (list,), "hypothesis": (str,), "features": (list,),
+        "line": (int,), "file": (str,), "is_complete": (bool,), "score": number,
+        "confidence": number,
     }  # fmt: skip
     if not isinstance(content, dict):
         raise DataError(f"{place}: expected an object, found {type(content).__name__}")
@@ -98,9 +99,7 @@ def _parse(text: str, place: str) -> Row:
         if name not in values:
             raise DataError(f"{place}: {name!r} is missing; give rows as evaluate writes them")
     for name, value in values.items():
-        if not isinstance(value, kinds[name]) or (
-            isinstance(value, bool) and name != "is_complete"
-        ):
+        if type(value) not in kinds[name]:  # exactly: True is no number
             raise DataError(f"{place}: {name!r} is {type(value).__name__}")
     for name in ("references", "features"):
         values[name] = tuple(values.get(name, ()))

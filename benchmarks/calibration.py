@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tables import table
 
-from dragoman.evaluating import find_run
+from dragoman.commands.evaluate import find_run
 from dragoman.evaluation.confidence import find_confidences
 from dragoman.evaluation.rows import Row
 

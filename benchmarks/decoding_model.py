@@ -9,7 +9,7 @@ from random import Random
 
 from invented_pairs import Language, invent_pairs
 
-from dragoman.text.bundle import CTRANSLATE2, is_model_folder
+from dragoman.model_folder.folder import CTRANSLATE2, is_model_folder
 
 _NUM_PAIRS, _NUM_SOURCES = 30_000, 2_000
 _MAX_STEPS, _MAX_MINUTES = 900, 6
@@ -17,7 +17,7 @@ _MAX_STEPS, _MAX_MINUTES = 900, 6
 # Run in a process of its own: this one must stay small, and without torch.
 _EXPORT = """
 import pathlib, sys
-from dragoman.exporting.ctranslate2 import export_ctranslate2
+from dragoman.engines.ctranslate2_export import export_ctranslate2
 export_ctranslate2(pathlib.Path(sys.argv[1]))
 """
 

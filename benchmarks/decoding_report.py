@@ -16,8 +16,8 @@ from typing import Any
 from decoding_contender import Entry, Turn
 from tables import Bar, spread, table
 
-from dragoman.text.bundle import TOKENIZER
-from dragoman.text.pair_tokenizer import PairTokenizer
+from dragoman.model_folder.folder import TOKENIZER
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 BATCHES, LIST, SINGLE = "batches of 64", "one list", "single"  # how sentences are given
 

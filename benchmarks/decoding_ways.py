@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from decoding_contender import Entry
 
 from dragoman.decoding.length import limit_lengths
+from dragoman.model_folder.folder import CTRANSLATE2, read_bundle
 from dragoman.predictor import Predictor
+from dragoman.reading.pairs import take_features
 from dragoman.settings import DecodingSettings, Settings
-from dragoman.text.bundle import CTRANSLATE2, read_bundle
-from dragoman.text.pairs import take_features
 
 if TYPE_CHECKING:
     import torch
@@ -207,7 +207,7 @@ def _load_torch(entry: Entry, path: Path) -> Predictor:
 
 
 def _find_network(predictor: Predictor) -> "Transformer":
-    from dragoman.engines.pytorch import TorchEngine as Engine
+    from dragoman.engines.torch_engine import TorchEngine as Engine
 
     assert isinstance(predictor.engine, Engine)
     return predictor.engine.networks[0]

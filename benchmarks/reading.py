@@ -71,8 +71,8 @@ def measure(task: Callable[[Path], int], path: Path) -> dict[str, str | float | 
 
 def read(path: Path) -> int:
     """Read the pairs; return their number."""
+    from dragoman.reading.pairs import read_pairs
     from dragoman.settings import DataSettings
-    from dragoman.text.pairs import read_pairs
 
     return sum(1 for _ in read_pairs([path], DataSettings()))
 

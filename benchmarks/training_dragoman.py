@@ -16,17 +16,17 @@ from dragoman.data.batch import Batch
 from dragoman.data.parts import cut_batch
 from dragoman.model.building import build_network
 from dragoman.settings import Settings
-from dragoman.text.special_ids import PAD_ID
+from dragoman.tokenizers.special_ids import PAD_ID
+from dragoman.training.callbacks import hush_lightning
+from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule
+from dragoman.training.graceful_stop import SignalWatch
+from dragoman.training.loggers import make_loggers
 from dragoman.training.module import TransformerTraining
-from dragoman.training.monitoring.callbacks import hush_lightning
-from dragoman.training.monitoring.loggers import make_loggers
-from dragoman.training.monitoring.texts import Texts
 from dragoman.training.precision import choose_precision, find_device, plan_parts
-from dragoman.training.resuming.checkpoints import Checkpoints
-from dragoman.training.resuming.stopping import SignalWatch
+from dragoman.training.run_context import Surroundings
 from dragoman.training.startup import StartClock
-from dragoman.training.surroundings import Surroundings
+from dragoman.training.texts import Texts
 from dragoman.training.trainer import make_trainer
 
 

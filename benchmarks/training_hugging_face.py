@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -20,6 +19,8 @@ from transformers import (
     Seq2SeqTrainingArguments,
     TrainerCallback,
 )
+
+from tokenizers import Tokenizer
 
 _NO_LABEL = -100  # where a label is padding
 _NEVER = 1_000_000_000

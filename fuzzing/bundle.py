@@ -26,14 +26,14 @@ with atheris.instrument_imports(include=["dragoman"]):
     from dragoman.evaluation.evaluation import read_evaluation
     from dragoman.evaluation.outputs import read_outputs
     from dragoman.evaluation.rows import Row, read_rows, write_rows
+    from dragoman.model_folder.calibration import StoredCalibration, Threshold, read_calibration
+    from dragoman.model_folder.folder import Bundle, dump_settings, read_bundle, write_bundle
+    from dragoman.model_folder.token_counts import read_token_counts
+    from dragoman.reading.pairs import Pair
     from dragoman.settings import DecodingSettings, Settings, SideSettings, TokenizerSettings
-    from dragoman.text.bundle import Bundle, dump_settings, read_bundle, write_bundle
-    from dragoman.text.calibration import StoredCalibration, Threshold, read_calibration
-    from dragoman.text.pair_tokenizer import PairTokenizer
-    from dragoman.text.pairs import Pair
-    from dragoman.text.token_counts import read_token_counts
-    from dragoman.text.tokenizer import UNKNOWN_ID, Tokenizer
-    from dragoman.text.unicode_form import from_unicode_form, to_unicode_form
+    from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+    from dragoman.tokenizers.tokenizer import UNKNOWN_ID, Tokenizer
+    from dragoman.tokenizers.unicode_form import from_unicode_form, to_unicode_form
 
 SIDES = (
     SideSettings(kind="characters", unicode_form="nfd"),

@@ -24,10 +24,9 @@ from findings import Findings
 
 with atheris.instrument_imports(include=["dragoman"]):
     from dragoman.errors import DataError
-    from dragoman.settings import DataSettings
-    from dragoman.text import delimited, files, parquet, parquet_pages
-    from dragoman.text.faults import OVER_LONG
-    from dragoman.text.pairs import (
+    from dragoman.reading import delimited, parquet, parquet_pages
+    from dragoman.reading import text_files as files
+    from dragoman.reading.pairs import (
         BadRow,
         Pair,
         RowFaults,
@@ -36,7 +35,9 @@ with atheris.instrument_imports(include=["dragoman"]):
         read_pairs,
         read_sources,
     )
-    from dragoman.text.survey import survey_pairs
+    from dragoman.reading.row_errors import OVER_LONG
+    from dragoman.reading.statistics import survey_pairs
+    from dragoman.settings import DataSettings
 
 # Small limits, so that short inputs meet them.
 files._CHUNK_BYTES = 32

@@ -12,9 +12,9 @@ from typing import get_args
 import pytest
 
 from conftest import BRIEF, SMALL, make_words, write_pairs
-from dragoman.engines.choice import EngineName
-from dragoman.exporting.ctranslate2 import Quantization
-from dragoman.options import ENGINES, QUANTIZATIONS, read_command_line
+from dragoman.cli_options import ENGINES, QUANTIZATIONS, read_command_line
+from dragoman.engines.ctranslate2_export import Quantization
+from dragoman.engines.load import EngineName
 
 WORDS = make_words(20, seed=9)
 

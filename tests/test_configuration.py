@@ -18,8 +18,8 @@ from dragoman.configuration import (
     read_settings,
 )
 from dragoman.errors import SettingsError
+from dragoman.model_folder.folder import dump_settings
 from dragoman.settings import Section, Settings
-from dragoman.text.bundle import dump_settings
 
 
 def faults_of(config=None, arguments=()):

@@ -13,8 +13,8 @@ import pytest
 from dragoman import demo
 from dragoman.demo import DatePairs, write_date_pairs
 from dragoman.errors import DragomanError
+from dragoman.reading.pairs import read_pairs
 from dragoman.settings import DataSettings
-from dragoman.text.pairs import read_pairs
 
 GOLDEN_BABEL = "2.18.0"
 GOLDEN_SHA256 = "bff7bf3d8e71f0c9b1920ed1f7ac6e45ec1383c05d8dabed2b2fbacedf80b49a"

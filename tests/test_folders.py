@@ -8,13 +8,13 @@ import pytest
 
 import dragoman
 from dragoman.cli import main
-from dragoman.evaluating import find_run
-from dragoman.exporting.ctranslate2 import export_ctranslate2
-from dragoman.exporting.onnx import export_onnx
+from dragoman.commands.evaluate import find_run
+from dragoman.engines.ctranslate2_export import export_ctranslate2
+from dragoman.engines.onnx_export import export_onnx
+from dragoman.model_folder.folder import CONFIG, read_bundle
 from dragoman.settings import DecodingSettings, Settings
 from dragoman.settings_file import FORMAT
-from dragoman.text.bundle import CONFIG, read_bundle
-from dragoman.text.tokenizer import Tokenizer
+from dragoman.tokenizers.tokenizer import Tokenizer
 
 FORMATS = sorted(path for path in Path(__file__).with_name("folders").iterdir() if path.is_dir())
 FOLDERS = [path for of_format in FORMATS for path in sorted(of_format.iterdir()) if path.is_dir()]

@@ -7,17 +7,17 @@ import pytest
 import dragoman
 from conftest import BRIEF, SMALL, make_words, quiet_console
 from dragoman import fit, read_settings
-from dragoman.engines.ctranslate2 import CTranslate2Engine
-from dragoman.engines.pytorch import TorchEngine
+from dragoman.engines.ctranslate2_engine import CTranslate2Engine
+from dragoman.engines.ctranslate2_export import write_model
+from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import DataError, DragomanError
 from dragoman.evaluation.confidence import find_confidence
-from dragoman.exporting.ctranslate2 import write_model
 from dragoman.model.building import load_network
+from dragoman.model_folder.calibration import StoredCalibration, read_calibration, write_calibration
+from dragoman.model_folder.folder import read_bundle
 from dragoman.predictor import Predictor
+from dragoman.reading.pairs import BadRow, Pair, Source
 from dragoman.settings import DecodingSettings, Settings
-from dragoman.text.bundle import read_bundle
-from dragoman.text.calibration import StoredCalibration, read_calibration, write_calibration
-from dragoman.text.pairs import BadRow, Pair, Source
 
 WORDS = make_words(60, seed=5)
 

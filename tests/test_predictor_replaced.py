@@ -12,16 +12,16 @@ from dataclasses import replace
 import pytest
 
 import dragoman
+from dragoman.engines.ctranslate2_export import export_ctranslate2
+from dragoman.engines.onnx_export import export_onnx
 from dragoman.errors import ModelFolderError
-from dragoman.exporting.ctranslate2 import export_ctranslate2
-from dragoman.exporting.onnx import export_onnx
-from dragoman.text.bundle import (
+from dragoman.model_folder.folder import (
     fill_folder,
     read_bundle,
     staged_folder,
     sweep_leftovers,
 )
-from dragoman.text.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 ROUNDS = int(os.environ.get("DRAGOMAN_REPLACED_ROUNDS", "40"))  # of each reader
 SOURCES = ["fcdb", "dbfc", "fffd", "cab"]
@@ -64,8 +64,8 @@ def models(trained, tmp_path_factory):
 REPLACE = """
 import shutil, sys, time
 from pathlib import Path
-from dragoman.text import replacing
-from dragoman.text.bundle import staged_folder
+import dragoman.storage as replacing
+from dragoman.model_folder.folder import staged_folder
 place, *models = map(Path, sys.argv[2:])
 if sys.argv[1] == "two renames":
     replacing._exchange = lambda path, partial: False
@@ -180,8 +180,8 @@ def test_an_export_is_not_put_into_the_folder_of_another_model(models, tmp_path)
 WRITE = """
 import sys
 from pathlib import Path
-from dragoman.text import replacing
-from dragoman.text.bundle import read_bundle, write_bundle
+import dragoman.storage as replacing
+from dragoman.model_folder.folder import read_bundle, write_bundle
 if sys.argv[1] == "two renames":
     replacing._exchange = lambda path, partial: False
 bundles = [read_bundle(Path(model)) for model in sys.argv[3:]]

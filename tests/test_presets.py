@@ -4,9 +4,9 @@ import pytest
 
 from dragoman.configuration import find_conflicts, read_settings
 from dragoman.presets import _SIZES, choose_settings
+from dragoman.reading.pairs import Pair
+from dragoman.reading.statistics import survey_pairs
 from dragoman.settings import Monitor, Settings, TrainingSettings
-from dragoman.text.pairs import Pair
-from dragoman.text.survey import survey_pairs
 
 
 def survey(*rows, times=1):

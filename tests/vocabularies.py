@@ -5,9 +5,9 @@ import functools
 from conftest import EOS
 from dragoman.decoding.plan import make_plan
 from dragoman.settings import DecodingSettings, SideSettings
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.special_ids import FIRST_TEXT_ID
-from dragoman.text.tokenizer import Tokenizer
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.special_ids import FIRST_TEXT_ID
+from dragoman.tokenizers.tokenizer import Tokenizer
 
 LINES = [
     '{"name":"ada","age":36,"tags":[true,false,null]}',

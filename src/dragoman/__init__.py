@@ -17,33 +17,33 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from dragoman.commands.fit import fit as fit
+    from dragoman.commands.inspect import inspect as inspect
     from dragoman.configuration import read_settings as read_settings
     from dragoman.data.batch import Batch as Batch
-    from dragoman.engines.choice import EngineName
+    from dragoman.engines.load import EngineName
     from dragoman.evaluation.scores import Scores
-    from dragoman.inspection.inspection import inspect as inspect
     from dragoman.model.transformer import Transformer as Transformer
     from dragoman.predictor import Predictor as Predictor
+    from dragoman.reading.pairs import read_pairs as read_pairs
     from dragoman.settings import Settings as Settings
-    from dragoman.text.pair_tokenizer import PairTokenizer as PairTokenizer
-    from dragoman.text.pairs import read_pairs as read_pairs
-    from dragoman.text.tokenizer import Tokenizer as Tokenizer
+    from dragoman.tokenizers.pair_tokenizer import PairTokenizer as PairTokenizer
+    from dragoman.tokenizers.tokenizer import Tokenizer as Tokenizer
     from dragoman.training.datamodule import PairDataModule as PairDataModule
     from dragoman.training.lightning_transformer import LightningTransformer as LightningTransformer
-    from dragoman.training.run import fit as fit
 
 _HOMES = {
     "Batch": "dragoman.data.batch",
     "LightningTransformer": "dragoman.training.lightning_transformer",
     "PairDataModule": "dragoman.training.datamodule",
-    "PairTokenizer": "dragoman.text.pair_tokenizer",
+    "PairTokenizer": "dragoman.tokenizers.pair_tokenizer",
     "Predictor": "dragoman.predictor",
     "Settings": "dragoman.settings",
-    "Tokenizer": "dragoman.text.tokenizer",
+    "Tokenizer": "dragoman.tokenizers.tokenizer",
     "Transformer": "dragoman.model.transformer",
-    "fit": "dragoman.training.run",
-    "inspect": "dragoman.inspection.inspection",
-    "read_pairs": "dragoman.text.pairs",
+    "fit": "dragoman.commands.fit",
+    "inspect": "dragoman.commands.inspect",
+    "read_pairs": "dragoman.reading.pairs",
     "read_settings": "dragoman.configuration",
 }
 __all__ = ["DragomanError", "evaluate", "load", "predict", *sorted(_HOMES)]
@@ -74,7 +74,7 @@ def predict(
 
 def evaluate(path: "str | Path", pairs: "str | Path | Sequence[str | Path]") -> "Scores":
     """Return the scores of the model in the folder `path` on a file of pairs (or two, parallel)."""
-    from dragoman.text.pairs import read_pairs
+    from dragoman.reading.pairs import read_pairs
 
     model = load(path)
     return model.evaluate(read_pairs(pairs, model.settings.data))

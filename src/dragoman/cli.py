@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dragoman.cli_options import read_command_line
 from dragoman.errors import DragomanError, Stopped
-from dragoman.options import read_command_line
 
 if TYPE_CHECKING:
     from dragoman.evaluation.evaluation import Evaluation
@@ -58,12 +58,12 @@ def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     if arguments.max_time is not None:
         words = [*words, "--training.max_minutes", str(arguments.max_time)]
     settings = read_settings(arguments.config, words)
-    from dragoman.text.pairs import check_files
+    from dragoman.reading.pairs import check_files
 
     # What is wrong with a file at first sight is told before seconds go into loading torch.
     for files in (arguments.pairs, settings.data.valid, settings.data.test):
         check_files(files, settings.data)
-    from dragoman.training import run
+    from dragoman.commands import fit as run
 
     clock.mark("program and libraries")
     pairs, out, overwrite = arguments.pairs, arguments.out, arguments.overwrite
@@ -77,8 +77,8 @@ def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 
 def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Write the output of a model for each line of the input."""
-    from dragoman.predicting.job import Job, Rest, choose_layout
-    from dragoman.predicting.running import run_job
+    from dragoman.commands.predict import run_job
+    from dragoman.commands.predict_job import Job, Rest, choose_layout
 
     if arguments.force_target and arguments.prefix:
         raise DragomanError(
@@ -123,14 +123,14 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     if arguments.references or arguments.sources:
         raise DragomanError("--references, --sources: belong to --hypotheses; leave them out")
     model = _load_model(arguments, words)
-    from dragoman.evaluating import evaluate_model, name_evaluation
+    from dragoman.commands.evaluate import evaluate_model, name_evaluation
+    from dragoman.commands.report import make_report
     from dragoman.evaluation.evaluation import write_evaluation
-    from dragoman.model_report import make_report
+    from dragoman.model_folder.calibration import write_calibration
+    from dragoman.model_folder.folder import EVALUATION
+    from dragoman.reading.pairs import RowFaults, read_pairs
     from dragoman.reporting.page import write_report
-    from dragoman.text.bundle import EVALUATION
-    from dragoman.text.calibration import write_calibration
-    from dragoman.text.pairs import RowFaults, read_pairs
-    from dragoman.training.monitoring.curves import read_curves
+    from dragoman.training.curves import read_curves
 
     faults, paths = RowFaults(), [Path(path) for path in arguments.pairs]
     pairs = read_pairs(paths, model.settings.data, faults)
@@ -168,7 +168,7 @@ def compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from dragoman.configuration import read_settings
 
     typed = read_settings(None, words).evaluation
-    from dragoman.comparing import compare_runs, describe_comparison
+    from dragoman.commands.compare import compare_runs, describe_comparison
 
     found = compare_runs(arguments.runs, typed, on=arguments.on, num_rows=arguments.rows)
     if arguments.json:
@@ -184,7 +184,7 @@ def inspect(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     files = {"data.valid": arguments.valid, "data.test": arguments.test}
     given = {name: paths for name, paths in files.items() if paths}
     settings = merge_settings(read_settings(arguments.config, words), given, overrule=True)
-    from dragoman.inspection import inspection
+    from dragoman.commands import inspect as inspection
 
     found = inspection.inspect(arguments.pairs, settings)
     if arguments.json:
@@ -200,13 +200,13 @@ def export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     if words:
         raise DragomanError(f"{words[0]}: export takes no settings; see dragoman export --help")
     if arguments.to == "onnx":
-        from dragoman.exporting.onnx import export_onnx
+        from dragoman.engines.onnx_export import export_onnx
 
         if arguments.quantization != "float32":
             raise DragomanError("--quantization: is for --to ctranslate2; ONNX is float32")
         check = export_onnx(arguments.model)
     else:
-        from dragoman.exporting.ctranslate2 import export_ctranslate2
+        from dragoman.engines.ctranslate2_export import export_ctranslate2
 
         check = export_ctranslate2(arguments.model, arguments.quantization)
     print(f"{arguments.model / arguments.to}: {check}", file=sys.stderr)
@@ -222,7 +222,7 @@ def demo(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         raise DragomanError(f"{arguments.out}: not a folder of this demo; choose another --out")
     pairs, out = write_date_pairs(arguments.out / "pairs"), arguments.out / "model"
     print(f"{pairs.train}: written dates of several languages, by CLDR", file=sys.stderr)
-    from dragoman.training import run
+    from dragoman.commands import fit as run
 
     files = {"data.valid": [str(pairs.valid)], "data.test": [str(pairs.test)]}
     settings = merge_settings(typed, {**SETTINGS, **files})
@@ -248,10 +248,10 @@ def _evaluate_files(arguments: argparse.Namespace, words: Sequence[str]) -> None
         )
     if arguments.calibrate:
         raise DragomanError("--calibrate: makes the confidence of a model right; give MODEL")
-    from dragoman.evaluating import name_evaluation
+    from dragoman.commands.evaluate import name_evaluation
+    from dragoman.commands.report import report_outputs
     from dragoman.evaluation.evaluation import evaluate_rows, write_evaluation
     from dragoman.evaluation.outputs import read_outputs
-    from dragoman.model_report import report_outputs
     from dragoman.reporting.page import write_report
 
     rows = read_outputs(arguments.hypotheses, arguments.references, arguments.sources)

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, TypeVar
 from dragoman.configuration import merge_for_use, merge_settings
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan, make_plan
-from dragoman.engines.choice import EngineName, load_engine
 from dragoman.engines.details import add_details
 from dragoman.engines.engine import Engine, Task
+from dragoman.engines.load import EngineName, load_engine
 from dragoman.errors import DataError, DragomanError, SettingsError
 from dragoman.evaluation.confidence import find_confidence
+from dragoman.model_folder.calibration import StoredCalibration, find_differences
+from dragoman.model_folder.folder import Bundle, read_bundle
+from dragoman.model_folder.weights import WeightsFile
 from dragoman.prediction import Prediction
+from dragoman.reading.pairs import BadRow, Pair, Source, take_features
 from dragoman.settings import Settings
-from dragoman.text.bundle import Bundle, read_bundle
-from dragoman.text.calibration import StoredCalibration, find_differences
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.pairs import BadRow, Pair, Source, take_features
-from dragoman.text.special_ids import EOS_ID
-from dragoman.text.undisturbed import read_undisturbed
-from dragoman.text.weights import WeightsFile
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.special_ids import EOS_ID
+from dragoman.undisturbed import read_undisturbed
 
 if TYPE_CHECKING:
     from dragoman.evaluation.rows import Row

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dragoman.configuration import list_set_values, merge_settings
+from dragoman.reading.statistics import SideSurvey, Survey
 from dragoman.settings import Monitor, Settings, TokenizerKind
-from dragoman.text.survey import SideSurvey, Survey
 
 # The fewer the pairs, the smaller the model, the stronger the dropout, the smaller the batches:
 # the direction is that of Araabi and Monz 2020 (low-resource Transformers).

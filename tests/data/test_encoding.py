@@ -4,9 +4,9 @@ import pytest
 from dragoman.data.dataset import EncodedPairs
 from dragoman.data.encoding import encode_splits
 from dragoman.errors import DataError
+from dragoman.reading.pairs import Pair
 from dragoman.settings import DataSettings, SideSettings, TokenizerSettings
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.pairs import Pair
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 PAIRS = [
     ("train", Pair("ab", "AB", ("<V>",), 1, "x.tsv")),

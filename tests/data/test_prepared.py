@@ -160,7 +160,7 @@ def test_files_that_change_while_they_are_read_are_not_kept(files):
     assert prepared.find_survey(settings.data) is None
     assert prepared.find_ids(first.settings) is None
     (files / "train.tsv").write_text("a\tb\n")
-    from dragoman.text.survey import survey_pairs
+    from dragoman.reading.statistics import survey_pairs
 
     prepared.keep(survey_pairs(first.read_split("valid")))
     assert not (files / "cache").exists()

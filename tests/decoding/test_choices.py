@@ -10,8 +10,8 @@ from conftest import EOS
 from dragoman.decoding.plan import make_plan
 from dragoman.errors import SettingsError
 from dragoman.settings import DecodingSettings, SideSettings
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.tokenizer import Tokenizer
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import Tokenizer
 from vocabularies import KINDS, make_tokenizer
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from conftest import EOS
 from dragoman.errors import SettingsError
 from dragoman.settings import SideSettings
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.tokenizer import Tokenizer
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import Tokenizer
 from vocabularies import (
     KINDS,
     LINES,

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from dragoman.decoding.plan import SearchPlan
-from dragoman.engines.ctranslate2 import CTranslate2Engine
+from dragoman.engines.ctranslate2_engine import CTranslate2Engine
+from dragoman.engines.ctranslate2_export import write_model
 from dragoman.engines.ctranslate2_file import check_model_file
 from dragoman.errors import ModelFolderError
-from dragoman.exporting.ctranslate2 import write_model
 from dragoman.model.transformer import Transformer
+from dragoman.model_folder.folder_files import FolderFile
 from dragoman.settings import DecodingSettings, SideSettings
-from dragoman.text.folder_files import FolderFile
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.tokenizer import EOS_ID, Tokenizer
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import EOS_ID, Tokenizer
 
 GAMMA = "decoder/layer_norm/gamma"
 TABLE = "encoder/embeddings_0/weight"

@@ -15,13 +15,13 @@ import onnx
 from onnx import helper
 
 from dragoman.decoding.plan import SearchPlan
-from dragoman.engines.onnx import OnnxEngine
+from dragoman.engines.onnx_engine import OnnxEngine
+from dragoman.engines.onnx_export import write_model
 from dragoman.engines.onnx_file import read_graph
 from dragoman.errors import ModelFolderError
-from dragoman.exporting.onnx import write_model
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings
-from dragoman.text.tokenizer import EOS_ID
+from dragoman.tokenizers.tokenizer import EOS_ID
 
 
 @pytest.fixture(scope="module")

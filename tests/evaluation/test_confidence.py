@@ -15,8 +15,8 @@ from dragoman.evaluation.confidence import (
     measure,
     round_confidence,
 )
+from dragoman.model_folder.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from dragoman.settings import DecodingSettings
-from dragoman.text.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 
 scores = st.floats(max_value=1e-3, allow_nan=False)
 temperatures = st.floats(LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)

@@ -1,5 +1,5 @@
 from dragoman.evaluation.groups import group_references
-from dragoman.text.pairs import Pair
+from dragoman.reading.pairs import Pair
 
 
 def pair(source: str, target: str, *features: str, line: int = 1) -> Pair:

@@ -19,7 +19,7 @@ import yaml
 
 import dragoman
 from dragoman import Predictor, Tokenizer, read_settings
-from dragoman.exporting.onnx import export_onnx
+from dragoman.engines.onnx_export import export_onnx
 from dragoman.settings import DecodingSettings, Settings, SideSettings
 
 EN = (

@@ -1,6 +1,6 @@
 import pytest
 
-from dragoman.inspection.inspection import inspect
+from dragoman.commands.inspect import inspect
 from inspection.clean import invent_rows, write_rows
 
 RIGHT = [

@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from dragoman.inspection.inspection import inspect
+from dragoman.commands.inspect import inspect
 
 
 def find(path, sources: list[str]) -> dict[str, list[int]]:

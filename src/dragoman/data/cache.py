@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dragoman.text.bundle import fingerprint
+from dragoman.model_folder.folder import fingerprint
 
 UNUSED_DAYS = 30  # an entry that nobody took for so long is removed
 LARGEST_BYTES = 10 * 2**30  # beyond so much in all, those unused for longest are removed

@@ -8,9 +8,9 @@ from typing import Literal
 
 from dragoman.data.dataset import ROWS_PER_CHUNK, IdsWriter
 from dragoman.errors import DataError
+from dragoman.reading.pairs import Pair, RowFaults
 from dragoman.settings import DataSettings
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.pairs import Pair, RowFaults
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 Split = Literal["train", "valid", "test"]
 

@@ -18,8 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from dragoman.data.encoding import Split
 from dragoman.errors import DataError, ModelFolderError
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.pairs import Pair
+from dragoman.reading.pairs import Pair
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 

@@ -20,15 +20,15 @@ from pydantic import TypeAdapter
 from dragoman.data.cache import LARGEST_BYTES, Cache, find_default_folder, make_key
 from dragoman.data.folder import Findings, list_files, read_findings, read_json, write_json
 from dragoman.errors import DataError
+from dragoman.model_folder.folder import fingerprint
+from dragoman.reading.statistics import Survey
 from dragoman.settings import DataSettings, Settings
-from dragoman.text.bundle import fingerprint
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.survey import Survey
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 _FORMAT = 2
 _FEWEST_CHARACTERS = 1_000_000  # on both sides together: less is prepared in under a second
 _SURVEY = "survey.json"
-_CODE = ("settings.py", "text/*.py", "data/*.py", "training/datamodule.py")
+_CODE = ("settings.py", "reading/*.py", "tokenizers/*.py", "data/*.py", "training/datamodule.py")
 
 
 class PreparedData:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman.errors import DataError, SettingsError
-from dragoman.text.faults import EMPTY_LINE, RowFaults, find_line_fault
-from dragoman.text.files import Block, open_text_file, read_blocks
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.special_ids import UNKNOWN_ID
+from dragoman.reading.row_errors import EMPTY_LINE, RowFaults, find_line_fault
+from dragoman.reading.text_files import Block, open_text_file, read_blocks
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.special_ids import UNKNOWN_ID
 
 _UNKNOWN_SYMBOL = "symbol that the target's vocabulary lacks"
 

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from dragoman.errors import DataError, SettingsError
-from dragoman.text.files import check_file
+from dragoman.reading.text_files import check_file
 
 # llguidance would ask our tokenizer how it cuts bytes that are bound to come, and allow nothing
 # else. Off: a constraint forbids what does not match, and leaves the rest to the model.

@@ -24,8 +24,8 @@ from dragoman.decoding.grammar_settings import (
 )
 from dragoman.errors import SettingsError
 from dragoman.settings import DecodingSettings
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.special_ids import EOS_ID
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.special_ids import EOS_ID
 
 _MOST_BYTES: Final = 1024  # of a token: llguidance 1.9.1 panics at a longer one
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dragoman.errors import ModelFolderError
+from dragoman.model_folder.folder_files import FolderFile
 from dragoman.settings_file import shorten
-from dragoman.text.folder_files import FolderFile
 
 _FORMAT, _LAYOUT, _REVISION = 6, "TransformerSpec", 7
 _WINDOW_BYTES = 1 << 16

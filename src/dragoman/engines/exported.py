@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.errors import ModelFolderError
+from dragoman.model_folder.folder import WEIGHTS
+from dragoman.model_folder.folder_files import FolderFile, check_folder, parse_json, read_file
 from dragoman.settings_file import shorten
-from dragoman.text.bundle import WEIGHTS
-from dragoman.text.folder_files import FolderFile, check_folder, parse_json, read_file
 from dragoman.versions import tell_later
 
 EXPORT = "export.json"  # what was exported, and how it compared with PyTorch

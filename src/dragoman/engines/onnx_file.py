@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dragoman.errors import ModelFolderError
+from dragoman.model_folder.folder_files import FolderFile
 from dragoman.settings_file import shorten
-from dragoman.text.folder_files import FolderFile
 
 LARGEST_BYTES = (1 << 31) - 1  # of a protobuf
 _LARGEST_DATA_BYTES = 1 << 35

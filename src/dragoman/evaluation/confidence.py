@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dragoman.evaluation.thresholds import PRECISIONS, choose_thresholds, count_from_the_top
-from dragoman.settings import DecodingSettings
-from dragoman.text.calibration import (
+from dragoman.model_folder.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
     StoredCalibration,
     Threshold,
 )
+from dragoman.settings import DecodingSettings
 
 _DIGITS = 4
 _BINS = 10

@@ -29,11 +29,11 @@ from dragoman.evaluation.intervals import estimate_all
 from dragoman.evaluation.metrics import Metric, choose_metrics, find_task
 from dragoman.evaluation.rows import Row, read_rows, write_rows
 from dragoman.evaluation.scores import Scores, check_rows, collect, score_statistics
+from dragoman.model_folder.folder import EVALUATION
+from dragoman.model_folder.folder_files import FolderFile, parse_json, read_file
 from dragoman.settings import EvaluationSettings
-from dragoman.text.bundle import EVALUATION
-from dragoman.text.folder_files import FolderFile, parse_json, read_file
-from dragoman.text.replacing import staged_folder
-from dragoman.text.undisturbed import read_undisturbed
+from dragoman.storage import staged_folder
+from dragoman.undisturbed import read_undisturbed
 
 ROWS, SCORES = "rows.jsonl", "scores.json"
 _LARGEST_SCORES_BYTES, _LARGEST_ROWS_BYTES = 1 << 26, 1 << 31

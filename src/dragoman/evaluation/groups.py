@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dragoman.text.pairs import Pair
+from dragoman.reading.pairs import Pair
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

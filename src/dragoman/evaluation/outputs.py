@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dragoman.errors import DataError
 from dragoman.evaluation.rows import Row
-from dragoman.text.files import open_text_file, read_blocks
+from dragoman.reading.text_files import open_text_file, read_blocks
 
 
 def read_outputs(

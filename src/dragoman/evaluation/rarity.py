@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from dragoman.evaluation.rows import Row
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.special_ids import UNKNOWN_ID
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.special_ids import UNKNOWN_ID
 
 
 def count_rarest(rows: Sequence[Row], tokenizer: PairTokenizer, counts: Sequence[int]) -> list[int]:

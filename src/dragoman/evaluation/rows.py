@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dragoman.errors import DataError
 from dragoman.evaluation.confidence import round_confidence
-from dragoman.text.faults import find_line_fault
-from dragoman.text.files import open_text_file, read_blocks
+from dragoman.reading.row_errors import find_line_fault
+from dragoman.reading.text_files import open_text_file, read_blocks
 
 _MOST_ROWS = 5_000_000  # that are held in memory
 

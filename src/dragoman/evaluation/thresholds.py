@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.text.calibration import Threshold
+from dragoman.model_folder.calibration import Threshold
 
 PRECISIONS = (0.9, 0.95, 0.99)
 _STEPS = 100  # thresholds are tried at each hundredth of the rows

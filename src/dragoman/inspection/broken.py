@@ -12,9 +12,9 @@ from dragoman.inspection.finding import (
 )
 from dragoman.inspection.lengths import find_over_limit
 from dragoman.inspection.rows import Reading, SplitRows
+from dragoman.reading.row_errors import OVER_LONG
 from dragoman.settings import DataSettings
-from dragoman.text.faults import OVER_LONG
-from dragoman.text.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 
 def find_broken_rows(reading: Reading, data: DataSettings) -> Iterator[Finding]:

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman.inspection.rows import SplitRows
+from dragoman.reading.pairs import Pair
 from dragoman.settings import Settings
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.pairs import Pair
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 _TRAINED_ROWS = 50_000
 _ENCODED_ROWS = 50_000

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman.presets import Choice, choose_settings
+from dragoman.reading.pairs import Pair, read_pairs
+from dragoman.reading.row_errors import Fault, RowFaults
+from dragoman.reading.splits import split_of
+from dragoman.reading.statistics import Survey, survey_pairs
 from dragoman.settings import DataSettings, Settings
-from dragoman.text.faults import Fault, RowFaults
-from dragoman.text.pairs import Pair, read_pairs
-from dragoman.text.splits import split_of
-from dragoman.text.survey import Survey, survey_pairs
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing
 

@@ -7,8 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dragoman.commands.inspect import Inspection
 from dragoman.inspection.finding import Finding
-from dragoman.inspection.inspection import Inspection
 
 _SHOWN = 5  # examples of a finding
 _STYLES = {"fault": "bold red", "warning": "bold yellow", "note": "bold cyan"}

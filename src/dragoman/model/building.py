@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from dragoman.errors import ModelFolderError
 from dragoman.model.transformer import Transformer
+from dragoman.model_folder.weights import find_weight_faults, list_shapes
 from dragoman.settings import ModelSettings
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
-from dragoman.text.weights import find_weight_faults, list_shapes
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 
 def build_network(model: ModelSettings, tokenizer: PairTokenizer) -> Transformer:

@@ -15,7 +15,7 @@ from dragoman.reporting.content import ReportContent
 from dragoman.reporting.figures import is_lower_better, list_scores, show_number
 from dragoman.reporting.settings_table import show_settings
 from dragoman.reporting.visible import show_text, write_plain
-from dragoman.text.replacing import staged_file
+from dragoman.storage import staged_file
 
 _TILES = ("exact_match", "field_f1", "token_error_rate", "character_error_rate", "bleu", "chrf")
 _MOST_TILES = 4

@@ -29,11 +29,11 @@ from dragoman.data.prepared import PreparedData
 from dragoman.data.sampler import EvaluationLoader, TrainingLoader
 from dragoman.errors import DataError
 from dragoman.presets import choose_settings
+from dragoman.reading.pairs import Pair, RowFaults, describe_columns, read_pairs
+from dragoman.reading.splits import split_of
+from dragoman.reading.statistics import Survey, survey_pairs
 from dragoman.settings import Settings
-from dragoman.text.pair_tokenizer import PairTokenizer
-from dragoman.text.pairs import Pair, RowFaults, describe_columns, read_pairs
-from dragoman.text.splits import split_of
-from dragoman.text.survey import Survey, survey_pairs
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.training.precision import plan_parts
 from dragoman.training.startup import StartClock
 

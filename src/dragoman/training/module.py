@@ -22,10 +22,10 @@ from dragoman.model.loss import Path, sum_losses
 from dragoman.model.parts import sum_losses_by_parts
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
-from dragoman.training.monitoring.collapse import Outputs
-from dragoman.training.monitoring.metrics import DecodedMetrics, TeacherForcedMetrics, TextScoring
-from dragoman.training.monitoring.outputs import DecodedRow, OutputCounts, read_counts
+from dragoman.training.collapse import Outputs
+from dragoman.training.decoded_outputs import DecodedRow, OutputCounts, read_counts
 from dragoman.training.schedules import learning_rate_factor
+from dragoman.training.validation_metrics import DecodedMetrics, TeacherForcedMetrics, TextScoring
 
 Pairs = Batch | Sequence[Tensor]
 

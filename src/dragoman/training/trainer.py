@@ -7,19 +7,19 @@ from lightning.pytorch.callbacks import Callback
 
 from dragoman.settings import Settings, TrainingSettings
 from dragoman.training.averaging import average_weights
-from dragoman.training.broken_numbers import BrokenNumbers
-from dragoman.training.monitoring.callbacks import CollapseWarning
-from dragoman.training.monitoring.progress import ProgressBar
-from dragoman.training.monitoring.samples import SAMPLES_FILE, SampleLog
-from dragoman.training.monitoring.texts import Texts
-from dragoman.training.monitoring.update_log import UpdateLog
-from dragoman.training.patience import Patience
+from dragoman.training.callbacks import CollapseWarning
+from dragoman.training.checkpoint_files import AtomicCheckpointIO
+from dragoman.training.checkpoints import Checkpoints
+from dragoman.training.early_stopping import Patience
+from dragoman.training.graceful_stop import Stopping
+from dragoman.training.nonfinite import BrokenNumbers
 from dragoman.training.precision import find_device
-from dragoman.training.resuming.checkpoint_files import AtomicCheckpointIO
-from dragoman.training.resuming.checkpoints import Checkpoints
-from dragoman.training.resuming.rank_states import RankStates
-from dragoman.training.resuming.stopping import Stopping
-from dragoman.training.surroundings import Surroundings
+from dragoman.training.progress import ProgressBar
+from dragoman.training.rank_states import RankStates
+from dragoman.training.run_context import Surroundings
+from dragoman.training.samples import SAMPLES_FILE, SampleLog
+from dragoman.training.texts import Texts
+from dragoman.training.update_log import UpdateLog
 
 
 def make_trainer(

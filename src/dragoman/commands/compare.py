@@ -1,0 +1,138 @@
+"""Runs that were evaluated on the same rows, compared: the first one with each of the others."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dragoman.commands.evaluate import find_run
+from dragoman.configuration import merge_settings
+from dragoman.errors import DataError
+from dragoman.evaluation.comparison import Comparison, compare
+from dragoman.evaluation.evaluation import Cut
+from dragoman.evaluation.metrics import choose_metrics
+from dragoman.settings import EvaluationSettings, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedComparison:
+    """A comparison, and what was compared, as typed."""
+
+    baseline: str
+    other: str
+    level: float  # how often an interval holds what it is of
+    comparison: Comparison
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {
+            "baseline": self.baseline,
+            "other": self.other,
+            "confidence_level": self.level,
+            **self.comparison.to_dict(),
+        }
+
+
+def compare_runs(
+    names: Sequence[str], settings: EvaluationSettings, *, on: str = "", num_rows: int = 10
+) -> list[NamedComparison]:
+    """Compare the first of `names` with each of the others.
+
+    Args:
+        names: Model folders, folders that `evaluate` wrote, or files of rows; several runs of one
+            system, that differ by their seed, are joined by commas.
+        settings: What is not set is as in the evaluation of the first run.
+        on: Which evaluation of a model folder; "": test, or the only one.
+        num_rows: Rows to tell of, of those that differ most.
+
+    Raises:
+        DataError: There are fewer than two, one has no evaluation, or the rows are not the same.
+    """
+    if len(names) < 2:
+        raise DataError(f"{' '.join(names)}: give two runs or more; the first is the baseline")
+    systems = {name: [find_run(Path(one), on) for one in _split(name)] for name in names}
+    if len(systems) < len(names):
+        raise DataError(f"{' '.join(names)}: a run stands there twice")
+    runs = {name: [rows for rows, _ in found] for name, found in systems.items()}
+    baseline = names[0]
+    settings, cut = _find_settings(systems[baseline][0][1], settings, baseline)
+    metrics = choose_metrics(
+        settings,
+        [row.references for row in runs[baseline][0]],
+        separator=cut.separator,
+        has_symbols=cut.has_symbols,
+    )
+    return [
+        NamedComparison(
+            baseline=baseline,
+            other=other,
+            level=settings.confidence_level,
+            comparison=compare(
+                runs[baseline],
+                runs[other],
+                metrics,
+                settings,
+                names=(baseline, other),
+                num_rows=num_rows,
+            ),
+        )
+        for other in names[1:]
+    ]
+
+
+def describe_comparison(named: NamedComparison) -> list[str]:
+    """Return the lines to show."""
+    found = named.comparison
+    width = max(len(one.title) for one in found.differences.values())
+    head = f"{named.other} against {named.baseline}: {found.rows:,} rows"
+    if max(found.baseline_runs, found.other_runs) > 1:
+        head += f", {found.other_runs} against {found.baseline_runs} runs"
+    level = f"{100 * named.level:g}%"
+    lines = [
+        head,
+        f"  {'':<{width}}  baseline    other  difference [{level}]          p (bootstrap, swaps)",
+    ]
+    for one in found.differences.values():
+        interval = f"{one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
+        better = "better" if one.is_better else "worse" if one.difference else "equal"
+        is_sure = max(one.bootstrap_p, one.randomization_p) < 1 - named.level
+        verdict = better if is_sure or better == "equal" else f"{better}, may be chance"
+        lines.append(
+            f"  {one.title:<{width}}  {one.baseline:>8.2f} {one.other:>8.2f}  {interval:<26}  "
+            f"{one.bootstrap_p:.4f}, {one.randomization_p:.4f}  {verdict}"
+        )
+    if found.different_rows:
+        lines.append(f"rows that differ most, by {found.differences[found.different_by].title}:")
+    for row in found.different_rows:
+        where = f"{row.file}:{row.line}" if row.file and row.line else f"row {row.row + 1}"
+        lines += [
+            f"  {where}: {row.source}",
+            f"    reference  {' | '.join(row.references)}",
+            f"    baseline   {row.baseline}  ({row.baseline_score:.1f})",
+            f"    other      {row.other}  ({row.other_score:.1f})",
+        ]
+    return lines
+
+
+def _split(name: str) -> list[str]:
+    """Return the runs of one system; a path that has a comma itself is one."""
+    return [name] if Path(name).exists() else [one for one in name.split(",") if one]
+
+
+def _find_settings(
+    content: Mapping[str, Any], typed: EvaluationSettings, place: str
+) -> tuple[EvaluationSettings, Cut]:
+    """Return the settings of an evaluation with those that were typed over them."""
+    if not content:
+        return typed, Cut()
+    try:
+        stored = EvaluationSettings.model_validate(content["settings"])
+        cut = Cut(**content["cut"])
+    except (ValidationError, KeyError, TypeError) as error:
+        raise DataError(f"{place}: its scores.json is not of this version: {error}") from error
+    both = merge_settings(
+        Settings(evaluation=typed), {f"evaluation.{name}": value for name, value in stored}
+    )
+    return both.evaluation, cut

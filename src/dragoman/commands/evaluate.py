@@ -1,0 +1,126 @@
+"""From a model and pairs to an evaluation, and from a folder to the evaluation in it."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dragoman.errors import DataError
+from dragoman.evaluation.confidence import Calibration, calibrate, find_confidence, measure
+from dragoman.evaluation.evaluation import (
+    ROWS,
+    SCORES,
+    Cut,
+    Evaluation,
+    evaluate_rows,
+    read_evaluation,
+)
+from dragoman.evaluation.rarity import count_rarest
+from dragoman.evaluation.rows import Row, read_rows
+from dragoman.model_folder.folder import EVALUATION, is_model_folder
+from dragoman.predictor import Predictor
+from dragoman.reading.pairs import Pair
+
+_CLAIMS = ("is_exact", "is_complete")
+
+
+def evaluate_model(
+    model: Predictor,
+    pairs: Iterable[Pair],
+    *,
+    counts: Sequence[int] = (),
+    calibrates: bool = False,
+) -> tuple[Evaluation, Calibration]:
+    """Return what is known of the outputs of `model` for `pairs`, and of their confidence.
+
+    Args:
+        counts: How often each source id stood in the training pairs; empty: that is not known.
+        calibrates: Find the temperature that makes the confidence right on these pairs; else it is
+            the model's, and is measured.
+
+    Raises:
+        DataError: There are no pairs, or one is too long for the model.
+    """
+    start_s = time.perf_counter()
+    rows = model.predict_pairs(pairs)
+    seconds = time.perf_counter() - start_s
+    if not rows:
+        raise DataError("there are no pairs to evaluate on")
+    confidence = _judge_confidence(model, rows, calibrates=calibrates)
+    if calibrates:
+        rows = [_set_confidence(row, confidence.temperature) for row in rows]
+    settings, target = model.settings, model.settings.tokenizer.target
+    evaluation = evaluate_rows(
+        rows,
+        settings.evaluation,
+        Cut(separator=target.separator, has_symbols=target.kind == "symbols"),
+        rarest=count_rarest(rows, model.tokenizer, counts) if counts else (),
+        confidence=confidence,
+        speed={
+            "rows_per_s": round(len(rows) / seconds, 2),
+            "seconds": round(seconds, 3),
+            "engine": model.engine.name,
+        },
+        model={"decoding": settings.decoding.model_dump(mode="json")},
+    )
+    return evaluation, confidence
+
+
+def name_evaluation(paths: Sequence[Path]) -> str:
+    """Return the name of an evaluation on files: of "test.tsv.gz", "test"."""
+    return paths[0].name.partition(".")[0] or "pairs"
+
+
+def find_run(path: Path, name: str = "") -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows of a run, and the content of its scores.json if it has one.
+
+    Args:
+        path: A model folder, a folder that `evaluate` wrote, or a file of rows.
+        name: Which evaluation of a model folder; "": test, or the only one.
+
+    Raises:
+        DataError: Nothing of the kind is there.
+    """
+    if path.is_file():
+        is_whole = path.name == ROWS and path.with_name(SCORES).is_file()
+        return read_evaluation(path.parent) if is_whole else (read_rows(path), {})
+    if (path / SCORES).is_file():
+        return read_evaluation(path)
+    if not is_model_folder(path):
+        raise DataError(
+            f"{path}: expected a model folder, a folder that evaluate wrote, or a file of rows"
+        )
+    found = list_evaluations(path)
+    chosen = name or ("test" if "test" in found or len(found) != 1 else found[0])
+    if chosen not in found:
+        known = ", ".join(found) or "none"
+        raise DataError(
+            f"{path}: it has no evaluation {chosen!r} (it has: {known}); make one with `dragoman "
+            f"evaluate {path} PAIRS`, or name another with --on"
+        )
+    return read_evaluation(path / EVALUATION / chosen)
+
+
+def list_evaluations(model: Path) -> list[str]:
+    """Return the names of the evaluations in a model folder."""
+    folder = model / EVALUATION
+    return sorted(one.parent.name for one in folder.glob(f"*/{SCORES}"))
+
+
+def _judge_confidence(model: Predictor, rows: Sequence[Row], *, calibrates: bool) -> Calibration:
+    scores = [float("nan") if row.score is None else row.score for row in rows]
+    is_exact, is_complete = ([getattr(row, name) for row in rows] for name in _CLAIMS)
+    if calibrates:
+        level = model.settings.evaluation.confidence_level
+        return calibrate(scores, is_exact, is_complete, level=level)
+    thresholds = model.calibrations[0].thresholds if len(model.calibrations) == 1 else ()
+    return measure(
+        scores, is_exact, is_complete, temperature=model.temperature, thresholds=thresholds
+    )
+
+
+def _set_confidence(row: Row, temperature: float) -> Row:
+    assert row.score is not None
+    found = find_confidence(row.score, temperature, is_complete=row.is_complete)
+    return replace(row, confidence=found)

@@ -1,0 +1,110 @@
+"""What is left of a run to be read: scores of what the model writes, metrics.json, the report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dragoman.commands.evaluate import evaluate_model
+from dragoman.commands.fit_setup import Run
+from dragoman.commands.inspect import inspect
+from dragoman.commands.report import make_report
+from dragoman.errors import DataError, DragomanError
+from dragoman.evaluation.evaluation import Evaluation
+from dragoman.evaluation.rows import Row
+from dragoman.model_folder.folder import REPORT
+from dragoman.predictor import Predictor
+from dragoman.reporting.page import write_report
+from dragoman.settings import Settings
+from dragoman.training.curves import read_curves
+from dragoman.training.memory import find_peak_memory_mib
+
+_MOST_INSPECTED = 3_000_000  # pairs that the inspection holds in memory: 0.6 to 0.8 GiB a million
+_NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on them
+
+
+def evaluate_run(run: Run, predictor: Predictor, counts: Sequence[int]) -> dict[str, Evaluation]:
+    """Score what the model writes for the held-out pairs; the validation's make it calibrated."""
+    valid, confidence = evaluate_model(
+        predictor, run.data.read_split("valid"), counts=counts, calibrates=True
+    )
+    files = run.settings.data.valid or tuple(f"{path}, held out" for path in run.data.paths)
+    predictor.calibrations = (confidence.to_stored(files, run.settings.decoding),)
+    found: dict[str, Evaluation] = {"valid": valid}
+    if run.data.num_rows["test"]:
+        found["test"], _ = evaluate_model(predictor, run.data.read_split("test"), counts=counts)
+    return found
+
+
+def gather_metrics(
+    run: Run, evaluations: Mapping[str, Evaluation], num_steps: int, minutes: float
+) -> dict[str, Any]:
+    """Return the content of metrics.json: scores, sizes, data, samples."""
+    data = run.data
+    return {
+        **{name: evaluation.scores.to_dict() for name, evaluation in evaluations.items()},
+        "confidence_level": run.settings.evaluation.confidence_level,
+        "data": {
+            "files": [str(path) for path in data.paths],
+            "pairs": dict(data.num_rows),
+            "sha256": data.sha256,
+        },
+        "num_parameters": sum(p.numel() for p in run.module.network.parameters()),
+        "source_vocab_size": data.tokenizer.source_vocab_size,
+        "target_vocab_size": data.tokenizer.target_vocab_size,
+        "num_steps": num_steps,
+        "minutes": round(minutes, 2),
+        "peak_memory_mib": find_peak_memory_mib(),
+        "precision": run.precision,
+        "samples": [_show(row, run.settings) for row in evaluations["valid"].rows[:_NUM_SAMPLES]],
+    }
+
+
+def report_run(
+    run: Run,
+    folder: Path,
+    predictor: Predictor,
+    evaluations: Mapping[str, Evaluation],
+    metrics: Mapping[str, Any],
+) -> str:
+    """Write the page that shows the run into `folder`, which will be the model folder.
+
+    Returns what is to be told, as where that failed.
+    """
+    inspection, told = _inspect(run)
+    try:
+        report = make_report(
+            predictor,
+            run.out.name,
+            evaluations,
+            metrics=metrics,
+            curves=read_curves(run.folder),
+            inspection=inspection,
+        )
+        write_report(folder / REPORT, report)
+    except DragomanError as error:  # the model is written: a page less is no reason to fail
+        return f"no report: {error}"
+    return f"report: {run.out / REPORT}{told}"
+
+
+def _inspect(run: Run) -> tuple[dict[str, Any] | None, str]:
+    """Return what is found in the data; or None, and why they were not inspected."""
+    if (num_rows := sum(run.data.num_rows.values())) > _MOST_INSPECTED:
+        return (
+            None,
+            f" (without an inspection: {num_rows:,} pairs are too many to be held in memory)",
+        )
+    try:
+        return inspect(run.data.paths, run.typed, run.data.tokenizer).to_dict(), ""
+    except DataError as error:  # files may change, or go, in the hours of a training
+        return None, f" (without an inspection: {error})"
+
+
+def _show(row: Row, settings: Settings) -> dict[str, Any]:
+    """Return a row as it is typed, tags before the source, with what the model makes of it."""
+    num_columns = len(settings.data.features)
+    return {
+        "features": [one.partition("=")[2] for one in row.features[:num_columns]],
+        "source": " ".join((*row.features[num_columns:], row.source)),
+        "reference": row.references[0],
+        "prediction": row.hypothesis + ("" if row.is_complete else settings.decoding.cut_mark),
+    }

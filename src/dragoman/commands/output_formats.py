@@ -1,0 +1,165 @@
+"""How a row and its outputs are written: a line of text, a JSON object, or a row of a table."""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow
+
+from dragoman.evaluation.confidence import round_confidence
+from dragoman.prediction import Prediction
+from dragoman.reading.pairs import BadRow, Source
+from dragoman.settings import DecodingSettings
+from dragoman.tokenizers.special_ids import find_free_name
+
+Layout = Literal["text", "jsonl", "csv", "tsv"]
+_BY_SUFFIX: dict[str, Layout] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+_PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    # Each part is packed by itself, and the parts in a row are one file. No time of day in them.
+    ".gz": lambda data: gzip.compress(data, mtime=0),
+    ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
+}
+
+
+def find_layout(path: Path) -> Layout:
+    """Return the layout that the name of a file asks for."""
+    bare = path.with_suffix("") if path.suffix.lower() in _PACKERS else path
+    return _BY_SUFFIX.get(bare.suffix.lower(), "text")
+
+
+def find_packer(path: Path) -> Callable[[bytes], bytes]:
+    """Return what packs a part of the file `path`, by its name."""
+    return _PACKERS.get(path.suffix.lower(), lambda data: data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowWriter:
+    """Makes the text of a row.
+
+    Args:
+        columns: Names of the input's columns, for a table.
+        is_forced: The outputs were given: a line of text is the log-probability.
+    """
+
+    layout: Layout
+    decoding: DecodingSettings
+    columns: tuple[str, ...] = ()
+    is_forced: bool = False
+
+    def header(self) -> str:
+        """Return what stands before the first row."""
+        if self.layout not in ("csv", "tsv"):
+            return ""
+        taken = {*self.columns}
+        return self._join(
+            [*self.columns, *(find_free_name(name, taken) for name in _TABLE_COLUMNS)]
+        )
+
+    def write(
+        self, row: Source | BadRow, best_first: Sequence[Prediction]
+    ) -> tuple[str, Sequence[str]]:
+        """Return the text of a row, with its line end, and what the layout has no room for.
+
+        A bad row has no outputs.
+        """
+        if self.layout == "text":
+            return self._write_line(best_first)
+        if self.layout == "jsonl":
+            return self._write_object(row, best_first), ()
+        return self._write_cells(row, best_first)
+
+    def _write_line(self, best_first: Sequence[Prediction]) -> tuple[str, Sequence[str]]:
+        if not best_first:
+            return "\n", ()
+        best = best_first[0]
+        if self.is_forced:
+            return f"{best.score:.6f}\n", ()
+        text = best.marked(self.decoding.cut_mark)
+        flat = _flatten(text)
+        return f"{flat}\n", () if flat == text else (_BROKEN_LINE,)
+
+    def _write_object(self, row: Source | BadRow, best_first: Sequence[Prediction]) -> str:
+        content: dict[str, object] = {}
+        if isinstance(row, BadRow):
+            content = {"text": "", "error": row.reason}
+        elif best_first:
+            content = self._describe(best_first[0])
+            content["num_unknown"] = best_first[0].num_unknown
+            if self.decoding.alignment:
+                content["source_tokens"] = best_first[0].source_tokens
+            if self.decoding.num_hypotheses > 1:
+                content["hypotheses"] = [self._describe(one) for one in best_first]
+        start = f'{{"line": {row.line}'
+        if row.columns:  # is JSON: as it was written, types and all
+            start += f', "input": {row.columns}'
+        return f"{start}, {json.dumps(content, ensure_ascii=False)[1:]}\n"
+
+    def _describe(self, prediction: Prediction) -> dict[str, object]:
+        content: dict[str, object] = {
+            "text": prediction.text,
+            "score": round(prediction.score, 6),
+            "confidence": round_confidence(prediction.confidence),
+            "normalized_score": round(prediction.normalized_score, 6),
+            "is_complete": prediction.is_complete,
+        }
+        if prediction.log_probs:
+            content["tokens"] = prediction.tokens
+            content["log_probs"] = [round(value, 6) for value in prediction.log_probs]
+        if prediction.alignment:
+            content["alignment"] = [
+                [round(weight, 4) for weight in weights] for weights in prediction.alignment
+            ]
+        return content
+
+    def _write_cells(
+        self, row: Source | BadRow, best_first: Sequence[Prediction]
+    ) -> tuple[str, Sequence[str]]:
+        values: dict[str, object] = json.loads(row.columns) if row.columns else {}
+        cells: list[object] = [values.get(name, "") for name in self.columns]
+        cells.append(row.line)
+        if best_first:
+            best = best_first[0]
+            confidence = round_confidence(best.confidence)
+            cells += [best.text, round(best.score, 6), confidence]
+            cells += [str(best.is_complete).lower(), ""]
+        else:
+            cells += ["", "", "", "", row.reason if isinstance(row, BadRow) else ""]
+        texts = [one if isinstance(one, str) else json.dumps(one) for one in cells]
+        losses = []
+        if not values.keys() <= {*self.columns}:  # objects of JSON need not have the same fields
+            losses.append(_NO_COLUMN)
+        if self.layout == "tsv" and any(_flatten_cell(text) != text for text in texts):
+            losses.append(_BROKEN_CELL)
+        return self._join(texts), losses
+
+    def _join(self, cells: Sequence[str]) -> str:
+        if self.layout == "tsv":
+            return "\t".join(map(_flatten_cell, cells)) + "\n"
+        text = io.StringIO()
+        # A cell is quoted if it has a character of the line end in it, \r as well as \n.
+        csv.writer(text, lineterminator="\r\n").writerow(cells)
+        return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+_TABLE_COLUMNS = ("line", "prediction", "score", "confidence", "is_complete", "error")
+_BROKEN_LINE = "with a line break in the output, written as a space (--jsonl keeps it)"
+_BROKEN_CELL = "with a tab or a line break in a cell, written as a space (.csv keeps it)"
+_NO_COLUMN = "with fields that the first row lacks, left out of the table (.jsonl keeps them)"
+
+
+def _flatten(text: str) -> str:
+    return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
+
+
+def _flatten_cell(text: str) -> str:
+    return _flatten(text).replace("\t", " ")

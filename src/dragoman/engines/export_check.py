@@ -1,0 +1,135 @@
+"""Whether an exported model says what PyTorch says, on held-out rows."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from dragoman.decoding.hypothesis import Hypothesis
+from dragoman.decoding.plan import SearchPlan
+from dragoman.engines.engine import Engine
+from dragoman.errors import ModelFolderError
+from dragoman.model_folder.folder import Bundle
+from dragoman.reading.pairs import take_features
+from dragoman.settings import DecodingSettings
+
+_MOST_SAMPLES = 1000
+_TIE = 1e-3  # nats: tokens whose log-probabilities differ by less are equally good
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """How the greedy outputs and the scores of two engines compare."""
+
+    rows: int
+    equal_rows: int
+    """With the same tokens, and ended or cut alike."""
+    tied_rows: int
+    """Others, that part where PyTorch finds both tokens equally likely: rounding chose."""
+    largest_difference: float
+    """Of the log-probability of a reference, in nats."""
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether no output is another one, but for ties."""
+        return self.equal_rows + self.tied_rows == self.rows
+
+    def to_dict(self) -> dict[str, float]:
+        """Return it as plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        ties = f", {self.tied_rows} part from it at a tie" if self.tied_rows else ""
+        return (
+            f"{self.equal_rows} of {self.rows} held-out outputs are PyTorch's{ties}; the score of "
+            f"a reference differs by at most {self.largest_difference:.2g}"
+        )
+
+
+def compare(reference: Engine, engine: Engine, bundle: Bundle) -> Check:
+    """Return how `engine` compares with `reference` on the held-out rows in `bundle.metrics`.
+
+    The outputs are greedy ones, within the lengths of the model's own settings.
+
+    Raises:
+        ModelFolderError: There are no such rows.
+    """
+    decoding = bundle.settings.decoding
+    plan = SearchPlan(
+        decoding=DecodingSettings(
+            max_length_ratio=decoding.max_length_ratio, max_length_extra=decoding.max_length_extra
+        )
+    )
+    sources, targets = _encode_samples(bundle)
+    expected, found = ([one for [one] in e.search(sources, plan)] for e in (reference, engine))
+    scores = [e.score(sources, targets, plan) for e in (reference, engine)]
+    others = [
+        i
+        for i, (one, other) in enumerate(zip(expected, found, strict=True))
+        if (one.ids, one.is_complete) != (other.ids, other.is_complete)
+    ]
+    tied = sum(_is_tie(sources[i], expected[i], found[i], reference, plan) for i in others)
+    return Check(
+        rows=len(sources),
+        equal_rows=len(sources) - len(others),
+        tied_rows=tied,
+        largest_difference=_find_largest_difference(scores),
+    )
+
+
+def _find_largest_difference(scores: Sequence[Sequence[Hypothesis]]) -> float:
+    one, other = (np.array([each.score for each in found], float) for found in scores)
+    # numpy's maximum is NaN where one is, Python's may be another.
+    return float(np.max(np.abs(one - other), initial=0.0))
+
+
+def _is_tie(
+    source: Sequence[int],
+    expected: Hypothesis,
+    found: Hypothesis,
+    reference: Engine,
+    plan: SearchPlan,
+) -> bool:
+    """Return whether `reference` finds both equally likely where they part."""
+    if expected.ids == found.ids:  # one is cut: no rounding does that
+        return False
+    common = 0
+    for one, other in zip(expected.ids, found.ids, strict=False):
+        if one != other:
+            break
+        common += 1
+    scored = reference.score([source] * 2, [expected.ids, found.ids], plan)
+    first, second = (one.log_probs[common] for one in scored)
+    return abs(first - second) < _TIE
+
+
+def _encode_samples(bundle: Bundle) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the ids of the sources, and of the targets without begin and end."""
+    samples, data = bundle.metrics.get("samples"), bundle.settings.data
+    if not samples:
+        raise ModelFolderError(
+            "metrics.json has no samples, the held-out rows to check an export on; train the model "
+            "again with this version of dragoman"
+        )
+    if not isinstance(samples, list) or not all(map(_is_sample, samples[:_MOST_SAMPLES])):
+        raise ModelFolderError(
+            "metrics.json: its samples are no rows of a source, features and a reference; copy the "
+            "model folder again"
+        )
+    samples = samples[:_MOST_SAMPLES]
+    taken = [take_features(s["source"], s["features"], data.features, data) for s in samples]
+    sources = bundle.tokenizer.encode_sources(
+        [text for text, _ in taken], [symbols for _, symbols in taken]
+    )
+    targets = bundle.tokenizer.encode_targets([sample["reference"] for sample in samples])
+    return sources, [ids[1:-1] for ids in targets]
+
+
+def _is_sample(sample: object) -> bool:
+    return (
+        isinstance(sample, dict)
+        and isinstance(sample.get("source"), str)
+        and isinstance(sample.get("reference"), str)
+        and isinstance(sample.get("features"), list)
+        and all(isinstance(one, str) for one in sample["features"])
+    )

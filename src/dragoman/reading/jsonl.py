@@ -1,0 +1,138 @@
+"""Reads JSONL: one object a line, the columns are its fields."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, BinaryIO
+
+from dragoman.errors import DataError
+from dragoman.reading.row_errors import (
+    BAD_JSON,
+    EMPTY_LINE,
+    MISSING_FIELD,
+    NOT_TEXT,
+    Fault,
+    find_line_fault,
+    find_value_fault,
+)
+from dragoman.reading.tables import WHOLE_ROW, Row, Table, empty_table
+from dragoman.reading.text_files import Block, read_blocks
+
+_LINES_TO_SEARCH = 100
+_KINDS = {dict: "an object", list: "a list", bool: "true or false"}
+
+
+def open_jsonl(stream: BinaryIO, file: str, *, drops_blank_end: bool) -> Table:
+    """Return the table of a JSONL stream; the first object gives the names of the columns.
+
+    A number as a value is its text as written (1.50 stays "1.50"); null is an empty text.
+
+    Raises: DataError, here and while rows are read, when the file cannot be read.
+    """
+    blocks = read_blocks(stream, file, drops_blank_end=drops_blank_end)
+    held: list[Block] = []
+    names: tuple[str, ...] = ()
+    for block in blocks:
+        held.append(block)
+        names = _find_names(block)
+        if names or block.first > _LINES_TO_SEARCH:
+            break
+    if not held:
+        return empty_table(file)
+    if not names:
+        first = _parse(file, 1, next(filter(None, held[0].lines), ""))
+        found = f"it begins with: {first.detail}" if isinstance(first, Fault) else "it has none"
+        raise DataError(
+            f"{file}: this is not JSONL: no line is an object with named fields, such as "
+            f'{{"source": "...", "target": "..."}}; {found}; set data.format to what it is'
+        )
+
+    def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
+        chosen = [None if column == WHOLE_ROW else names[column] for column in columns]
+        return _read(chain(held, blocks), file, chosen)
+
+    return Table(file=file, names=names, sample=names, read=read)
+
+
+def _find_names(block: Block) -> tuple[str, ...]:
+    for line in block.lines[:_LINES_TO_SEARCH]:
+        row = _parse("", 0, line)
+        if not isinstance(row, Fault) and row:
+            return tuple(row)
+    return ()
+
+
+def _read(blocks: Iterator[Block], file: str, names: list[str | None]) -> Iterator[Row | Fault]:
+    for block in blocks:
+        for number, line in enumerate(block.lines, block.first):
+            fault = None if block.is_clean else find_line_fault(file, number, line)
+            row = fault or _parse(file, number, line)
+            if isinstance(row, Fault):
+                yield row
+            else:
+                yield _take_fields(file, number, row, names, line)
+
+
+def _take_fields(
+    file: str, number: int, row: dict[str, Any], names: list[str | None], line: str
+) -> Row | Fault:
+    """Return the fields `names` of a row; None stands for the row itself, as it is written."""
+    values = []
+    for name in names:
+        if name is None:
+            values.append(line.strip())
+            continue
+        if name not in row:
+            shown = _shorten(", ".join(map(repr, islice(row, 20))) or "none")
+            found = f"no field {name!r}; found: {shown}"
+            return Fault(file, number, MISSING_FIELD, found)
+        value = "" if row[name] is None else row[name]
+        if not isinstance(value, str):
+            found = f"field {name!r} holds {_KINDS[type(value)]}, expected text"
+            return Fault(file, number, NOT_TEXT, found)
+        fault = find_value_fault(file, number, repr(name), value)
+        if fault is not None:
+            return fault
+        values.append(value)
+    return number, values
+
+
+def _parse(file: str, number: int, line: str) -> dict[str, Any] | Fault:
+    if not line or line.isspace():
+        return Fault(file, number, EMPTY_LINE, "the line is empty")
+    try:
+        row = _DECODER.decode(line)
+    except json.JSONDecodeError as error:
+        found = f"not JSON: {error.msg} at character {error.colno}"
+        return Fault(file, number, BAD_JSON, found)
+    except (ValueError, RecursionError) as error:
+        return Fault(file, number, BAD_JSON, f"not JSON that can be read: {error}")
+    if not isinstance(row, dict):
+        return Fault(file, number, BAD_JSON, "the line is no JSON object")
+    return row
+
+
+def _take_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):  # JSON leaves open which of the two is meant
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"field {_shorten(repr(twice))} stands twice")
+    return row
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
+def _refuse_constant(constant: str) -> str:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+# Numbers keep the text that they were written with.
+_DECODER = json.JSONDecoder(
+    parse_int=str,
+    parse_float=str,
+    parse_constant=_refuse_constant,
+    object_pairs_hook=_take_pairs,
+)

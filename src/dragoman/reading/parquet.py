@@ -1,0 +1,182 @@
+"""Reads Parquet files, a batch of rows at a time."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+from pyarrow import types
+
+from dragoman.errors import DataError
+from dragoman.reading.parquet_pages import PageSizes
+from dragoman.reading.row_errors import Fault, find_line_fault
+from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, label_columns
+from dragoman.reading.text_files import FilePosition, check_file
+
+_BATCH_ROWS = 4096
+_BUFFER_BYTES = 1 << 20
+_TEXT_KINDS = (
+    types.is_string,
+    types.is_large_string,
+    types.is_string_view,
+    types.is_binary,
+    types.is_large_binary,
+    types.is_binary_view,
+    types.is_null,
+)
+# What pyarrow raises for a broken file: names, texts and dates are Python's own to decode.
+_BROKEN = (pyarrow.ArrowException, OSError, ValueError, OverflowError, IndexError)
+
+
+def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
+    """Return the table of a Parquet file; `line` is the number of the row, from 1.
+
+    A null is an empty text, an integer its digits.
+
+    Raises: DataError, here and while rows are read, when the file cannot be read.
+    """
+    check_file(path)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+        names = tuple(schema.names)
+    except _BROKEN as error:
+        raise DataError(f"{path}: it is not a whole Parquet file: {_first_line(error)}") from error
+    if position is not None:
+        position.num_rows = metadata.num_rows
+
+    def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
+        chosen = [None if column == WHOLE_ROW else names[column] for column in columns]
+        _check_columns(path, schema, [name for name in chosen if name is not None])
+        return _read(path, metadata, chosen)
+
+    return Table(file=str(path), names=names, sample=names, read=read)
+
+
+def _read(
+    path: Path, metadata: pyarrow.parquet.FileMetaData, names: list[str | None]
+) -> Iterator[Row | Fault]:
+    """Give the fields `names` of each row; None stands for the whole row."""
+    number = 0
+    wanted = None if None in names else names
+    try:
+        leaves = _find_leaves(metadata, wanted)
+        # Without pre_buffer and threads the memory does not grow with the size of a row group.
+        with pyarrow.parquet.ParquetFile(
+            path,
+            metadata=metadata,
+            buffer_size=_BUFFER_BYTES,
+            pre_buffer=False,
+            page_checksum_verification=True,
+        ) as file:
+            for batch in _read_batches(path, file, leaves, wanted):
+                columns = [
+                    _dump_rows(batch) if name is None else _take_texts(batch.column(name))
+                    for name in names
+                ]
+                for fields in zip(*columns, strict=True):
+                    number += 1
+                    yield _check_fields(str(path), number, fields) or (number, fields)
+    except _BROKEN as error:
+        raise DataError(
+            f"{path}: the file is corrupt: reading ended after row {number} ({_first_line(error)})"
+        ) from error
+    if number != metadata.num_rows:
+        raise DataError(
+            f"{path}: the file is corrupt: it should have {metadata.num_rows} rows, and has {number}"
+        )
+
+
+def _read_batches(
+    path: Path,
+    file: pyarrow.parquet.ParquetFile,
+    leaves: Sequence[int],
+    wanted: Sequence[str | None] | None,
+) -> Iterator[pyarrow.RecordBatch]:
+    sizes = PageSizes(path, file)
+    for group in range(file.metadata.num_row_groups):
+        num_rows = sizes.find_batch_rows(group, leaves, _BATCH_ROWS)
+        yield from file.iter_batches(num_rows, [group], columns=wanted, use_threads=False)
+
+
+def _find_leaves(
+    metadata: pyarrow.parquet.FileMetaData, wanted: Sequence[str | None] | None
+) -> list[int]:
+    """Return the columns that are read, as they lie in the file."""
+    paths = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
+    # pyarrow reads "a.b" too where "a" is asked for.
+    return [
+        leaf
+        for leaf, path in enumerate(paths)
+        if wanted is None or any(path == name or path.startswith(f"{name}.") for name in wanted)
+    ]
+
+
+def _dump_rows(batch: pyarrow.RecordBatch) -> list[str]:
+    labels = label_columns(batch.schema.names, batch.num_columns)
+    columns = [
+        _take_values(column) if _is_text(column.type) else _take_objects(column)
+        for column in batch.columns
+    ]
+    return [dump_row(labels, fields) for fields in zip(*columns, strict=True)]
+
+
+def _take_objects(column: pyarrow.Array) -> list[object]:
+    """Return values as Python has them; those that it has none for, such as nanoseconds, as text."""
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError, KeyError, pyarrow.ArrowException):
+        return list(_take_values(column))
+
+
+def _take_texts(column: pyarrow.Array) -> list[str]:
+    return [value or "" for value in _take_values(column)]
+
+
+def _take_values(column: pyarrow.Array) -> list[str | None]:
+    """Return values as text, None for null; bytes that are no UTF-8 as surrogateescape has them."""
+    if types.is_dictionary(column.type):
+        used = column.indices.unique().drop_null()
+        texts = _take_values(column.dictionary.take(used))
+        by_place = dict(zip(used.to_pylist(), texts, strict=True))
+        return [by_place.get(place) for place in column.indices.to_pylist()]
+    try:
+        return list(column.cast(pyarrow.large_string()).to_pylist())
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError):
+        return [
+            None if value is None else value.decode(errors="surrogateescape")
+            for value in column.cast(pyarrow.large_binary()).to_pylist()
+        ]
+
+
+def _check_fields(file: str, number: int, fields: tuple[str, ...]) -> Fault | None:
+    for text in fields:
+        if not text.isascii() or "\0" in text:
+            fault = find_line_fault(file, number, text)
+            if fault is not None:
+                return fault
+    return None
+
+
+def _check_columns(path: Path, schema: pyarrow.Schema, names: Sequence[str]) -> None:
+    for name in names:
+        if schema.names.count(name) > 1:
+            raise DataError(f"{path}: {schema.names.count(name)} columns have the name {name!r}")
+        kind = schema.field(name).type
+        if not _is_text(kind) and not types.is_integer(_value_type(kind)):
+            raise DataError(
+                f"{path}: column {name!r} holds {kind}, expected text or integers; "
+                "write it as text, in the form that the model shall see"
+            )
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    return any(is_kind(_value_type(kind)) for is_kind in _TEXT_KINDS)
+
+
+def _value_type(kind: pyarrow.DataType) -> pyarrow.DataType:
+    return kind.value_type if types.is_dictionary(kind) else kind
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,224 @@
+"""A file as a table of columns, and which column is the source, the target, or a feature."""
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from dragoman.errors import DataError
+from dragoman.reading.row_errors import Fault
+from dragoman.settings import DataSettings
+
+Row = tuple[int, Sequence[str]]
+"""Number of the line, from 1, and the chosen fields in the order in which they were asked for."""
+WHOLE_ROW: Final = -1
+"""Asked for as a column: the whole row, as a JSON object."""
+_SEPARATORS = {
+    "\t": "tabs: set data.format=tsv",
+    "|||": "'|||': put one tab in its place",
+    ";": "semicolons: put tabs in their place, or save it as CSV with commas",
+    ",": "commas: set data.format=csv (and data.header=no if the first line is a pair)",
+    "|": "'|': put a tab in its place",
+    "  ": "runs of spaces: put one tab in their place",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """An opened file whose first row or header is known and whose rows are still to be read."""
+
+    file: str
+    names: tuple[str, ...] | None
+    """Names of the columns; None: they have positions only."""
+    sample: tuple[str, ...]
+    """The header, or the fields of the first row; without fields the file is empty."""
+    read: Callable[[Sequence[int]], Iterator[Row | Fault]]
+    """Gives the rows, once: the columns at these indices, from 0, or WHOLE_ROW."""
+
+    def labels(self) -> tuple[str, ...]:
+        """Return the names of the columns in WHOLE_ROW: positions where they have no names."""
+        return label_columns(self.names, len(self.sample))
+
+
+class Columns(NamedTuple):
+    """Indices of the columns in use, from 0, and the names of the feature columns in their symbols."""
+
+    source: int
+    target: int | None
+    features: tuple[int, ...]
+    labels: tuple[str, ...]
+
+
+def label_columns(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Return what stands for each of `count` columns: its name, its position, or "source".
+
+    Of columns with one name, all but the first have their position behind it: "note (3)".
+    """
+    if names is not None:
+        labels: dict[str, None] = {}
+        taken = set(names)
+        for place, name in enumerate(names, start=1):
+            label = name
+            while label in labels or (label != name and label in taken):
+                label += f" ({place})"
+            labels[label] = None
+        return tuple(labels)
+    return ("source",) if count == 1 else tuple(str(place) for place in range(1, count + 1))
+
+
+def dump_row(labels: Sequence[str], fields: Sequence[object]) -> str:
+    """Return a row as a JSON object; what JSON has no value for is written as text."""
+    return json.dumps(dict(zip(labels, fields, strict=True)), ensure_ascii=False, default=str)
+
+
+def empty_table(file: str) -> Table:
+    """Return the table of a file with nothing in it."""
+    return Table(file=file, names=None, sample=(), read=lambda _: iter(()))
+
+
+def choose_columns(table: Table, settings: DataSettings) -> Columns:
+    """Find the columns of pairs.
+
+    Raises: DataError, naming the columns that were found.
+    """
+    names = table.names or ()
+    is_named = settings.source == settings.target == "auto" and {"source", "target"} <= {*names}
+    by_hand = settings.source != "auto" or settings.target != "auto" or settings.features
+    if len(table.sample) == 1:
+        raise DataError(_describe_one_column(table))
+    if len(table.sample) > 2 and not by_hand and not is_named:
+        raise DataError(
+            f"{table.file}: {_describe_columns(table)}; say which are the pair: data.source=1 "
+            "data.target=2 (positions or, with a header, names), and data.features for others"
+        )
+    locator = _Locator(table)
+    source = locator.find_side("source", settings.source, 1)
+    target = locator.find_side("target", settings.target, 2)
+    features = tuple(locator.find("data.features", column) for column in settings.features)
+    locator.check([source, target, *features])
+    # Labelled as typed, so that a file with a header and one without give the same symbols.
+    return Columns(source, target, features, settings.features)
+
+
+def choose_prefix_column(table: Table, column: str) -> int:
+    """Find the column of what the outputs begin with.
+
+    Raises: DataError, naming the columns that were found.
+    """
+    locator = _Locator(table)
+    index = locator.find("--prefix", column)
+    locator.check([])
+    return index
+
+
+def choose_source_columns(table: Table, settings: DataSettings) -> Columns:
+    """Find the columns of rows to predict: as in training, where the target may be left out.
+
+    The one column of a file without header is the source, whatever its name in training. A file
+    without header, shorter by one column than the positions in the settings, has no target: what
+    stood behind the target stands one further to the front.
+
+    Raises: DataError, naming the columns that were found.
+    """
+    if len(table.sample) == 1 and table.names is None and not settings.features:
+        return Columns(0, None, (), ())
+    target = 2 if settings.target == "auto" else _read_position(settings.target)
+    highest = max(
+        _read_position(column) or 0
+        for column in (settings.source, str(target or 0), *settings.features)
+    )
+    is_shorter = table.names is None and len(table.sample) == highest - 1
+    locator = _Locator(table, absent=target if is_shorter else None)
+    source = locator.find_side("source", settings.source, 1)
+    features = tuple(locator.find("data.features", column) for column in settings.features)
+    locator.check([source, *features])
+    return Columns(source, None, features, settings.features)
+
+
+class _Locator:
+    """Finds columns by name or position and gathers the faults of all of them."""
+
+    def __init__(self, table: Table, absent: int | None = None) -> None:
+        self._table = table
+        self._absent = absent
+        self._faults: list[str] = []
+
+    def find_side(self, side: str, column: str, default: int) -> int:
+        if column != "auto":
+            return self.find(f"data.{side}", column)
+        is_named = side in (self._table.names or ())
+        return self.find(f"data.{side}", side if is_named else str(default))
+
+    def find(self, setting: str, column: str) -> int:
+        """Return the index of `column`; 0 beside a fault. A name goes before a position."""
+        names = self._table.names
+        if names is not None and column in names:
+            if names.count(column) > 1:
+                self._add(setting, column, f"{names.count(column)} columns have this name")
+            return names.index(column)
+        position = _read_position(column)
+        if position is None:
+            self._add(setting, column, self._describe_missing(column))
+            return 0
+        if self._absent is not None and position > self._absent:
+            position -= 1
+        if not 1 <= position <= len(self._table.sample):
+            self._add(setting, column, "there is no such column")
+            return 0
+        return position - 1
+
+    def check(self, indices: Sequence[int]) -> None:
+        """Raise what was gathered, and columns that would serve twice."""
+        file = self._table.file
+        if self._faults:
+            found = _describe_columns(self._table)
+            raise DataError.gather([f"{file}: {fault}; {found}" for fault in self._faults])
+        for index in indices:
+            if indices.count(index) > 1:
+                raise DataError(
+                    f"{file}: column {index + 1} is asked for twice by data.source, data.target "
+                    f"and data.features; {_describe_columns(self._table)}"
+                )
+
+    def _add(self, setting: str, column: str, fault: str) -> None:
+        self._faults.append(f"{setting}={column}: {fault}")
+
+    def _describe_missing(self, column: str) -> str:
+        names = self._table.names
+        if names is None:
+            return (
+                "the file has no header to find a name in; set data.header=yes, or give "
+                "the column's position, from 1"
+            )
+        near = difflib.get_close_matches(column, names, n=1)
+        return f"there is no such column; did you mean {near[0]!r}?" if near else "no such column"
+
+
+def _read_position(column: str) -> int | None:
+    return int(column) if column.isascii() and column.isdigit() and len(column) < 10 else None
+
+
+def _describe_columns(table: Table) -> str:
+    count = len(table.sample)
+    kind = "the first row has" if table.names is None else "it has"
+    shown = ", ".join(repr(_shorten(field)) for field in table.sample[:20])
+    more = ", ..." if count > 20 else ""
+    return f"{kind} {count} column{'s' if count > 1 else ''}: {shown}{more}"
+
+
+def _describe_one_column(table: Table) -> str:
+    text = table.sample[0].strip()
+    found = f"{table.file}: a pair needs two columns, but {_describe_columns(table)}"
+    if text.startswith("{"):
+        return f"{found}; it looks like JSON: set data.format=jsonl"
+    for mark, guess in _SEPARATORS.items():
+        if mark in text:
+            return f"{found}; it seems to be separated by {guess}"
+    if table.names is not None:
+        return f"{found}; source and target must be two columns"
+    return f"{found}; put the source, a tab and the target on each line"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -1,0 +1,81 @@
+import json
+
+import pytest
+
+import dragoman
+from conftest import make_words
+from dragoman.commands.evaluate import evaluate_model, find_run, list_evaluations, name_evaluation
+from dragoman.errors import DataError
+from dragoman.evaluation.evaluation import write_evaluation
+from dragoman.reading.pairs import Pair
+
+
+def pairs_of(words):
+    return [Pair(word, word.upper(), (), line, "p.tsv") for line, word in enumerate(words, 1)]
+
+
+WORDS = make_words(60, seed=9)
+
+
+def test_fit_leaves_its_evaluations_in_the_folder(trained):
+    folder, model = trained
+    assert list_evaluations(folder) == ["valid"]
+    rows, content = find_run(folder)
+    assert content["rows"] == len(rows) == content["scores"]["rows"]
+    assert all(row.line and row.file.endswith("pairs.tsv") for row in rows)
+    assert content["scores"] == json.loads((folder / "metrics.json").read_text())["valid"]
+    assert {row.hypothesis for row in rows} == set(model.predict([row.source for row in rows]))
+
+
+def test_the_confidence_of_validation_rows_is_the_calibrated_one(trained):
+    folder, _ = trained
+    rows, content = find_run(folder)
+    temperature = content["confidence"]["temperature"]
+    model = dragoman.load(folder)
+    assert model.temperature == temperature
+    for row in rows[:5]:
+        [[best]] = model.predict_n_best([row.source])
+        assert best.confidence == pytest.approx(row.confidence, abs=1e-4)
+
+
+def test_a_symbol_that_was_never_trained_on_makes_a_group(trained):
+    folder, model = trained
+    counts = json.loads((folder / "token_counts.json").read_text())["source"]
+    assert min(counts[4:]) > 0
+    evaluation, _ = evaluate_model(model, pairs_of([*WORDS, "zzz"]), counts=counts)
+    groups = {one["group"]: one["rows"] for one in evaluation.breakdown["rare symbols"]}
+    assert groups == {"never": 1, "100 times or more": 60}
+
+
+def test_an_evaluation_is_found_by_its_name_its_folder_or_its_rows(trained, tmp_path):
+    evaluation, _ = evaluate_model(trained[1], pairs_of(WORDS))
+    write_evaluation(tmp_path / "words", evaluation)
+    rows, content = find_run(tmp_path / "words")
+    assert find_run(tmp_path / "words" / "rows.jsonl") == (rows, content)
+    (tmp_path / "alone.jsonl").write_bytes((tmp_path / "words" / "rows.jsonl").read_bytes())
+    assert find_run(tmp_path / "alone.jsonl") == (rows, {})
+    assert [row.hypothesis for row in rows] == [row.hypothesis for row in evaluation.rows]
+
+
+def test_another_file_beside_an_evaluation_is_read_itself(trained, tmp_path):
+    evaluation, _ = evaluate_model(trained[1], pairs_of(WORDS))
+    write_evaluation(tmp_path / "words", evaluation)
+    other = tmp_path / "words" / "other.jsonl"
+    other.write_text('{"source": "a", "references": ["b"], "hypothesis": "c"}\n')
+    rows, content = find_run(other)
+    assert [row.hypothesis for row in rows] == ["c"]
+    assert content == {}
+
+
+def test_a_run_that_is_not_there_is_told(trained, tmp_path):
+    with pytest.raises(DataError, match=r"no evaluation 'tset' \(it has: valid\)"):
+        find_run(trained[0], "tset")
+    with pytest.raises(DataError, match="expected a model folder"):
+        find_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("test.tsv.gz", "test"), ("a/b/x.jsonl", "x"), (".hidden", "pairs")]
+)
+def test_an_evaluation_has_the_name_of_its_file(name, expected, tmp_path):
+    assert name_evaluation([tmp_path / name]) == expected

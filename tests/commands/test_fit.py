@@ -1,0 +1,263 @@
+import json
+
+import pytest
+import torch
+
+import dragoman
+from conftest import BRIEF, SMALL, make_words, quiet_console, write_pairs
+from dragoman import read_settings
+from dragoman.commands.fit import fit, rehearse
+from dragoman.errors import DataError, ModelFolderError, SettingsError
+from dragoman.training.startup import StartClock
+
+UNSEEN = [w for w in make_words(1800) if w not in set(make_words(1500))]
+
+
+def short(*more):
+    return read_settings(None, [*SMALL, *BRIEF, *more])
+
+
+def test_one_call_learns_what_the_pairs_show(trained):
+    folder, model = trained
+    predicted = model.predict(UNSEEN)
+    right = sum(text == word.upper() for text, word in zip(predicted, UNSEEN, strict=True))
+    assert right / len(UNSEEN) > 0.9
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["valid"]["exact_match"] > 90
+    assert metrics["num_steps"] == 400
+    assert sum(metrics["data"]["pairs"].values()) == 1500
+
+
+def test_the_folder_holds_all_and_gives_the_same_output(trained):
+    folder, model = trained
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "calibration.json", "config.yaml", "ctranslate2", "evaluation", "metrics.json",
+        "model.safetensors", "report.html", "token_counts.json", "tokenizer.json",
+    }  # fmt: skip
+    again = dragoman.load(folder, engine="torch")
+    assert again.predict(UNSEEN) == model.predict(UNSEEN)
+    assert dragoman.predict(folder, ["abc"]) == model.predict(["abc"])
+    for name, parameter in model.engine.networks[0].named_parameters():
+        assert torch.equal(parameter, dict(again.engine.networks[0].named_parameters())[name])
+    assert read_settings(folder / "config.yaml") == model.settings
+
+
+def test_checkpoints_and_logs_stay_beside_the_model_and_hold_no_pickle(trained):
+    folder = trained[0].with_name("model.training")
+    names = {path.name for path in folder.iterdir()} - {"tensorboard"}  # where it is installed
+    assert names == {"checkpoints", "data", "logs", "samples.jsonl"}
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
+    for name in ("best.ckpt", "step-200.ckpt", "step-400.ckpt"):
+        state = torch.load(folder / "checkpoints" / name, weights_only=True)
+        assert any(key.startswith("network.transformer.") for key in state["state_dict"])
+
+
+def test_evaluate_gives_the_scores_of_the_folder(trained, tmp_path):
+    pairs = tmp_path / "unseen.tsv"
+    pairs.write_text("".join(f"{w}\t{w.upper()}\n{w}\tno\n" for w in UNSEEN))
+    scores = dragoman.evaluate(trained[0], pairs)
+    assert scores.rows == len(UNSEEN)
+    assert scores.exact_match > 90
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    models = [
+        fit(pairs, tmp_path / name, short("--model.dropout", "0.2"), console=quiet_console())
+        for name in ("one", "two")
+    ]
+    one, two = (list(model.engine.networks[0].parameters()) for model in models)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_each_validation_is_told_where_no_bar_can_be_seen(tmp_path):
+    pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
+    fit(pairs, tmp_path / "model", short("--training.valid_every", "1"), console=console)
+    told = console.file.getvalue()
+    for step in (1, 2, 3):
+        assert f"update {step}: train_loss" in told
+    assert "token_error_rate" in told
+
+
+def test_a_model_folder_in_the_way_is_refused_and_kept(trained, tmp_path):
+    folder = trained[0]
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ModelFolderError, match=r"already there.*--overwrite"):
+        fit(write_pairs(tmp_path / "p.tsv", 50), folder, short(), console=quiet_console())
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_overwrite_replaces_it(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    fit(pairs, tmp_path / "model", short(), console=quiet_console())
+    model = fit(
+        pairs, tmp_path / "model", short("--model.d_model", "32"), overwrite=True,
+        console=quiet_console(),
+    )  # fmt: skip
+    assert (
+        model.engine.networks[0].d_model
+        == dragoman.load(tmp_path / "model", engine="torch").engine.networks[0].d_model
+        == 32
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.training", "pairs.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("one\tONE\n", "leave none for"),
+        ("one\tONE\n" * 200, "200 pairs with 1 different sources leave none for"),
+        ("", "the file is empty"),
+        ("one column\n" * 5, "a pair needs two columns"),
+        ("a\tb\n" + "x" * 100_000 + "\ty\n", r"pairs.tsv:2: the source has 100000 characters"),
+        ("a\tb\nc\n", r"pairs.tsv:2: 1 column"),
+    ],
+)
+def test_bad_data_leaves_nothing_behind(tmp_path, rows, told):
+    (tmp_path / "pairs.tsv").write_text(rows)
+    with pytest.raises(DataError, match=told):
+        fit(tmp_path / "pairs.tsv", tmp_path / "model", short(), console=quiet_console())
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_overwrite_leaves_alone_what_is_no_model_and_what_a_bad_run_would_lose(trained, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_text("x")
+    pairs = write_pairs(tmp_path / "pairs.tsv", 50)
+    with pytest.raises(ModelFolderError, match="not a model folder"):
+        fit(pairs, tmp_path / "photos", short(), overwrite=True, console=quiet_console())
+    assert (tmp_path / "photos" / "one.jpg").exists()
+
+    checkpoints = trained[0].with_name("model.training") / "checkpoints"
+    rehearse(pairs, trained[0], short(), overwrite=True, console=quiet_console())
+    with pytest.raises(DataError):
+        fit(tmp_path / "typo.tsv", trained[0], short(), overwrite=True, console=quiet_console())
+    assert {path.name for path in checkpoints.iterdir()} == {
+        "best.ckpt", "step-200.ckpt", "step-400.ckpt"
+    }  # fmt: skip
+
+
+def test_an_accelerator_that_is_not_there_is_told(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(SettingsError, match=f"{missing} was not found"):
+        settings = short("--training.accelerator", missing)
+        fit(pairs, tmp_path / "model", settings, console=quiet_console())
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_outputs_may_be_as_long_as_the_training_targets(tmp_path):
+    rows = "".join(f"{w}\t{w * 30}\n" for w in make_words(100))
+    (tmp_path / "pairs.tsv").write_text(rows)
+    model = fit(tmp_path / "pairs.tsv", tmp_path / "model", short(), console=quiet_console())
+    decoding = model.settings.decoding
+    assert int(decoding.max_length_ratio * 4) + decoding.max_length_extra >= 3 * 30 + 1
+
+
+def test_learned_positions_bound_the_outputs(tmp_path):
+    words = [
+        "--model.positions",
+        "learned",
+        "--model.max_positions",
+        "12",
+        "--data.max_tokens",
+        "12",
+    ]
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    model = fit(pairs, tmp_path / "model", short(*words), console=quiet_console())
+    assert all(len(text) <= 12 + len(" [cut]") for text in model.predict(["abc"]))
+
+
+def test_settings_at_odds_are_refused_before_the_data_are_read(tmp_path):
+    settings = read_settings(None, ["--tokenizer.source.kind", "regex"])
+    with pytest.raises(SettingsError, match=r"tokenizer\.source\.pattern"):
+        fit(tmp_path / "missing.tsv", tmp_path / "model", settings, console=quiet_console())
+
+
+def test_a_file_of_choices_that_is_not_there_is_told_before_the_training(tmp_path):
+    settings = read_settings(None, ["--decoding.choices", str(tmp_path / "choices.txt")])
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    with pytest.raises(SettingsError, match=r"decoding\.choices: .*choices\.txt: there is no such"):
+        fit(pairs, tmp_path / "model", settings, console=quiet_console())
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_rows_left_out_are_counted_and_named(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    pairs.write_text(pairs.read_text() + "broken\n" + "a" * 40 + "\tb\n")
+    console = quiet_console()
+    words = ["--data.broken_rows", "skip", "--data.long_rows", "skip", "--data.max_tokens", "30"]
+    model = fit(pairs, tmp_path / "model", short(*words), console=console)
+    told = console.file.getvalue()
+    assert "pairs.tsv:201" in told
+    assert "pairs.tsv:202: 41 tokens, over data.max_tokens 30" in told
+    assert model.predict(["abc"])
+
+
+def test_a_rehearsal_tells_sizes_and_time_and_leaves_nothing(tmp_path):
+    pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
+    rehearse(pairs, tmp_path / "model", short(), console=console)
+    told = console.file.getvalue()
+    for part in ("parameters", "estimated time", "updates are", "would be written", "d_model: 64"):
+        assert part in told
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_the_start_tells_how_it_computes_and_how_long_it_took(tmp_path):
+    pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
+    words = ["--training.accelerator", "cpu", "--training.precision", "32-true"]
+    settings = short(*words, "--training.path", "reference", "--training.accumulate", "2")
+    fit(pairs, tmp_path / "model", settings, console=console)
+    told = console.file.getvalue()
+    assert "precision: 32-true on cpu: as set; path reference\n" in told
+    [line] = [line for line in told.splitlines() if line.startswith("first update after")]
+    assert 0.0 < float(line.split()[3]) < 100.0
+
+
+def test_a_rehearsal_tells_the_time_of_each_phase(tmp_path):
+    pairs, console, clock = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console(), StartClock(9)
+    clock.mark("program and libraries")
+    rehearse(pairs, tmp_path / "model", short(), console=console, clock=clock)
+    lines = console.file.getvalue().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("first update after"))
+    phases = ("program", "digest", "survey", "tokenizer", "ids", "network", "trainer", "first")
+    told = [line.split()[0] for line in lines[first + 1 :] if line.endswith(" s")]
+    assert [name for name in told if name in phases] == list(phases)
+    assert abs(sum(clock.phases.values()) - clock.total_s) < 0.1
+
+
+def test_a_second_run_takes_prepared_data_from_the_cache_and_gives_the_same_weights(tmp_path):
+    rows = "".join(f"{w * 100}\t{w.upper() * 100}\n" for w in make_words(1300))
+    (tmp_path / "pairs.tsv").write_text(rows)
+    (tmp_path / "valid.tsv").write_text("abc\tABC\n")
+    where = ["--data.cache", f"{tmp_path}/cache", "--data.valid", f"{tmp_path}/valid.tsv"]
+    weights = []
+    for name, told in (("one", "kept in the cache"), ("two", "from the cache")):
+        console = quiet_console()
+        settings = short(*where, "--training.max_steps", "1", "--training.export", "none")
+        fit(tmp_path / "pairs.tsv", tmp_path / name, settings, console=console)
+        assert f"prepared data: {told} {tmp_path / 'cache'}" in console.file.getvalue()
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+        config = (tmp_path / name / "config.yaml").read_text()
+        assert str(tmp_path / "cache") not in config
+        assert read_settings(tmp_path / name / "config.yaml").data.cache == "auto"
+    assert weights[0] == weights[1]
+
+
+def test_parallel_files_features_and_a_test_part_go_through(tmp_path):
+    words = make_words(300)
+    (tmp_path / "source.txt").write_text("".join(f"{w}\n" for w in words))
+    (tmp_path / "target.txt").write_text("".join(f"{w.upper()}\n" for w in words))
+    files = [tmp_path / "source.txt", tmp_path / "target.txt"]
+    settings = short("--data.test_fraction", "0.2")
+    model = fit(files, tmp_path / "parallel", settings, console=quiet_console())
+    assert "test" in json.loads((tmp_path / "parallel" / "metrics.json").read_text())
+    assert model.settings.data.format == "parallel"
+
+    rows = "".join(f"{case}\t{w}\t{w.upper() if case == 'up' else w}\n" for w in words for case in ("up", "low"))  # fmt: skip
+    (tmp_path / "tagged.tsv").write_text(rows)
+    columns = ["--data.features", "1", "--data.source", "2", "--data.target", "3"]
+    model = fit(
+        tmp_path / "tagged.tsv", tmp_path / "tagged", short(*columns), console=quiet_console()
+    )
+    assert set(model.tokenizer.features) == {"1=up", "1=low"}

@@ -1,0 +1,299 @@
+import json
+import random
+import unicodedata
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dragoman.cli import main
+from dragoman.commands.inspect import Inspection, inspect
+from dragoman.configuration import read_settings
+from dragoman.errors import DataError
+from inspection.clean import SENTENCES, invent_rows, write_rows
+
+NUM_ROWS = 900
+IN_RUSSIAN, IN_VIETNAMESE, IN_FRENCH = 0, 9, 11
+
+
+def find(path, *words: str) -> dict[str, list[int]]:
+    """Return the lines of the examples by the kind of finding."""
+    return lines_of(inspect(path, read_settings(None, words)))
+
+
+def lines_of(inspection: Inspection) -> dict[str, list[int]]:
+    found = {
+        finding.kind: [one.line for one in finding.examples] for finding in inspection.findings
+    }
+    for finding in inspection.findings:
+        assert finding.told
+        assert finding.remedy
+        assert finding.count >= len(finding.examples)
+    return found
+
+
+def of_language(language: int, how_many: int) -> list[int]:
+    """Return the indices of some rows of one language."""
+    return list(range(language, NUM_ROWS, len(SENTENCES)))[3 : 3 + how_many]
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "pairs.tsv"
+
+
+def test_nothing_is_found_in_clean_text_of_many_languages(file, tmp_path):
+    write_rows(file, invent_rows(1500))
+    held_out = write_rows(tmp_path / "valid.tsv", invent_rows(150, first=500))
+    assert find(file) == {}
+    assert find(file, "--data.valid", str(held_out)) == {}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: (f"<V> <PST> wa{n}lk a letter{n}", f"wa{n}lked a letter{n}"),  # inflection
+        lambda n: (f"recieve {n} lettres tommorow", f"receive {n} letters tomorrow"),  # spelling
+        lambda n: (f"<de> {n % 28 + 1}. März {n}", f"{n}-03-{n % 28 + 1:02}"),
+        lambda n: (f"thaw{n}", " ".join(f"θ ɔː β {n}")),  # IPA has Greek letters beside Latin ones
+        lambda n: (f"%s файл{n} \\nпапка &nбок", f"%s file{n} \\nfolder &nbok"),
+    ],
+)
+def test_nothing_is_found_where_the_sides_are_alike_or_in_symbols(file, make):
+    write_rows(file, [make(n) for n in range(1000, 1600)])
+    assert find(file) == {}
+
+
+def garble(text: str) -> str:
+    return text.encode("utf-8").decode("cp1252", errors="ignore")
+
+
+def scramble(seed: str) -> str:
+    """Return letters in an order in which no piece of a word comes twice."""
+    return "".join(random.Random(seed).choices("abcdefghijklmnopqrstuvwxyz", k=2400))
+
+
+FAULTS = {
+    "hidden_characters": (IN_RUSSIAN, lambda s, t: (s, f"{t[:6]}\u200b{t[6:]}")),
+    "replacement_characters": (IN_RUSSIAN, lambda s, t: (f"\ufffd{s}", t)),
+    "mojibake": (IN_FRENCH, lambda s, t: (garble(s), t)),
+    "mixed_scripts": (IN_RUSSIAN, lambda s, t: (s.replace("старый", "cтарый"), t)),
+    "unicode_forms": (IN_VIETNAMESE, lambda s, t: (unicodedata.normalize("NFD", s), t)),
+    "swapped": (IN_RUSSIAN, lambda s, t: (t, s)),
+    "copies": (IN_RUSSIAN, lambda s, t: (s, s)),
+    "odd_lengths": (IN_VIETNAMESE, lambda s, t: (s, "ok" + t[t.index(" ") : 8])),
+    "empty_side": (IN_RUSSIAN, lambda s, t: (s, " ")),
+    "wrong_number_of_columns": (IN_RUSSIAN, lambda s, t: (s, f"{t}\tmore")),
+    "nul_character": (IN_RUSSIAN, lambda s, t: (s, f"{t}\0")),
+    "over_long_side": (IN_RUSSIAN, lambda s, t: (s * 200, t)),
+    "over_long_tokens": (IN_RUSSIAN, lambda s, t: (s + scramble(s), t + scramble(t))),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_exactly_the_planted_rows_are_named(file, kind):
+    language, plant = FAULTS[kind]
+    rows = invent_rows(NUM_ROWS)
+    planted = of_language(language, 3)
+    for i in planted:
+        rows[i] = plant(*rows[i])
+    write_rows(file, rows)
+    assert find(file) == {kind: [i + 1 for i in planted]}
+
+
+@pytest.mark.parametrize(
+    "character",
+    ["\u200b", "\ufeff", "\u00ad", "\u202e", "\u0007", "\u0085", "\u2060", "\u2028", "\ue000", "\U000e0067", "\u200d"],
+    ids=lambda character: f"U+{ord(character):04X}",
+)  # fmt: skip
+def test_a_hidden_character_is_named_and_shown(file, character):
+    rows = invent_rows(NUM_ROWS)
+    rows[150] = (rows[150][0], f"There{character} is an old desk")
+    write_rows(file, rows)
+    inspection = inspect(file)
+    assert lines_of(inspection) == {"hidden_characters": [151]}
+    assert f"There<U+{ord(character):04X}> is" in inspection.findings[0].examples[0].text
+
+
+def test_a_repeated_row_is_named_with_the_first_one(file):
+    rows = invent_rows(NUM_ROWS)
+    rows[500] = rows[700] = rows[20]
+    inspection = inspect(write_rows(file, rows))
+    assert lines_of(inspection) == {"duplicates": [501, 701]}
+    assert "also in line 21" in inspection.findings[0].examples[0].text
+
+
+def test_all_rows_of_a_source_with_several_targets_are_named(file):
+    rows = invent_rows(NUM_ROWS)
+    rows[500] = (rows[20][0], "Another target.")
+    inspection = inspect(write_rows(file, rows))
+    assert lines_of(inspection) == {"several_targets": [21, 501]}
+    assert (
+        "99.88%" in inspection.findings[0].told
+    )  # of 856 rows, all but one; the others are held out
+
+
+def test_features_are_a_part_of_the_source(file):
+    rows = [f"walk\t{tense}\twalk{tense} {n}\n" for n in range(2) for tense in ("ing", "ed")]
+    more = [f"verb{n}\ted\tverbed{n}\n" for n in range(600)]
+    file.write_text("".join(rows[:2] + more))
+    words = ["--data.source=1", "--data.features=2", "--data.target=3"]
+    assert find(file, *words) == {}
+    file.write_text("".join(rows + more))
+    assert find(file, *words) == {"several_targets": [1, 3, 2, 4]}
+
+
+def test_a_leak_is_found_where_only_one_file_has_tags(file, tmp_path):
+    file.write_text("".join(f"word{n}\tWORD{n}\n" for n in range(600)))
+    path = tmp_path / "test.tsv"
+    path.write_text("<de> other\tOTHER\nword7\tWORD7\n")
+    words = ["--data.leading_tags=true", "--data.test", str(path)]
+    assert find(file, *words)["leakage"] == [2]
+
+
+def test_sources_of_a_test_file_that_are_trained_on_are_counted_and_named(file, tmp_path):
+    rows = invent_rows(NUM_ROWS)
+    test = invent_rows(60, first=500)
+    test[7], test[9] = rows[100], (rows[200][0], "Another target.")
+    write_rows(file, rows)
+    path = write_rows(tmp_path / "test.tsv", test)
+    inspection = inspect(
+        file, read_settings(None, ["--data.test", str(path), "--data.valid_fraction=0"])
+    )
+    leak = next(finding for finding in inspection.findings if finding.kind == "leakage")
+    assert [(one.file, one.line) for one in leak.examples] == [(str(path), 8), (str(path), 10)]
+    assert "2 of 60 rows (3.3%) of test" in leak.told
+    assert "1 of them with the same target" in leak.told
+    assert f"{file}:101" in leak.examples[0].text
+
+
+def test_characters_that_are_not_trained_on_are_named(file, tmp_path):
+    write_rows(file, invent_rows(NUM_ROWS))
+    valid = invent_rows(60, first=500)
+    valid[5] = (valid[5][0], "The code is ABŻ-510 only")
+    path = write_rows(tmp_path / "valid.tsv", valid)
+    inspection = inspect(file, read_settings(None, ["--data.valid", str(path)]))
+    assert lines_of(inspection) == {"unseen_characters": [6]}
+    assert "Ż (1)" in inspection.findings[0].told
+
+
+def test_a_target_of_many_rows_is_told(file):
+    rows = [(s, "yes" if n % 3 else t) for n, (s, t) in enumerate(invent_rows(NUM_ROWS))]
+    inspection = inspect(write_rows(file, rows))
+    assert [finding.kind for finding in inspection.findings] == ["dominant_target"]
+    assert "yes" in inspection.findings[0].told
+
+
+def test_rows_in_a_script_of_their_own_are_named(file):
+    rows = invent_rows(1500)
+    rows[300] = ("ქართული ენა", rows[300][1])
+    assert find(write_rows(file, rows)) == {"rare_scripts": [301]}
+
+
+def test_a_line_that_is_missing_on_one_side_is_found(file):
+    generator = random.Random(1)
+    words = ["lorem", "ipsum", "dolor", "consectetur", "at", "elit", "ex"]
+    rows = []
+    for n in range(1200):
+        text = [generator.choice(words) for _ in range(generator.randint(1, 12))]
+        rows.append((f"{n} {' '.join(text)}", f"{n} {' '.join(word[::-1] for word in text)}"))
+    assert find(write_rows(file, rows)) == {}
+    shifted = [(s, rows[min(i + (i >= 450), 1199)][1]) for i, (s, _) in enumerate(rows)]
+    inspection = inspect(
+        write_rows(file, shifted), read_settings(None, ["--data.valid_fraction=0"])
+    )
+    found = next(finding for finding in inspection.findings if finding.kind == "misaligned")
+    assert 400 <= found.examples[0].line <= 650
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    kind=st.sampled_from(
+        ["hidden_characters", "mixed_scripts", "empty_side", "copies", "duplicates"]
+    ),
+    places=st.sets(st.integers(1, NUM_ROWS // len(SENTENCES) - 1), min_size=1, max_size=8),
+)
+def test_faults_at_any_places_are_found(file, kind, places):
+    rows = invent_rows(NUM_ROWS)
+    planted = sorted(place * len(SENTENCES) for place in places)  # in Russian
+    for i in planted:
+        rows[i] = rows[0] if kind == "duplicates" else FAULTS[kind][1](*rows[i])
+    assert find(write_rows(file, rows)) == {kind: [i + 1 for i in planted]}
+
+
+def test_faulty_rows_do_not_stop_it_and_are_faults_where_fit_would_stop(file):
+    rows = invent_rows(NUM_ROWS)
+    rows[4] = (rows[4][0], "")
+    write_rows(file, rows)
+    assert [finding.severity for finding in inspect(file).findings] == ["fault"]
+    lenient = inspect(file, read_settings(None, ["--data.broken_rows=skip"]))
+    assert [finding.severity for finding in lenient.findings] == ["warning"]
+
+
+def test_a_file_that_leaves_nothing_to_validate_on_is_a_fault(file):
+    file.write_text("a\tA\n")
+    assert "empty_split" in find(file)
+
+
+def test_a_file_without_a_usable_row_is_refused(file):
+    file.write_text("a\t\nb\t\n")
+    with pytest.raises(DataError, match="none of its 2 rows can be used"):
+        inspect(file)
+
+
+def test_the_command_tells_lengths_limits_preset_and_findings(file, tmp_path, capsys):
+    rows = invent_rows(NUM_ROWS)
+    rows[4] = (rows[4][0], "[red]gone[/red]\u200b")
+    write_rows(file, rows)
+    valid = write_rows(tmp_path / "valid.tsv", invent_rows(60, first=500))
+    assert main(["inspect", str(file), "--valid", str(valid)]) == 0
+    told = capsys.readouterr().out
+    for part in ("900", "5,000", "1,024", "preset tiny", f"{file}:5:", "[red]gone[/red]<U+200B>"):
+        assert part in told
+    assert main(["inspect", str(file), "--valid", str(valid), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content == inspect(file, read_settings(None, ["--data.valid", str(valid)])).to_dict()
+    assert content["splits"]["valid"]["files"] == [str(valid)]
+    assert content["splits"]["train"]["source_tokens"]["max"] > 2
+    assert content["preset"]["name"] == "tiny"
+
+
+def test_lengths_in_tokens_are_those_of_fit(file):
+    write_rows(file, [(f"w{n}", f"a b {n}") for n in range(500)])
+    words = ["--tokenizer.source.kind=characters", "--tokenizer.target.kind=symbols"]
+    lengths = inspect(file, read_settings(None, words)).splits["train"].lengths
+    assert lengths["source_tokens"]["max"] == 5  # w, three digits, end
+    assert lengths["target_tokens"]["min"] == lengths["target_tokens"]["max"] == 5  # both ends
+
+
+def test_json_lines_with_line_breaks_in_them_are_inspected(tmp_path):
+    rows = [{"source": f"a{n}\nb", "target": f"A{n}\r\nB"} for n in range(600)]
+    rows[30]["target"] += "\x07"
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inspection = inspect(path)
+    assert lines_of(inspection) == {"hidden_characters": [31]}
+    assert "a30↵b →" in inspection.findings[0].examples[0].text
+
+
+def test_two_parallel_files_are_inspected_as_one(tmp_path):
+    rows = invent_rows(NUM_ROWS)
+    paths = [tmp_path / "text.a", tmp_path / "text.b"]
+    for path, side in zip(paths, zip(*rows, strict=True), strict=True):
+        path.write_text("".join(f"{line}\n" for line in side), "utf-8")
+    assert lines_of(inspect(paths)) == {}
+
+
+def test_a_validation_file_that_is_swapped_as_a_whole_is_named(file, tmp_path):
+    rows = [
+        pair for i, pair in enumerate(invent_rows(NUM_ROWS)) if i % len(SENTENCES) == IN_RUSSIAN
+    ]
+    held_out = [pair for i, pair in enumerate(invent_rows(300, first=NUM_ROWS)) if i % len(SENTENCES) == IN_RUSSIAN]  # fmt: skip
+    write_rows(file, rows)
+    swapped = write_rows(tmp_path / "valid.tsv", [(target, source) for source, target in held_out])
+    inspection = inspect(file, read_settings(None, ["--data.valid", str(swapped)]))
+    [finding] = [one for one in inspection.findings if one.kind == "swapped"]
+    assert finding.count > 0.9 * len(held_out)
+    assert finding.examples[0].file == str(swapped)

@@ -1,0 +1,422 @@
+"""Predictions of files: in order, with their columns, and on again after any death."""
+
+import csv
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from conftest import make_words
+from dragoman.commands.predict import run_job
+from dragoman.commands.predict_job import Job, choose_layout
+from dragoman.commands.predict_journal import Journal, Place
+from dragoman.errors import DragomanError
+from dragoman.model_folder.calibration import StoredCalibration
+from dragoman.predictor import Predictor, make_windows
+from dragoman.settings import DecodingSettings, Settings
+
+WORDS = make_words(300, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return Predictor.load(trained[0], threads=1)
+
+
+def predict(model, path, name, **values):
+    """Run a job from `path` to a file beside it, and return that and the report."""
+    output = path.with_name(name)
+    job = Job(input=path, output=output, layout=choose_layout(output, is_jsonl=False), **values)
+    return output, list(run_job(model, job))
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def command(folder, source, output, *more):
+    words = ["predict", folder, "--input", source, "--output", output, "--threads", "1", *more]
+    return [sys.executable, "-m", "dragoman", *map(str, words)]
+
+
+def test_the_columns_of_jsonl_come_back_as_they_were_written(model, tmp_path):
+    path = tmp_path / "in.jsonl"
+    inputs = [
+        '{"id": 7, "source": "abc", "tags": [1.50, null, {"x": true}]}',
+        '  {"source":"abd","id":"ü"}  ',
+        '{"id": 8}',
+        "not json",
+        '{"source": "", "id": 9}',
+    ]
+    path.write_text("\n".join(inputs) + "\n")
+    output, report = predict(model, path, "out.jsonl")
+    lines = output.read_text().splitlines()
+    rows = read_rows(output)
+    assert [row["line"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[0]["input"] == json.loads(inputs[0])
+    assert '"tags": [1.50, null, {"x": true}]' in lines[0]  # not 1.5: nothing was read and written
+    assert rows[1]["input"] == {"source": "abd", "id": "ü"}
+    assert [row["text"] for row in rows] == ["ABC", "ABD", "", "", ""]
+    assert all("error" in row for row in rows[2:])
+    assert rows[4]["input"] == {"source": "", "id": 9}  # a bad row keeps what could be read of it
+    assert len(report) == 3  # each with its reason and its line
+    assert any("line 4" in told for told in report)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_table_keeps_its_columns_and_gets_those_of_the_prediction(model, tmp_path, suffix):
+    path = tmp_path / "in.csv"
+    path.write_text('id,source,score\n1,abc,"a, ""b"""\n2,,x\n3,abd,\n')
+    output, _ = predict(model, path, f"out{suffix}")
+    with output.open(newline="") as file:
+        dialect = "excel" if suffix == ".csv" else "excel-tab"
+        quoting = csv.QUOTE_MINIMAL if suffix == ".csv" else csv.QUOTE_NONE
+        rows = list(csv.DictReader(file, dialect=dialect, quoting=quoting))
+    assert [row["prediction"] for row in rows] == ["ABC", "", "ABD"]
+    assert [row["id"] for row in rows] == ["1", "2", "3"]
+    assert [row["line"] for row in rows] == ["2", "3", "4"]
+    assert rows[0]["score"] == 'a, "b"'  # the input's own; ours has another name
+    assert float(rows[0]["<score>"]) <= 0.0
+    assert 0.5 < float(rows[0]["confidence"]) <= 1.0
+    assert rows[1]["confidence"] == ""
+    assert "empty" in rows[1]["error"]
+
+
+_NO_COLUMN = (
+    "1 rows with fields that the first row lacks, left out of the table (.jsonl keeps them)"
+)
+_BROKEN_CELL = "2 rows with a tab or a line break in a cell, written as a space (.csv keeps it)"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "told"),
+    [
+        (".csv", [f"{_NO_COLUMN}: line 2"]),
+        (".tsv", [f"{_BROKEN_CELL}: line 1, 3", f"{_NO_COLUMN}: line 2"]),
+        (".jsonl", []),
+    ],
+)
+def test_what_a_table_has_no_room_for_is_told(model, tmp_path, suffix, told):
+    path = tmp_path / "in.jsonl"
+    rows = [
+        {"source": "abc", "note": "a\tb\nc"},
+        {"source": "abd", "note": "d", "more": 1},
+        {"source": "abe", "note": "e\rf"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output, report = predict(model, path, f"out{suffix}")
+    assert report == told
+    if suffix == ".csv":
+        with output.open(newline="") as file:
+            assert [row["note"] for row in csv.DictReader(file)] == ["a\tb\nc", "d", "e\rf"]
+
+
+def test_parquet_is_read_with_columns_that_are_no_text(model, tmp_path):
+    table = pyarrow.table({"source": ["abc", "abd"], "weight": [0.5, 1.5], "list": [[1], []]})
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    output, _ = predict(model, tmp_path / "in.parquet", "out.jsonl")
+    assert [row["input"]["weight"] for row in read_rows(output)] == [0.5, 1.5]
+    assert [row["input"]["list"] for row in read_rows(output)] == [[1], []]
+
+
+@pytest.mark.parametrize("packed", ["gz", "zst"])
+def test_a_packed_output_holds_the_same_rows_and_can_be_read_again(model, tmp_path, packed):
+    path = tmp_path / "in.txt"
+    path.write_text("".join(f"{word}\n" for word in WORDS))
+    plain, _ = predict(model, path, "out.jsonl")
+    output, _ = predict(model, path, f"out.jsonl.{packed}")
+    data = output.read_bytes()
+    if packed == "gz":
+        assert gzip.decompress(data) == plain.read_bytes()
+    # What is written can be read: as the input of the next model.
+    nested = Settings.model_validate({"data": {"source": "text"}})
+    again = Predictor(
+        model.engine,
+        model.tokenizer,
+        model.settings.model_copy(update={"data": nested.data}),
+        model.bundles,
+    )
+    predict(again, output, "again.jsonl")
+    assert len(read_rows(tmp_path / "again.jsonl")) == len(WORDS)
+
+
+@pytest.mark.parametrize("name", ["out.txt", "out.jsonl", "out.csv", "out.txt.gz", "out.jsonl.zst"])
+def test_an_empty_input_is_an_empty_output(model, tmp_path, name):
+    (tmp_path / "in.txt").write_text("")
+    output, report = predict(model, tmp_path / "in.txt", name)
+    assert output.exists()
+    assert report == []
+    if name == "out.txt.gz":
+        assert gzip.decompress(output.read_bytes()) == b""
+
+
+def test_hypotheses_token_scores_and_alignment_are_in_the_json(trained, tmp_path):
+    decoding = DecodingSettings(beam_size=3, num_hypotheses=3, token_scores=True, alignment=True)
+    model = Predictor.load(trained[0], Settings(decoding=decoding))
+    (tmp_path / "in.txt").write_text("abc\nabcd\n")
+    output, _ = predict(model, tmp_path / "in.txt", "out.jsonl")
+    for row, word in zip(read_rows(output), ["abc", "abcd"], strict=True):
+        assert row["source_tokens"] == [*word, "</s>"]
+        assert len(row["hypotheses"]) == 3
+        best = row["hypotheses"][0]
+        confidences = [one["confidence"] for one in row["hypotheses"]]
+        assert all(0.0 <= one <= 1.0 for one in confidences)
+        assert max(confidences) == confidences[0] > 0.5
+        for key in ("text", "score", "confidence", "tokens", "log_probs", "alignment"):
+            assert row[key] == best[key]
+        assert row["tokens"] == [*word.upper(), "</s>"]
+        assert sum(row["log_probs"]) == pytest.approx(row["score"], abs=1e-4)
+        assert [sum(weights) for weights in row["alignment"]] == pytest.approx([1.0] * (len(word) + 1), abs=1e-2)  # fmt: skip
+
+
+def test_given_targets_get_their_probabilities(trained, tmp_path):
+    (tmp_path / "in.tsv").write_text("abc\tABC\nabc\tABD\n")
+    for engine in ("torch", "ctranslate2"):
+        model = Predictor.load(trained[0], engine=engine)
+        output, _ = predict(model, tmp_path / "in.tsv", f"{engine}.jsonl", is_forced=True)
+        right, wrong = read_rows(output)
+        assert right["text"] == "ABC"
+        assert wrong["text"] == "ABD"
+        assert right["score"] > -0.5 > wrong["score"]
+        assert sum(wrong["log_probs"]) == pytest.approx(wrong["score"], abs=1e-4)
+        lines, _ = predict(model, tmp_path / "in.tsv", f"{engine}.txt", is_forced=True)
+        scores = [float(line) for line in lines.read_text().splitlines()]
+        assert scores == pytest.approx([right["score"], wrong["score"]], abs=1e-4)
+
+
+def test_an_output_begins_with_what_its_row_gives(model, tmp_path):
+    (tmp_path / "in.csv").write_text("source,start\nabc,B\nabc,\nabc,AA\n")
+    output, _ = predict(model, tmp_path / "in.csv", "out.jsonl", prefix="start")
+    texts = [row["text"] for row in read_rows(output)]
+    assert texts[0][0] == "B"
+    assert texts[1] == "ABC"
+    assert texts[2][:2] == "AA"
+    with pytest.raises(DragomanError, match="did you mean 'start'"):
+        predict(model, tmp_path / "in.csv", "no.jsonl", prefix="strat")
+
+
+def test_windows_grow_and_are_the_same_wherever_one_begins():
+    sizes = [len(window) for window in make_windows(range(20_000))]
+    assert sizes[:4] == [64, 128, 256, 512]
+    assert max(sizes) == 4096
+    assert sum(sizes) == 20_000
+    done = sum(sizes[:3])
+    assert [len(window) for window in make_windows(range(20_000 - done), done)] == sizes[3:]
+
+
+# ------------------------------------------------------------------ killed, and on again
+
+
+def write_input(path, num_rows, *, seed=0):
+    """Rows of which some are bad, packed."""
+    chance = random.Random(seed)
+    with gzip.open(path, "wt") as file:
+        for number in range(num_rows):
+            word = "".join(chance.choices("abcdefgh", k=chance.randint(3, 6)))
+            file.write(
+                "broken\n" if number % 97 == 5 else f'{{"id": {number}, "source": "{word}"}}\n'
+            )
+
+
+def wait_for_rows(journal, rows):
+    """Wait until `rows` are done; return whether they were."""
+    for _ in range(2000):
+        try:
+            if json.loads(journal.read_text())["place"]["rows"] >= rows:
+                return True
+        except FileNotFoundError:
+            pass
+        time.sleep(0.005)
+    return False
+
+
+def test_killed_again_and_again_the_file_becomes_what_it_would_have_been(trained, tmp_path):
+    source = tmp_path / "in.jsonl.gz"
+    write_input(source, 6000)
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    first = subprocess.run(command(trained[0], source, whole), capture_output=True, check=True)
+    chance, journal, deaths = random.Random(1), tmp_path / ".cut.jsonl.journal", 0
+    for rows in (64, 448, 960, 1984):
+        process = subprocess.Popen(command(trained[0], source, cut), stderr=subprocess.PIPE)
+        wait_for_rows(journal, rows)
+        time.sleep(chance.random() * 0.05)
+        process.kill()
+        _, _ = process.communicate()
+        deaths += process.returncode == -signal.SIGKILL
+        assert not cut.exists() or process.returncode == 0
+    assert deaths >= 3
+    last = subprocess.run(command(trained[0], source, cut), capture_output=True, check=True)
+    assert b"goes on after row" in last.stderr
+    assert cut.read_bytes() == whole.read_bytes()
+    told = [line for line in first.stderr.splitlines() if b"without an output" in line]
+    assert told
+    assert set(told) <= set(last.stderr.splitlines())  # the report counts what was done before
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl.gz", "whole.jsonl", "cut.jsonl"}
+
+
+def interrupt(model, path, output, rows=192):
+    """Leave what a job that died after `rows` leaves."""
+    job = Job(input=path, output=output, layout="jsonl")
+
+    class Dead(BaseException):
+        pass
+
+    done = 0
+
+    class Dying(Predictor):
+        def predict_window(self, window, **values):
+            nonlocal done
+            if done >= rows:
+                raise Dead
+            done += len(window)
+            return super().predict_window(window, **values)
+
+    dying = Dying(
+        model.engine,
+        model.tokenizer,
+        model.settings,
+        model.bundles,
+        calibrations=model.calibrations,
+    )
+    with pytest.raises(Dead):
+        run_job(dying, job)
+
+
+@pytest.fixture
+def interrupted(model, tmp_path):
+    path, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    path.write_text("".join(f"{word}\n" for word in WORDS))
+    interrupt(model, path, output)
+    assert not output.exists()
+    return path, output
+
+
+def test_a_torn_tail_of_the_partial_file_is_cut_off(model, interrupted):
+    path, output = interrupted
+    whole, _ = predict(model, path, "whole.jsonl")
+    with output.with_name(".out.jsonl.partial").open("ab") as file:
+        file.write(b'{"line": 193, "te')
+    predict(model, path, "out.jsonl")
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_other_settings_do_not_go_on_with_what_was_begun(trained, interrupted):
+    path, output = interrupted
+    other = Predictor.load(
+        trained[0], Settings(decoding=DecodingSettings(max_length_extra=3)), threads=1
+    )
+    with pytest.raises(
+        DragomanError, match=r"decoding.max_length_extra 50, now it is 3.*--restart"
+    ):
+        predict(other, path, "out.jsonl")
+    predict(other, path, "out.jsonl", restarts=True)
+    assert len(read_rows(output)) == len(WORDS)
+
+
+def test_a_list_of_choices_that_has_changed_is_told(trained, tmp_path):
+    path, output, choices = tmp_path / "in.txt", tmp_path / "out.jsonl", tmp_path / "choices.txt"
+    path.write_text("".join(f"{word}\n" for word in WORDS))
+    choices.write_text("AB\nCD\n")
+    settings = Settings(decoding=DecodingSettings(choices=str(choices)))
+    interrupt(Predictor.load(trained[0], settings), path, output)
+    choices.write_text("AB\nCD\nEF\n")
+    with pytest.raises(DragomanError, match="files of the constraint"):
+        predict(Predictor.load(trained[0], settings), path, "out.jsonl")
+
+
+def test_an_input_that_has_changed_is_told_and_nothing_is_lost(model, interrupted):
+    path, output = interrupted
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(["zzz", *lines[1:]]) + "\n")
+    with pytest.raises(DragomanError, match=r"after row 192.*no longer the same"):
+        predict(model, path, "out.jsonl")
+    path.write_text("\n".join(lines[:100]) + "\n")
+    with pytest.raises(DragomanError, match="no longer the same"):
+        predict(model, path, "out.jsonl")
+    path.write_text("\n".join(lines) + "\nabc\n")  # more behind what was done: it goes on
+    predict(model, path, "out.jsonl")
+    assert len(read_rows(output)) == len(WORDS) + 1
+
+
+def test_two_do_not_write_one_file(trained, tmp_path):
+    source = tmp_path / "in.jsonl.gz"
+    write_input(source, 30_000)
+    first = subprocess.Popen(command(trained[0], source, tmp_path / "out.jsonl"))
+    try:
+        assert wait_for_rows(tmp_path / ".out.jsonl.journal", 64)
+        second = subprocess.run(
+            command(trained[0], source, tmp_path / "out.jsonl"), capture_output=True, check=False
+        )
+        assert second.returncode == 2
+        assert b"another process is writing" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_an_interrupt_says_that_the_same_command_goes_on(trained, tmp_path):
+    source = tmp_path / "in.jsonl.gz"
+    write_input(source, 30_000)
+    process = subprocess.Popen(
+        command(trained[0], source, tmp_path / "out.jsonl"),
+        stderr=subprocess.PIPE,
+        # Where these tests run in the background of a shell, they have SIGINT ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    assert wait_for_rows(tmp_path / ".out.jsonl.journal", 64)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"stopped; the same command goes on after row" in told
+    assert b"Traceback" not in told
+
+
+def test_a_journal_that_is_broken_or_older_is_told(tmp_path):
+    journal = Journal([tmp_path / "out.jsonl"], {"model": ["a"]})
+    [partial] = journal.partials
+    partial.write_bytes(b"12345")
+    journal.write(Place(rows=3, sizes_bytes=[5], digest="x"))
+    assert journal.read().rows == 3
+    partial.write_bytes(b"123")
+    with pytest.raises(DragomanError, match="has lost its end"):
+        journal.read()
+    path = tmp_path / ".out.jsonl.journal"
+    for content, told in (("{", "cannot be read"), ('{"version": 0}', "another version")):
+        path.write_text(content)
+        with pytest.raises(DragomanError, match=told):
+            journal.read()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_file_is_written_to_as_it_stands(model, tmp_path):
+    (tmp_path / "in.txt").write_text("abc\n")
+    job = Job(input=tmp_path / "in.txt", output=tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+    run_job(model, job)
+    assert reader.communicate(timeout=30)[0] == b"ABC\n"
+
+
+def test_a_table_needs_an_input_with_columns(model, tmp_path):
+    with pytest.raises(DragomanError, match="give that by --input"):
+        run_job(model, Job(output=tmp_path / "out.csv", layout="csv"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_was_calibrated_anew_does_not_go_on_with_what_was_begun(model, interrupted):
+    path, output = interrupted
+    other = StoredCalibration(temperature=9.0, rows=1, pairs=(), decoding=DecodingSettings())
+    changed = Predictor(
+        model.engine, model.tokenizer, model.settings, model.bundles, calibrations=[other]
+    )
+    with pytest.raises(DragomanError, match=r"temperature of the calibration .* now it is 9\.0"):
+        predict(changed, path, output.name)

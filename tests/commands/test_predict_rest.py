@@ -1,0 +1,370 @@
+"""Predictions in two files: the sure rows in one, all others in the other, whenever it dies."""
+
+import csv
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import make_words
+from dragoman.commands.predict import run_job
+from dragoman.commands.predict_job import Job, Rest, choose_layout
+from dragoman.errors import DragomanError
+from dragoman.predictor import Predictor
+from dragoman.settings import DecodingSettings, Settings
+
+WORDS = [*make_words(150, seed=3), *make_words(50, seed=4), "xyz", "aaaaaaaaaaaa"]
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return Predictor.load(trained[0], threads=1)
+
+
+@pytest.fixture(scope="module")
+def middle(model):
+    """A confidence that about half of the rows have."""
+    found = sorted(best.confidence for [best] in model.predict_n_best(WORDS))
+    return round(found[len(found) // 2], 4)
+
+
+def make_job(source, output, rest, share, **values):
+    def choose(path):
+        return choose_layout(path, is_jsonl=False)
+
+    return Job(
+        input=source,
+        output=output,
+        layout=choose(output),
+        rest=Rest(path=rest, layout=choose(rest), min_confidence=share),
+        **values,
+    )
+
+
+def write_words(path):
+    """Words, and among them lines that cannot be read."""
+    lines = [word if number % 23 else "" for number, word in enumerate(WORDS, start=1)]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def read_rows(path):
+    data = path.read_bytes()
+    data = gzip.decompress(data) if path.suffix == ".gz" else data
+    return [json.loads(line) for line in data.decode().splitlines()]
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_each_row_is_in_the_file_of_its_confidence_and_none_is_lost(model, middle, tmp_path):
+    source = write_words(tmp_path / "in.txt")
+    sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl.gz"
+    report = list(run_job(model, make_job(source, sure, rest, middle)))
+    kept, others = read_rows(sure), read_rows(rest)
+    assert all(row["confidence"] >= middle and row["is_complete"] for row in kept)
+    assert all("error" in row or row["confidence"] < middle for row in others)
+    assert len(kept) > 50
+    assert sum("error" in row for row in others) == len(WORDS) // 23
+    for rows in (kept, others):
+        assert [row["line"] for row in rows] == sorted(row["line"] for row in rows)
+    lines = [row["line"] for row in kept + others]
+    assert sorted(lines) == list(range(1, len(WORDS) + 1))
+    whole = tmp_path / "whole.jsonl"
+    run_job(model, Job(input=source, output=whole, layout="jsonl"))
+    assert sorted(kept + others, key=lambda row: row["line"]) == read_rows(whole)
+    [told] = [line for line in report if "sure.jsonl" in line]
+    assert f"of {len(WORDS)} rows {len(kept)} (" in told
+    assert f"{len(others)} (" in told
+
+
+@pytest.mark.parametrize("name", ["rest.csv", "rest.tsv", "rest.csv.gz", "rest.ndjson.zst"])
+def test_each_file_has_the_layout_of_its_name(model, middle, tmp_path, name):
+    source = tmp_path / "in.csv"
+    source.write_text("id,source\n" + "".join(f"{i},{w}\n" for i, w in enumerate(WORDS)))
+    sure, rest = tmp_path / "sure.tsv", tmp_path / name
+    run_job(model, make_job(source, sure, rest, middle))
+    with sure.open(newline="") as file:
+        kept = list(csv.DictReader(file, dialect="excel-tab", quoting=csv.QUOTE_NONE))
+    assert all(float(row["confidence"]) >= middle for row in kept)
+    assert all(WORDS[int(row["id"])] == row["source"] for row in kept)
+    if name == "rest.csv":
+        with rest.open(newline="") as file:
+            others = list(csv.DictReader(file))
+        assert {row["id"] for row in kept + others} == {str(i) for i in range(len(WORDS))}
+        assert all(float(row["confidence"]) < middle for row in others)
+
+
+def test_a_row_that_was_cut_goes_to_the_rest_whatever_is_asked(trained, tmp_path):
+    decoding = DecodingSettings(max_length_ratio=0.0, max_length_extra=4)
+    model = Predictor.load(trained[0], Settings(decoding=decoding), threads=1)
+    source = write_words(tmp_path / "in.txt")
+    sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
+    run_job(model, make_job(source, sure, rest, 0.0))
+    assert all(row["is_complete"] for row in read_rows(sure))
+    assert all("error" in row or not row["is_complete"] for row in read_rows(rest))
+    assert all(row["confidence"] == 0.0 for row in read_rows(rest) if "error" not in row)
+    assert read_rows(sure)
+    assert read_rows(rest)
+
+
+def test_a_rest_that_gets_no_row_is_an_empty_file(model, tmp_path):
+    (tmp_path / "in.txt").write_text("abc\n")
+    rest = tmp_path / "rest.jsonl.gz"
+    run_job(model, make_job(tmp_path / "in.txt", tmp_path / "sure.jsonl", rest, 0.0))
+    assert gzip.decompress(rest.read_bytes()) == b""
+    assert len(read_rows(tmp_path / "sure.jsonl")) == 1
+
+
+# ------------------------------------------------------------------ killed, and on again
+
+
+def command(folder, source, sure, rest, share, *more):
+    words = [
+        "predict", folder, "--input", source, "--output", sure, "--rest", rest,
+        "--min-confidence", share, "--threads", "1", *more,
+    ]  # fmt: skip
+    return [sys.executable, "-m", "dragoman", *map(str, words)]
+
+
+def wait_for_rows(journal, rows):
+    for _ in range(2000):
+        try:
+            if json.loads(journal.read_text())["place"]["rows"] >= rows:
+                return
+        except FileNotFoundError:
+            pass
+        time.sleep(0.005)
+
+
+def test_killed_again_and_again_both_files_become_what_they_would_have_been(
+    trained, middle, tmp_path
+):
+    source, chance = tmp_path / "in.jsonl.gz", random.Random(0)
+    with gzip.open(source, "wt") as file:
+        for number in range(6000):
+            word = "".join(chance.choices("abcdefgh", k=chance.randint(3, 7)))
+            file.write(
+                "broken\n" if number % 97 == 5 else f'{{"id": {number}, "source": "{word}"}}\n'
+            )
+    whole = [tmp_path / "whole.jsonl", tmp_path / "whole-rest.csv.gz"]
+    cut = [tmp_path / "cut.jsonl", tmp_path / "rest.csv.gz"]
+    first = subprocess.run(command(trained[0], source, *whole, middle), capture_output=True, check=True)  # fmt: skip
+    deaths = 0
+    for rows in (64, 448, 960, 1984):
+        process = subprocess.Popen(
+            command(trained[0], source, *cut, middle), stderr=subprocess.PIPE
+        )
+        wait_for_rows(tmp_path / ".cut.jsonl.journal", rows)
+        time.sleep(chance.random() * 0.05)
+        process.kill()
+        process.communicate()
+        deaths += process.returncode == -signal.SIGKILL
+        assert process.returncode == 0 or not any(path.exists() for path in cut)
+    assert deaths >= 3
+    last = subprocess.run(command(trained[0], source, *cut, middle), capture_output=True, check=True)  # fmt: skip
+    assert b"goes on after row" in last.stderr
+    for one, other in zip(whole, cut, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    for told, paths in ((first.stderr, whole), (last.stderr, cut)):
+        [counts] = [line for line in told.decode().splitlines() if "of 6,000 rows" in line]
+        assert all(str(path) in counts for path in paths)
+        numbers = counts.split(": ", 1)[1].replace(str(tmp_path), "")
+        assert numbers.split(" in ")[0] == "of 6,000 rows " + f"{len(read_rows(whole[0])):,} " + (
+            f"({len(read_rows(whole[0])) / 6000:.1%})"
+        )
+    names = {"in.jsonl.gz", *(path.name for path in (*whole, *cut))}
+    assert set(names_in(tmp_path)) == names
+
+
+class Dead(BaseException):
+    """What the process would do no more."""
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    """Gives what lets the process die at its n-th change of a name, before or after it is made."""
+
+    def arm(at, *, is_done):
+        count = 0
+        with monkeypatch.context() as patch:
+
+            def wrap(real):
+                def change(*args, **values):
+                    nonlocal count
+                    count += 1
+                    if count > at or (count == at and not is_done):
+                        raise Dead
+                    found = real(*args, **values)
+                    if count == at:
+                        raise Dead
+                    return found
+
+                return change
+
+            patch.setattr(Path, "replace", wrap(Path.replace))
+            yield
+
+    return arm
+
+
+@pytest.mark.parametrize("is_own_input", [False, True])
+@pytest.mark.parametrize("is_done", [False, True])
+def test_a_death_at_any_change_of_a_name_loses_nothing(
+    model, middle, tmp_path, dying, is_done, is_own_input
+):
+    """Also where the input has the name of an output, and is replaced in the end."""
+    (tmp_path / "whole").mkdir()
+    source = write_words(tmp_path / "whole" / "in.jsonl")
+    source.write_text("".join(f'{{"source": "{word}"}}\n' for word in WORDS))
+    given = source.read_bytes()
+    whole = [tmp_path / "whole" / "sure.jsonl", tmp_path / "whole" / "rest.jsonl"]
+    run_job(model, make_job(source, *whole, middle))
+    expected = [path.read_bytes() for path in whole]
+
+    for at in range(1, 20):
+        folder = tmp_path / f"{at}"
+        folder.mkdir()
+        source, rest = folder / "in.jsonl", folder / "rest.jsonl"
+        source.write_bytes(given)
+        sure = source if is_own_input else folder / "sure.jsonl"
+        job, is_alive = make_job(source, sure, rest, middle), False
+        arming = dying(at, is_done=is_done)
+        next(arming)
+        try:
+            run_job(model, job)
+            is_alive = True
+        except Dead:
+            pass
+        next(arming, None)
+        if sure.read_bytes() != given if is_own_input else sure.exists():
+            assert rest.exists()  # the main file comes last
+        if not is_alive:
+            run_job(model, job)
+        assert [sure.read_bytes(), rest.read_bytes()] == expected
+        assert names_in(folder) == sorted({"in.jsonl", sure.name, "rest.jsonl"})
+        if is_alive:
+            break
+    assert is_alive
+    assert at >= 5  # journals of the windows, that all is whole, two names
+
+
+def die_at_the_names(model, job, dying, changes_left=1):
+    """Leave what a job leaves that died when `changes_left` of its files had no name yet."""
+    num_windows = 2  # 64 and 128 rows, and the last
+    arming = dying(num_windows + 1 + 1 + (2 - changes_left), is_done=True)
+    next(arming)
+    with pytest.raises(Dead):
+        run_job(model, job)
+    next(arming, None)
+
+
+def test_an_input_that_has_changed_after_all_was_done_is_told(model, middle, tmp_path, dying):
+    source = write_words(tmp_path / "in.txt")
+    given = source.read_text()
+    sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
+    job = make_job(source, sure, rest, middle)
+    die_at_the_names(model, job, dying)
+    assert rest.exists()
+    assert not sure.exists()
+    source.write_text("zzz\n" + given)
+    with pytest.raises(DragomanError, match="no longer the same"):
+        run_job(model, job)
+    source.write_text(given + "abc\n")
+    with pytest.raises(DragomanError, match=r"now it has more.*--restart"):
+        run_job(model, job)
+    source.write_text(given)
+    run_job(model, job)
+    assert len(read_rows(sure)) + len(read_rows(rest)) == len(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"share": 0.5}, "--min-confidence"), ({"rest": "other.jsonl"}, "--rest rest.jsonl")],
+)
+def test_another_parting_does_not_go_on_with_what_was_begun(
+    model, middle, tmp_path, dying, change, told
+):
+    source = write_words(tmp_path / "in.txt")
+    sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
+    arming = dying(2, is_done=True)
+    next(arming)
+    with pytest.raises(Dead):
+        run_job(model, make_job(source, sure, rest, middle))
+    next(arming, None)
+    other = tmp_path / change.get("rest", "rest.jsonl")
+    with pytest.raises(DragomanError, match=told.replace(" ", " '?")):
+        run_job(model, make_job(source, sure, other, change.get("share", middle)))
+    run_job(model, make_job(source, sure, rest, middle))
+    assert len(read_rows(sure)) + len(read_rows(rest)) == len(WORDS)
+
+
+def test_two_predictions_that_share_a_rest_do_not_write_into_each_other(
+    model, middle, tmp_path, dying
+):
+    source, rest = write_words(tmp_path / "in.txt"), tmp_path / "rest.jsonl"
+    jobs = [make_job(source, tmp_path / f"{name}.jsonl", rest, middle) for name in "ab"]
+    for job in jobs:
+        arming = dying(2, is_done=True)
+        next(arming)
+        with pytest.raises(Dead):
+            run_job(model, job)
+        next(arming, None)
+    for job in jobs:
+        run_job(model, job)
+        assert len(read_rows(job.output)) + len(read_rows(rest)) == len(WORDS)
+
+
+# ------------------------------------------------------------------ the command
+
+
+def run(*words, given=b""):
+    return subprocess.run(
+        [sys.executable, "-m", "dragoman", "predict", *map(str, words)],
+        input=given, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_the_sure_rows_may_go_down_a_pipe(trained, tmp_path):
+    rest = tmp_path / "rest.jsonl"
+    words = ["--jsonl", "--min-confidence", "0.5", "--rest", rest, "--threads", "1"]
+    found = run(trained[0], *words, given=b"abc\n\nabd\n")
+    assert found.returncode == 0, found.stderr
+    assert [json.loads(line)["line"] for line in found.stdout.splitlines()] == [1, 3]
+    assert [row["line"] for row in read_rows(rest)] == [2]
+    assert b"of 3 rows 2 (66.7%) in standard output, 1 (33.3%) in" in found.stderr
+    assert names_in(tmp_path) == ["rest.jsonl"]
+
+
+def test_a_second_file_by_which_rows_could_be_lost_is_refused(trained, tmp_path):
+    (tmp_path / "in.txt").write_text("abc\n")
+    sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
+    for words, told in (
+        (["--min-confidence", "0.5"], "give both"),
+        (["--rest", rest], "give both"),
+        (["--min-confidence", "1.5", "--rest", rest], "not a number from 0 to 1"),
+        (["--min-confidence", "nan", "--rest", rest], "not a number from 0 to 1"),
+        (["--min-confidence", "0.5", "--rest", sure], "the --output too"),
+        (["--min-confidence", "0.5", "--rest", tmp_path], "no file"),
+        (["--min-confidence", "0.5", "--rest", os.devnull], "no file"),
+        (
+            ["--min-confidence", "0.5", "--rest", tmp_path / "no" / "rest.jsonl"],
+            "cannot be written",
+        ),
+        (["--min-confidence", "0.5", "--rest", tmp_path / "rest.txt"], "--rest"),
+        (["--min-confidence", "0.5", "--rest", rest, "--output", tmp_path / "a.txt"], "--output"),
+    ):
+        output = [] if "--output" in words else ["--output", sure]
+        found = run(trained[0], "--input", tmp_path / "in.txt", *output, *words)
+        assert found.returncode == 2, words
+        assert told in found.stderr.decode()
+        assert b"Traceback" not in found.stderr
+        assert names_in(tmp_path) == ["in.txt"]

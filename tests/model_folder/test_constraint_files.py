@@ -1,0 +1,87 @@
+"""What the outputs must match is kept with the model, and no other file is read for it."""
+
+import gzip
+import shutil
+
+import pytest
+
+from dragoman.configuration import merge_settings
+from dragoman.errors import ModelFolderError
+from dragoman.model_folder.calibration import StoredCalibration, find_differences
+from dragoman.model_folder.constraint_files import find_constraint_files, keep_constraint_files
+from dragoman.model_folder.folder import read_bundle, write_bundle
+from dragoman.settings import DecodingSettings, Settings
+
+
+def settings_with(**values):
+    return Settings(decoding=DecodingSettings(**values))
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept"),
+    [("choices", "choices.txt"), ("grammar", "grammar.lark"), ("json_schema", "schema.json")],
+)
+def test_a_file_is_copied_under_its_name_and_found_again(setting, kept, tmp_path):
+    mine, folder = tmp_path / "mine", tmp_path / "model"
+    mine.write_text("one\ntwo\n")
+    folder.mkdir()
+    stored = keep_constraint_files(folder, settings_with(**{setting: str(mine)}))
+    assert getattr(stored.decoding, setting) == kept
+    mine.unlink()
+    found = find_constraint_files(folder, stored)
+    assert getattr(found.decoding, setting) == str(folder / kept)
+    assert (folder / kept).read_text() == "one\ntwo\n"
+
+
+def test_a_packed_file_is_kept_unpacked(tmp_path):
+    (tmp_path / "mine.gz").write_bytes(gzip.compress(b"one\n"))
+    keep_constraint_files(tmp_path, settings_with(choices=str(tmp_path / "mine.gz")))
+    assert (tmp_path / "choices.txt").read_text() == "one\n"
+
+
+@pytest.mark.parametrize("schema", ['{"type": "object"}', "true", ' {"a": 1}', ""])
+def test_a_schema_that_is_no_file_stays_in_the_settings(schema, tmp_path):
+    settings = settings_with(json_schema=schema)
+    assert keep_constraint_files(tmp_path, settings) == settings
+    assert find_constraint_files(tmp_path, settings) == settings
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    with pytest.raises(ModelFolderError, match=r"decoding\.choices: .*no such file"):
+        keep_constraint_files(tmp_path, settings_with(choices=str(tmp_path / "gone")))
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../choices.txt", "./choices.txt", "sub/choices.txt", "/dev/zero"]
+)
+def test_another_name_than_ours_is_refused(name, tmp_path):
+    (tmp_path / "choices.txt").write_text("one\n")
+    with pytest.raises(ModelFolderError, match=r"decoding\.choices names the file"):
+        find_constraint_files(tmp_path, settings_with(choices=name))
+
+
+def test_a_model_with_choices_says_them_wherever_it_is_moved(trained, tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("FCDB\nDBFC\n")
+    bundle = read_bundle(trained[0])
+    settings = merge_settings(
+        bundle.settings, {"decoding.choices": str(tmp_path / "mine.txt")}, overrule=True
+    )
+    write_bundle(tmp_path / "model", type(bundle)(**{**vars(bundle), "settings": settings}))
+    (tmp_path / "mine.txt").unlink()
+    shutil.move(tmp_path / "model", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    import dragoman
+
+    assert dragoman.load("../moved").predict(["fcd", "cab"])[0] == "FCDB"
+    again = read_bundle(tmp_path / "moved")
+    write_bundle(tmp_path / "moved", again)  # from itself
+    assert read_bundle(tmp_path / "moved").settings == again.settings
+
+
+def test_a_model_that_was_moved_is_calibrated_as_before():
+    made = StoredCalibration(
+        temperature=1.0, rows=1, pairs=(), decoding=DecodingSettings(choices="choices.txt")
+    )
+    assert find_differences(made, DecodingSettings(choices="/models/a/choices.txt")) == []
+    assert find_differences(made, DecodingSettings(choices="/models/a/other.txt"))

@@ -1,0 +1,164 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import dragoman
+from dragoman.configuration import read_settings
+from dragoman.errors import ModelFolderError
+from dragoman.model_folder.folder import (
+    REPORT,
+    dump_settings,
+    fill_folder,
+    read_bundle,
+    staged_folder,
+    sweep_leftovers,
+    write_bundle,
+)
+from dragoman.settings import DataSettings, Settings
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    return shutil.copytree(trained[0], tmp_path / "model")
+
+
+def test_a_bundle_is_read_as_it_was_written(folder, tmp_path):
+    bundle = read_bundle(folder)
+    write_bundle(tmp_path / "copy", bundle)
+    files = [path for path in folder.iterdir() if path.is_file() and path.name != REPORT]
+    assert {"calibration.json", "model.safetensors"} <= {path.name for path in files}
+    for path in files:
+        copy = tmp_path / "copy" / path.name
+        assert copy.read_bytes() == path.read_bytes()
+        assert copy.stat().st_mode == (tmp_path / "copy" / "README.md").stat().st_mode
+
+
+def test_nothing_half_written_is_left_when_writing_fails(folder, tmp_path):
+    bundle = read_bundle(folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelFolderError, match="cannot be written"):
+        write_bundle(tmp_path / "file" / "model", bundle)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "model"]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.yaml", "tokenizer.json", "metrics.json"]
+)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ModelFolderError, match=f"{name} missing"):
+        dragoman.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "metrics.json"])
+@pytest.mark.parametrize("kept", [0, 0.5, 0.99])
+def test_a_truncated_file_is_named(folder, name, kept):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(ModelFolderError, match=name):
+        dragoman.load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.yaml", "tokenizer.json", "metrics.json"]
+)
+def test_a_foreign_file_is_named(folder, name):
+    (folder / name).write_bytes(b"\x80\x04\x95 something else \xff")
+    with pytest.raises(ModelFolderError, match=name):
+        dragoman.load(folder)
+
+
+def test_a_setting_that_this_version_does_not_know_is_named(folder):
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("d_model", "d_modell"))
+    with pytest.raises(ModelFolderError, match=r"model\.d_modell"):
+        dragoman.load(folder)
+
+
+def test_weights_of_another_model_are_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = "transformer.encoder.norm.weight"
+    save_file({**weights, name: np.zeros(3, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(ModelFolderError, match=rf"{name}: shape \(3,\), expected \(64,\)"):
+        dragoman.load(folder, engine="torch")
+    del weights[name]
+    save_file({**weights, "extra": np.zeros(3, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(ModelFolderError, match=rf"extra: unknown; {name}: missing"):
+        dragoman.load(folder, engine="torch")
+
+
+def test_a_folder_is_staged_with_all_that_belongs_to_it(folder, tmp_path):
+    bundle, place = read_bundle(folder), tmp_path / "out"
+    for text in ("first", "second"):
+        with staged_folder(place) as staged:
+            fill_folder(staged, bundle)
+            (staged / REPORT).write_text(text)
+            assert not place.exists() or (place / REPORT).read_text() == "first"
+        assert (place / REPORT).read_text() == text
+        assert read_bundle(place).metrics == bundle.metrics
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_a_staged_folder_that_fails_leaves_the_model_as_it_was(folder, tmp_path):
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(ModelFolderError, match="no place left"), staged_folder(folder) as staged:
+        (staged / "half").write_text("")
+        raise OSError("no place left")
+    with pytest.raises(KeyboardInterrupt), staged_folder(folder):
+        raise KeyboardInterrupt
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_leftovers_beside_and_in_a_model_folder_are_swept(folder, tmp_path):
+    """What processes that were killed have left, and only that."""
+    mine = ["model.training", ".model.tmp-mine", ".model.lock"]
+    for name in mine:
+        (tmp_path / name).mkdir()
+    kept = {path.relative_to(folder) for path in folder.rglob("*")}
+    for name in (
+        ".model.tmp-11-0123abcd/half", ".model.tmp-11/half", ".model.old-11-0123abcd/half",
+        "model/.ctranslate2.tmp-11/half", "model/.onnx.tmp-11-0123abcd/half",
+        "model/evaluation/.valid.tmp-11/half",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("half")
+    stale = folder / ".calibration.json.tmp-11"
+    stale.write_text("{")
+    os.utime(stale, (1000, 1000))
+    sweep_leftovers(folder)
+    assert {path.relative_to(folder) for path in folder.rglob("*")} == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["model", *mine])
+
+
+def test_a_whole_copy_comes_back_where_its_writer_was_killed_between_two_renames(folder, tmp_path):
+    expected = read_bundle(folder).metrics
+    shutil.copytree(folder, tmp_path / ".model.tmp-11-0123abcd")
+    half = shutil.copytree(folder, tmp_path / ".model.old-12-0123abcd")
+    (half / "metrics.json").unlink()
+    folder.rename(tmp_path / ".model.old-11-0123abcd")
+    os.utime(tmp_path / ".model.old-11-0123abcd", (1000, 1000))
+    sweep_leftovers(folder)
+    assert read_bundle(folder).metrics == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_weights_of_a_bundle_can_be_taken_later(folder):
+    bundle = read_bundle(folder, with_weights=False)
+    expected = load_file(folder / "model.safetensors")
+    shutil.rmtree(folder)  # the file is kept open
+    assert bundle.weights == {}
+    found = bundle.read_weights()
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("sign", ["\x85", "\u2028", "\u2029", "\ufeff", "\x85x", "a\u2028b", "é"])
+def test_settings_are_read_back_whatever_signs_are_in_them(sign, tmp_path):
+    settings = Settings(data=DataSettings(features=(sign, "x")), decoding={"cut_mark": sign})
+    (tmp_path / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
+    found = read_settings(tmp_path / "config.yaml")
+    assert (found.data.features, found.decoding.cut_mark) == ((sign, "x"), sign)

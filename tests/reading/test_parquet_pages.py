@@ -1,0 +1,154 @@
+"""Claims about Parquet files made to fill the memory: they are refused, or read a few rows at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dragoman.errors import DataError
+from dragoman.reading import parquet_pages
+from dragoman.reading.pairs import read_pairs, read_sources
+from dragoman.reading.thrift import find_struct, find_structs
+from dragoman.settings import DataSettings
+
+MIB = 1 << 20
+SKIP = DataSettings(broken_rows="skip", long_rows="skip")
+LONG = "x" * MIB
+
+
+def write(path: Path, sources: object, **options: object) -> Path:
+    table = pa.table({"source": sources, "target": ["b"] * len(sources)})
+    pq.write_table(table, path, compression="zstd", **options)
+    return path
+
+
+@contextmanager
+def watch_memory() -> Iterator[pa.MemoryPool]:
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        yield pool
+    finally:
+        pa.set_memory_pool(before)
+
+
+def test_one_long_text_for_all_rows_is_not_held_for_each(tmp_path):
+    # 500 bytes that stand for 130 MiB
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 130 + [1], pa.int32()), [LONG, "a"])
+    path = write(tmp_path / "p.parquet", texts, store_schema=False)
+    assert path.stat().st_size < 1000
+    with watch_memory() as pool:
+        assert [pair.source for pair in read_pairs(path, SKIP)] == ["a"]
+    assert pool.max_memory() < 120 * MIB
+
+
+def test_texts_that_repeat_the_one_before_are_not_held_all_at_once(tmp_path):
+    texts = [f"{LONG}{number}" for number in range(130)] + ["a"]
+    encoding = {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}
+    path = write(tmp_path / "p.parquet", texts, **encoding)
+    assert path.stat().st_size < 2000
+    with watch_memory() as pool:
+        assert [pair.source for pair in read_pairs(path, SKIP)] == ["a"]
+    assert pool.max_memory() < 120 * MIB
+
+
+def test_long_texts_in_small_pages_are_read_few_at_a_time(tmp_path):
+    texts = [f"{LONG}{number}" for number in range(130)] + ["a"]
+    options = {"use_dictionary": False, "data_page_size": MIB, "write_batch_size": 1}
+    path = write(tmp_path / "p.parquet", texts, **options)
+    with watch_memory() as pool:
+        assert [pair.source for pair in read_pairs(path, SKIP)] == ["a"]
+    assert pool.max_memory() < 120 * MIB
+
+
+@pytest.mark.parametrize("use_dictionary", [False, True])
+def test_a_page_that_unpacks_to_much_is_refused_before_it_is(tmp_path, use_dictionary):
+    path = write(tmp_path / "p.parquet", ["y" * (130 * MIB), "b"], use_dictionary=use_dictionary)
+    with (
+        watch_memory() as pool,
+        pytest.raises(DataError, match=r"a page of column 'source' unpacks to 1.*smaller pages"),
+    ):
+        list(read_pairs(path, SKIP))
+    assert pool.max_memory() < MIB
+
+
+def test_a_column_of_categories_without_a_dictionary_is_refused_where_it_is_large(tmp_path):
+    texts = pa.array([f"{LONG}{number}" for number in range(140)]).dictionary_encode()
+    options = {"use_dictionary": False, "data_page_size": MIB, "write_batch_size": 1}
+    path = write(tmp_path / "p.parquet", texts, **options)
+    with pytest.raises(DataError, match="plain text"):
+        list(read_pairs(path, SKIP))
+
+
+TEXTS = ["a", None, "b" * 5000, "é", "", "c" * 70] * 300
+TABLE = pa.table(
+    {
+        "source": [text or "x" for text in TEXTS],
+        "target": pa.array([text or "y" for text in TEXTS]).dictionary_encode(),
+        "null": TEXTS,
+        "lists": [[1, 2], None, []] * 600,
+        "structs": [{"source": "a", "b": [1.0]}, None, {"source": None, "b": None}] * 600,
+        "fixed": pa.array([b"ab", None, b"cd"] * 600, pa.binary(2)),
+        "times": pa.array([1, None, 3] * 600, pa.timestamp("ns", tz="Europe/Berlin")),
+        "flags": [True, False, None] * 600,
+    }
+)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "lz4", "brotli"])
+@pytest.mark.parametrize("use_dictionary", [True, False])
+@pytest.mark.parametrize("page_size", [100, MIB])
+def test_every_way_of_writing_is_read_whole(tmp_path, version, codec, use_dictionary, page_size):
+    path = tmp_path / "p.parquet"
+    pq.write_table(
+        TABLE,
+        path,
+        data_page_version=version,
+        compression=codec,
+        use_dictionary=use_dictionary,
+        data_page_size=page_size,
+        dictionary_pagesize_limit=page_size,
+        row_group_size=700,
+        write_batch_size=64,
+        write_page_checksum=True,
+        write_page_index=version == "2.0",
+    )
+    found = [(pair.source, pair.target) for pair in read_pairs(path, DataSettings())]
+    wanted = TABLE.select(["source", "target"]).to_pylist()
+    assert found == [(row["source"], row["target"]) for row in wanted]
+    assert len(list(read_sources(path, DataSettings(), with_columns=True))) == 1800
+    with path.open("rb") as stream:
+        metadata = pq.read_metadata(path)
+        groups = find_structs(parquet_pages._read_footer(path), 4)
+        for group in range(metadata.num_row_groups):
+            for leaf in range(metadata.num_columns):
+                chunk = metadata.row_group(group).column(leaf)
+                columns = find_structs(groups[group], 1)
+                about = find_struct(columns[leaf], 3)
+                pages = list(parquet_pages._read_pages(path, stream, about))
+                assert sum(p.num_values for p in pages if p.is_data) == chunk.num_values
+                assert sum(p.num_bytes for p in pages) <= chunk.total_uncompressed_size
+
+
+def test_a_broken_header_of_a_page_is_refused(tmp_path):
+    path = write(tmp_path / "p.parquet", ["a", "b"], use_dictionary=False)
+    content = path.read_bytes()
+    for broken in (b"\xff" * 30, b"\x19" * 30, b"\x1c" * 30, bytes(30), b"\x15" + b"\x80" * 29):
+        path.write_bytes(content[:4] + broken + content[34:])
+        with pytest.raises(DataError, match="corrupt"):
+            list(read_pairs(path, SKIP))
+
+
+def test_a_changed_byte_of_a_page_with_a_checksum_is_found(tmp_path):
+    path = write(tmp_path / "p.parquet", ["a" * 50, "b" * 50], write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x28\xb5\x2f\xfd") + 12  # in the first packed page
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="corrupt"):
+        list(read_pairs(path, SKIP))

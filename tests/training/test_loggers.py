@@ -1,0 +1,86 @@
+import importlib.util
+import warnings
+
+import pytest
+import yaml
+from lightning.pytorch.loggers import CSVLogger
+
+from conftest import BRIEF, SMALL, quiet_console, write_pairs
+from dragoman import read_settings
+from dragoman.commands.fit import fit
+from dragoman.errors import SettingsError
+from dragoman.model_folder.folder import dump_settings
+from dragoman.settings import Settings
+from dragoman.training.loggers import find_logger_faults, make_loggers
+
+HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
+
+
+def missing_logger():
+    modules = {"wandb": "wandb", "comet": "comet_ml", "litlogger": "litlogger"}
+    return next(name for name, module in modules.items() if not importlib.util.find_spec(module))
+
+
+def test_the_csv_file_is_always_written(tmp_path):
+    [only] = make_loggers(("none",), tmp_path)
+    assert isinstance(only, CSVLogger)
+    assert [type(logger).__name__ for logger in make_loggers(("auto",), tmp_path)] == [
+        "PatientCSVLogger", *(["TensorBoardLogger"] if HAS_TENSORBOARD else [])
+    ]  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loggers_are_typed_with_commas_and_kept_in_the_config(tmp_path):
+    settings = read_settings(None, ["--training.loggers", "tensorboard,wandb"])
+    assert settings.training.loggers == ("tensorboard", "wandb")
+    (tmp_path / "config.yaml").write_text(dump_settings(settings))
+    assert read_settings(tmp_path / "config.yaml") == Settings.model_validate(settings.model_dump())
+
+
+def test_an_unknown_logger_gets_the_likely_one():
+    with pytest.raises(SettingsError, match=r"'tensorbord' is not one of .*mean tensorboard\?"):
+        read_settings(None, ["--training.loggers", "none,tensorbord"])
+
+
+def test_a_missing_package_is_told_before_the_data_are_read(tmp_path):
+    name = missing_logger()
+    settings = read_settings(None, ["--training.loggers", name])
+    with pytest.raises(SettingsError, match=f"{name} needs a package .* pip install"):
+        fit(tmp_path / "missing.tsv", tmp_path / "model", settings, console=quiet_console())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_none_stands_alone():
+    assert find_logger_faults(("none",)) == []
+    [fault] = find_logger_faults(("none", "auto"))
+    assert "none stands alone" in fault
+
+
+@pytest.mark.skipif(not HAS_TENSORBOARD, reason="tensorboard is not installed")
+def test_tensorboard_gets_curves_samples_and_settings(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    words = [*SMALL, *BRIEF, "--training.valid_every", "1", "--training.loggers", "tensorboard"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # of TensorBoard's own imports
+        fit(pairs, tmp_path / "model", read_settings(None, words), console=quiet_console())
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        folder = tmp_path / "model.training" / "tensorboard"
+        events = EventAccumulator(str(folder))
+        events.Reload()
+    tags = events.Tags()
+    assert {"valid_loss", "update_loss", "learning_rate", "tokens_per_s"} <= set(tags["scalars"])
+    assert "samples/text_summary" in tags["tensors"]
+    [first, *_] = events.Tensors("samples/text_summary")
+    assert b"| source | reference | prediction |" in first.tensor_proto.string_val[0]
+    assert "training.max_steps: 3" in (folder / "hparams.yaml").read_text()
+
+
+def test_settings_from_before_these_choices_still_load(tmp_path):
+    content = yaml.safe_load(dump_settings(Settings()))
+    del content["training"]["loggers"]
+    content["training"]["monitor"] = "token_error_rate"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    settings = read_settings(tmp_path / "config.yaml")
+    assert settings.training.monitor == "token_error_rate"
+    assert settings.training.loggers == ("auto",)

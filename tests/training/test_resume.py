@@ -1,0 +1,262 @@
+"""A run that goes on is the run that was never interrupted."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import dragoman
+from conftest import make_words, quiet_console, write_pairs
+from dragoman import read_settings
+from dragoman.commands.fit import fit
+from dragoman.errors import CheckpointError, DataError, ModelFolderError, SettingsError
+from dragoman.model_folder.folder import read_bundle
+from dragoman.training import checkpoints
+from dragoman.training.checkpoint_files import BEST
+from dragoman.training.resume import MAY_CHANGE
+from runs import STEPS, results_of, settings
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of which every checkpoint is kept."""
+    folder = tmp_path_factory.mktemp("whole")
+    pairs = write_pairs(folder / "pairs.tsv", 400)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "_NUM_KEPT", 1000)
+        fit(pairs, folder / "model", settings(), console=quiet_console())
+    return folder
+
+
+def take_up(whole, to, step):
+    """Copy the run as it was after `step` updates; return where its model folder will be."""
+    shutil.copytree(whole / "model.training", to / "model.training")
+    for path in (to / "model.training" / "checkpoints").iterdir():
+        if path.name not in (f"step-{step}.ckpt", BEST):
+            path.unlink()
+    return to / "model"
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_from_any_step_it_is_the_uninterrupted_run_bit_by_bit(whole, tmp_path, step):
+    out = take_up(whole, tmp_path, step)
+    fit((), out, resume="must", console=quiet_console())
+    assert results_of(out) == results_of(whole / "model")
+
+
+def test_the_state_holds_what_the_equality_needs(whole):
+    path = whole / "model.training" / "checkpoints" / "step-7.ckpt"
+    state = torch.load(path, weights_only=True)
+    assert state["dragoman"]["settings"]["training"]["max_steps"] == STEPS
+    assert len(state["callbacks"]["RankStates"]["ranks"]) == 1
+
+
+def test_a_longer_training_is_the_one_that_was_meant_to_be_longer(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 300)
+    longer, even = ["--training.max_steps", "12"], ["--optimization.schedule", "inverse_sqrt"]
+    brief = settings("--training.max_steps", "7", *even)
+    fit(pairs, tmp_path / "one", brief, console=quiet_console())
+    fit((), tmp_path / "one", read_settings(None, longer), resume="must", console=quiet_console())
+    fit(pairs, tmp_path / "two", settings(*longer, *even), console=quiet_console())
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert {name: array.tolist() for name, array in one.items()} == {
+        name: array.tolist() for name, array in two.items()
+    }
+    metrics = read_bundle(tmp_path / "one").metrics
+    assert metrics["num_steps"] == 12
+
+
+def test_what_may_not_change_is_refused_by_its_name_and_what_may_is_taken(whole, tmp_path):
+    out = take_up(whole, tmp_path, 5)
+    typed = ["--model.dropout", "0.3", "--training.seed", "2", "--training.patience", "9"]
+    with pytest.raises(SettingsError) as fault:
+        fit((), out, read_settings(None, typed), resume="must", console=quiet_console())
+    told = str(fault.value)
+    assert "2 faults" in told
+    assert "--model.dropout: 0.3 is not 0.2, with which the run began" in told
+    assert "--training.seed: 2 is not 1" in told
+    assert all(name.rstrip(".") in told for name in MAY_CHANGE)
+    free = ["--training.max_steps", "6", "--training.batch_tokens", "128", "--model.dropout", "0.2"]
+    model = fit((), out, read_settings(None, free), resume="must", console=quiet_console())
+    assert model.settings.training.batch_tokens == 128
+    assert model.settings.model.dropout == 0.2
+
+
+def test_files_of_pairs_may_go_and_are_known_when_they_have_changed(whole, tmp_path):
+    out = take_up(whole, tmp_path, 12)
+    (tmp_path / "same.tsv").write_bytes((whole / "pairs.tsv").read_bytes())
+    (tmp_path / "other.tsv").write_text("a\tb\n")
+    with pytest.raises(CheckpointError, match="not the pairs with which the run began"):
+        fit(tmp_path / "other.tsv", out, resume="must", console=quiet_console())
+    fit(tmp_path / "same.tsv", out, resume="must", console=quiet_console())
+
+    pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
+    brief = settings("--training.max_steps", "2", "--evaluation.report", "html")
+    fit(pairs, tmp_path / "gone", brief, console=console)
+    shutil.rmtree(tmp_path / "gone")
+    pairs.unlink()
+    fit((), tmp_path / "gone", resume="auto", console=console)
+    assert "without an inspection" in console.file.getvalue()
+    assert dragoman.load(tmp_path / "gone", engine="torch").predict(["abc"])
+
+
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_taken(whole, tmp_path):
+    out = take_up(whole, tmp_path, 6)
+    folder = tmp_path / "model.training" / "checkpoints"
+    cut = (folder / "step-6.ckpt").read_bytes()
+    (folder / "step-7.ckpt").write_bytes(cut[: len(cut) // 2])
+    flipped = bytearray(cut)
+    flipped[len(cut) // 2] ^= 1
+    (folder / "step-8.ckpt").write_bytes(flipped)
+    console = quiet_console()
+    fit((), out, resume="must", console=console)
+    told = console.file.getvalue()
+    assert f"{folder / 'step-8.ckpt'}: damaged" in told.replace("\n", "")
+    assert f"{folder / 'step-7.ckpt'}: not a whole checkpoint" in told.replace("\n", "")
+    assert "goes on after update 6" in told
+    assert results_of(out) == results_of(whole / "model")
+
+
+def test_with_no_whole_checkpoint_or_no_data_it_says_so_and_touches_nothing(whole, tmp_path):
+    out = take_up(whole, tmp_path, 6)
+    folder = tmp_path / "model.training"
+    (folder / "data" / "valid.arrow").rename(tmp_path / "valid.arrow")
+    with pytest.raises(DataError, match=r"not whole: valid\.arrow missing"):
+        fit((), out, resume="auto", console=quiet_console())
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(b"no checkpoint")
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    for resume in ("auto", "must"):
+        with pytest.raises(CheckpointError, match="no whole checkpoint to go on from"):
+            fit(pairs, out, settings(), resume=resume, console=quiet_console())
+    assert {path.read_bytes() for path in (folder / "checkpoints").iterdir()} == {b"no checkpoint"}
+
+
+def test_auto_begins_where_there_is_nothing_and_does_nothing_where_all_is_done(tmp_path):
+    pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "model"
+    brief = settings("--training.max_steps", "2")
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        fit(pairs, out, brief, resume="must", console=quiet_console())
+    with pytest.raises(CheckpointError, match="give PAIRS"):
+        fit((), out, brief, resume="auto", console=quiet_console())
+    fit(pairs, out, brief, resume="auto", console=quiet_console())
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    console = quiet_console()
+    model = fit(pairs, out, brief, resume="auto", console=console)
+    assert "nothing to do" in console.file.getvalue()
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    assert model.predict(["abc"])
+    with pytest.raises(ModelFolderError, match="go on with --resume"):
+        fit(pairs, out, brief, console=quiet_console())
+
+
+def test_auto_replaces_a_run_without_a_checkpoint_and_nothing_else(tmp_path):
+    pairs, brief = write_pairs(tmp_path / "pairs.tsv", 200), settings("--training.max_steps", "1")
+    for name in ("kept", "kept.training"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("of somebody")
+        (tmp_path / name / "model.safetensors").write_text("of somebody")
+        with pytest.raises(ModelFolderError, match="already there"):
+            fit(pairs, tmp_path / "kept", brief, resume="auto", console=quiet_console())
+        assert (tmp_path / name / "config.yaml").read_text() == "of somebody"
+        shutil.rmtree(tmp_path / name)
+    fit(pairs, tmp_path / "model", brief, console=quiet_console())
+    shutil.rmtree(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model.training" / "checkpoints")
+    fit(pairs, tmp_path / "model", brief, resume="auto", console=quiet_console())
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_run_that_had_run_out_of_patience_has_ended(tmp_path):
+    words = "".join(f"{word}\t{word}\n" for word in make_words(200))
+    (tmp_path / "pairs.tsv").write_text(words)
+    # A learning rate of next to nothing: no score is better than the first.
+    still = ["--optimization.learning_rate", "1e-12", "--training.valid_every", "1"]
+    out = tmp_path / "model"
+    fit(tmp_path / "pairs.tsv", out, settings(*still), console=quiet_console())
+    steps = read_bundle(out).metrics["num_steps"]
+    assert steps < STEPS
+    shutil.rmtree(out)
+    fit((), out, resume="must", console=quiet_console())
+    assert read_bundle(out).metrics["num_steps"] == steps
+    patient = read_settings(None, ["--training.patience", "0"])
+    fit((), out, patient, resume="must", console=quiet_console())
+    assert read_bundle(out).metrics["num_steps"] == STEPS
+
+
+TWO_RANKS = """
+import sys
+import lightning, torch
+from pathlib import Path
+from dragoman import PairDataModule, read_settings
+from dragoman.model.transformer import Transformer
+from dragoman.settings import OptimizationSettings
+from dragoman.training.checkpoint_files import AtomicCheckpointIO
+from dragoman.training.checkpoints import Checkpoints
+from dragoman.training.module import TransformerTraining
+from dragoman.training.rank_states import RankStates
+from dragoman.training.averaging import average_weights
+
+class Losses(lightning.Callback):
+    def on_train_batch_end(self, trainer, module, outputs, *_):
+        with open(f"{sys.argv[2]}/losses-{trainer.global_rank}.txt", "a") as file:
+            print(trainer.global_step, outputs["loss"].item().hex(), file=file)
+
+def train(pairs, folder, max_steps, checkpoint):
+    words = ["--training.batch_tokens", "128", "--data.cache", "none"]
+    data = PairDataModule(pairs, read_settings(None, words))
+    data.prepare_data()
+    torch.manual_seed(0)
+    module = TransformerTraining(
+        Transformer(data.tokenizer.source_vocab_size, 16, 2, 1, 32, dropout=0.2,
+                    target_vocab_size=data.tokenizer.target_vocab_size),
+        OptimizationSettings(schedule="constant", warmup_steps=2))
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp_spawn", max_steps=max_steps, max_epochs=-1,
+        logger=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, accumulate_grad_batches=2, val_check_interval=6,
+        check_val_every_n_epoch=None, num_sanity_val_steps=0, default_root_dir=folder,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[average_weights(0.9), RankStates(), Losses(),
+                   Checkpoints(Path(folder) / "checkpoints", 7, "valid_loss", "min")])
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    torch.save([p.detach() for p in module.parameters()], f"{folder}/weights.pt")
+
+if __name__ == "__main__":
+    train(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)
+"""
+
+
+def test_two_ranks_go_on_bit_by_bit(tmp_path):
+    (tmp_path / "two.py").write_text(TWO_RANKS)
+    pairs = write_pairs(tmp_path / "pairs.tsv", 300)
+
+    def train(name, max_steps, *checkpoint):
+        (tmp_path / name).mkdir(exist_ok=True)
+        subprocess.run(
+            [sys.executable, tmp_path / "two.py", pairs, tmp_path / name, str(max_steps), *checkpoint],
+            check=True, capture_output=True, timeout=250,
+        )  # fmt: skip
+        losses = [(tmp_path / name / f"losses-{rank}.txt").read_text() for rank in (0, 1)]
+        return torch.load(tmp_path / name / "weights.pt", weights_only=True), losses
+
+    weights, losses = train("whole", 17)
+    train("part", 7)
+    again, other_losses = train("part", 17, str(tmp_path / "part" / "checkpoints" / "step-7.ckpt"))
+    assert other_losses == losses
+    assert losses[0] != losses[1]
+    assert all(torch.equal(one, other) for one, other in zip(weights, again, strict=True))
+
+
+def test_a_best_checkpoint_that_is_damaged_is_told_of_and_made_anew(whole, tmp_path):
+    out = take_up(whole, tmp_path, 7)
+    best = tmp_path / "model.training" / "checkpoints" / BEST
+    best.write_bytes(best.read_bytes()[:-100])
+    console = quiet_console()
+    fit((), out, resume="must", console=console)
+    assert "best.ckpt: not a whole checkpoint" in console.file.getvalue()
+    assert "the next validation gives a new best one" in console.file.getvalue()
+    assert torch.load(best, weights_only=True)["global_step"] >= 8

@@ -32,7 +32,7 @@ ROWS = [
     {"inspection"},
     {"reporting"},
     {"engines"},
-    {"prediction", "predictor"},
+    {"predictor"},
     {"training"},
     {"commands"},
     {"__init__"},

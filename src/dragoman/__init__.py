@@ -74,10 +74,11 @@ def predict(
 
 def evaluate(path: "str | Path", pairs: "str | Path | Sequence[str | Path]") -> "Scores":
     """Return the scores of the model in the folder `path` on a file of pairs (or two, parallel)."""
+    from dragoman.commands.evaluate import score_pairs
     from dragoman.reading.pairs import read_pairs
 
     model = load(path)
-    return model.evaluate(read_pairs(pairs, model.settings.data))
+    return score_pairs(model, read_pairs(pairs, model.settings.data))
 
 
 def __getattr__(name: str) -> object:

@@ -1,11 +1,12 @@
-"""Text in, text out: a trained model at work, and its scores."""
+"""Text in, text out: a trained model and its predictions."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from dragoman.configuration import merge_for_use, merge_settings
 from dragoman.decoding.hypothesis import Hypothesis
@@ -13,27 +14,42 @@ from dragoman.decoding.plan import SearchPlan, make_plan
 from dragoman.engines.details import add_details
 from dragoman.engines.engine import Engine, Task
 from dragoman.engines.load import EngineName, load_engine
-from dragoman.errors import DataError, DragomanError, SettingsError
+from dragoman.errors import DragomanError, SettingsError
 from dragoman.evaluation.confidence import find_confidence
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.folder import Bundle, read_bundle
 from dragoman.model_folder.weights import WeightsFile
-from dragoman.prediction import Prediction
-from dragoman.reading.pairs import BadRow, Pair, Source, take_features
+from dragoman.reading.pairs import BadRow, Source, take_features
 from dragoman.settings import Settings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.special_ids import EOS_ID
 from dragoman.undisturbed import read_undisturbed
 
-if TYPE_CHECKING:
-    from dragoman.evaluation.rows import Row
-    from dragoman.evaluation.scores import Scores
-
 _FIRST_WINDOW_ROWS = 64
 _WINDOW_ROWS = 4096  # rows that are searched together: bounds the memory of a long input
-_NO_NUMBER = "the model computes what is no number: its weights are damaged, or too large"
+PRODUCED_NAN = "the model produced NaN: weights are corrupt or have overflowed"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """One output for a source."""
+
+    text: str
+    score: float  # log-probability of the output, in nats
+    confidence: float  # probability, in [0, 1], that it is exactly right: see `find_confidence`
+    normalized_score: float  # the score by which hypotheses are compared: decoding.length_norm
+    is_complete: bool  # False: cut at its longest length (see decoding.max_length_ratio)
+    num_unknown: int  # tokens of the source that the model has never seen
+    tokens: tuple[str, ...]  # of the output, and its end where it is complete
+    log_probs: tuple[float, ...]  # of each of `tokens`, with decoding.token_scores
+    source_tokens: tuple[str, ...]
+    alignment: tuple[tuple[float, ...], ...]  # (tokens, source_tokens), with decoding.alignment
+
+    def marked(self, cut_mark: str) -> str:
+        """Return the text, with `cut_mark` behind it if it was cut."""
+        return self.text if self.is_complete else self.text + cut_mark
 
 
 class Predictor:
@@ -166,13 +182,13 @@ class Predictor:
 
         Raises:
             DragomanError: `sources` is one string, `features` or `prefixes` do not fit, or the
-                model computes what is no number.
+                model produced NaN.
         """
         rows = self._make_rows(sources, features)
         if prefixes is not None:
             _check_count("prefixes", prefixes, len(rows))
         starts = None if prefixes is None else self._encode_targets(prefixes)
-        return self._refuse_no_numbers(self._search(self._encode(rows), starts))
+        return self._refuse_nan(self._search(self._encode(rows), starts))
 
     def score(
         self,
@@ -186,12 +202,12 @@ class Predictor:
 
         Raises:
             DragomanError: `sources` is one string, `targets` or `features` do not fit, or the
-                model computes what is no number.
+                model produced NaN.
         """
         rows = self._make_rows(sources, features)
         _check_count("targets", targets, len(rows))
         found = self._force(self._encode(rows), self._encode_targets(targets))
-        return [one for [one] in self._refuse_no_numbers(found)]
+        return [one for [one] in self._refuse_nan(found)]
 
     def predict_rows(
         self, rows: Iterable[Source | BadRow]
@@ -209,7 +225,7 @@ class Predictor:
         """Return each row with its outputs, best first; a bad row has none.
 
         A row that is too long for the model comes back as a bad one, with the reason; so does one
-        for which it computes what is no number.
+        for which the model produced NaN.
 
         Args:
             is_forced: What a row gives is its output, to be scored; else what its output begins
@@ -233,8 +249,8 @@ class Predictor:
             found = self._search(kept, prefixes if any(prefixes) else None)
         answers: list[list[Prediction]] = [[] for _ in rows]
         for i, best_first in zip(fitting, found, strict=True):
-            if _has_no_number(best_first):
-                rows[good[i]] = BadRow(read[i].line, "", _NO_NUMBER, read[i].columns)
+            if _has_nan(best_first):
+                rows[good[i]] = BadRow(read[i].line, "", PRODUCED_NAN, read[i].columns)
             else:
                 answers[good[i]] = best_first
         return list(zip(rows, answers, strict=True))
@@ -246,63 +262,6 @@ class Predictor:
     def is_in_place(self) -> bool:
         """Return whether no other model has taken the place of one that it was loaded from."""
         return all(one.is_in_place() for one in self._list_weights())
-
-    def evaluate(self, pairs: Iterable[Pair]) -> "Scores":
-        """Return the scores of the model on `pairs`; rows of one source are its references.
-
-        An output that was cut counts as it stands, without the cut mark.
-
-        Raises:
-            DataError: There are no pairs, or one is too long for the model.
-            DragomanError: The model computes what is no number.
-        """
-        from dragoman.evaluation.scores import score
-
-        rows, target = self.predict_pairs(pairs), self.settings.tokenizer.target
-        return score(
-            [row.hypothesis for row in rows],
-            [row.references for row in rows],
-            target.separator,
-            settings=self.settings.evaluation,
-            has_symbols=target.kind == "symbols",
-        )
-
-    def predict_pairs(self, pairs: Iterable[Pair]) -> "list[Row]":
-        """Return a row for each source of `pairs`, with all its references and the best output.
-
-        Raises:
-            DataError: A pair is too long for the model.
-            DragomanError: The model computes what is no number.
-        """
-        from dragoman.evaluation.groups import group_references
-        from dragoman.evaluation.rows import Row
-
-        groups = group_references(pairs)
-        sources = [Source(one.source, one.features, one.line) for one in groups]
-        rows: list[Row] = []
-        for group, (source, best_first) in zip(groups, self.predict_rows(sources), strict=True):
-            if isinstance(source, BadRow) and source.reason == _NO_NUMBER:
-                raise self._explain_no_number()
-            if isinstance(source, BadRow):
-                raise DataError(
-                    f"{group.file}:{group.line}: the source cannot be predicted: {source.reason}; "
-                    "take it out of the pairs"
-                )
-            best = best_first[0]
-            rows.append(
-                Row(
-                    source=group.source,
-                    features=group.features,
-                    references=group.references,
-                    hypothesis=best.text,
-                    line=group.line,
-                    file=group.file,
-                    is_complete=best.is_complete,
-                    score=best.score,
-                    confidence=best.confidence,
-                )
-            )
-        return rows
 
     def with_alignment(self) -> "Predictor | None":
         """Return this model, giving `alignment` too; None, where its engine cannot."""
@@ -319,14 +278,15 @@ class Predictor:
             calibrations=self.calibrations,
         )
 
-    def _refuse_no_numbers(self, found: list[list[Prediction]]) -> list[list[Prediction]]:
-        if any(map(_has_no_number, found)):
-            raise self._explain_no_number()
+    def _refuse_nan(self, found: list[list[Prediction]]) -> list[list[Prediction]]:
+        if any(map(_has_nan, found)):
+            raise self.nan_error()
         return found
 
-    def _explain_no_number(self) -> DragomanError:
+    def nan_error(self) -> DragomanError:
+        """Return the error for an output whose score is NaN."""
         other = "" if self.engine.name == "torch" else ", or --engine torch"
-        return DragomanError(f"{_NO_NUMBER}; take another model{other}")
+        return DragomanError(f"{PRODUCED_NAN}; use another model{other}")
 
     def _list_weights(self) -> list[WeightsFile]:
         return [one.weights_file for one in self.bundles if one.weights_file is not None]
@@ -469,5 +429,5 @@ def _check_count(name: str, values: Sequence[str], count: int) -> None:
         raise DragomanError(f"{name}: give one for each of the {count} sources")
 
 
-def _has_no_number(predictions: Sequence[Prediction]) -> bool:
+def _has_nan(predictions: Sequence[Prediction]) -> bool:
     return any(math.isnan(one.score) for one in predictions)

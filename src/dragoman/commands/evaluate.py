@@ -16,11 +16,13 @@ from dragoman.evaluation.evaluation import (
     evaluate_rows,
     read_evaluation,
 )
+from dragoman.evaluation.groups import group_references
 from dragoman.evaluation.rarity import count_rarest
 from dragoman.evaluation.rows import Row, read_rows
+from dragoman.evaluation.scores import Scores, score
 from dragoman.model_folder.folder import EVALUATION, is_model_folder
-from dragoman.predictor import Predictor
-from dragoman.reading.pairs import Pair
+from dragoman.predictor import PRODUCED_NAN, Predictor
+from dragoman.reading.pairs import BadRow, Pair, Source
 
 _CLAIMS = ("is_exact", "is_complete")
 
@@ -43,7 +45,7 @@ def evaluate_model(
         DataError: There are no pairs, or one is too long for the model.
     """
     start_s = time.perf_counter()
-    rows = model.predict_pairs(pairs)
+    rows = predict_pairs(model, pairs)
     seconds = time.perf_counter() - start_s
     if not rows:
         raise DataError("there are no pairs to evaluate on")
@@ -65,6 +67,60 @@ def evaluate_model(
         model={"decoding": settings.decoding.model_dump(mode="json")},
     )
     return evaluation, confidence
+
+
+def score_pairs(model: Predictor, pairs: Iterable[Pair]) -> Scores:
+    """Return the scores of `model` on `pairs`; rows with the same source are its references.
+
+    A truncated output is scored as it is, without the truncation mark.
+
+    Raises:
+        DataError: There are no pairs, or one is too long for the model.
+        DragomanError: The model produced NaN.
+    """
+    rows, target = predict_pairs(model, pairs), model.settings.tokenizer.target
+    return score(
+        [row.hypothesis for row in rows],
+        [row.references for row in rows],
+        target.separator,
+        settings=model.settings.evaluation,
+        has_symbols=target.kind == "symbols",
+    )
+
+
+def predict_pairs(model: Predictor, pairs: Iterable[Pair]) -> list[Row]:
+    """Return a row for each source of `pairs`, with all its references and the best output.
+
+    Raises:
+        DataError: A pair is too long for the model.
+        DragomanError: The model produced NaN.
+    """
+    groups = group_references(pairs)
+    sources = [Source(one.source, one.features, one.line) for one in groups]
+    rows: list[Row] = []
+    for group, (source, best_first) in zip(groups, model.predict_rows(sources), strict=True):
+        if isinstance(source, BadRow) and source.reason == PRODUCED_NAN:
+            raise model.nan_error()
+        if isinstance(source, BadRow):
+            raise DataError(
+                f"{group.file}:{group.line}: the source cannot be predicted: {source.reason}; "
+                "remove it from the pairs"
+            )
+        best = best_first[0]
+        rows.append(
+            Row(
+                source=group.source,
+                features=group.features,
+                references=group.references,
+                hypothesis=best.text,
+                line=group.line,
+                file=group.file,
+                is_complete=best.is_complete,
+                score=best.score,
+                confidence=best.confidence,
+            )
+        )
+    return rows
 
 
 def name_evaluation(paths: Sequence[Path]) -> str:

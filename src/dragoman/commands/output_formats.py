@@ -12,7 +12,7 @@ from typing import Literal
 import pyarrow
 
 from dragoman.evaluation.confidence import round_confidence
-from dragoman.prediction import Prediction
+from dragoman.predictor import Prediction
 from dragoman.reading.pairs import BadRow, Source
 from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.special_ids import find_free_name

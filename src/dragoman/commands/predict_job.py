@@ -10,8 +10,7 @@ from dragoman.configuration import flatten_settings
 from dragoman.errors import DragomanError
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.model_folder.folder import fingerprint
-from dragoman.prediction import Prediction
-from dragoman.predictor import Predictor
+from dragoman.predictor import Prediction, Predictor
 from dragoman.settings import DecodingSettings
 
 

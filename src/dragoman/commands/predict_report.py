@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from dragoman.prediction import Prediction
+from dragoman.predictor import Prediction
 from dragoman.reading.pairs import BadRow, Source
 
 _NAMED_ROWS = 5  # rows of a kind that are named

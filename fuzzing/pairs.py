@@ -24,7 +24,7 @@ from findings import Findings
 
 with atheris.instrument_imports(include=["dragoman"]):
     from dragoman.errors import DataError
-    from dragoman.reading import delimited, parquet, parquet_pages
+    from dragoman.reading import delimited, parquet
     from dragoman.reading import text_files as files
     from dragoman.reading.pairs import (
         BadRow,
@@ -43,8 +43,7 @@ with atheris.instrument_imports(include=["dragoman"]):
 files._CHUNK_BYTES = 32
 files._LONGEST_LINE_BYTES = 1 << 11
 parquet._BATCH_ROWS = 3
-parquet_pages._LARGEST_PAGE = 1 << 10
-parquet_pages._BATCH_BYTES = 1 << 6
+parquet._BATCH_BYTES = 1 << 6
 delimited._MOST_EMPTY_LINES = 40
 delimited._MOST_RECORD_LINES = 12
 delimited._FREE_LINES, delimited._REPEATS = 100, 1

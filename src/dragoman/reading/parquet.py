@@ -8,12 +8,12 @@ import pyarrow.parquet
 from pyarrow import types
 
 from dragoman.errors import DataError
-from dragoman.reading.parquet_pages import PageSizes
 from dragoman.reading.row_errors import Fault, find_line_fault
 from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, label_columns
 from dragoman.reading.text_files import FilePosition, check_file
 
 _BATCH_ROWS = 4096
+_BATCH_BYTES = 1 << 25
 _BUFFER_BYTES = 1 << 20
 _TEXT_KINDS = (
     types.is_string,
@@ -60,7 +60,6 @@ def _read(
     number = 0
     wanted = None if None in names else names
     try:
-        leaves = _find_leaves(metadata, wanted)
         # Without pre_buffer and threads the memory does not grow with the size of a row group.
         with pyarrow.parquet.ParquetFile(
             path,
@@ -69,14 +68,16 @@ def _read(
             pre_buffer=False,
             page_checksum_verification=True,
         ) as file:
-            for batch in _read_batches(path, file, leaves, wanted):
-                columns = [
-                    _dump_rows(batch) if name is None else _take_texts(batch.column(name))
-                    for name in names
-                ]
-                for fields in zip(*columns, strict=True):
-                    number += 1
-                    yield _check_fields(str(path), number, fields) or (number, fields)
+            for group in range(metadata.num_row_groups):
+                num_rows = _find_batch_rows(metadata.row_group(group))
+                for batch in file.iter_batches(num_rows, [group], wanted, use_threads=False):
+                    columns = [
+                        _dump_rows(batch) if name is None else _take_texts(batch.column(name))
+                        for name in names
+                    ]
+                    for fields in zip(*columns, strict=True):
+                        number += 1
+                        yield _check_fields(str(path), number, fields) or (number, fields)
     except _BROKEN as error:
         raise DataError(
             f"{path}: the file is corrupt: reading ended after row {number} ({_first_line(error)})"
@@ -87,29 +88,10 @@ def _read(
         )
 
 
-def _read_batches(
-    path: Path,
-    file: pyarrow.parquet.ParquetFile,
-    leaves: Sequence[int],
-    wanted: Sequence[str | None] | None,
-) -> Iterator[pyarrow.RecordBatch]:
-    sizes = PageSizes(path, file)
-    for group in range(file.metadata.num_row_groups):
-        num_rows = sizes.find_batch_rows(group, leaves, _BATCH_ROWS)
-        yield from file.iter_batches(num_rows, [group], columns=wanted, use_threads=False)
-
-
-def _find_leaves(
-    metadata: pyarrow.parquet.FileMetaData, wanted: Sequence[str | None] | None
-) -> list[int]:
-    """Return the columns that are read, as they lie in the file."""
-    paths = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
-    # pyarrow reads "a.b" too where "a" is asked for.
-    return [
-        leaf
-        for leaf, path in enumerate(paths)
-        if wanted is None or any(path == name or path.startswith(f"{name}.") for name in wanted)
-    ]
+def _find_batch_rows(group: pyarrow.parquet.RowGroupMetaData) -> int:
+    """Return how many rows of a row group to read at a time: fewer where they are long."""
+    row_bytes = max(1.0, group.total_byte_size / max(1, group.num_rows))
+    return max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / row_bytes)))
 
 
 def _dump_rows(batch: pyarrow.RecordBatch) -> list[str]:

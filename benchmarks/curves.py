@@ -22,7 +22,7 @@ from tables import table
 
 WAYS = {
     "quick": [],
-    "reference": ["--training.path", "reference", "--training.precision", "32-true"],
+    "reference": ["--training.implementation", "reference", "--training.precision", "32-true"],
 }
 SCORES = ("valid_loss", "valid_token_error_rate")
 

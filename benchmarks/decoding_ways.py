@@ -197,7 +197,7 @@ def _read_names(folder: Path, side: str) -> list[str]:
 
 def _settings(entry: Entry) -> Settings:
     """Return what is set over the settings of the model: the search, and no cut mark in texts."""
-    return Settings(decoding=DecodingSettings(beam_size=entry.beam_size, cut_mark=""))
+    return Settings(decoding=DecodingSettings(beam_size=entry.beam_size, truncation_mark=""))
 
 
 def _load_torch(entry: Entry, path: Path) -> Predictor:

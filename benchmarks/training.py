@@ -134,7 +134,9 @@ def list_entries(device: str) -> list[Entry]:
             for name, precision in precisions
         ),
         Entry(kind="dragoman", name="dragoman fp32", device=device, precision="32-true"),
-        Entry(kind="dragoman", name="dragoman reference", device=device, path="reference"),
+        Entry(
+            kind="dragoman", name="dragoman reference", device=device, implementation="reference"
+        ),
         *(
             Entry(kind="products", name=f"products {name}", device=device, precision=precision)
             for name, precision in precisions

@@ -32,7 +32,7 @@ class Entry:
     name: str  # as in the tables
     device: str
     precision: str = "auto"  # "auto", "32-true", "bf16-mixed": Lightning's names
-    path: str = "fast"  # of dragoman
+    implementation: str = "fused"  # of dragoman
     is_compiled: bool = False
 
     @property

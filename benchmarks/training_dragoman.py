@@ -34,7 +34,7 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
     """Train without end; validations are left out, as the others have none."""
     pacer.finish("imports")
     hush_lightning()
-    wanted = task.make_settings(entry.device, entry.precision, entry.path)
+    wanted = task.make_settings(entry.device, entry.precision, entry.implementation)
     data = PairDataModule(task.data, Settings.model_validate(wanted))
     data.prepare_data()
     data.setup("fit")
@@ -46,7 +46,7 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
         settings.optimization,
         decoding=settings.decoding,
         max_steps=settings.training.max_steps,
-        path=settings.training.path,
+        implementation=settings.training.implementation,
         part_tokens=plan_parts(settings.training),
     )
     precision, _ = choose_precision(settings.training, find_device(settings.training))
@@ -70,7 +70,7 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
             num_parameters=sum(p.numel() for p in module.network.parameters()),
             vocab_size=data.tokenizer.source_vocab_size,
             lengths=sum_lengths(pairs.source_lengths, pairs.target_lengths),
-            precision=f"{precision}, {settings.training.path}",
+            precision=f"{precision}, {settings.training.implementation}",
             batch=f"{settings.training.batch_tokens:,} tokens",
         )
         pacer.finish("model and trainer")

@@ -44,7 +44,7 @@ def write_ids(task: Task) -> tuple[int, Lengths]:
     from dragoman.tokenizers.special_ids import BOS_ID, EOS_ID, PAD_ID
     from dragoman.training.datamodule import PairDataModule
 
-    settings = Settings.model_validate(task.make_settings("cpu", "auto", "fast"))
+    settings = Settings.model_validate(task.make_settings("cpu", "auto", "fused"))
     data = PairDataModule(task.data, settings)
     data.prepare_data()
     pairs = list(data.read_split("train"))

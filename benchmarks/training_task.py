@@ -46,7 +46,7 @@ class Task:
     vocab_size: int = 8000  # of bpe
     max_tokens: int = 1024  # of the longest row
 
-    def make_settings(self, device: str, precision: str, path: str) -> dict[str, Any]:
+    def make_settings(self, device: str, precision: str, implementation: str) -> dict[str, Any]:
         """Return the settings of dragoman, as a config file has them; the rest is its default."""
         side: dict[str, Any] = {"kind": self.tokenizer}
         if self.tokenizer == "bpe":
@@ -70,7 +70,7 @@ class Task:
                 "valid_every": _NEVER,
                 "accelerator": device,
                 "precision": precision,
-                "path": path,
+                "implementation": implementation,
             },
         }
 

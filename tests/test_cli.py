@@ -67,7 +67,7 @@ def test_predict_reads_and_writes_files_and_tells_of_bad_rows(trained, tmp_path)
 def test_predict_marks_what_it_cut_and_says_so(trained):
     words = ["--decoding.max_length_extra", "1", "--decoding.max_length_ratio", "0"]
     found = run("predict", trained[0], *words, given=b"abc\n")
-    assert found.stdout == b"A [cut]\n"
+    assert found.stdout == b"A [truncated]\n"
     assert b"1 rows cut at their longest length" in found.stderr
 
 

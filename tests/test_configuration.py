@@ -16,6 +16,7 @@ from dragoman.configuration import (
     list_settings,
     merge_settings,
     read_settings,
+    update_stored,
 )
 from dragoman.errors import SettingsError
 from dragoman.model_folder.folder import dump_settings
@@ -125,6 +126,24 @@ def test_what_is_written_is_read_back(tmp_path):
     settings = read_settings(None, ["--model.d_model", "64", "--tokenizer.source.separator", "\t:"])
     (tmp_path / "config.yaml").write_text(dump_settings(settings))
     assert read_settings(tmp_path / "config.yaml") == settings
+
+
+def test_renamed_settings_of_a_stored_config_load_and_typed_ones_are_suggested(tmp_path):
+    config = tmp_path / "config.yaml"
+    old = "training:\n  path: fast\ndecoding:\n  cut_mark: ' [cut]'\n"
+    config.write_text("version: 0.1.0\n" + old)
+    settings = read_settings(config)
+    assert settings.training.implementation == "fused"
+    assert settings.decoding.truncation_mark == " [cut]"
+    stored = {"decoding": {"cut_mark": "!"}, "training.path": "reference"}
+    updated = {"decoding": {"truncation_mark": "!"}, "training.implementation": "reference"}
+    assert update_stored(stored) == updated
+    config.write_text(old)
+    told = faults_of(config, ["--training.path", "fast"])
+    assert (
+        "--training.path: there is no such setting; did you mean training.implementation?" in told
+    )
+    assert f"{config}:4: decoding.cut_mark" in told
 
 
 def test_every_setting_has_a_place_in_the_list():

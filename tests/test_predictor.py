@@ -46,7 +46,7 @@ def test_an_output_that_was_cut_is_marked(trained):
     decoding = DecodingSettings(max_length_ratio=0.0, max_length_extra=2)
     settings = model.settings.model_copy(update={"decoding": decoding})
     short = Predictor(model.engine, model.tokenizer, settings)
-    assert all(text.endswith(" [cut]") for text in short.predict(WORDS))
+    assert all(text.endswith(" [truncated]") for text in short.predict(WORDS))
     [(_, [prediction])] = short.predict_rows([Source("abc", (), 1)])
     assert not prediction.is_complete
     assert len(prediction.text) == 2

@@ -13,6 +13,14 @@ from dragoman.errors import SettingsError
 from dragoman.settings import DecodingSettings, Section, Settings
 from dragoman.settings_file import parse_settings, read_settings_file, shorten
 
+# Settings of older model folders and checkpoints: name then -> name now, in the same section (None:
+# removed). Only stored settings are read so; on the command line an old name gets "did you mean".
+_RENAMED: dict[str, str | None] = {
+    "training.path": "training.implementation",
+    "decoding.cut_mark": "decoding.truncation_mark",
+}
+_RENAMED_VALUES = {("training.implementation", "fast"): "fused"}
+
 # Beyond these a model folder could claim any amount of memory before its weights are looked at.
 _LARGEST = {
     "model.d_model": 1 << 16,
@@ -172,6 +180,21 @@ def merge_settings(
     return Settings.model_validate(_nest(both))
 
 
+def update_stored(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return stored settings (nested, or by dotted name) under their names of today.
+
+    `prefix` is the section that `content` is, with its dot; settings that no longer exist are left
+    out.
+    """
+    updated: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            updated[name] = update_stored(value, f"{prefix}{name}.")
+        elif (now := _RENAMED.get(f"{prefix}{name}", f"{prefix}{name}")) is not None:
+            updated[now.removeprefix(prefix)] = _RENAMED_VALUES.get((now, str(value)), value)
+    return updated
+
+
 def merge_for_use(typed: Settings, trained: Settings) -> Settings:
     """Return the settings of a trained model with those that were typed in their place.
 
@@ -225,6 +248,8 @@ def list_settings(section: type[BaseModel] = Settings, prefix: str = "") -> Iter
 
 def suggest(name: str, known: Sequence[str]) -> str:
     """Return "; did you mean X?" for the known name that `name` most likely stands for, or ""."""
+    if now := _RENAMED.get(name):
+        return f"; did you mean {now}?"
     by_last: dict[str, str] = {}
     for one in known:
         by_last.setdefault(one.rpartition(".")[2], one)
@@ -241,7 +266,13 @@ def suggest(name: str, known: Sequence[str]) -> str:
 
 def _take_file(text: str, place: str, draft: _Draft) -> None:
     """Put the settings of a file into `draft`, each with its line."""
-    for setting in parse_settings(text, place):
+    found = parse_settings(text, place)
+    is_stored = any(setting.name == "version" for setting in found)  # written by dragoman
+    for setting in found:
+        if is_stored and setting.name in _RENAMED:
+            for now, value in update_stored({setting.name: setting.value}).items():
+                draft.set(now, value, f"{place}:{setting.line}: {setting.name}")
+            continue
         name, where = setting.name, f"{place}:{setting.line}"
         if name in draft.values:
             draft.faults.append(f"{where}: {shorten(name)} is set twice in this file")

@@ -47,9 +47,9 @@ class Prediction:
     source_tokens: tuple[str, ...]
     alignment: tuple[tuple[float, ...], ...]  # (tokens, source_tokens), with decoding.alignment
 
-    def marked(self, cut_mark: str) -> str:
-        """Return the text, with `cut_mark` behind it if it was cut."""
-        return self.text if self.is_complete else self.text + cut_mark
+    def marked(self, truncation_mark: str) -> str:
+        """Return the text, with `truncation_mark` behind it if it was cut."""
+        return self.text if self.is_complete else self.text + truncation_mark
 
 
 class Predictor:
@@ -164,7 +164,7 @@ class Predictor:
         Raises:
             DragomanError: `sources` is one string, or `features` do not fit the model.
         """
-        mark = self.settings.decoding.cut_mark
+        mark = self.settings.decoding.truncation_mark
         return [best[0].marked(mark) for best in self.predict_n_best(sources, features)]
 
     def predict_n_best(

@@ -185,8 +185,8 @@ class TrainingSettings(Section):
     """Validation score that chooses the best checkpoint and stops the training. auto: chrf where targets are running text, token_error_rate where they are symbols or short strings, character_error_rate where those are cut into pieces."""
     loggers: Annotated[tuple[LoggerName, ...], BeforeValidator(_split_commas)] = ("auto",)
     """Where curves and samples go, beside the CSV file that is always written: Lightning's loggers auto, none, tensorboard, wandb, mlflow, comet, litlogger; auto: TensorBoard where it is installed."""
-    path: Literal["fast", "reference"] = "fast"
-    """How the model is computed in training: by the quick path, or by torch's own modules; the same function."""
+    implementation: Literal["fused", "reference"] = "fused"
+    """Code that computes the model in training: fused (fast) or torch's own modules (reference); the same function."""
     export: Literal["none", "ctranslate2"] = "ctranslate2"
     """What is written beside the weights in the end: the model for CTranslate2, so that it predicts without PyTorch, and faster."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
@@ -257,7 +257,7 @@ class DecodingSettings(Section):
     """Give the attention of each token of the output over the tokens of the source (--jsonl)."""
     batch_tokens: Positive = 8192
     """Largest batch of sources, in tokens, padding counted; each hypothesis of a beam counts."""
-    cut_mark: str = " [cut]"
+    truncation_mark: str = " [truncated]"
     """What is put behind an output that reached its longest length without ending by itself."""
 
     @property

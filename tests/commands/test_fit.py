@@ -165,7 +165,7 @@ def test_learned_positions_bound_the_outputs(tmp_path):
     ]
     pairs = write_pairs(tmp_path / "pairs.tsv", 200)
     model = fit(pairs, tmp_path / "model", short(*words), console=quiet_console())
-    assert all(len(text) <= 12 + len(" [cut]") for text in model.predict(["abc"]))
+    assert all(len(text) <= 12 + len(" [truncated]") for text in model.predict(["abc"]))
 
 
 def test_settings_at_odds_are_refused_before_the_data_are_read(tmp_path):
@@ -206,7 +206,7 @@ def test_a_rehearsal_tells_sizes_and_time_and_leaves_nothing(tmp_path):
 def test_the_start_tells_how_it_computes_and_how_long_it_took(tmp_path):
     pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
     words = ["--training.accelerator", "cpu", "--training.precision", "32-true"]
-    settings = short(*words, "--training.path", "reference", "--training.accumulate", "2")
+    settings = short(*words, "--training.implementation", "reference", "--training.accumulate", "2")
     fit(pairs, tmp_path / "model", settings, console=console)
     told = console.file.getvalue()
     assert "precision: 32-true on cpu: as set; path reference\n" in told

@@ -44,10 +44,10 @@ def join(parts):
     ]
 
 
-@pytest.mark.parametrize("path", ["fast", "reference"])
-def test_parts_give_the_sums_and_gradients_of_the_whole(network, path):
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+def test_parts_give_the_sums_and_gradients_of_the_whole(network, implementation):
     found, gradients = take(network, lambda: sum_losses_by_parts(network, PARTS, 0.1))
-    expected, wanted = take(network, lambda: sum_losses(network, *join(PARTS), 0.1, path))
+    expected, wanted = take(network, lambda: sum_losses(network, *join(PARTS), 0.1, implementation))
     for name in ("loss", "nll", "num_correct", "num_tokens"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
     assert gradients.keys() == wanted.keys() == dict(network.named_parameters()).keys()

@@ -86,7 +86,7 @@ def test_a_folder_of_its_name_is_told_and_what_cannot_be_written_leaves_nothing(
 
 def test_only_settings_that_choose_the_output_make_a_difference():
     same = DecodingSettings(
-        beam_size=5, forbidden_tokens=("a", "b"), token_scores=True, cut_mark=""
+        beam_size=5, forbidden_tokens=("a", "b"), token_scores=True, truncation_mark=""
     )
     assert find_differences(STORED, same) == []
     other = DecodingSettings(beam_size=4, forbidden_tokens=("a", "b"), minimum_risk="edit")

@@ -158,7 +158,7 @@ def test_the_weights_of_a_bundle_can_be_taken_later(folder):
 
 @pytest.mark.parametrize("sign", ["\x85", "\u2028", "\u2029", "\ufeff", "\x85x", "a\u2028b", "é"])
 def test_settings_are_read_back_whatever_signs_are_in_them(sign, tmp_path):
-    settings = Settings(data=DataSettings(features=(sign, "x")), decoding={"cut_mark": sign})
+    settings = Settings(data=DataSettings(features=(sign, "x")), decoding={"truncation_mark": sign})
     (tmp_path / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
     found = read_settings(tmp_path / "config.yaml")
-    assert (found.data.features, found.decoding.cut_mark) == ((sign, "x"), sign)
+    assert (found.data.features, found.decoding.truncation_mark) == ((sign, "x"), sign)

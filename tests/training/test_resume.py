@@ -14,9 +14,10 @@ from dragoman import read_settings
 from dragoman.commands.fit import fit
 from dragoman.errors import CheckpointError, DataError, ModelFolderError, SettingsError
 from dragoman.model_folder.folder import read_bundle
+from dragoman.settings import Settings
 from dragoman.training import checkpoints
 from dragoman.training.checkpoint_files import BEST
-from dragoman.training.resume import MAY_CHANGE
+from dragoman.training.resume import MAY_CHANGE, RunRecord
 from runs import STEPS, results_of, settings
 
 
@@ -260,3 +261,19 @@ def test_a_best_checkpoint_that_is_damaged_is_told_of_and_made_anew(whole, tmp_p
     assert "best.ckpt: not a whole checkpoint" in console.file.getvalue()
     assert "the next validation gives a new best one" in console.file.getvalue()
     assert torch.load(best, weights_only=True)["global_step"] >= 8
+
+
+def test_a_record_with_renamed_settings_loads():
+    resolved = Settings.model_validate({"training": {"implementation": "reference"}})
+    record = RunRecord(
+        version="0.1.0",
+        settings=resolved,
+        typed={"training.implementation": "reference"},
+        precision="32-true",
+        pairs=("pairs.tsv",),
+        sha256={},
+    )
+    content = record.to_dict()
+    content["settings"]["training"]["path"] = content["settings"]["training"].pop("implementation")
+    content["typed"] = {"training.path": "reference"}
+    assert RunRecord.from_dict(content) == record

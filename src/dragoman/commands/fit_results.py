@@ -106,5 +106,6 @@ def _show(row: Row, settings: Settings) -> dict[str, Any]:
         "features": [one.partition("=")[2] for one in row.features[:num_columns]],
         "source": " ".join((*row.features[num_columns:], row.source)),
         "reference": row.references[0],
-        "prediction": row.hypothesis + ("" if row.is_complete else settings.decoding.cut_mark),
+        "prediction": row.hypothesis
+        + ("" if row.is_complete else settings.decoding.truncation_mark),
     }

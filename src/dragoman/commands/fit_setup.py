@@ -188,7 +188,7 @@ def _assemble(
         decoding=settings.decoding,
         max_steps=settings.training.max_steps,
         decoded_fraction=min(1.0, settings.training.valid_rows / data.num_rows["valid"]),
-        path=settings.training.path,
+        implementation=settings.training.implementation,
         part_tokens=plan_parts(settings.training),
         scoring=choose_text_scores(settings, texts),
     )
@@ -229,6 +229,6 @@ def _report(run: Run, told: Sequence[str], precision: str) -> None:
         f"vocabulary: {tokenizer.source_vocab_size:,} source, {tokenizer.target_vocab_size:,} target",
         f"model: {num_parameters:,} parameters (d_model {model.d_model}, {model.nhead} heads, "
         f"{model.num_encoder_layers} + {model.num_decoder_layers} layers)",
-        f"precision: {precision}; path {run.settings.training.path}",
+        f"precision: {precision}; {run.settings.training.implementation} implementation",
     ):
         run.around.tell(line)

@@ -84,7 +84,7 @@ class RowWriter:
         best = best_first[0]
         if self.is_forced:
             return f"{best.score:.6f}\n", ()
-        text = best.marked(self.decoding.cut_mark)
+        text = best.marked(self.decoding.truncation_mark)
         flat = _flatten(text)
         return f"{flat}\n", () if flat == text else (_BROKEN_LINE,)
 

@@ -12,7 +12,7 @@ from dragoman.model.fast import FastPass, draw_dropout, find_dtype
 from dragoman.model.operands import Parameters
 from dragoman.model.transformer import Transformer
 
-Path = Literal["fast", "reference"]
+Implementation = Literal["fused", "reference"]
 
 
 def sum_losses(
@@ -20,13 +20,13 @@ def sum_losses(
     source_ids: Int[Tensor, "B S"],
     target_ids: Int[Tensor, "B T"],
     label_smoothing: float = 0.0,
-    path: Path = "fast",
+    implementation: Implementation = "fused",
 ) -> LossSums:
     """Return the sums over all tokens of `target_ids` (begin, tokens, end, padding) but the first.
 
-    Padding adds nothing; on the CPU, no logits are made for it. Both paths compute the same.
+    Padding adds nothing; on the CPU, no logits are made for it. Both implementations compute the same.
     """
-    if path == "reference":
+    if implementation == "reference":
         return _sum_by_reference(model, source_ids, target_ids, label_smoothing)
     operands = Parameters(find_dtype(model))
     with torch.autocast(source_ids.device.type, enabled=False):

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dragoman.configuration import flatten_settings
+from dragoman.configuration import flatten_settings, update_stored
 from dragoman.errors import ModelFolderError
 from dragoman.model_folder.constraint_files import CONSTRAINT_FILES, names_file
 from dragoman.model_folder.folder_files import read_optional_file
@@ -24,7 +24,7 @@ CALIBRATION = "calibration.json"
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 _LARGEST_BYTES = 1 << 20
 # They say how an output is written down, not which one is chosen.
-_WRITING = {"num_hypotheses", "token_scores", "alignment", "batch_tokens", "cut_mark"}
+_WRITING = {"num_hypotheses", "token_scores", "alignment", "batch_tokens", "truncation_mark"}
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -59,6 +59,11 @@ class StoredCalibration(_Checked):
     """How the outputs were made: for others it is a guess."""
     thresholds: Annotated[tuple[Threshold, ...], Field(max_length=100)] = ()
     """For people: what may be given as --min-confidence."""
+
+    @field_validator("decoding", mode="before")
+    @classmethod
+    def _update(cls, value: object) -> object:
+        return update_stored(value, "decoding.") if isinstance(value, dict) else value
 
 
 def read_calibration(folder: Path) -> StoredCalibration | None:

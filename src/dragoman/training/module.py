@@ -18,7 +18,7 @@ from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.plan import SearchPlan
 from dragoman.decoding.search import search
 from dragoman.model.cross_entropy import LossSums
-from dragoman.model.loss import Path, sum_losses
+from dragoman.model.loss import Implementation, sum_losses
 from dragoman.model.parts import sum_losses_by_parts
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
@@ -53,8 +53,8 @@ class TransformerTraining(lightning.LightningModule):
         max_steps: Updates in all, for the schedules that end at zero.
         decoded_fraction: Part of each batch, at least a row, that a validation decodes; a test
             decodes all.
-        path: The quick path, or the reference; both compute the same function.
-        part_tokens: Tokens of the parts that the quick path cuts a batch into on the CPU; None: a
+        implementation: Our fused training code, or torch's own modules; same function.
+        part_tokens: Tokens of the parts that the fused code cuts a batch into on the CPU; None: a
             part for each of torch's threads, or more.
         scoring: Scores over texts, beside those over ids; None: there is no text.
     """
@@ -67,7 +67,7 @@ class TransformerTraining(lightning.LightningModule):
         decoding: DecodingSettings | None = None,
         max_steps: int | None = None,
         decoded_fraction: float = 1.0,
-        path: Path = "fast",
+        implementation: Implementation = "fused",
         part_tokens: int | None = None,
         scoring: TextScoring | None = None,
     ) -> None:
@@ -78,7 +78,7 @@ class TransformerTraining(lightning.LightningModule):
         self.max_steps = max_steps
         self.decoded_fraction = decoded_fraction
         self.validated_step = -1  # updates done when the last validation was made
-        self.path: Path = path
+        self.implementation: Implementation = implementation
         self.part_tokens = part_tokens
         self.train_metrics = TeacherForcedMetrics("train")
         self.valid_metrics = TeacherForcedMetrics("valid")
@@ -284,7 +284,7 @@ class TransformerTraining(lightning.LightningModule):
 
     def _sum_losses(self, batch: Batch, label_smoothing: float = 0.0) -> LossSums:
         on_cpu = batch.source_ids.device.type == "cpu"
-        if self.path == "fast" and on_cpu and self.training and torch.is_grad_enabled():
+        if self.implementation == "fused" and on_cpu and self.training and torch.is_grad_enabled():
             parts = cut_batch(
                 batch,
                 self.part_tokens,
@@ -293,7 +293,7 @@ class TransformerTraining(lightning.LightningModule):
             )
             return sum_losses_by_parts(self.network, parts, label_smoothing)
         return sum_losses(
-            self.network, batch.source_ids, batch.target_ids, label_smoothing, self.path
+            self.network, batch.source_ids, batch.target_ids, label_smoothing, self.implementation
         )
 
     def _decode(self, source_ids: Int[Tensor, "B S"]) -> list[Hypothesis]:

@@ -47,7 +47,7 @@ def plan_parts(training: TrainingSettings) -> int | None:
 
     On the CPU the quick path computes a part on each core; what has no parts has more even rows.
     """
-    if training.path == "fast" and find_device(training) == "cpu":
+    if training.implementation == "fused" and find_device(training) == "cpu":
         return choose_part_tokens(training.batch_tokens, torch.get_num_threads())
     return None
 

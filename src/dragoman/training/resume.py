@@ -5,7 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dragoman.configuration import flatten_settings, list_set_values, merge_settings
+from dragoman.configuration import (
+    flatten_settings,
+    list_set_values,
+    merge_settings,
+    update_stored,
+)
 from dragoman.errors import CheckpointError, SettingsError
 from dragoman.settings import Settings
 from dragoman.training.checkpoint_files import BEST, list_checkpoints, read_checkpoint
@@ -67,13 +72,13 @@ class RunRecord:
         try:
             return cls(
                 version=content["version"],
-                settings=Settings.model_validate(content["settings"]),
-                typed=content["typed"],
+                settings=Settings.model_validate(update_stored(content["settings"])),
+                typed=update_stored(content["typed"]),
                 precision=content["precision"],
                 pairs=tuple(content["pairs"]),
                 sha256=content["sha256"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"what it says of its run cannot be read: {error}") from error
 
 

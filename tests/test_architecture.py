@@ -12,7 +12,7 @@ import dragoman
 PACKAGE = Path(dragoman.__file__).parent
 # Each row imports only itself and the rows above it.
 ROWS = [
-    {"errors"},
+    {"errors", "characters"},
     {
         "versions",
         "settings_file",

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dragoman.errors import SettingsError
+from dragoman.errors import SettingsError, shorten
 from dragoman.settings import DecodingSettings, Section, Settings
-from dragoman.settings_file import parse_settings, read_settings_file, shorten
+from dragoman.settings_file import parse_settings, read_settings_file
 
 # Settings of older model folders and checkpoints: name then -> name now, in the same section (None:
 # removed). Only stored settings are read so; on the command line an old name gets "did you mean".

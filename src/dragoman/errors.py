@@ -3,6 +3,12 @@
 from collections.abc import Sequence
 
 
+def shorten(text: str, longest: int = 80) -> str:
+    """Return `text` for a message: at most `longest` characters, without control characters."""
+    shown = text if text.isprintable() else repr(text)
+    return shown if len(shown) <= longest else f"{shown[:longest]}…"
+
+
 class DragomanError(Exception):
     """A fault in what the user gave: shown on the command line as one message with exit code 2."""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
-from dragoman.errors import SettingsError
+from dragoman.errors import SettingsError, shorten
 from dragoman.versions import tell_later
 
 FORMAT = 1
@@ -95,12 +95,6 @@ def parse_settings(text: str, place: str) -> list[Setting]:
         if setting.name == "format":
             _check_format(setting, place)
     return [setting for setting in found if setting.name != "format"]
-
-
-def shorten(text: str, longest: int = 80) -> str:
-    """Return `text` for a message: not too long, and without what would move a cursor."""
-    shown = text if text.isprintable() else repr(text)
-    return shown if len(shown) <= longest else f"{shown[:longest]}…"
 
 
 class _Loader(yaml.SafeLoader):

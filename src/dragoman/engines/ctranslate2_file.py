@@ -15,9 +15,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dragoman.errors import ModelFolderError
+from dragoman.errors import ModelFolderError, shorten
 from dragoman.model_folder.folder_files import FolderFile
-from dragoman.settings_file import shorten
 
 _FORMAT, _LAYOUT, _REVISION = 6, "TransformerSpec", 7
 _WINDOW_BYTES = 1 << 16

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dragoman.errors import ModelFolderError
+from dragoman.errors import ModelFolderError, shorten
 from dragoman.model_folder.folder import WEIGHTS
 from dragoman.model_folder.folder_files import FolderFile, check_folder, parse_json, read_file
-from dragoman.settings_file import shorten
 from dragoman.versions import tell_later
 
 EXPORT = "export.json"  # what was exported, and how it compared with PyTorch

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dragoman.errors import ModelFolderError
+from dragoman.errors import ModelFolderError, shorten
 from dragoman.model_folder.folder_files import FolderFile
-from dragoman.settings_file import shorten
 
 LARGEST_BYTES = (1 << 31) - 1  # of a protobuf
 _LARGEST_DATA_BYTES = 1 << 35

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dragoman.characters import find_surrogate
 from dragoman.errors import DataError
 from dragoman.evaluation.rows import Row
 from dragoman.reading.text_files import open_text_file, read_blocks
@@ -76,9 +77,6 @@ def _take_value(line: str, names: Sequence[str], place: str) -> str:
     )
     if not found or not isinstance(found[0], str):
         raise DataError(f"{place}: expected an object with the text under {' or '.join(names)}")
-    if "\\u" in line:  # JSON can spell half a character
-        try:
-            found[0].encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{place}: it holds a lone surrogate, which is no text") from error
+    if find_surrogate(found[0]) is not None:
+        raise DataError(f"{place}: it holds a lone surrogate, which is no text")
     return found[0]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dragoman.characters import find_surrogate
 from dragoman.errors import DataError
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.reading.row_errors import find_line_fault
@@ -113,8 +114,8 @@ def _parse(text: str, place: str) -> Row:
         raise DataError(f"{place}: 'line' is {values['line']}, and lines are counted from 1")
     if not 0 <= (values.get("confidence") or 0.0) <= 1:
         raise DataError(f"{place}: 'confidence' is {values['confidence']}, not from 0 to 1")
-    if "\\u" in text:  # JSON can spell half a character
-        _check_text(values, place)
+    if "\\u" in text and find_surrogate(json.dumps(values, ensure_ascii=False)) is not None:
+        raise DataError(f"{place}: it holds a lone surrogate, which is no text")
     return Row(**values)
 
 
@@ -123,10 +124,3 @@ def _is_finite(value: float) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond all floats
         return False
-
-
-def _check_text(values: Mapping[str, Any], place: str) -> None:
-    try:
-        json.dumps(values, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{place}: it holds a lone surrogate, which is no text") from error

@@ -1,17 +1,16 @@
 """What was found in the data: the kind, how grave, how many rows, where, and what to do."""
 
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from dragoman.characters import JOINERS, is_hidden
 from dragoman.inspection.rows import SplitRows
 
 Severity = Literal["fault", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
 MOST_EXAMPLES = 10
 _MOST_CHARACTERS = 48  # of each side of an example
-_JOINERS = "\u200c\u200d"  # part of many scripts, and of emoji
 _NAMED = {"\n": "↵", "\t": "⇥"}
 
 
@@ -71,7 +70,7 @@ def show_text(text: str, at: str = "", longest: int = _MOST_CHARACTERS) -> str:
         start = max(0, text.find(at) - longest // 3)
     shown = "".join(
         _NAMED.get(character, f"<U+{ord(character):04X}>")
-        if _is_hidden(character) and (character not in _JOINERS or character in at)
+        if is_hidden(character) and (character not in JOINERS or character in at)
         else character
         for character in text[start : start + longest]
     )
@@ -83,10 +82,3 @@ def count_share(count: int, total: int) -> str:
     share = 100 * count / total
     shown = f"{share:.1f}%" if share >= 0.1 else f"{share:.2f}%" if share >= 0.01 else "under 0.01%"
     return f"{count:,} of {total:,} rows ({shown})"
-
-
-def _is_hidden(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp") or (
-        category == "Zs" and character != " "
-    )

@@ -3,9 +3,9 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import TYPE_CHECKING
 
+from dragoman.characters import JOINERS, is_hidden
 from dragoman.inspection.characters import find_script
 from dragoman.inspection.finding import MOST_EXAMPLES, Finding, count_share, show_row
 from dragoman.inspection.rows import SplitRows
@@ -13,15 +13,12 @@ from dragoman.inspection.rows import SplitRows
 if TYPE_CHECKING:
     from dragoman.inspection.profile import Profile
 
-_JOINERS = "\u200c\u200d"
 # Scripts that do not join their letters by zero-width characters; the others may.
 _UNJOINED = {"Latn", "Grek", "Cyrl", "Armn", "Geor", "Hani", "Hira", "Kana", "Hang"}
 # Scripts written without spaces, where a zero-width space is a place to break the line.
 _UNSPACED = {"Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Java", "Bali", "Lana", "Tale", "Talu"}
 _DIRECTIONS = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}  # fmt: skip
 _TAGS = range(0xE0020, 0xE0080)  # after a black flag: the flag of a region
-# Format characters that are seen: signs around numbers, of prosody, of music, of hieroglyphs.
-_SEEN = {*map(chr, range(0x600, 0x606)), *"\u06dd\u070f\u0890\u0891\u08e2\u180e\U000110bd\U000110cd"}  # fmt: skip
 
 
 def find_hidden(
@@ -67,22 +64,18 @@ def list_hidden(text: str, whole: str) -> list[str]:
     ]
 
 
-@cache
 def is_suspect(character: str) -> bool:
     """Whether a character is hidden, and may be out of place."""
-    category = unicodedata.category(character)
-    if category == "Cc":
-        return character not in "\t\n"
-    if category == "Cf":
-        return character not in _SEEN and not 0x13430 <= ord(character) <= 0x1D17A
-    return category in ("Zl", "Zp", "Co", "Cn")
+    return (
+        is_hidden(character) and character not in "\t\n" and unicodedata.category(character) != "Zs"
+    )
 
 
 def _is_in_place(text: str, i: int, whole: str) -> bool:
     character = text[i]
     if character == "\r":
         return text[i + 1 : i + 2] == "\n"
-    if character in _JOINERS:
+    if character in JOINERS:
         return _joins(text, i)
     if character == "\u200b":
         return any(find_script(letter) in _UNSPACED for letter in text)
@@ -90,10 +83,9 @@ def _is_in_place(text: str, i: int, whole: str) -> bool:
         return any(map(_goes_left, set(whole) - _DIRECTIONS))
     if ord(character) in _TAGS:
         return text[:i].rstrip("".join(map(chr, _TAGS))).endswith("\U0001f3f4")
-    if unicodedata.category(character) == "Co":  # a private sign that both sides have
-        return whole.count(character) > text.count(character)
-    # A character newer than the tables of this Python is no fault, where it is no noncharacter.
-    return unicodedata.category(character) == "Cn" and not _is_noncharacter(ord(character))
+    # A private character is in place where both sides have it.
+    is_private = unicodedata.category(character) == "Co"
+    return is_private and whole.count(character) > text.count(character)
 
 
 def _joins(text: str, i: int) -> bool:
@@ -106,10 +98,6 @@ def _joins(text: str, i: int) -> bool:
 
 def _goes_left(character: str) -> bool:
     return unicodedata.bidirectional(character) in ("R", "AL", "AN")
-
-
-def _is_noncharacter(code: int) -> bool:
-    return 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE
 
 
 def _name(character: str) -> str:

@@ -8,11 +8,10 @@ have been made to read what is no business of its maker's, and is refused.
 import shutil
 from pathlib import Path
 
-from dragoman.errors import DataError, ModelFolderError
+from dragoman.errors import DataError, ModelFolderError, shorten
 from dragoman.model_folder.folder_files import FolderFile
 from dragoman.reading.text_files import check_file, open_text_file
 from dragoman.settings import DecodingSettings, Settings
-from dragoman.settings_file import shorten
 
 CONSTRAINT_FILES = {
     "choices": "choices.txt",

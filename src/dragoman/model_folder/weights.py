@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.errors import ModelFolderError
+from dragoman.errors import ModelFolderError, shorten
 from dragoman.model_folder.folder_files import FolderFile, parse_json
 from dragoman.settings import ModelSettings
-from dragoman.settings_file import shorten
 
 _LARGEST_BYTES = 1 << 35
 _LARGEST_HEADER_BYTES = 1 << 24

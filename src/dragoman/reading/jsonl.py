@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, BinaryIO
 
-from dragoman.errors import DataError
+from dragoman.errors import DataError, shorten
 from dragoman.reading.row_errors import (
     BAD_JSON,
     EMPTY_LINE,
@@ -84,7 +84,7 @@ def _take_fields(
             values.append(line.strip())
             continue
         if name not in row:
-            shown = _shorten(", ".join(map(repr, islice(row, 20))) or "none")
+            shown = shorten(", ".join(map(repr, islice(row, 20))) or "none")
             found = f"no field {name!r}; found: {shown}"
             return Fault(file, number, MISSING_FIELD, found)
         value = "" if row[name] is None else row[name]
@@ -117,12 +117,8 @@ def _take_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):  # JSON leaves open which of the two is meant
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"field {_shorten(repr(twice))} stands twice")
+        raise ValueError(f"field {shorten(repr(twice))} stands twice")
     return row
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 100 else text[:99] + "…"
 
 
 def _refuse_constant(constant: str) -> str:

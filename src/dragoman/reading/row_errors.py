@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from dragoman.characters import find_surrogate
+
 EMPTY_LINE = "empty line"
 WRONG_COLUMNS = "wrong number of columns"
 INVALID_UTF8 = "invalid UTF-8"
@@ -77,7 +79,7 @@ def find_line_fault(file: str, line: int, text: str) -> Fault | None:
     """Return what is wrong with a line decoded with surrogateescape, if anything."""
     if "\0" in text:
         return Fault(file, line, NUL, f"NUL character at character {text.index(chr(0)) + 1}")
-    at = _find_surrogate(text)
+    at = find_surrogate(text)
     if at is None:
         return None
     byte = ord(text[at]) - 0xDC00
@@ -88,7 +90,7 @@ def find_value_fault(file: str, line: int, name: str, value: str) -> Fault | Non
     """Return what is wrong with the unescaped text of a field, if anything."""
     if "\0" in value:
         return Fault(file, line, NUL, f"NUL character in {name}")
-    at = _find_surrogate(value)
+    at = find_surrogate(value)
     if at is None:
         return None
     return Fault(
@@ -103,12 +105,4 @@ def find_side_fault(file: str, line: int, side: str, text: str, longest: int) ->
     if len(text) > longest:
         found = f"the {side} has {len(text)} characters, more than data.max_characters={longest}"
         return Fault(file, line, OVER_LONG, found)
-    return None
-
-
-def _find_surrogate(text: str) -> int | None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return error.start
     return None

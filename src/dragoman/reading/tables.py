@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from dragoman.errors import DataError
+from dragoman.errors import DataError, shorten
 from dragoman.reading.row_errors import Fault
 from dragoman.settings import DataSettings
 
@@ -202,7 +202,7 @@ def _read_position(column: str) -> int | None:
 def _describe_columns(table: Table) -> str:
     count = len(table.sample)
     kind = "the first row has" if table.names is None else "it has"
-    shown = ", ".join(repr(_shorten(field)) for field in table.sample[:20])
+    shown = ", ".join(shorten(repr(field), 40) for field in table.sample[:20])
     more = ", ..." if count > 20 else ""
     return f"{kind} {count} column{'s' if count > 1 else ''}: {shown}{more}"
 
@@ -218,7 +218,3 @@ def _describe_one_column(table: Table) -> str:
     if table.names is not None:
         return f"{found}; source and target must be two columns"
     return f"{found}; put the source, a tab and the target on each line"
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 40 else text[:39] + "…"

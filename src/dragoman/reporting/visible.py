@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from markupsafe import Markup, escape
 
+from dragoman.characters import JOINERS, is_hidden
+
 LONGEST = 300  # characters of a text that are shown where it stands beside others
 
 _NAMED = {"\n": "↵", "\t": "⇥"}
-# Joiners are part of many scripts and of emoji: they stay as they are.
-_JOINERS = "\u200c\u200d"
 
 
 def show_text(text: str, longest: int = LONGEST) -> Markup:
@@ -90,11 +90,8 @@ def _join_clusters(text: str) -> Iterator[str]:
 
 
 def _is_attached(character: str) -> bool:
-    return unicodedata.category(character) in ("Mn", "Me", "Mc") or character in _JOINERS
+    return unicodedata.category(character) in ("Mn", "Me", "Mc") or character in JOINERS
 
 
 def _is_unseen(character: str) -> bool:
-    category = unicodedata.category(character)
-    is_hidden = category in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and character not in _JOINERS
-    is_odd_space = category == "Zs" and character != " "
-    return is_hidden or is_odd_space or ord(character) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(character) <= 0xFDEF  # fmt: skip
+    return is_hidden(character) and character not in JOINERS

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dragoman.errors import DataError, ModelFolderError, SettingsError
+from dragoman.characters import find_surrogate
+from dragoman.errors import DataError, ModelFolderError, SettingsError, shorten
 from dragoman.model_folder.folder_files import parse_json, read_file
 from dragoman.settings import TokenizerSettings
-from dragoman.settings_file import shorten
 from dragoman.storage import staged_file
 from dragoman.tokenizers.special_ids import BOS_ID, EOS_ID, UNKNOWN_ID, find_free_name
 from dragoman.tokenizers.tokenizer import Tokenizer, check_ids, find_side_faults
@@ -259,7 +259,5 @@ def _check_text(symbols: Sequence[str], what: str) -> None:
     Raises:
         ModelFolderError: There is such a symbol.
     """
-    try:
-        "".join(symbols).encode()
-    except UnicodeEncodeError as fault:
-        raise ModelFolderError(f"{what} holds a lone surrogate, which is no text") from fault
+    if find_surrogate("".join(symbols)) is not None:
+        raise ModelFolderError(f"{what} holds a lone surrogate, which is no text")

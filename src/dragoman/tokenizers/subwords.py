@@ -10,9 +10,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from dragoman.errors import ModelFolderError
+from dragoman.errors import ModelFolderError, shorten
 from dragoman.settings import SideSettings
-from dragoman.settings_file import shorten
 from dragoman.tokenizers.closed_vocabulary import LARGEST_VOCABULARY, LONGEST_TOKEN
 from dragoman.tokenizers.special_ids import FIRST_TEXT_ID, SPECIAL_NAMES, find_free_name
 from tokenizers import Regex, models, pre_tokenizers, trainers

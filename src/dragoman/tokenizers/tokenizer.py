@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dragoman.characters import find_surrogate
 from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.settings import SideSettings
 from dragoman.tokenizers.closed_vocabulary import ClosedVocabulary, make_cut
@@ -58,7 +59,7 @@ class Tokenizer:
         try:
             return cls(settings, kind.train(itertools.chain([first], formed), settings))
         except UnicodeEncodeError as error:
-            raise _describe_surrogate(error) from error
+            raise _describe_surrogate(error.object, error.start) from error
 
     @property
     def vocab_size(self) -> int:
@@ -86,7 +87,8 @@ class Tokenizer:
             return self._pieces.encode_batch(texts)
         except (TypeError, UnicodeEncodeError):  # TypeError: what tokenizers makes of a surrogate
             for text in texts:
-                _check_surrogates(text)
+                if (place := find_surrogate(text)) is not None:
+                    raise _describe_surrogate(text, place) from None
             raise
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -165,15 +167,7 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
         raise ValueError(f"id {wrong} is not in 0 to {vocab_size - 1}")
 
 
-def _check_surrogates(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _describe_surrogate(error) from error
-
-
-def _describe_surrogate(error: UnicodeEncodeError) -> DataError:
-    text, place = error.object, error.start
+def _describe_surrogate(text: str, place: int) -> DataError:
     return DataError(
         f"the text {text[:40]!r} holds a lone surrogate, \\u{ord(text[place]):04x}, at character "
         f"{place + 1}, which is no text: take it out"

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
+from dragoman.errors import shorten
 from dragoman.settings import Settings
 from dragoman.training.collapse import CollapseWatch, find_patience, list_causes
 from dragoman.training.module import TransformerTraining
@@ -72,7 +73,7 @@ class CollapseWarning(Callback):
             return f"{row.source} -> {list(row.hypothesis)}, reference {row.reference}"
         texts = self._texts
         source, output = texts.read_source(row.source), texts.read_output(row.hypothesis)
-        told = [_shorten(text) for text in (source, output, texts.read_reference(row.reference))]
+        told = [shorten(text) for text in (source, output, texts.read_reference(row.reference))]
         return "{!r} -> {!r}, reference {!r}".format(*told)
 
 
@@ -119,7 +120,3 @@ def hush_lightning() -> None:
     warnings.filterwarnings(
         "ignore", "The number of training batches .* is smaller than the logging"
     )
-
-
-def _shorten(text: str, most: int = 80) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

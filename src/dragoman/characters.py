@@ -1,0 +1,47 @@
+"""What a single character is: hidden from the reader, or half of a character."""
+
+import unicodedata
+from functools import cache
+from typing import Final
+
+JOINERS: Final = "\u200c\u200d"
+"""Hidden, but part of the spelling of many scripts, and of emoji."""
+# Format characters that are visible: signs around numbers, of prosody, of music, of hieroglyphs.
+_VISIBLE_FORMATS = {
+    *map(chr, range(0x600, 0x606)),
+    *"\u06dd\u070f\u0890\u0891\u08e2\u180e\U000110bd\U000110cd",
+    *map(chr, range(0x13430, 0x1D17B)),
+}
+
+
+@cache
+def is_hidden(character: str) -> bool:
+    """Whether a reader cannot see this character, or sees a plain space.
+
+    Control, format and private characters, surrogates, noncharacters, and all separators but the
+    space are hidden. Unassigned characters are not: they may be newer than this Python.
+    """
+    category = unicodedata.category(character)
+    if category == "Cf":
+        return character not in _VISIBLE_FORMATS
+    if category == "Cn":
+        return is_noncharacter(character)
+    return category in ("Cc", "Co", "Cs", "Zl", "Zp", "Zs") and character != " "
+
+
+def is_noncharacter(character: str) -> bool:
+    """Whether Unicode reserves this code point, so that no text may have it."""
+    code = ord(character)
+    return 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE
+
+
+def find_surrogate(text: str) -> int | None:
+    """Return the place of the first lone surrogate, half of a character; None: there is none.
+
+    JSON can spell a lone surrogate (\\ud800), but UTF-8 cannot encode it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None

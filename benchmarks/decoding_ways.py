@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from decoding_contender import Entry
 
-from dragoman.decoding.length import limit_lengths
+from dragoman.decoding.hypothesis import limit_lengths
 from dragoman.model_folder.folder import CTRANSLATE2, read_bundle
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import take_features
@@ -120,7 +120,7 @@ class TorchEngine(_OverIds):
 
     def search(self, sources: Ids) -> Ids:
         """Return the ids of the best output of each source."""
-        found = self._predictor.engine.search(sources, self._predictor.plan)
+        found = self._predictor.engine.search(sources, self._predictor.config)
         return [list(best_first[0].ids) for best_first in found]
 
 

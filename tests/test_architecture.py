@@ -40,7 +40,7 @@ ROWS = [
     {"__main__"},
 ]
 # One way upwards, and why: Transformer.generate and score are short ways to the search on it.
-SEARCHES = ("plan", "search", "forced", "hypothesis")
+SEARCHES = ("search_config", "search", "scoring", "hypothesis")
 ALLOWED = {("model/transformer.py", f"dragoman.decoding.{name}") for name in SEARCHES}
 ALLOWED |= {("inspection/summary.py", "dragoman.commands.inspect")}
 

@@ -3,7 +3,7 @@
 import functools
 
 from conftest import EOS
-from dragoman.decoding.plan import make_plan
+from dragoman.decoding.search_config import resolve_search
 from dragoman.settings import DecodingSettings, SideSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.special_ids import FIRST_TEXT_ID
@@ -47,7 +47,7 @@ def list_texts(tokenizer):
 
 
 def constrain(tokenizer, **values):
-    return make_plan(DecodingSettings(**values), tokenizer).constraint
+    return resolve_search(DecodingSettings(**values), tokenizer).constraint
 
 
 def feed(state, tokenizer, text):

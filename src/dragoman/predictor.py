@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from dragoman.configuration import merge_for_use, merge_settings
 from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.plan import SearchPlan, make_plan
+from dragoman.decoding.search_config import SearchConfig, resolve_search
 from dragoman.engines.details import add_details
 from dragoman.engines.engine import Engine, Task
 from dragoman.engines.load import EngineName, load_engine
@@ -58,7 +58,7 @@ class Predictor:
     Args:
         settings: The settings it was trained with; `settings.decoding` is how it predicts.
         bundles: What was in the model folders that it came from, if it did.
-        plan: That of `settings.decoding`, where it is made already.
+        config: That of `settings.decoding`, where it is made already.
         calibrations: Those of its models, that have one: see `temperature`.
     """
 
@@ -69,13 +69,13 @@ class Predictor:
         settings: Settings,
         bundles: Sequence[Bundle] = (),
         *,
-        plan: SearchPlan | None = None,
+        config: SearchConfig | None = None,
         calibrations: Sequence[StoredCalibration] = (),
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.settings = settings
-        self.plan = make_plan(settings.decoding, tokenizer) if plan is None else plan
+        self.config = resolve_search(settings.decoding, tokenizer) if config is None else config
         self.calibrations = tuple(calibrations)
         self.bundles = tuple(bundles)
         model = settings.model
@@ -126,10 +126,10 @@ class Predictor:
                     "train its models on the same pairs, with different training.seed"
                 )
         merged = merge_for_use(settings, first.settings)
-        plan = make_plan(merged.decoding, first.tokenizer)
-        made = load_engine(bundles, paths, plan, engine, device, threads)
+        config = resolve_search(merged.decoding, first.tokenizer)
+        made = load_engine(bundles, paths, config, engine, device, threads)
         found = [bundle.calibration for bundle in bundles if bundle.calibration is not None]
-        return cls(made, first.tokenizer, merged, bundles, plan=plan, calibrations=found)
+        return cls(made, first.tokenizer, merged, bundles, config=config, calibrations=found)
 
     @property
     def temperature(self) -> float:
@@ -266,15 +266,15 @@ class Predictor:
     def with_alignment(self) -> "Predictor | None":
         """Return this model, giving `alignment` too; None, where its engine cannot."""
         settings = merge_settings(self.settings, {"decoding.alignment": True}, overrule=True)
-        plan = make_plan(settings.decoding, self.tokenizer)
-        if self.engine.find_obstacle(Task(plan=plan)):
+        config = resolve_search(settings.decoding, self.tokenizer)
+        if self.engine.find_obstacle(Task(config=config)):
             return None
         return Predictor(
             self.engine,
             self.tokenizer,
             settings,
             self.bundles,
-            plan=plan,
+            config=config,
             calibrations=self.calibrations,
         )
 
@@ -326,20 +326,20 @@ class Predictor:
                 "positions of the model"
             )
         return self.engine.find_obstacle(
-            Task(plan=self.plan, longest_source=num_source, longest_target=num_target)
+            Task(config=self.config, longest_source=num_source, longest_target=num_target)
         )
 
     def _search(
         self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]] | None
     ) -> list[list[Prediction]]:
         """Return the outputs of each source, best first."""
-        self._check(Task.of_search(sources, self.plan, prefixes))
-        found = self.engine.search(sources, self.plan, prefixes)
+        self._check(Task.of_search(sources, self.config, prefixes))
+        found = self.engine.search(sources, self.config, prefixes)
         decoding = self.settings.decoding
         if decoding.minimum_risk != "none":
             found = [self._choose_least_risky(candidates) for candidates in found]
         if decoding.token_scores or decoding.alignment:
-            found = add_details(self.engine, sources, found, self.plan, self._longest_source)
+            found = add_details(self.engine, sources, found, self.config, self._longest_source)
         return [
             self._describe(ids, hypotheses) for ids, hypotheses in zip(sources, found, strict=True)
         ]
@@ -347,7 +347,7 @@ class Predictor:
     def _choose_least_risky(self, candidates: Sequence[Hypothesis]) -> list[Hypothesis]:
         from dragoman.decoding.minimum_risk import choose_least_risky  # rapidfuzz, on demand
 
-        if self.plan.constraint is not None:  # only complete ones conform
+        if self.config.constraint is not None:  # only complete ones conform
             candidates = [one for one in candidates if one.is_complete] or candidates
         texts = self.tokenizer.decode_targets([one.ids for one in candidates])
         return choose_least_risky(candidates, texts, self.settings.decoding)
@@ -356,8 +356,8 @@ class Predictor:
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
         """Return each target as the one output of its source."""
-        self._check(Task.of_scoring(sources, targets, self.plan))
-        scored = self.engine.score(sources, targets, self.plan)
+        self._check(Task.of_scoring(sources, targets, self.config))
+        scored = self.engine.score(sources, targets, self.config)
         return [self._describe(ids, [one]) for ids, one in zip(sources, scored, strict=True)]
 
     def _check(self, task: Task) -> None:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import EOS, random_ids
-from dragoman.decoding.length import normalize
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.hypothesis import normalize
 from dragoman.decoding.search import search
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.settings import DecodingSettings
 from networks import join, make_network, make_sources, score_plainly
 
@@ -20,7 +20,7 @@ def settings_of(limit=8, **values):
 
 def find(network, source_ids, decoding, prefixes=None):
     models = network if isinstance(network, list) else [network]
-    return search(models, source_ids, SearchPlan(decoding=decoding), prefixes)
+    return search(models, source_ids, SearchConfig(decoding=decoding), prefixes)
 
 
 def enumerate_all(network, source, decoding):
@@ -172,7 +172,7 @@ def test_every_search_follows_the_rules(method, seed):
         num_hypotheses=1 if method == "greedy" else 4,
     )  # fmt: skip
     prefixes = [[5, 6], [], [7], [4, 9, 10]]
-    plan = SearchPlan(decoding=decoding, forbidden_ids=(4, 8))
+    plan = SearchConfig(decoding=decoding, forbidden_ids=(4, 8))
     for best_first, prefix in zip(
         search([network], join(sources), plan, prefixes), prefixes, strict=True
     ):
@@ -195,7 +195,7 @@ def test_the_best_hypothesis_with_a_prefix_has_its_probability():
 
 def test_forbidding_all_but_the_end_gives_an_empty_output():
     network = make_network()
-    plan = SearchPlan(
+    plan = SearchConfig(
         decoding=settings_of(min_length=3, beam_size=2), forbidden_ids=tuple(range(3, 11))
     )
     [[best, *_]] = search([network], random_ids(1, 5, 20), plan)

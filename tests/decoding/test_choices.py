@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import EOS
-from dragoman.decoding.plan import make_plan
+from dragoman.decoding.search_config import resolve_search
 from dragoman.errors import SettingsError
 from dragoman.settings import DecodingSettings, SideSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
@@ -17,7 +17,7 @@ from vocabularies import KINDS, make_tokenizer
 
 def constrain(tokenizer, path, content):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return make_plan(DecodingSettings(choices=str(path)), tokenizer).constraint
+    return resolve_search(DecodingSettings(choices=str(path)), tokenizer).constraint
 
 
 def list_outputs(state):
@@ -97,7 +97,7 @@ def test_a_missing_file_is_told_of_with_the_likely_one(tmp_path):
     with pytest.raises(
         SettingsError, match=r"decoding\.choices: .*no such file; did you mean .*cities"
     ):
-        make_plan(decoding, make_tokenizer("characters"))
+        resolve_search(decoding, make_tokenizer("characters"))
 
 
 def test_a_long_list_is_walked_as_a_short_one(tmp_path):

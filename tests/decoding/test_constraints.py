@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dragoman.decoding.forced import score_targets
-from dragoman.decoding.plan import SearchPlan, make_plan
+from dragoman.decoding.scoring import score_targets
 from dragoman.decoding.search import search
+from dragoman.decoding.search_config import SearchConfig, resolve_search
 from dragoman.settings import DecodingSettings
 from networks import join, make_network, make_sources
 from vocabularies import KINDS, make_tokenizer
@@ -81,7 +81,7 @@ def constraints(tmp_path_factory):
 
 def plan_of(tokenizer, limit=70, **values):
     decoding = DecodingSettings(max_length_ratio=0.0, max_length_extra=limit, **values)
-    return make_plan(decoding, tokenizer)
+    return resolve_search(decoding, tokenizer)
 
 
 def is_stuck(plan, ids):
@@ -138,8 +138,8 @@ def test_what_is_too_short_for_any_match_is_incomplete(name, method, constraints
 def test_what_allows_everything_changes_nothing(kind, method):
     tokenizer, num_compared = make_tokenizer(kind), 0
     plan = plan_of(tokenizer, 30, regex="(?s:.*)", **METHODS[method])
-    free = SearchPlan(decoding=plan.decoding, forbidden_ids=(3,))  # the unknown has no text
-    plan = SearchPlan(decoding=plan.decoding, forbidden_ids=(3,), constraint=plan.constraint)
+    free = SearchConfig(decoding=plan.decoding, forbidden_ids=(3,))  # the unknown has no text
+    plan = SearchConfig(decoding=plan.decoding, forbidden_ids=(3,), constraint=plan.constraint)
     for seed in range(6):
         networks, sources = networks_of(tokenizer, seed), join(make_sources([3, 7, 5, 2], seed))
         torch.nn.init.constant_(networks[0].output.bias[2:3], 6.0)  # ends come

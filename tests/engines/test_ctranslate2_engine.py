@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import OPTIONS
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.ctranslate2_export import write_model
 from dragoman.engines.engine import Task
@@ -56,15 +56,15 @@ def draw_sources(seed, count=12):
     return [[*torch.randint(3, 30, (n,), generator=generator).tolist(), EOS_ID] for n in lengths]
 
 
-def plan_of(limit=12, **values):
-    return SearchPlan(
+def config_of(limit=12, **values):
+    return SearchConfig(
         decoding=DecodingSettings(max_length_ratio=0.5, max_length_extra=limit, **values)
     )
 
 
-def check_equal(engines, sources, plan):
+def check_equal(engines, sources, config):
     """The same lists: where two outputs stand at one rank, they are equally good."""
-    expected, found = (engine.search(sources, plan) for engine in engines)
+    expected, found = (engine.search(sources, config) for engine in engines)
     for ours, theirs in zip(expected, found, strict=True):
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=CLOSE)
         for one, other in zip(ours, theirs, strict=True):
@@ -75,7 +75,7 @@ def check_equal(engines, sources, plan):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_greedy_outputs_are_the_same(engines, seed):
-    check_equal(engines, draw_sources(seed), plan_of())
+    check_equal(engines, draw_sources(seed), config_of())
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)  # near ties are rare, not absent
@@ -96,11 +96,11 @@ def test_greedy_outputs_are_the_same(engines, seed):
 def test_beams_give_the_same_lists(engines, seed, beam, penalty, rules):
     rules = dict(rules)
     forbidden = rules.pop("forbidden", ())
-    decoding = plan_of(beam_size=beam, num_hypotheses=beam, length_penalty=penalty, **rules)
+    decoding = config_of(beam_size=beam, num_hypotheses=beam, length_penalty=penalty, **rules)
     check_equal(
         engines,
         draw_sources(seed, 5),
-        SearchPlan(decoding=decoding.decoding, forbidden_ids=forbidden),
+        SearchConfig(decoding=decoding.decoding, forbidden_ids=forbidden),
     )
 
 
@@ -109,7 +109,7 @@ def test_given_targets_have_the_same_probabilities(engines):
     targets = [ids[:-1][: 3 + i] for i, ids in enumerate(draw_sources(4))]
     targets[0] = []
     targets = [[i % 20 for i in ids if i % 20 > 2] for ids in targets]
-    expected, found = (engine.score(sources, targets, plan_of()) for engine in engines)
+    expected, found = (engine.score(sources, targets, config_of()) for engine in engines)
     for ours, theirs in zip(expected, found, strict=True):
         assert ours.ids == theirs.ids
         assert ours.log_probs == pytest.approx(theirs.log_probs, abs=CLOSE)
@@ -117,20 +117,20 @@ def test_given_targets_have_the_same_probabilities(engines):
 
 
 def test_a_source_of_nothing_but_its_end_is_searched_too(engines):
-    check_equal(engines, [[EOS_ID], [7, 8, EOS_ID]], plan_of())
+    check_equal(engines, [[EOS_ID], [7, 8, EOS_ID]], config_of())
 
 
 def test_no_sources_give_no_outputs(engines):
-    assert engines[1].search([], plan_of()) == []
-    assert engines[1].score([], [], plan_of()) == []
+    assert engines[1].search([], config_of()) == []
+    assert engines[1].score([], [], config_of()) == []
 
 
 def test_the_number_of_threads_and_the_batch_change_no_output(engines):
     sources = draw_sources(7, 40)
-    together = engines[1].search(sources, plan_of(batch_tokens=64))
+    together = engines[1].search(sources, config_of(batch_tokens=64))
     one_thread = CTranslate2Engine(engines[1]._folder, device="cpu", threads=1)
-    alone = [one_thread.search([ids], plan_of())[0] for ids in sources]
-    for found in (alone, one_thread.search(sources, plan_of())):
+    alone = [one_thread.search([ids], config_of())[0] for ids in sources]
+    for found in (alone, one_thread.search(sources, config_of())):
         assert [[h.ids for h in row] for row in found] == [[h.ids for h in r] for r in together]
 
 
@@ -146,18 +146,18 @@ def test_the_number_of_threads_and_the_batch_change_no_output(engines):
 )
 def test_what_it_cannot_do_it_names(tmp_path, values, told):
     _, engine = make_engines(tmp_path / "ctranslate2")
-    assert told in engine.find_obstacle(Task(plan=plan_of(**values)))
-    assert engine.find_obstacle(Task(plan=plan_of())) == ""
-    assert "prefix" in engine.find_obstacle(Task(plan=plan_of(), has_prefixes=True))
-    assert "4096 positions" in engine.find_obstacle(Task(plan=plan_of(), longest_source=5000))
+    assert told in engine.find_obstacle(Task(config=config_of(**values)))
+    assert engine.find_obstacle(Task(config=config_of())) == ""
+    assert "prefix" in engine.find_obstacle(Task(config=config_of(), has_prefixes=True))
+    assert "4096 positions" in engine.find_obstacle(Task(config=config_of(), longest_source=5000))
 
 
 def test_learned_positions_cut_an_output_where_pytorch_does(tmp_path):
     both = make_engines(tmp_path / "ctranslate2", positions="learned", max_seq_len=9)
     sources = [ids[:8] for ids in draw_sources(1)]
-    check_equal(both, sources, plan_of(40))
-    assert both[1].find_obstacle(Task(plan=plan_of(40), longest_source=9)) == ""
-    assert "9 positions" in both[1].find_obstacle(Task(plan=plan_of(40), longest_source=10))
+    check_equal(both, sources, config_of(40))
+    assert both[1].find_obstacle(Task(config=config_of(40), longest_source=9)) == ""
+    assert "9 positions" in both[1].find_obstacle(Task(config=config_of(40), longest_source=10))
 
 
 def test_an_export_that_is_not_whole_or_not_ours_is_refused(tmp_path):

@@ -127,9 +127,9 @@ def test_ties_are_told_from_errors(folder):
         def __init__(self, change):
             self.change = change
 
-        def search(self, sources, plan):
+        def search(self, sources, config):
             return [[one._replace(ids=self.change(one.ids)) for one in row]
-                    for row in engine.search(sources, plan)]  # fmt: skip
+                    for row in engine.search(sources, config)]  # fmt: skip
 
         def score(self, *arguments):
             return engine.score(*arguments)

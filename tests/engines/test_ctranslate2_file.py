@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.ctranslate2_export import write_model
 from dragoman.engines.ctranslate2_file import check_model_file
@@ -258,8 +258,8 @@ def test_what_is_written_again_part_by_part_is_taken(quantization, exported):
     path = exported[quantization] / "model.bin"
     assert build(parse(path.read_bytes())) == path.read_bytes()
     found = CTranslate2Engine(exported[quantization], device="cpu", threads=1)
-    plan = SearchPlan(decoding=DecodingSettings(max_length_extra=5))
-    assert found.search([[5, 6, EOS_ID]], plan)
+    config = SearchConfig(decoding=DecodingSettings(max_length_extra=5))
+    assert found.search([[5, 6, EOS_ID]], config)
     about = {"num_sources": 30, "num_targets": 30, "num_positions": 4096}
     check_model_file(FolderFile(path, 1 << 30), **about)
     with pytest.raises(ModelFolderError, match="expected"):
@@ -337,4 +337,6 @@ def test_no_other_file_of_the_folder_is_given_to_the_library(folder):
     (folder / "vmap.txt").write_text("nonsense\t" * 1000)
     (folder / "shared_vocabulary.json").write_text("[]")
     found = CTranslate2Engine(folder, device="cpu", threads=1)
-    assert found.search([[5, 6, EOS_ID]], SearchPlan(decoding=DecodingSettings(max_length_extra=5)))
+    assert found.search(
+        [[5, 6, EOS_ID]], SearchConfig(decoding=DecodingSettings(max_length_extra=5))
+    )

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.engine import Task
 from dragoman.engines.onnx_engine import OnnxEngine
 from dragoman.engines.onnx_export import write_model
@@ -44,35 +44,35 @@ def draw_sources(seed, count=12):
     return [[*torch.randint(4, 30, (n,), generator=generator).tolist(), EOS] for n in lengths]
 
 
-def plan_of(limit=12, **values):
-    return SearchPlan(
+def config_of(limit=12, **values):
+    return SearchConfig(
         decoding=DecodingSettings(max_length_ratio=0.5, max_length_extra=limit, **values)
     )
 
 
-def outputs(engine, sources, plan):
-    return [(one.ids, one.is_complete) for [one] in engine.search(sources, plan)]
+def outputs(engine, sources, config):
+    return [(one.ids, one.is_complete) for [one] in engine.search(sources, config)]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 64, 8192])
 def test_the_batch_changes_no_output_and_no_score(engines, batch_tokens):
-    sources, plan = draw_sources(0, 30), plan_of(batch_tokens=batch_tokens)
-    assert outputs(engines[1], sources, plan) == outputs(engines[0], sources, plan_of())
+    sources, config = draw_sources(0, 30), config_of(batch_tokens=batch_tokens)
+    assert outputs(engines[1], sources, config) == outputs(engines[0], sources, config_of())
     targets = [ids[:-1] for ids in draw_sources(1, 30)]
-    found, alone = (engines[1].score(sources, targets, p) for p in (plan, plan_of()))
+    found, alone = (engines[1].score(sources, targets, p) for p in (config, config_of()))
     for one, other in zip(found, alone, strict=True):
         assert one.ids == other.ids
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
 
 
 def test_no_sources_give_no_outputs(engines):
-    assert engines[1].search([], plan_of()) == []
-    assert engines[1].score([], [], plan_of()) == []
+    assert engines[1].search([], config_of()) == []
+    assert engines[1].score([], [], config_of()) == []
 
 
 def test_a_source_without_a_token_is_searched(engines):
-    [[found]] = engines[1].search([[]], plan_of())
-    [[padded], _] = engines[1].search([[], [4, 5, EOS]], plan_of())
+    [[found]] = engines[1].search([[]], config_of())
+    [[padded], _] = engines[1].search([[], [4, 5, EOS]], config_of())
     assert found.ids == padded.ids
     assert found.score == pytest.approx(padded.score, abs=1e-4)
 
@@ -90,30 +90,34 @@ def test_a_source_without_a_token_is_searched(engines):
 )
 def test_what_it_cannot_do_it_names(engines, values, told):
     engine = engines[1]
-    assert told in engine.find_obstacle(Task(plan=plan_of(**values)))
-    assert engine.find_obstacle(Task(plan=plan_of(), longest_source=100_000)) == ""
-    assert "prefix" in engine.find_obstacle(Task(plan=plan_of(), has_prefixes=True))
-    forbidding = SearchPlan(decoding=DecodingSettings(), forbidden_ids=(5,))
-    assert "forbidden_tokens" in engine.find_obstacle(Task(plan=forbidding))
+    assert told in engine.find_obstacle(Task(config=config_of(**values)))
+    assert engine.find_obstacle(Task(config=config_of(), longest_source=100_000)) == ""
+    assert "prefix" in engine.find_obstacle(Task(config=config_of(), has_prefixes=True))
+    forbidding = SearchConfig(decoding=DecodingSettings(), forbidden_ids=(5,))
+    assert "forbidden_tokens" in engine.find_obstacle(Task(config=forbidding))
 
 
 def test_learned_positions_cut_an_output_where_pytorch_does(tmp_path):
     both = make_engines(tmp_path / "onnx", positions="learned", max_seq_len=9, tie_embeddings=False)
     sources = [ids[:8] for ids in draw_sources(1)]
-    expected, found = (outputs(engine, sources, plan_of(40)) for engine in both)
+    expected, found = (outputs(engine, sources, config_of(40)) for engine in both)
     assert found == expected
     assert {(len(ids), is_complete) for ids, is_complete in found} == {(9, False)}
 
 
 def test_more_tokens_than_learned_positions_are_refused_before_it_runs(tmp_path):
     _, engine = make_engines(tmp_path / "onnx", positions="learned", max_seq_len=9)
-    assert engine.find_obstacle(Task(plan=plan_of(40), longest_source=9)) == ""
-    assert "9 learned positions" in engine.find_obstacle(Task(plan=plan_of(), longest_source=10))
-    assert "9 learned positions" in engine.find_obstacle(Task(plan=plan_of(), longest_target=10))
+    assert engine.find_obstacle(Task(config=config_of(40), longest_source=9)) == ""
+    assert "9 learned positions" in engine.find_obstacle(
+        Task(config=config_of(), longest_source=10)
+    )
+    assert "9 learned positions" in engine.find_obstacle(
+        Task(config=config_of(), longest_target=10)
+    )
     with pytest.raises(DataError, match="sequence of 10 tokens"):
-        engine.search([[5] * 10], plan_of())
+        engine.search([[5] * 10], config_of())
     with pytest.raises(DataError, match="sequence of 11 tokens"):
-        engine.score([[5, EOS]], [[5] * 10], plan_of())
+        engine.score([[5, EOS]], [[5] * 10], config_of())
 
 
 def test_an_export_that_is_not_whole_or_not_ours_is_refused(tmp_path):
@@ -147,12 +151,12 @@ def test_it_loads_neither_pytorch_nor_ctranslate2_nor_lightning(engines, tmp_pat
     code = f"""
 import sys
 from pathlib import Path
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.onnx_engine import OnnxEngine
 from dragoman.settings import DecodingSettings
-engine, plan = OnnxEngine(Path({str(folder)!r})), SearchPlan(decoding=DecodingSettings())
-engine.search([[4, 5, 2]], plan)
-engine.score([[4, 5, 2]], [[6]], plan)
+engine, config = OnnxEngine(Path({str(folder)!r})), SearchConfig(decoding=DecodingSettings())
+engine.search([[4, 5, 2]], config)
+engine.score([[4, 5, 2]], [[6]], config)
 print({{name.partition(".")[0] for name in sys.modules}} & {{"torch", "ctranslate2", "lightning", "onnx"}})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from conftest import BOS, EOS, OPTIONS, PAD, pad_right, random_ids
-from dragoman.decoding.ensemble import mute
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.ensemble import mask_tokens
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines import onnx_graph
 from dragoman.engines.onnx_engine import DECODER_STEP, ENCODER, OnnxEngine
 from dragoman.engines.onnx_export import export_onnx, write_model
@@ -88,7 +88,7 @@ def make_targets(rows, length, vocab_size=23, seed=1):
 
 @torch.no_grad()
 def expect(network, source_ids, target_ids):
-    logits = mute(network(source_ids, target_ids), (PAD, BOS))
+    logits = mask_tokens(network(source_ids, target_ids), (PAD, BOS))
     return logits.log_softmax(-1)
 
 
@@ -98,8 +98,8 @@ def draw_sources(count=12, seed=0):
     return [[*torch.randint(4, 23, (n,), generator=generator).tolist(), EOS] for n in lengths]
 
 
-def plan_of(limit=12):
-    return SearchPlan(decoding=DecodingSettings(max_length_ratio=0.5, max_length_extra=limit))
+def config_of(limit=12):
+    return SearchConfig(decoding=DecodingSettings(max_length_ratio=0.5, max_length_extra=limit))
 
 
 def read_loop(folder):
@@ -157,7 +157,7 @@ def test_a_source_of_padding_alone_makes_no_nan(exported):
 def test_greedy_outputs_are_pytorchs(exported):
     sources = draw_sources(20)
     engines = TorchEngine([exported.network], "cpu"), OnnxEngine(exported.folder, threads=1)
-    expected, found = (engine.search(sources, plan_of()) for engine in engines)
+    expected, found = (engine.search(sources, config_of()) for engine in engines)
     for [one], [other] in zip(expected, found, strict=True):
         assert (one.ids, one.is_complete) == (other.ids, other.is_complete)
         assert one.score == pytest.approx(other.score, abs=1e-3)
@@ -167,7 +167,7 @@ def test_greedy_outputs_are_pytorchs(exported):
 def test_given_targets_have_pytorchs_probabilities(exported):
     sources, targets = draw_sources(9), [ids[:i] for i, ids in enumerate(draw_sources(9, seed=1))]
     engines = TorchEngine([exported.network], "cpu"), OnnxEngine(exported.folder, threads=1)
-    expected, found = (engine.score(sources, targets, plan_of()) for engine in engines)
+    expected, found = (engine.score(sources, targets, config_of()) for engine in engines)
     for one, other in zip(expected, found, strict=True):
         assert one.ids == other.ids
         assert one.log_probs == pytest.approx(other.log_probs, abs=CLOSE)
@@ -199,7 +199,9 @@ def test_sinusoidal_positions_have_no_end(tmp_path):
             for i, layer in enumerate(start.layers)
         )
         cache = DecoderCache(layers=layers, may_attend=start.may_attend, length=length)
-        expected = mute(incremental.step(prepared, ids, cache)[0], (PAD, BOS)).log_softmax(-1)
+        expected = mask_tokens(incremental.step(prepared, ids, cache)[0], (PAD, BOS)).log_softmax(
+            -1
+        )
     names = [v.name for v in exported.step.get_inputs() if v.name.startswith("target_")]
     kept = {name: value.numpy() for name, value in zip(names, past, strict=True)}
     inputs = {"ids": ids.numpy(), **exported.encode(source_ids), **kept}
@@ -262,8 +264,8 @@ def test_outputs_that_end_and_outputs_that_are_cut_are_pytorchs(folder, trained)
     export_onnx(folder)
     engines = trained[1].engine, OnnxEngine(folder / "onnx", threads=1)
     sources = trained[1].tokenizer.encode_sources(WORDS, [()] * len(WORDS))
-    plan = SearchPlan(decoding=DecodingSettings(max_length_ratio=0.0, max_length_extra=5))
-    expected, found = (engine.search(sources, plan) for engine in engines)
+    config = SearchConfig(decoding=DecodingSettings(max_length_ratio=0.0, max_length_extra=5))
+    expected, found = (engine.search(sources, config) for engine in engines)
     assert [(one.ids, one.is_complete) for [one] in found] == [
         (one.ids, one.is_complete) for [one] in expected
     ]
@@ -275,7 +277,7 @@ def test_the_loop_in_the_readme_says_what_pytorch_says(folder, trained):
     sources = trained[1].tokenizer.encode_sources(WORDS, [()] * len(WORDS))
     code = read_loop(folder / "onnx").partition("if __name__")[0]
     found = run_alone(f"{code}\nprint(json.dumps(decode({sources})))", folder / "onnx")
-    expected = trained[1].engine.search(sources, SearchPlan(decoding=DecodingSettings()))
+    expected = trained[1].engine.search(sources, SearchConfig(decoding=DecodingSettings()))
     assert found == [list(one.ids) for [one] in expected]
     assert trained[1].tokenizer.decode_targets(found) == [word.upper() for word in WORDS]
 

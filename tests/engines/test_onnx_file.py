@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 import onnx
 from onnx import helper
 
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.onnx_engine import OnnxEngine
 from dragoman.engines.onnx_export import write_model
 from dragoman.engines.onnx_file import read_graph
@@ -163,7 +163,7 @@ def test_what_dragoman_writes_is_taken(exported):
         assert read_graph(exported / name) == (exported / name).read_bytes()
     engine = OnnxEngine(exported, threads=1)
     assert engine.vocab_sizes == (30, 30)
-    assert engine.search([[5, EOS_ID]], SearchPlan(decoding=DecodingSettings(max_length_extra=5)))
+    assert engine.search([[5, EOS_ID]], SearchConfig(decoding=DecodingSettings(max_length_extra=5)))
 
 
 def test_parameters_may_lie_in_the_file_named_after_the_graph(folder):
@@ -176,7 +176,7 @@ def test_parameters_may_lie_in_the_file_named_after_the_graph(folder):
         )  # fmt: skip
         assert read_graph(folder / name) is None
     engine = OnnxEngine(folder, threads=1)
-    assert engine.search([[5, EOS_ID]], SearchPlan(decoding=DecodingSettings(max_length_extra=5)))
+    assert engine.search([[5, EOS_ID]], SearchConfig(decoding=DecodingSettings(max_length_extra=5)))
 
 
 def test_a_graph_that_cannot_be_run_says_nothing_on_standard_output(folder, capfd):

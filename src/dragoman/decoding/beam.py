@@ -22,8 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dragoman.decoding.ensemble import Ensemble
-from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.length import normalize
+from dragoman.decoding.hypothesis import Hypothesis, normalize
 from dragoman.decoding.rules import Rules
 from dragoman.settings import DecodingSettings
 

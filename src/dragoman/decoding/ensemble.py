@@ -1,4 +1,4 @@
-"""Several models that speak with one voice: the mean of their probabilities; one is the usual case."""
+"""An ensemble: the average of the models' next-token probabilities; usually it is one model."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,10 @@ Rule = Callable[[Float[Tensor, "R V"]], Float[Tensor, "R V"]]
 
 
 class Ensemble:
-    """Models of one vocabulary, stepped together over the same rows; good until they change."""
+    """Models with one vocabulary, stepped together over the same rows.
+
+    The weights are packed at the first search: a later change of the parameters is not seen.
+    """
 
     def __init__(self, models: Sequence[Transformer]) -> None:
         self.models = tuple(models)
@@ -36,7 +39,7 @@ class Ensemble:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Switch dropout and gradients off inside; the mode of each model is kept."""
+        """Switch dropout and gradients off in the context, then restore the mode of each model."""
         modes = [model.training for model in self.models]
         try:
             for model in self.models:
@@ -56,18 +59,18 @@ class Ensemble:
     def step(
         self, ids: Int[Tensor, " R"], caches: Caches, rule: Rule | None = None
     ) -> tuple[Float[Tensor, "R V"], Caches]:
-        """Return the log-probabilities of the token after `ids`, and the caches with it taken in.
+        """Return the log-probabilities of the token after `ids`, and the caches that include `ids`.
 
-        Padding and begin are never said: their log-probability is -inf. `rule` changes the logits
-        of each model before they become probabilities.
+        Padding and begin are never emitted: their log-probability is -inf. `rule` changes the
+        logits of each model before the softmax.
         """
-        parts, taken = [], []
+        by_model, following = [], []
         for prepared, cache in zip(self._prepared, caches, strict=True):
             logits, cache = incremental.step(prepared, ids, cache)
-            logits = mute(logits.float(), (self.pad_id, self.bos_id))
-            parts.append(torch.log_softmax(logits if rule is None else rule(logits), dim=-1))
-            taken.append(cache)
-        return average(parts), tuple(taken)
+            logits = mask_tokens(logits.float(), (self.pad_id, self.bos_id))
+            by_model.append(torch.log_softmax(logits if rule is None else rule(logits), dim=-1))
+            following.append(cache)
+        return average(by_model), tuple(following)
 
     def select(
         self, caches: Caches, rows: Int[Tensor, " R2"], sources: Int[Tensor, " N2"] | None = None
@@ -76,14 +79,14 @@ class Ensemble:
         return tuple(incremental.select(cache, rows, sources) for cache in caches)
 
 
-def mute(logits: Float[Tensor, "*N V"], ids: Sequence[int]) -> Float[Tensor, "*N V"]:
-    """Return `logits`, changed in place, with -inf for `ids`."""
+def mask_tokens(logits: Float[Tensor, "*N V"], ids: Sequence[int]) -> Float[Tensor, "*N V"]:
+    """Set the logits of `ids` to -inf, in place, and return `logits`."""
     logits[..., list(ids)] = -torch.inf
     return logits
 
 
 def average(log_probs: Sequence[Float[Tensor, "*N V"]]) -> Float[Tensor, "*N V"]:
-    """Return the logarithm of the mean of the probabilities."""
+    """Return the log of the mean of the probabilities."""
     if len(log_probs) == 1:
         return log_probs[0]
     return torch.logsumexp(torch.stack(list(log_probs)), dim=0) - math.log(len(log_probs))

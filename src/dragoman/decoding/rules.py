@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dragoman.decoding.length import Limits
-from dragoman.decoding.plan import ConstraintState, SearchPlan
+from dragoman.decoding.hypothesis import Limits
+from dragoman.decoding.search_config import ConstraintState, SearchConfig
 
 _NONE = -1  # behind the end of a prefix
 
@@ -83,7 +83,7 @@ class Rules:
     @classmethod
     def start(
         cls,
-        plan: SearchPlan,
+        config: SearchConfig,
         eos_id: int,
         limits: Sequence[Limits],
         prefixes: Sequence[Sequence[int]] | None,
@@ -92,7 +92,7 @@ class Rules:
         """Return the rules before the first token."""
         shortest = torch.tensor([limit.shortest for limit in limits], device=device)
         rows = [torch.tensor(p, dtype=torch.long) for p in prefixes or [[] for _ in limits]]
-        constraint = plan.constraint
+        constraint = config.constraint
         return cls(
             eos_id=eos_id,
             shortest=shortest,
@@ -100,8 +100,8 @@ class Rules:
                 rows, batch_first=True, padding_value=_NONE
             ).to(device),
             states=() if constraint is None else (constraint,) * len(limits),
-            forbidden_ids=plan.forbidden_ids,
-            no_repeat_ngram=plan.decoding.no_repeat_ngram,
+            forbidden_ids=config.forbidden_ids,
+            no_repeat_ngram=config.decoding.no_repeat_ngram,
             can_be_too_short=bool((shortest > 0).any()),
         )
 

@@ -1,4 +1,4 @@
-"""The search that the settings name."""
+"""Search with the method that the settings name."""
 
 from collections.abc import Sequence
 
@@ -7,36 +7,33 @@ from torch import Tensor
 
 from dragoman.decoding.beam import search_beam
 from dragoman.decoding.ensemble import Ensemble
-from dragoman.decoding.greedy import search_greedily
-from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.length import limit_lengths
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.greedy_and_sampling import sample, search_greedily
+from dragoman.decoding.hypothesis import Hypothesis, limit_lengths
 from dragoman.decoding.rules import Rules
-from dragoman.decoding.sampling import sample
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.model.transformer import Transformer
 
 
 def search(
     models: Sequence[Transformer] | Ensemble,
     source_ids: Int[Tensor, "N S"],
-    plan: SearchPlan,
+    config: SearchConfig,
     prefixes: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Return the hypotheses of each source, the best first.
+    """Return the hypotheses of each source, best first.
 
-    Dropout is off whatever the mode of the models, which is kept. A hypothesis depends on its
+    Dropout is off, whatever the mode of the models; the mode is kept. A hypothesis depends on its
     source alone, not on its batch.
 
     Args:
-        models: One, or several of one vocabulary; an `Ensemble` of them, kept by who searches
-            often, spares the milliseconds of laying them out.
-        prefixes: Ids that the output of each source begins with; its longest length is raised by
-            theirs.
+        models: One model, or several with one vocabulary. Callers that search often keep an
+            `Ensemble`: packing the weights takes milliseconds.
+        prefixes: Ids at the start of the output of each source; they raise its longest length.
     """
     if not len(source_ids):
         return []
     ensemble = models if isinstance(models, Ensemble) else Ensemble(models)
-    decoding = plan.decoding
+    decoding = config.decoding
     lengths = (source_ids != ensemble.pad_id).sum(dim=1).tolist()
     limits = limit_lengths(lengths, decoding, ensemble.longest_target)
     longest = [limit.longest for limit in limits]
@@ -44,7 +41,7 @@ def search(
         longest = [most + len(prefix) for most, prefix in zip(longest, prefixes, strict=True)]
         if ensemble.longest_target is not None:
             longest = [min(most, ensemble.longest_target) for most in longest]
-    rules = Rules.start(plan, ensemble.eos_id, limits, prefixes, source_ids.device)
+    rules = Rules.start(config, ensemble.eos_id, limits, prefixes, source_ids.device)
     with ensemble.evaluating():
         if decoding.method == "sampling":
             return sample(ensemble, source_ids, longest, rules, decoding)

@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.length import Limits, limit_lengths, normalize
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.hypothesis import Hypothesis, Limits, limit_lengths, normalize
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.cores import count_cores
 from dragoman.engines.ctranslate2_file import check_model_file
 from dragoman.engines.engine import Task
@@ -60,7 +59,7 @@ class CTranslate2Engine:
 
     def find_obstacle(self, task: Task) -> str:
         """Return why CTranslate2 cannot do `task`, or "": see `Engine.find_obstacle`."""
-        decoding, longest_target = task.plan.decoding, task.longest_target
+        decoding, longest_target = task.config.decoding, task.longest_target
         if longest_target is None:
             [limit] = self._limit_lengths([task.longest_source], decoding)
             longest_target = limit.longest
@@ -69,7 +68,7 @@ class CTranslate2Engine:
                 f"a source of {task.longest_source} tokens with an output of up to {longest_target} is "
                 f"longer than the {self._num_positions} positions that were exported"
             )
-        if task.plan.constraint is not None:
+        if task.config.constraint is not None:
             return "it cannot constrain its outputs"
         if decoding.method != "beam":
             return f"it has no decoding.method {decoding.method} as PyTorch has it"
@@ -86,12 +85,12 @@ class CTranslate2Engine:
     def search(
         self,
         sources: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
         assert prefixes is None
-        decoding = plan.decoding
+        decoding = config.decoding
         limits = self._limit_lengths([len(ids) for ids in sources], decoding)
         groups: dict[Limits, list[int]] = defaultdict(list)
         for i, limit in enumerate(limits):
@@ -108,7 +107,7 @@ class CTranslate2Engine:
                 num_hypotheses=decoding.num_searched,
                 length_penalty=decoding.length_penalty,
                 no_repeat_ngram_size=decoding.no_repeat_ngram,
-                suppress_sequences=[[self._target_names[i]] for i in plan.forbidden_ids] or None,
+                suppress_sequences=[[self._target_names[i]] for i in config.forbidden_ids] or None,
                 return_end_token=True,
                 return_scores=True,
                 max_input_length=0,
@@ -130,13 +129,13 @@ class CTranslate2Engine:
         self,
         sources: Sequence[Sequence[int]],
         targets: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
     ) -> list[Hypothesis]:
         """Return each target with its log-probabilities: see `Engine.score`."""
         scored = self._choose_translator(len(sources)).score_batch(
             [self._name_source(ids) for ids in sources],
             [[self._target_names[i] for i in ids] for ids in targets],
-            max_batch_size=plan.decoding.batch_tokens,
+            max_batch_size=config.decoding.batch_tokens,
             batch_type="tokens",
             max_input_length=0,
         )
@@ -145,7 +144,7 @@ class CTranslate2Engine:
                 ids=tuple(ids),
                 score=sum(result.log_probs),
                 normalized_score=normalize(
-                    sum(result.log_probs), len(result.log_probs), plan.decoding
+                    sum(result.log_probs), len(result.log_probs), config.decoding
                 ),
                 is_complete=True,
                 log_probs=tuple(result.log_probs),

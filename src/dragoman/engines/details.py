@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.engine import Engine
 
 
@@ -11,7 +11,7 @@ def add_details(
     engine: Engine,
     sources: Sequence[Sequence[int]],
     found: Sequence[Sequence[Hypothesis]],
-    plan: SearchPlan,
+    config: SearchConfig,
     num_positions: int | None,
 ) -> list[list[Hypothesis]]:
     """Return the hypotheses `found` of each source with `log_probs`, and `alignment` if it is set.
@@ -26,7 +26,7 @@ def add_details(
         return not one.is_complete and len(one.ids) == num_positions
 
     forced = [one.ids[:-1] if is_full(one) else one.ids for _, one in rows]
-    scored = engine.score([sources[i] for i, _ in rows], forced, plan)
+    scored = engine.score([sources[i] for i, _ in rows], forced, config)
     detailed: list[list[Hypothesis]] = [[] for _ in found]
     for (i, one), details in zip(rows, scored, strict=True):
         length = len(one.ids) + one.is_complete  # one that was cut has no end to speak of

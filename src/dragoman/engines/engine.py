@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search_config import SearchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is asked of an engine at once."""
 
-    plan: SearchPlan
+    config: SearchConfig
     longest_source: int = 0
     """Tokens of the longest source."""
     longest_target: int | None = None
@@ -24,23 +24,23 @@ class Task:
     def of_search(
         cls,
         sources: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> "Task":
         """Return what `Engine.search` asks."""
         longest = max(map(len, sources), default=0)
-        return cls(plan=plan, longest_source=longest, has_prefixes=prefixes is not None)
+        return cls(config=config, longest_source=longest, has_prefixes=prefixes is not None)
 
     @classmethod
     def of_scoring(
         cls,
         sources: Sequence[Sequence[int]],
         targets: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
     ) -> "Task":
         """Return what `Engine.score` asks."""
         return cls(
-            plan=plan,
+            config=config,
             longest_source=max(map(len, sources), default=0),
             longest_target=max(map(len, targets), default=0) + 1,
         )
@@ -59,10 +59,10 @@ class Engine(Protocol):
     def search(
         self,
         sources: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each source, best first: `plan.decoding.num_searched` of them.
+        """Return the hypotheses of each source, best first: `config.decoding.num_searched` of them.
 
         There are fewer where the search has found no more. Any number of sources; the engine makes
         the batches, and no result depends on them.
@@ -77,11 +77,11 @@ class Engine(Protocol):
         self,
         sources: Sequence[Sequence[int]],
         targets: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
     ) -> list[Hypothesis]:
         """Return each target, its ids without begin and end, with its log-probabilities.
 
-        They always have `log_probs`, and where `plan.decoding.alignment` is set, `alignment`. The
+        They always have `log_probs`, and where `config.decoding.alignment` is set, `alignment`. The
         probability is over all tokens but padding and begin: it is the one that a search without
         rules would have given it.
         """

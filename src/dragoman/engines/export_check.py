@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.engine import Engine
 from dragoman.errors import ModelFolderError
 from dragoman.model_folder.folder import Bundle
@@ -55,20 +55,20 @@ def compare(reference: Engine, engine: Engine, bundle: Bundle) -> Check:
         ModelFolderError: There are no such rows.
     """
     decoding = bundle.settings.decoding
-    plan = SearchPlan(
+    config = SearchConfig(
         decoding=DecodingSettings(
             max_length_ratio=decoding.max_length_ratio, max_length_extra=decoding.max_length_extra
         )
     )
     sources, targets = _encode_samples(bundle)
-    expected, found = ([one for [one] in e.search(sources, plan)] for e in (reference, engine))
-    scores = [e.score(sources, targets, plan) for e in (reference, engine)]
+    expected, found = ([one for [one] in e.search(sources, config)] for e in (reference, engine))
+    scores = [e.score(sources, targets, config) for e in (reference, engine)]
     others = [
         i
         for i, (one, other) in enumerate(zip(expected, found, strict=True))
         if (one.ids, one.is_complete) != (other.ids, other.is_complete)
     ]
-    tied = sum(_is_tie(sources[i], expected[i], found[i], reference, plan) for i in others)
+    tied = sum(_is_tie(sources[i], expected[i], found[i], reference, config) for i in others)
     return Check(
         rows=len(sources),
         equal_rows=len(sources) - len(others),
@@ -88,7 +88,7 @@ def _is_tie(
     expected: Hypothesis,
     found: Hypothesis,
     reference: Engine,
-    plan: SearchPlan,
+    config: SearchConfig,
 ) -> bool:
     """Return whether `reference` finds both equally likely where they part."""
     if expected.ids == found.ids:  # one is cut: no rounding does that
@@ -98,7 +98,7 @@ def _is_tie(
         if one != other:
             break
         common += 1
-    scored = reference.score([source] * 2, [expected.ids, found.ids], plan)
+    scored = reference.score([source] * 2, [expected.ids, found.ids], config)
     first, second = (one.log_probs[common] for one in scored)
     return abs(first - second) < _TIE
 

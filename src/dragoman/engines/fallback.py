@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.engine import Engine, Task
 
 
@@ -23,22 +23,22 @@ class FallbackEngine:
     def search(
         self,
         sources: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
-        task = Task.of_search(sources, plan, prefixes)
-        return self._choose(task).search(sources, plan, prefixes)
+        task = Task.of_search(sources, config, prefixes)
+        return self._choose(task).search(sources, config, prefixes)
 
     def score(
         self,
         sources: Sequence[Sequence[int]],
         targets: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
     ) -> list[Hypothesis]:
         """Return each target with its log-probabilities: see `Engine.score`."""
-        task = Task.of_scoring(sources, targets, plan)
-        return self._choose(task).score(sources, targets, plan)
+        task = Task.of_scoring(sources, targets, config)
+        return self._choose(task).score(sources, targets, config)
 
     def _choose(self, task: Task) -> Engine:
         return self._fallback if self._exported.find_obstacle(task) else self._exported

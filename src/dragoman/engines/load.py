@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.engine import Engine, Task
 from dragoman.engines.fallback import FallbackEngine
@@ -18,21 +18,21 @@ EngineName = Literal["auto", "torch", "ctranslate2", "onnx"]
 def load_engine(
     bundles: Sequence[Bundle],
     paths: Sequence[Path],
-    plan: SearchPlan,
+    config: SearchConfig,
     name: EngineName = "auto",
     device: str = "auto",
     threads: int | None = None,
 ) -> Engine:
-    """Return the engine for the model folders `paths` (several: an ensemble), to search by `plan`.
+    """Return the engine for the model folders `paths` (several: an ensemble), to search by `config`.
 
-    "auto": CTranslate2, if the folder has it and it can do what `plan` says, with PyTorch behind it
+    "auto": CTranslate2, if the folder has it and it can do what `config` says, with PyTorch behind it
     for what it then cannot do all the same, such as a prefix.
 
     Args:
         bundles: What is in `paths`; the weights are taken from them, now or once they are needed.
 
     Raises:
-        SettingsError: An engine was asked for by name, but cannot do what `plan` says.
+        SettingsError: An engine was asked for by name, but cannot do what `config` says.
         ModelFolderError: It was asked for by name, but the folder has no export; or one is broken.
     """
     if name == "torch":
@@ -40,13 +40,13 @@ def load_engine(
     if name == "auto":
         if len(paths) == 1 and (paths[0] / CTRANSLATE2).is_dir():
             engine = _load_exported(bundles[0], paths[0], "ctranslate2", device, threads)
-            if not engine.find_obstacle(Task(plan=plan)):
+            if not engine.find_obstacle(Task(config=config)):
                 return FallbackEngine(engine, lambda: load_torch_engine(bundles, device, threads))
         return load_torch_engine(bundles, device, threads)
     if len(paths) > 1:
         raise SettingsError(f"--engine {name}: it runs no ensemble; take --engine torch")
     engine = _load_exported(bundles[0], paths[0], name, device, threads)
-    if obstacle := engine.find_obstacle(Task(plan=plan)):
+    if obstacle := engine.find_obstacle(Task(config=config)):
         raise SettingsError(f"--engine {name}: {obstacle}; take --engine torch")
     return engine
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.length import limit_lengths, normalize
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.hypothesis import Hypothesis, limit_lengths, normalize
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.batching import make_batches
 from dragoman.engines.cores import count_cores
 from dragoman.engines.engine import Task
@@ -87,12 +86,12 @@ class OnnxEngine:
 
     def find_obstacle(self, task: Task) -> str:
         """Return why it cannot do `task`, or "": see `Engine.find_obstacle`."""
-        plan, decoding = task.plan, task.plan.decoding
+        config, decoding = task.config, task.config.decoding
         if decoding.method != "beam" or decoding.beam_size > 1:
             return "it has greedy search alone (decoding.method beam, decoding.beam_size 1)"
         rules = {
-            "a constraint": plan.constraint is not None,
-            "decoding.forbidden_tokens": bool(plan.forbidden_ids),
+            "a constraint": config.constraint is not None,
+            "decoding.forbidden_tokens": bool(config.forbidden_ids),
             "decoding.no_repeat_ngram": decoding.no_repeat_ngram > 0,
             "decoding.min_length": decoding.min_length > 0,
             "decoding.min_length_ratio": decoding.min_length_ratio > 0,
@@ -106,7 +105,7 @@ class OnnxEngine:
     def search(
         self,
         sources: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
         """Return the hypothesis of each source: see `Engine.search`.
@@ -117,12 +116,12 @@ class OnnxEngine:
         assert prefixes is None
         lengths = [len(ids) for ids in sources]
         self._check_length(max(lengths, default=0))
-        limits = limit_lengths(lengths, plan.decoding, self._num_positions)
+        limits = limit_lengths(lengths, config.decoding, self._num_positions)
         longest = [limit.longest for limit in limits]
         found: list[list[Hypothesis]] = [[] for _ in sources]
-        for batch in make_batches(lengths, plan.decoding.batch_tokens):
+        for batch in make_batches(lengths, config.decoding.batch_tokens):
             hypotheses = self._search_batch(
-                [sources[i] for i in batch], np.array([longest[i] for i in batch]), plan.decoding
+                [sources[i] for i in batch], np.array([longest[i] for i in batch]), config.decoding
             )
             for i, hypothesis in zip(batch, hypotheses, strict=True):
                 found[i] = [hypothesis]
@@ -132,7 +131,7 @@ class OnnxEngine:
         self,
         sources: Sequence[Sequence[int]],
         targets: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
     ) -> list[Hypothesis]:
         """Return each target with its log-probabilities: see `Engine.score`.
 
@@ -142,11 +141,11 @@ class OnnxEngine:
         costs = [max(len(s), len(t) + 1) for s, t in zip(sources, targets, strict=True)]
         self._check_length(max(costs, default=0))
         found: dict[int, Hypothesis] = {}
-        for batch in make_batches(costs, plan.decoding.batch_tokens):
+        for batch in make_batches(costs, config.decoding.batch_tokens):
             rows = [[self._bos, *targets[i], self._eos] for i in batch]
             log_probs = self._force([sources[i] for i in batch], self._pad_rows(rows))
             for i, values in zip(batch, log_probs.tolist(), strict=True):
-                found[i] = _make_complete(targets[i], values, plan.decoding)
+                found[i] = _make_complete(targets[i], values, config.decoding)
         return [found[i] for i in range(len(sources))]
 
     def _search_batch(

@@ -6,10 +6,10 @@ import torch
 
 from dragoman.data.batch import pad
 from dragoman.decoding.ensemble import Ensemble
-from dragoman.decoding.forced import score_targets
 from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.scoring import score_targets
 from dragoman.decoding.search import search
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.batching import make_batches
 from dragoman.engines.engine import Task
 from dragoman.errors import SettingsError
@@ -47,17 +47,17 @@ class TorchEngine:
     def search(
         self,
         sources: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
         found: list[list[Hypothesis]] = [[] for _ in sources]
-        costs = [len(ids) * plan.decoding.num_candidates for ids in sources]
-        for batch in make_batches(costs, plan.decoding.batch_tokens):
+        costs = [len(ids) * config.decoding.num_candidates for ids in sources]
+        for batch in make_batches(costs, config.decoding.batch_tokens):
             hypotheses = search(
                 self._ensemble,
                 self._pad([sources[i] for i in batch]),
-                plan,
+                config,
                 None if prefixes is None else [prefixes[i] for i in batch],
             )
             for i, best_first in zip(batch, hypotheses, strict=True):
@@ -68,17 +68,17 @@ class TorchEngine:
         self,
         sources: Sequence[Sequence[int]],
         targets: Sequence[Sequence[int]],
-        plan: SearchPlan,
+        config: SearchConfig,
     ) -> list[Hypothesis]:
         """Return each target with its log-probabilities: see `Engine.score`."""
         found: dict[int, Hypothesis] = {}
         costs = [max(len(s), len(t) + 1) for s, t in zip(sources, targets, strict=True)]
-        for batch in make_batches(costs, plan.decoding.batch_tokens):
+        for batch in make_batches(costs, config.decoding.batch_tokens):
             scored = score_targets(
                 self.networks,
                 self._pad([sources[i] for i in batch]),
                 [targets[i] for i in batch],
-                plan.decoding,
+                config.decoding,
             )
             found.update(zip(batch, scored, strict=True))
         return [found[i] for i in range(len(sources))]

@@ -169,8 +169,8 @@ class Transformer(nn.Module):
         """
         # The imports against the rows of the layout: decoding stands on the model, and this
         # method and the next are only short ways to it.
-        from dragoman.decoding.plan import SearchPlan
         from dragoman.decoding.search import search
+        from dragoman.decoding.search_config import SearchConfig
         from dragoman.settings import DecodingSettings
 
         decoding = DecodingSettings(
@@ -178,7 +178,7 @@ class Transformer(nn.Module):
             max_length_extra=max_length or self.max_seq_len,
             beam_size=beam_size,
         )
-        found = search([self], source_ids, SearchPlan(decoding=decoding))
+        found = search([self], source_ids, SearchConfig(decoding=decoding))
         return [list(best_first[0].ids) for best_first in found]
 
     def score(
@@ -189,7 +189,7 @@ class Transformer(nn.Module):
         Args:
             target_ids: As in training: `bos_id`, tokens, `eos_id`, padding.
         """
-        from dragoman.decoding.forced import score_targets
+        from dragoman.decoding.scoring import score_targets
         from dragoman.settings import DecodingSettings
 
         special = {self.pad_id, self.bos_id, self.eos_id}

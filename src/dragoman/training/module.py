@@ -15,8 +15,8 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 from dragoman.data.batch import Batch
 from dragoman.data.parts import cut_batch
 from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.plan import SearchPlan
 from dragoman.decoding.search import search
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.model.cross_entropy import LossSums
 from dragoman.model.loss import Implementation, sum_losses
 from dragoman.model.parts import sum_losses_by_parts
@@ -302,7 +302,9 @@ class TransformerTraining(lightning.LightningModule):
             max_length_ratio=self.decoding.max_length_ratio,
             max_length_extra=self.decoding.max_length_extra,
         )
-        return [best[0] for best in search([self.network], source_ids, SearchPlan(decoding=greedy))]
+        return [
+            best[0] for best in search([self.network], source_ids, SearchConfig(decoding=greedy))
+        ]
 
     def _decode_and_score(self, batch: Batch, metrics: DecodedMetrics) -> list[DecodedRow]:
         """Decode the rows that have a target, add their scores to `metrics`, and return them."""

@@ -1,4 +1,4 @@
-"""Forced decoding: how probable a given output is, token by token, and where it attends to."""
+"""Score given targets (forced decoding): the probability and the attention of each token."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dragoman.decoding.ensemble import Ensemble, average, mute
-from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.length import normalize
+from dragoman.decoding.ensemble import Ensemble, average, mask_tokens
+from dragoman.decoding.hypothesis import Hypothesis, normalize
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings
 
@@ -21,8 +20,8 @@ def score_targets(
 ) -> list[Hypothesis]:
     """Return each of `targets`, ids without begin and end, as a complete hypothesis.
 
-    The probability is over all tokens but padding and begin: that which a search without rules
-    would have given. With several models it is the mean of theirs.
+    Padding and begin are masked, so the score is that of a search without rules. With several
+    models, their probabilities are averaged.
     """
     if not len(targets):
         return []
@@ -35,20 +34,20 @@ def score_targets(
         rows, batch_first=True, padding_value=ensemble.pad_id
     )
     with ensemble.evaluating():
-        parts, attentions = [], []
+        by_model, attentions = [], []
         for model in ensemble.models:
             memory = model.encode(source_ids)
             logits = model.decode(target_ids[:, :-1], memory).float()
-            parts.append(
-                torch.log_softmax(mute(logits, (ensemble.pad_id, ensemble.bos_id)), dim=-1)
+            by_model.append(
+                torch.log_softmax(mask_tokens(logits, (ensemble.pad_id, ensemble.bos_id)), dim=-1)
             )
-        spoken = average(parts).gather(-1, target_ids[:, 1:, None])[..., 0]
+        log_probs = average(by_model).gather(-1, target_ids[:, 1:, None])[..., 0]
         if decoding.alignment:
             attentions = [align(m, source_ids, target_ids[:, :-1]) for m in ensemble.models]
     return [
         _make_hypothesis(
             ids,
-            spoken[i, : len(ids) + 1].tolist(),
+            log_probs[i, : len(ids) + 1].tolist(),
             torch.stack([a[i] for a in attentions]).mean(0) if attentions else None,
             int((source_ids[i] != ensemble.pad_id).sum()),
             decoding,
@@ -61,10 +60,10 @@ def score_targets(
 def align(
     model: Transformer, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B T S"]:
-    """Return the attention over the source by which the token after each of `target_ids` is chosen.
+    """Return the attention over the source for the token after each of `target_ids`.
 
-    It is the mean of the heads of the decoder's last layer, which is what `nn.MultiheadAttention`
-    gives with `average_attn_weights`.
+    The mean over the heads of the decoder's last layer: that of `nn.MultiheadAttention` with
+    `average_attn_weights`.
     """
     memory = model.encode(source_ids)
     last = model.transformer.decoder.layers[-1]
@@ -73,7 +72,7 @@ def align(
     def take(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
         found.append(inputs[0])
 
-    # The query of the cross-attention, as it comes to the stock layer.
+    # The query of the last layer's cross-attention: the stock layer does not return it.
     handle = last.multihead_attn.register_forward_hook(take)
     try:
         model.decode_states(target_ids, memory)

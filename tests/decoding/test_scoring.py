@@ -3,9 +3,9 @@ import torch
 
 from conftest import BOS, EOS, random_ids
 from dragoman.data.batch import pad
-from dragoman.decoding.forced import align, score_targets
-from dragoman.decoding.plan import SearchPlan
+from dragoman.decoding.scoring import align, score_targets
 from dragoman.decoding.search import search
+from dragoman.decoding.search_config import SearchConfig
 from dragoman.settings import DecodingSettings
 from networks import join, make_network, make_sources, score_plainly
 
@@ -62,7 +62,7 @@ def test_a_model_scores_its_own_output_as_the_search_did():
     rows = [i for i, ids in enumerate(outputs) if len(ids) < 30]
     assert rows  # some end
     decoding = DecodingSettings(max_length_ratio=0.0, max_length_extra=30, beam_size=3)
-    found = search([network], source[rows], SearchPlan(decoding=decoding))
+    found = search([network], source[rows], SearchConfig(decoding=decoding))
     for scored, [best], ids in zip(
         network.score(source[rows], pad(ended)), found, ended, strict=True
     ):

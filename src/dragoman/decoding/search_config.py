@@ -1,4 +1,4 @@
-"""What is searched for, with the words of the settings made into ids of one vocabulary."""
+"""The decoding settings, resolved for one vocabulary: tokens as ids, a constraint ready to use."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 @runtime_checkable
 class ConstraintState(Protocol):
-    """Where one hypothesis stands in what the output must match: a value, never changed."""
+    """State of a constraint after the tokens of one hypothesis: an immutable value."""
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Return which ids of the target's vocabulary, (V,), may come next; the end is one."""
+        """Return which ids of the target's vocabulary may come next, the end included: (V,)."""
         ...
 
     def advance(self, token: int) -> "ConstraintState":
@@ -29,27 +29,27 @@ class ConstraintState(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchPlan:
-    """The settings of a search, and what of them depends on the vocabulary of the target."""
+class SearchConfig:
+    """The settings of a search, and the values that depend on the target's vocabulary."""
 
     decoding: DecodingSettings
     forbidden_ids: tuple[int, ...] = ()
-    constraint: ConstraintState | None = None  # before the first token; None: anything may be said
+    constraint: ConstraintState | None = None  # before the first token; None: unconstrained
 
 
-def make_plan(decoding: DecodingSettings, tokenizer: PairTokenizer) -> SearchPlan:
-    """Return the plan of a search in the vocabulary of `tokenizer`.
+def resolve_search(decoding: DecodingSettings, tokenizer: PairTokenizer) -> SearchConfig:
+    """Resolve `decoding` for the vocabularies of `tokenizer`.
 
     Raises:
-        SettingsError: A forbidden token is not in the vocabulary, or a constraint is broken.
+        SettingsError: A forbidden token is not in the vocabulary, or a constraint is invalid.
     """
     ids = {name: id_ for id_, name in enumerate(tokenizer.target_names())}
     if unknown := [token for token in decoding.forbidden_tokens if token not in ids]:
         raise SettingsError(
-            f"decoding.forbidden_tokens: {unknown[0]!r} is no token of the target's vocabulary"
+            f"decoding.forbidden_tokens: {unknown[0]!r} is not in the target's vocabulary"
             f"{suggest(unknown[0], list(ids))}"
         )
-    return SearchPlan(
+    return SearchConfig(
         decoding=decoding,
         forbidden_ids=tuple(ids[token] for token in decoding.forbidden_tokens),
         constraint=_make_constraint(decoding, tokenizer),

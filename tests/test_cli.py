@@ -276,6 +276,8 @@ def test_an_input_that_is_the_output_is_read_before_it_is_replaced(trained, tmp_
 
 def test_a_misspelt_option_and_the_version_are_told(trained):
     assert "did you mean --output?" in fails("predict", trained[0], "--outptu", "x")
+    assert "did you mean --score?" in fails("predict", trained[0], "--force-target")
+    assert "did you mean --low-confidence-output?" in fails("predict", trained[0], "--rest", "x")
     assert run("--version").stdout.startswith(b"dragoman ")
 
 
@@ -308,12 +310,12 @@ def test_two_models_of_one_tokenizer_predict_together(trained, tmp_path):
 
 
 def test_given_targets_are_scored(trained):
-    found = run("predict", trained[0], "--force-target", "--jsonl", given=b"abc\tABC\nabc\tHHH\n")
+    found = run("predict", trained[0], "--score", "--jsonl", given=b"abc\tABC\nabc\tHHH\n")
     right, wrong = (json.loads(line) for line in found.stdout.splitlines())
     assert right["score"] > wrong["score"]
     assert len(wrong["log_probs"]) == len(wrong["tokens"]) == 4
     assert wrong["input"] == {"1": "abc", "2": "HHH"}
-    both = fails("predict", trained[0], "--force-target", "--prefix", "2", given=b"abc\tA\n")
+    both = fails("predict", trained[0], "--score", "--prefix", "2", given=b"abc\tA\n")
     assert "leave one of them out" in both
 
 

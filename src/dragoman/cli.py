@@ -80,19 +80,17 @@ def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from dragoman.commands.predict import run_job
     from dragoman.commands.predict_job import Job, Rest, choose_layout
 
-    if arguments.force_target and arguments.prefix:
+    if arguments.score and arguments.prefix:
+        raise DragomanError("--prefix: --score gives the whole output; leave one of them out")
+    if (arguments.min_confidence is None) != (arguments.low_confidence_output is None):
         raise DragomanError(
-            "--prefix: --force-target gives the whole output; leave one of them out"
-        )
-    if (arguments.min_confidence is None) != (arguments.rest is None):
-        raise DragomanError(
-            "--min-confidence, --rest: give both, or none: no row may be lost, so the rows that are "
-            "not sure enough need a file"
+            "--min-confidence and --low-confidence-output must be given together: low-confidence "
+            "rows are written to --low-confidence-output"
         )
     model = _load_model(arguments, words)
-    rest = arguments.rest and Rest(
-        path=arguments.rest,
-        layout=choose_layout(arguments.rest, is_jsonl=arguments.jsonl),
+    rest = arguments.low_confidence_output and Rest(
+        path=arguments.low_confidence_output,
+        layout=choose_layout(arguments.low_confidence_output, is_jsonl=arguments.jsonl),
         min_confidence=arguments.min_confidence,
     )
     if rest and (told := model.describe_calibration()):
@@ -102,7 +100,7 @@ def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         output=arguments.output,
         layout=choose_layout(arguments.output, is_jsonl=arguments.jsonl),
         rest=rest,
-        is_forced=arguments.force_target,
+        is_forced=arguments.score,
         prefix=arguments.prefix,
         restarts=arguments.restart,
     )

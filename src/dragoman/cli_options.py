@@ -16,6 +16,7 @@ QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "float16", "
 _FIT_SECTIONS = (
     "preset", "data", "tokenizer", "model", "optimization", "training", "decoding", "evaluation",
 )  # fmt: skip
+_RENAMED = {"--force-target": "--score", "--rest": "--low-confidence-output"}
 _USE_SECTIONS = ("data.", "decoding.")  # what a trained model still takes
 
 
@@ -109,7 +110,7 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
         help="one JSON object a row: text, score, confidence, is_complete; also for --output *.jsonl",
     )  # fmt: skip
     command.add_argument(
-        "--force-target", action="store_true",
+        "--score", action="store_true",
         help="read pairs, and give the probability of each target as the output of its source",
     )  # fmt: skip
     command.add_argument(
@@ -118,10 +119,10 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--min-confidence", type=_share, metavar="SHARE",
-        help="rows whose output is exactly right with less than this probability (0 to 1), or was "
-        "cut, or that cannot be read, go to --rest; `dragoman evaluate` tells what to give",
+        help="send rows with a confidence below this (0 to 1), truncated outputs and invalid rows to "
+        "--low-confidence-output; `dragoman evaluate` suggests a value",
     )  # fmt: skip
-    command.add_argument("--rest", type=Path, help="file for these rows: .jsonl, .csv or .tsv, also .gz or .zst")  # fmt: skip
+    command.add_argument("--low-confidence-output", type=Path, help="file for these rows: .jsonl, .csv or .tsv, also .gz or .zst")  # fmt: skip
     command.add_argument(
         "--restart", action="store_true",
         help="begin an --output anew that was begun and stopped with something else",
@@ -296,7 +297,8 @@ def _part_settings(
             own.append(word)
             continue
         is_setting = "." in name or name.removeprefix("--") in _FIT_SECTIONS
-        if not is_setting and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.7)):
+        close = difflib.get_close_matches(_RENAMED.get(name, name), known, n=1, cutoff=0.7)
+        if not is_setting and close:
             raise SettingsError(f"{name}: there is no such option; did you mean {close[0]}?")
         settings.append(word)
         if "=" not in word and rest and not rest[0].startswith("--"):

@@ -129,7 +129,7 @@ def test_a_rest_that_gets_no_row_is_an_empty_file(model, tmp_path):
 
 def command(folder, source, sure, rest, share, *more):
     words = [
-        "predict", folder, "--input", source, "--output", sure, "--rest", rest,
+        "predict", folder, "--input", source, "--output", sure, "--low-confidence-output", rest,
         "--min-confidence", share, "--threads", "1", *more,
     ]  # fmt: skip
     return [sys.executable, "-m", "dragoman", *map(str, words)]
@@ -288,7 +288,10 @@ def test_an_input_that_has_changed_after_all_was_done_is_told(model, middle, tmp
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [({"share": 0.5}, "--min-confidence"), ({"rest": "other.jsonl"}, "--rest rest.jsonl")],
+    [
+        ({"share": 0.5}, "--min-confidence"),
+        ({"rest": "other.jsonl"}, "--low-confidence-output rest.jsonl"),
+    ],
 )
 def test_another_parting_does_not_go_on_with_what_was_begun(
     model, middle, tmp_path, dying, change, told
@@ -335,7 +338,15 @@ def run(*words, given=b""):
 
 def test_the_sure_rows_may_go_down_a_pipe(trained, tmp_path):
     rest = tmp_path / "rest.jsonl"
-    words = ["--jsonl", "--min-confidence", "0.5", "--rest", rest, "--threads", "1"]
+    words = [
+        "--jsonl",
+        "--min-confidence",
+        "0.5",
+        "--low-confidence-output",
+        rest,
+        "--threads",
+        "1",
+    ]
     found = run(trained[0], *words, given=b"abc\n\nabd\n")
     assert found.returncode == 0, found.stderr
     assert [json.loads(line)["line"] for line in found.stdout.splitlines()] == [1, 3]
@@ -348,19 +359,32 @@ def test_a_second_file_by_which_rows_could_be_lost_is_refused(trained, tmp_path)
     (tmp_path / "in.txt").write_text("abc\n")
     sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
     for words, told in (
-        (["--min-confidence", "0.5"], "give both"),
-        (["--rest", rest], "give both"),
-        (["--min-confidence", "1.5", "--rest", rest], "not a number from 0 to 1"),
-        (["--min-confidence", "nan", "--rest", rest], "not a number from 0 to 1"),
-        (["--min-confidence", "0.5", "--rest", sure], "the --output too"),
-        (["--min-confidence", "0.5", "--rest", tmp_path], "no file"),
-        (["--min-confidence", "0.5", "--rest", os.devnull], "no file"),
+        (["--min-confidence", "0.5"], "must be given together"),
+        (["--low-confidence-output", rest], "must be given together"),
+        (["--min-confidence", "1.5", "--low-confidence-output", rest], "not a number from 0 to 1"),
+        (["--min-confidence", "nan", "--low-confidence-output", rest], "not a number from 0 to 1"),
+        (["--min-confidence", "0.5", "--low-confidence-output", sure], "the --output too"),
+        (["--min-confidence", "0.5", "--low-confidence-output", tmp_path], "no file"),
+        (["--min-confidence", "0.5", "--low-confidence-output", os.devnull], "no file"),
         (
-            ["--min-confidence", "0.5", "--rest", tmp_path / "no" / "rest.jsonl"],
+            ["--min-confidence", "0.5", "--low-confidence-output", tmp_path / "no" / "rest.jsonl"],
             "cannot be written",
         ),
-        (["--min-confidence", "0.5", "--rest", tmp_path / "rest.txt"], "--rest"),
-        (["--min-confidence", "0.5", "--rest", rest, "--output", tmp_path / "a.txt"], "--output"),
+        (
+            ["--min-confidence", "0.5", "--low-confidence-output", tmp_path / "rest.txt"],
+            "--low-confidence-output",
+        ),
+        (
+            [
+                "--min-confidence",
+                "0.5",
+                "--low-confidence-output",
+                rest,
+                "--output",
+                tmp_path / "a.txt",
+            ],
+            "--output",
+        ),
     ):
         output = [] if "--output" in words else ["--output", sure]
         found = run(trained[0], "--input", tmp_path / "in.txt", *output, *words)

@@ -53,7 +53,7 @@ def _stream(model: Predictor, job: Job) -> Report:
         output = stack.enter_context(_open_stream(job.output))
         writes: list[Callable[[str], object]] = [output.write]
         if job.rest is not None:
-            stack.enter_context(lock_files({"--rest": job.rest.path}))
+            stack.enter_context(lock_files({"--low-confidence-output": job.rest.path}))
             writes.append(stack.enter_context(_open_whole(job.rest.path)))
         for write, writer in zip(writes, writers, strict=True):
             write(writer.header())

@@ -62,7 +62,10 @@ class Job:
     @property
     def files(self) -> dict[str, Path]:
         """The files that it writes, by option, the main one first; not standard output."""
-        named = {"--output": self.output, "--rest": self.rest.path if self.rest else None}
+        named = {
+            "--output": self.output,
+            "--low-confidence-output": self.rest.path if self.rest else None,
+        }
         return {option: path for option, path in named.items() if path is not None}
 
 
@@ -83,11 +86,15 @@ def check_rest(job: Job) -> None:
         return
     path = job.rest.path
     if path.exists() and not path.is_file():
-        raise DragomanError(f"--rest {path}: it is no file; give another name")
+        raise DragomanError(f"--low-confidence-output {path}: it is no file; give another name")
     if job.output is not None and job.output.resolve() == path.resolve():
-        raise DragomanError(f"--rest {path}: this is the --output too; give it another name")
+        raise DragomanError(
+            f"--low-confidence-output {path}: this is the --output too; give it another name"
+        )
     if "text" in job.layouts:
-        option, file = [("--output", job.output), ("--rest", path)][job.layouts.index("text")]
+        option, file = [("--output", job.output), ("--low-confidence-output", path)][
+            job.layouts.index("text")
+        ]
         raise DragomanError(
             f"{option} {file or '(standard output)'}: lines of text do not say which rows they are "
             "of, when some are in another file; name it .jsonl, .csv or .tsv, or give --jsonl"
@@ -102,10 +109,10 @@ def describe_job(model: Predictor, job: Job) -> dict[str, object]:
         "dragoman": version("dragoman"),
         "model": model.fingerprints(),
         "--engine": model.engine.name,
-        "--force-target": job.is_forced,
+        "--score": job.is_forced,
         "--prefix": job.prefix,
         "layout": job.layouts,
-        "--rest": os.path.relpath(rest.path, job.output.parent) if rest else None,
+        "--low-confidence-output": os.path.relpath(rest.path, job.output.parent) if rest else None,
         "--min-confidence": rest.min_confidence if rest else None,
         "temperature of the calibration": model.temperature,
         "files of the constraint": _list_constraint_files(model.settings.decoding),

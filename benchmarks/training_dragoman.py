@@ -28,6 +28,7 @@ from dragoman.training.run_context import Surroundings
 from dragoman.training.startup import StartClock
 from dragoman.training.texts import Texts
 from dragoman.training.trainer import make_trainer
+from dragoman.training.validation_metrics import monitor_mode
 
 
 def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
@@ -58,7 +59,7 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
             folder / "checkpoints",
             training.valid_every,
             f"valid_{training.monitor}",
-            training.monitor_mode,
+            monitor_mode(training.monitor),
             console=console,
         )
         texts = Texts(data.tokenizer)

@@ -1,12 +1,10 @@
-from typing import get_args
-
 import pytest
 
 from dragoman.configuration import find_conflicts, read_settings
 from dragoman.presets import _SIZES, choose_settings
 from dragoman.reading.pairs import Pair
 from dragoman.reading.statistics import survey_pairs
-from dragoman.settings import Monitor, Settings, TrainingSettings
+from dragoman.settings import Settings
 
 
 def survey(*rows, times=1):
@@ -136,10 +134,3 @@ def test_an_auto_that_was_typed_is_resolved():
     choice = choose_settings(settings, survey(*WORDS, times=50))
     assert choice.settings.preset == "tiny"
     assert any(why.startswith("preset tiny") for why in choice.reasons)
-
-
-def test_a_monitor_is_better_when_it_is_higher_or_lower():
-    higher = {"exact_match", "chrf", "bleu"}
-    for monitor in get_args(Monitor):
-        training = TrainingSettings(monitor=monitor)
-        assert training.monitor_mode == ("max" if monitor in higher else "min")

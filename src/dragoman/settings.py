@@ -194,11 +194,6 @@ class TrainingSettings(Section):
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model is trained; auto: on a GPU if there is one."""
 
-    @property
-    def monitor_mode(self) -> Literal["min", "max"]:
-        """Whether a lower or a higher value of the monitor is better."""
-        return "max" if self.monitor in ("exact_match", "chrf", "bleu") else "min"
-
 
 class DecodingSettings(Section):
     """How a prediction is made, how long it may be, and what it may say."""

@@ -206,6 +206,7 @@ def test_to_dict_gives_plain_values_by_name():
     names = ("exact_match", "token_error_rate", "character_error_rate", "bleu", "chrf", "ter")
     assert values.keys() == {
         "rows", *names, "bleu_signature", "chrf_signature", "ter_signature", "intervals", "titles",
+            "is_higher_better", "tiles",
     }  # fmt: skip
     assert json.loads(json.dumps(values)) == values
     assert values["titles"]["token_error_rate"] == "WER"

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from dragoman.reporting.figures import (
     compare_splits,
-    is_lower_better,
     list_scores,
     show_estimate,
     show_number,
@@ -66,8 +65,6 @@ def test_a_higher_error_rate_is_worse_and_a_higher_match_better():
     assert [line["verdict"] for line in compared["lines"]] == [
         "better", "worse", "no clear difference",
     ]  # fmt: skip
-    assert is_lower_better("ter")
-    assert not is_lower_better("chrf")
 
 
 def test_numbers_are_shown_as_people_write_them():

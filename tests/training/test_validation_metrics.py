@@ -1,5 +1,6 @@
 import copy
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -9,13 +10,14 @@ from hypothesis import strategies as st
 from dragoman.evaluation.scores import score
 from dragoman.model.cross_entropy import sum_cross_entropy
 from dragoman.reading.pairs import Pair
-from dragoman.settings import Settings, SideSettings, TokenizerSettings
+from dragoman.settings import Monitor, Settings, SideSettings, TokenizerSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.training.texts import Texts
 from dragoman.training.validation_metrics import (
     DecodedMetrics,
     TeacherForcedMetrics,
     choose_text_scores,
+    monitor_mode,
 )
 
 rows = st.lists(
@@ -138,3 +140,9 @@ def test_copies_of_the_metrics_count_by_themselves():
     add(metrics, [("abc", "abc")])
     assert other["chrf"].sums.sum() == 0
     assert metrics["chrf"].sums.sum() > 0
+
+
+def test_each_monitor_has_its_direction():
+    higher = {"exact_match", "chrf", "bleu"}
+    for monitor in get_args(Monitor):
+        assert monitor_mode(monitor) == ("max" if monitor in higher else "min")

@@ -38,7 +38,7 @@ from dragoman.training.resume import (
 from dragoman.training.run_context import Surroundings
 from dragoman.training.texts import Texts
 from dragoman.training.trainer import make_trainer
-from dragoman.training.validation_metrics import choose_text_scores
+from dragoman.training.validation_metrics import choose_text_scores, monitor_mode
 
 PairFiles = str | Path | Sequence[str | Path]
 
@@ -198,7 +198,7 @@ def _assemble(
         folder / CHECKPOINTS,
         training.checkpoint_every or training.valid_every,
         f"valid_{training.monitor}",
-        training.monitor_mode,
+        monitor_mode(training.monitor),
         record=record.to_dict(),
         console=around.console,
     )

@@ -24,8 +24,6 @@ from dragoman.evaluation.metrics import Metric, Statistics
 from dragoman.evaluation.rows import Row
 from dragoman.settings import EvaluationSettings
 
-_MOST_TELLING = ("field_f1", "token_error_rate", "character_error_rate")  # of a single row
-
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
@@ -130,7 +128,7 @@ def compare(
     statistics = _collect(metrics, [*baseline, *other])
     resampled = resample_scores(metrics, statistics, settings)
     swapped = swap_rows(metrics, statistics, len(baseline), settings)
-    by = _choose_row_metric(metrics)
+    by = next((metric for metric in metrics if metric.by_row), metrics[0])
     return Comparison(
         rows=len(baseline[0]),
         baseline_runs=len(baseline),
@@ -238,11 +236,6 @@ def _collect(metrics: Sequence[Metric], runs: Sequence[Sequence[Row]]) -> dict[s
                 [metric.collect([row.hypothesis for row in rows], references) for rows in runs]
             )
     return {metric.name: known[metric.collect] for metric in metrics}
-
-
-def _choose_row_metric(metrics: Sequence[Metric]) -> Metric:
-    by_name = {metric.name: metric for metric in metrics}
-    return next((by_name[name] for name in _MOST_TELLING if name in by_name), metrics[0])
 
 
 def _find_different_rows(

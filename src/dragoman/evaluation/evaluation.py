@@ -38,9 +38,6 @@ from dragoman.undisturbed import read_undisturbed
 ROWS, SCORES = "rows.jsonl", "scores.json"
 _LARGEST_SCORES_BYTES, _LARGEST_ROWS_BYTES = 1 << 26, 1 << 31
 _MOST_RESAMPLES = 1_000_000
-# Scores that say something of a single row, and so of parts of the rows too.
-_BY_ROW = ("token_error_rate", "character_error_rate", "chrf", "field_f1")
-_BY_GROUP = ("exact_match", "token_error_rate", "character_error_rate", "field_f1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +116,9 @@ def evaluate_rows(
         rows=rows,
         scores=score_statistics(metrics, statistics, settings),
         row_scores={
-            one.name: one.combine(statistics[one.name]) for one in metrics if one.name in _BY_ROW
+            metric.name: metric.combine(statistics[metric.name])
+            for metric in metrics
+            if metric.by_row
         },
         breakdown=_break_down(rows, metrics, statistics, settings, rarest),
         confusions=find_confusions(rows, separator=cut.separator if task == "phones" else None),
@@ -217,7 +216,7 @@ def _break_down(
         "feature": group_by_feature(rows),
         "rare symbols": group_by_rarity(rarest) if len(rarest) else [],
     }
-    shown = [one for one in metrics if one.name in _BY_GROUP]
+    shown = [metric for metric in metrics if metric.by_group]
     return {
         kind: describe_groups(
             groups,

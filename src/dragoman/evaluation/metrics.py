@@ -6,7 +6,7 @@ So a score of any set of rows, a resampled one too, is a sum and a short formula
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ Task = Literal["text", "phones", "records"]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One score: what is counted in each row (N rows, k numbers), and what the sums make.
+    """One score: its sufficient statistics in each row, its formula, and where it is shown.
 
     Metrics that share `collect` (the same callable) share their statistics.
     """
@@ -30,7 +30,13 @@ class Metric:
     name: str
     title: str
     is_higher_better: bool
-    signature: str = ""  # sacrebleu's: what another score must have, to be compared
+    by_row: bool = False
+    """Meaningful for a single row: written to rows.jsonl, and chooses the rows that differ most."""
+    by_group: bool = False
+    """Broken down by length, feature and rarity."""
+    is_tile: bool = False
+    """Among the few scores at the top of the report."""
+    signature: str = ""  # sacrebleu's: only scores of the same signature can be compared
     collect: Callable[[Sequence[str], Sequence[Sequence[str]]], Statistics]
     """Hypotheses, and the references of each, at least one -> statistics, (N, k)."""
     combine: Callable[[Statistics], Statistics]
@@ -76,6 +82,30 @@ def choose_metrics(
     return [*metrics, *measured]
 
 
+def list_known_metrics(settings: EvaluationSettings | None = None) -> dict[str, Metric]:
+    """Return the metrics of all tasks by name, for one reference a row, without single fields."""
+    settings = settings or EvaluationSettings()
+    found = [
+        measure_exact_match(),
+        measure_token_errors("WER", " "),
+        measure_character_errors(),
+        measure_row_errors(),
+        *measure_translation(settings, [["one reference"]]),
+        *measure_records([]),
+    ]
+    return {metric.name: metric for metric in found}
+
+
+@cache
+def is_higher_better(name: str) -> bool:
+    """Return the direction of a known metric by its name, as "ter" or "field_f1.total".
+
+    Any other name: True. For a score of an evaluation read scores.json, which stores the direction.
+    """
+    metric = list_known_metrics().get(name.partition(".")[0])
+    return metric is None or metric.is_higher_better
+
+
 def find_task(
     settings: EvaluationSettings,
     references: Sequence[Sequence[str]],
@@ -96,6 +126,8 @@ def measure_exact_match() -> Metric:
         name="exact_match",
         title="exact match",
         is_higher_better=True,
+        by_group=True,
+        is_tile=True,
         collect=_count_exact,
         combine=divide_hits,
         is_proportion=True,
@@ -148,6 +180,8 @@ def measure_translation(
             name=name,
             title=title,
             is_higher_better=name != "ter",
+            by_row=name == "chrf",
+            is_tile=name != "ter",
             signature=part.signature,
             collect=part.collect,
             combine=part.combine,
@@ -186,6 +220,9 @@ def measure_records(references: Sequence[Sequence[str]]) -> list[Metric]:
                     name=f"{name}.{field}" if field else name,
                     title=f"{field}: {title}" if field else f"field {title}",
                     is_higher_better=True,
+                    by_row=name == "field_f1" and not field,
+                    by_group=name == "field_f1" and not field,
+                    is_tile=name == "field_f1" and not field,
                     collect=collect,
                     combine=partial(_pick, columns=counter.columns_of(place), formula=formula),
                     suppose_right=counter.suppose_right,
@@ -228,6 +265,9 @@ def _measure_edits(name: str, title: str, cut: Callable[[str], Sequence[str]]) -
         name=name,
         title=title,
         is_higher_better=False,
+        by_row=True,
+        by_group=True,
+        is_tile=True,
         collect=partial(_count_all_edits, cut=cut),
         combine=divide_edits,
         suppose_right=translation.suppose_no_edits,

@@ -15,8 +15,10 @@ class Scores:
 
     rows: int  # distinct sources: several references of one count once
     intervals: Mapping[str, Interval]  # value, low and high of each score
-    titles: Mapping[str, str]  # what people call each
-    signatures: Mapping[str, str]  # sacrebleu's: what another score must have, to be compared
+    titles: Mapping[str, str]  # for people, by name
+    is_higher_better: Mapping[str, bool]  # by name
+    tiles: Sequence[str]  # names of those at the top of the report
+    signatures: Mapping[str, str]  # sacrebleu's: only scores of the same one can be compared
 
     def __getitem__(self, name: str) -> float:
         """Return the score of that name, such as "chrf"."""
@@ -28,14 +30,20 @@ class Scores:
         return self["exact_match"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: each score by name, signatures, intervals and titles."""
+        """Return plain values, as scores.json stores them."""
         values: dict[str, Any] = {"rows": self.rows}
         for name, interval in self.intervals.items():
             values[name] = interval.value
             if name in self.signatures:
                 values[f"{name}_signature"] = self.signatures[name]
         intervals = {name: [one.low, one.high] for name, one in self.intervals.items()}
-        return {**values, "intervals": intervals, "titles": dict(self.titles)}
+        return {
+            **values,
+            "intervals": intervals,
+            "titles": dict(self.titles),
+            "is_higher_better": dict(self.is_higher_better),
+            "tiles": list(self.tiles),
+        }
 
 
 def score(
@@ -88,6 +96,8 @@ def score_statistics(
         rows=len(statistics[metrics[0].name]),
         intervals=estimate_all(metrics, statistics, settings),
         titles={metric.name: metric.title for metric in metrics},
+        is_higher_better={metric.name: metric.is_higher_better for metric in metrics},
+        tiles=tuple(metric.name for metric in metrics if metric.is_tile),
         signatures={metric.name: metric.signature for metric in metrics if metric.signature},
     )
 

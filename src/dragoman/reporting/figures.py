@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dragoman.evaluation import metrics
 from dragoman.reporting.charts import Estimate
-
-_POINTS = ("bleu", "chrf")
-_LOWER_IS_BETTER = ("ter", "loss", "edits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +18,8 @@ class Score:
     value: float
     low: float
     high: float
+    is_higher_better: bool
+    is_tile: bool  # among the few at the top of the page
 
     @property
     def estimate(self) -> Estimate:
@@ -30,16 +30,38 @@ class Score:
 def list_scores(evaluation: Mapping[str, Any]) -> list[Score]:
     """Return the scores of an evaluation's `scores.json`, in its order."""
     scores = evaluation.get("scores", {})
-    titles, intervals = scores.get("titles", {}), scores.get("intervals", {})
+    intervals, tiles = scores.get("intervals", {}), scores.get("tiles")
+    if tiles is None:  # written before scores.json stored them
+        known = metrics.list_known_metrics().values()
+        tiles = [metric.name for metric in known if metric.is_tile]
     found = []
     for name, value in scores.items():
-        if name in titles or name in intervals or (name != "rows" and _is_number(value)):
-            if not _is_number(value):
-                continue
-            low, high = intervals.get(name) or (value, value)
-            title = titles.get(name) or name_score(name)
-            found.append(Score(name=name, title=title, value=value, low=low, high=high))
+        if name == "rows" or not _is_number(value):
+            continue
+        low, high = intervals.get(name) or (value, value)
+        found.append(
+            Score(
+                name=name,
+                title=find_title(evaluation, name),
+                value=value,
+                low=low,
+                high=high,
+                is_higher_better=is_higher_better(evaluation, name),
+                is_tile=name in tiles,
+            )
+        )
     return found
+
+
+def is_higher_better(evaluation: Mapping[str, Any], name: str) -> bool:
+    """Return the direction of a score as `scores.json` stores it; of an older file by its name."""
+    stored = evaluation.get("scores", {}).get("is_higher_better", {})
+    return bool(stored.get(name, metrics.is_higher_better(name)))
+
+
+def find_title(evaluation: Mapping[str, Any], name: str) -> str:
+    """Return the title of a score as `scores.json` stores it, else one made of its name."""
+    return evaluation.get("scores", {}).get("titles", {}).get(name) or name_score(name)
 
 
 def name_score(name: str) -> str:
@@ -48,15 +70,9 @@ def name_score(name: str) -> str:
     return known.get(name) or name.replace("_", " ")
 
 
-def is_lower_better(name: str) -> bool:
-    """Return whether a score counts faults, by its name."""
-    return name.endswith("error_rate") or name in _LOWER_IS_BETTER
-
-
-def name_unit(name: str) -> str:
-    """Return what a score is counted in, and which way is better."""
-    unit = "points of 100" if name in _POINTS else "percent"
-    return f"{unit} ({'lower' if is_lower_better(name) else 'higher'} is better)"
+def name_unit(*, is_higher_better: bool) -> str:
+    """Return the unit of scores, and their direction."""
+    return "of 100, higher is better" if is_higher_better else "percent, lower is better"
 
 
 def show_number(value: float | None, digits: int = 1) -> str:
@@ -106,7 +122,7 @@ def compare_splits(evaluations: Mapping[str, Mapping[str, Any]], main: str) -> l
                     "title": score.title,
                     "difference": _sign(value),
                     "interval": f"{_sign(low)} to {_sign(high)}" if is_known else "–",
-                    "verdict": _judge(score.name, value, low, high) if is_known else "–",
+                    "verdict": _judge(score, value, low, high) if is_known else "–",
                 }
             )
         if lines:
@@ -116,7 +132,6 @@ def compare_splits(evaluations: Mapping[str, Mapping[str, Any]], main: str) -> l
 
 def list_breakdowns(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return each breakdown with its scores' names, and its groups with their rows and estimates."""
-    titles = evaluation.get("scores", {}).get("titles", {})
     found = []
     for title, groups in (evaluation.get("breakdown") or {}).items():
         names = [
@@ -129,7 +144,7 @@ def list_breakdowns(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append(
             {
                 "title": title,
-                "names": {name: titles.get(name) or name_score(name) for name in names},
+                "names": {name: find_title(evaluation, name) for name in names},
                 "groups": [str(group["group"]) for group in groups],
                 "rows": [group["rows"] for group in groups],
                 "estimates": estimates,
@@ -150,7 +165,7 @@ def _sign(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
 
 
-def _judge(name: str, value: float, low: float, high: float) -> str:
+def _judge(score: Score, value: float, low: float, high: float) -> str:
     if low <= 0 <= high:
         return "no clear difference"
-    return "better" if (value < 0) == is_lower_better(name) else "worse"
+    return "better" if (value > 0) == score.is_higher_better else "worse"

@@ -12,12 +12,11 @@ from markupsafe import Markup
 from dragoman.errors import DragomanError
 from dragoman.reporting import sections
 from dragoman.reporting.content import ReportContent
-from dragoman.reporting.figures import is_lower_better, list_scores, show_number
+from dragoman.reporting.figures import list_scores, show_number
 from dragoman.reporting.settings_table import show_settings
 from dragoman.reporting.visible import show_text, write_plain
 from dragoman.storage import staged_file
 
-_TILES = ("exact_match", "field_f1", "token_error_rate", "character_error_rate", "bleu", "chrf")
 _MOST_TILES = 4
 _SECTIONS = (
     ("scores", "Scores", sections.show_scores),
@@ -73,8 +72,8 @@ def render_page(content: ReportContent) -> str:
 def _choose_tiles(content: ReportContent) -> list[dict[str, object]]:
     """Return the scores that stand at the top, of the main evaluation."""
     main = content.main_evaluation
-    scores = {score.name: score for score in list_scores(content.evaluations[main])} if main else {}
-    chosen = [scores[name] for name in _TILES if name in scores] or list(scores.values())
+    scores = list_scores(content.evaluations[main]) if main else []
+    chosen = [score for score in scores if score.is_tile] or scores
     return [
         {
             "title": score.title,
@@ -82,7 +81,7 @@ def _choose_tiles(content: ReportContent) -> list[dict[str, object]]:
             "interval": f"{show_number(score.low)} to {show_number(score.high)}"
             if score.low < score.high
             else "",
-            "better": "lower is better" if is_lower_better(score.name) else "higher is better",
+            "better": "higher is better" if score.is_higher_better else "lower is better",
         }
         for score in chosen[:_MOST_TILES]
     ]

@@ -19,10 +19,10 @@ from dragoman.reporting.differences import show_differences
 from dragoman.reporting.figures import (
     Score,
     compare_splits,
-    is_lower_better,
+    find_title,
+    is_higher_better,
     list_breakdowns,
     list_scores,
-    name_score,
     name_unit,
     show_estimate,
 )
@@ -51,28 +51,26 @@ def show_training(content: ReportContent) -> Shown | None:
         for name, points in curves.items()
         if name.startswith("valid_") and name not in _TEACHER_FORCED
     }
-    titles = {
-        name: title
-        for evaluation in content.evaluations.values()
-        for name, title in evaluation.get("scores", {}).get("titles", {}).items()
-    }
+    main = content.evaluations.get(content.main_evaluation, {})
     charts = []
     if losses:
         charts.append(draw_curves("loss", "Loss", losses, unit="nats a token"))
     monitored = str(content.settings.get("training.monitor", "")).removeprefix("valid_")
-    for is_lower, title in ((True, "Validation: error rates"), (False, "Validation: scores")):
-        chosen = {name: scores[name] for name in scores if is_lower_better(name) == is_lower}
+    for is_higher, title in ((False, "Validation: error rates"), (True, "Validation: scores")):
+        chosen = {
+            name: scores[name] for name in scores if is_higher_better(main, name) == is_higher
+        }
         names = sorted(chosen, key=lambda name: name != monitored)[:_MOST_CURVES]
         if names:
             best = None
             if monitored in names:
-                choose = min if is_lower else max
+                choose = max if is_higher else min
                 point = choose(chosen[monitored], key=lambda point: point[1])
-                best = (titles.get(monitored) or name_score(monitored), point)
-            unit = f"{'percent' if is_lower else 'of 100'}, {'lower' if is_lower else 'higher'} is better"
-            drawn = {titles.get(name) or name_score(name): chosen[name] for name in names}
+                best = (find_title(main, monitored), point)
+            unit = name_unit(is_higher_better=is_higher)
+            drawn = {find_title(main, name): chosen[name] for name in names}
             charts.append(
-                draw_curves("errors" if is_lower else "valid", title, drawn, unit=unit, best=best)
+                draw_curves("valid" if is_higher else "errors", title, drawn, unit=unit, best=best)
             )
     for name, title, unit in (
         ("learning_rate", "Learning rate", "learning rate"),
@@ -116,8 +114,8 @@ def show_scores(content: ReportContent) -> Shown | None:
         name: {score.name: score for score in list_scores(one)}
         for name, one in content.evaluations.items()
     }
-    titles = {name: score.title for scores in by_split.values() for name, score in scores.items()}
-    if not titles:
+    known = {name: score for scores in by_split.values() for name, score in scores.items()}
+    if not known:
         return None
     splits = list(by_split)
     return {
@@ -125,20 +123,20 @@ def show_scores(content: ReportContent) -> Shown | None:
         "rows": [content.evaluations[name].get("rows") for name in splits],
         "lines": [
             {
-                "title": title,
-                "is_lower": is_lower_better(name),
+                "title": score.title,
+                "is_higher_better": score.is_higher_better,
                 "cells": [
                     show_estimate(by_split[split][name].estimate if name in by_split[split] else None)
                     for split in splits
                 ],
             }
-            for name, title in titles.items()
+            for name, score in known.items()
         ],
-        "charts": _draw_scores(by_split, titles),
+        "charts": _draw_scores(by_split, known),
         "main": content.main_evaluation,
         "compared": compare_splits(content.evaluations, content.main_evaluation),
         "signatures": {
-            f"{split}, {name_score(name.removesuffix('_signature'))}": value
+            f"{split}, {find_title(one, name.removesuffix('_signature'))}": value
             for split, one in content.evaluations.items()
             for name, value in one.get("scores", {}).items()
             if name.endswith("_signature") and value
@@ -150,22 +148,22 @@ def show_scores(content: ReportContent) -> Shown | None:
 
 
 def _draw_scores(
-    by_split: Mapping[str, Mapping[str, Score]], titles: Mapping[str, str]
+    by_split: Mapping[str, Mapping[str, Score]], known: Mapping[str, Score]
 ) -> list[Chart]:
     """Return one chart of all scores of one evaluation, or a chart for each score of several."""
     splits = list(by_split)
     if len(splits) == 1:
         estimates = [score.estimate for score in by_split[splits[0]].values()]
-        named = list(titles.values())
+        named = [score.title for score in known.values()]
         unit = "percent, or points of 100"
         return [draw_intervals("scores", "All scores", named, {splits[0]: estimates}, unit=unit)]
-    drawn = {name: title for name, title in titles.items() if "." not in name}  # no fields
+    drawn = [score for name, score in known.items() if "." not in name]  # no fields
     charts = []
-    for number, (name, title) in enumerate(list(drawn.items())[:_MOST_SCORES]):
-        found = [by_split[split].get(name) for split in splits]
-        series = {title: [None if score is None else score.estimate for score in found]}
-        unit = name_unit(name)
-        charts.append(draw_intervals(f"score{number}", title, splits, series, unit=unit))
+    for number, score in enumerate(drawn[:_MOST_SCORES]):
+        found = [by_split[split].get(score.name) for split in splits]
+        series = {score.title: [None if one is None else one.estimate for one in found]}
+        unit = name_unit(is_higher_better=score.is_higher_better)
+        charts.append(draw_intervals(f"score{number}", score.title, splits, series, unit=unit))
     return charts
 
 
@@ -177,14 +175,14 @@ def show_breakdowns(content: ReportContent) -> Shown | None:
         for place, one in enumerate(breakdowns):
             by_kind: dict[bool, str] = {}
             for name in one["names"]:
-                by_kind.setdefault(is_lower_better(name), name)
+                by_kind.setdefault(is_higher_better(evaluation, name), name)
             one["charts"] = [
                 draw_intervals(
                     f"part{number}x{place}x{kind:d}",
                     one["names"][name],
                     one["groups"],
                     {one["names"][name]: one["estimates"][name]},
-                    unit=name_unit(name),
+                    unit=name_unit(is_higher_better=kind),
                 )
                 for kind, name in by_kind.items()
             ]

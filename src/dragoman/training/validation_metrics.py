@@ -6,6 +6,7 @@ decoded ones compare what the model writes by itself with what it should have wr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,13 @@ from dragoman.evaluation import metrics as evaluation
 from dragoman.model.cross_entropy import LossSums
 from dragoman.settings import Settings
 from dragoman.training.texts import Texts
+
+_OVER_IDS = ("exact_match", "token_error_rate")  # measured here, over ids
+
+
+def monitor_mode(monitor: str) -> Literal["min", "max"]:
+    """Return whether a lower or a higher value of a resolved `training.monitor` is better."""
+    return "max" if monitor != "loss" and evaluation.is_higher_better(monitor) else "min"
 
 
 class TokenMean(Metric):
@@ -187,10 +195,8 @@ def choose_text_scores(settings: Settings, texts: Texts) -> TextScoring:
         names.add("character_error_rate")
     if kind in ("bpe", "unigram"):
         names |= {"chrf", "bleu"}
-    scores = [evaluation.measure_character_errors()] if "character_error_rate" in names else []
-    if names & {"chrf", "bleu"}:
-        known = evaluation.measure_translation(settings.evaluation, [["one reference"]])
-        scores += [score for score in known if score.name in names]
+    known = evaluation.list_known_metrics(settings.evaluation).values()
+    scores = [one for one in known if one.name in names and one.name not in _OVER_IDS]
     return TextScoring(scores=scores, texts=texts)
 
 

@@ -1,4 +1,4 @@
-"""A folder is replaced at one stroke, and what a killed process leaves is swept up, nothing else."""
+"""Files and folders are replaced completely or not at all; leftovers of killed processes go."""
 
 import errno
 import os
@@ -9,10 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
-import dragoman.storage as replacing
-from dragoman.storage import replace_folder, staged_folder, sweep_folder
+from dragoman.errors import ModelFolderError
+from dragoman.storage import (
+    consistent_read,
+    hold_lock,
+    read_bytes,
+    read_json,
+    sha256,
+    staged_file,
+    staged_folder,
+    sweep,
+)
 
 NAMES = ("a", "b", "c/d", "c/e")
 
@@ -32,25 +42,25 @@ def read(folder):
     return content
 
 
-def is_whole(folder):
-    return all((folder / name).is_file() for name in NAMES)
-
-
 def names_in(folder):
     return sorted(one.name for one in folder.iterdir())
 
 
-@pytest.fixture(params=["exchange", "two renames"])
-def way(request, monkeypatch):
-    """Both ways: that of Linux, and that of systems that cannot exchange."""
-    if request.param == "two renames":
-        monkeypatch.setattr(replacing, "_exchange", lambda path, partial: False)
-    elif not sys.platform.startswith("linux"):
-        pytest.skip("no renameat2")
-    return request.param
+def test_a_staged_file_replaces_the_file_at_its_end(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with staged_file(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    with pytest.raises(ZeroDivisionError), staged_file(path) as temporary:
+        temporary.write_text("newer")
+        raise ZeroDivisionError
+    assert path.read_text() == "new"
+    assert names_in(tmp_path) == ["file"]
 
 
-def test_a_staged_folder_takes_the_place_of_what_stood_there(way, tmp_path):
+def test_a_staged_folder_replaces_the_folder_at_its_end(tmp_path):
     for content in ("old", "new", "newer"):
         with staged_folder(tmp_path / "model") as folder:
             write(folder, content)
@@ -59,7 +69,7 @@ def test_a_staged_folder_takes_the_place_of_what_stood_there(way, tmp_path):
         assert names_in(tmp_path) == ["model"]
 
 
-def test_a_body_that_fails_leaves_all_as_it_was(way, tmp_path):
+def test_an_error_while_writing_changes_nothing(tmp_path):
     with staged_folder(tmp_path / "model") as folder:
         write(folder, "old")
     with pytest.raises(ZeroDivisionError), staged_folder(tmp_path / "model") as folder:
@@ -69,13 +79,13 @@ def test_a_body_that_fails_leaves_all_as_it_was(way, tmp_path):
     assert names_in(tmp_path) == ["model"]
 
 
-def test_folders_above_are_made(tmp_path):
+def test_parent_folders_are_created(tmp_path):
     with staged_folder(tmp_path / "x" / "y" / "model") as folder:
         write(folder, "new")
     assert read(tmp_path / "x" / "y" / "model") == "new"
 
 
-def test_a_link_to_a_folder_stays_and_the_folder_is_replaced(way, tmp_path):
+def test_a_link_to_a_folder_stays_and_the_folder_is_replaced(tmp_path):
     (tmp_path / "disk").mkdir()
     write(tmp_path / "disk" / "model", "old")
     (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
@@ -87,148 +97,208 @@ def test_a_link_to_a_folder_stays_and_the_folder_is_replaced(way, tmp_path):
     assert names_in(tmp_path / "disk") == ["model"]
 
 
-def test_a_file_in_its_place_is_left_alone(tmp_path):
+def test_a_file_at_the_place_of_a_folder_stays(tmp_path):
     (tmp_path / "model").write_text("mine")
-    with (
-        pytest.raises(OSError, match="a file stands there"),
-        staged_folder(tmp_path / "model") as f,
-    ):
-        write(f, "new")
+    with pytest.raises(OSError, match="it is a file"), staged_folder(tmp_path / "model") as folder:
+        write(folder, "new")
     assert (tmp_path / "model").read_text() == "mine"
     assert names_in(tmp_path) == ["model"]
 
 
-def test_where_the_second_rename_fails_the_old_folder_is_put_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(replacing, "_exchange", lambda path, partial: False)
+def test_if_the_second_rename_fails_the_old_folder_is_put_back(tmp_path, monkeypatch):
     write(tmp_path / "model", "old")
-    write(tmp_path / "partial", "new")
     rename = Path.rename
 
     def fail_once(self, target):
-        if self.name == "partial":
+        if ".tmp-" in self.name:
             raise OSError(errno.EIO, "disk")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_once)
-    with pytest.raises(OSError, match="disk"):
-        replace_folder(tmp_path / "model", tmp_path / "partial")
-    assert read(tmp_path / "model") == "old"
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no renameat2")
-def test_on_linux_folders_are_exchanged_in_one_step(tmp_path):
-    write(tmp_path / "model", "old")
-    write(tmp_path / "partial", "new")
-    assert replacing._exchange(tmp_path / "model", tmp_path / "partial")
-    assert (read(tmp_path / "model"), read(tmp_path / "partial")) == ("new", "old")
-
-
-def test_only_names_of_our_own_are_swept(tmp_path):
-    write(tmp_path / "model", "mine")
-    theirs = [
-        ".model.tmp-", ".model.tmp-12x", ".model.tmp-12-abc", ".model.tmp", ".model.old",
-        "model.tmp-12", ".model2.tmp-12", ".model.tmp-12-0123456789", ".model.training",
-        ".other.tmp-12", ".model.tmp-12.bak", ".xmodel.tmp-3", ".model.new-12-0123abcd",
-    ]  # fmt: skip
-    ours = [".model.tmp-12", ".model.tmp-12-0123abcd", ".model.old-7-ffffffff", ".model.old-7"]
-    for name in theirs + ours:
-        (tmp_path / name).mkdir()
-    (tmp_path / ".model.tmp-99").write_text("a file, of now")
-    (tmp_path / ".model.tmp-98").symlink_to(tmp_path / "model")
-    sweep_folder(tmp_path / "model", is_whole)
-    assert names_in(tmp_path) == sorted(["model", *theirs, ".model.tmp-98", ".model.tmp-99"])
-    assert read(tmp_path / "model") == "mine"
-
-
-def test_a_name_with_signs_of_expressions_is_taken_as_it_is(tmp_path):
-    (tmp_path / ".mXdel.tmp-1").mkdir()
-    (tmp_path / ".m.del.tmp-1").mkdir()
-    sweep_folder(tmp_path / "m.del", is_whole)
-    assert names_in(tmp_path) == [".mXdel.tmp-1"]
-
-
-def test_the_last_whole_copy_is_put_back_where_the_folder_is_missing(tmp_path):
-    for number, content in enumerate(("older", "old", "cut")):
-        copy = tmp_path / f".model.old-{number}-0123abcd"
-        write(copy, content)
-        os.utime(copy, (1000 + number, 1000 + number))
-    (tmp_path / ".model.old-2-0123abcd" / "b").unlink()
-    write(tmp_path / ".model.tmp-5-0123abcd", "half")
-    sweep_folder(tmp_path / "model", is_whole)
+    with pytest.raises(OSError, match="disk"), staged_folder(tmp_path / "model") as folder:
+        write(folder, "new")
     assert read(tmp_path / "model") == "old"
     assert names_in(tmp_path) == ["model"]
 
 
-def test_a_folder_that_somebody_is_writing_is_not_swept(tmp_path):
+def test_only_temporary_names_of_this_program_are_swept(tmp_path):
+    write(tmp_path / "model", "mine")
+    foreign = [
+        ".model.tmp-", ".model.tmp-12x", ".model.tmp-12-abc", ".model.tmp", ".model.old",
+        "model.tmp-12", ".model2.tmp-12", ".model.tmp-12-0123456789", ".model.training",
+        ".other.tmp-12-0123abcd", ".model.tmp-12-0123abcd.bak", ".model.new-12-0123abcd",
+    ]  # fmt: skip
+    for name in [*foreign, ".model.tmp-12-0123abcd", ".model.old-7-ffffffff"]:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".model.tmp-13-0123abcd.lock").touch()
+    (tmp_path / ".model.tmp-99-0123abcd").write_text("a file, just written")
+    (tmp_path / ".model.tmp-97-0123abcd").write_text("an old file")
+    os.utime(tmp_path / ".model.tmp-97-0123abcd", (1000, 1000))
+    (tmp_path / ".model.tmp-98-0123abcd").symlink_to(tmp_path / "model")
+    sweep(tmp_path / "model")
+    kept = ["model", *foreign, ".model.tmp-98-0123abcd", ".model.tmp-99-0123abcd"]
+    assert names_in(tmp_path) == sorted(kept)
+    assert read(tmp_path / "model") == "mine"
+
+
+def test_a_name_with_characters_of_patterns_is_taken_literally(tmp_path):
+    for name in (".m[ab]del.tmp-1-0123abcd", ".madel.tmp-1-0123abcd"):
+        (tmp_path / name).mkdir()
+    sweep(tmp_path / "m[ab]del")
+    assert names_in(tmp_path) == [".madel.tmp-1-0123abcd"]
+
+
+def test_the_old_folder_is_put_back_if_its_writer_was_killed_between_two_renames(tmp_path):
+    for number, content in enumerate(("older", "old")):
+        copy = tmp_path / f".model.old-{number}-0123abcd"
+        write(copy, content)
+        os.utime(copy, (1000 + number, 1000 + number))
+    write(tmp_path / ".model.tmp-5-0123abcd", "half")
+    sweep(tmp_path / "model")
+    assert read(tmp_path / "model") == "old"
+    assert names_in(tmp_path) == ["model"]
+
+
+def test_a_folder_that_is_being_written_is_not_swept(tmp_path):
     with staged_folder(tmp_path / "model") as folder:
         write(folder, "new")
-        sweep_folder(tmp_path / "model", is_whole)
+        sweep(tmp_path / "model")
         assert read(folder) == "new"
     assert read(tmp_path / "model") == "new"
 
 
-def test_nothing_to_sweep_is_no_fault(tmp_path):
-    sweep_folder(tmp_path / "nowhere" / "model", is_whole)
-    sweep_folder(tmp_path / "model", is_whole)
+def test_nothing_to_sweep_is_no_error(tmp_path):
+    sweep(tmp_path / "nowhere" / "model")
+    sweep(tmp_path / "model")
     assert names_in(tmp_path) == []
 
 
 WRITER = """
 import sys
 from pathlib import Path
-import dragoman.storage as replacing
-if sys.argv[2] == "two renames":
-    replacing._exchange = lambda path, partial: False
+from dragoman import storage
 print("ready", flush=True)
 for number in range(1_000_000):
-    with replacing.staged_folder(Path(sys.argv[1])) as folder:
+    with storage.staged_folder(Path(sys.argv[1])) as folder:
         for name in ("a", "b", "c/d", "c/e"):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(str(number))
 """
 
 
-def start_writer(path, way):
+def start_writer(path):
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), way], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
     )
     assert writer.stdout.readline() == "ready\n"
     return writer
 
 
-@pytest.mark.parametrize("kind", ["exchange", "two renames"])
-def test_after_a_kill_at_any_moment_a_whole_folder_is_there(kind, tmp_path):
-    if kind == "exchange" and not sys.platform.startswith("linux"):
-        pytest.skip("no renameat2")
+def stop_writer(writer):
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+
+
+def test_after_a_kill_at_any_moment_a_complete_folder_is_there(tmp_path):
     chance, place = random.Random(1), tmp_path / "model"
     write(place, "first")
     for _ in range(int(os.environ.get("DRAGOMAN_REPLACING_KILLS", "12"))):
-        writer = start_writer(place, kind)
+        writer = start_writer(place)
         time.sleep(chance.uniform(0.0, 0.15))
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
-        if kind == "exchange":
-            read(place)  # whole even before anybody sweeps
-        sweep_folder(place, is_whole)
+        stop_writer(writer)
+        sweep(place)
         assert read(place) == "first" or read(place).isdigit()
         assert names_in(tmp_path) == ["model"]
     assert read(place).isdigit()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no renameat2")
-def test_there_is_a_folder_at_every_moment(tmp_path):
-    """A reader that only looks, without a lock, never finds nothing."""
-    place = tmp_path / "model"
+def test_a_reader_gets_the_old_folder_the_new_one_or_a_clear_error(tmp_path):
+    """One process replaces the folder as often as it can while this one reads it."""
+    place, contents, errors = tmp_path / "model", set(), []
     write(place, "first")
-    writer = start_writer(place, "exchange")
+    writer = start_writer(place)
     try:
-        found = set()
-        until_s = time.monotonic() + 2.0
-        while time.monotonic() < until_s:
-            found.add(place.stat().st_ctime_ns)  # raises where there is nothing
+        until_s = time.monotonic() + 20.0
+        while len(contents) < 10 and time.monotonic() < until_s:
+            try:
+                with consistent_read(place):
+                    found = {(place / name).read_text() for name in NAMES}
+                assert len(found) == 1
+                contents |= found
+            except ModelFolderError as error:
+                errors.append(str(error))
     finally:
-        writer.kill()
-        writer.wait()
-        writer.stdout.close()
-    assert len(found) > 5
+        stop_writer(writer)
+    assert len(contents) >= 10
+    assert all("replaced" in error and "try again" in error for error in errors)
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_refused(tmp_path):
+    place = tmp_path / "model"
+    write(place, "old")
+    with (
+        pytest.raises(ModelFolderError, match="was replaced while being read: try again"),
+        consistent_read(place),
+        staged_folder(place) as folder,
+    ):
+        write(folder, "new")
+
+
+def test_an_error_while_a_folder_is_replaced_is_its_replacement(tmp_path):
+    place = tmp_path / "model"
+    write(place, "old")
+    with (
+        pytest.raises(ModelFolderError, match="was replaced while being read"),
+        consistent_read(place),
+    ):
+        with staged_folder(place) as folder:
+            write(folder, "new")
+        raise ModelFolderError("a: missing")
+
+
+def test_between_two_renames_the_error_names_the_copy(tmp_path):
+    write(tmp_path / ".model.old-7-0123abcd", "old")
+    with (
+        pytest.raises(ModelFolderError, match=r"try again.*rename .*\.model\.old-7-0123abcd"),
+        consistent_read(tmp_path / "model"),
+    ):
+        raise ModelFolderError("found nothing")
+
+
+def test_an_error_in_an_unchanged_folder_is_raised_as_it_is(tmp_path):
+    (tmp_path / "model").mkdir()
+    for path in (tmp_path / "model", tmp_path / "missing"):
+        with pytest.raises(ModelFolderError, match="broken"), consistent_read(path):
+            raise ModelFolderError("broken")
+
+
+def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path):
+    lock = tmp_path / "lock"
+    with hold_lock(lock):
+        assert lock.exists()
+        with pytest.raises(filelock.Timeout), hold_lock(lock):
+            pass
+    assert not lock.exists()
+    with hold_lock(lock):
+        pass
+
+
+def test_small_files_are_read_up_to_their_limit(tmp_path):
+    path = tmp_path / "file.json"
+    path.write_text('{"a": 1}')
+    assert read_bytes(path, 8) == b'{"a": 1}'
+    assert read_json(path, 8) == {"a": 1}
+    with pytest.raises(ModelFolderError, match=r"file\.json: larger than 7 bytes"):
+        read_json(path, 7)
+    with pytest.raises(ModelFolderError, match=r"missing: cannot be read: No such file"):
+        read_bytes(tmp_path / "missing", 7)
+    for content in (b"{", b"\xff", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ModelFolderError, match=r"file\.json: not valid JSON"):
+            read_json(path, 1 << 20)
+
+
+def test_sha256_is_that_of_the_content(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256(tmp_path / "file").startswith("ba7816bf8f01cfea")

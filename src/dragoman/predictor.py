@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -21,9 +22,9 @@ from dragoman.model_folder.folder import Bundle, read_bundle
 from dragoman.model_folder.weights import WeightsFile
 from dragoman.reading.pairs import BadRow, Source, take_features
 from dragoman.settings import Settings
+from dragoman.storage import consistent_read
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.special_ids import EOS_ID
-from dragoman.undisturbed import read_undisturbed
 
 _FIRST_WINDOW_ROWS = 64
 _WINDOW_ROWS = 4096  # rows that are searched together: bounds the memory of a long input
@@ -104,9 +105,10 @@ class Predictor:
             SettingsError: The settings do not go together, or not with this model or engine.
         """
         paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
-        return read_undisturbed(
-            paths, lambda: cls._load(paths, settings or Settings(), engine, device, threads)
-        )
+        with ExitStack() as stack:
+            for one in paths:
+                stack.enter_context(consistent_read(one))
+            return cls._load(paths, settings or Settings(), engine, device, threads)
 
     @classmethod
     def _load(

@@ -1,207 +1,233 @@
-"""Puts files and folders into their places at one stroke; what a killed process leaves is swept up.
+"""Atomic writes of files and folders, locks, digests, and reading of small files.
 
-A file or a folder is written under a temporary name beside its place, is brought to the disk, and
-then takes the place of what stands there. For a folder that is, on Linux, one step of the kernel
-(renameat2 with RENAME_EXCHANGE), so that at any moment a whole folder is at the place. Elsewhere,
-and on file systems without it, these are two renames; who is killed between them leaves a
-copy, that `sweep_folder` puts back.
+A file or a folder is written under a temporary name beside its place, is flushed to the disk, and is
+then renamed. A folder that is replaced is renamed out of the way first: for a moment nothing is at
+its place, and a process that is killed then leaves a copy that `sweep` puts back.
 """
 
 import contextlib
 import errno
+import glob
+import hashlib
+import json
 import os
 import re
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from dragoman.locking import hold_folder
+from filelock import FileLock, Timeout
 
-_READERS_S = 1.0  # how long readers may hold it up; they read again where it was not enough
-_AT_CWD, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-_UNABLE = {errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTSUP}  # the system, or the disk
+from dragoman.errors import DragomanError, ModelFolderError
+
 _OLD_FILE_S = 60.0
-_STAGED = re.compile(r"\..+\.tmp-\d+-[0-9a-f]{8}")
+_TEMPORARY = re.compile(r"\..+\.tmp-\d+-[0-9a-f]{8}")
 
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Give a path beside `path`; the file that is written there takes the place of `path` in the end.
+    """Give a temporary path beside `path`; at the end, the file written there replaces `path`.
 
-    Then it is on the disk, whatever happens to the machine. Where the body or the writing fails,
-    `path` is as it was, and nothing is left beside it.
+    After an error, `path` is unchanged and the temporary file is gone.
 
     Raises:
         OSError: It cannot be written.
     """
-    partial = _name_beside(path, "tmp")
+    temporary = _name_beside(path, "tmp")
     try:
-        yield partial
-        _sync_file(partial)
-        partial.replace(path)
-        _sync(path.parent)
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
     finally:
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def is_staged(path: Path) -> bool:
-    """Return whether the name of `path` is one that `staged_file` and `staged_folder` give."""
-    return _STAGED.fullmatch(path.name) is not None
+    """Return whether `path` has a temporary name, as `staged_file` and `staged_folder` give them."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 @contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `path`; what is in it at the end takes the place of `path`.
+    """Give an empty temporary folder beside `path`; at the end, it replaces the folder at `path`.
 
-    `path` may be missing, or a folder, which is then removed. Where the body or the writing fails,
-    `path` is as it was, and nothing is left beside it.
+    After an error, `path` is unchanged and the temporary folder is gone. A symbolic link at `path`
+    stays, and the folder that it leads to is replaced.
 
     Raises:
         OSError: It cannot be written.
     """
-    place = _find_place(path)
-    partial = _name_beside(place, "tmp")
-    try:
-        partial.mkdir(parents=True)
-        with hold_folder(partial, alone=False, timeout_s=0.0):  # so that no sweep takes it
-            yield partial
-            replace_folder(place, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def replace_folder(path: Path, partial: Path) -> None:
-    """Put the folder `partial`, beside it, in the place of `path`; a folder there is removed.
-
-    Once it returns, the new content is on the disk, whatever happens to the machine.
-
-    Raises:
-        OSError: It cannot be done; `path` is as it was.
-    """
-    path = _find_place(path)
-    _bring_to_disk(partial)
-    for tries_left in (2, 1, 0):
+    place = _resolve(path)
+    temporary = _name_beside(place, "tmp")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(_name_lock(temporary)):  # tells `sweep` that the writer lives
         try:
-            _put(path, partial)
-            break
-        except OSError as error:  # another process has put one there, or taken it away
-            if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY) or not tries_left:
-                raise
+            temporary.mkdir()
+            yield temporary
+            _replace_folder(place, temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep_folder(path: Path, is_whole: Callable[[Path], bool]) -> None:
-    """Remove the temporary folders that killed processes left beside `path`.
+def sweep(path: Path) -> None:
+    """Remove the temporary files and folders that killed processes left beside `path`.
 
-    Only names that `staged_folder` gives are touched, and none that a living process of this machine
-    holds. Where `path` is missing because its writer was killed between two renames, the last whole
-    copy of it is put back.
+    Temporary folders of running processes stay. If `path` is missing because its writer was killed
+    between two renames, the copy of the old folder is put back.
 
     Raises:
-        OSError: One cannot be put back.
+        OSError: The copy cannot be put back.
     """
-    place = _find_place(path)
-    if not place.parent.is_dir():
-        return
-    names = re.compile(rf"\.{re.escape(place.name)}\.(tmp|old)-\d{{1,10}}(-[0-9a-f]{{8}})?")
-    found = [one for one in place.parent.iterdir() if names.fullmatch(one.name)]
-    copies = [one for one in found if f".{place.name}.old-" in one.name and one.is_dir()]
-    for copy in sorted(copies, key=lambda one: one.stat().st_mtime_ns, reverse=True):
-        if not os.path.lexists(place) and is_whole(copy):
+    place = _resolve(path)
+    for copy in _list_copies(place):
+        if os.path.lexists(place):
+            shutil.rmtree(copy, ignore_errors=True)
+        else:
             copy.rename(place)
-            _sync(place.parent)
-    for one in found:
-        if one.is_symlink() or not one.exists():
+            _flush(place.parent)
+    for found in place.parent.glob(f".{glob.escape(place.name)}.tmp-*"):
+        if found.is_symlink() or not is_staged(found.with_name(found.name.removesuffix(".lock"))):
             continue
-        if one.is_dir():
-            with hold_folder(one, alone=True, timeout_s=0.0) as is_held:
-                if is_held:
-                    shutil.rmtree(one, ignore_errors=True)
-        elif time.time() - one.stat().st_mtime > _OLD_FILE_S:
+        if found.is_dir() or found.suffix == ".lock":
+            with contextlib.suppress(OSError, Timeout), hold_lock(_name_lock(found)):
+                shutil.rmtree(found, ignore_errors=True)
+        elif time.time() - found.stat().st_mtime > _OLD_FILE_S:
             with contextlib.suppress(OSError):
-                one.unlink()
+                found.unlink()
 
 
-def _find_place(path: Path) -> Path:
-    """Return `path` with a name, and where a link leads: the folder is replaced, the link stays."""
+@contextmanager
+def consistent_read(path: Path) -> Iterator[None]:
+    """Refuse what the body reads from the folder `path`, if the folder is replaced meanwhile.
+
+    Raises:
+        ModelFolderError: It was replaced or changed.
+    """
+    before = _identify(path)
+    try:
+        yield
+    except (DragomanError, OSError) as error:
+        if _identify(path) == before:
+            if before is not None or not (copies := _list_copies(path)):
+                raise
+            raise ModelFolderError(
+                f"{path}: it is being replaced: try again; if its writer was killed, rename "
+                f"{copies[0]} to {path.name}"
+            ) from error
+        raise ModelFolderError(f"{path}: it was replaced while being read: try again") from error
+    if _identify(path) != before:
+        raise ModelFolderError(f"{path}: it was replaced while being read: try again")
+
+
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which exists only while it is held; a dead process holds none.
+
+    Raises:
+        filelock.Timeout: Another process holds it.
+        OSError: It cannot be created.
+    """
+    lock = FileLock(path, timeout=0)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        # Before the release: a process that has opened the file by then sees that its name is gone.
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        lock.release()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        ModelFolderError: It is missing, unreadable, or larger than `max_bytes`.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise ModelFolderError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > max_bytes:
+        raise ModelFolderError(f"{path}: larger than {max_bytes:,} bytes, the limit for this file")
+    return content
+
+
+def read_json(path: Path, max_bytes: int) -> Any:  # noqa: ANN401
+    """Return the content of a JSON file.
+
+    Raises:
+        ModelFolderError: It is missing, unreadable, larger than `max_bytes`, or not JSON.
+    """
+    try:
+        return json.loads(read_bytes(path, max_bytes))
+    except (ValueError, RecursionError) as error:
+        raise ModelFolderError(f"{path}: not valid JSON: {error}") from error
+
+
+def _replace_folder(path: Path, temporary: Path) -> None:
+    if os.path.lexists(path) and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(path))
+    for one in (*temporary.rglob("*"), temporary):
+        _flush(one)
+    old = _name_beside(path, "old")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(old)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    _flush(path.parent)
+    if old.exists():  # under a name that `sweep` never puts back
+        old.rename(temporary)
+
+
+def _resolve(path: Path) -> Path:
+    """Return `path` with a name, and without a symbolic link at its end."""
     return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
 
 
 def _name_beside(path: Path, kind: str) -> Path:
-    # The number of a process is not enough: other machines may write to the same disk.
+    # The process id is not enough: other machines may write to the same disk.
     return path.with_name(f".{path.name}.{kind}-{os.getpid()}-{os.urandom(4).hex()}")
 
 
-def _put(path: Path, partial: Path) -> None:
-    if not os.path.lexists(path):
-        partial.rename(path)
-        _sync(path.parent)
-        return
-    if not path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "a file stands there", str(path))
-    with hold_folder(path, alone=True, timeout_s=_READERS_S):
-        if not _exchange(path, partial):
-            _rename_twice(path, partial)
-        _sync(path.parent)
-        shutil.rmtree(partial, ignore_errors=True)  # what stood at `path` until now
+def _name_lock(temporary: Path) -> Path:
+    return temporary.with_name(temporary.name.removesuffix(".lock") + ".lock")
 
 
-def _exchange(path: Path, partial: Path) -> bool:
-    """Let the two change places at one stroke; return whether the system can.
-
-    Raises:
-        OSError: It can, but not these.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    import ctypes  # here: who only reads has no need of it
-
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    both = os.fsencode(partial), os.fsencode(path)
-    if rename(_AT_CWD, both[0], _AT_CWD, both[1], ctypes.c_uint(_EXCHANGE)) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in _UNABLE:
-        return False
-    raise OSError(number, os.strerror(number), str(path))
+def _list_copies(path: Path) -> list[Path]:
+    """Return the folders that were renamed away from `path` and not removed, the newest first."""
+    copies = path.parent.glob(f".{glob.escape(path.name)}.old-*") if path.name else []
+    return sorted(copies, key=lambda one: one.stat().st_mtime_ns, reverse=True)
 
 
-def _rename_twice(path: Path, partial: Path) -> None:
-    """Let the two change places; for a moment there is nothing at `path`."""
-    old = _name_beside(path, "old")
-    path.rename(old)
+def _identify(path: Path) -> tuple[int, ...] | None:
     try:
-        partial.rename(path)
+        status = path.stat()
     except OSError:
-        old.rename(path)
-        raise
-    old.rename(partial)
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
-def _bring_to_disk(folder: Path) -> None:
-    for inner, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            _sync_file(Path(inner, name))
-        _sync(Path(inner))
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    """Bring the names in `folder` to the disk, where the system can: that of Windows cannot."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk; not every system can flush folders."""
+    with contextlib.suppress(*([OSError] if path.is_dir() else [])):
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -11,7 +11,8 @@ from dragoman.engines.export import write_export
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import ModelFolderError
 from dragoman.model.building import build_network, load_weights
-from dragoman.model_folder.folder import WEIGHTS, fingerprint, read_bundle
+from dragoman.model_folder.folder import WEIGHTS, read_bundle
+from dragoman.storage import sha256
 
 
 def write(network, folder):
@@ -57,7 +58,7 @@ def test_an_export_tells_its_weights_and_its_check(path, bundle):
     assert check.is_equal
     assert check.largest_difference == 0.0
     about = json.loads((path / "new" / "export.json").read_text())
-    assert about["weights"] == fingerprint(path / WEIGHTS)
+    assert about["weights"] == sha256(path / WEIGHTS)
     assert (about["told"], about["check"]) == (1, check.to_dict())
     assert names_in(path) == {WEIGHTS, "new"}
 

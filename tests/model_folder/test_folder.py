@@ -113,20 +113,19 @@ def test_a_staged_folder_that_fails_leaves_the_model_as_it_was(folder, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_leftovers_beside_and_in_a_model_folder_are_swept(folder, tmp_path):
-    """What processes that were killed have left, and only that."""
+def test_leftovers_of_killed_processes_beside_and_in_a_model_folder_are_swept(folder, tmp_path):
     mine = ["model.training", ".model.tmp-mine", ".model.lock"]
     for name in mine:
         (tmp_path / name).mkdir()
     kept = {path.relative_to(folder) for path in folder.rglob("*")}
     for name in (
-        ".model.tmp-11-0123abcd/half", ".model.tmp-11/half", ".model.old-11-0123abcd/half",
-        "model/.ctranslate2.tmp-11/half", "model/.onnx.tmp-11-0123abcd/half",
-        "model/evaluation/.valid.tmp-11/half",
+        ".model.tmp-11-0123abcd/half", ".model.old-11-0123abcd/half",
+        "model/.ctranslate2.tmp-11-0123abcd/half", "model/.onnx.tmp-11-0123abcd/half",
+        "model/evaluation/.valid.tmp-11-0123abcd/half",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("half")
-    stale = folder / ".calibration.json.tmp-11"
+    stale = folder / ".calibration.json.tmp-11-0123abcd"
     stale.write_text("{")
     os.utime(stale, (1000, 1000))
     sweep_leftovers(folder)
@@ -134,13 +133,10 @@ def test_leftovers_beside_and_in_a_model_folder_are_swept(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["model", *mine])
 
 
-def test_a_whole_copy_comes_back_where_its_writer_was_killed_between_two_renames(folder, tmp_path):
+def test_the_old_folder_comes_back_if_its_writer_was_killed_between_two_renames(folder, tmp_path):
     expected = read_bundle(folder).metrics
     shutil.copytree(folder, tmp_path / ".model.tmp-11-0123abcd")
-    half = shutil.copytree(folder, tmp_path / ".model.old-12-0123abcd")
-    (half / "metrics.json").unlink()
     folder.rename(tmp_path / ".model.old-11-0123abcd")
-    os.utime(tmp_path / ".model.old-11-0123abcd", (1000, 1000))
     sweep_leftovers(folder)
     assert read_bundle(folder).metrics == expected
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

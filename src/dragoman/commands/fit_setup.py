@@ -13,8 +13,8 @@ from dragoman.configuration import find_conflicts, list_set_values, merge_settin
 from dragoman.errors import CheckpointError, SettingsError
 from dragoman.model.building import build_network
 from dragoman.model_folder.constraint_files import find_constraint_faults
-from dragoman.model_folder.folder import fingerprint
 from dragoman.settings import DataSettings, Settings
+from dragoman.storage import sha256
 from dragoman.tokenizers.tokenizer import find_side_faults
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
@@ -161,7 +161,7 @@ def _check_pairs(paths: Sequence[Path], record: RunRecord) -> None:
     began = [record.sha256.get(name) for name in record.pairs]
     if not paths or not all(began):
         return
-    if [fingerprint(path) if path.is_file() else "" for path in paths] != began:
+    if [sha256(path) if path.is_file() else "" for path in paths] != began:
         raise CheckpointError(
             f"{', '.join(map(str, paths))}: not the pairs with which the run began "
             f"({', '.join(record.pairs)}, as they were then); leave them out to go on with those, "

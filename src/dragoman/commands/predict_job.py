@@ -9,9 +9,9 @@ from dragoman.commands.output_formats import Layout, find_layout
 from dragoman.configuration import flatten_settings
 from dragoman.errors import DragomanError
 from dragoman.evaluation.confidence import round_confidence
-from dragoman.model_folder.folder import fingerprint
 from dragoman.predictor import Prediction, Predictor
 from dragoman.settings import DecodingSettings
+from dragoman.storage import sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,4 +124,4 @@ def _list_constraint_files(decoding: DecodingSettings) -> list[str]:
     """Return what tells the files that constrain the outputs from others."""
     schema = "" if decoding.json_schema.lstrip().startswith("{") else decoding.json_schema
     names = (decoding.choices, schema, decoding.grammar)
-    return [fingerprint(Path(name)) for name in names if name and Path(name).is_file()]
+    return [sha256(Path(name)) for name in names if name and Path(name).is_file()]

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from dragoman.errors import DragomanError
-from dragoman.lock_file import hold_lock_file
+from dragoman.storage import hold_lock
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def _lock(option: str, path: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             path.parent.stat()  # the lock would make it
-            stack.enter_context(hold_lock_file(path.with_name(f".{path.name}.lock")))
+            stack.enter_context(hold_lock(path.with_name(f".{path.name}.lock")))
         except Timeout as error:
             raise DragomanError(
                 f"{option} {path}: another process is writing this file; wait for it, or choose "

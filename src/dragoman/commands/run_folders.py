@@ -10,8 +10,8 @@ from pathlib import Path
 from filelock import Timeout
 
 from dragoman.errors import ModelFolderError
-from dragoman.lock_file import hold_lock_file
 from dragoman.model_folder.folder import is_model_folder
+from dragoman.storage import hold_lock
 
 _IDS = ".ids-"  # in the names of temporary folders
 
@@ -55,7 +55,7 @@ def lock_folder(out: Path) -> Iterator[None]:
     place = nearest / f".{'+'.join(out.absolute().relative_to(nearest).parts)}.lock"
     with ExitStack() as stack:
         try:
-            stack.enter_context(hold_lock_file(place))
+            stack.enter_context(hold_lock(place))
         except Timeout as error:
             raise ModelFolderError(
                 f"{out}: another process is training a model into this folder; wait for it, or "

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dragoman.model_folder.folder import fingerprint
+from dragoman.storage import sha256
 
 UNUSED_DAYS = 30  # an entry that nobody took for so long is removed
 LARGEST_BYTES = 10 * 2**30  # beyond so much in all, those unused for longest are removed
@@ -172,9 +172,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _describe(folder: Path, names: Sequence[str]) -> dict[str, list[object]]:
-    return {
-        name: [(folder / name).stat().st_size, fingerprint(folder / name)] for name in sorted(names)
-    }
+    return {name: [(folder / name).stat().st_size, sha256(folder / name)] for name in sorted(names)}
 
 
 def _read_manifest(entry: Path) -> object:

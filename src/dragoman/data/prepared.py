@@ -20,9 +20,9 @@ from pydantic import TypeAdapter
 from dragoman.data.cache import LARGEST_BYTES, Cache, find_default_folder, make_key
 from dragoman.data.folder import Findings, list_files, read_findings, read_json, write_json
 from dragoman.errors import DataError
-from dragoman.model_folder.folder import fingerprint
 from dragoman.reading.statistics import Survey
 from dragoman.settings import DataSettings, Settings
+from dragoman.storage import sha256
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 _FORMAT = 2
@@ -57,7 +57,7 @@ class PreparedData:
     @property
     def sha256(self) -> dict[str, str]:
         """The SHA-256 of each file as it was at the start; of none where one is no regular file."""
-        return {name: sha256 for files in (self._digests or {}).values() for name, sha256 in files}
+        return {name: digest for files in (self._digests or {}).values() for name, digest in files}
 
     def find_survey(self, data: DataSettings) -> Survey | None:
         """Return the survey of the pairs, if it was kept."""
@@ -150,7 +150,7 @@ def _digest(files: dict[str, Sequence[str | Path]]) -> dict[str, list[list[str]]
         if not all(stat.S_ISREG(path.stat().st_mode) for path in paths):
             return None
         return {
-            role: [[str(name), fingerprint(Path(name))] for name in names]
+            role: [[str(name), sha256(Path(name))] for name in names]
             for role, names in files.items()
         }
     except (OSError, ValueError):

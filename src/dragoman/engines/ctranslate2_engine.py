@@ -17,7 +17,6 @@ from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.model_folder.folder_files import FolderFile, parse_json, read_file
 from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.special_ids import EOS_ID
-from dragoman.undisturbed import read_undisturbed
 
 if TYPE_CHECKING:
     from ctranslate2 import Translator
@@ -55,7 +54,7 @@ class CTranslate2Engine:
             raise SettingsError(f"--device {device}: CTranslate2 runs on auto, cpu and cuda")
         self._device = device
         self._threads = threads or count_cores()
-        read_undisturbed([folder], lambda: self._open(folder))
+        self._open(folder)
 
     def find_obstacle(self, task: Task) -> str:
         """Return why CTranslate2 cannot do `task`, or "": see `Engine.find_obstacle`."""

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import dragoman.storage as replacing
 from dragoman.engines.engine import Engine
 from dragoman.engines.export_check import Check, compare
 from dragoman.engines.exported import EXPORT, FORMAT
@@ -15,8 +14,9 @@ from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import ModelFolderError
 from dragoman.model.building import load_network
 from dragoman.model.transformer import Transformer
-from dragoman.model_folder.folder import WEIGHTS, Bundle, fingerprint
+from dragoman.model_folder.folder import WEIGHTS, Bundle
 from dragoman.model_folder.folder_files import check_folder
+from dragoman.storage import sha256, staged_folder, sweep
 
 
 def write_export(
@@ -48,12 +48,12 @@ def write_export(
     weights = bundle.weights_file
     folder = path / name
     try:
-        replacing.sweep_folder(folder, lambda _: True)
-        with replacing.staged_folder(folder) as partial:
+        sweep(folder)
+        with staged_folder(folder) as partial:
             told = {
                 "version": version("dragoman"),
                 "format": FORMAT,
-                "weights": weights.fingerprint if weights else fingerprint(path / WEIGHTS),
+                "weights": weights.fingerprint if weights else sha256(path / WEIGHTS),
                 **write(network, partial),
             }
             _write_json(partial / EXPORT, told)  # the engine reads it

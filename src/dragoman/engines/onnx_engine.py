@@ -18,7 +18,6 @@ from dragoman.engines.exported import is_id, is_size, read_export
 from dragoman.engines.onnx_file import read_graph
 from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.settings import DecodingSettings
-from dragoman.undisturbed import read_undisturbed
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -65,7 +64,7 @@ class OnnxEngine:
                 "--engine onnx: onnxruntime is not installed: `pip install onnxruntime`"
             )
         threads = threads or count_cores()
-        read_undisturbed([folder], lambda: self._open(folder, threads))
+        self._open(folder, threads)
 
     def _open(self, folder: Path, threads: int) -> None:
         about = read_export(folder, "onnx", (ENCODER, DECODER_STEP), _PARTS)

@@ -32,8 +32,7 @@ from dragoman.evaluation.scores import Scores, check_rows, collect, score_statis
 from dragoman.model_folder.folder import EVALUATION
 from dragoman.model_folder.folder_files import FolderFile, parse_json, read_file
 from dragoman.settings import EvaluationSettings
-from dragoman.storage import staged_folder
-from dragoman.undisturbed import read_undisturbed
+from dragoman.storage import consistent_read, staged_folder
 
 ROWS, SCORES = "rows.jsonl", "scores.json"
 _LARGEST_SCORES_BYTES, _LARGEST_ROWS_BYTES = 1 << 26, 1 << 31
@@ -160,7 +159,11 @@ def read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     Raises:
         DataError: It is missing, broken, or larger than an evaluation.
     """
-    return read_undisturbed([folder], lambda: _read_evaluation(folder))
+    try:
+        with consistent_read(folder):
+            return _read_evaluation(folder)
+    except ModelFolderError as error:
+        raise DataError(str(error)) from error
 
 
 def _read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:

@@ -17,7 +17,6 @@ the settings; no other file is read because a setting names it. Any other file i
 checkpoints above all.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -34,7 +33,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-import dragoman.storage as replacing
+import dragoman.storage as atomic
 from dragoman.configuration import parse_config
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.model_folder.calibration import (
@@ -53,9 +52,7 @@ from dragoman.model_folder.token_counts import read_token_counts, write_token_co
 from dragoman.model_folder.weights import WeightsFile, list_shapes
 from dragoman.settings import Settings
 from dragoman.settings_file import FORMAT, decode_settings
-from dragoman.storage import replace_folder as replace_folder
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.undisturbed import read_undisturbed
 from dragoman.versions import is_later
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
@@ -106,7 +103,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
         ModelFolderError: It cannot be written.
     """
     try:
-        with replacing.staged_folder(path) as folder:
+        with atomic.staged_folder(path) as folder:
             yield folder
     except (OSError, SafetensorError) as error:  # the latter: a full disk, as safetensors tells it
         raise ModelFolderError(f"{path}: the model folder cannot be written: {error}") from error
@@ -157,7 +154,8 @@ def read_bundle(path: Path, *, with_weights: bool = True) -> Bundle:
         ModelFolderError: It is missing, incomplete, cut short, foreign or too large; says which
             file.
     """
-    return read_undisturbed([path], lambda: _read_bundle(path, with_weights))
+    with atomic.consistent_read(path):
+        return _read_bundle(path, with_weights)
 
 
 def sweep_leftovers(path: Path) -> None:
@@ -171,33 +169,22 @@ def sweep_leftovers(path: Path) -> None:
         ModelFolderError: That copy cannot be put back.
     """
     try:
-        replacing.sweep_folder(path, is_whole)
+        atomic.sweep(path)
         inner, evaluations = [path / n for n in (CTRANSLATE2, ONNX, CALIBRATION)], path / EVALUATION
         if evaluations.is_dir() and not evaluations.is_symlink():
             inner += list(evaluations.iterdir())
         for one in inner:
             if not one.is_symlink():  # it leads elsewhere
-                replacing.sweep_folder(one, lambda _: True)
+                atomic.sweep(one)
     except OSError as error:
         raise ModelFolderError(
             f"{path}: what a killed process left beside it cannot be put back: {error}"
         ) from error
 
 
-def fingerprint(path: Path) -> str:
-    """Return what tells a file, such as one of weights, from others: its SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def is_model_folder(path: Path) -> bool:
     """Return whether `path` holds what only a model folder does."""
     return (path / WEIGHTS).is_file() and (path / CONFIG).is_file()
-
-
-def is_whole(path: Path) -> bool:
-    """Return whether the folder `path` has every file that a model needs, none of them empty."""
-    return all((path / name).is_file() and (path / name).stat().st_size for name in _NEEDED)
 
 
 def dump_settings(settings: Settings) -> str:

@@ -78,7 +78,7 @@ def read(path: Path) -> int:
 
 
 def prepare(path: Path) -> int:
-    """Do all that `fit` does before it trains: survey, tokenizer, ids; return the rows of ids."""
+    """Do all that `fit` does before it trains: statistics, tokenizer, ids; return the rows of ids."""
     from dragoman import PairDataModule
 
     data = PairDataModule(path)

@@ -36,7 +36,7 @@ with atheris.instrument_imports(include=["dragoman"]):
         read_sources,
     )
     from dragoman.reading.row_errors import OVER_LONG
-    from dragoman.reading.statistics import survey_pairs
+    from dragoman.reading.statistics import collect_statistics
     from dragoman.settings import DataSettings
 
 # Small limits, so that short inputs meet them.
@@ -244,7 +244,7 @@ def check_pairs(case: Case, paths: list[Path]) -> None:
         for kind in faults.kinds
     )
     assert (error is not None) == (is_fault or not reached_end or not pairs), str(error)
-    assert survey_pairs(pairs).num_pairs == len(pairs)
+    assert collect_statistics(pairs).num_pairs == len(pairs)
 
 
 def check_pair(pair: Pair, settings: DataSettings) -> None:

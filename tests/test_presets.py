@@ -3,12 +3,12 @@ import pytest
 from dragoman.configuration import find_conflicts, read_settings
 from dragoman.presets import _SIZES, choose_settings
 from dragoman.reading.pairs import Pair
-from dragoman.reading.statistics import survey_pairs
+from dragoman.reading.statistics import collect_statistics
 from dragoman.settings import Settings
 
 
-def survey(*rows, times=1):
-    return survey_pairs(
+def measure(*rows, times=1):
+    return collect_statistics(
         Pair(source, target, (), i, "x") for i, (source, target) in enumerate(rows * times)
     )
 
@@ -22,32 +22,32 @@ SENTENCES = [
 
 
 def test_phones_are_symbols_and_words_are_characters():
-    tokenizer = choose_settings(Settings(), survey(*PHONES, times=50)).settings.tokenizer
+    tokenizer = choose_settings(Settings(), measure(*PHONES, times=50)).settings.tokenizer
     assert (tokenizer.source.kind, tokenizer.target.kind) == ("characters", "symbols")
     assert not tokenizer.shared
 
 
 def test_words_alike_share_one_vocabulary_and_one_matrix():
-    settings = choose_settings(Settings(), survey(*WORDS, times=50)).settings
+    settings = choose_settings(Settings(), measure(*WORDS, times=50)).settings
     assert settings.tokenizer.source.kind == settings.tokenizer.target.kind == "characters"
     assert settings.tokenizer.shared
     assert settings.model.tie_embeddings
 
 
 def test_running_text_is_cut_into_pieces():
-    tokenizer = choose_settings(Settings(), survey(*SENTENCES)).settings.tokenizer
+    tokenizer = choose_settings(Settings(), measure(*SENTENCES)).settings.tokenizer
     assert tokenizer.source.kind == tokenizer.target.kind == "bpe"
 
 
 def test_letters_of_two_scripts_are_not_shared():
     rows = [("привет", "hello"), ("мир", "world")]
-    assert not choose_settings(Settings(), survey(*rows, times=50)).settings.tokenizer.shared
+    assert not choose_settings(Settings(), measure(*rows, times=50)).settings.tokenizer.shared
 
 
 def test_tags_before_every_source_are_features():
-    assert choose_settings(Settings(), survey(("<V> <PST> go", "went"))).settings.data.leading_tags
+    assert choose_settings(Settings(), measure(("<V> <PST> go", "went"))).settings.data.leading_tags
     rows = [("<V> go", "went"), ("go", "went")]
-    assert not choose_settings(Settings(), survey(*rows)).settings.data.leading_tags
+    assert not choose_settings(Settings(), measure(*rows)).settings.data.leading_tags
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_tags_before_every_source_are_features():
 )
 def test_the_size_goes_by_the_number_of_pairs(num_pairs, size):
     rows = (Pair("a", "b", (), i, "x") for i in range(num_pairs))
-    choice = choose_settings(Settings(), survey_pairs(rows))
+    choice = choose_settings(Settings(), collect_statistics(rows))
     assert choice.settings.preset == size
     assert f"preset {size}" in choice.reasons[0]
 
 
 def test_what_was_set_by_hand_stays():
     words = ["--preset", "large", "--model.d_model", "64", "--tokenizer.target.kind", "bpe"]
-    settings = choose_settings(read_settings(None, words), survey(*WORDS, times=50)).settings
+    settings = choose_settings(read_settings(None, words), measure(*WORDS, times=50)).settings
     assert settings.model.d_model == 64
     assert settings.model.num_encoder_layers == 6
     assert settings.tokenizer.target.kind == "bpe"
@@ -74,7 +74,7 @@ def test_what_was_set_by_hand_stays():
 def test_a_vocabulary_shared_by_hand_makes_both_sides_alike():
     words = ["--tokenizer.shared", "true", "--tokenizer.target.unicode_form", "nfd"]
     tokenizer = choose_settings(
-        read_settings(None, words), survey(*PHONES, times=50)
+        read_settings(None, words), measure(*PHONES, times=50)
     ).settings.tokenizer
     assert tokenizer.shared
     assert tokenizer.source == tokenizer.target
@@ -83,28 +83,30 @@ def test_a_vocabulary_shared_by_hand_makes_both_sides_alike():
 
 @pytest.mark.parametrize("size", _SIZES)
 def test_every_preset_goes_together(size):
-    settings = choose_settings(Settings(preset=size), survey(*WORDS)).settings
+    settings = choose_settings(Settings(preset=size), measure(*WORDS)).settings
     assert find_conflicts(settings) == []
     assert settings.optimization.warmup_steps < settings.training.max_steps
 
 
 def test_the_validation_part_is_5_percent_or_some_2000_pairs():
     rows = (Pair("a", "b", (), i, "x") for i in range(100_000))
-    assert choose_settings(Settings(), survey_pairs(rows)).settings.data.valid_fraction == 0.02
-    assert choose_settings(Settings(), survey(*WORDS * 500)).settings.data.valid_fraction == 0.05
-    assert choose_settings(Settings(), survey(*WORDS)).settings.data.valid_fraction == 0.2
+    assert (
+        choose_settings(Settings(), collect_statistics(rows)).settings.data.valid_fraction == 0.02
+    )
+    assert choose_settings(Settings(), measure(*WORDS * 500)).settings.data.valid_fraction == 0.05
+    assert choose_settings(Settings(), measure(*WORDS)).settings.data.valid_fraction == 0.2
 
 
 def test_reasons_are_given_for_what_was_chosen_and_not_for_what_was_set():
     words = ["--tokenizer.source.kind", "bpe", "--data.leading_tags", "false", "--preset", "tiny"]
-    reasons = choose_settings(read_settings(None, words), survey(("<V> go", "went"))).reasons
+    reasons = choose_settings(read_settings(None, words), measure(("<V> go", "went"))).reasons
     assert not [
         why for why in reasons if "source tokens" in why or "<tag>" in why or "preset" in why
     ]
 
 
 def test_a_shorter_run_still_reaches_the_peak_of_the_learning_rate():
-    settings = choose_settings(read_settings(None, ["--training.max_steps", "40"]), survey(*WORDS))
+    settings = choose_settings(read_settings(None, ["--training.max_steps", "40"]), measure(*WORDS))
     assert settings.settings.optimization.warmup_steps == 10
 
 
@@ -122,7 +124,7 @@ def test_a_shorter_run_still_reaches_the_peak_of_the_learning_rate():
 )
 def test_the_monitor_goes_by_the_targets(rows, words, monitor):
     times = 1 if rows is SENTENCES else 50
-    choice = choose_settings(read_settings(None, words), survey(*rows, times=times))
+    choice = choose_settings(read_settings(None, words), measure(*rows, times=times))
     assert choice.settings.training.monitor == monitor
     told = [why for why in choice.reasons if why.startswith("best by ")]
     is_set = bool(words) and words[:2] == ["--training.monitor", "exact_match"]
@@ -131,6 +133,6 @@ def test_the_monitor_goes_by_the_targets(rows, words, monitor):
 
 def test_an_auto_that_was_typed_is_resolved():
     settings = read_settings(None, ["--preset", "auto", "--training.monitor", "auto"])
-    choice = choose_settings(settings, survey(*WORDS, times=50))
+    choice = choose_settings(settings, measure(*WORDS, times=50))
     assert choice.settings.preset == "tiny"
     assert any(why.startswith("preset tiny") for why in choice.reasons)

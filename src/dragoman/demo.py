@@ -13,7 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dragoman.errors import DragomanError
-from dragoman.reading.splits import split_of
+from dragoman.reading.statistics import split_of
 
 if TYPE_CHECKING:
     from babel import Locale

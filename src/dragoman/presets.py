@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dragoman.configuration import list_set_values, merge_settings
-from dragoman.reading.statistics import SideSurvey, Survey
+from dragoman.reading.statistics import PairStatistics, SideStatistics
 from dragoman.settings import Monitor, Settings, TokenizerKind
 
 # The fewer the pairs, the smaller the model, the stronger the dropout, the smaller the batches:
@@ -65,37 +65,39 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-def choose_settings(settings: Settings, survey: Survey, *, is_parallel: bool = False) -> Choice:
+def choose_settings(
+    settings: Settings, statistics: PairStatistics, *, is_parallel: bool = False
+) -> Choice:
     """Return `settings` with a value for all that was left open; what the user set stays.
 
     `is_parallel`: the pairs came from two files; written down, so that a line to predict is a
     source with its tabs.
     """
     settings = _leave_open(settings)
-    size, why_size = _choose_size(settings, survey)
+    size, why_size = _choose_size(settings, statistics)
     chosen: dict[str, Any] = {"preset": size, **_SIZES[size]}
     reasons = {"preset": f"preset {size}: {why_size}"}
-    if survey.all_tagged:
+    if statistics.all_tagged:
         chosen["data.leading_tags"] = True
         reasons["data.leading_tags"] = "every source begins with a <tag>: each is one symbol"
     if is_parallel:
         chosen["data.format"] = "parallel"
-    chosen["data.valid_fraction"] = _choose_valid_fraction(survey.num_pairs)
-    for side, found in (("source", survey.source), ("target", survey.target)):
-        kind, why = _choose_kind(found, survey.num_pairs)
+    chosen["data.valid_fraction"] = _choose_valid_fraction(statistics.num_pairs)
+    for side, found in (("source", statistics.source), ("target", statistics.target)):
+        kind, why = _choose_kind(found, statistics.num_pairs)
         chosen[f"tokenizer.{side}.kind"] = kind
-        chosen[f"tokenizer.{side}.vocab_size"] = _choose_vocab_size(survey.num_pairs)
+        chosen[f"tokenizer.{side}.vocab_size"] = _choose_vocab_size(statistics.num_pairs)
         reasons[f"tokenizer.{side}.kind"] = f"{side} tokens {kind}: {why}"
     if settings.tokenizer.shared:
         chosen.update(_follow_shared(settings, chosen))
-    if size in ("small", "medium") and _is_short(merge_settings(settings, chosen), survey):
+    if size in ("small", "medium") and _is_short(merge_settings(settings, chosen), statistics):
         chosen.update(_SHORT)
         reasons["model.d_model"] = "a narrow model: short pairs of letters or symbols"
-    if _is_shared(merge_settings(settings, chosen), survey):
+    if _is_shared(merge_settings(settings, chosen), statistics):
         chosen["tokenizer.shared"] = True
         reasons["tokenizer.shared"] = "one vocabulary: both sides are cut and written alike"
     merged = merge_settings(settings, chosen)
-    monitor, why_monitor = _choose_monitor(merged.tokenizer.target.kind, survey.target)
+    monitor, why_monitor = _choose_monitor(merged.tokenizer.target.kind, statistics.target)
     chosen["training.monitor"] = monitor
     reasons["training.monitor"] = f"best by {monitor}: {why_monitor}"
     chosen["model.tie_embeddings"] = merged.tokenizer.shared
@@ -124,8 +126,8 @@ def _choose_valid_fraction(num_pairs: int) -> float:
     return round(min(max(0.05, min(0.2, 40 / num_pairs)), 2000 / num_pairs), 6)
 
 
-def _choose_size(settings: Settings, survey: Survey) -> tuple[str, str]:
-    num_pairs = survey.num_pairs
+def _choose_size(settings: Settings, statistics: PairStatistics) -> tuple[str, str]:
+    num_pairs = statistics.num_pairs
     if settings.preset != "auto":
         return settings.preset, "as set"
     if num_pairs < 2_000:
@@ -137,7 +139,7 @@ def _choose_size(settings: Settings, survey: Survey) -> tuple[str, str]:
     return "large", f"{num_pairs:,} pairs, a million or more"
 
 
-def _choose_kind(side: SideSurvey, num_pairs: int) -> tuple[TokenizerKind, str]:
+def _choose_kind(side: SideStatistics, num_pairs: int) -> tuple[TokenizerKind, str]:
     """Return the kind of tokens and the reason.
 
     Symbols need a closed inventory: few distinct ones, of which few are met once only. Characters
@@ -154,11 +156,11 @@ def _choose_kind(side: SideSurvey, num_pairs: int) -> tuple[TokenizerKind, str]:
     return "bpe", f"running text, {side.mean_characters:.0f} characters on average"
 
 
-def _is_short_text(side: SideSurvey) -> bool:
+def _is_short_text(side: SideStatistics) -> bool:
     return side.mean_symbols <= _SHORT_SYMBOLS and len(side.characters) <= _MOST_CHARACTERS
 
 
-def _choose_monitor(kind: TokenizerKind, target: SideSurvey) -> tuple[Monitor, str]:
+def _choose_monitor(kind: TokenizerKind, target: SideStatistics) -> tuple[Monitor, str]:
     """Return the score that chooses the best checkpoint, and the reason.
 
     Of running text many wordings are right: chrF gives each its part. Symbols and short strings
@@ -196,15 +198,15 @@ def _follow_shared(settings: Settings, chosen: dict[str, Any]) -> dict[str, Any]
     return alike
 
 
-def _is_short(settings: Settings, survey: Survey) -> bool:
+def _is_short(settings: Settings, statistics: PairStatistics) -> bool:
     kinds = {settings.tokenizer.source.kind, settings.tokenizer.target.kind}
-    longest = max(survey.source.mean_characters, survey.target.mean_characters)
+    longest = max(statistics.source.mean_characters, statistics.target.mean_characters)
     return kinds <= {"characters", "symbols"} and longest < _SHORT_CHARACTERS
 
 
-def _is_shared(settings: Settings, survey: Survey) -> bool:
+def _is_shared(settings: Settings, statistics: PairStatistics) -> bool:
     """Whether both sides are cut alike and most characters of the target stand in sources too."""
     if settings.tokenizer.source != settings.tokenizer.target:
         return False
-    target = survey.target.characters
-    return len(target & survey.source.characters) >= 0.7 * len(target)
+    target = statistics.target.characters
+    return len(target & statistics.source.characters) >= 0.7 * len(target)

@@ -220,7 +220,7 @@ def test_a_rehearsal_tells_the_time_of_each_phase(tmp_path):
     rehearse(pairs, tmp_path / "model", short(), console=console, clock=clock)
     lines = console.file.getvalue().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("first update after"))
-    phases = ("program", "digest", "survey", "tokenizer", "ids", "network", "trainer", "first")
+    phases = ("program", "digest", "statistics", "tokenizer", "ids", "network", "trainer", "first")
     told = [line.split()[0] for line in lines[first + 1 :] if line.endswith(" s")]
     assert [name for name in told if name in phases] == list(phases)
     assert abs(sum(clock.phases.values()) - clock.total_s) < 0.1

@@ -135,7 +135,7 @@ def test_an_entry_that_was_torn_is_made_anew(files):
     assert result_of(first) == result_of(second)
 
 
-@pytest.mark.parametrize("name", ["survey.json", "findings.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["statistics.json", "findings.json", "tokenizer.json"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"no JSON", b"\xff"])
 def test_a_whole_entry_that_is_not_ours_is_made_anew(files, name, content):
     first = prepare(files)
@@ -157,12 +157,12 @@ def test_files_that_change_while_they_are_read_are_not_kept(files):
     first = prepare(files, "--data.cache", "none")
     settings = read_settings(None, words_of(files))
     prepared = PreparedData([files / "train.tsv"], settings.data, first.folder)
-    assert prepared.find_survey(settings.data) is None
+    assert prepared.find_statistics(settings.data) is None
     assert prepared.find_ids(first.settings) is None
     (files / "train.tsv").write_text("a\tb\n")
-    from dragoman.reading.statistics import survey_pairs
+    from dragoman.reading.statistics import collect_statistics
 
-    prepared.keep(survey_pairs(first.read_split("valid")))
+    prepared.keep(collect_statistics(first.read_split("valid")))
     assert not (files / "cache").exists()
 
 
@@ -216,14 +216,14 @@ def test_a_read_only_folder_is_read_and_told_of(files):
 def test_pairs_in_no_file_that_stays_are_not_looked_up(files):
     os.mkfifo(files / "pipe.tsv")
     data = read_settings(None, ["--data.cache", f"{files}/cache"]).data
-    assert PreparedData([files / "pipe.tsv"], data, files).find_survey(data) is None
+    assert PreparedData([files / "pipe.tsv"], data, files).find_statistics(data) is None
 
 
 def test_an_entry_holds_no_pickle_and_names_no_file_outside_it(files):
     prepare(files)
     names = {path.name for path in (files / "cache").glob("*/*")}
     assert names == {
-        "manifest.json", "survey.json", "findings.json", "tokenizer.json", "train.arrow",
+        "manifest.json", "statistics.json", "findings.json", "tokenizer.json", "train.arrow",
         "valid.arrow", "test.arrow", "valid.jsonl", "test.jsonl",
     }  # fmt: skip
     for path in (files / "cache").glob("*/*.json"):

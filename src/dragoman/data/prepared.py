@@ -1,6 +1,6 @@
-"""What a run finds in its pairs before it trains, kept for the next run: the survey, tokens and ids.
+"""What a run finds in its pairs before it trains, kept for the next run: the statistics, tokens and ids.
 
-Two entries of the cache, because the settings that ids are made with depend on the survey. Each
+Two entries of the cache, because the settings that ids are made with depend on the statistics. Each
 is known by everything that it is made from: the bytes and names of the files, the settings, the
 code. What none of it changes (the sizes of the model, the folder of the run) finds it again.
 """
@@ -20,14 +20,14 @@ from pydantic import TypeAdapter
 from dragoman.data.cache import LARGEST_BYTES, Cache, find_default_folder, make_key
 from dragoman.data.folder import Findings, list_files, read_findings, read_json, write_json
 from dragoman.errors import DataError
-from dragoman.reading.statistics import Survey
+from dragoman.reading.statistics import PairStatistics
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import sha256
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 _FORMAT = 2
 _FEWEST_CHARACTERS = 1_000_000  # on both sides together: less is prepared in under a second
-_SURVEY = "survey.json"
+_STATISTICS = "statistics.json"
 _CODE = ("settings.py", "reading/*.py", "tokenizers/*.py", "data/*.py", "training/datamodule.py")
 
 
@@ -49,7 +49,7 @@ class PreparedData:
             "valid": data.valid,
             "test": data.test,
         }
-        self._survey_key = self._ids_key = ""
+        self._statistics_key = self._ids_key = ""
         self.told = ""
         self._cache = _open_cache(data.cache)
         self._digests = _digest(self._files)
@@ -59,18 +59,20 @@ class PreparedData:
         """The SHA-256 of each file as it was at the start; of none where one is no regular file."""
         return {name: digest for files in (self._digests or {}).values() for name, digest in files}
 
-    def find_survey(self, data: DataSettings) -> Survey | None:
-        """Return the survey of the pairs, if it was kept."""
+    def find_statistics(self, data: DataSettings) -> PairStatistics | None:
+        """Return the statistics of the pairs, if it was kept."""
         if self._digests is None or self._cache is None:
             return None
         made_from = {**_list_tools(), "files": self._digests["pairs"], "data": _dump(data)}
-        self._survey_key = make_key("survey", made_from)
-        if not self._cache.take(self._survey_key, [_SURVEY], self._folder):
+        self._statistics_key = make_key("statistics", made_from)
+        if not self._cache.take(self._statistics_key, [_STATISTICS], self._folder):
             return None
         try:
-            return TypeAdapter(Survey).validate_python(read_json(self._folder / _SURVEY))
+            return TypeAdapter(PairStatistics).validate_python(
+                read_json(self._folder / _STATISTICS)
+            )
         except ValueError:
-            self._cache.remove(self._survey_key)
+            self._cache.remove(self._statistics_key)
             return None
 
     def find_ids(self, settings: Settings) -> tuple[PairTokenizer, Findings] | None:
@@ -98,17 +100,17 @@ class PreparedData:
         self.told = f"prepared data: from the cache {self._cache.folder}"
         return found
 
-    def keep(self, survey: Survey) -> None:
+    def keep(self, statistics: PairStatistics) -> None:
         """Keep what was prepared, and lies whole in the folder, if it is worth it.
 
         Nothing is kept of files that have changed since they were looked at first.
         """
-        sides = survey.source.mean_characters + survey.target.mean_characters
+        sides = statistics.source.mean_characters + statistics.target.mean_characters
         if self._digests is None or self._cache is None:
             return
-        if survey.num_pairs * sides < _FEWEST_CHARACTERS:
+        if statistics.num_pairs * sides < _FEWEST_CHARACTERS:
             return
-        write_json(self._folder / _SURVEY, asdict(survey))
+        write_json(self._folder / _STATISTICS, asdict(statistics))
         files = list_files(self._folder)
         size = sum(file.stat().st_size for file in files)
         if size > LARGEST_BYTES:
@@ -119,7 +121,7 @@ class PreparedData:
             self.told = "prepared data: not kept, the files have changed while they were read"
         else:
             try:
-                self._cache.keep(self._survey_key, [self._folder / _SURVEY])
+                self._cache.keep(self._statistics_key, [self._folder / _STATISTICS])
                 self._cache.keep(self._ids_key, files)
                 self.told = f"prepared data: kept in the cache {self._cache.folder}"
             except OSError as error:

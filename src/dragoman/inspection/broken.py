@@ -74,7 +74,7 @@ def find_empty_splits(reading: Reading) -> Iterator[Finding]:
             title=f"no row to {purpose}",
             severity="fault",
             count=0,
-            told=f"{reading.survey.num_pairs:,} pairs with {reading.survey.num_sources:,} different "
+            told=f"{reading.statistics.num_pairs:,} pairs with {reading.statistics.num_sources:,} different "
             f"sources leave none to {purpose}; fit stops at it",
             remedy="give more pairs, a file of validation pairs with data.valid, or another "
             "data.valid_fraction",

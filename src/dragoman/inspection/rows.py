@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from dragoman.presets import Choice, choose_settings
 from dragoman.reading.pairs import Pair, read_pairs
 from dragoman.reading.row_errors import Fault, RowFaults
-from dragoman.reading.splits import split_of
-from dragoman.reading.statistics import Survey, survey_pairs
+from dragoman.reading.statistics import PairStatistics, collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing
@@ -64,7 +63,7 @@ class Reading:
     splits: dict[str, SplitRows]
     faults: list[Fault]
     fault_counts: dict[str, int]
-    survey: Survey
+    statistics: PairStatistics
     choice: Choice
 
 
@@ -76,10 +75,12 @@ def read_rows(paths: Sequence[str | Path], settings: Settings) -> Reading:
     """
     faults = _FirstFaults()
     columns = _Columns()
-    survey = survey_pairs(columns.take(read_pairs(paths, _lenient(settings.data), faults)))
+    statistics = collect_statistics(
+        columns.take(read_pairs(paths, _lenient(settings.data), faults))
+    )
     data = settings.data
     is_parallel = all(len(files) == 2 for files in (paths, data.valid, data.test) if files)
-    choice = choose_settings(settings, survey, is_parallel=is_parallel)
+    choice = choose_settings(settings, statistics, is_parallel=is_parallel)
     chosen = choice.settings.data
     if chosen.leading_tags and not data.leading_tags:  # the sources are read without their tags
         faults, columns = _FirstFaults(), _Columns()
@@ -99,7 +100,7 @@ def read_rows(paths: Sequence[str | Path], settings: Settings) -> Reading:
         splits=splits,
         faults=faults.first,
         fault_counts=dict(faults.counts),
-        survey=survey,
+        statistics=statistics,
         choice=choice,
     )
 

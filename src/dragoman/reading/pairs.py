@@ -8,7 +8,6 @@ from typing import BinaryIO, NamedTuple
 from dragoman.errors import DataError
 from dragoman.reading.formats import open_pairs_table, open_sources_table
 from dragoman.reading.row_errors import OVER_LONG, BadRow, Fault, RowFaults, find_side_fault
-from dragoman.reading.splits import split_of
 from dragoman.reading.tables import (
     WHOLE_ROW,
     Columns,
@@ -31,7 +30,6 @@ __all__ = [
     "list_source_columns",
     "read_pairs",
     "read_sources",
-    "split_of",
 ]
 
 # What ends a source behind tags is text, as in "<es> <none>"; a tag alone is a source without text.

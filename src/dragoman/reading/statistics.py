@@ -1,40 +1,104 @@
-"""What the pairs look like: the counts and lengths by which a preset is chosen."""
+"""Statistics of the pairs, by which a preset is chosen, and the split that a pair belongs to."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Literal
 
 from dragoman.reading.pairs import Pair, take_features
 from dragoman.settings import DataSettings
 
-_SURVEYED_ROWS = 100_000  # rows whose text is looked at; the rest is counted
-_TAGGED = DataSettings(leading_tags=True)
+_MEASURED_ROWS = 100_000  # rows whose text is looked at; the rest is counted
+_WITH_TAGS = DataSettings(leading_tags=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideSurvey:
-    """One side of the surveyed rows, leading tags left out; symbols stand between spaces."""
+class SideStatistics:
+    """One side of the measured rows, without leading tags; symbols stand between spaces."""
 
     mean_characters: float
     mean_symbols: float
     num_symbols: int  # distinct ones
-    num_rare_symbols: int  # distinct ones that stand in one place only
+    num_rare_symbols: int  # distinct ones that occur once
     characters: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """All pairs in brief."""
+class PairStatistics:
+    """Statistics of all pairs; texts are those of the first 100,000 rows, the measured ones."""
 
     num_pairs: int
-    num_sources: int  # distinct ones among the surveyed rows
-    source: SideSurvey
-    target: SideSurvey
-    all_tagged: bool  # every surveyed source begins with a <tag>
+    num_sources: int  # distinct ones among the measured rows
+    source: SideStatistics
+    target: SideStatistics
+    all_tagged: bool  # every measured source begins with a <tag>
+
+
+class StatisticsCollector:
+    """Collects the statistics of pairs that are read for another purpose, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._num_pairs = 0
+        self._num_tagged = 0
+        self._sources: set[str] = set()
+        self._source, self._target = _SideCounts(), _SideCounts()
+
+    def add(self, pair: Pair) -> None:
+        """Count one pair."""
+        self._num_pairs += 1
+        if self._num_pairs <= _MEASURED_ROWS:
+            text, tags = take_features(pair.source, (), (), _WITH_TAGS)
+            self._source.add(text)
+            self._target.add(pair.target)
+            self._sources.add(pair.source)
+            self._num_tagged += bool(tags)
+
+    def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        """Yield `pairs` unchanged, and count each."""
+        for pair in pairs:
+            self.add(pair)
+            yield pair
+
+    def finish(self) -> PairStatistics:
+        """Return the statistics of the pairs so far."""
+        return PairStatistics(
+            num_pairs=self._num_pairs,
+            num_sources=len(self._sources),
+            source=self._source.finish(),
+            target=self._target.finish(),
+            all_tagged=self._num_tagged == self._source.num_rows > 0,
+        )
+
+
+def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
+    """Return the statistics of `pairs`, in one pass and bounded memory."""
+    collector = StatisticsCollector()
+    for pair in pairs:
+        collector.add(pair)
+    return collector.finish()
+
+
+def split_of(
+    source: str, features: Sequence[str], valid_fraction: float, test_fraction: float
+) -> Literal["train", "valid", "test"]:
+    """Return the split of a source: the same on every machine, and in any order of the rows.
+
+    It depends on a hash of the source alone. `features` play no part, so that a source with
+    several features never stands in two splits. Changing one fraction moves no row between train
+    and the other split, as long as the fractions sum to less than 1.
+    """
+    if valid_fraction == test_fraction == 0.0:
+        return "train"
+    digest = blake2b(source.encode(errors="surrogatepass"), digest_size=8).digest()
+    place = (int.from_bytes(digest, "big") >> 11) / 2**53
+    if place < valid_fraction:
+        return "valid"
+    return "test" if place >= 1.0 - test_fraction else "train"
 
 
 @dataclass
-class _SideCount:
+class _SideCounts:
     num_rows: int = 0
     num_characters: int = 0
     symbols: Counter[str] = field(default_factory=Counter)
@@ -46,33 +110,12 @@ class _SideCount:
         self.symbols.update(text.split(" "))
         self.characters.update(text)
 
-    def finish(self) -> SideSurvey:
+    def finish(self) -> SideStatistics:
         rows = max(1, self.num_rows)
-        return SideSurvey(
+        return SideStatistics(
             mean_characters=self.num_characters / rows,
             mean_symbols=self.symbols.total() / rows,
             num_symbols=len(self.symbols),
             num_rare_symbols=sum(count == 1 for count in self.symbols.values()),
             characters=frozenset(self.characters),
         )
-
-
-def survey_pairs(pairs: Iterable[Pair]) -> Survey:
-    """Return the survey of all `pairs`, in one pass and bounded memory."""
-    source, target = _SideCount(), _SideCount()
-    num_pairs, num_tagged = 0, 0
-    sources: set[str] = set()
-    for num_pairs, pair in enumerate(pairs, start=1):
-        if num_pairs <= _SURVEYED_ROWS:
-            text, tags = take_features(pair.source, (), (), _TAGGED)
-            source.add(text)
-            target.add(pair.target)
-            sources.add(pair.source)
-            num_tagged += bool(tags)
-    return Survey(
-        num_pairs=num_pairs,
-        num_sources=len(sources),
-        source=source.finish(),
-        target=target.finish(),
-        all_tagged=num_tagged == source.num_rows > 0,
-    )

@@ -30,8 +30,7 @@ from dragoman.data.sampler import EvaluationLoader, TrainingLoader
 from dragoman.errors import DataError
 from dragoman.presets import choose_settings
 from dragoman.reading.pairs import Pair, RowFaults, describe_columns, read_pairs
-from dragoman.reading.splits import split_of
-from dragoman.reading.statistics import Survey, survey_pairs
+from dragoman.reading.statistics import PairStatistics, collect_statistics, split_of
 from dragoman.settings import Settings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.training.precision import plan_parts
@@ -90,30 +89,32 @@ class PairDataModule(lightning.LightningDataModule):
         prepared = PreparedData(self.paths, data, self.folder)
         self.sha256 = prepared.sha256
         self._clock.mark("digest of the files")
-        survey = prepared.find_survey(data) or survey_pairs(read_pairs(self.paths, data))
+        statistics = prepared.find_statistics(data) or collect_statistics(
+            read_pairs(self.paths, data)
+        )
         are_parallel = all(
             len(files) == 2 for files in (self.paths, data.valid, data.test) if files
         )
-        choice = choose_settings(self.settings, survey, is_parallel=are_parallel)
+        choice = choose_settings(self.settings, statistics, is_parallel=are_parallel)
         self.settings = choice.settings
         if columns := describe_columns(self.paths, data):
             self.notes.append(f"columns: {columns}")
         self.notes += choice.reasons
-        self._clock.mark("survey")
+        self._clock.mark("statistics")
         if found := prepared.find_ids(self.settings):
             self.tokenizer, findings = found
             self._clock.mark("tokens and ids, from the cache")
         else:
-            findings = self._make_ids(survey)
+            findings = self._make_ids(statistics)
             write_findings(self.folder, self.tokenizer, findings)
-            prepared.keep(survey)
+            prepared.keep(statistics)
             self._clock.mark("keeping them")
         self.told_of_cache = prepared.told
         self.notes += findings.notes
         self._adopt(findings)
         self._make_room_for_outputs(self._encoded["train"])
 
-    def _make_ids(self, survey: Survey) -> Findings:
+    def _make_ids(self, statistics: PairStatistics) -> Findings:
         """Train the tokenizer, and write the ids of each split."""
         self.tokenizer = PairTokenizer.train(self.read_split("train"), self.settings.tokenizer)
         self._clock.mark("tokenizer")
@@ -129,7 +130,7 @@ class PairDataModule(lightning.LightningDataModule):
             for faults in (broken_rows, long_rows)
             if faults.total
         ]
-        self._check_counts(num_rows, survey.num_sources)
+        self._check_counts(num_rows, statistics.num_sources)
         self._clock.mark("ids")
         file = next((pair.file for pair in self.read_split("train")), "")
         return Findings(num_rows=num_rows, notes=notes, file=file)

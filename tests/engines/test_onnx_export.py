@@ -21,9 +21,8 @@ from dragoman.engines.onnx_engine import DECODER_STEP, ENCODER, OnnxEngine
 from dragoman.engines.onnx_export import export_onnx, write_model
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import ModelFolderError
-from dragoman.model import incremental
-from dragoman.model.incremental import DecoderCache, LayerCache
-from dragoman.model.prepared import prepare
+from dragoman.model import inference
+from dragoman.model.inference import DecoderCache, LayerCache, prepare
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings
 
@@ -192,16 +191,14 @@ def test_sinusoidal_positions_have_no_end(tmp_path):
     source_ids, ids = random_ids(1, 1500, 30), torch.tensor([7])
     with torch.no_grad():
         prepared = prepare(network)
-        start = incremental.start(prepared, network.encode(source_ids))
+        start = inference.start(prepared, network.encode(source_ids))
         joined = [part.transpose(1, 2).flatten(2) for part in past]  # (B, H, P, Dh) -> (B, P, D)
         layers = tuple(
             LayerCache(target=torch.cat(joined[2 * i : 2 * i + 2], dim=-1), source=layer.source)
             for i, layer in enumerate(start.layers)
         )
         cache = DecoderCache(layers=layers, may_attend=start.may_attend, length=length)
-        expected = mask_tokens(incremental.step(prepared, ids, cache)[0], (PAD, BOS)).log_softmax(
-            -1
-        )
+        expected = mask_tokens(inference.step(prepared, ids, cache)[0], (PAD, BOS)).log_softmax(-1)
     names = [v.name for v in exported.step.get_inputs() if v.name.startswith("target_")]
     kept = {name: value.numpy() for name, value in zip(names, past, strict=True)}
     inputs = {"ids": ids.numpy(), **exported.encode(source_ids), **kept}

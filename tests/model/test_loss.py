@@ -1,10 +1,12 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import BOS, EOS, pad_right, random_ids
-from dragoman.model.loss import sum_losses
+from dragoman.model import loss
+from dragoman.model.loss import sum_cross_entropy, sum_losses
 from dragoman.model.transformer import Transformer
 
 
@@ -55,3 +57,80 @@ def test_a_batch_of_padding_has_a_loss_of_zero():
     assert sums.loss == 0
     assert sums.num_tokens == 0
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def make(num_rows, width, vocab_size, dtype=torch.float64, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    states = torch.randn(num_rows, width, generator=random, dtype=dtype)
+    weight = torch.randn(-(-vocab_size // 8) * 8, width, generator=random, dtype=dtype)
+    bias = torch.randn(len(weight), generator=random, dtype=dtype)
+    labels = torch.randint(vocab_size, (num_rows,), generator=random)
+    return [t.requires_grad_() for t in (states, weight, bias)], labels
+
+
+def take(loss, leaves):
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_rows=st.integers(0, 9),
+    vocab_size=st.integers(2, 20),
+    label_smoothing=st.sampled_from([0.0, 0.1, 0.5]),
+    has_bias=st.booleans(),
+    pad_id=st.sampled_from([None, 0, 1]),
+    held=st.integers(1, 100),
+    most_rows=st.integers(1, 10),
+)
+def test_sums_and_gradients_are_those_of_torch(
+    num_rows, vocab_size, label_smoothing, has_bias, pad_id, held, most_rows
+):
+    (states, weight, bias), labels = make(num_rows, 5, vocab_size, torch.float32)
+    leaves = [states, weight, bias] if has_bias else [states, weight]
+    given_bias = bias if has_bias else None
+    logits = F.linear(states, weight, given_bias)[:, :vocab_size]
+    how = {"reduction": "sum", "ignore_index": -1 if pad_id is None else pad_id}
+    expected = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, **how)
+    with pytest.MonkeyPatch.context() as patch:  # pieces of any size give the same
+        patch.setattr(loss, "_HELD", {"cpu": held, "other": held})
+        patch.setattr(loss, "_LEAST_ROWS", 1)
+        patch.setattr(loss, "_MOST_ROWS", most_rows)
+        sums = sum_cross_entropy(
+            states, weight, given_bias, labels,
+            vocab_size=vocab_size, pad_id=pad_id, label_smoothing=label_smoothing,
+        )  # fmt: skip
+    torch.testing.assert_close(sums.loss, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        sums.nll, F.cross_entropy(logits, labels, **how), rtol=1e-4, atol=1e-4
+    )
+    is_label = labels != how["ignore_index"]
+    assert sums.num_correct == ((logits.argmax(1) == labels) & is_label).sum()
+    assert sums.num_tokens == is_label.sum()
+    for ours, theirs in zip(take(3 * sums.loss, leaves), take(3 * expected, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_products_keep_their_sums_in_float32():
+    (states, weight, _), labels = make(3000, 16, 50, torch.bfloat16)
+    sums = sum_cross_entropy(states, weight, None, labels, vocab_size=50)
+    exact = F.cross_entropy(states.float() @ weight.float().t()[:, :50], labels, reduction="sum")
+    assert sums.loss.dtype == torch.float32
+    torch.testing.assert_close(sums.loss, exact, rtol=2e-3, atol=0)
+    for found, leaf in zip(take(sums.loss, [states, weight]), (states, weight), strict=True):
+        assert found.dtype == leaf.dtype
+
+
+def test_large_and_small_logits_stay_finite():
+    states = torch.tensor([[1000.0], [-1000.0]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=True)
+    sums = sum_cross_entropy(states, weight, None, torch.tensor([1, 1]), vocab_size=3)
+    assert sums.loss == 2000.0  # the first is wrong by 2,000, the second right
+    assert all(g.isfinite().all() for g in take(sums.loss, [states, weight]))
+
+
+def test_nothing_is_kept_for_a_gradient_that_nobody_wants():
+    (states, weight, bias), labels = make(4, 3, 8, torch.float32)
+    with torch.no_grad():
+        sums = sum_cross_entropy(states, weight, bias, labels, vocab_size=8)
+    assert not sums.loss.requires_grad

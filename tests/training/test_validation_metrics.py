@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dragoman.evaluation.scores import score
-from dragoman.model.cross_entropy import sum_cross_entropy
+from dragoman.model.loss import sum_cross_entropy
 from dragoman.reading.pairs import Pair
 from dragoman.settings import Monitor, Settings, SideSettings, TokenizerSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer

@@ -9,10 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dragoman.model import incremental
-from dragoman.model.encoding import encode
-from dragoman.model.incremental import DecoderCache
-from dragoman.model.prepared import Prepared, prepare
+from dragoman.model import inference
+from dragoman.model.inference import DecoderCache, Prepared, encode, prepare
 from dragoman.model.transformer import Transformer
 
 Caches = tuple[DecoderCache, ...]
@@ -53,7 +51,7 @@ class Ensemble:
     def start(self, source_ids: Int[Tensor, "N S"]) -> Caches:
         """Return the caches before the first token, a row a source."""
         return tuple(
-            incremental.start(prepared, encode(prepared, source_ids)) for prepared in self._prepared
+            inference.start(prepared, encode(prepared, source_ids)) for prepared in self._prepared
         )
 
     def step(
@@ -66,7 +64,7 @@ class Ensemble:
         """
         by_model, following = [], []
         for prepared, cache in zip(self._prepared, caches, strict=True):
-            logits, cache = incremental.step(prepared, ids, cache)
+            logits, cache = inference.step(prepared, ids, cache)
             logits = mask_tokens(logits.float(), (self.pad_id, self.bos_id))
             by_model.append(torch.log_softmax(logits if rule is None else rule(logits), dim=-1))
             following.append(cache)
@@ -75,8 +73,8 @@ class Ensemble:
     def select(
         self, caches: Caches, rows: Int[Tensor, " R2"], sources: Int[Tensor, " N2"] | None = None
     ) -> Caches:
-        """Return the caches of the given rows: see `incremental.select`."""
-        return tuple(incremental.select(cache, rows, sources) for cache in caches)
+        """Return the caches of the given rows: see `inference.select`."""
+        return tuple(inference.select(cache, rows, sources) for cache in caches)
 
 
 def mask_tokens(logits: Float[Tensor, "*N V"], ids: Sequence[int]) -> Float[Tensor, "*N V"]:

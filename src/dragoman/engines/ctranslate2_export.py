@@ -16,8 +16,7 @@ from dragoman.engines.export import write_export
 from dragoman.engines.export_check import Check
 from dragoman.errors import ModelFolderError
 from dragoman.model.building import copy_weights
-from dragoman.model.positions import LearnedPositions, sinusoidal_positions
-from dragoman.model.transformer import Transformer
+from dragoman.model.transformer import LearnedPositions, Transformer, sinusoidal_positions
 from dragoman.model_folder.folder import CTRANSLATE2, Bundle, read_bundle
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.special_ids import BOS_ID, EOS_ID, PAD_ID, UNKNOWN_ID, find_free_name

@@ -1,6 +1,6 @@
 """A `Transformer` as two ONNX graphs: the encoder, and one step of the decoder with its cache.
 
-They compute what `Transformer.encode` and `incremental.step` compute, from the same parameters, and
+They compute what `Transformer.encode` and `inference.step` compute, from the same parameters, and
 are written here, not traced: `torch.onnx.export` (2.13) takes 14 s for 3 + 3 layers, makes a
 constant of the batch size where the model takes `len`, and its steps are 20-40% slower.
 """

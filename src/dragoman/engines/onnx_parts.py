@@ -17,8 +17,7 @@ from torch import nn
 
 from dragoman.engines.onnx_graph import FLOAT, Graph, Value
 from dragoman.errors import ModelFolderError
-from dragoman.model.positions import LearnedPositions
-from dragoman.model.transformer import Transformer
+from dragoman.model.transformer import LearnedPositions, Transformer
 
 Kind = Literal["q", "k", "v"]
 

@@ -1,18 +1,41 @@
-"""The loss of a batch: sums over its real tokens, to be divided once, by whoever knows them all."""
+"""The loss of a batch: sums over its tokens; the caller divides once, by the global token count.
 
+Usually the last product and the cross-entropy are one: logits are made a few rows at a time.
+Neither all logits nor their softmax is ever whole in float32: of a large vocabulary they would be
+the largest thing in memory, and most of their time is spent in reading and writing them. The
+gradient is made in the same pass, while the logits are at hand.
+"""
+
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
-from dragoman.model.cross_entropy import LossSums, sum_cross_entropy
-from dragoman.model.fast import FastPass, draw_dropout, find_dtype
-from dragoman.model.operands import Parameters
+from dragoman.model.training_path import FastPass, Parameters, draw_dropout, find_dtype
 from dragoman.model.transformer import Transformer
 
 Implementation = Literal["fused", "reference"]
+
+# Logits of so many rows x tokens are held in float32 at a time: on the processor they stay in its
+# caches (8 to 64 times less, or 8 times more, is slower), a GPU wants larger pieces.
+_HELD = {"cpu": 2**20, "other": 2**25}
+_LEAST_ROWS = 32  # fewer make slow products
+# The gradients of so many rows are held in the dtype of the products, for one product with all.
+_MOST_ROWS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSums:
+    """Sums over the labelled tokens of a batch; tensors without dimension, on the model's device."""
+
+    loss: Float[Tensor, ""]  # label-smoothed cross-entropy, nats: what is minimised
+    nll: Float[Tensor, ""]  # cross-entropy without smoothing, nats: what perplexity is made of
+    num_correct: Int[Tensor, ""]  # tokens whose label has the highest logit, or one of them
+    num_tokens: Int[Tensor, ""]
 
 
 def sum_losses(
@@ -78,3 +101,140 @@ def _sum_by_reference(
         num_correct=(logits.detach().argmax(dim=-1) == labels).sum(),
         num_tokens=torch.tensor(labels.numel(), device=labels.device),
     )
+
+
+def sum_cross_entropy(
+    states: Float[Tensor, "N D"],
+    weight: Float[Tensor, "R D"],
+    bias: Float[Tensor, " R"] | None,
+    labels: Int[Tensor, " N"],
+    *,
+    vocab_size: int,
+    pad_id: int | None = None,
+    label_smoothing: float = 0.0,
+) -> LossSums:
+    """Return the sums of cross-entropy of the logits `states @ weight.T + bias` against `labels`.
+
+    With smoothing e, the label has weight 1 - e + e / V and every other token e / V. Products have
+    the dtype of `states`; softmax, logarithms and sums are float32.
+    Source: Szegedy et al. 2016, section 7.
+
+    Args:
+        weight: A row for each token of the vocabulary; rows from `vocab_size` on are no tokens.
+        pad_id: A label that is none: its row adds nothing. None: there is no such label.
+    """
+    loss, nll, num_correct = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        states, weight, bias, labels, _Rows(vocab_size, pad_id, label_smoothing)
+    )
+    num_tokens = torch.tensor(labels.numel(), device=labels.device)
+    if pad_id is not None:
+        num_tokens = (labels != pad_id).sum()
+    return LossSums(loss=loss, nll=nll, num_correct=num_correct, num_tokens=num_tokens)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The sums, and in the same pass the gradients of the first by states, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        states: Float[Tensor, "N D"],
+        weight: Float[Tensor, "R D"],
+        bias: Float[Tensor, " R"] | None,
+        labels: Int[Tensor, " N"],
+        rows: "_Rows",
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        held = max(
+            _LEAST_ROWS, _HELD["cpu" if states.device.type == "cpu" else "other"] // len(weight)
+        )
+        needs_grad = any(ctx.needs_input_grad)  # type: ignore[attr-defined]
+        gradients = _Gradients(states, weight, bias) if needs_grad else None
+        sums = torch.zeros(3, device=states.device)
+        for start in range(0, len(states), _MOST_ROWS):
+            block = slice(start, start + _MOST_ROWS)
+            count = len(states[block])
+            by_logits = states.new_empty(count if needs_grad else 0, len(weight))
+            for first in range(0, count, held):
+                these = slice(start + first, start + min(first + held, count))
+                some = states[these]
+                logits = some @ weight.t() if bias is None else torch.addmm(bias, some, weight.t())
+                found, probs = rows.sum(logits, labels[these])
+                sums += found
+                if needs_grad:
+                    by_logits[first : first + held] = rows.differentiate(probs, labels[these])
+            if gradients is not None:
+                gradients.add(block, by_logits)
+        ctx.gradients = gradients  # type: ignore[attr-defined]
+        loss, nll, num_correct = sums.unbind()
+        num_correct = num_correct.long()
+        ctx.mark_non_differentiable(nll, num_correct)
+        return loss, nll, num_correct
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        found: _Gradients = ctx.gradients  # type: ignore[attr-defined]
+        by_bias = None if found.by_bias is None else found.by_bias * grads[0]
+        return found.by_states * grads[0], found.by_weight * grads[0], by_bias, None, None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is computed of some rows of logits."""
+
+    vocab_size: int
+    pad_id: int | None
+    label_smoothing: float
+
+    def sum(
+        self, logits: Float[Tensor, "n R"], labels: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, " 3"], Float[Tensor, "n R"]]:
+        """Return loss, nll and the number of right rows, summed; and the probabilities."""
+        wide, smoothing = logits.float(), self.label_smoothing
+        wide[:, self.vocab_size :] = -torch.inf
+        highest = wide.amax(dim=1, keepdim=True)  # (n, 1), as all below
+        at_label = wide.gather(1, labels[:, None])
+        probs = wide.softmax(dim=1)
+        # The likeliest token has exp(highest - log_sum): so the logarithm of the sum of all
+        # exponentials is known without a pass of its own.
+        log_sum = highest - probs.amax(dim=1, keepdim=True).log()
+        nll = log_sum - at_label
+        loss = nll
+        if smoothing > 0.0:
+            uniform = log_sum - wide[:, : self.vocab_size].mean(dim=1, keepdim=True)
+            loss = (1.0 - smoothing) * nll + smoothing * uniform
+        each = torch.cat((loss, nll, at_label >= highest), dim=1)  # (n, 3)
+        if self.pad_id is not None:
+            each = each.masked_fill((labels == self.pad_id)[:, None], 0.0)
+        return each.sum(dim=0), probs
+
+    def differentiate(
+        self, probs: Float[Tensor, "n R"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n R"]:
+        """Return the gradient of the loss by the logits; takes the place of `probs`."""
+        smoothing = self.label_smoothing
+        if smoothing > 0.0:
+            probs[:, : self.vocab_size] -= smoothing / self.vocab_size
+        at_label = labels[:, None]
+        probs.scatter_add_(1, at_label, probs.new_full(at_label.shape, smoothing - 1.0))
+        if self.pad_id is not None:
+            probs.masked_fill_((labels == self.pad_id)[:, None], 0.0)
+        return probs
+
+
+class _Gradients:
+    """The gradients of the summed loss, block of rows by block of rows."""
+
+    def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self._states, self._weight = states, weight
+        self.by_states = torch.empty_like(states)
+        self.by_weight = torch.zeros_like(weight)
+        self.by_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+
+    def add(self, block: slice, by_logits: Float[Tensor, "N R"]) -> None:
+        """Add those of a block, given those by its logits; over blocks they add up in float32."""
+        torch.mm(by_logits, self._weight, out=self.by_states[block])
+        by_weight = by_logits.t() @ self._states[block]
+        is_first = block.start == 0
+        self.by_weight = by_weight if is_first else self.by_weight.float() + by_weight
+        if self.by_bias is not None:
+            self.by_bias += by_logits.sum(dim=0, dtype=torch.float32)

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dragoman.errors import SettingsError
-from dragoman.model.positions import LearnedPositions, SinusoidalPositions
+from dragoman.errors import DragomanError, SettingsError
 
 if TYPE_CHECKING:
     from dragoman.decoding.hypothesis import Hypothesis
@@ -98,8 +97,12 @@ class Transformer(nn.Module):
             self.output = nn.Linear(d_model, _round_up(self.target_vocab_size))
             nn.init.normal_(self.output.weight, std=d_model**-0.5)
             nn.init.zeros_(self.output.bias)
-        self.source_positions = _positions(positions, d_model, max_seq_len)
-        self.target_positions = _positions(positions, d_model, max_seq_len)
+        self.source_positions, self.target_positions = (
+            LearnedPositions(d_model, max_seq_len)
+            if positions == "learned"
+            else SinusoidalPositions(d_model)
+            for _ in ("source", "target")
+        )
         self.dropout = nn.Dropout(dropout)
 
     def encode(self, source_ids: Int[Tensor, "B S"]) -> Memory:
@@ -250,14 +253,6 @@ def _embedding(vocab_size: int, d_model: int) -> nn.Embedding:
     return embedding
 
 
-def _positions(
-    kind: Literal["sinusoidal", "learned"], d_model: int, length: int
-) -> SinusoidalPositions | LearnedPositions:
-    return (
-        SinusoidalPositions(d_model) if kind == "sinusoidal" else LearnedPositions(d_model, length)
-    )
-
-
 def _round_up(vocab_size: int) -> int:
     return -(-vocab_size // 8) * 8
 
@@ -268,3 +263,54 @@ def _check_special_ids(ids: tuple[int, int, int], vocab_size: int) -> None:
             f"pad_id, bos_id and eos_id are {ids[0]}, {ids[1]} and {ids[2]}: they must be three "
             f"different ids below the target's vocabulary size, {vocab_size}"
         )
+
+
+def sinusoidal_positions(start: int, stop: int, d_model: int) -> Float[Tensor, "L D"]:
+    """Return the encodings of positions `start` to `stop` - 1, sines and cosines interleaved.
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+    position = torch.arange(start, stop, dtype=torch.float32)[:, None]
+    even = torch.arange(0, d_model, 2, dtype=torch.float32)
+    angle = position * torch.exp(even * (-math.log(10000.0) / d_model))  # (L, ceil(D/2))
+    interleaved = torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
+    return interleaved[:, :d_model]  # an odd d_model ends with a sine
+
+
+class SinusoidalPositions(nn.Module):
+    """Sinusoidal encodings: the first `length` from a table, any beyond it computed when asked."""
+
+    def __init__(self, d_model: int, length: int = 1024) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.table: Tensor
+        # Not persistent: it is computed, so no checkpoint depends on its length.
+        self.register_buffer("table", sinusoidal_positions(0, length, d_model), persistent=False)
+
+    def forward(self, start: int, stop: int) -> Float[Tensor, "L D"]:
+        """Return the encodings of positions `start` to `stop` - 1."""
+        if stop > len(self.table):
+            return sinusoidal_positions(start, stop, self.d_model).to(self.table)
+        return self.table[start:stop]
+
+
+class LearnedPositions(nn.Module):
+    """One learned vector a position; a longer sequence is refused."""
+
+    def __init__(self, d_model: int, length: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(length, d_model).normal_(std=0.02))
+
+    def forward(self, start: int, stop: int) -> Float[Tensor, "L D"]:
+        """Return the vectors of positions `start` to `stop` - 1.
+
+        Raises:
+            DragomanError: `stop` is beyond the last learned position.
+        """
+        if stop > len(self.weight):
+            raise DragomanError(
+                f"a sequence of {stop} tokens is longer than the {len(self.weight)} learned "
+                "positions: shorten it, or train with a larger model.max_positions or with "
+                "model.positions sinusoidal, which has no longest length"
+            )
+        return self.weight[start:stop]

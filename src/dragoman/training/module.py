@@ -17,9 +17,8 @@ from dragoman.data.parts import cut_batch
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search import search
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.model.cross_entropy import LossSums
-from dragoman.model.loss import Implementation, sum_losses
-from dragoman.model.parts import sum_losses_by_parts
+from dragoman.model.loss import Implementation, LossSums, sum_losses
+from dragoman.model.microbatches import sum_losses_by_microbatches
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
 from dragoman.training.collapse import Outputs
@@ -291,7 +290,7 @@ class TransformerTraining(lightning.LightningModule):
                 num_threads=torch.get_num_threads(),
                 pad_id=self.network.pad_id,
             )
-            return sum_losses_by_parts(self.network, parts, label_smoothing)
+            return sum_losses_by_microbatches(self.network, parts, label_smoothing)
         return sum_losses(
             self.network, batch.source_ids, batch.target_ids, label_smoothing, self.implementation
         )

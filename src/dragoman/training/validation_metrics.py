@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from dragoman.evaluation import metrics as evaluation
-from dragoman.model.cross_entropy import LossSums
+from dragoman.model.loss import LossSums
 from dragoman.settings import Settings
 from dragoman.training.texts import Texts
 

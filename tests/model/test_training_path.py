@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import pad_right, random_ids
-from dragoman.model import fast
-from dragoman.model.dropout import DropoutSource
+from dragoman.model import training_path
+from dragoman.model.training_path import DropoutSource
 from dragoman.model.transformer import Transformer
 
 
@@ -23,7 +23,7 @@ def compute_reference(network, source, target):
 
 @pytest.mark.parametrize("most_plain_scores", [2**22, 3])
 def test_states_and_gradients_are_those_of_the_reference(network, most_plain_scores, monkeypatch):
-    monkeypatch.setattr(fast, "_MOST_PLAIN_SCORES", most_plain_scores)
+    monkeypatch.setattr(training_path, "_MOST_PLAIN_SCORES", most_plain_scores)
     source, target = pad_right(random_ids(4, 7, 23), 2), random_ids(4, 6, 23, seed=1)
     source[1, 3:], source[2] = 0, 0
     network.train()
@@ -32,7 +32,7 @@ def test_states_and_gradients_are_those_of_the_reference(network, most_plain_sco
             module.dropout = 0.0
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    states, gradients = take(network, source, target, fast.compute_states)
+    states, gradients = take(network, source, target, training_path.compute_states)
     expected, expected_gradients = take(network, source, target, compute_reference)
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
     assert gradients.keys() == expected_gradients.keys()
@@ -49,7 +49,7 @@ def test_any_lengths_give_the_states_of_the_reference(lengths, length):
         source[row, kept:] = 0
     target = random_ids(len(lengths), length, 20, seed=1)
     torch.testing.assert_close(
-        fast.compute_states(network, source, target),
+        training_path.compute_states(network, source, target),
         compute_reference(network, source, target),
         rtol=1e-4,
         atol=1e-5,
@@ -60,9 +60,9 @@ def test_bfloat16_stays_near_float32_and_keeps_a_float32_result():
     torch.manual_seed(0)
     network = Transformer(20, 64, 4, 2, 128).eval()
     source, target = random_ids(8, 12, 20), random_ids(8, 9, 20, seed=1)
-    expected = fast.compute_states(network, source, target)
+    expected = training_path.compute_states(network, source, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = fast.compute_states(network, source, target)
+        found = training_path.compute_states(network, source, target)
     assert found.dtype == torch.float32
     assert (found - expected).norm() / expected.norm() < 0.02
 
@@ -72,7 +72,9 @@ def test_dropout_changes_the_mean_of_the_states_no_more_than_the_reference():
     network = Transformer(20, 32, 4, 1, 64, dropout=0.2)
     source, target = random_ids(2, 5, 20), random_ids(2, 4, 20, seed=1)
     with torch.no_grad():
-        ours = torch.stack([fast.compute_states(network, source, target) for _ in range(1500)])
+        ours = torch.stack(
+            [training_path.compute_states(network, source, target) for _ in range(1500)]
+        )
         torchs = torch.stack([compute_reference(network, source, target) for _ in range(1500)])
     # Standard error of a mean of 1500: 0.026 of a standard deviation; the difference of two: 0.037.
     spread = torchs.std(0)

@@ -1,59 +1,100 @@
-"""The parameters of a model as the training path takes them, and where their gradients go.
+"""The loss of a batch by micro-batches, one per core: for the CPU.
 
-Products take a parameter in their own dtype, and each is cast once a batch. `Parameters` leaves the
-gradients to autograd. `Leaves` stands between the parameters and a part of a batch: its gradients
-are kept apart, so that several parts can be computed at once and added up in a fixed order.
+At the sizes of a batch most operations are too small to be shared out among cores: they wait for
+one another at the end of each. Here a core takes a whole part of the batch instead, forward and
+backward. The gradients of the parts are added up in the order of the parts, so that the sum does
+not depend on which was done first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from dragoman.data.batch import Batch
+from dragoman.model.loss import LossSums, sum_by_fast_pass
+from dragoman.model.training_path import FastPass, draw_dropout, find_dtype
+from dragoman.model.transformer import Transformer
+
+Found = TypeVar("Found")
 
 
-@runtime_checkable
-class Operands(Protocol):
-    """Gives the parameters to a computation."""
+def sum_losses_by_microbatches(
+    model: Transformer, parts: Sequence[Batch], label_smoothing: float = 0.0
+) -> LossSums:
+    """Return the sums of `sum_losses` over all `parts`.
 
-    dtype: torch.dtype  # of the products
+    The gradients are computed here, and handed to the parameters when the loss goes backward, which
+    it can do once. The same parts give the same numbers on any number of cores up to their own.
+    """
+    dtype = find_dtype(model)
+    factors: dict[Tensor, Tensor] = {p: p.detach().to(dtype) for p in model.parameters()}
+    leaves = [Leaves(dtype, factors) for _ in parts]
+    passes = [FastPass(model, of_part, draw_dropout(model)) for of_part in leaves]
 
-    def factor(self, parameter: Tensor) -> Tensor:
-        """Return it in the dtype of the products."""
-        ...
+    def run(number: int) -> tuple[LossSums, PartGradients]:
+        sums = sum_by_fast_pass(
+            passes[number], parts[number].source_ids, parts[number].target_ids, label_smoothing
+        )
+        return sums, leaves[number].differentiate(sums.loss)
 
-    def plain(self, parameter: Tensor) -> Tensor:
-        """Return it in its own dtype."""
-        ...
+    total, sums = GradientSum(), list[LossSums]()
+    for of_part, gradients in _run_side_by_side(run, len(parts)):
+        total.add(gradients)
+        sums.append(of_part)
+    by_parameter = total.finish()
+    loss: Tensor = _HandOver.apply(  # type: ignore[no-untyped-call]
+        torch.stack([one.loss.detach() for one in sums]).sum(),
+        list(by_parameter.values()),
+        *by_parameter,
+    )
+    return LossSums(
+        loss=loss,
+        nll=torch.stack([one.nll for one in sums]).sum(),
+        num_correct=torch.stack([one.num_correct for one in sums]).sum(),
+        num_tokens=torch.stack([one.num_tokens for one in sums]).sum(),
+    )
 
-    def rows(self, table: Tensor, ids: Int[Tensor, "*L"]) -> Float[Tensor, "*L D"]:
-        """Return the rows `ids` of an embedding."""
-        ...
+
+def _run_side_by_side(run: Callable[[int], Found], count: int) -> Iterator[Found]:
+    """Yield `run` of 0 to `count` - 1; the cores are shared out among as many as run at once."""
+    num_threads = torch.get_num_threads()
+    num_workers = min(count, num_threads)
+    if num_workers <= 1:
+        yield from map(run, range(count))
+        return
+    try:
+        torch.set_num_threads(1)  # who adds up meanwhile must not wait for cores that are busy
+        with ThreadPoolExecutor(
+            num_workers, initializer=torch.set_num_threads, initargs=(num_threads // num_workers,)
+        ) as pool:
+            yield from pool.map(run, range(count))
+    finally:
+        torch.set_num_threads(num_threads)
 
 
-class Parameters:
-    """The parameters themselves."""
+class _HandOver(torch.autograd.Function):
+    """A loss whose gradients are known already; going backward, it gives them out."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._cast: dict[Tensor, Tensor] = {}
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, loss: Float[Tensor, ""], gradients: list[Tensor], *_: Tensor
+    ) -> Tensor:
+        ctx.gradients = gradients  # type: ignore[attr-defined]
+        return loss
 
-    def factor(self, parameter: Tensor) -> Tensor:
-        """Return it in the dtype of the products."""
-        if parameter not in self._cast:
-            self._cast[parameter] = parameter.to(self.dtype)
-        return self._cast[parameter]
-
-    def plain(self, parameter: Tensor) -> Tensor:
-        """Return it as it is."""
-        return parameter
-
-    def rows(self, table: Tensor, ids: Int[Tensor, "*L"]) -> Float[Tensor, "*L D"]:
-        """Return the rows `ids` of an embedding."""
-        return F.embedding(ids, table)
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients  # type: ignore[attr-defined]
+        ctx.gradients = None  # type: ignore[attr-defined]
+        torch._foreach_mul_(gradients, grads[0])
+        return None, None, *gradients
 
 
 class Leaves:

@@ -7,20 +7,115 @@ with cheap random bits; products in the dtype of autocast, with each weight cast
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
-from dragoman.model.dropout import DropoutSource
-from dragoman.model.operands import Operands, Parameters
-from dragoman.model.positions import LearnedPositions
-from dragoman.model.transformer import Memory, Transformer
+from dragoman.model.transformer import LearnedPositions, Memory, Transformer
 
 # Above so many scores, they are not held in memory: torch's fused attention takes over, which is
 # slower here (1.2 to 1.3 times the processor time at 300 to 2,000 tokens, torch 2.13).
 _MOST_PLAIN_SCORES = 2**22
+
+
+@runtime_checkable
+class Operands(Protocol):
+    """Gives the parameters to a computation."""
+
+    dtype: torch.dtype  # of the products
+
+    def factor(self, parameter: Tensor) -> Tensor:
+        """Return it in the dtype of the products."""
+        ...
+
+    def plain(self, parameter: Tensor) -> Tensor:
+        """Return it in its own dtype."""
+        ...
+
+    def rows(self, table: Tensor, ids: Int[Tensor, "*L"]) -> Float[Tensor, "*L D"]:
+        """Return the rows `ids` of an embedding."""
+        ...
+
+
+class Parameters:
+    """The parameters themselves."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._cast: dict[Tensor, Tensor] = {}
+
+    def factor(self, parameter: Tensor) -> Tensor:
+        """Return it in the dtype of the products."""
+        if parameter not in self._cast:
+            self._cast[parameter] = parameter.to(self.dtype)
+        return self._cast[parameter]
+
+    def plain(self, parameter: Tensor) -> Tensor:
+        """Return it as it is."""
+        return parameter
+
+    def rows(self, table: Tensor, ids: Int[Tensor, "*L"]) -> Float[Tensor, "*L D"]:
+        """Return the rows `ids` of an embedding."""
+        return F.embedding(ids, table)
+
+
+class DropoutSource:
+    """Drops elements with probability `p`; the random bits follow from torch's generator.
+
+    One is made for each batch: it draws a single seed from torch's global generator, so whoever
+    restores that generator's state gets the same masks again.
+    """
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+        # 15 bits: the probability is met to within 2e-5, and the sum below cannot overflow.
+        self._threshold = round(p * 2**15)
+        self._bits = np.random.SFC64(int(torch.randint(2**62, ()))) if p > 0.0 else None
+
+    def drop(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return `x` with elements dropped, and the rest scaled so that the mean stays."""
+        if self._bits is None:
+            return x
+        if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32):
+            return F.dropout(x, self.p)
+        dropped: Tensor = _Drop.apply(  # type: ignore[no-untyped-call]
+            x, self._draw_keep(x.shape), 1 / (1 - self._threshold / 2**15)
+        )
+        return dropped
+
+    def _draw_keep(self, shape: torch.Size) -> Tensor:
+        """Return int16 words: all bits set where an element is kept, none where it is dropped."""
+        assert self._bits is not None
+        count = shape.numel()
+        words = torch.from_numpy(self._bits.random_raw(-(-count // 4)).view(np.int16))[:count]
+        # The sign of (15 random bits - threshold), spread over the word: set where it is dropped.
+        words.bitwise_and_(0x7FFF).sub_(self._threshold).bitwise_right_shift_(15).bitwise_not_()
+        return words.view(shape)
+
+
+class _Drop(torch.autograd.Function):
+    """x * scale where `keep` is set, else 0; the same for the gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.keep, ctx.scale = keep, scale  # type: ignore[attr-defined]
+        return _mask(x, keep, scale)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _mask(grads[0], ctx.keep, ctx.scale), None, None  # type: ignore[attr-defined]
+
+
+def _mask(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    scaled = x * scale
+    words = torch.int16 if x.dtype == torch.bfloat16 else torch.int32
+    scaled.view(words).bitwise_and_(keep.to(words))
+    return scaled
 
 
 def compute_states(

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from conftest import BOS, EOS, pad_right, random_ids
 from dragoman.data.batch import Batch
 from dragoman.model.loss import sum_losses
-from dragoman.model.parts import sum_losses_by_parts
+from dragoman.model.microbatches import sum_losses_by_microbatches
 from dragoman.model.transformer import Transformer
 
 
@@ -46,7 +46,7 @@ def join(parts):
 
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
 def test_parts_give_the_sums_and_gradients_of_the_whole(network, implementation):
-    found, gradients = take(network, lambda: sum_losses_by_parts(network, PARTS, 0.1))
+    found, gradients = take(network, lambda: sum_losses_by_microbatches(network, PARTS, 0.1))
     expected, wanted = take(network, lambda: sum_losses(network, *join(PARTS), 0.1, implementation))
     for name in ("loss", "nll", "num_correct", "num_tokens"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
@@ -62,7 +62,7 @@ def test_the_same_parts_and_seed_give_the_same_bits_on_one_thread_and_on_two():
         torch.manual_seed(5)
         torch.set_num_threads(threads)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return take(network, lambda: sum_losses_by_parts(network, PARTS, 0.1))
+            return take(network, lambda: sum_losses_by_microbatches(network, PARTS, 0.1))
 
     (one, by_one), (two, by_two), (again, by_again) = run(1), run(2), run(2)
     assert one.loss == two.loss == again.loss
@@ -73,10 +73,10 @@ def test_the_same_parts_and_seed_give_the_same_bits_on_one_thread_and_on_two():
 
 def test_gradients_add_up_over_batches_as_autograd_adds_them():
     network = Transformer(23, 16, 2, 1, 32).eval()
-    _, once = take(network, lambda: sum_losses_by_parts(network, PARTS))
+    _, once = take(network, lambda: sum_losses_by_microbatches(network, PARTS))
     network.zero_grad()
     for _ in range(2):
-        (sum_losses_by_parts(network, PARTS).loss / 7).backward()
+        (sum_losses_by_microbatches(network, PARTS).loss / 7).backward()
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.grad, 2 * once[name])
 
@@ -84,16 +84,16 @@ def test_gradients_add_up_over_batches_as_autograd_adds_them():
 def test_an_error_in_a_part_is_raised_and_the_threads_stay_as_they_were():
     network = Transformer(23, 16, 2, 1, 32, max_seq_len=6, positions="learned")
     with pytest.raises(Exception, match="longer than the 6 learned positions"):
-        sum_losses_by_parts(network, PARTS)
+        sum_losses_by_microbatches(network, PARTS)
     assert torch.get_num_threads() == 2
 
 
 def test_autocast_gives_bfloat16_products_and_float32_gradients():
     torch.manual_seed(0)
     network = Transformer(23, 64, 4, 2, 128).eval()
-    exact, wanted = take(network, lambda: sum_losses_by_parts(network, PARTS))
+    exact, wanted = take(network, lambda: sum_losses_by_microbatches(network, PARTS))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, gradients = take(network, lambda: sum_losses_by_parts(network, PARTS))
+        found, gradients = take(network, lambda: sum_losses_by_microbatches(network, PARTS))
     assert found.loss != exact.loss
     torch.testing.assert_close(found.loss, exact.loss, rtol=1e-2, atol=0)
     for name, gradient in gradients.items():

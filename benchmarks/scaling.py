@@ -55,7 +55,7 @@ class Found:
     """What was measured at a point."""
 
     first: Loaded
-    first_s: float  # from the start of the process to the end of the first update
+    first_s: float  # from the start of the process to the end of the first step
     second: Loaded | None  # none where it was not measured
     second_s: float
     turns: list[Turn]
@@ -147,7 +147,7 @@ def describe(found: dict[Point, Found]) -> str:
     """Return the table."""
     heads = ["point", "pairs", "vocabulary", "parameters", "target tokens a pair"]
     heads += ["target tokens/s", "GFLOP/s", "padding", "peak memory, MiB", "on the GPU"]
-    heads += ["s to the first update", "of it data", "second start", "of it data"]
+    heads += ["s to the first step", "of it data", "second start", "of it data"]
     rows = []
     for point, one in found.items():
         target = sum(turn.target for turn in one.turns)
@@ -178,7 +178,7 @@ def describe(found: dict[Point, Found]) -> str:
 def _train(
     entry: Entry, task: Task, num_rounds: int, turn_s: float
 ) -> tuple[Loaded, float, list[Turn]]:
-    """Return what it said when its first update was done, the seconds until then, and its turns."""
+    """Return what it said when its first step was done, the seconds until then, and its turns."""
     with start([entry], serve, task) as (runners, absent):
         if absent:
             raise SystemExit(f"{entry.title}: {absent[entry]}")

@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What a contender says after its first update."""
+    """What a contender says after its first step."""
 
     phases_s: dict[str, float]  # what its process did until then, in order
     num_parameters: int
@@ -116,7 +116,7 @@ class Pacer:
         self._source: int | Tensor = 0
 
     def finish(self, phase: str) -> None:
-        """Note that `phase`, of what comes before the first update, ends now."""
+        """Note that `phase`, of what comes before the first step, ends now."""
         now = time.perf_counter()
         self._phases_s[phase] = now - self._clock_s
         self._clock_s = now
@@ -130,7 +130,7 @@ class Pacer:
         precision: str,
         batch: str,
     ) -> None:
-        """Say what is trained; it is told when the first update is done."""
+        """Say what is trained; it is told when the first step is done."""
         self._introduction = lambda phases_s: Loaded(
             phases_s=phases_s,
             num_parameters=num_parameters,
@@ -152,7 +152,7 @@ class Pacer:
         """Note that an update is done; returns when the loop shall go on."""
         if self._introduction is not None:
             self._synchronize()
-            self.finish("first update")
+            self.finish("first step")
             self._connection.send(self._introduction(self._phases_s))
             self._introduction = None
             self._wait()

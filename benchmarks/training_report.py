@@ -167,7 +167,7 @@ class Report:
         phases = list(
             dict.fromkeys(name for said in self.loaded.values() for name in said.phases_s)
         )
-        heads = ["s to the first update", "in all", "Python", *phases]
+        heads = ["s to the first step", "in all", "Python", *phases]
         heads += ["parameters", "peak memory, MiB", "on the GPU"]
         rows = []
         for entry, turns in self.turns.items():

@@ -75,7 +75,7 @@ def test_each_validation_is_told_where_no_bar_can_be_seen(tmp_path):
     fit(pairs, tmp_path / "model", short("--training.valid_every", "1"), console=console)
     told = console.file.getvalue()
     for step in (1, 2, 3):
-        assert f"update {step}: train_loss" in told
+        assert f"step {step}: train_loss" in told
     assert "token_error_rate" in told
 
 
@@ -210,7 +210,7 @@ def test_the_start_tells_how_it_computes_and_how_long_it_took(tmp_path):
     fit(pairs, tmp_path / "model", settings, console=console)
     told = console.file.getvalue()
     assert "precision: 32-true on cpu: as set; path reference\n" in told
-    [line] = [line for line in told.splitlines() if line.startswith("first update after")]
+    [line] = [line for line in told.splitlines() if line.startswith("first step after")]
     assert 0.0 < float(line.split()[3]) < 100.0
 
 
@@ -219,7 +219,7 @@ def test_a_rehearsal_tells_the_time_of_each_phase(tmp_path):
     clock.mark("program and libraries")
     rehearse(pairs, tmp_path / "model", short(), console=console, clock=clock)
     lines = console.file.getvalue().splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("first update after"))
+    first = next(i for i, line in enumerate(lines) if line.startswith("first step after"))
     phases = ("program", "digest", "statistics", "tokenizer", "ids", "network", "trainer", "first")
     told = [line.split()[0] for line in lines[first + 1 :] if line.endswith(" s")]
     assert [name for name in told if name in phases] == list(phases)

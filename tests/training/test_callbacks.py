@@ -64,7 +64,7 @@ def test_the_best_score_is_told_with_its_update(tmp_path):
     for monitor, better in (("loss", min), ("exact_match", max)):
         (tmp_path / monitor).mkdir()
         told, curves = run(tmp_path / monitor, *words, "--training.monitor", monitor)
-        last = next(line for line in told.splitlines() if line.startswith("update 6:"))
+        last = next(line for line in told.splitlines() if line.startswith("step 6:"))
         best = better(score for _, score in curves[f"valid_{monitor}"])
         at = next(step for step, score in curves[f"valid_{monitor}"] if score == best)
         assert ("the best so far" if at == 6 else f"best {best:.4g} at {at}") in last
@@ -81,5 +81,5 @@ def test_outputs_that_are_all_alike_in_the_end_are_told_with_numbers_and_causes(
 
 def test_a_run_that_learns_is_not_warned_of(trained):
     told = trained[0].with_name("console.txt").read_text()
-    assert "update 400:" in told
+    assert "step 400:" in told
     assert "warning" not in told

@@ -202,7 +202,7 @@ def test_the_command_ends_within_10_s_with_the_code_of_the_signal(
 ):
     out = tmp_path / "model"
     process = start(pairs, out)
-    wait_for(process, "update 20:")
+    wait_for(process, "step 20:")
     sent_at = time.monotonic()
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
@@ -218,7 +218,7 @@ def test_the_command_ends_within_10_s_with_the_code_of_the_signal(
 
 def test_a_training_whose_reader_goes_says_by_its_code_that_there_is_no_model(pairs, tmp_path):
     process = start(pairs, tmp_path / "model")
-    wait_for(process, "update 20:")
+    wait_for(process, "step 20:")
     process.stderr.close()
     assert process.wait(timeout=120) == 128 + signal.SIGPIPE
     assert not (tmp_path / "model").exists()
@@ -270,7 +270,7 @@ def test_a_killed_run_goes_on_and_nothing_is_left_lying_about(pairs, long_whole,
     out, chance = tmp_path / "model", random.Random(7)
     for _ in range(3):
         process = start(pairs, out, "--training.checkpoint_every", "5")
-        wait_for(process, "first update")
+        wait_for(process, "first step")
         time.sleep(chance.uniform(0, 1.5))
         process.kill()
         process.communicate()

@@ -15,7 +15,7 @@ def test_the_phases_add_up_to_the_whole():
     assert clock.phases["statistics"] >= 0.01
     assert abs(clock.total_s - sum(clock.phases.values())) < 1e-6
     first, *lines = clock.report().splitlines()
-    assert first.startswith("first update after 2.")
+    assert first.startswith("first step after 2.")
     assert [line.split()[0] for line in lines] == ["program", "statistics"]
 
 

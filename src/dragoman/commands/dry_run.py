@@ -1,4 +1,4 @@
-"""How long a run will take: measured by its first updates."""
+"""How long a run will take: measured by its first steps."""
 
 import time
 
@@ -60,6 +60,6 @@ class _StepTimer(Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
         if self._clock and trainer.global_step:
-            self._clock.mark("first update")
+            self._clock.mark("first step")
             self._clock = None
         self.times_s.append(time.monotonic())

@@ -13,6 +13,7 @@ from dragoman.commands.dry_run import estimate_time
 from dragoman.commands.fit_results import evaluate_run, gather_metrics, report_run
 from dragoman.commands.fit_setup import PairFiles, Run, list_files, open_run, reopen_run
 from dragoman.commands.run_folders import lock_folder, make_empty, name_folders, sweep_temporary
+from dragoman.configuration import flatten_settings
 from dragoman.engines.ctranslate2_export import export_ctranslate2
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import CheckpointError, DragomanError, ModelFolderError, Stopped
@@ -31,7 +32,7 @@ from dragoman.model_folder.folder import (
 from dragoman.model_folder.model_card import write_model_card
 from dragoman.predictor import Predictor
 from dragoman.settings import Settings
-from dragoman.training.callbacks import FirstUpdate
+from dragoman.training.callbacks import FirstStep
 from dragoman.training.checkpoint_files import (
     BEST,
     list_checkpoints,
@@ -72,7 +73,7 @@ def fit(
         overwrite: Replace a model folder that stands at `out`.
         resume: must: go on with the run that was interrupted; auto: if there is one, else begin.
         console: Where progress is shown; None: standard error.
-        clock: Takes the time to the first update; None: it starts now.
+        clock: Takes the time to the first step; None: it starts now.
 
     Raises:
         SettingsError: Settings do not go together, or may not change where a run goes on.
@@ -116,7 +117,7 @@ def rehearse(
     console: Console | None = None,
     clock: StartClock | None = None,
 ) -> None:
-    """Do all of `fit` up to its first updates; show sizes, the time of each phase, the estimated time.
+    """Do all of `fit` up to its first steps; show sizes, the time of each phase, the estimated time.
 
     Leaves nothing but what the cache keeps of the prepared data.
     """
@@ -200,7 +201,9 @@ def _train(run: Run) -> int:
         sweep_partial(run.folder)
         cut_samples(run.folder / SAMPLES_FILE, resumption.validated_step)
     run.trainer.loggers = make_loggers(run.settings.training.loggers, run.folder, step)
-    run.trainer.callbacks.append(FirstUpdate(run.around.clock, run.around.console))  # type: ignore[attr-defined]
+    for logger in run.trainer.loggers[1:]:  # the first writes the CSV file
+        logger.log_hyperparams(flatten_settings(run.settings))
+    run.trainer.callbacks.append(FirstStep(run.around.clock, run.around.console))  # type: ignore[attr-defined]
     try:
         run.trainer.fit(
             run.module,

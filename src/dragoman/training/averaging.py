@@ -8,7 +8,7 @@ from torch import Tensor
 def average_weights(decay: float) -> WeightAveraging:
     """Return the callback that keeps an exponential average of the weights, update by update.
 
-    The average forgets at `decay` (in [0, 1)), but in the first updates faster, at
+    The average forgets at `decay` (in [0, 1)), but in the first steps faster, at
     (1 + n) / (10 + n) after n of them, so that it never holds on to the random start.
     Lightning puts the average in the place of the weights for validations, checkpoints, and at the
     end. Source: Morales-Brotons et al. 2024; the warm-up is that of TensorFlow's moving average.

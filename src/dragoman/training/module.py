@@ -1,5 +1,6 @@
 """How a Transformer is trained: the step, the validation that decodes, the optimizer."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,7 +85,6 @@ class TransformerTraining(lightning.LightningModule):
         self.test_metrics = TeacherForcedMetrics("test")
         self.valid_decoded = DecodedMetrics("valid", scoring)
         self.test_decoded = DecodedMetrics("test", scoring)
-        self._restored_sums: Sequence[Sequence[float]] = []
         self.output_counts = OutputCounts()
         self.outputs: Outputs | None = None
         self.decoded_rows: list[DecodedRow] = []
@@ -94,6 +94,10 @@ class TransformerTraining(lightning.LightningModule):
         self.update_loss: Tensor  # summed likewise; not finite where a batch's is not
         self.register_buffer("update_loss", torch.tensor(0.0), persistent=False)
         self._gradient_norm = torch.tensor(0.0)  # of the update at hand, before it is clipped
+        self.step_loss = torch.tensor(torch.nan)  # of the last step, per token, over all ranks
+        self._tokens_since = torch.tensor(0.0)  # target tokens of all ranks since `_since_s`
+        self._since_s = time.monotonic()
+        self._logged_step = 0
         self.num_skipped = 0  # updates in a row that were left out, their numbers being broken
         self.batch_at_hand = ""  # what it was computing last, for who has to tell of it
 
@@ -119,8 +123,11 @@ class TransformerTraining(lightning.LightningModule):
         self.update_tokens.zero_()
         self.update_loss.zero_()
         self.train_metrics.reset()
-        self.train_metrics.restore_sums(self._restored_sums)
-        self._restored_sums = []
+
+    def on_train_start(self) -> None:
+        """Start to measure the speed."""
+        self._logged_step = self.trainer.global_step
+        self._restart_speed()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what tells whether the last update was validated."""
@@ -129,10 +136,6 @@ class TransformerTraining(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what `on_save_checkpoint` has kept."""
         self.validated_step = checkpoint.get("validated_step", -1)
-
-    def restore_sums(self, sums: Sequence[Sequence[float]]) -> None:
-        """Begin the next training with these sums of `train_metrics`, as of this rank's before."""
-        self._restored_sums = sums
 
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
         """Return the summed loss of the batch; `on_before_optimizer_step` makes it a mean."""
@@ -161,6 +164,8 @@ class TransformerTraining(lightning.LightningModule):
         # Lightning has divided each loss by the batches an update, DDP the gradient by the ranks.
         divided_by = self.trainer.accumulate_grad_batches * self.trainer.world_size
         factor = _USUAL_TOKENS * divided_by / total.clamp(min=1)
+        self.step_loss = loss / total.clamp(min=1)
+        self._tokens_since = self._tokens_since + total
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
         self._gradient_norm = get_total_norm(gradients)
@@ -173,6 +178,33 @@ class TransformerTraining(lightning.LightningModule):
             optimizer.zero_grad(set_to_none=True)
         self.update_tokens.zero_()
         self.update_loss.zero_()
+
+    def on_train_batch_end(self, outputs: object, batch: Pairs, batch_idx: int) -> None:
+        """Log the loss of the step (smoothed, with dropout), the learning rate and the speed.
+
+        Only at the steps that the Trainer's loggers write: every other step costs nothing.
+        """
+        trainer = self.trainer
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_due = every > 0 and trainer.global_step % every == 0
+        if trainer.global_step == self._logged_step or not (is_due or trainer.should_stop):
+            return
+        self._logged_step = trainer.global_step
+        self.log_dict(
+            {
+                "update_loss": self.step_loss,
+                "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+                "tokens_per_s": self.measure_speed(),
+            }
+        )
+        self._restart_speed()
+
+    def measure_speed(self) -> Tensor:
+        """Return the target tokens per second, of all ranks, since the last log or validation."""
+        return self._tokens_since / max(1e-6, time.monotonic() - self._since_s)
+
+    def _restart_speed(self) -> None:
+        self._tokens_since, self._since_s = torch.tensor(0.0), time.monotonic()
 
     def configure_gradient_clipping(
         self,
@@ -190,21 +222,15 @@ class TransformerTraining(lightning.LightningModule):
         elif gradient_clip_val:
             clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._gradient_norm)
 
-    @property
-    def logs_at_epoch_end(self) -> bool:
-        """Whether the end of the epoch at hand logs the training metrics, and sets them back.
+    def on_train_epoch_end(self) -> None:
+        """Log the training metrics, unless a validation has just done it, or will.
 
-        Not where validations are counted in updates, and do it: what goes on from a checkpoint at
-        the end of an epoch would miss it. But at the end of the training.
+        Validations that are counted in steps do it, but at the end of the training.
         """
         trainer = self.trainer
-        if not trainer.enable_validation or trainer.check_val_every_n_epoch is not None:
-            return True
-        return trainer.should_stop or trainer.global_step == trainer.max_steps
-
-    def on_train_epoch_end(self) -> None:
-        """Log the training metrics, unless a validation has just done it, or will."""
-        if self.train_metrics.mean_loss.num_tokens > 0 and self.logs_at_epoch_end:
+        validates_by_steps = trainer.enable_validation and trainer.check_val_every_n_epoch is None
+        is_last = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if self.train_metrics.mean_loss.num_tokens > 0 and (is_last or not validates_by_steps):
             self._log_and_reset(self.train_metrics)
 
     def on_validation_epoch_start(self) -> None:
@@ -230,6 +256,10 @@ class TransformerTraining(lightning.LightningModule):
         self._log_and_reset(self.valid_decoded)
         self.outputs = read_counts(self.output_counts.compute())
         self.output_counts.reset()
+
+    def on_validation_end(self) -> None:
+        """Leave the time of the validation out of the speed."""
+        self._restart_speed()
 
     def test_step(self, batch: Pairs, batch_idx: int) -> None:
         """Score the batch under teacher forcing and by decoding it."""

@@ -44,13 +44,13 @@ class RankStates(Callback):
         """Keep the states until the training begins."""
         self._restored = state_dict["ranks"]
 
-    def on_fit_start(
+    def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Put back the sums, before anybody reads them; with another number of ranks, none."""
+        """Put back the sums; with another number of ranks, none."""
         assert self._module is not None
         if len(self._restored) == trainer.world_size:
-            self._module.restore_sums(self._restored[trainer.global_rank]["sums"])
+            self._module.train_metrics.restore_sums(self._restored[trainer.global_rank]["sums"])
 
     def on_train_batch_start(
         self,

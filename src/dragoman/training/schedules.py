@@ -14,7 +14,7 @@ def learning_rate_factor(
     Every course rises in a line over `warmup_steps`, so that the update after it has factor 1.
     `max_steps` is where cosine and linear reach zero; the others do without (None).
 
-    With warmup_steps 4, the first updates have 0.2, 0.4, 0.6, 0.8, then 1.0.
+    With warmup_steps 4, the first steps have 0.2, 0.4, 0.6, 0.8, then 1.0.
 
     Raises:
         SettingsError: cosine or linear without `max_steps`.

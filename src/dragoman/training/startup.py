@@ -1,4 +1,4 @@
-"""How long a run takes to its first update, phase by phase."""
+"""How long a run takes to its first step, phase by phase."""
 
 import os
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class StartClock:
-    """Takes the seconds of each phase from the start to the first update.
+    """Takes the seconds of each phase from the start to the first step.
 
     Args:
         age_s: How long ago the start was.
@@ -35,7 +35,7 @@ class StartClock:
     def report(self) -> str:
         """Return the phases as a table, for people."""
         width = max(map(len, self.phases), default=0)
-        lines = [f"first update after {self.total_s:.1f} s"]
+        lines = [f"first step after {self.total_s:.1f} s"]
         lines += [f"  {phase:<{width}}  {spent:6.2f} s" for phase, spent in self.phases.items()]
         return "\n".join(lines)
 

@@ -7,19 +7,17 @@ from lightning.pytorch.callbacks import Callback
 
 from dragoman.settings import Settings, TrainingSettings
 from dragoman.training.averaging import average_weights
-from dragoman.training.callbacks import CollapseWarning
+from dragoman.training.callbacks import CollapseWarning, ProgressBar
 from dragoman.training.checkpoint_files import AtomicCheckpointIO
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.early_stopping import Patience
 from dragoman.training.graceful_stop import Stopping
 from dragoman.training.nonfinite import BrokenNumbers
 from dragoman.training.precision import find_device
-from dragoman.training.progress import ProgressBar
 from dragoman.training.rank_states import RankStates
 from dragoman.training.run_context import Surroundings
 from dragoman.training.samples import SAMPLES_FILE, SampleLog
 from dragoman.training.texts import Texts
-from dragoman.training.update_log import UpdateLog
 
 
 def make_trainer(
@@ -44,8 +42,7 @@ def make_trainer(
     monitor, mode = checkpoints.monitor, checkpoints.mode
     callbacks: list[Callback] = [
         RankStates(),
-        UpdateLog(_find_interval(training), settings),
-        ProgressBar(console, monitor, mode, training.max_minutes),
+        ProgressBar(console, checkpoints, training.max_minutes),
         SampleLog(folder / SAMPLES_FILE, texts),
         CollapseWarning(console, settings, texts),
         BrokenNumbers(console, settings),
@@ -68,6 +65,7 @@ def make_trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=False,
+        log_every_n_steps=_find_log_interval(training),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
@@ -76,6 +74,6 @@ def make_trainer(
     )
 
 
-def _find_interval(training: TrainingSettings) -> int:
-    """Return the updates between two points of a curve: 50, or less in a short run, for 100 points."""
+def _find_log_interval(training: TrainingSettings) -> int:
+    """Return the steps between two points of a curve: 50, fewer in a short run, for 100 points."""
     return max(1, min(50, training.valid_every, training.max_steps // 100))

@@ -27,9 +27,9 @@ with atheris.instrument_imports(include=["dragoman"]):
     from dragoman.reading import delimited, parquet
     from dragoman.reading import text_files as files
     from dragoman.reading.pairs import (
-        BadRow,
+        InvalidRow,
         Pair,
-        RowFaults,
+        RowErrors,
         check_files,
         describe_columns,
         read_pairs,
@@ -77,7 +77,7 @@ class Case(NamedTuple):
     """The packing is ours, so that the content is known."""
 
 
-class Lines(RowFaults):
+class Lines(RowErrors):
     """Faults, with the line of each."""
 
     def __init__(self) -> None:
@@ -275,7 +275,7 @@ def check_sources(case: Case, path: Path) -> None:
     lines = [row.line for row in rows]
     assert lines == sorted(set(lines)), "lines are out of order"
     for row in rows:
-        if not isinstance(row, BadRow):
+        if not isinstance(row, InvalidRow):
             assert row.source.strip()
             row.source.encode()
     if layout in ("tsv", "jsonl", "csv"):

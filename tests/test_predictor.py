@@ -17,7 +17,7 @@ from dragoman.model.building import load_network
 from dragoman.model_folder.calibration import StoredCalibration, read_calibration, write_calibration
 from dragoman.model_folder.folder import read_bundle
 from dragoman.predictor import Predictor
-from dragoman.reading.pairs import BadRow, Pair, Source
+from dragoman.reading.pairs import InvalidRow, Pair, Source
 from dragoman.settings import DecodingSettings, Settings
 
 WORDS = make_words(60, seed=5)
@@ -33,7 +33,7 @@ def test_an_output_does_not_depend_on_its_neighbours_or_the_batch(trained):
 
 def test_rows_keep_their_order_and_bad_ones_their_place(trained):
     rows = [Source(w, (), i) for i, w in enumerate(WORDS)]
-    rows.insert(3, BadRow(3, "x", "empty"))
+    rows.insert(3, InvalidRow(3, "x", "empty"))
     found = list(trained[1].predict_rows(rows))
     assert [row for row, _ in found] == rows
     assert found[3][1] == []
@@ -72,7 +72,7 @@ def test_a_model_that_produces_nan_is_reported(trained, tmp_path, engine):
     with pytest.raises(DragomanError, match="NaN"):
         score_pairs(model, [Pair("abc", "ABC", (), 1, "pairs.tsv")])
     [(row, answers)] = model.predict_rows([Source("abc", (), 1)])
-    assert isinstance(row, BadRow)
+    assert isinstance(row, InvalidRow)
     assert "NaN" in row.reason
     assert answers == []
 

@@ -126,11 +126,11 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from dragoman.evaluation.evaluation import write_evaluation
     from dragoman.model_folder.calibration import write_calibration
     from dragoman.model_folder.folder import EVALUATION
-    from dragoman.reading.pairs import RowFaults, read_pairs
+    from dragoman.reading.pairs import RowErrors, read_pairs
     from dragoman.reporting.page import write_report
     from dragoman.training.curves import read_curves
 
-    faults, paths = RowFaults(), [Path(path) for path in arguments.pairs]
+    faults, paths = RowErrors(), [Path(path) for path in arguments.pairs]
     pairs = read_pairs(paths, model.settings.data, faults)
     bundle = model.bundles[0]
     evaluation, confidence = evaluate_model(

@@ -20,7 +20,7 @@ from dragoman.evaluation.confidence import find_confidence
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.folder import Bundle, read_bundle
 from dragoman.model_folder.weights import WeightsFile
-from dragoman.reading.pairs import BadRow, Source, take_features
+from dragoman.reading.pairs import InvalidRow, Source, take_features
 from dragoman.settings import Settings
 from dragoman.storage import consistent_read
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
@@ -212,8 +212,8 @@ class Predictor:
         return [one for [one] in self._refuse_nan(found)]
 
     def predict_rows(
-        self, rows: Iterable[Source | BadRow]
-    ) -> Iterator[tuple[Source | BadRow, list[Prediction]]]:
+        self, rows: Iterable[Source | InvalidRow]
+    ) -> Iterator[tuple[Source | InvalidRow, list[Prediction]]]:
         """Yield each row with its outputs, best first, in the order of the rows; a bad row has none.
 
         Holds some thousand rows at a time, whatever the length of the input.
@@ -222,8 +222,8 @@ class Predictor:
             yield from self.predict_window(window)
 
     def predict_window(
-        self, window: Sequence[Source | BadRow], *, is_forced: bool = False
-    ) -> list[tuple[Source | BadRow, list[Prediction]]]:
+        self, window: Sequence[Source | InvalidRow], *, is_forced: bool = False
+    ) -> list[tuple[Source | InvalidRow, list[Prediction]]]:
         """Return each row with its outputs, best first; a bad row has none.
 
         A row that is too long for the model comes back as a bad one, with the reason; so does one
@@ -240,7 +240,7 @@ class Predictor:
         fitting: list[int] = []  # places in `good`
         for i, place in enumerate(good):
             if fault := self._find_fault(sources[i], given[i] if is_forced else None):
-                rows[place] = BadRow(read[i].line, "", fault, read[i].columns)
+                rows[place] = InvalidRow(read[i].line, "", fault, read[i].columns)
             else:
                 fitting.append(i)
         kept = [sources[i] for i in fitting]
@@ -252,7 +252,7 @@ class Predictor:
         answers: list[list[Prediction]] = [[] for _ in rows]
         for i, best_first in zip(fitting, found, strict=True):
             if _has_nan(best_first):
-                rows[good[i]] = BadRow(read[i].line, "", PRODUCED_NAN, read[i].columns)
+                rows[good[i]] = InvalidRow(read[i].line, "", PRODUCED_NAN, read[i].columns)
             else:
                 answers[good[i]] = best_first
         return list(zip(rows, answers, strict=True))

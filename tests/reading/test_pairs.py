@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from dragoman.errors import DataError
 from dragoman.reading.pairs import (
-    BadRow,
+    InvalidRow,
     Pair,
-    RowFaults,
+    RowErrors,
     Source,
     list_source_columns,
     read_pairs,
@@ -81,8 +81,8 @@ def fail(*paths: Path, **options: object) -> str:
     return str(caught.value)
 
 
-def skip_faults(path: Path, **options: object) -> tuple[list[tuple[str, str]], RowFaults]:
-    faults = RowFaults()
+def skip_faults(path: Path, **options: object) -> tuple[list[tuple[str, str]], RowErrors]:
+    faults = RowErrors()
     chosen = SKIP.model_copy(update=options)
     return [(pair.source, pair.target) for pair in read_pairs([path], chosen, faults)], faults
 
@@ -286,7 +286,7 @@ def test_leading_tags_become_features(tmp_path):
         "p.tsv",
         "<V> <PST> walk\tx\n<V>walk\tx\nwalk <V>\tx\n<V>  a\tx\n<> a\tx\n<a b> c\tx\n<V>\tx\n",
     )
-    faults = RowFaults()
+    faults = RowErrors()
     options = SKIP.model_copy(update={"leading_tags": True})
     found = [(pair.source, pair.features) for pair in read_pairs([path], options, faults)]
     assert found == [
@@ -407,7 +407,7 @@ def test_invalid_bytes_in_csv_and_parquet_are_counted(tmp_path):
 
 def test_an_error_comes_after_the_good_rows_and_counts_all(tmp_path):
     path = write(tmp_path, "p.tsv", GOOD + "x\n" * 30 + GOOD + f"a\t{'b' * 6000}\n")
-    faults = RowFaults()
+    faults = RowErrors()
     pairs = read_pairs([path], DEFAULT, faults)
     seen = [next(pairs), next(pairs)]
     with pytest.raises(DataError) as caught:
@@ -612,7 +612,7 @@ def test_parallel_files_of_unequal_length_are_refused_with_both_counts(tmp_path)
 def test_a_faulty_line_of_parallel_text_names_its_file(tmp_path):
     left = write(tmp_path, "a.txt", "a\n\nc\nd\n")
     right = write(tmp_path, "b.txt", b"a\nb\n\xff\nd\n")
-    faults = RowFaults()
+    faults = RowErrors()
     found = list(read_pairs([left, right], SKIP, faults))
     assert [pair.line for pair in found] == [1, 4]
     assert faults.counts == {"empty side": 1, "invalid UTF-8": 1}
@@ -733,7 +733,7 @@ def test_each_line_of_any_tsv_is_a_pair_or_refused_by_its_number(tmp_path, packi
             wanted.append((*sides, number))
         else:
             refused += 1
-    faults = RowFaults()
+    faults = RowErrors()
     columns = SKIP.model_copy(update={"max_characters": 20, "source": "1", "target": "2"})
     pairs, message = attempt(read_pairs(path, columns, faults))
     found = [(pair.source, pair.target, pair.line) for pair in pairs]
@@ -776,7 +776,7 @@ def test_each_line_of_two_files_is_a_pair_or_refused_or_they_differ_in_length(
         assert "align them" in fail(*paths, broken_rows="skip", long_rows="skip")
         return
     wanted = [row for row in zip(*lines, strict=True) if is_pair(*row, 5000)]
-    faults = RowFaults()
+    faults = RowErrors()
     pairs, message = attempt(read_pairs(paths, SKIP, faults))
     assert [(pair.source, pair.target) for pair in pairs] == wanted
     assert faults.total == len(lines[0]) - len(wanted)
@@ -828,7 +828,7 @@ def test_a_changed_file_gives_pairs_or_a_data_error_under_any_settings(
 # Rows to predict
 
 
-def sources(data: str | bytes, **options: object) -> list[Source | BadRow]:
+def sources(data: str | bytes, **options: object) -> list[Source | InvalidRow]:
     stream = io.BytesIO(data.encode() if isinstance(data, str) else data)
     return list(read_sources(stream, DataSettings.model_validate(options)))
 
@@ -843,14 +843,20 @@ def test_a_row_that_cannot_be_used_keeps_its_place():
     long = "x" * 5001
     found = sources(b"a\n\n\xff\nb\0\n" + long.encode() + b"\nc\td\ne\n \n\n")
     assert [row.line for row in found] == list(range(1, 10))
-    assert [type(row) for row in found] == [Source, *[BadRow] * 5, Source, BadRow, BadRow]
-    bad = [row.reason for row in found if isinstance(row, BadRow)]
+    assert [type(row) for row in found] == [
+        Source,
+        *[InvalidRow] * 5,
+        Source,
+        InvalidRow,
+        InvalidRow,
+    ]
+    bad = [row.reason for row in found if isinstance(row, InvalidRow)]
     assert "empty" in bad[0]
     assert "UTF-8" in bad[1]
     assert "NUL" in bad[2]
     assert "5001" in bad[3]
     assert bad[4] == "2 columns, expected 1"
-    assert all(row.file == "standard input" for row in found if isinstance(row, BadRow))
+    assert all(row.file == "standard input" for row in found if isinstance(row, InvalidRow))
 
 
 def test_columns_of_sources_are_those_of_training_with_or_without_target():
@@ -913,12 +919,12 @@ def test_the_whole_row_of_a_parquet_file_holds_what_python_has_no_value_for(tmp_
 def test_leading_tags_of_sources_become_features():
     assert sources("<V> go\n<V>\n", leading_tags=True) == [
         Source("go", ("<V>",), 1),
-        BadRow(2, "standard input", "the source is empty"),
+        InvalidRow(2, "standard input", "the source is empty"),
     ]
 
 
 def test_empty_first_lines_do_not_tell_the_columns(tmp_path):
-    wanted = [BadRow(1, "standard input", "the line is empty"), Source("a", (), 2)]
+    wanted = [InvalidRow(1, "standard input", "the line is empty"), Source("a", (), 2)]
     assert sources("\na\tb\n") == wanted
     assert sources('\n{"source": "a"}\n', format="jsonl") == wanted
     assert sources("\na,b\n", format="csv", header="no") == wanted

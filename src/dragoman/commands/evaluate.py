@@ -22,7 +22,7 @@ from dragoman.evaluation.rows import Row, read_rows
 from dragoman.evaluation.scores import Scores, score
 from dragoman.model_folder.folder import EVALUATION, is_model_folder
 from dragoman.predictor import PRODUCED_NAN, Predictor
-from dragoman.reading.pairs import BadRow, Pair, Source
+from dragoman.reading.pairs import InvalidRow, Pair, Source
 
 _CLAIMS = ("is_exact", "is_complete")
 
@@ -99,9 +99,9 @@ def predict_pairs(model: Predictor, pairs: Iterable[Pair]) -> list[Row]:
     sources = [Source(one.source, one.features, one.line) for one in groups]
     rows: list[Row] = []
     for group, (source, best_first) in zip(groups, model.predict_rows(sources), strict=True):
-        if isinstance(source, BadRow) and source.reason == PRODUCED_NAN:
+        if isinstance(source, InvalidRow) and source.reason == PRODUCED_NAN:
             raise model.nan_error()
-        if isinstance(source, BadRow):
+        if isinstance(source, InvalidRow):
             raise DataError(
                 f"{group.file}:{group.line}: the source cannot be predicted: {source.reason}; "
                 "remove it from the pairs"

@@ -13,7 +13,7 @@ import pyarrow
 
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.predictor import Prediction
-from dragoman.reading.pairs import BadRow, Source
+from dragoman.reading.pairs import InvalidRow, Source
 from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.special_ids import find_free_name
 
@@ -66,7 +66,7 @@ class RowWriter:
         )
 
     def write(
-        self, row: Source | BadRow, best_first: Sequence[Prediction]
+        self, row: Source | InvalidRow, best_first: Sequence[Prediction]
     ) -> tuple[str, Sequence[str]]:
         """Return the text of a row, with its line end, and what the layout has no room for.
 
@@ -88,9 +88,9 @@ class RowWriter:
         flat = _flatten(text)
         return f"{flat}\n", () if flat == text else (_BROKEN_LINE,)
 
-    def _write_object(self, row: Source | BadRow, best_first: Sequence[Prediction]) -> str:
+    def _write_object(self, row: Source | InvalidRow, best_first: Sequence[Prediction]) -> str:
         content: dict[str, object] = {}
-        if isinstance(row, BadRow):
+        if isinstance(row, InvalidRow):
             content = {"text": "", "error": row.reason}
         elif best_first:
             content = self._describe(best_first[0])
@@ -122,7 +122,7 @@ class RowWriter:
         return content
 
     def _write_cells(
-        self, row: Source | BadRow, best_first: Sequence[Prediction]
+        self, row: Source | InvalidRow, best_first: Sequence[Prediction]
     ) -> tuple[str, Sequence[str]]:
         values: dict[str, object] = json.loads(row.columns) if row.columns else {}
         cells: list[object] = [values.get(name, "") for name in self.columns]
@@ -133,7 +133,7 @@ class RowWriter:
             cells += [best.text, round(best.score, 6), confidence]
             cells += [str(best.is_complete).lower(), ""]
         else:
-            cells += ["", "", "", "", row.reason if isinstance(row, BadRow) else ""]
+            cells += ["", "", "", "", row.reason if isinstance(row, InvalidRow) else ""]
         texts = [one if isinstance(one, str) else json.dumps(one) for one in cells]
         losses = []
         if not values.keys() <= {*self.columns}:  # objects of JSON need not have the same fields

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dragoman.predictor import Prediction
-from dragoman.reading.pairs import BadRow, Source
+from dragoman.reading.pairs import InvalidRow, Source
 
 _NAMED_ROWS = 5  # rows of a kind that are named
 
-Row = Source | BadRow
+Row = Source | InvalidRow
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Report:
 
 def _find_faults(row: Row, prediction: Prediction | None) -> list[str]:
     if prediction is None:
-        return [f"without an output ({row.reason if isinstance(row, BadRow) else ''})"]
+        return [f"without an output ({row.reason if isinstance(row, InvalidRow) else ''})"]
     faults = []
     if not prediction.is_complete:
         faults.append("cut at their longest length (raise decoding.max_length_extra)")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from dragoman.data.dataset import ROWS_PER_CHUNK, IdsWriter
 from dragoman.errors import DataError
-from dragoman.reading.pairs import Pair, RowFaults
+from dragoman.reading.pairs import Pair, RowErrors
 from dragoman.settings import DataSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
@@ -20,7 +20,7 @@ def encode_splits(
     tokenizer: PairTokenizer,
     files: Mapping[Split, Path],
     settings: DataSettings,
-) -> tuple[dict[Split, int], RowFaults]:
+) -> tuple[dict[Split, int], RowErrors]:
     """Write the ids of `pairs` to the file of their split; return the rows written, and faults.
 
     Rows over `data.max_tokens` are left out and counted when `data.long_rows` is skip.
@@ -29,7 +29,7 @@ def encode_splits(
         DataError: There are rows over `data.max_tokens`, and `data.long_rows` is error; no file is
             left behind then.
     """
-    faults = RowFaults()
+    faults = RowErrors()
     counts = dict.fromkeys(files, 0)
     with ExitStack() as stack:
         writers = {split: stack.enter_context(IdsWriter(path)) for split, path in files.items()}
@@ -50,7 +50,7 @@ def _encode_rows(
     tokenizer: PairTokenizer,
     writer: IdsWriter,
     max_tokens: int,
-    faults: RowFaults,
+    faults: RowErrors,
 ) -> int:
     sources = tokenizer.encode_sources(
         [pair.source for pair in rows], [pair.features for pair in rows]

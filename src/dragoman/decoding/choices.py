@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman.errors import DataError, SettingsError
-from dragoman.reading.row_errors import EMPTY_LINE, RowFaults, find_line_fault
+from dragoman.reading.row_errors import EMPTY_LINE, RowErrors, find_line_error
 from dragoman.reading.text_files import Block, open_text_file, read_blocks
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.special_ids import UNKNOWN_ID
@@ -89,10 +89,10 @@ def constrain_to_choices(path: Path, tokenizer: PairTokenizer) -> ChoiceState:
     return _sort(choices, tokenizer.target_vocab_size)
 
 
-def _read_choices(path: Path, tokenizer: PairTokenizer) -> tuple[list[list[int]], RowFaults]:
+def _read_choices(path: Path, tokenizer: PairTokenizer) -> tuple[list[list[int]], RowErrors]:
     """Return the ids of each line with its end, and what is wrong with the others."""
     choices: list[list[int]] = []
-    faults = RowFaults()
+    faults = RowErrors()
     with open_text_file(path) as stream:
         for block in read_blocks(stream, str(path), drops_blank_end=True):
             lines = dict(_find_texts(path, block, faults))
@@ -106,10 +106,10 @@ def _read_choices(path: Path, tokenizer: PairTokenizer) -> tuple[list[list[int]]
     return choices, faults
 
 
-def _find_texts(path: Path, block: Block, faults: RowFaults) -> Iterator[tuple[int, str]]:
+def _find_texts(path: Path, block: Block, faults: RowErrors) -> Iterator[tuple[int, str]]:
     """Yield the number and the text of each line that may be an output."""
     for line, text in enumerate(block.lines, start=block.first):
-        fault = None if block.is_clean else find_line_fault(str(path), line, text)
+        fault = None if block.is_clean else find_line_error(str(path), line, text)
         if not text:
             faults.add(path, line, EMPTY_LINE, "the line is empty")
         elif fault is not None:

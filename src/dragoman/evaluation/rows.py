@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dragoman.characters import find_surrogate
 from dragoman.errors import DataError
 from dragoman.evaluation.confidence import round_confidence
-from dragoman.reading.row_errors import find_line_fault
+from dragoman.reading.row_errors import find_line_error
 from dragoman.reading.text_files import open_text_file, read_blocks
 
 _MOST_ROWS = 5_000_000  # that are held in memory
@@ -72,7 +72,7 @@ def read_rows(path: Path) -> list[Row]:
     with open_text_file(path) as stream:
         for block in read_blocks(stream, str(path), drops_blank_end=True):
             for number, text in enumerate(block.lines, start=block.first):
-                if not block.is_clean and (fault := find_line_fault(str(path), number, text)):
+                if not block.is_clean and (fault := find_line_error(str(path), number, text)):
                     raise DataError(f"{path}:{number}: {fault.detail}")
                 rows.append(_parse(text, f"{path}:{number}"))
             if len(rows) > _MOST_ROWS:

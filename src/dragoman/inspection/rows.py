@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dragoman.presets import Choice, choose_settings
 from dragoman.reading.pairs import Pair, read_pairs
-from dragoman.reading.row_errors import Fault, RowFaults
+from dragoman.reading.row_errors import RowError, RowErrors
 from dragoman.reading.statistics import PairStatistics, collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings
 
@@ -61,7 +61,7 @@ class Reading:
 
     files: dict[str, SplitRows]
     splits: dict[str, SplitRows]
-    faults: list[Fault]
+    faults: list[RowError]
     fault_counts: dict[str, int]
     statistics: PairStatistics
     choice: Choice
@@ -169,18 +169,18 @@ class _Columns:
         )
 
 
-class _FirstFaults(RowFaults):
+class _FirstFaults(RowErrors):
     """Counts faulty rows, and keeps the first few of each kind."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first: list[Fault] = []
+        self.first: list[RowError] = []
 
     def add(self, file: str | Path, line: int, reason: str, detail: str) -> None:
         """Count one row; keep it, where it is among the first of its kind."""
         super().add(file, line, reason, detail)
         if self.counts[reason] <= self._shown:
-            self.first.append(Fault(str(file), line, reason, detail))
+            self.first.append(RowError(str(file), line, reason, detail))
 
 
 def _lenient(data: DataSettings) -> DataSettings:

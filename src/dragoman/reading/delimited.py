@@ -13,8 +13,8 @@ from dragoman.reading.row_errors import (
     EMPTY_LINE,
     OVER_LONG,
     WRONG_COLUMNS,
-    Fault,
-    find_line_fault,
+    RowError,
+    find_line_error,
 )
 from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, empty_table, label_columns
 from dragoman.reading.text_files import Block, read_blocks
@@ -37,7 +37,7 @@ def open_tsv(stream: BinaryIO, file: str, *, has_header: bool, drops_blank_end: 
         return empty_table(file)
     names = None
     if has_header:
-        fault = find_line_fault(file, 1, first.lines[0])
+        fault = find_line_error(file, 1, first.lines[0])
         if fault is not None:
             raise DataError(f"{file}:1: the header cannot be read: {fault.detail}")
         names = tuple(first.lines[0].split("\t"))
@@ -48,7 +48,7 @@ def open_tsv(stream: BinaryIO, file: str, *, has_header: bool, drops_blank_end: 
         _check_start(file, block.first)
     sample = names or tuple(next(filter(None, held[-1].lines), "").split("\t"))
 
-    def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
+    def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
         choose = _choose(columns, label_columns(names, len(sample)))
         return _read_tsv(chain(held, blocks), file, len(sample), choose)
 
@@ -66,13 +66,13 @@ def open_csv(
     csv.field_size_limit(max(csv.field_size_limit(), min(longest + 1, _LARGEST_LIMIT)))
     blocks = read_blocks(stream, file, keeps_returns=True, drops_blank_end=drops_blank_end)
     records = _read_records(_RecordLines(blocks, file), file)
-    held: list[tuple[int, list[str]] | Fault] = []
+    held: list[tuple[int, list[str]] | RowError] = []
     sample: tuple[str, ...] = ()
     while not sample:
         first = next(records, None)
         if first is None:
             return empty_table(file)
-        if isinstance(first, Fault):
+        if isinstance(first, RowError):
             raise DataError(f"{file}:{first.line}: the first line cannot be read: {first.detail}")
         sample = tuple(first[1])
         if not (sample and has_header):
@@ -80,7 +80,7 @@ def open_csv(
             _check_start(file, first[0])
     names = sample if has_header else None
 
-    def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
+    def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
         choose = _choose(columns, label_columns(names, len(sample)))
         return _read_csv(chain(held, records), file, len(sample), choose)
 
@@ -94,11 +94,11 @@ def _check_start(file: str, number: int) -> None:
 
 def _read_tsv(
     blocks: Iterator[Block], file: str, width: int, choose: Callable[[list[str]], Sequence[str]]
-) -> Iterator[Row | Fault]:
+) -> Iterator[Row | RowError]:
     for block in blocks:
         is_clean = block.is_clean
         for number, line in enumerate(block.lines, block.first):
-            fault = None if is_clean else find_line_fault(file, number, line)
+            fault = None if is_clean else find_line_error(file, number, line)
             fields = line.split("\t")
             if fault is not None:
                 yield fault
@@ -109,13 +109,13 @@ def _read_tsv(
 
 
 def _read_csv(
-    records: Iterator[tuple[int, list[str]] | Fault],
+    records: Iterator[tuple[int, list[str]] | RowError],
     file: str,
     width: int,
     choose: Callable[[list[str]], Sequence[str]],
-) -> Iterator[Row | Fault]:
+) -> Iterator[Row | RowError]:
     for record in records:
-        if isinstance(record, Fault):
+        if isinstance(record, RowError):
             yield record
         elif len(record[1]) != width:
             yield _count_columns(file, record[0], record[1], width)
@@ -173,7 +173,7 @@ class _RecordLines:
             )
 
 
-def _read_records(lines: _RecordLines, file: str) -> Iterator[tuple[int, list[str]] | Fault]:
+def _read_records(lines: _RecordLines, file: str) -> Iterator[tuple[int, list[str]] | RowError]:
     """Give each record with the number of its first line.
 
     After a quote that is never closed, reading goes on at the next line: one row is lost, not all.
@@ -193,21 +193,21 @@ def _read_records(lines: _RecordLines, file: str) -> Iterator[tuple[int, list[st
         yield fault or (lines.taken[0][0], fields)
 
 
-def _find_faults(file: str, taken: list[tuple[int, str, bool]]) -> Iterator[Fault | None]:
-    return (find_line_fault(file, number, line) for number, line, clean in taken if not clean)
+def _find_faults(file: str, taken: list[tuple[int, str, bool]]) -> Iterator[RowError | None]:
+    return (find_line_error(file, number, line) for number, line, clean in taken if not clean)
 
 
-def _describe_csv_error(file: str, taken: list[tuple[int, str, bool]], error: str) -> Fault:
+def _describe_csv_error(file: str, taken: list[tuple[int, str, bool]], error: str) -> RowError:
     number = taken[0][0]
     if len(taken) == 1 and "field limit" in error:
-        return Fault(
+        return RowError(
             file, number, OVER_LONG, f"a field has over {csv.field_size_limit()} characters"
         )
     if "unexpected end" in error or "field limit" in error:
-        return Fault(file, number, BAD_CSV, "a quote is opened and not closed")
+        return RowError(file, number, BAD_CSV, "a quote is opened and not closed")
     if "new-line character" in error:
         error = "a carriage return stands outside quotes"
-    return Fault(file, number, BAD_CSV, error)
+    return RowError(file, number, BAD_CSV, error)
 
 
 def _choose(columns: Sequence[int], labels: Sequence[str]) -> Callable[[list[str]], Sequence[str]]:
@@ -227,8 +227,8 @@ def _take_all(fields: list[str]) -> list[str]:
     return fields
 
 
-def _count_columns(file: str, line: int, fields: list[str], width: int) -> Fault:
+def _count_columns(file: str, line: int, fields: list[str], width: int) -> RowError:
     if not fields:
-        return Fault(file, line, EMPTY_LINE, "the line is empty")
+        return RowError(file, line, EMPTY_LINE, "the line is empty")
     found = f"{len(fields)} column{'s' if len(fields) > 1 else ''}, expected {width}"
-    return Fault(file, line, WRONG_COLUMNS, found)
+    return RowError(file, line, WRONG_COLUMNS, found)

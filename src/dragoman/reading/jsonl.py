@@ -12,9 +12,9 @@ from dragoman.reading.row_errors import (
     EMPTY_LINE,
     MISSING_FIELD,
     NOT_TEXT,
-    Fault,
-    find_line_fault,
-    find_value_fault,
+    RowError,
+    find_line_error,
+    find_value_error,
 )
 from dragoman.reading.tables import WHOLE_ROW, Row, Table, empty_table
 from dragoman.reading.text_files import Block, read_blocks
@@ -42,13 +42,13 @@ def open_jsonl(stream: BinaryIO, file: str, *, drops_blank_end: bool) -> Table:
         return empty_table(file)
     if not names:
         first = _parse(file, 1, next(filter(None, held[0].lines), ""))
-        found = f"it begins with: {first.detail}" if isinstance(first, Fault) else "it has none"
+        found = f"it begins with: {first.detail}" if isinstance(first, RowError) else "it has none"
         raise DataError(
             f"{file}: this is not JSONL: no line is an object with named fields, such as "
             f'{{"source": "...", "target": "..."}}; {found}; set data.format to what it is'
         )
 
-    def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
+    def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
         chosen = [None if column == WHOLE_ROW else names[column] for column in columns]
         return _read(chain(held, blocks), file, chosen)
 
@@ -58,17 +58,17 @@ def open_jsonl(stream: BinaryIO, file: str, *, drops_blank_end: bool) -> Table:
 def _find_names(block: Block) -> tuple[str, ...]:
     for line in block.lines[:_LINES_TO_SEARCH]:
         row = _parse("", 0, line)
-        if not isinstance(row, Fault) and row:
+        if not isinstance(row, RowError) and row:
             return tuple(row)
     return ()
 
 
-def _read(blocks: Iterator[Block], file: str, names: list[str | None]) -> Iterator[Row | Fault]:
+def _read(blocks: Iterator[Block], file: str, names: list[str | None]) -> Iterator[Row | RowError]:
     for block in blocks:
         for number, line in enumerate(block.lines, block.first):
-            fault = None if block.is_clean else find_line_fault(file, number, line)
+            fault = None if block.is_clean else find_line_error(file, number, line)
             row = fault or _parse(file, number, line)
-            if isinstance(row, Fault):
+            if isinstance(row, RowError):
                 yield row
             else:
                 yield _take_fields(file, number, row, names, line)
@@ -76,7 +76,7 @@ def _read(blocks: Iterator[Block], file: str, names: list[str | None]) -> Iterat
 
 def _take_fields(
     file: str, number: int, row: dict[str, Any], names: list[str | None], line: str
-) -> Row | Fault:
+) -> Row | RowError:
     """Return the fields `names` of a row; None stands for the row itself, as it is written."""
     values = []
     for name in names:
@@ -86,30 +86,30 @@ def _take_fields(
         if name not in row:
             shown = shorten(", ".join(map(repr, islice(row, 20))) or "none")
             found = f"no field {name!r}; found: {shown}"
-            return Fault(file, number, MISSING_FIELD, found)
+            return RowError(file, number, MISSING_FIELD, found)
         value = "" if row[name] is None else row[name]
         if not isinstance(value, str):
             found = f"field {name!r} holds {_KINDS[type(value)]}, expected text"
-            return Fault(file, number, NOT_TEXT, found)
-        fault = find_value_fault(file, number, repr(name), value)
+            return RowError(file, number, NOT_TEXT, found)
+        fault = find_value_error(file, number, repr(name), value)
         if fault is not None:
             return fault
         values.append(value)
     return number, values
 
 
-def _parse(file: str, number: int, line: str) -> dict[str, Any] | Fault:
+def _parse(file: str, number: int, line: str) -> dict[str, Any] | RowError:
     if not line or line.isspace():
-        return Fault(file, number, EMPTY_LINE, "the line is empty")
+        return RowError(file, number, EMPTY_LINE, "the line is empty")
     try:
         row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
         found = f"not JSON: {error.msg} at character {error.colno}"
-        return Fault(file, number, BAD_JSON, found)
+        return RowError(file, number, BAD_JSON, found)
     except (ValueError, RecursionError) as error:
-        return Fault(file, number, BAD_JSON, f"not JSON that can be read: {error}")
+        return RowError(file, number, BAD_JSON, f"not JSON that can be read: {error}")
     if not isinstance(row, dict):
-        return Fault(file, number, BAD_JSON, "the line is no JSON object")
+        return RowError(file, number, BAD_JSON, "the line is no JSON object")
     return row
 
 

@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 from dragoman.errors import DataError
 from dragoman.reading.formats import open_pairs_table, open_sources_table
-from dragoman.reading.row_errors import OVER_LONG, BadRow, Fault, RowFaults, find_side_fault
+from dragoman.reading.row_errors import OVER_LONG, InvalidRow, RowError, RowErrors, find_side_error
 from dragoman.reading.tables import (
     WHOLE_ROW,
     Columns,
@@ -20,10 +20,10 @@ from dragoman.reading.text_files import FilePosition
 from dragoman.settings import DataSettings
 
 __all__ = [
-    "BadRow",
     "FilePosition",
+    "InvalidRow",
     "Pair",
-    "RowFaults",
+    "RowErrors",
     "Source",
     "check_files",
     "describe_columns",
@@ -63,7 +63,7 @@ class Source(NamedTuple):
 def read_pairs(
     paths: str | Path | Sequence[str | Path],
     settings: DataSettings | None = None,
-    faults: RowFaults | None = None,
+    faults: RowErrors | None = None,
 ) -> Iterator[Pair]:
     """Give the pairs of one file, or of two of parallel text, in their order, in constant memory.
 
@@ -79,7 +79,7 @@ def read_pairs(
     with open_pairs_table([Path(path) for path in files], settings) as table:
         if not table.sample:
             raise DataError(f"{table.file}: the file is empty")
-        tally = _Tally(table.file, settings, RowFaults() if faults is None else faults)
+        tally = _Tally(table.file, settings, RowErrors() if faults is None else faults)
         yield from _make_pairs(table, choose_columns(table, settings), settings, tally)
         tally.check()
 
@@ -119,8 +119,8 @@ def read_sources(
     prefix: str = "",
     with_columns: bool = False,
     position: FilePosition | None = None,
-) -> Iterator[Source | BadRow]:
-    """Give the rows to predict in their order; a row that cannot be used comes as `BadRow`.
+) -> Iterator[Source | InvalidRow]:
+    """Give the rows to predict in their order; a row that cannot be used comes as `InvalidRow`.
 
     A stream is TSV unless settings.format says otherwise. The columns are as in training; the
     target may be left out, and in a file of one column without header each line is a source.
@@ -148,18 +148,18 @@ def read_sources(
         num_values = 1 + len(columns.features)
         wanted = [columns.source, *columns.features, *extra, *[WHOLE_ROW] * with_columns]
         for row in table.read(wanted):
-            if isinstance(row, Fault):
-                yield BadRow(row.line, row.file, row.detail)
+            if isinstance(row, RowError):
+                yield InvalidRow(row.line, row.file, row.detail)
                 continue
             line, (text, *values) = row
             labels, others = columns.labels, list(values[num_values - 1 :])
             source, features = take_features(text, values[: num_values - 1], labels, settings)
             whole = others.pop() if with_columns else ""
-            fault = find_side_fault(table.file, line, "source", source, settings.max_characters)
+            fault = find_side_error(table.file, line, "source", source, settings.max_characters)
             if fault is None:
                 yield Source(source, features, line, others[0] if others else "", whole)
             else:
-                yield BadRow(line, fault.file, fault.detail, whole)
+                yield InvalidRow(line, fault.file, fault.detail, whole)
 
 
 def list_source_columns(path: Path, settings: DataSettings) -> tuple[str, ...]:
@@ -188,15 +188,15 @@ def take_features(
 class _Tally:
     """Counts good and faulty rows of one file, and raises those that the settings do not skip."""
 
-    def __init__(self, file: str, settings: DataSettings, faults: RowFaults) -> None:
+    def __init__(self, file: str, settings: DataSettings, faults: RowErrors) -> None:
         self._file = file
         self._settings = settings
         self._all = faults
-        self._here = RowFaults()
-        self._kept = RowFaults()
+        self._here = RowErrors()
+        self._kept = RowErrors()
         self.good = 0
 
-    def add(self, fault: Fault) -> None:
+    def add(self, fault: RowError) -> None:
         is_long = fault.kind == OVER_LONG
         policy = self._settings.long_rows if is_long else self._settings.broken_rows
         targets = [self._all, self._here] + [self._kept] * (policy == "error")
@@ -236,14 +236,14 @@ def _make_pairs(
     has_features = bool(columns.features) or settings.leading_tags
     features: tuple[str, ...] = ()
     for row in table.read((columns.source, columns.target, *columns.features)):
-        if isinstance(row, Fault):
+        if isinstance(row, RowError):
             tally.add(row)
             continue
         line, fields = row
         source, target = fields[0], fields[1]
         if has_features:
             source, features = take_features(source, fields[2:], columns.labels, settings)
-        # find_side_fault's checks stand here too: this loop sees every row, and calls cost time.
+        # find_side_error's checks stand here too: this loop sees every row, and calls cost time.
         if (
             not (source and target)
             or source.isspace()
@@ -251,8 +251,8 @@ def _make_pairs(
             or len(source) > longest
             or len(target) > longest
         ):
-            fault = find_side_fault(file, line, "source", source, longest)
-            fault = fault or find_side_fault(file, line, "target", target, longest)
+            fault = find_side_error(file, line, "source", source, longest)
+            fault = fault or find_side_error(file, line, "target", target, longest)
             assert fault is not None
             tally.add(fault)
             continue

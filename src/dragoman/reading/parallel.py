@@ -5,7 +5,7 @@ from itertools import zip_longest
 from typing import BinaryIO
 
 from dragoman.errors import DataError
-from dragoman.reading.row_errors import Fault, find_line_fault
+from dragoman.reading.row_errors import RowError, find_line_error
 from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, label_columns
 from dragoman.reading.text_files import read_blocks
 
@@ -20,9 +20,9 @@ def open_parallel(streams: Sequence[BinaryIO], files: Sequence[str]) -> Table:
 
     labels = label_columns(None, len(files))
 
-    def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
+    def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
         for row in _join(sides, files):
-            if isinstance(row, Fault):
+            if isinstance(row, RowError):
                 yield row
             else:
                 line, texts = row
@@ -37,7 +37,7 @@ def open_parallel(streams: Sequence[BinaryIO], files: Sequence[str]) -> Table:
     return Table(file=files[0], names=None, sample=("",) * len(files), read=read)
 
 
-def _join(sides: list[Iterator[str | Fault]], files: Sequence[str]) -> Iterator[Row | Fault]:
+def _join(sides: list[Iterator[str | RowError]], files: Sequence[str]) -> Iterator[Row | RowError]:
     for number, lines in enumerate(zip_longest(*sides), 1):
         texts = [line for line in lines if isinstance(line, str)]
         if len(texts) == len(lines):
@@ -52,13 +52,13 @@ def _join(sides: list[Iterator[str | Fault]], files: Sequence[str]) -> Iterator[
                 f"{files[0]} has {counts[0]} lines and {files[1]} has {counts[1]} lines: "
                 "in parallel text line n of one belongs to line n of the other; align them"
             )
-        yield next(line for line in lines if isinstance(line, Fault))
+        yield next(line for line in lines if isinstance(line, RowError))
 
 
-def _read_lines(stream: BinaryIO, file: str) -> Iterator[str | Fault]:
+def _read_lines(stream: BinaryIO, file: str) -> Iterator[str | RowError]:
     for block in read_blocks(stream, file):
         if block.is_clean:
             yield from block.lines
         else:
             for number, line in enumerate(block.lines, block.first):
-                yield find_line_fault(file, number, line) or line
+                yield find_line_error(file, number, line) or line

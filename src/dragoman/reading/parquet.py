@@ -8,7 +8,7 @@ import pyarrow.parquet
 from pyarrow import types
 
 from dragoman.errors import DataError
-from dragoman.reading.row_errors import Fault, find_line_fault
+from dragoman.reading.row_errors import RowError, find_line_error
 from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, label_columns
 from dragoman.reading.text_files import FilePosition, check_file
 
@@ -45,7 +45,7 @@ def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
     if position is not None:
         position.num_rows = metadata.num_rows
 
-    def read(columns: Sequence[int]) -> Iterator[Row | Fault]:
+    def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
         chosen = [None if column == WHOLE_ROW else names[column] for column in columns]
         _check_columns(path, schema, [name for name in chosen if name is not None])
         return _read(path, metadata, chosen)
@@ -55,7 +55,7 @@ def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
 
 def _read(
     path: Path, metadata: pyarrow.parquet.FileMetaData, names: list[str | None]
-) -> Iterator[Row | Fault]:
+) -> Iterator[Row | RowError]:
     """Give the fields `names` of each row; None stands for the whole row."""
     number = 0
     wanted = None if None in names else names
@@ -131,10 +131,10 @@ def _take_values(column: pyarrow.Array) -> list[str | None]:
         ]
 
 
-def _check_fields(file: str, number: int, fields: tuple[str, ...]) -> Fault | None:
+def _check_fields(file: str, number: int, fields: tuple[str, ...]) -> RowError | None:
     for text in fields:
         if not text.isascii() or "\0" in text:
-            fault = find_line_fault(file, number, text)
+            fault = find_line_error(file, number, text)
             if fault is not None:
                 return fault
     return None

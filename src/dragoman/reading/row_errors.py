@@ -20,7 +20,7 @@ MISSING_FIELD = "missing field"
 NOT_TEXT = "value that is not text"
 
 
-class Fault(NamedTuple):
+class RowError(NamedTuple):
     """A row that cannot be used: where it is, the kind of fault, and what was found."""
 
     file: str
@@ -29,7 +29,7 @@ class Fault(NamedTuple):
     detail: str
 
 
-class BadRow(NamedTuple):
+class InvalidRow(NamedTuple):
     """A row to predict that cannot be used; it stands in the place of its `Source`."""
 
     line: int
@@ -39,7 +39,7 @@ class BadRow(NamedTuple):
     """The whole row, as a JSON object, where it was asked for and could be read."""
 
 
-class RowFaults:
+class RowErrors:
     """Gathers faulty rows: how many of each reason, and the first few by file and line.
 
     Memory does not grow with the number of faults.
@@ -75,34 +75,36 @@ class RowFaults:
         return "\n".join(lines)
 
 
-def find_line_fault(file: str, line: int, text: str) -> Fault | None:
+def find_line_error(file: str, line: int, text: str) -> RowError | None:
     """Return what is wrong with a line decoded with surrogateescape, if anything."""
     if "\0" in text:
-        return Fault(file, line, NUL, f"NUL character at character {text.index(chr(0)) + 1}")
+        return RowError(file, line, NUL, f"NUL character at character {text.index(chr(0)) + 1}")
     at = find_surrogate(text)
     if at is None:
         return None
     byte = ord(text[at]) - 0xDC00
-    return Fault(file, line, INVALID_UTF8, f"byte 0x{byte:02x} at character {at + 1} is not UTF-8")
+    return RowError(
+        file, line, INVALID_UTF8, f"byte 0x{byte:02x} at character {at + 1} is not UTF-8"
+    )
 
 
-def find_value_fault(file: str, line: int, name: str, value: str) -> Fault | None:
+def find_value_error(file: str, line: int, name: str, value: str) -> RowError | None:
     """Return what is wrong with the unescaped text of a field, if anything."""
     if "\0" in value:
-        return Fault(file, line, NUL, f"NUL character in {name}")
+        return RowError(file, line, NUL, f"NUL character in {name}")
     at = find_surrogate(value)
     if at is None:
         return None
-    return Fault(
+    return RowError(
         file, line, LONE_SURROGATE, f"lone surrogate \\u{ord(value[at]):04x} in {name} is no text"
     )
 
 
-def find_side_fault(file: str, line: int, side: str, text: str, longest: int) -> Fault | None:
+def find_side_error(file: str, line: int, side: str, text: str, longest: int) -> RowError | None:
     """Return whether a side is empty or has over `longest` characters."""
     if not text or text.isspace():
-        return Fault(file, line, EMPTY_SIDE, f"the {side} is empty")
+        return RowError(file, line, EMPTY_SIDE, f"the {side} is empty")
     if len(text) > longest:
         found = f"the {side} has {len(text)} characters, more than data.max_characters={longest}"
-        return Fault(file, line, OVER_LONG, found)
+        return RowError(file, line, OVER_LONG, found)
     return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from dragoman.errors import DataError, shorten
-from dragoman.reading.row_errors import Fault
+from dragoman.reading.row_errors import RowError
 from dragoman.settings import DataSettings
 
 Row = tuple[int, Sequence[str]]
@@ -33,7 +33,7 @@ class Table:
     """Names of the columns; None: they have positions only."""
     sample: tuple[str, ...]
     """The header, or the fields of the first row; without fields the file is empty."""
-    read: Callable[[Sequence[int]], Iterator[Row | Fault]]
+    read: Callable[[Sequence[int]], Iterator[Row | RowError]]
     """Gives the rows, once: the columns at these indices, from 0, or WHOLE_ROW."""
 
     def labels(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from dragoman.data.prepared import PreparedData
 from dragoman.data.sampler import EvaluationLoader, TrainingLoader
 from dragoman.errors import DataError
 from dragoman.presets import choose_settings
-from dragoman.reading.pairs import Pair, RowFaults, describe_columns, read_pairs
+from dragoman.reading.pairs import Pair, RowErrors, describe_columns, read_pairs
 from dragoman.reading.statistics import PairStatistics, collect_statistics, split_of
 from dragoman.settings import Settings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
@@ -118,7 +118,7 @@ class PairDataModule(lightning.LightningDataModule):
         """Train the tokenizer, and write the ids of each split."""
         self.tokenizer = PairTokenizer.train(self.read_split("train"), self.settings.tokenizer)
         self._clock.mark("tokenizer")
-        broken_rows, notes = RowFaults(), list[str]()
+        broken_rows, notes = RowErrors(), list[str]()
         num_rows, long_rows = encode_splits(
             keep_held_out(self._note_leaks(self._read_splits(broken_rows), notes), self.folder),
             self.tokenizer,
@@ -208,7 +208,7 @@ class PairDataModule(lightning.LightningDataModule):
         counts = self._encoded["train"].count_source_ids(self.tokenizer.source_vocab_size)
         return tuple(counts.tolist())
 
-    def _read_splits(self, faults: RowFaults | None = None) -> Iterator[tuple[Split, Pair]]:
+    def _read_splits(self, faults: RowErrors | None = None) -> Iterator[tuple[Split, Pair]]:
         data = self.settings.data
         valid_fraction = 0.0 if data.valid else data.valid_fraction
         test_fraction = 0.0 if data.test else data.test_fraction

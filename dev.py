@@ -1,10 +1,10 @@
-"""Set up a virtual environment of this checkout's own, then run the demo, the tests, or the checks.
+"""Set up a virtual environment in this checkout, then run the demo or the tests.
 
     python3 dev.py demo     train on written dates of several languages, and use the model
     python3 dev.py test     run the linter, the type checker and the tests
 
-Needs Python 3.11 or newer, pip, and the package registry; nothing else. Can be run again: what is
-installed already stays. The environment is in `.venv`; remove that folder to start afresh.
+Needs Python 3.11 or newer, pip and the package registry. Running it again installs nothing twice.
+The environment is in `.venv`; remove that folder to start from scratch.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 STEPS = {
-    "demo": [["dragoman", "demo"]],
+    "demo": [["examples/dates/demo.py"]],
     "test": [
-        ["ruff", "check", "."],
-        ["ruff", "format", "--check", "."],
-        ["mypy"],
-        ["pytest"],
+        ["-m", "ruff", "check", "."],
+        ["-m", "ruff", "format", "--check", "."],
+        ["-m", "mypy"],
+        ["-m", "pytest"],
     ],
 }
 
 
 def main() -> int:
-    """Do what the one argument names; return the exit code of the first step that fails."""
+    """Run the steps of the one argument; return the exit code of the first that fails."""
     if sys.version_info < (3, 11):
         print(f"dragoman needs Python 3.11 or newer; this is {sys.version.split()[0]}")
         return 2
@@ -39,15 +39,15 @@ def main() -> int:
         return 2
     install("demo" if sys.argv[1] == "demo" else "dev")
     for command in STEPS[sys.argv[1]]:
-        say(" ".join(command))
-        code = subprocess.run([PYTHON, "-m", *command], cwd=ROOT, check=False).returncode
+        say(" ".join(["python", *command]))
+        code = subprocess.run([PYTHON, *command], cwd=ROOT, check=False).returncode
         if code:
             return code
     return 0
 
 
 def install(extra: str) -> None:
-    """Install dragoman with `extra`, at the versions of constraints.txt, unless that was done."""
+    """Install dragoman with `extra`, at the versions of constraints.txt, unless it is installed."""
     wanted = hashlib.sha256(
         (ROOT / "pyproject.toml").read_bytes() + (ROOT / "constraints.txt").read_bytes()
     ).hexdigest()
@@ -67,7 +67,7 @@ def install(extra: str) -> None:
 
 
 def say(what: str) -> None:
-    """Print the step that comes."""
+    """Print the next step."""
     print(f"\n== {what}", flush=True)
 
 

@@ -22,7 +22,7 @@ ROWS = [
     },
     {"storage"},
     {"reading", "tokenizers", "model_folder"},
-    {"presets", "demo"},
+    {"presets"},
     {"data"},
     {"model"},
     {"decoding"},

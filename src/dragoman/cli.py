@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "fit": fit, "predict": predict, "evaluate": evaluate, "compare": compare,
         "inspect": inspect,
-        "export": export, "demo": demo,
+        "export": export,
     }  # fmt: skip
     try:
         arguments, settings = read_command_line(sys.argv[1:] if argv is None else argv)
@@ -210,31 +210,6 @@ def export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     print(f"{arguments.model / arguments.to}: {check}", file=sys.stderr)
 
 
-def demo(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Train on written dates of several languages, and show what was learned."""
-    from dragoman.configuration import merge_settings, read_settings
-    from dragoman.demo import EXAMPLES, SETTINGS, write_date_pairs
-
-    typed = read_settings(None, words)
-    if arguments.out.exists() and not (arguments.out / "pairs" / "train.tsv").exists():
-        raise DragomanError(f"{arguments.out}: not a folder of this demo; choose another --out")
-    pairs, out = write_date_pairs(arguments.out / "pairs"), arguments.out / "model"
-    print(f"{pairs.train}: written dates of several languages, by CLDR", file=sys.stderr)
-    from dragoman.commands import fit as run
-
-    files = {"data.valid": [str(pairs.valid)], "data.test": [str(pairs.test)]}
-    settings = merge_settings(typed, {**SETTINGS, **files})
-    model = run.fit(pairs.train, out, settings, overwrite=True)
-    _show_outcome(out, num_samples=0)
-    print("dates that it was not trained on:", file=sys.stderr)
-    for source, text in zip(EXAMPLES, model.predict(EXAMPLES), strict=True):
-        print(f"{source} -> {text}")
-    print(
-        f"next, a line of your own: echo '<en-GB> 1 April 2027' | {_own_name()} predict {out}",
-        file=sys.stderr,
-    )
-
-
 def _evaluate_files(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Score outputs of any system, that lie in a file."""
     from dragoman.configuration import read_settings
@@ -322,7 +297,7 @@ def _load_model(arguments: argparse.Namespace, words: Sequence[str]) -> "Predict
     )
 
 
-def _show_outcome(out: Path, num_samples: int = 5) -> None:
+def _show_outcome(out: Path) -> None:
     """Show the scores and some predictions of a model folder, and what to do next."""
     from dragoman.evaluation.summary import list_scores
 
@@ -330,7 +305,7 @@ def _show_outcome(out: Path, num_samples: int = 5) -> None:
     for split in ("valid", "test"):
         if split in metrics:
             print(f"{split}:", *list_scores(metrics[split]), sep="\n", file=sys.stderr)
-    for sample in metrics["samples"][:num_samples]:
+    for sample in metrics["samples"][:5]:
         is_right = "=" if sample["prediction"] == sample["reference"] else "≠"
         print(f"  {sample['source']} -> {sample['prediction']}  {is_right}  {sample['reference']}", file=sys.stderr)  # fmt: skip
     print(f"model folder: {out}", file=sys.stderr)

@@ -40,7 +40,7 @@ def build_parser() -> "tuple[_Parser, dict[str, _Parser]]":
     parser = _Parser(
         prog="dragoman",
         description="Train an encoder-decoder Transformer on your own pairs, check it, ship it.",
-        epilog="dragoman COMMAND --help tells more. Start with: dragoman demo",
+        epilog="Start with: dragoman fit --help",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dragoman {version('dragoman')}")
@@ -67,7 +67,6 @@ def build_parser() -> "tuple[_Parser, dict[str, _Parser]]":
     summary = "look for faults in pairs before a model is trained on them"
     _add_inspect(add("inspect", summary, ("preset", "data.", "tokenizer.")))
     _add_export(add("export", "write a model in the form of another program, and check it", ()))
-    _add_demo(add("demo", "train on written dates of several languages (two minutes)", ()))
     return parser, made
 
 
@@ -185,10 +184,6 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         "--quantization", choices=QUANTIZATIONS, default="float32",
         help="number format of the weights, for ctranslate2 (default: %(default)s)",
     )  # fmt: skip
-
-
-def _add_demo(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, default=Path("demo-dates"), help="folder for the pairs and the model (default: demo-dates)")  # fmt: skip
 
 
 def _add_model(command: argparse.ArgumentParser, *, is_optional: bool = False) -> None:

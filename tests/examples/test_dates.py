@@ -1,4 +1,4 @@
-"""The pairs of the embedded example."""
+"""The pairs of the example `dates`."""
 
 import hashlib
 import re
@@ -10,8 +10,11 @@ from pathlib import Path
 import babel
 import pytest
 
-from dragoman import demo
-from dragoman.demo import DatePairs, write_date_pairs
+import date_pairs
+import demo
+from date_pairs import DatePairs, write_date_pairs
+from dragoman import Settings
+from dragoman.configuration import find_conflicts
 from dragoman.errors import DragomanError
 from dragoman.reading.pairs import read_pairs
 from dragoman.settings import DataSettings
@@ -29,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> DatePairs:
 
 @pytest.fixture(scope="module")
 def rows(files: DatePairs) -> dict[str, list[tuple[str, str]]]:
-    return {split: read_rows(getattr(files, split)) for split in demo.NUM_ROWS}
+    return {split: read_rows(getattr(files, split)) for split in date_pairs.NUM_ROWS}
 
 
 def read_rows(path: Path) -> list[tuple[str, str]]:
@@ -40,26 +43,26 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
 
 
 def test_each_file_has_its_number_of_rows(rows):
-    assert {split: len(pairs) for split, pairs in rows.items()} == demo.NUM_ROWS
+    assert {split: len(pairs) for split, pairs in rows.items()} == date_pairs.NUM_ROWS
 
 
-def test_no_day_stands_in_two_splits(rows):
+def test_no_day_is_in_two_splits(rows):
     train, valid, test = ({target for _, target in pairs} for pairs in rows.values())
     assert train.isdisjoint(valid)
     assert train.isdisjoint(test)
     assert valid.isdisjoint(test)
 
 
-def test_no_source_comes_twice(rows):
+def test_no_source_occurs_twice(rows):
     sources = [source for pairs in rows.values() for source, _ in pairs]
     assert len(set(sources)) == len(sources)
 
 
-def test_every_writing_of_a_locale_means_one_day():
+def test_every_written_date_of_a_locale_means_one_day():
     """Over all days of some years, not only over the days that were drawn."""
     years = [1900, 1924, 1999, 2024, 2069, 2070, 2099]
     days = [date(y, m, d) for y in years for m in range(1, 13) for d in range(1, 29)]
-    for forms in demo.read_forms():
+    for forms in date_pairs.read_forms():
         meanings: dict[str, set[date]] = {}
         for form in forms:
             for day in filter(form.can_write, days):
@@ -67,7 +70,7 @@ def test_every_writing_of_a_locale_means_one_day():
         assert all(len(meant) == 1 for meant in meanings.values())
 
 
-def test_every_target_is_a_day_of_the_span(rows):
+def test_every_target_is_a_day_from_1900_to_2099(rows):
     for pairs in rows.values():
         for _, target in pairs:
             assert 1900 <= date.fromisoformat(target).year <= 2099
@@ -93,7 +96,7 @@ def test_sources_are_typed_with_plain_characters(rows):
             assert unicodedata.is_normalized("NFC", source)
 
 
-def test_every_language_has_its_part(rows):
+def test_every_language_is_equally_frequent(rows):
     tags = [source.split()[0] for source, _ in rows["train"]]
     counts = {tag: tags.count(tag) for tag in set(tags)}
     assert len(counts) == 10
@@ -104,19 +107,19 @@ def test_every_language_has_its_part(rows):
 def test_examples_show_days_that_are_not_trained_on(rows):
     trained_on = {target for _, target in rows["train"]}
     for day in map(date.fromisoformat, DAYS_OF_EXAMPLES):
-        assert demo.split_of_day(day) == "test"
+        assert date_pairs.split_of_day(day) == "test"
         assert day.isoformat() not in trained_on
 
 
-def test_examples_are_writings_of_their_days():
-    forms = [form for of_locale in demo.read_forms() for form in of_locale]
+def test_examples_are_written_forms_of_their_days():
+    forms = [form for of_locale in date_pairs.read_forms() for form in of_locale]
     for example, target in zip(demo.EXAMPLES, DAYS_OF_EXAMPLES, strict=True):
         assert example in {form.write(date.fromisoformat(target)) for form in forms}
 
 
 def test_the_files_are_the_same_at_each_call(files: DatePairs, tmp_path: Path):
     again = write_date_pairs(tmp_path)
-    for split in demo.NUM_ROWS:
+    for split in date_pairs.NUM_ROWS:
         assert getattr(again, split).read_bytes() == getattr(files, split).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "test.tsv",
@@ -128,19 +131,29 @@ def test_the_files_are_the_same_at_each_call(files: DatePairs, tmp_path: Path):
 def test_the_files_are_the_same_on_every_machine(files: DatePairs):
     if babel.__version__ != GOLDEN_BABEL:
         pytest.skip(f"the golden hash is that of Babel {GOLDEN_BABEL}, here is {babel.__version__}")
-    content = b"".join(getattr(files, split).read_bytes() for split in demo.NUM_ROWS)
+    content = b"".join(getattr(files, split).read_bytes() for split in date_pairs.NUM_ROWS)
     assert hashlib.sha256(content).hexdigest() == GOLDEN_SHA256
 
 
-def test_the_reader_takes_tags_as_features(files: DatePairs):
+def test_tags_are_read_as_features(files: DatePairs):
     settings = DataSettings(leading_tags=True)
     pairs = list(read_pairs([files.valid], settings))
-    assert len(pairs) == demo.NUM_ROWS["valid"]
+    assert len(pairs) == date_pairs.NUM_ROWS["valid"]
     assert all(len(pair.features) == 1 and not pair.source.startswith("<") for pair in pairs)
 
 
-def test_a_missing_babel_is_told_with_its_remedy(tmp_path: Path, monkeypatch):
+def test_a_missing_babel_is_reported_with_its_remedy(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "babel", None)  # as if it were not installed
     with pytest.raises(DragomanError, match=r'pip install "dragoman\[demo\]"'):
         write_date_pairs(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_settings_of_the_demo_are_valid():
+    settings = Settings.model_validate(demo.SETTINGS)
+    assert find_conflicts(settings) == []
+
+
+def test_a_folder_of_another_purpose_is_not_used(tmp_path: Path):
+    with pytest.raises(DragomanError, match="not a folder of this demo"):
+        demo.main(tmp_path)

@@ -1,4 +1,4 @@
-"""The embedded example: dates as people of several languages write them -> ISO 8601.
+"""Pairs of the example: dates as people of ten languages write them -> ISO 8601.
 
 Names of months and days, and the order of the parts, are those of Unicode CLDR (copyright Unicode,
 Inc., Unicode License v3), taken from Babel when the pairs are written.
@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
+from hashlib import blake2b
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from dragoman.errors import DragomanError
-from dragoman.reading.statistics import split_of
+from dragoman import DragomanError
 
 if TYPE_CHECKING:
     from babel import Locale
@@ -21,40 +21,13 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "valid", "test"]
 
-EXAMPLES = (
-    "<de> am 3. Oktober 2024",
-    "<en-GB> 3/10/2024",
-    "<en-US> 3/10/2024",
-    "<fr> le mardi 31 décembre 2030",
-    "<ja> 2041年3月23日(土)",
-)
-"""Sources to show after the training; their days are none that the model was trained on."""
-
-SETTINGS = {
-    "preset": "tiny",
-    "model.dropout": 0.0,
-    "optimization.learning_rate": 2e-3,
-    "optimization.schedule": "linear",
-    "optimization.warmup_steps": 100,
-    "optimization.label_smoothing": 0.0,
-    "training.batch_tokens": 2048,
-    "training.max_steps": 1200,
-    "training.valid_every": 200,
-    "training.valid_rows": 300,
-    "data.cache": "none",
-}
-"""A small model and a short schedule: every target is certain, so nothing holds learning back.
-
-Nothing is left outside the demo's folder.
-"""
-
 NUM_ROWS: dict[Split, int] = {"train": 24_000, "valid": 1_000, "test": 1_000}
 
 _FIRST_DAY, _LAST_DAY = date(1900, 1, 1), date(2099, 12, 31)
 _SHORT_YEARS = range(1970, 2070)  # the only years that are written with two digits
-_HELD_OUT = 0.05  # part of the days for validation, and as much for the test
+_HELD_OUT = 0.05  # fraction of the days for validation; the same for the test
 # The first number that puts both 2024-10-03 and 2024-03-10 among the days of the test: what a
-# Briton and an American read in "3/10/2024", so that EXAMPLES shows only unseen days.
+# Briton and an American read in "3/10/2024", so that demo.py shows only unseen days.
 _SALT = "dates-10"
 
 _LOCALES = ("en_US", "en_GB", "de", "fr", "es", "it", "pt", "nl", "pl", "ja")
@@ -66,7 +39,7 @@ _PREFIXES = {
     "en": "on ",
     "es": "el ",
     "fr": "le ",
-    "it": "in data ",  # not "il", which is l' before 8 and 11
+    "it": "in data ",  # "il" would be l' before 8 and 11
     "nl": "op ",
     "pl": "dnia ",
     "pt": "em ",
@@ -84,9 +57,9 @@ class DatePairs:
 
 
 def write_date_pairs(folder: Path) -> DatePairs:
-    """Write `train.tsv`, `valid.tsv` and `test.tsv` into `folder`, the same at each call.
+    """Write `train.tsv`, `valid.tsv` and `test.tsv` into `folder`: the same files at each call.
 
-    A day stands in one of them only, and no source twice. Replaces files of these names.
+    Each day is in one split only; no source occurs twice. Overwrites files of these names.
 
     Raises:
         DragomanError: Babel is not installed.
@@ -111,11 +84,11 @@ class Form(NamedTuple):
     locale: "Locale"
 
     def can_write(self, day: date) -> bool:
-        """Return whether the written date tells its century."""
+        """Whether the year is unambiguous in this form."""
         return "yy" not in self.pattern.pattern or day.year in _SHORT_YEARS
 
     def write(self, day: date) -> str:
-        """Return the tag and the date, as typed: CLDR's narrow and fixed spaces are plain ones."""
+        """Return the tag and the date; CLDR's special spaces become plain ones."""
         text = f"{self.prefix}{self.pattern.apply(day, self.locale)}"
         return f"<{self.tag}> {' '.join(text.split())}"
 
@@ -130,15 +103,19 @@ def read_forms() -> list[list[Form]]:
         from babel import Locale
     except ModuleNotFoundError as error:
         raise DragomanError(
-            "the dates of the demo are written by Babel, which is not installed: "
+            "the demo writes its dates with Babel, which is not installed: "
             'pip install "dragoman[demo]"'
         ) from error
     return [_read_forms_of(Locale.parse(name)) for name in _LOCALES]
 
 
 def split_of_day(day: date) -> Split:
-    """Return the split in which `day` stands, whatever its language and form."""
-    return split_of(f"{_SALT} {day}", (), _HELD_OUT, _HELD_OUT)
+    """Return the split of `day`, by a hash: the same in every language and form."""
+    digest = blake2b(f"{_SALT} {day}".encode(), digest_size=8).digest()
+    place = (int.from_bytes(digest, "big") >> 11) / 2**53  # from 0 to 1
+    if place < _HELD_OUT:
+        return "valid"
+    return "test" if place >= 1.0 - _HELD_OUT else "train"
 
 
 def _read_forms_of(locale: "Locale") -> list[Form]:
@@ -170,7 +147,7 @@ def _split_days() -> dict[Split, list[date]]:
 def _make_rows(
     forms: list[list[Form]], days: list[date], num_rows: int, random: Random
 ) -> Iterator[str]:
-    """Yield `num_rows` rows with distinct sources, the languages in equal parts."""
+    """Yield `num_rows` rows with distinct sources, each language equally often."""
     seen: set[str] = set()
     while len(seen) < num_rows:
         # random() alone, because its numbers stay the same in all versions of Python.

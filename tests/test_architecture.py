@@ -40,7 +40,6 @@ ROWS = [
 # One way upwards, and why: Transformer.generate and score are short ways to the search on it.
 SEARCHES = ("search_config", "search", "scoring", "hypothesis")
 ALLOWED = {("model/transformer.py", f"dragoman.decoding.{name}") for name in SEARCHES}
-ALLOWED |= {("inspection/summary.py", "dragoman.commands.inspect")}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -1,24 +1,29 @@
 """The data doctor: what is in the pairs, and what is wrong with them, before training."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from dragoman.inspection.alignment import find_odd_lengths, find_shifted
-from dragoman.inspection.broken import find_broken_rows, find_empty_splits, find_long_rows
-from dragoman.inspection.finding import SEVERITIES, Finding
-from dragoman.inspection.hidden import find_hidden
+from dragoman.inspection.character_checks import (
+    find_hidden_characters,
+    find_mixed_forms,
+    find_mojibake,
+    find_replacements,
+    find_unseen_characters,
+)
+from dragoman.inspection.findings import (
+    MOST_EXAMPLES,
+    SEVERITIES,
+    Example,
+    Finding,
+    Inspection,
+    SplitFigures,
+)
 from dragoman.inspection.lengths import (
-    count_lengths,
-    describe_lengths,
-    measure_tokens,
+    find_long_rows,
+    find_odd_lengths,
+    measure_split,
     train_tokenizer,
 )
-from dragoman.inspection.mojibake import find_mojibake, find_replacements
-from dragoman.inspection.profile import HIDDEN, make_profile
 from dragoman.inspection.repeats import (
     find_copies,
     find_dominant_target,
@@ -26,52 +31,14 @@ from dragoman.inspection.repeats import (
     find_leaks,
     find_several_targets,
 )
-from dragoman.inspection.rows import SplitRows, read_rows
-from dragoman.inspection.scripts import find_mixed_words, find_rare_scripts
+from dragoman.inspection.rows import SplitRows, group_rows
 from dragoman.inspection.swapped import find_swapped
-from dragoman.inspection.unicode_forms import find_mixed_forms
-from dragoman.inspection.unseen import find_unseen_characters
-from dragoman.settings import Settings
+from dragoman.presets import choose_settings
+from dragoman.reading.pairs import Pair, RowErrors, read_pairs
+from dragoman.reading.row_errors import OVER_LONG
+from dragoman.reading.statistics import StatisticsCollector, read_splits
+from dragoman.settings import DataSettings, Settings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-
-SIDES = ("source", "target")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitFigures:
-    """The sizes of a split; lengths as min, p5, median, p95, p99, max and mean."""
-
-    files: tuple[str, ...]
-    rows: int
-    sources: int  # different ones, features included
-    lengths: Mapping[str, Mapping[str, float]]  # source_characters, ..., target_tokens
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        lengths = {name: dict(values) for name, values in self.lengths.items()}
-        return {"files": list(self.files), "rows": self.rows, "sources": self.sources, **lengths}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """What was found, the gravest first, and what fit would choose for these pairs."""
-
-    splits: Mapping[str, SplitFigures]
-    findings: tuple[Finding, ...]
-    settings: Settings  # as fit would resolve them
-    reasons: tuple[str, ...]
-    notes: tuple[str, ...]  # on how it was measured
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain JSON values."""
-        data = self.settings.data
-        return {
-            "splits": {name: figures.to_dict() for name, figures in self.splits.items()},
-            "limits": {"characters": data.max_characters, "tokens": data.max_tokens},
-            "findings": [finding.to_dict() for finding in self.findings],
-            "preset": {"name": self.settings.preset, "reasons": list(self.reasons)},
-            "notes": list(self.notes),
-        }
 
 
 def inspect(
@@ -81,74 +48,141 @@ def inspect(
 ) -> Inspection:
     """Inspect a file of pairs (two of parallel text), and those of data.valid and data.test.
 
-    Reads all rows into memory and stops at no faulty one. Of many rows, the tokenizer is trained on
-    a part, and a part is encoded; `notes` tell.
+    Reads all rows into memory and continues after invalid ones. Of many rows, lengths in tokens
+    and some checks of characters are measured on a sample; the notes and findings say so.
 
     Args:
-        tokenizer: That of a model that was trained on them; None: it is made here.
+        tokenizer: That of a model trained on these pairs; None: one is trained.
 
     Raises:
-        DataError: A file cannot be read, or has no usable row at all.
-        SettingsError: The settings of the tokenizer do not go together.
+        DataError: A file cannot be read, or has no valid row.
+        SettingsError: The settings of the tokenizer contradict each other.
     """
     paths = [pairs] if isinstance(pairs, str | Path) else list(pairs)
-    reading = read_rows(paths, settings or Settings())
-    chosen = reading.choice.settings
-    findings = [*find_broken_rows(reading, chosen.data), *find_empty_splits(reading)]
-    files, splits = (
-        {name: rows for name, rows in group.items() if len(rows)}
-        for group in (reading.files, reading.splits)
+    settings = settings or Settings()
+    row_errors, collector = RowErrors(), StatisticsCollector()
+    train = list(collector.watch(read_pairs(paths, _skip_invalid(settings.data), row_errors)))
+    given = (settings.data.valid, settings.data.test)
+    is_parallel = all(len(files) == 2 for files in (paths, *given) if files)
+    choice = choose_settings(settings, collector.finish(), is_parallel=is_parallel)
+    data = choice.settings.data
+    if data.leading_tags and not settings.data.leading_tags:  # now without tags in the sources
+        row_errors = RowErrors()
+        train = list(read_pairs(paths, _skip_invalid(data), row_errors))
+    return inspect_pairs(
+        read_splits(train, _skip_invalid(data), row_errors),
+        paths,
+        choice.settings,
+        tokenizer=tokenizer,
+        row_errors=row_errors,
+        reasons=choice.reasons,
     )
+
+
+def inspect_pairs(
+    pairs: Iterable[tuple[str, Pair]],
+    paths: Sequence[str | Path],
+    settings: Settings,
+    *,
+    tokenizer: PairTokenizer | None = None,
+    row_errors: RowErrors | None = None,
+    reasons: Sequence[str] = (),
+) -> Inspection:
+    """Inspect pairs that have been read already, each with its split.
+
+    Args:
+        paths: The training file, or both files of parallel text.
+        settings: Resolved, as `choose_settings` returns them.
+        tokenizer: That of a model trained on these pairs; None: one is trained.
+        row_errors: The rows that could not be read.
+        reasons: For the settings that were chosen.
+
+    Raises:
+        SettingsError: The settings of the tokenizer contradict each other.
+    """
+    files, splits = group_rows(pairs, paths, settings.data)
+    findings = list(_find_invalid_rows(row_errors or RowErrors(), settings.data))
+    findings += _find_empty_splits(files, splits)
     figures, notes = dict[str, SplitFigures](), list[str]()
     if "train" in splits:
-        is_whole = True
         if tokenizer is None:
-            tokenizer, is_whole = train_tokenizer(splits["train"], chosen)
-        figures = {name: _measure(rows, tokenizer, notes) for name, rows in splits.items()}
-        if not is_whole:
-            notes.append("tokens are of a tokenizer trained on a part of the rows, evenly spread")
+            tokenizer, notes = train_tokenizer(splits["train"], settings)
+        for name, rows in splits.items():
+            figures[name], more = measure_split(rows, tokenizer)
+            notes += more
         for rows in files.values():
-            findings += find_long_rows(rows, tokenizer, chosen.data)
-        findings += _find_all(files, chosen)
+            findings += find_long_rows(rows, tokenizer, settings.data)
+        findings += _find_all(files, settings)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Inspection(
         splits=figures,
         findings=tuple(findings),
-        settings=chosen,
-        reasons=reading.choice.reasons,
+        settings=settings,
+        reasons=tuple(reasons),
         notes=tuple(notes),
     )
 
 
-def _measure(rows: SplitRows, tokenizer: PairTokenizer, notes: list[str]) -> SplitFigures:
-    source, target = measure_tokens(rows, tokenizer)
-    lengths = {f"{side}_characters": count_lengths(rows.side(side)) for side in SIDES}
-    lengths |= {"source_tokens": source, "target_tokens": target}
-    if len(source) < len(rows):
-        notes.append(f"lengths in tokens of {rows.name} are of {len(source):,} rows, evenly spread")
-    return SplitFigures(
-        files=rows.files,
-        rows=len(rows),
-        sources=len(np.unique(rows.source_keys)),
-        lengths={measure: describe_lengths(values) for measure, values in lengths.items()},
-    )
-
-
 def _find_all(files: Mapping[str, SplitRows], settings: Settings) -> Iterator[Finding]:
-    profiles = {side: make_profile(files, side) for side in SIDES}
-    kinds = {side: getattr(settings.tokenizer, side).kind for side in SIDES}
+    kinds = {"source": settings.tokenizer.source.kind, "target": settings.tokenizer.target.kind}
     yield from find_leaks(files)
     yield from find_swapped(files)
-    yield from find_shifted(files)
     yield from find_mojibake(files)
-    yield from find_replacements(files, profiles)
-    yield from find_hidden(files, profiles, HIDDEN)
-    yield from find_mixed_words(files, profiles)
-    yield from find_mixed_forms(files, profiles)
+    yield from find_replacements(files)
+    yield from find_hidden_characters(files)
+    yield from find_mixed_forms(files)
     yield from find_duplicates(files)
     yield from find_several_targets(files)
     yield from find_dominant_target(files["train"])
     yield from find_copies(files)
-    yield from find_unseen_characters(files, profiles, kinds)
-    yield from find_rare_scripts(files, profiles)
+    yield from find_unseen_characters(files, kinds)
     yield from find_odd_lengths(files)
+
+
+def _find_invalid_rows(row_errors: RowErrors, data: DataSettings) -> Iterator[Finding]:
+    """Report the rows that cannot be read, one finding per kind of error."""
+    for kind, count in row_errors.counts.items():
+        is_long = kind == OVER_LONG
+        setting = "data.long_rows" if is_long else "data.broken_rows"
+        stops = (data.long_rows if is_long else data.broken_rows) == "error"
+        remedy = "raise data.max_characters" if is_long else "correct them"
+        yield Finding(
+            kind=kind.lower().replace(" ", "_").replace("-", "_"),
+            title=f"invalid rows: {kind}",
+            severity="fault" if stops else "warning",
+            count=count,
+            message=f"{count:,} rows: {kind}; "
+            + ("fit stops at them" if stops else f"fit skips them ({setting}=skip)"),
+            remedy=f"{remedy}, or skip them with {setting}=skip"
+            if stops
+            else f"{remedy}, or train without them",
+            examples=tuple(
+                Example(file=error.file, line=error.line, text=error.detail)
+                for error in row_errors.examples
+                if error.kind == kind
+            )[:MOST_EXAMPLES],
+        )
+
+
+def _find_empty_splits(
+    files: Mapping[str, SplitRows], splits: Mapping[str, SplitRows]
+) -> Iterator[Finding]:
+    """Report that no row is left to train on or to validate on."""
+    sources = files["train"].sources if "train" in files else []
+    for name, purpose in (("train", "train"), ("valid", "validate")):
+        if name not in splits:
+            yield Finding(
+                kind="empty_split",
+                title=f"no row to {purpose} on",
+                severity="fault",
+                count=0,
+                message=f"{len(sources):,} pairs with {len(set(sources)):,} different sources leave "
+                f"none to {purpose} on; fit stops",
+                remedy="give more pairs, a file of validation pairs with data.valid, or another "
+                "data.valid_fraction",
+                examples=(),
+            )
+
+
+def _skip_invalid(data: DataSettings) -> DataSettings:
+    return data.model_copy(update={"broken_rows": "skip", "long_rows": "skip"})

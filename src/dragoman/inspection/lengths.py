@@ -1,23 +1,133 @@
-"""How long the texts are, in characters, and in tokens of the tokenizer that would be trained."""
+"""Lengths of texts in characters and tokens: figures, rows over the limit, unequal sides."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.inspection.rows import SplitRows
-from dragoman.reading.pairs import Pair
-from dragoman.settings import Settings
+from dragoman.inspection.findings import (
+    MOST_EXAMPLES,
+    Finding,
+    SplitFigures,
+    describe_share,
+    show_row,
+    show_rows,
+)
+from dragoman.inspection.rows import SplitRows, spread
+from dragoman.settings import DataSettings, Settings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 _TRAINED_ROWS = 50_000
 _ENCODED_ROWS = 50_000
-_LONGEST_ROWS = 20_000  # that are encoded besides, to find those over the limit
+_LONGEST_ROWS = 20_000  # also encoded, to find those over the limit
 _MOST_BYTES = 4  # of a character in UTF-8: no text has more tokens than bytes
+# Sides of unequal lengths.
+_LONG = 60  # characters of the longer side: short texts may have any ratio
+_FEWEST_ROWS = 200
+_MOST_SPREAD = 0.5  # standard deviation of the logarithm of the ratio: above, it says nothing
+_LEAST_FACTOR = 6.0  # times longer or shorter than usual
+_LEAST_DEVIATIONS = 6.0
+_MOST_ODD = 0.005  # of the rows: more is typical of the data
 
 
-def describe_lengths(lengths: NDArray[np.int64]) -> dict[str, float]:
-    """Return the least, the greatest, the mean and percentiles."""
+def train_tokenizer(rows: SplitRows, settings: Settings) -> tuple[PairTokenizer, list[str]]:
+    """Return a tokenizer trained on the rows, or on a sample of many, and a note about a sample.
+
+    Raises:
+        SettingsError: The settings of the tokenizer contradict each other.
+    """
+    sample = rows.sample(_TRAINED_ROWS)
+    tokenizer = PairTokenizer.train(iter(sample.pairs), settings.tokenizer)
+    note = f"tokens are of a tokenizer trained on a sample of {len(sample):,} rows, evenly spread"
+    return tokenizer, [note] if sample.sampled_from else []
+
+
+def measure_split(rows: SplitRows, tokenizer: PairTokenizer) -> tuple[SplitFigures, list[str]]:
+    """Return the sizes of a split, and notes on how they were measured."""
+    indices = spread(len(rows), _ENCODED_ROWS)
+    source_tokens, target_tokens = _count_tokens(rows, tokenizer, indices)
+    lengths = {
+        "source_characters": _count_characters(rows.sources),
+        "target_characters": _count_characters(rows.targets),
+        "source_tokens": source_tokens,
+        "target_tokens": target_tokens,
+    }
+    figures = SplitFigures(
+        files=rows.files,
+        rows=len(rows),
+        sources=len(np.unique(rows.source_keys)),
+        lengths={measure: _describe(values) for measure, values in lengths.items()},
+    )
+    if len(indices) == len(rows):
+        return figures, []
+    note = f"lengths in tokens of {rows.name}: a sample of {len(indices):,} rows, evenly spread"
+    return figures, [note]
+
+
+def find_long_rows(
+    rows: SplitRows, tokenizer: PairTokenizer, data: DataSettings
+) -> Iterator[Finding]:
+    """Find rows over data.max_tokens.
+
+    If very many rows could be over the limit, only the longest are encoded.
+    """
+    longer = np.maximum(_count_characters(rows.sources), _count_characters(rows.targets))
+    longer += np.fromiter((len(pair.features) for pair in rows.pairs), np.int64, len(rows))
+    candidates = np.flatnonzero(longer * _MOST_BYTES + 2 > data.max_tokens)
+    if len(candidates) > _LONGEST_ROWS:
+        candidates = np.sort(candidates[np.argsort(longer[candidates])[-_LONGEST_ROWS:]])
+    lengths = np.maximum(*_count_tokens(rows, tokenizer, candidates))
+    is_over = lengths > data.max_tokens
+    found, lengths = candidates[is_over], lengths[is_over]
+    if not len(found):
+        return
+    stops = data.long_rows == "error"
+    policy = "fit stops at them" if stops else "fit skips them (data.long_rows=skip)"
+    yield Finding(
+        kind="over_long_tokens",
+        title=f"rows of {rows.shown} with too many tokens",
+        severity="fault" if stops else "warning",
+        count=len(found),
+        message=f"{describe_share(len(found), rows)} have more than data.max_tokens="
+        f"{data.max_tokens} tokens, up to {lengths.max():,}; {policy}",
+        remedy=f"raise data.max_tokens ({lengths.max()} is enough for all; memory and time grow), "
+        "shorten the texts, or skip the rows with data.long_rows=skip",
+        examples=tuple(
+            show_row(rows, int(i), note=f"{length:,} tokens")
+            for i, length in zip(found[:MOST_EXAMPLES], lengths[:MOST_EXAMPLES], strict=True)
+        ),
+    )
+
+
+def find_odd_lengths(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+    """Find long rows with sides of very unequal lengths, where those of other rows are similar."""
+    for rows in files.values():
+        if len(rows) < _FEWEST_ROWS:
+            continue
+        source, target = _count_characters(rows.sources), _count_characters(rows.targets)
+        ratio = np.log(target / source)
+        usual = np.median(ratio)
+        deviation = 1.4826 * np.median(np.abs(ratio - usual))
+        longest = np.maximum(source * np.exp(usual), target)
+        least = max(np.log(_LEAST_FACTOR), _LEAST_DEVIATIONS * deviation)
+        found = np.flatnonzero((longest >= _LONG) & (np.abs(ratio - usual) > least))
+        if deviation > _MOST_SPREAD or not 0 < len(found) <= max(1, _MOST_ODD * len(rows)):
+            continue
+        yield Finding(
+            kind="odd_lengths",
+            title=f"sides of very unequal lengths in {rows.shown}",
+            severity="note",
+            count=len(found),
+            message=f"{describe_share(len(found), rows)} have a target more than "
+            f"{np.exp(least):.0f} times longer or shorter than expected from the source (usual: "
+            f"{np.exp(usual):.2f} times the source)",
+            remedy="check whether the sides belong together, or one is truncated",
+            examples=show_rows(rows, found),
+        )
+
+
+def _describe(lengths: NDArray[np.int64]) -> dict[str, float]:
+    """Return the minimum, the maximum, the mean and percentiles."""
     low, median, high, higher = np.percentile(lengths, [5, 50, 95, 99])
     return {
         "min": int(lengths.min()),
@@ -30,62 +140,18 @@ def describe_lengths(lengths: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
-def count_lengths(texts: Sequence[str]) -> NDArray[np.int64]:
-    """Return the characters of each text, (N,)."""
+def _count_characters(texts: Sequence[str]) -> NDArray[np.int64]:
     return np.fromiter(map(len, texts), np.int64, len(texts))
 
 
-def train_tokenizer(rows: SplitRows, settings: Settings) -> tuple[PairTokenizer, bool]:
-    """Return the tokenizer of the training rows, or of some of many, and whether it is of all.
-
-    Raises:
-        SettingsError: The settings of the tokenizer do not go together.
-    """
-    indices = _spread(len(rows), _TRAINED_ROWS)
-    tokenizer = PairTokenizer.train(
-        (Pair(rows.sources[i], rows.targets[i], rows.features[i], 0, rows.file) for i in indices),
-        settings.tokenizer,
-    )
-    return tokenizer, len(indices) == len(rows)
-
-
-def measure_tokens(
-    rows: SplitRows, tokenizer: PairTokenizer
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the tokens of sources and targets, ends counted, of all rows, or of some of many."""
-    return _encode(rows, tokenizer, _spread(len(rows), _ENCODED_ROWS))
-
-
-def find_over_limit(
-    rows: SplitRows, tokenizer: PairTokenizer, max_tokens: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the indices of the rows over `max_tokens`, and the tokens of their longer side.
-
-    Of very many rows that could be, only the longest are encoded.
-    """
-    longer = np.maximum(count_lengths(rows.sources), count_lengths(rows.targets))
-    longer += np.fromiter(map(len, rows.features), np.int64, len(rows))
-    may_be = np.flatnonzero(longer * _MOST_BYTES + 2 > max_tokens)
-    if len(may_be) > _LONGEST_ROWS:
-        may_be = np.sort(may_be[np.argsort(longer[may_be])[-_LONGEST_ROWS:]])
-    lengths = np.maximum(*_encode(rows, tokenizer, may_be))
-    return may_be[lengths > max_tokens], lengths[lengths > max_tokens]
-
-
-def _encode(
+def _count_tokens(
     rows: SplitRows, tokenizer: PairTokenizer, indices: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the tokens of sources and of targets, begin and end included."""
     sources, targets = list[int](), list[int]()
     for start in range(0, len(indices), 4096):
-        chunk = indices[start : start + 4096]
-        features = [rows.features[i] for i in chunk]
-        sources += map(len, tokenizer.encode_sources([rows.sources[i] for i in chunk], features))
-        targets += map(len, tokenizer.encode_targets([rows.targets[i] for i in chunk]))
+        pairs = [rows.pairs[i] for i in indices[start : start + 4096]]
+        features = [pair.features for pair in pairs]
+        sources += map(len, tokenizer.encode_sources([pair.source for pair in pairs], features))
+        targets += map(len, tokenizer.encode_targets([pair.target for pair in pairs]))
     return np.array(sources, np.int64), np.array(targets, np.int64)
-
-
-def _spread(total: int, most: int) -> NDArray[np.int64]:
-    """Return at most `most` of the numbers below `total`, evenly spread."""
-    if total <= most:
-        return np.arange(total)
-    return np.linspace(0, total - 1, most).astype(np.int64)

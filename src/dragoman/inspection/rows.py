@@ -1,190 +1,105 @@
-"""The rows to inspect: read once, split as fit would split them, and held column by column."""
+"""The rows to inspect, grouped by file and by split, in memory."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.presets import Choice, choose_settings
-from dragoman.reading.pairs import Pair, read_pairs
-from dragoman.reading.row_errors import RowError, RowErrors
-from dragoman.reading.statistics import PairStatistics, collect_statistics, split_of
-from dragoman.settings import DataSettings, Settings
+from dragoman.reading.pairs import Pair
+from dragoman.settings import DataSettings
 
-_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it is reversible
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRows:
-    """The usable rows of a file, or of a split of it; `lines` (N,) are line numbers in `file`.
+    """The valid rows of a file, or of a split of it.
 
-    `name` is train, valid or test; `shown`, what people call it: the file, where a split is a part.
+    `name` is train, valid or test; `shown` is for messages: the file's name where the splits are
+    parts of it.
     """
 
     name: str
     shown: str
-    file: str
     files: tuple[str, ...]
-    sources: list[str]
-    targets: list[str]
-    features: list[tuple[str, ...]]
-    lines: NDArray[np.int64]
+    pairs: list[Pair]
+    sampled_from: int = 0
+    """Number of rows that these are a sample of; 0: these are all."""
 
     def __len__(self) -> int:
-        return len(self.sources)
+        return len(self.pairs)
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """The sources of all rows."""
+        return [pair.source for pair in self.pairs]
+
+    @cached_property
+    def targets(self) -> list[str]:
+        """The targets of all rows."""
+        return [pair.target for pair in self.pairs]
 
     @cached_property
     def source_keys(self) -> NDArray[np.uint64]:
-        """A 64-bit hash of each source with its features, (N,); good in this process only."""
-        return _hash(self.sources) * _MIX + _hash(self.features)
+        """A 64-bit hash of each source with its features, (N,); valid in this process only."""
+        return _hash(self.sources) * _MIX + _hash([pair.features for pair in self.pairs])
 
     @cached_property
     def pair_keys(self) -> NDArray[np.uint64]:
-        """A 64-bit hash of each row, (N,)."""
+        """A 64-bit hash of each row, (N,); valid in this process only."""
         return self.source_keys * _MIX + _hash(self.targets)
 
     def side(self, name: str) -> list[str]:
         """Return the texts of "source" or "target"."""
         return self.sources if name == "source" else self.targets
 
+    def sample(self, most: int) -> "SplitRows":
+        """Return at most `most` of the rows, evenly spread, in their order."""
+        if len(self) <= most:
+            return self
+        pairs = [self.pairs[i] for i in spread(len(self), most)]
+        return dataclasses.replace(self, pairs=pairs, sampled_from=len(self))
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """All that was read: `files` as they are, and the `splits` that fit would make, by name.
 
-    They are the same, but where validation or test rows are a part of the training file.
+def group_rows(
+    pairs: Iterable[tuple[str, Pair]], paths: Sequence[str | Path], data: DataSettings
+) -> tuple[dict[str, SplitRows], dict[str, SplitRows]]:
+    """Return the rows of each file, and the rows of each split, both by name; none is empty.
+
+    They are the same, except where validation or test rows are part of the training file.
+
+    Args:
+        pairs: Each with the name of its split.
+        paths: The training file, or both files of parallel text.
     """
-
-    files: dict[str, SplitRows]
-    splits: dict[str, SplitRows]
-    faults: list[RowError]
-    fault_counts: dict[str, int]
-    statistics: PairStatistics
-    choice: Choice
-
-
-def read_rows(paths: Sequence[str | Path], settings: Settings) -> Reading:
-    """Read all pairs, leaving out faulty rows, and part them as fit would with these settings.
-
-    Raises:
-        DataError: A file cannot be read, or has no usable row at all.
-    """
-    faults = _FirstFaults()
-    columns = _Columns()
-    statistics = collect_statistics(
-        columns.take(read_pairs(paths, _lenient(settings.data), faults))
-    )
-    data = settings.data
-    is_parallel = all(len(files) == 2 for files in (paths, data.valid, data.test) if files)
-    choice = choose_settings(settings, statistics, is_parallel=is_parallel)
-    chosen = choice.settings.data
-    if chosen.leading_tags and not data.leading_tags:  # the sources are read without their tags
-        faults, columns = _FirstFaults(), _Columns()
-        for _ in columns.take(read_pairs(paths, _lenient(chosen), faults)):
-            pass
-    whole = columns.finish("train", tuple(map(str, paths)))
-    splits = _part(whole, chosen)
-    files = {"train": whole if len(splits) > 1 else splits["train"]}
-    for split, given in (("valid", chosen.valid), ("test", chosen.test)):
-        if given:
-            columns = _Columns()
-            for _ in columns.take(read_pairs(given, _lenient(chosen), faults)):
-                pass
-            files[split] = splits[split] = columns.finish(split, tuple(given))
-    return Reading(
-        files=files,
-        splits=splits,
-        faults=faults.first,
-        fault_counts=dict(faults.counts),
-        statistics=statistics,
-        choice=choice,
-    )
+    by_split: dict[str, list[Pair]] = {"train": [], "valid": [], "test": []}
+    for split, pair in pairs:
+        by_split[split].append(pair)
+    training_files = tuple(map(str, paths))
+    given = {"valid": data.valid, "test": data.test}
+    splits = {
+        name: SplitRows(name=name, shown=name, files=given.get(name) or training_files, pairs=rows)
+        for name, rows in by_split.items()
+        if rows
+    }
+    files = {name: rows for name, rows in splits.items() if name == "train" or given[name]}
+    if held_out := [name for name in splits if name not in files]:
+        whole = [pair for name in ("train", *held_out) for pair in by_split[name]]
+        whole.sort(key=lambda pair: pair.line)
+        shown = Path(whole[0].file).name
+        files["train"] = SplitRows(name="train", shown=shown, files=training_files, pairs=whole)
+    return files, splits
 
 
-def _part(whole: SplitRows, data: DataSettings) -> dict[str, SplitRows]:
-    """Part the rows of the training file by the hash of their sources, as fit does."""
-    valid_fraction = 0.0 if data.valid else data.valid_fraction
-    test_fraction = 0.0 if data.test else data.test_fraction
-    if valid_fraction == test_fraction == 0.0:
-        return {"train": dataclasses.replace(whole, shown="train")}
-    names = np.array(
-        [split_of(source, (), valid_fraction, test_fraction) for source in whole.sources]
-    )
-    parts = {"train": _take(whole, "train", names == "train")}
-    for split, fraction in (("valid", valid_fraction), ("test", test_fraction)):
-        if fraction:
-            parts[split] = _take(whole, split, names == split)
-    return parts
-
-
-def _take(rows: SplitRows, name: str, chosen: NDArray[np.bool_]) -> SplitRows:
-    indices = np.flatnonzero(chosen)
-    return SplitRows(
-        name=name,
-        shown=name,
-        file=rows.file,
-        files=rows.files,
-        sources=[rows.sources[i] for i in indices],
-        targets=[rows.targets[i] for i in indices],
-        features=[rows.features[i] for i in indices],
-        lines=rows.lines[indices],
-    )
-
-
-@dataclass
-class _Columns:
-    """Gathers the columns of the pairs that pass through."""
-
-    file: str = ""
-    sources: list[str] = field(default_factory=list)
-    targets: list[str] = field(default_factory=list)
-    features: list[tuple[str, ...]] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-
-    def take(self, pairs: Iterator[Pair]) -> Iterator[Pair]:
-        """Yield `pairs`, and keep them."""
-        known: dict[tuple[str, ...], tuple[str, ...]] = {}  # few different ones: kept once
-        for pair in pairs:
-            self.sources.append(pair.source)
-            self.targets.append(pair.target)
-            self.features.append(known.setdefault(pair.features, pair.features))
-            self.lines.append(pair.line)
-            self.file = pair.file
-            yield pair
-
-    def finish(self, name: str, files: tuple[str, ...]) -> SplitRows:
-        return SplitRows(
-            name=name,
-            shown=Path(self.file).name if name == "train" else name,
-            file=self.file,
-            files=files,
-            sources=self.sources,
-            targets=self.targets,
-            features=self.features,
-            lines=np.array(self.lines, np.int64),
-        )
-
-
-class _FirstFaults(RowErrors):
-    """Counts faulty rows, and keeps the first few of each kind."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first: list[RowError] = []
-
-    def add(self, file: str | Path, line: int, reason: str, detail: str) -> None:
-        """Count one row; keep it, where it is among the first of its kind."""
-        super().add(file, line, reason, detail)
-        if self.counts[reason] <= self._shown:
-            self.first.append(RowError(str(file), line, reason, detail))
-
-
-def _lenient(data: DataSettings) -> DataSettings:
-    return data.model_copy(update={"broken_rows": "skip", "long_rows": "skip"})
+def spread(total: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` of the numbers below `total`, evenly spread."""
+    if total <= most:
+        return np.arange(total)
+    return np.linspace(0, total - 1, most).astype(np.int64)
 
 
 def _hash(values: Sequence[object]) -> NDArray[np.uint64]:

@@ -1,4 +1,4 @@
-"""An inspection on the terminal: the sizes, the preset, then the findings, the gravest first."""
+"""Prints an inspection: sizes, preset, then the findings, the most severe first."""
 
 import sys
 
@@ -7,8 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dragoman.commands.inspect import Inspection
-from dragoman.inspection.finding import Finding
+from dragoman.inspection.findings import Finding, Inspection
 
 _SHOWN = 5  # examples of a finding
 _STYLES = {"fault": "bold red", "warning": "bold yellow", "note": "bold cyan"}
@@ -18,19 +17,13 @@ _MEASURES = {
     "source_tokens": "source tokens",
     "target_tokens": "target tokens",
 }
-
-
-_WIDE = 1000  # characters of a line where nobody sees the edge: in a file, or a pipe
+_WIDE = 1000  # characters per line in a file or a pipe
 
 
 def print_inspection(inspection: Inspection) -> None:
-    """Print an inspection on standard output."""
+    """Print an inspection on standard output; markup in the user's text has no effect."""
     width = None if sys.stdout.isatty() else _WIDE
-    show_inspection(inspection, Console(width=width, highlight=False))
-
-
-def show_inspection(inspection: Inspection, console: Console) -> None:
-    """Print an inspection; nothing of the user's text is taken for markup."""
+    console = Console(width=width, highlight=False)
     console.print(_list_lengths(inspection))
     for note in inspection.notes:
         console.print(Text(note))
@@ -41,7 +34,7 @@ def show_inspection(inspection: Inspection, console: Console) -> None:
         console.print()
         _show_finding(finding, console)
     console.print()
-    console.print(Text(_count(inspection)))
+    console.print(Text(_count_by_severity(inspection)))
 
 
 def _list_lengths(inspection: Inspection) -> Table:
@@ -53,11 +46,11 @@ def _list_lengths(inspection: Inspection) -> Table:
         table.add_column(heading, justify="right")
     for name, figures in inspection.splits.items():
         first = [name, f"{figures.rows:,}", f"{figures.sources:,}"]
-        for measure, told in _MEASURES.items():
+        for measure, label in _MEASURES.items():
             values = figures.lengths[measure]
             limit = data.max_tokens if measure.endswith("tokens") else data.max_characters
             shown = [f"{values[key]:,.0f}" for key in ("median", "p95", "p99", "max")]
-            table.add_row(*first, told, *shown, f"{limit:,}")
+            table.add_row(*first, label, *shown, f"{limit:,}")
             first = ["", "", ""]
     return table
 
@@ -65,7 +58,7 @@ def _list_lengths(inspection: Inspection) -> Table:
 def _show_finding(finding: Finding, console: Console) -> None:
     head = Text(f"{finding.severity}: ", style=_STYLES[finding.severity])
     console.print(head.append(finding.title, style="bold"))
-    console.print(Padding(Text(finding.told), (0, 0, 0, 2), expand=False))
+    console.print(Padding(Text(finding.message), (0, 0, 0, 2), expand=False))
     for example in finding.examples[:_SHOWN]:
         place = Text(f"{example.file}:{example.line}: ", style="dim")
         console.print(Padding(place.append(example.text, style="none"), (0, 0, 0, 4), expand=False))
@@ -76,11 +69,11 @@ def _show_finding(finding: Finding, console: Console) -> None:
     )
 
 
-def _count(inspection: Inspection) -> str:
-    grades: list[str] = [finding.severity for finding in inspection.findings]
-    if not grades:
+def _count_by_severity(inspection: Inspection) -> str:
+    severities: list[str] = [finding.severity for finding in inspection.findings]
+    if not severities:
         return "nothing found"
-    counts = [(grade, grades.count(grade)) for grade in _STYLES]
+    counts = [(severity, severities.count(severity)) for severity in _STYLES]
     return "found: " + ", ".join(
-        f"{count} {grade}{'s' * (count > 1)}" for grade, count in counts if count
+        f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts if count
     )

@@ -40,21 +40,19 @@ class InvalidRow(NamedTuple):
 
 
 class RowErrors:
-    """Gathers faulty rows: how many of each reason, and the first few by file and line.
-
-    Memory does not grow with the number of faults.
-    """
+    """Counts row errors by kind, and keeps the first few of each, in bounded memory."""
 
     def __init__(self, shown: int = 10) -> None:
         self._shown = shown
         self._counts: Counter[str] = Counter()
-        self._first: list[str] = []
+        self.examples: list[RowError] = []
+        """The first errors of each kind, in their order."""
 
-    def add(self, file: str | Path, line: int, reason: str, detail: str) -> None:
-        """Count one row under `reason`; `detail` says what was found in it."""
-        self._counts[reason] += 1
-        if len(self._first) < self._shown:
-            self._first.append(f"{file}:{line}: {detail}")
+    def add(self, file: str | Path, line: int, kind: str, detail: str) -> None:
+        """Count one row; `detail` says what was found in it."""
+        self._counts[kind] += 1
+        if self._counts[kind] <= self._shown:
+            self.examples.append(RowError(str(file), line, kind, detail))
 
     @property
     def total(self) -> int:
@@ -63,15 +61,16 @@ class RowErrors:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Number of rows by reason, in the order in which the reasons first came."""
+        """Number of rows by kind, in order of first occurrence."""
         return dict(self._counts)
 
     def report(self) -> str:
-        """Return the counts by reason, then the first rows by file and line; empty without faults."""
-        lines = [f"{count} x {reason}" for reason, count in self._counts.most_common()]
-        lines += self._first
-        if self.total > len(self._first):
-            lines.append(f"... and {self.total - len(self._first)} more")
+        """Return the counts by kind, then the first rows by file and line; "" without errors."""
+        lines = [f"{count} x {kind}" for kind, count in self._counts.most_common()]
+        first = self.examples[: self._shown]
+        lines += [f"{error.file}:{error.line}: {error.detail}" for error in first]
+        if self.total > len(first):
+            lines.append(f"... and {self.total - len(first)} more")
         return "\n".join(lines)
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 
-from dragoman.reading.pairs import Pair, take_features
+from dragoman.reading.pairs import Pair, RowErrors, read_pairs, take_features
 from dragoman.settings import DataSettings
 
+Split = Literal["train", "valid", "test"]
 _MEASURED_ROWS = 100_000  # rows whose text is looked at; the rest is counted
 _WITH_TAGS = DataSettings(leading_tags=True)
 
@@ -81,7 +82,7 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
 
 def split_of(
     source: str, features: Sequence[str], valid_fraction: float, test_fraction: float
-) -> Literal["train", "valid", "test"]:
+) -> Split:
     """Return the split of a source: the same on every machine, and in any order of the rows.
 
     It depends on a hash of the source alone. `features` play no part, so that a source with
@@ -95,6 +96,23 @@ def split_of(
     if place < valid_fraction:
         return "valid"
     return "test" if place >= 1.0 - test_fraction else "train"
+
+
+def read_splits(
+    pairs: Iterable[Pair], data: DataSettings, row_errors: RowErrors | None = None
+) -> Iterator[tuple[Split, Pair]]:
+    """Yield the pairs of the training file, each with its split, then those of the other files.
+
+    Raises: DataError, as `read_pairs` for data.valid and data.test.
+    """
+    valid_fraction = 0.0 if data.valid else data.valid_fraction
+    test_fraction = 0.0 if data.test else data.test_fraction
+    for pair in pairs:
+        yield split_of(pair.source, pair.features, valid_fraction, test_fraction), pair
+    if data.valid:
+        yield from (("valid", pair) for pair in read_pairs(data.valid, data, row_errors))
+    if data.test:
+        yield from (("test", pair) for pair in read_pairs(data.test, data, row_errors))
 
 
 @dataclass

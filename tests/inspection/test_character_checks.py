@@ -1,6 +1,6 @@
 import pytest
 
-from dragoman.inspection.hidden import list_hidden
+from dragoman.inspection.character_checks import list_hidden
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,297 @@
+"""Checks of characters: mojibake, lost text, hidden characters, mixed Unicode forms, unseen ones.
+
+The costly ones look at a sample of at most 100,000 rows of each file, and say so.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+
+from dragoman.characters import JOINERS, is_hidden
+from dragoman.inspection.findings import (
+    MOST_EXAMPLES,
+    Finding,
+    describe_share,
+    show_row,
+    show_text,
+)
+from dragoman.inspection.rows import SplitRows
+
+_SAMPLED_ROWS = 100_000
+_SIDES = ("source", "target")
+_MOST_SHOWN = 12
+_SPELLS_ANY_TEXT = ("bpe", "unigram")
+# The first words of Unicode names by script. Scripts whose letters are not joined or separated by
+# zero-width characters, and names that tell no script:
+_UNJOINED = {"LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN", "CJK", "HIRAGANA", "KATAKANA", "HANGUL", "FULLWIDTH", "HALFWIDTH"}  # fmt: skip
+_NO_SCRIPT = {"COMBINING", "MODIFIER", "VARIATION", "FEMININE", "MASCULINE", "MICRO", "OHM", "KELVIN", "ANGSTROM"}  # fmt: skip
+# Scripts without spaces between words, where a zero-width space is a place to break the line:
+_UNSPACED = {"THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "JAVANESE", "BALINESE", "TAI", "NEW"}
+_DIRECTIONS = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}  # fmt: skip
+_TAGS = range(0xE0020, 0xE0080)  # after a black flag: the flag of a region
+_SKIN_TONES = "".join(map(chr, range(0x1F3FB, 0x1F400)))
+
+
+def find_mojibake(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+    """Find rows that ftfy considers wrongly decoded, and can repair."""
+    for whole in files.values():
+        rows = whole.sample(_SAMPLED_ROWS)
+        repaired: dict[int, str] = {}
+        for i, pair in enumerate(rows.pairs):
+            text = _repair(pair.source) or _repair(pair.target)
+            if text:
+                repaired[i] = text
+        if repaired:
+            yield Finding(
+                kind="mojibake",
+                title=f"wrongly decoded text in {rows.shown}",
+                severity="warning",
+                count=len(repaired),
+                message=f"{describe_share(len(repaired), rows)} look like UTF-8 that was decoded "
+                "with another encoding",
+                remedy="export the files again as UTF-8; or repair them, as `ftfy FILE` does",
+                examples=tuple(
+                    show_row(rows, i, note=f"should be: {show_text(repaired[i])}")
+                    for i in list(repaired)[:MOST_EXAMPLES]
+                ),
+            )
+
+
+def _repair(text: str) -> str:
+    """Return what ftfy makes of mojibake; "" where the text is likely right."""
+    from ftfy import fix_encoding
+    from ftfy.badness import badness
+
+    if text.isascii() or not (before := badness(text)):
+        return ""
+    fixed = fix_encoding(text)
+    return fixed if len(fixed) < len(text) and badness(fixed) < before else ""
+
+
+def find_replacements(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+    """Find rows with U+FFFD, which replaces text that could not be decoded."""
+    for rows in files.values():
+        found = [i for i, pair in enumerate(rows.pairs) if "\ufffd" in pair.source + pair.target]
+        if found:
+            yield Finding(
+                kind="replacement_characters",
+                title=f"lost text in {rows.shown}",
+                severity="warning",
+                count=len(found),
+                message=f"{describe_share(len(found), rows)} have U+FFFD (\ufffd), which programs "
+                "write where they cannot decode the text",
+                remedy="export the files again in the right encoding; the lost text cannot be "
+                "restored from these",
+                examples=tuple(show_row(rows, i, at="\ufffd") for i in found[:MOST_EXAMPLES]),
+            )
+
+
+def find_hidden_characters(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+    """Find rows with hidden characters that are out of place, on either side."""
+    for whole in files.values():
+        rows = whole.sample(_SAMPLED_ROWS)
+        found: dict[int, str] = {}
+        for i, pair in enumerate(rows.pairs):
+            both = pair.source + pair.target
+            if both.isprintable():
+                continue
+            hidden = list_hidden(pair.source, both) or list_hidden(pair.target, both)
+            if hidden:
+                found[i] = hidden[0]
+        if found:
+            names = Counter(found.values()).most_common(3)
+            shown = ", ".join(f"{_name(character)} in {count:,}" for character, count in names)
+            yield Finding(
+                kind="hidden_characters",
+                title=f"hidden characters in {rows.shown}",
+                severity="warning",
+                count=len(found),
+                message=f"{describe_share(len(found), rows)} have invisible control or zero-width "
+                f"characters: {shown}",
+                remedy="remove them from the files, and from what will be predicted: a model takes "
+                "them for text",
+                examples=tuple(show_row(rows, i, at=found[i]) for i in list(found)[:MOST_EXAMPLES]),
+            )
+
+
+def list_hidden(text: str, both: str) -> list[str]:
+    """Return the hidden characters of `text` that are out of place, in their order.
+
+    In place are joiners in scripts that join and in emoji, direction marks where `both` sides have
+    text from right to left, line breaks in a field, and unusual spaces.
+    """
+    return [
+        character
+        for i, character in enumerate(text)
+        if is_hidden(character)
+        and character not in "\t\n"
+        and unicodedata.category(character) != "Zs"
+        and not _is_in_place(text, i, both)
+    ]
+
+
+def _is_in_place(text: str, i: int, both: str) -> bool:
+    character = text[i]
+    if character == "\r":
+        return text[i + 1 : i + 2] == "\n"
+    if character in JOINERS:
+        before = text[:i].rstrip("\ufe0f" + _SKIN_TONES)
+        if before and unicodedata.category(before[-1]) in ("So", "Cn"):  # emoji
+            return True
+        script = next(filter(None, map(_find_script, reversed(before))), "")
+        return bool(script) and script not in _UNJOINED
+    if character == "\u200b":
+        return any(_find_script(letter) in _UNSPACED for letter in text)
+    if character in _DIRECTIONS:
+        others = set(both) - _DIRECTIONS
+        return any(unicodedata.bidirectional(other) in ("R", "AL", "AN") for other in others)
+    if ord(character) in _TAGS:
+        return text[:i].rstrip("".join(map(chr, _TAGS))).endswith("\U0001f3f4")
+    # A private character is in place where both sides have it.
+    is_private = unicodedata.category(character) == "Co"
+    return is_private and both.count(character) > text.count(character)
+
+
+@cache
+def _find_script(character: str) -> str:
+    """Return the first word of a letter's Unicode name, such as "CYRILLIC"; "" for other characters."""
+    if unicodedata.category(character)[0] not in "LM":
+        return ""
+    word = unicodedata.name(character, "").partition(" ")[0]
+    return "" if word in _NO_SCRIPT else word
+
+
+def find_mixed_forms(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+    """Find characters that one side spells in two ways which Unicode considers equivalent.
+
+    The rows with the rarer spelling are named. Text that is decomposed throughout is no finding.
+    """
+    samples = [rows.sample(_SAMPLED_ROWS) for rows in files.values()]
+    for side in _SIDES:
+        find_clusters = _compile_clusters(samples, side)
+        clusters: set[str] = set()
+        for rows in samples:
+            for text in rows.side(side):
+                if not text.isascii():
+                    clusters.update(find_clusters(text))
+        composed = {
+            cluster: form
+            for cluster in clusters
+            if (form := unicodedata.normalize("NFC", cluster)) != cluster and form in clusters
+        }
+        if not composed:
+            continue
+        forms = set(composed.values())
+        decomposed_rows: list[tuple[SplitRows, int, str]] = []
+        composed_rows: list[tuple[SplitRows, int, str]] = []
+        for rows in samples:
+            for i, text in enumerate(rows.side(side)):
+                found = [] if text.isascii() else find_clusters(text)
+                if first := next((cluster for cluster in found if cluster in composed), ""):
+                    decomposed_rows.append((rows, i, first))
+                if first := next((cluster for cluster in found if cluster in forms), ""):
+                    composed_rows.append((rows, i, first))
+        is_rarer = len(decomposed_rows) <= len(composed_rows)
+        named = decomposed_rows if is_rarer else composed_rows
+        spelling = "decomposed" if is_rarer else "composed"
+        counts = Counter(cluster for _, _, cluster in decomposed_rows)
+        shown = ", ".join(
+            f"{composed[other]} as {_spell(composed[other])} and {_spell(other)}"
+            for other, _ in counts.most_common(3)
+        )
+        sampled = " (in samples of the rows)" * any(rows.sampled_from for rows in samples)
+        yield Finding(
+            kind="unicode_forms",
+            title=f"characters of the {side} in two Unicode forms",
+            severity="warning",
+            count=len(named),
+            message=f"{len(decomposed_rows):,} rows have {side} characters decomposed, which "
+            f"{len(composed_rows):,} rows have composed{sampled}: {shown}",
+            remedy=f"set tokenizer.{side}.unicode_form=nfc (or nfd), or convert the files to one "
+            "form: to a model they are different texts",
+            examples=tuple(
+                show_row(rows, i, at=cluster, note=f"{cluster} {spelling}")
+                for rows, i, cluster in named[:MOST_EXAMPLES]
+            ),
+        )
+
+
+def _compile_clusters(samples: Sequence[SplitRows], side: str) -> Callable[[str], list[str]]:
+    """Return a function that finds the letters with marks in a text, and what is outside ASCII."""
+    characters: set[str] = set()
+    characters.update(*(text for rows in samples for text in rows.side(side)))
+    marks = "".join(
+        character
+        for character in characters
+        if unicodedata.category(character)[0] == "M" or "\u1160" <= character <= "\u11ff"
+    )
+    single = r"[^\x00-\x7f]|[;`K]"  # three characters outside ASCII are equivalent to these
+    if not marks:
+        return re.compile(single).findall
+    marks = re.escape(marks)
+    return re.compile(f"[^{marks}][{marks}]+|{single}").findall
+
+
+def find_unseen_characters(
+    files: Mapping[str, SplitRows], kinds: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Find characters of the validation and test files that the training file never has.
+
+    Args:
+        kinds: The tokenizer kind of each side.
+    """
+    for side in _SIDES:
+        trained: set[str] = set()
+        trained.update(*files["train"].side(side))
+        for name, rows in files.items():
+            texts = rows.side(side)
+            found = [i for i, text in enumerate(texts) if not trained.issuperset(text)]
+            if name == "train" or not found:
+                continue
+            counts = Counter(c for i in found for c in texts[i] if c not in trained)
+            most = counts.most_common(_MOST_SHOWN)
+            shown = ", ".join(f"{_show_character(c)} ({count:,})" for c, count in most)
+            yield Finding(
+                kind="unseen_characters",
+                title=f"{side} characters of {rows.shown} that are not in train",
+                severity="note",
+                count=len(found),
+                message=f"{len(counts):,} different {side} characters, in "
+                f"{describe_share(len(found), rows)}, are not in the training data: {shown}"
+                f"{', …' * (len(counts) > _MOST_SHOWN)}",
+                remedy=_describe_remedy(side, kinds[side]),
+                examples=tuple(
+                    show_row(rows, i, at=next(c for c in texts[i] if c not in trained))
+                    for i in found[:MOST_EXAMPLES]
+                ),
+            )
+
+
+def _describe_remedy(side: str, kind: str) -> str:
+    if kind in _SPELLS_ANY_TEXT:
+        return (
+            f"{kind} tokens can spell them, but the model learns nothing about them: add training "
+            "rows with them"
+        )
+    effect = "cannot be written by" if side == "target" else "are unknown to"
+    return (
+        f"tokens are {kind}: these characters {effect} the model; add training rows with them, or "
+        "replace them by known ones"
+    )
+
+
+def _show_character(character: str) -> str:
+    if unicodedata.category(character)[0] in "LNPS" and character.isprintable():
+        return character
+    return f"U+{ord(character):04X}"
+
+
+def _spell(text: str) -> str:
+    return "+".join(f"U+{ord(character):04X}" for character in text)
+
+
+def _name(character: str) -> str:
+    name = unicodedata.name(character, "").lower()
+    return f"U+{ord(character):04X}{name and f' {name}'}"

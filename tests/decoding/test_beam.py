@@ -79,7 +79,9 @@ def test_a_beam_of_five_on_a_tiny_vocabulary_equals_brute_force(seed):
     stop=st.sampled_from(["full", "exact"]),
     penalty=st.sampled_from([0.0, 0.6, 1.0]),
 )
-def test_a_list_depends_on_its_source_alone(lengths, extra, beam_size, seed, method, stop, penalty):
+def test_hypotheses_depend_on_their_source_alone(
+    lengths, extra, beam_size, seed, method, stop, penalty
+):
     network, sources = make_network(seed), make_sources(lengths, seed)
     if method == "diverse":
         beam_size = 2 * max(1, beam_size // 2)
@@ -131,7 +133,7 @@ def test_the_exact_stop_never_finds_less_than_the_full_one():
     assert better > 0  # it does make a difference
 
 
-def test_groups_without_a_penalty_are_equal_and_with_one_differ():
+def test_groups_differ_only_with_a_diversity_penalty():
     network, source = make_network(3), random_ids(4, 5, 20, seed=3)
     base = {"method": "diverse", "beam_size": 4, "num_hypotheses": 4, "diverse_groups": 2}
     for found in find(network, source, settings_of(diverse_strength=0.0, **base)):
@@ -148,7 +150,7 @@ def test_an_ensemble_of_a_model_with_itself_is_the_model():
     assert [[h.ids for h in f] for f in alone] == [[h.ids for h in f] for f in doubled]
 
 
-def test_an_ensemble_speaks_by_the_mean_of_the_probabilities():
+def test_an_ensemble_averages_the_probabilities():
     networks, source = [make_network(1), make_network(2)], random_ids(1, 5, 20)
     [[best]] = find(networks, source, settings_of(1))
     mean = torch.stack([score_plainly(n, source, []).exp() for n in networks]).mean(0)
@@ -203,7 +205,7 @@ def test_forbidding_all_but_the_end_gives_an_empty_output():
     assert not math.isnan(best.score)
 
 
-def test_all_lists_are_sorted_and_of_the_length_asked_for():
+def test_all_lists_are_sorted_and_have_num_hypotheses():
     network, source = make_network(2), random_ids(5, 5, 20)
     for count in itertools.chain([1, 3, 5]):
         for found in find(network, source, settings_of(beam_size=5, num_hypotheses=count)):

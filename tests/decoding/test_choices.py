@@ -39,7 +39,7 @@ def list_outputs(state):
         min_size=1, max_size=12,
     )
 )  # fmt: skip
-def test_what_is_allowed_is_the_list_and_nothing_else(kind, lines, tmp_path_factory):
+def test_exactly_the_list_is_allowed(kind, lines, tmp_path_factory):
     tokenizer = make_tokenizer(kind, features=2)
     path = tmp_path_factory.mktemp("choices") / "c.txt"
     state = constrain(tokenizer, path, "\n".join(lines))
@@ -69,14 +69,12 @@ def test_line_ends_marks_and_repeated_lines_change_nothing(content, tmp_path):
     assert sorted(tokenizer.decode_targets(outputs)) == ["no", "yes"]
 
 
-def test_every_line_that_no_output_can_be_is_told_of(tmp_path):
+def test_every_invalid_line_is_reported(tmp_path):
     content = b"yes\n\nZebra\nno\n\xff\n" + b"Qu\n" * 20
     with pytest.raises(SettingsError) as caught:
         constrain(make_tokenizer("characters"), tmp_path / "c", content)
     message = str(caught.value)
-    assert message.startswith(
-        f"decoding.choices: {tmp_path / 'c'}: no output can be these lines (23)"
-    )
+    assert message.startswith(f"decoding.choices: {tmp_path / 'c'}: 23 invalid lines")
     for part in ["c:2: the line is empty", "c:3: 'Zebra' has a symbol that the target's voc",
                  "c:5: byte 0xff", "c:6: 'Qu'", "21 x symbol that", "13 more"]:  # fmt: skip
         assert part in message
@@ -84,14 +82,14 @@ def test_every_line_that_no_output_can_be_is_told_of(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "is empty; write one output a line"), ("\n\n", "is empty"), (b"\xff\xfea\0", "UTF-16")],
+    [("", "is empty; write one output per line"), ("\n\n", "is empty"), (b"\xff\xfea\0", "UTF-16")],
 )
-def test_a_file_that_holds_no_list_is_told_of(content, message, tmp_path):
+def test_a_file_without_a_list_is_reported(content, message, tmp_path):
     with pytest.raises(SettingsError, match=rf"decoding\.choices: .*c.*{message}"):
         constrain(make_tokenizer("characters"), tmp_path / "c", content)
 
 
-def test_a_missing_file_is_told_of_with_the_likely_one(tmp_path):
+def test_a_missing_file_is_reported_with_the_likely_one(tmp_path):
     (tmp_path / "cities.txt").write_text("yes\n")
     decoding = DecodingSettings(choices=str(tmp_path / "city.txt"))
     with pytest.raises(
@@ -100,7 +98,7 @@ def test_a_missing_file_is_told_of_with_the_likely_one(tmp_path):
         resolve_search(decoding, make_tokenizer("characters"))
 
 
-def test_a_long_list_is_walked_as_a_short_one(tmp_path):
+def test_a_long_list_works_like_a_short_one(tmp_path):
     chance = random.Random(0)
     words = ["".join(w) for w in itertools.islice(itertools.product("abcnoyes", repeat=5), 30_000)]
     chance.shuffle(words)

@@ -79,14 +79,14 @@ def constraints(tmp_path_factory):
     }
 
 
-def plan_of(tokenizer, limit=70, **values):
+def config_of(tokenizer, limit=70, **values):
     decoding = DecodingSettings(max_length_ratio=0.0, max_length_extra=limit, **values)
     return resolve_search(decoding, tokenizer)
 
 
-def is_stuck(plan, ids):
+def no_token_left(config, ids):
     """Whether the vocabulary cannot spell what has to follow."""
-    state = plan.constraint
+    state = config.constraint
     for token in ids:
         assert state.allowed()[token]
         state = state.advance(token)
@@ -100,23 +100,25 @@ def networks_of(tokenizer, *seeds):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_ends_matches(kind, name, method, constraints):
+def test_complete_outputs_match(kind, name, method, constraints):
     tokenizer, num_complete = make_tokenizer(kind), 0
     limit = (
         240 if name == "json_schema" else 70
     )  # an untrained model takes all the whitespace it may
-    plan = plan_of(tokenizer, limit, **constraints[name], **METHODS[method])
+    config = config_of(tokenizer, limit, **constraints[name], **METHODS[method])
     for seeds in [(0,), (1, 2)]:  # one model, and an ensemble
         sources = join(make_sources([3, 7, 5], seeds[0]))
-        for found in search(networks_of(tokenizer, *seeds), sources, plan):
-            assert 1 <= len(found) <= plan.decoding.num_hypotheses
+        for found in search(networks_of(tokenizer, *seeds), sources, config):
+            assert 1 <= len(found) <= config.decoding.num_hypotheses
             for hypothesis in found:
                 text = tokenizer.decode_target(hypothesis.ids)
                 if hypothesis.is_complete:
                     assert CHECKS[name](text), text
                     num_complete += 1
                 else:
-                    assert len(hypothesis.ids) == limit or is_stuck(plan, hypothesis.ids), text
+                    assert len(hypothesis.ids) == limit or no_token_left(config, hypothesis.ids), (
+                        text
+                    )
             if method != "sampling":
                 order = [h.is_complete for h in found]
                 assert order == sorted(order, reverse=True)
@@ -125,26 +127,28 @@ def test_what_ends_matches(kind, name, method, constraints):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", CHECKS)
-def test_what_is_too_short_for_any_match_is_incomplete(name, method, constraints):
+def test_outputs_too_short_for_a_match_are_incomplete(name, method, constraints):
     tokenizer = make_tokenizer("characters")
     limit = {"json_schema": 23, "grammar": 3, "regex": 2, "choices": 2}[name]  # and the end
-    plan = plan_of(tokenizer, limit, **constraints[name], **METHODS[method])
-    for found in search(networks_of(tokenizer, 4), join(make_sources([3, 7], 4)), plan):
+    config = config_of(tokenizer, limit, **constraints[name], **METHODS[method])
+    for found in search(networks_of(tokenizer, 4), join(make_sources([3, 7], 4)), config):
         assert not any(h.is_complete for h in found)
 
 
 @pytest.mark.parametrize("kind", ["characters", "symbols", "regex"])
 @pytest.mark.parametrize("method", ["greedy", "beam"])
-def test_what_allows_everything_changes_nothing(kind, method):
+def test_a_constraint_that_allows_everything_changes_nothing(kind, method):
     tokenizer, num_compared = make_tokenizer(kind), 0
-    plan = plan_of(tokenizer, 30, regex="(?s:.*)", **METHODS[method])
-    free = SearchConfig(decoding=plan.decoding, forbidden_ids=(3,))  # the unknown has no text
-    plan = SearchConfig(decoding=plan.decoding, forbidden_ids=(3,), constraint=plan.constraint)
+    config = config_of(tokenizer, 30, regex="(?s:.*)", **METHODS[method])
+    free = SearchConfig(decoding=config.decoding, forbidden_ids=(3,))  # the unknown has no text
+    config = SearchConfig(
+        decoding=config.decoding, forbidden_ids=(3,), constraint=config.constraint
+    )
     for seed in range(6):
         networks, sources = networks_of(tokenizer, seed), join(make_sources([3, 7, 5, 2], seed))
         torch.nn.init.constant_(networks[0].output.bias[2:3], 6.0)  # ends come
         for one, other in zip(
-            search(networks, sources, free), search(networks, sources, plan), strict=True
+            search(networks, sources, free), search(networks, sources, config), strict=True
         ):
             if method == "greedy" or all(h.is_complete for h in one):
                 num_compared += 1
@@ -167,9 +171,9 @@ def test_what_allows_everything_changes_nothing(kind, method):
 def test_a_list_depends_on_its_source_alone(name, lengths, extra, seed, method, kind, constraints):
     tokenizer, sources = make_tokenizer(kind), make_sources(lengths, seed)
     networks = networks_of(tokenizer, seed)
-    plan = plan_of(tokenizer, 40, **constraints[name], **METHODS[method])
-    for found, source in zip(search(networks, join(sources, extra), plan), sources, strict=True):
-        [alone] = search(networks, source, plan)
+    config = config_of(tokenizer, 40, **constraints[name], **METHODS[method])
+    for found, source in zip(search(networks, join(sources, extra), config), sources, strict=True):
+        [alone] = search(networks, source, config)
         assert [h.ids for h in found] == [h.ids for h in alone]
         assert [h.score for h in found] == pytest.approx([h.score for h in alone], abs=1e-3)
 
@@ -177,20 +181,22 @@ def test_a_list_depends_on_its_source_alone(name, lengths, extra, seed, method, 
 @pytest.mark.parametrize("stop", ["full", "exact"])
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_beam_as_wide_as_the_list_ranks_it_by_its_forced_scores(kind, penalty, stop, tmp_path):
+def test_a_beam_as_wide_as_the_list_ranks_it_by_its_scores(kind, penalty, stop, tmp_path):
     words = ["yes", "no", "maybe", "yes no", "no no", "no maybe", "12", "90", "ja", "yes no yes no"]
     path = tmp_path / "c.txt"
     path.write_text("\n".join(words))
     tokenizer = make_tokenizer(kind)
     encoded = [ids[1:-1] for ids in tokenizer.encode_targets(words)]
-    plan = plan_of(
+    config = config_of(
         tokenizer, beam_size=10, num_hypotheses=10, length_penalty=penalty, stop=stop,
         choices=str(path),
     )  # fmt: skip
     for seed in range(4):
         networks, sources = networks_of(tokenizer, seed), make_sources([3, 6], seed)
-        for found, source in zip(search(networks, join(sources), plan), sources, strict=True):
-            scored = score_targets(networks, source.expand(len(words), -1), encoded, plan.decoding)
+        for found, source in zip(search(networks, join(sources), config), sources, strict=True):
+            scored = score_targets(
+                networks, source.expand(len(words), -1), encoded, config.decoding
+            )
             best_first = sorted(scored, key=lambda h: h.normalized_score, reverse=True)
             assert all(h.is_complete for h in found)
             if penalty == 0.0 and stop == "full":  # CTranslate2's rule may end before the last
@@ -206,8 +212,8 @@ def test_a_prefix_and_a_constraint_hold_together(kind, method, constraints):
     tokenizer, sources = make_tokenizer(kind), join(make_sources([3, 7, 5], 1))
     networks = networks_of(tokenizer, 1)
     prefixes = [tokenizer.target.encode(text) for text in ["no no", "abc", "yes"]]
-    plan = plan_of(tokenizer, 40, **constraints["choices"], **METHODS[method])
-    first, broken, second = search(networks, sources, plan, prefixes)
+    config = config_of(tokenizer, 40, **constraints["choices"], **METHODS[method])
+    first, broken, second = search(networks, sources, config, prefixes)
     assert all(h.is_complete for h in [*first, *second])
     assert {tokenizer.decode_target(h.ids) for h in first} == {"no no no"}
     texts = {tokenizer.decode_target(h.ids) for h in second}
@@ -215,15 +221,15 @@ def test_a_prefix_and_a_constraint_hold_together(kind, method, constraints):
     assert not any(h.is_complete for h in broken)  # no choice begins with it
 
 
-def test_an_end_that_only_follows_one_hypothesis_is_not_lost():
-    """ "a" can only end, which the model believes in least; "b" goes on for ever."""
+def test_an_end_of_a_single_hypothesis_is_not_lost():
+    """ "a" can only end, which the model believes in least; "b" never ends."""
     tokenizer = make_tokenizer("characters")
-    plan = plan_of(tokenizer, 12, regex="a|b[bc]{20}", beam_size=2, num_hypotheses=2)
+    config = config_of(tokenizer, 12, regex="a|b[bc]{20}", beam_size=2, num_hypotheses=2)
     for seed in range(8):
         [network] = networks_of(tokenizer, seed)
         with torch.no_grad():
             network.output.bias[2] = -30.0
-        [best, *others] = search([network], make_sources([4], seed)[0], plan)[0]
+        [best, *others] = search([network], make_sources([4], seed)[0], config)[0]
         assert tokenizer.decode_target(best.ids) == "a"
         assert best.is_complete
         assert not any(h.is_complete for h in others)
@@ -232,12 +238,12 @@ def test_an_end_that_only_follows_one_hypothesis_is_not_lost():
 def test_the_rules_and_a_constraint_hold_together(constraints):
     tokenizer = make_tokenizer("characters")
     networks, sources = networks_of(tokenizer, 2), join(make_sources([3, 7], 2))
-    longer = plan_of(
+    longer = config_of(
         tokenizer, beam_size=4, num_hypotheses=4, min_length=8, **constraints["choices"]
     )
     for found in search(networks, sources, longer):
         texts = {tokenizer.decode_target(h.ids) for h in found if h.is_complete}
         assert texts == {"maybe yes", "no no no", "yes no maybe"}
-    without = plan_of(tokenizer, forbidden_tokens="m,o", **constraints["choices"])
+    without = config_of(tokenizer, forbidden_tokens="m,o", **constraints["choices"])
     for [best] in search(networks, sources, without):
         assert tokenizer.decode_target(best.ids) in ("yes", "12") or not best.is_complete

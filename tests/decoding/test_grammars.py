@@ -1,6 +1,7 @@
 import json
 import random
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ WORDS["bpe"] = WORDS["unigram"] = [*WORDS["characters"], "maybe yes", "日本"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_allowed_are_the_tokens_that_lead_to_a_match(kind):
+def test_exactly_the_tokens_that_can_lead_to_a_match_are_allowed(kind):
     """Every state of a small language, against a search through the list of its words."""
     tokenizer = make_tokenizer(kind)
     words = {word.encode() for word in WORDS[kind]}
@@ -84,7 +85,7 @@ def test_what_is_allowed_are_the_tokens_that_lead_to_a_match(kind):
     ),
     kind=st.sampled_from(KINDS),
 )  # fmt: skip
-def test_an_expression_takes_what_python_takes(regex, line, kind):
+def test_a_regex_matches_what_python_matches(regex, line, kind):
     tokenizer = make_tokenizer(kind)
     if 3 in tokenizer.target.encode(line):
         return
@@ -143,7 +144,7 @@ def test_a_random_walk_that_ends_is_json_that_conforms(kind, seed):
     assert all(value[key] is None for key in value if key not in ("s", "n", "l"))
 
 
-def test_an_object_that_names_a_key_twice_does_not_end():
+def test_an_object_with_a_duplicate_key_does_not_end():
     tokenizer = make_tokenizer("characters")
     start = constrain(tokenizer, json_schema='{"type": "object", "minProperties": 2}')
     assert accepts(start, tokenizer, '{"a":1,"b":2}')
@@ -158,7 +159,7 @@ NUMBER: /[0-9]{1,3}/
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_grammar_counts_what_no_expression_could(kind, tmp_path):
+def test_a_grammar_counts_what_no_regex_could(kind, tmp_path):
     tokenizer = make_tokenizer(kind)
     state = constrain(tokenizer, grammar=write(tmp_path / "g.lark", GRAMMAR))
     assert accepts(state, tokenizer, "( 67 + 89 )")
@@ -178,7 +179,7 @@ def test_special_ids_and_features_of_the_source_are_never_allowed(kind):
         assert allowed[4:-3].all()
 
 
-def test_a_token_by_its_number_is_not_allowed_where_it_has_no_text(tmp_path):
+def test_a_token_without_text_is_not_allowed_by_its_number(tmp_path):
     tokenizer = make_tokenizer("characters")
     state = constrain(tokenizer, grammar=write(tmp_path / "g", 'start: <[0-9]> "a"'))
     assert np.flatnonzero(state.allowed()).tolist() == [4, 5, 6, 7, 8, 9]
@@ -202,14 +203,14 @@ def test_a_state_is_a_value(kind):
         states[0].allowed()[0] = True
 
 
-def test_the_end_comes_after_the_whole_grammar_alone(tmp_path):
+def test_the_end_comes_only_after_the_whole_grammar(tmp_path):
     lark = 'start: s "c"\ns[stop=""]: /[ab]{3,}/'  # llguidance's mask has an end behind s
     tokenizer = make_tokenizer("characters")
     state = feed(constrain(tokenizer, grammar=write(tmp_path / "g", lark)), tokenizer, "aaaa")
     assert not state.allowed()[EOS]
 
 
-def test_a_negated_terminal_gives_no_bytes_that_are_no_text(tmp_path):
+def test_a_negated_terminal_gives_only_valid_utf_8(tmp_path):
     tokenizer = make_tokenizer("bpe")
     state = constrain(tokenizer, grammar=write(tmp_path / "g", "start: T\nT: ~/ab/"))
     byte = tokenizer.target.token_bytes().index(b"\xe2")
@@ -237,7 +238,7 @@ def test_composed_text_ends_only_where_composing_changes_nothing():
     assert plain.advance(e).allowed()[EOS]
 
 
-def test_a_token_too_long_for_llguidance_is_told_of():
+def test_a_token_too_long_for_llguidance_is_reported():
     side = SideSettings(kind="symbols")
     for length in (1022, 1023):  # with a separator on both sides
         tokenizer = Tokenizer.train(["a " + "b" * length], side)
@@ -266,6 +267,76 @@ def test_a_grammar_that_grows_too_complex_is_an_error_and_no_silent_end(tmp_path
             state = state.advance(token)
 
 
-def test_symbols_that_cannot_be_put_apart_are_told_of_at_once():
+def test_symbols_that_cannot_be_separated_are_reported_at_once():
     with pytest.raises(SettingsError, match="no output can match"):
         constrain(make_tokenizer("symbols"), regex="ja(?:nein)+")
+
+
+def test_whitespace_in_json_is_bounded_unless_the_schema_sets_it():
+    tokenizer = make_tokenizer("characters")
+    start = constrain(tokenizer, json_schema="true")
+    for text in ["[1]", "[ 1 ]", "[\n  1,\n  2\n]", f"[{' ' * 16}1]", f"[\n{' ' * 16}1]"]:
+        assert accepts(start, tokenizer, text)
+    for text in [" 1", "1 ", "[\n\n1]", "[ \n1]", f"[{' ' * 17}1]"]:
+        assert not accepts(start, tokenizer, text)
+    compact = constrain(tokenizer, json_schema='{"x-guidance": {"whitespace_flexible": false}}')
+    assert accepts(compact, tokenizer, "[1,2]")
+    assert not accepts(compact, tokenizer, "[1, 2]")
+
+
+INVALID = [
+    ("regex", "a(?=b)", r"decoding\.regex: .*a\(\?=b\).*\^\^\^.*look-around.*Rust's regex crate"),
+    ("regex", "(a", r"decoding\.regex: .*unclosed group"),
+    ("regex", "\\bfoo", r"decoding\.regex: .*not supported"),
+    ("regex", "a\\", r"decoding\.regex: 'a\\\\' ends with a lone backslash"),
+    ("regex", "(?ix)a\n#b", r"decoding\.regex: .*flag x"),
+    ("regex", "日本", r"decoding\.regex: no output can match: no token"),
+    ("regex", "[^\\s\\S]", r"decoding\.regex: no output can match"),
+    ("json_schema", '{"type": "intege"}', r"decoding\.json_schema: Invalid type: intege"),
+    ("json_schema", '{"uniqueItems": true}', r"json_schema: Unimplemented keys.*docs/json_schema"),
+    ("json_schema", '{"type": }', r"decoding\.json_schema: invalid JSON: .*column 10"),
+    ("json_schema", "false", r"decoding\.json_schema: Unsatisfiable"),
+    ("json_schema", "nowhere.json", r"decoding\.json_schema: nowhere.json: there is no such file"),
+    ("grammar", "nowhere.lark", r"decoding\.grammar: nowhere.lark: there is no such file"),
+]
+
+
+@pytest.mark.parametrize(("setting", "value", "message"), INVALID)
+def test_an_invalid_constraint_is_reported(setting, value, message):
+    with pytest.raises(SettingsError, match=f"(?s){message}") as caught:
+        constrain(make_tokenizer("characters"), **{setting: value})
+    assert "no_forcing" not in str(caught.value)  # ours, not the user's
+    assert "backtrace" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('start: foo\nbar: "a"\n', r'at 1\(8\): unknown name: "foo"\n +1 \| start: foo\n +\^'),
+        ('start: "a', "lexer error"),
+        ('start: <pad> "a"', "unknown special token"),
+        ("", "no start rule"),
+        ('{"grammars": []}', "expecting rule"),
+    ],
+)
+def test_an_invalid_grammar_is_reported_with_its_line(text, message, tmp_path):
+    with pytest.raises(SettingsError, match=rf"(?s)decoding\.grammar: .*{message}.*syntax\.md"):
+        constrain(make_tokenizer("characters"), grammar=write(tmp_path / "g", text))
+
+
+def test_files_without_text_or_schema_are_reported(tmp_path):
+    (tmp_path / "g").write_bytes(b"\xff\xfe")
+    for setting in ("grammar", "json_schema"):
+        with pytest.raises(SettingsError, match=rf"decoding\.{setting}: .*g: cannot be read"):
+            constrain(make_tokenizer("characters"), **{setting: str(tmp_path / "g")})
+    with pytest.raises(SettingsError, match=r"s: a schema must be an object"):
+        constrain(make_tokenizer("characters"), json_schema=write(tmp_path / "s", "[1]"))
+
+
+def test_without_llguidance_the_message_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    for values in ({"regex": "a"}, {"json_schema": "{}"}):
+        with pytest.raises(
+            SettingsError, match=r'needs llguidance.*pip install "dragoman\[guided\]"'
+        ):
+            constrain(make_tokenizer("characters"), **values)

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dragoman.decoding.rules import delay_end, forbid, forbid_repeats, force
+from dragoman.decoding.rules import allow_prefix, delay_end, forbid, forbid_repeats
 
 
 def test_forbidden_tokens_have_no_logit():
@@ -11,7 +11,7 @@ def test_forbidden_tokens_have_no_logit():
     assert not logits.isneginf().any()  # the caller's own is left alone
 
 
-def test_the_end_waits_for_the_rows_that_are_too_short():
+def test_the_end_is_masked_in_rows_that_are_too_short():
     delayed = delay_end(torch.zeros(2, 3), 2, torch.tensor([True, False]))
     assert delayed.isneginf().tolist() == [[False, False, True], [False, False, False]]
 
@@ -22,7 +22,7 @@ def test_the_end_waits_for_the_rows_that_are_too_short():
     ),
     size=st.integers(1, 4),
 )  # fmt: skip
-def test_what_would_repeat_is_forbidden_and_nothing_else(rows, size):
+def test_exactly_the_repeats_are_masked(rows, size):
     found = forbid_repeats(torch.zeros(len(rows), 4), torch.tensor(rows), size).isneginf()
     for row, forbidden in zip(rows, found.tolist(), strict=True):
         grams = {tuple(row[i : i + size]) for i in range(len(row) - size + 1)}
@@ -32,9 +32,9 @@ def test_what_would_repeat_is_forbidden_and_nothing_else(rows, size):
             assert forbidden[token] == is_repeat
 
 
-def test_a_forced_token_keeps_its_probability_and_others_lose_theirs():
+def test_a_prefix_keeps_its_probability_and_masks_the_others():
     log_probs = torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log()
-    forced = force(log_probs, torch.tensor([0, -1]))
-    assert forced[0].isneginf().tolist() == [False, True]
-    torch.testing.assert_close(forced[:, 0], log_probs[:, 0])
-    torch.testing.assert_close(forced[1], log_probs[1])
+    masked = allow_prefix(log_probs, torch.tensor([0, -1]))
+    assert masked[0].isneginf().tolist() == [False, True]
+    torch.testing.assert_close(masked[:, 0], log_probs[:, 0])
+    torch.testing.assert_close(masked[1], log_probs[1])

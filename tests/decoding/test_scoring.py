@@ -26,7 +26,7 @@ def test_each_token_and_the_end_have_their_probability():
         assert hypothesis.ids == tuple(ids)
 
 
-def test_an_alignment_shares_each_token_out_over_its_source():
+def test_an_alignment_distributes_each_token_over_its_source():
     network, sources = make_network(2), make_sources([5, 1, 8, 3], 2)
     decoding = DecodingSettings(alignment=True)
     found = score_targets([network], join(sources, 2), TARGETS, decoding)

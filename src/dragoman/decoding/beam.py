@@ -1,16 +1,16 @@
-"""Beam search, and diverse beam search: the same with the beam in groups that avoid each other.
+"""Beam search, and diverse beam search, whose groups avoid each other's tokens.
 
-The rule is CTranslate2's, so that both engines give the same lists. At each step the 2K best
-continuations of the K hypotheses are the candidates. Those of the first K that end, or stand at
-their longest length, are done; the best K candidates that do not end go on.
+The algorithm is CTranslate2's, so both engines give the same lists. At each step the candidates are
+the 2K best continuations of the K hypotheses. Of the first K candidates, those that end or have the
+longest length are done. The best K candidates without an end continue.
 
 An example, K = 2: of "a" (-1.0) and "b" (-1.5) the candidates are "a END" (-1.2), "b c" (-1.7),
-"a d" (-2.0) and "b END" (-2.1). "a END" is done, with -1.2 / 2 tokens = -0.6; "b c" and "a d" go on.
-"b END" is not done: it is not among the first two.
+"a d" (-2.0) and "b END" (-2.1). "a END" is done, with -1.2 / 2 tokens = -0.6; "b c" and "a d"
+continue. "b END" is not done: it is not among the first two.
 
-Under a constraint the rule is the same, and what it finds comes first. But there "b" may be one
-that can only end: where "a d" goes on and is cut in the end, nothing that conforms would be left.
-So ends that are not done are kept too, and fill the places of those that were cut.
+Under a constraint the algorithm is the same, and its results come first. But there "b" may be able
+only to end: if "a d" is truncated in the end, no output would match the constraint. So ends that
+are not done are kept as spares, and replace truncated hypotheses.
 """
 
 from collections.abc import Sequence
@@ -29,18 +29,18 @@ from dragoman.settings import DecodingSettings
 
 @dataclass
 class _Group:
-    """What a group of the beam of one source has come to: G groups of K / G hypotheses."""
+    """The results of one group of one source; a beam of K has G groups of K / G hypotheses."""
 
     done: list[Hypothesis] = field(default_factory=list)
     spare: list[Hypothesis] = field(default_factory=list)
-    """Under a constraint: the best that could have ended, done or not."""
+    """Under a constraint: the best hypotheses that could have ended, done or not."""
     has_best_ended: bool = False
     is_over: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidates:
-    """The best continuations of each group, best first; C is 2K / G, or less if there are less."""
+    """The best continuations of each group, best first; C is 2K / G, or less in a tiny vocabulary."""
 
     ids: Int[Tensor, "N G C"]
     parents: Int[Tensor, "N G C"]
@@ -57,7 +57,9 @@ def search_beam(
 ) -> list[list[Hypothesis]]:
     """Return up to `decoding.num_searched` hypotheses of each source, best first.
 
-    `longest` bounds each output in tokens, its end included. `rules` has a row a source.
+    Args:
+        longest: Most tokens of each output, its end included.
+        rules: One row per source.
 
     Source: Vijayakumar et al. 2018, with Hamming diversity, for the groups.
     """
@@ -66,14 +68,14 @@ def search_beam(
     device = source_ids.device
     found = [[_Group() for _ in range(num_groups)] for _ in range(len(source_ids))]
 
-    sources = torch.arange(len(source_ids), device=device)  # those that are still searched
+    sources = torch.arange(len(source_ids), device=device)  # those still in the batch
     rows = sources.repeat_interleave(beam)
     caches = ensemble.select(ensemble.start(source_ids), rows, sources)
     rules = rules.select(rows)
     ids = torch.full((len(rows),), ensemble.bos_id, device=device)
     tokens = torch.empty(len(sources), num_groups, width, 0, dtype=torch.long, device=device)
     scores = torch.full((len(sources), num_groups, width), -torch.inf, device=device)
-    scores[:, :, 0] = 0.0  # all hypotheses of a group are the same: one stands for them
+    scores[:, :, 0] = 0.0  # all hypotheses of a group are equal at first: use one
     for position in range(max(longest)):
         rule = partial(rules.change_logits, history=tokens.flatten(0, 2))
         log_probs, caches = ensemble.step(ids, caches, rule)
@@ -86,7 +88,7 @@ def search_beam(
             _keep_ends(groups, totals[..., ensemble.eos_id], tokens, decoding)
         _collect(groups, candidates, tokens, is_last, ensemble.eos_id, decoding)
 
-        chosen, alive = _choose_living(candidates, width, ensemble.eos_id)
+        chosen, is_live = _choose_live(candidates, width, ensemble.eos_id)
         limits = [longest[i] for i in sources.tolist()]
         _settle(groups, chosen.scores, limits, is_last, decoding)
         staying = torch.tensor([not all(g.is_over for g in of_one) for of_one in groups])
@@ -102,31 +104,34 @@ def search_beam(
         tokens = torch.cat((tokens[kept].gather(2, parents), chosen.ids[..., None]), dim=-1)
         scores, ids, sources = chosen.scores, chosen.ids.flatten(), sources[kept]
         caches = ensemble.select(caches, rows, kept)
-        rules = rules.select(rows).advance(ids, alive[kept].flatten())
+        rules = rules.select(rows).advance(ids, is_live[kept].flatten())
     return [_rank(of_one, decoding, prefers_complete=bool(rules.states)) for of_one in found]
 
 
 def _expand(totals: Float[Tensor, "N G W V"], strength: float) -> _Candidates:
-    """Return the 2W best continuations of each group, a later group's less what it repeats."""
+    """Return the 2W best continuations of each group.
+
+    A token loses `strength` for each earlier group that has chosen it.
+    """
     num_sources, num_groups, width, vocab_size = totals.shape
     count = min(2 * width, width * vocab_size)
-    taken = totals.new_zeros(num_sources, vocab_size)  # by how many groups
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    taken = totals.new_zeros(num_sources, vocab_size)  # number of groups that chose each token
+    by_group: list[tuple[Tensor, Tensor, Tensor]] = []
     for group in range(num_groups):
         own = totals[:, group]
         ranked = own if group == 0 else own - strength * taken[:, None, :]
         places = ranked.flatten(1).topk(count, dim=1).indices
         ids, parents = places % vocab_size, places // vocab_size
-        parts.append((ids, parents, own.flatten(1).gather(1, places)))
+        by_group.append((ids, parents, own.flatten(1).gather(1, places)))
         taken.scatter_add_(1, ids[:, :width], torch.ones_like(ids[:, :width], dtype=taken.dtype))
-    stacked = [torch.stack(part, dim=1) for part in zip(*parts, strict=True)]
+    stacked = [torch.stack(each, dim=1) for each in zip(*by_group, strict=True)]
     return _Candidates(ids=stacked[0], parents=stacked[1], scores=stacked[2])
 
 
-def _choose_living(
+def _choose_live(
     candidates: _Candidates, width: int, eos_id: int
 ) -> tuple[_Candidates, Bool[Tensor, "N G W"]]:
-    """Return the best `width` candidates that do not end, and which of them may be said at all."""
+    """Return the best `width` candidates without an end, and which of them are not masked."""
     is_end = candidates.ids == eos_id
     order = is_end.long().argsort(dim=-1, stable=True)[..., :width]
     if order.shape[-1] < width:  # fewer continuations than hypotheses: a tiny vocabulary
@@ -148,7 +153,7 @@ def _collect(
     eos_id: int,
     decoding: DecodingSettings,
 ) -> None:
-    """Put those of the first candidates that end, or stand at their longest length, into `done`."""
+    """Add to `done` those of the first candidates that end or have the longest length."""
     width = tokens.shape[2]
     ids, scores = candidates.ids[..., :width], candidates.scores[..., :width]
     is_done = ((ids == eos_id) | is_last[:, None, None].to(ids.device)) & ~scores.isneginf()
@@ -175,7 +180,7 @@ def _keep_ends(
     tokens: Int[Tensor, "N G W T"],
     decoding: DecodingSettings,
 ) -> None:
-    """Put into `spare` the hypotheses that may end here, with the scores that they would end with."""
+    """Add to `spare` the hypotheses that may end here, with their scores if they ended."""
     listed = scores.tolist()
     for i, g, place in (~scores.isneginf()).nonzero().tolist():
         group, score = groups[i][g], listed[i][g][place]
@@ -199,7 +204,7 @@ def _settle(
     is_last: Bool[Tensor, " N"],
     decoding: DecodingSettings,
 ) -> None:
-    """Note which groups are over: no hypothesis goes on, or `decoding.stop` says so."""
+    """Mark the groups that are over: no hypothesis continues, or `decoding.stop` is met."""
     width = scores.shape[2]
     wanted = min(decoding.num_searched, width)
     best = scores.max(dim=-1).values.tolist()
@@ -211,9 +216,9 @@ def _settle(
                 group.is_over = True
             elif decoding.stop == "exact":
                 done = sorted((one.normalized_score for one in group.done), reverse=True)
-                # Scores only fall, and weigh least over the longest length.
-                hope = normalize(best_score, limit, decoding)
-                group.is_over |= len(done) >= wanted and done[wanted - 1] >= hope
+                # An upper bound: scores only fall, and the longest length divides them most.
+                bound = normalize(best_score, limit, decoding)
+                group.is_over |= len(done) >= wanted and done[wanted - 1] >= bound
             elif decoding.length_penalty == 0:
                 group.is_over |= group.has_best_ended and len(group.done) >= wanted
             else:
@@ -223,14 +228,14 @@ def _settle(
 def _rank(
     groups: Sequence[_Group], decoding: DecodingSettings, *, prefers_complete: bool
 ) -> list[Hypothesis]:
-    """Return the best hypotheses of all groups; under a constraint only complete ones conform."""
+    """Return the best hypotheses of all groups; under a constraint only complete ones match."""
     ranked = _sort([one for group in groups for one in group.done])
     if prefers_complete:
         complete = [one for one in ranked if one.is_complete]
-        cut = [one for one in ranked if not one.is_complete]
+        truncated = [one for one in ranked if not one.is_complete]
         spare = [one for group in groups for one in group.spare if one not in group.done]
-        ranked = complete + _sort(spare) + cut
-    if not ranked:  # nothing could be said: an empty output that says it was cut
+        ranked = complete + _sort(spare) + truncated
+    if not ranked:  # no token was left: an empty, truncated output
         return [Hypothesis(ids=(), score=0.0, normalized_score=0.0, is_complete=False)]
     return ranked[: decoding.num_searched]
 

@@ -1,38 +1,51 @@
-"""Outputs of a language: a regular expression, a JSON schema or a grammar, by llguidance.
+"""Constrain outputs to a regular expression, a JSON schema or a grammar, with llguidance.
 
-Every kind of tokens can spell it: llguidance sees the bytes of each, never our tokenizer. For
-symbols, which a separator joins, it has four tokens each: "b", as the first symbol comes, " b", as
-later ones do, and both with the separator behind them, "b " and " b ", which tell whether another
-symbol may follow.
+This works for every kind of tokenizer: llguidance sees the bytes of each token, never our
+tokenizer. A symbol, which a separator joins to the next, is four tokens for llguidance: "b" as the
+first symbol, " b" as a later one, and both with a separator behind them, "b " and " b ", which show
+whether another symbol may follow.
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.decoding.grammar_settings import (
-    REMEDIES,
-    import_llguidance,
-    shorten,
-    write_grammars,
-)
-from dragoman.errors import SettingsError
+from dragoman.errors import DataError, SettingsError
+from dragoman.reading.text_files import check_file
 from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.special_ids import EOS_ID
 
-_MOST_BYTES: Final = 1024  # of a token: llguidance 1.9.1 panics at a longer one
+_MAX_TOKEN_BYTES: Final = 1024  # llguidance 1.9.1 panics at a longer token
+
+# By default llguidance asks our tokenizer how to split bytes that must follow, and allows no other
+# split. Off: the constraint masks what does not match, the model chooses among the rest.
+_OPTIONS: Final = '\n%llguidance {"no_forcing": true}\n'
+
+# By default llguidance allows any amount: an unsure model would emit nothing but whitespace.
+_WHITESPACE: Final = r"[ \t]{1,16}|\r?\n[ \t]{0,16}"
+
+_DOCS: Final = "https://github.com/guidance-ai/llguidance/blob/main/docs"
+_REMEDIES: Final = {
+    "regex": "write it as Rust's regex crate reads it, without look-around; the whole output "
+    "must match, so that ^ and $ are not needed",
+    "json_schema": f"change the schema; what is supported: {_DOCS}/json_schema.md",
+    "grammar": f"change the grammar; how it is written: {_DOCS}/syntax.md",
+}
 
 
 @runtime_checkable
 class _Matcher(Protocol):
-    """What is used of llguidance.LLMatcher: where one output stands in its grammar."""
+    """The methods of llguidance.LLMatcher in use: the state of one output in its grammar."""
 
     def deep_copy(self) -> "_Matcher": ...
     def consume_token(self, sampled_token: int) -> bool: ...
@@ -45,37 +58,37 @@ class _Matcher(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Language:
-    """What all states of a constraint share."""
+    """The constants of a constraint, shared by all its states."""
 
     setting: str
-    """Its name, for faults: "regex", "json_schema" or "grammar"."""
+    """Its name, for messages: "regex", "json_schema" or "grammar"."""
     pieces: Sequence[bytes | None]
-    """The bytes that each id of the target spells; None: none."""
+    """The bytes of each id of the target; None: an id without text, like the end."""
     separator: bytes
     is_nfc: bool
-    """Whether an output is composed to NFC before it is read."""
+    """Whether outputs are composed to NFC."""
 
     @cached_property
     def has_text(self) -> NDArray[np.bool_]:
-        """Which ids spell something, (V,); an empty symbol does not, before the first separator."""
+        """Which ids have text, (V,); an empty symbol, too."""
         return np.array([piece is not None for piece in self.pieces])
 
     @cached_property
     def empty_symbol(self) -> int | None:
-        """The id of the symbol without text, which "a  b" has in its middle; None: there is none."""
+        """The id of the empty symbol, as in the middle of "a  b"; None: the vocabulary lacks it."""
         return self.pieces.index(b"") if b"" in self.pieces else None
 
     def can_end(self, text: bytes) -> bool:
-        """Whether `text`, which the grammar accepts, is read by others as the grammar has read it.
+        """Whether `text`, which the grammar accepts, is valid as a whole output.
 
         It must be UTF-8 (a negated terminal of a grammar also accepts other bytes) and, if outputs
-        are composed, stay as it is then. JSON must be such that Python reads it, and names no key
-        of an object twice: llguidance 1.9.1 counts one that comes twice as two.
+        are composed, already composed. JSON must be readable by Python, without a duplicate key in
+        an object: llguidance 1.9.1 counts a duplicate as another property.
         """
         try:
             decoded = text.decode()
             if self.setting == "json_schema":
-                json.loads(decoded, object_pairs_hook=_refuse_twins)
+                json.loads(decoded, object_pairs_hook=_refuse_duplicates)
         except (ValueError, RecursionError):
             return False
         return not self.is_nfc or unicodedata.is_normalized("NFC", decoded)
@@ -83,7 +96,7 @@ class _Language:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GrammarState:
-    """Where a hypothesis stands in the language: a value; its matcher is never advanced."""
+    """State of a constraint after a hypothesis: a value; its matcher is never advanced."""
 
     language: _Language
     matcher: _Matcher
@@ -91,10 +104,10 @@ class GrammarState:
     is_first: bool = True
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Return which ids may come next, (V,); none where the vocabulary cannot spell a match.
+        """Return which ids may come next, (V,); none if the vocabulary cannot spell a match.
 
         Raises:
-            SettingsError: The constraint is too complex to go on.
+            SettingsError: The constraint is too complex for llguidance.
         """
         return self._allowed
 
@@ -102,7 +115,7 @@ class GrammarState:
         """Return the state after `token`, which was allowed and is not the end.
 
         Raises:
-            SettingsError: The constraint is too complex to go on.
+            SettingsError: The constraint is too complex for llguidance.
         """
         language, piece = self.language, self.language.pieces[token]
         assert piece is not None, f"token {token} was not allowed"
@@ -119,12 +132,12 @@ class GrammarState:
     def _allowed(self) -> NDArray[np.bool_]:
         language = self.language
         bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
-        # llguidance 1.9.1 tells where nothing may come next by this error, and not by an empty mask.
+        # llguidance 1.9.1 reports a dead end by this error, not by an empty mask.
         is_dead = self.matcher.is_error() and "NoExtensionBias" in self.matcher.get_error()
         if self.matcher.is_error() and not is_dead:
             self._give_up(self.matcher.get_error())
         masks = np.unpackbits(bits, bitorder="little").view(np.bool_)
-        # The mask has the end in the middle of some lexemes, too: is_accepting is the one to ask.
+        # The mask has the end inside some lexemes, too: only is_accepting is right.
         is_end = self.matcher.is_accepting() and language.can_end(self.text)
         allowed = self._find_tokens(masks, is_joined=not self.is_first)
         if self.is_first and language.empty_symbol is not None:
@@ -135,13 +148,13 @@ class GrammarState:
         return allowed
 
     def _find_tokens(self, masks: NDArray[np.bool_], *, is_joined: bool) -> NDArray[np.bool_]:
-        """Return which tokens may come next, (V,), behind a separator or not, if there is one."""
+        """Return which tokens may come next, (V,); `is_joined`: after a separator, if there is one."""
         language, size = self.language, len(self.language.pieces)
         if not language.separator:
             return masks[:size] & language.has_text
         first = size * is_joined
         found = masks[first : first + size] & language.has_text
-        # A symbol is whole: behind it comes the separator or the end. "ja" is no way to "jab".
+        # A symbol is whole, followed by the separator or the end: "ja" is no start of "jab".
         goes_on = masks[2 * size + first : 3 * size + first]
         for token in np.flatnonzero(found & ~goes_on).tolist():
             found[token] = self.matcher.validate_tokens([first + token, EOS_ID]) == 2
@@ -150,35 +163,35 @@ class GrammarState:
     def _give_up(self, message: str) -> None:
         setting = self.language.setting
         raise SettingsError(
-            f"decoding.{setting}: it is too complex behind the output "
-            f"{self.text[-40:].decode(errors='replace')!r}: {shorten(message, setting)}; "
-            f"{REMEDIES[setting]}"
+            f"decoding.{setting}: it is too complex after the output "
+            f"{self.text[-40:].decode(errors='replace')!r}: {_shorten(message, setting)}; "
+            f"{_REMEDIES[setting]}"
         )
 
 
 def constrain_to_grammar(decoding: DecodingSettings, tokenizer: PairTokenizer) -> GrammarState:
-    r"""Return the state before an output by `decoding.regex`, `json_schema` or `grammar`; one is set.
+    r"""Return the initial state for `decoding.regex`, `json_schema` or `grammar`; one is set.
 
-    A regular expression and a grammar mean what llguidance reads in them: \d and \w are Unicode's,
-    as in Rust's regex crate; a terminal of a grammar takes as much as it can. JSON may have, where
-    whitespace may stand, up to 16 blanks and a line break before them, and the keys of an object in
-    the order of the schema; "x-guidance" in the schema sets other rules for whitespace.
+    Syntax and meaning are llguidance's: \d and \w are Unicode's, as in Rust's regex crate; a
+    terminal of a grammar is greedy. JSON may have up to 16 blanks, and a line break before them,
+    wherever whitespace is allowed; the keys of an object come in the order of the schema.
+    "x-guidance" in the schema sets other rules for whitespace.
 
     Costs 10 to 65 ms with 8,000 to 26,000 byte pieces, then 13 to 54 us a token of a hypothesis.
 
     Raises:
-        SettingsError: It is broken, no output can match it, its file cannot be read, llguidance is
+        SettingsError: It is invalid, no output can match it, its file cannot be read, llguidance is
             not installed, or the tokens are decomposed (unicode_form nfd).
     """
-    setting = next(name for name in REMEDIES if getattr(decoding, name))
+    setting = next(name for name in _REMEDIES if getattr(decoding, name))
     form = tokenizer.target.settings.unicode_form
     if form == "nfd":
         raise SettingsError(
-            f"decoding.{setting}: the model writes letters and accents apart (its "
-            "tokenizer.target.unicode_form is nfd), so that its tokens do not spell the output as it "
-            "is read; take decoding.choices, or train with unicode_form nfc"
+            f"decoding.{setting}: the model emits letters and accents separately (its "
+            "tokenizer.target.unicode_form is nfd), so its tokens do not spell the composed output; "
+            "use decoding.choices, or train with unicode_form nfc"
         )
-    grammars = write_grammars(setting, getattr(decoding, setting))
+    grammars = _write_grammars(setting, getattr(decoding, setting))
     pieces = tokenizer.target.token_bytes()
     pieces += [None] * (tokenizer.target_vocab_size - len(pieces))  # features of the source
     language = _Language(
@@ -191,16 +204,16 @@ def constrain_to_grammar(decoding: DecodingSettings, tokenizer: PairTokenizer) -
     if not state.allowed().any():
         raise SettingsError(
             f"decoding.{setting}: no output can match: no token of the target's vocabulary begins "
-            "one; change it, or take a model that was trained on such outputs"
+            "one; change it, or use a model trained on such outputs"
         )
     return state
 
 
 class _Vocabulary:
-    """The tokens as llguidance.TokenizerWrapper takes them."""
+    """The tokens in the form that llguidance.TokenizerWrapper needs."""
 
     def __init__(self, language: _Language) -> None:
-        # A byte of 0xFF, which is in no UTF-8, would mark a token of llguidance's as special.
+        # llguidance takes tokens with a byte 0xFF, which UTF-8 never has, as special.
         pieces = [b"" if p is None or b"\xff" in p else p for p in language.pieces]
         pieces[EOS_ID] = b"\xff</s>"
         if separator := language.separator:
@@ -215,18 +228,18 @@ class _Vocabulary:
         self.special_token_ids: list[int] = []
 
     def __call__(self, text: bytes) -> list[int]:
-        raise NotImplementedError  # asked only for bytes that are forced: see grammar_settings
+        raise NotImplementedError  # called only for forced bytes: see _OPTIONS
 
 
 def _make_matcher(language: _Language, grammars: list[dict[str, Any]]) -> _Matcher:
-    llguidance = import_llguidance(language.setting)
+    llguidance = _import_llguidance(language.setting)
     vocabulary = _Vocabulary(language)
-    if (longest := max(map(len, vocabulary.tokens))) > _MOST_BYTES:
+    if (longest := max(map(len, vocabulary.tokens))) > _MAX_TOKEN_BYTES:
         raise SettingsError(
             f"decoding.{language.setting}: the target's longest token has {longest} bytes, and "
-            f"llguidance takes up to {_MOST_BYTES}; take decoding.choices"
+            f"llguidance accepts up to {_MAX_TOKEN_BYTES}; use decoding.choices"
         )
-    # Without slices, which spare time with vocabularies far larger than ours, at 10-60 ms to begin.
+    # Slices save time only with far larger vocabularies, and take 10-60 ms to build.
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), slices=[])
     matcher: _Matcher = llguidance.LLMatcher(
         tokenizer,
@@ -236,12 +249,89 @@ def _make_matcher(language: _Language, grammars: list[dict[str, Any]]) -> _Match
     )
     if matcher.is_error():
         raise SettingsError(
-            f"decoding.{language.setting}: {shorten(matcher.get_error(), language.setting)}\n"
-            f"{REMEDIES[language.setting]}"
+            f"decoding.{language.setting}: {_shorten(matcher.get_error(), language.setting)}\n"
+            f"{_REMEDIES[language.setting]}"
         )
     return matcher
 
 
-def _refuse_twins(pairs: Sequence[tuple[str, Any]]) -> None:
+def _refuse_duplicates(pairs: Sequence[tuple[str, Any]]) -> None:
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key comes twice")
+        raise ValueError("duplicate key")
+
+
+def _write_grammars(setting: str, value: str) -> list[dict[str, Any]]:
+    """Return the value of `setting` as llguidance's grammars, the top one first."""
+    match setting:
+        case "regex":
+            return [{"lark_grammar": _regex_to_lark(value) + _OPTIONS}]
+        case "json_schema":
+            top = {"lark_grammar": f"start: @schema{_OPTIONS}"}
+            return [top, {"name": "schema", "json_schema": _parse_schema(value)}]
+        case _:
+            return [{"lark_grammar": _read(setting, value) + _OPTIONS}]
+
+
+def _regex_to_lark(regex: str) -> str:
+    # llguidance 1.9.1 silently reads both of these as another expression.
+    if (len(regex) - len(regex.rstrip("\\"))) % 2:
+        raise SettingsError(
+            f"decoding.regex: {regex!r} ends with a lone backslash; write two for a backslash"
+        )
+    if "\n" in regex and re.search(r"\(\?[a-zA-Z]*x", regex):
+        raise SettingsError("decoding.regex: an expression with the flag x must be on one line")
+    return f"start: /{_import_llguidance('regex').regex_to_lark(regex, '')}/"
+
+
+def _parse_schema(value: str) -> dict[str, Any] | bool:
+    """Return the schema in `value`, which is JSON or the name of a file."""
+    text, where = value.strip(), "decoding.json_schema"
+    if not text.startswith("{") and text not in ("true", "false"):
+        text, where = _read("json_schema", value), f"{where}: {value}"
+    try:
+        schema = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"{where}: invalid JSON: {error}") from error
+    if not isinstance(schema, dict | bool):
+        raise SettingsError(f"{where}: a schema must be an object {{…}}, true or false")
+    if schema is False:
+        return schema
+    schema = {} if schema is True else schema
+    options = schema.get("x-guidance", {})
+    if not isinstance(options, dict) or "whitespace_flexible" in options:
+        return schema
+    return {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE, **options}}
+
+
+def _read(setting: str, name: str) -> str:
+    path = Path(name)
+    try:
+        check_file(path)
+        return path.read_text(encoding="utf-8-sig")
+    except DataError as error:
+        raise SettingsError(f"decoding.{setting}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"decoding.{setting}: {path}: cannot be read: {error}") from error
+
+
+def _import_llguidance(setting: str) -> ModuleType:
+    """Return the module llguidance, which is an optional dependency."""
+    try:
+        import llguidance
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"decoding.{setting}: needs llguidance, which is not installed: "
+            'pip install "dragoman[guided]"'
+        ) from error
+    return llguidance
+
+
+def _shorten(message: str, setting: str) -> str:
+    """Return the part of llguidance's message that is about the user's own text."""
+    for mark in ("<non-verbose/>", "<state>", "<backtrace>"):
+        message = message.partition(mark)[0]
+    if setting == "regex":  # without our grammar around the expression
+        message = message.partition("\n   1 | ")[0]
+        message = message.rpartition(" (in regex): ")[2]
+    ours = r"\n\s*\d+ \| (?:%llguidance \{\"no_forcing.*)?$"
+    return re.sub(ours, "", message.rstrip(), flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Minimum Bayes risk: of several candidates, the one that all of them are closest to on average.
+"""Minimum Bayes risk decoding: choose the candidate with the least mean distance to all of them.
 
 Source: Kumar and Byrne 2004; over samples: Eikema and Aziz 2020.
 """
@@ -16,9 +16,9 @@ from dragoman.settings import DecodingSettings
 def choose_least_risky(
     candidates: Sequence[Hypothesis], texts: Sequence[str], decoding: DecodingSettings
 ) -> list[Hypothesis]:
-    """Return the `decoding.num_hypotheses` least risky of `candidates`, which read `texts`.
+    """Return the `decoding.num_hypotheses` least risky of `candidates`, whose texts are `texts`.
 
-    Of a beam each weighs as much as it is probable; samples come as often as they are.
+    Hypotheses of a beam are weighted by their probability; samples are weighted equally.
     """
     assert decoding.minimum_risk != "none"
     is_sampled = decoding.method == "sampling"
@@ -30,11 +30,12 @@ def choose_least_risky(
 def rank_by_risk(
     texts: Sequence[str], weights: Sequence[float], measure: Literal["edit", "chrf"]
 ) -> list[int]:
-    """Return the places of `texts`, the least risky first; equal ones stay in their order.
+    """Return the indices of `texts`, least risky first; ties keep their order.
 
-    The risk of a text is the mean distance to all texts, by `weights` (of any sum). With "edit" a
-    distance is the edits over the longer length, with "chrf" 1 - chrF / 100. Of "ab", "ab" and
-    "xy", equally weighted, "ab" comes first: its mean distance is 1/3, that of "xy" 2/3.
+    The risk of a text is the mean distance to all texts, weighted by `weights` (of any sum). The
+    distance is the number of edits over the longer length ("edit"), or 1 - chrF / 100 ("chrf").
+    Of "ab", "ab" and "xy", equally weighted, "ab" comes first: its mean distance is 1/3, that of
+    "xy" 2/3.
     """
     distances: dict[tuple[str, str], float] = {}
     distance = _edit_distance if measure == "edit" else _chrf_distance
@@ -50,7 +51,7 @@ def rank_by_risk(
 
 
 def weigh(scores: Sequence[float]) -> list[float]:
-    """Return the probabilities of hypotheses among themselves, given their log-probabilities."""
+    """Return the relative probabilities of hypotheses, given their log-probabilities."""
     highest = max(scores, default=0.0)
     return [math.exp(score - highest) for score in scores]
 
@@ -60,6 +61,6 @@ def _edit_distance(text: str, other: str) -> float:
 
 
 def _chrf_distance(text: str, other: str) -> float:
-    from sacrebleu import CHRF  # loaded on demand: it takes long
+    from sacrebleu import CHRF  # a slow import
 
     return 1.0 - float(CHRF().sentence_score(text, [other]).score) / 100.0

@@ -3,8 +3,8 @@
 python benchmarks/intervals.py
 
 Invented rows, of which few or most have an error. The score of all of them is the true one; sets of
-rows are drawn from them, and the interval of each set holds the true score or not. Beside dragoman's
-intervals, the percentiles of a plain bootstrap.
+rows are drawn from them, and the interval of each set holds the true score, misses it, or is not
+shown, as too few rows are wrong. Beside dragoman's intervals, the percentiles of a plain bootstrap.
 """
 
 import argparse
@@ -50,11 +50,12 @@ def main() -> None:
                     kind,
                     f"{size}",
                     metric.title,
-                    *(f"{100 * held[metric.name]:.1f}" for held in found),
+                    *(f"{100 * fraction[metric.name]:.1f}" for fraction in found),
                 ]
                 for metric in metrics
             ]
-    print(table(["population", "rows", "score", "dragoman, %", "percentiles, %"], rows))
+    heads = ["population", "rows", "score", "shown, %", "shown and missing, %"]
+    print(table([*heads, "percentiles missing, %"], rows))
 
 
 def invent(share: float) -> tuple[list[str], list[list[str]]]:
@@ -78,23 +79,28 @@ def simulate(
     size: int,
     trials: int,
     settings: EvaluationSettings,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return, by score, how often dragoman's intervals held it, and how often percentiles did."""
+) -> tuple[dict[str, float], ...]:
+    """Return fractions of sets by score: interval shown, shown and missing, percentiles missing."""
     generator = np.random.default_rng(size)
     truth = {one.name: float(one.combine(statistics[one.name].sum(axis=0))) for one in metrics}
-    ours, theirs = (dict.fromkeys(truth, 0) for _ in range(2))
+    shown, missing, percentiles_missing = (dict.fromkeys(truth, 0) for _ in range(3))
     tails = (0.5 - settings.confidence_level / 2, 0.5 + settings.confidence_level / 2)
     for trial in range(trials):
         places = generator.integers(0, _POPULATION, size)
         drawn = {name: values[places] for name, values in statistics.items()}
         seeded = settings.model_copy(update={"seed": trial})
         for name, interval in estimate_all(metrics, drawn, seeded).items():
-            ours[name] += interval.low <= truth[name] <= interval.high
+            if interval.low is not None and interval.high is not None:
+                shown[name] += 1
+                missing[name] += not interval.low <= truth[name] <= interval.high
         for metric in metrics:
             sums = resample_sums(drawn[metric.name], settings.resamples, trial)
             low, high = np.quantile(metric.combine(sums), tails)
-            theirs[metric.name] += low <= truth[metric.name] <= high
-    return tuple({name: count / trials for name, count in held.items()} for held in (ours, theirs))  # type: ignore[return-value]
+            percentiles_missing[metric.name] += not low <= truth[metric.name] <= high
+    return tuple(
+        {name: count / trials for name, count in counts.items()}
+        for counts in (shown, missing, percentiles_missing)
+    )
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def _evaluate_files(arguments: argparse.Namespace, words: Sequence[str]) -> None
     from dragoman.commands.evaluate import name_evaluation
     from dragoman.commands.report import report_outputs
     from dragoman.evaluation.evaluation import evaluate_rows, write_evaluation
-    from dragoman.evaluation.outputs import read_outputs
+    from dragoman.evaluation.rows import read_outputs
     from dragoman.reporting.page import write_report
 
     rows = read_outputs(arguments.hypotheses, arguments.references, arguments.sources)
@@ -243,7 +243,7 @@ def _show_evaluation(
     out: Path | None,
     told: Sequence[str] = (),
 ) -> None:
-    from dragoman.evaluation.summary import summarize
+    from dragoman.evaluation.evaluation import summarize
 
     content = evaluation.to_dict()
     if arguments.json:
@@ -299,7 +299,7 @@ def _load_model(arguments: argparse.Namespace, words: Sequence[str]) -> "Predict
 
 def _show_outcome(out: Path) -> None:
     """Show the scores and some predictions of a model folder, and what to do next."""
-    from dragoman.evaluation.summary import list_scores
+    from dragoman.evaluation.evaluation import list_scores
 
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     for split in ("valid", "test"):

@@ -5,7 +5,7 @@ import pytest
 
 from dragoman.commands.compare import compare_runs, describe_comparison
 from dragoman.errors import DataError
-from dragoman.evaluation.evaluation import Cut, evaluate_rows, write_evaluation
+from dragoman.evaluation.evaluation import TargetTokenization, evaluate_rows, write_evaluation
 from dragoman.evaluation.rows import Row
 from dragoman.settings import EvaluationSettings
 
@@ -43,7 +43,7 @@ def test_a_real_difference_is_told_from_chance(write):
 
 
 def test_the_tokens_are_those_of_the_evaluation(write):
-    phones = Cut(has_symbols=True)
+    phones = TargetTokenization(has_symbols=True)
     [found] = compare_runs([write("a", 40, cut=phones), write("b", 5, cut=phones)], SETTINGS)
     assert found.comparison.differences["token_error_rate"].title == "PER"
 
@@ -66,7 +66,7 @@ def test_runs_joined_by_commas_are_one_system(write):
 
 
 def test_other_test_rows_are_refused(write):
-    with pytest.raises(DataError, match="over the same test rows only"):
+    with pytest.raises(DataError, match="only runs over the same test rows"):
         compare_runs([write("a", 4), write("b", 4, first="x")], SETTINGS)
     with pytest.raises(DataError, match="79 test rows"):
         compare_runs([write("c", 4), write("d", 4, count=79)], SETTINGS)

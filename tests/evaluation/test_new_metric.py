@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from dragoman.evaluation import metrics
-from dragoman.evaluation.comparison import compare
-from dragoman.evaluation.evaluation import evaluate_rows, read_evaluation, write_evaluation
+from dragoman.evaluation.evaluation import (
+    evaluate_rows,
+    read_evaluation,
+    summarize,
+    write_evaluation,
+)
 from dragoman.evaluation.metrics import Metric, choose_metrics, divide_edits, is_higher_better
 from dragoman.evaluation.rows import Row
-from dragoman.evaluation.summary import summarize
+from dragoman.evaluation.significance import compare
 from dragoman.reporting.content import ReportContent
 from dragoman.reporting.page import render_page
 from dragoman.settings import EvaluationSettings

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import numpy as np
@@ -6,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman.errors import DataError
-from dragoman.evaluation.rows import Row, read_rows, write_rows
+from dragoman.evaluation.rows import Row, group_references, read_outputs, read_rows, write_rows
+from dragoman.reading.pairs import Pair
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 ROWS = st.builds(
@@ -34,29 +36,111 @@ def test_rows_come_back_as_they_were_written(rows, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("3", "expected an object, found int"),
-        ('{"source": "a", "references": ["b"]}', "'hypothesis' is missing"),
-        ('{"source": 1, "references": ["b"], "hypothesis": "b"}', "'source' is int"),
-        ('{"source": "a", "references": "b", "hypothesis": "b"}', "'references' is str"),
-        ('{"source": "a", "references": [1], "hypothesis": "b"}', "holds what is not text"),
-        ('{"source": "a", "references": [], "hypothesis": "b"}', "'references' is empty"),
-        ('{"source": "\udcd8", "references": ["b"], "hypothesis": "b"}', "byte 0xd8 .* not UTF-8"),
+        ("{", "Invalid JSON"),
+        ("[" * 100_000, "Invalid JSON"),
+        ("3", "should be an object"),
+        ('{"source": "a", "references": ["b"]}', "hypothesis: Field required"),
+        ('{"source": 1, "references": ["b"], "hypothesis": "b"}', "source: .* valid string"),
+        ('{"source": "a", "references": "b", "hypothesis": "b"}', "references: .* valid array"),
+        ('{"source": "a", "references": [1], "hypothesis": "b"}', "references.0: .* valid string"),
+        ('{"source": "a", "references": [], "hypothesis": "b"}', "references: .* at least 1 item"),
+        ('{"source": "\udcd8", "references": ["b"], "hypothesis": "b"}', "not UTF-8"),
+        ('{"source": "\\ud800", "references": ["b"], "hypothesis": "b"}', "Invalid JSON"),
+        ('{"source": "a", "references": ["b"], "hypothesis": "b", "score": NaN}', "finite number"),
+        ('{"source": "a", "references": ["b"], "hypothesis": "b", "line": true}', "valid integer"),
         (
-            f'{{"source": "a", "references": ["b"], "hypothesis": "b", "score": {"9" * 400}}}',
-            "no finite number",
+            '{"source": "a", "references": ["b"], "hypothesis": "b", "line": -1}',
+            "line: .* equal to 0",
         ),
-        ('{"source": "a", "references": ["b"], "hypothesis": "b", "line": true}', "'line' is bool"),
-        ('{"source": "a", "references": ["b"], "hypothesis": "b", "line": -1}', "'line' is -1"),
-        ('{"source": "a", "references": ["b"], "hypothesis": "b", "confidence": 5}', "from 0 to 1"),
+        ('{"source": "a", "references": ["b"], "hypothesis": "b", "confidence": 5}', "equal to 1"),
     ],
 )
-def test_a_line_that_is_no_row_is_named(line, told, tmp_path):
+def test_an_invalid_row_is_named(line, message, tmp_path):
     path = tmp_path / "rows.jsonl"
     good = '{"source": "a", "references": ["b"], "hypothesis": "b"}\n'
     path.write_bytes(f"{good}{line}\n".encode(errors="surrogateescape"))
-    with pytest.raises(DataError, match=f"rows.jsonl:2: .*{told}"):
+    with pytest.raises(DataError, match=f"rows.jsonl:2: .*{message}"):
         read_rows(path)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, text):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return tmp_path / name
+
+    return write
+
+
+def test_the_same_line_of_each_file_makes_a_row(write):
+    rows = read_outputs(
+        write("out.txt", "a\n\nc d\n"),
+        [write("ref.txt", "a\nb\nc\n"), write("ref2.txt", "\n\nc d\n")],
+        write("src.txt", "1\n2\n3\n"),
+    )
+    assert [row.hypothesis for row in rows] == ["a", "", "c d"]
+    assert [row.references for row in rows] == [("a",), ("b",), ("c", "c d")]
+    assert [(row.source, row.line) for row in rows] == [("1", 1), ("2", 2), ("3", 3)]
+
+
+def test_jsonl_of_predict_and_of_evaluate_is_read(write):
+    predicted = write("out.jsonl", '{"line": 1, "text": "a"}\n{"line": 2, "text": ""}\n')
+    packed = gzip.compress(b'{"hypothesis": "a"}\n{"hypothesis": ""}\n')
+    reference = write("ref.txt", "a\nb\n")
+    for path in (predicted, write("rows.jsonl.gz", packed)):
+        assert [row.hypothesis for row in read_outputs(path, [reference])] == ["a", ""]
+
+
+@pytest.mark.parametrize(
+    ("output", "reference", "message"),
+    [
+        ("a\nb\n", "a\n", "ref.txt: 1 lines, but .*out.txt has 2"),
+        ("", "", "ref.txt|out.txt: the file is empty"),
+        (b"a\n\xff\n", "a\nb\n", "out.txt:2: byte at character 1 is not UTF-8"),
+    ],
+)
+def test_files_of_different_lengths_are_named(write, output, reference, message):
+    with pytest.raises(DataError, match=message):
+        read_outputs(write("out.txt", output), [write("ref.txt", reference)])
+
+
+@pytest.mark.parametrize("line", ["[", "3", "{}", '{"text": 3}', r'{"text": "\ud800"}'])
+def test_an_object_without_text_is_named(write, line):
+    path = write("out.jsonl", f'{{"text": "a"}}\n{line}\n')
+    with pytest.raises(DataError, match=r"out\.jsonl:2: "):
+        read_outputs(path, [write("ref.txt", "a\nb\n")])
+
+
+def pair(source: str, target: str, *features: str, line: int = 1) -> Pair:
+    return Pair(source=source, target=target, features=features, line=line, file="pairs.tsv")
+
+
+def test_pairs_with_one_source_become_one_row():
+    rows = group_references(
+        [
+            pair("read", "r iy d", line=1),
+            pair("lead", "l iy d", line=2),
+            pair("read", "r eh d", line=3),
+            pair("read", "r iy d", line=4),
+        ]
+    )
+    assert [(one.source, one.references, one.line) for one in rows] == [
+        ("read", ("r iy d", "r eh d"), 1),
+        ("lead", ("l iy d",), 2),
+    ]
+
+
+def test_pairs_with_other_features_stay_apart():
+    rows = group_references(
+        [pair("3/10/2024", "2024-03-10", "<en-US>"), pair("3/10/2024", "2024-10-03", "<en-GB>")]
+    )
+    assert [(one.features, one.references) for one in rows] == [
+        (("<en-US>",), ("2024-03-10",)),
+        (("<en-GB>",), ("2024-10-03",)),
+    ]
+
+
+def test_no_pairs_make_no_rows():
+    assert group_references(iter([])) == []

@@ -202,7 +202,8 @@ def test_rows_that_cannot_be_scored_are_refused(hypotheses, references, message)
 
 
 def test_to_dict_gives_plain_values_by_name():
-    values = score(["a b c d", "e"], [["a b c d"], ["f"]]).to_dict()
+    hypotheses = ["a b c d", "e"] * 10
+    values = score(hypotheses, [["a b c d"], ["f"]] * 10).to_dict()
     names = ("exact_match", "token_error_rate", "character_error_rate", "bleu", "chrf", "ter")
     assert values.keys() == {
         "rows", *names, "bleu_signature", "chrf_signature", "ter_signature", "intervals", "titles",
@@ -214,6 +215,12 @@ def test_to_dict_gives_plain_values_by_name():
     for name, (low, high) in values["intervals"].items():
         assert low <= values[name] <= high
     assert {type(values[name]) for name in names} == {float}
+
+
+def test_a_score_without_an_interval_has_none_in_its_place():
+    intervals = score(["a b c d", "e"], [["a b c d"], ["f"]]).to_dict()["intervals"]
+    assert intervals["chrf"] is None
+    assert len(intervals["exact_match"]) == 2
 
 
 def test_settings_choose_the_scores():

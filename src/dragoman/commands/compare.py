@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from dragoman.commands.evaluate import find_run
 from dragoman.configuration import merge_settings
 from dragoman.errors import DataError
-from dragoman.evaluation.comparison import Comparison, compare
-from dragoman.evaluation.evaluation import Cut
+from dragoman.evaluation.evaluation import TargetTokenization
 from dragoman.evaluation.metrics import choose_metrics
+from dragoman.evaluation.significance import Comparison, compare
 from dragoman.settings import EvaluationSettings, Settings
 
 
@@ -57,12 +57,12 @@ def compare_runs(
         raise DataError(f"{' '.join(names)}: a run stands there twice")
     runs = {name: [rows for rows, _ in found] for name, found in systems.items()}
     baseline = names[0]
-    settings, cut = _find_settings(systems[baseline][0][1], settings, baseline)
+    settings, tokenization = _find_settings(systems[baseline][0][1], settings, baseline)
     metrics = choose_metrics(
         settings,
         [row.references for row in runs[baseline][0]],
-        separator=cut.separator,
-        has_symbols=cut.has_symbols,
+        separator=tokenization.separator,
+        has_symbols=tokenization.has_symbols,
     )
     return [
         NamedComparison(
@@ -95,7 +95,9 @@ def describe_comparison(named: NamedComparison) -> list[str]:
         f"  {'':<{width}}  baseline    other  difference [{level}]          p (bootstrap, swaps)",
     ]
     for one in found.differences.values():
-        interval = f"{one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
+        interval = f"{one.difference:+.2f}"
+        if one.low is not None:
+            interval += f" [{one.low:+.2f}, {one.high:+.2f}]"
         better = "better" if one.is_better else "worse" if one.difference else "equal"
         is_sure = max(one.bootstrap_p, one.randomization_p) < 1 - named.level
         verdict = better if is_sure or better == "equal" else f"{better}, may be chance"
@@ -123,16 +125,16 @@ def _split(name: str) -> list[str]:
 
 def _find_settings(
     content: Mapping[str, Any], typed: EvaluationSettings, place: str
-) -> tuple[EvaluationSettings, Cut]:
+) -> tuple[EvaluationSettings, TargetTokenization]:
     """Return the settings of an evaluation with those that were typed over them."""
     if not content:
-        return typed, Cut()
+        return typed, TargetTokenization()
     try:
         stored = EvaluationSettings.model_validate(content["settings"])
-        cut = Cut(**content["cut"])
+        tokenization = TargetTokenization.model_validate(content["cut"])
     except (ValidationError, KeyError, TypeError) as error:
         raise DataError(f"{place}: its scores.json is not of this version: {error}") from error
     both = merge_settings(
         Settings(evaluation=typed), {f"evaluation.{name}": value for name, value in stored}
     )
-    return both.evaluation, cut
+    return both.evaluation, tokenization

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.errors import DataError
+from dragoman.evaluation.breakdown import count_rarest
 from dragoman.evaluation.confidence import Calibration, calibrate, find_confidence, measure
 from dragoman.evaluation.evaluation import (
     ROWS,
     SCORES,
-    Cut,
     Evaluation,
+    TargetTokenization,
     evaluate_rows,
     read_evaluation,
 )
-from dragoman.evaluation.groups import group_references
-from dragoman.evaluation.rarity import count_rarest
-from dragoman.evaluation.rows import Row, read_rows
+from dragoman.evaluation.rows import Row, group_references, read_rows
 from dragoman.evaluation.scores import Scores, score
 from dragoman.model_folder.folder import EVALUATION, is_model_folder
 from dragoman.predictor import PRODUCED_NAN, Predictor
@@ -56,7 +55,7 @@ def evaluate_model(
     evaluation = evaluate_rows(
         rows,
         settings.evaluation,
-        Cut(separator=target.separator, has_symbols=target.kind == "symbols"),
+        TargetTokenization(separator=target.separator, has_symbols=target.kind == "symbols"),
         rarest=count_rarest(rows, model.tokenizer, counts) if counts else (),
         confidence=confidence,
         speed={
@@ -95,32 +94,28 @@ def predict_pairs(model: Predictor, pairs: Iterable[Pair]) -> list[Row]:
         DataError: A pair is too long for the model.
         DragomanError: The model produced NaN.
     """
-    groups = group_references(pairs)
-    sources = [Source(one.source, one.features, one.line) for one in groups]
-    rows: list[Row] = []
-    for group, (source, best_first) in zip(groups, model.predict_rows(sources), strict=True):
+    rows = group_references(pairs)
+    sources = [Source(row.source, row.features, row.line) for row in rows]
+    found: list[Row] = []
+    for row, (source, best_first) in zip(rows, model.predict_rows(sources), strict=True):
         if isinstance(source, InvalidRow) and source.reason == PRODUCED_NAN:
             raise model.nan_error()
         if isinstance(source, InvalidRow):
             raise DataError(
-                f"{group.file}:{group.line}: the source cannot be predicted: {source.reason}; "
+                f"{row.file}:{row.line}: the source cannot be predicted: {source.reason}; "
                 "remove it from the pairs"
             )
         best = best_first[0]
-        rows.append(
-            Row(
-                source=group.source,
-                features=group.features,
-                references=group.references,
+        found.append(
+            replace(
+                row,
                 hypothesis=best.text,
-                line=group.line,
-                file=group.file,
                 is_complete=best.is_complete,
                 score=best.score,
                 confidence=best.confidence,
             )
         )
-    return rows
+    return found
 
 
 def name_evaluation(paths: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Scores of parts of the rows: by the length of the source, by feature, by how rare its symbols are."""
+"""Groups of rows: by the length of the source, by feature, by how rare its symbols are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from dragoman.evaluation.intervals import Interval
 from dragoman.evaluation.rows import Row
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.special_ids import UNKNOWN_ID
 
 _NUM_LENGTHS = 5  # groups of about equally many rows
 _MOST_FEATURES = 20
@@ -18,20 +20,20 @@ _RARITY_TITLES = ("never", "1 to 9 times", "10 to 99 times", "100 times or more"
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Some of the rows, by what they have in common."""
+    """Rows that have something in common."""
 
     title: str
-    rows: NDArray[np.intp]  # their places
+    rows: NDArray[np.intp]  # their indices
 
 
 def group_by_length(rows: Sequence[Row]) -> list[Group]:
     """Return up to five groups of about as many rows each, by characters of the source."""
     lengths = np.array([len(row.source) for row in rows])
     bounds = np.quantile(lengths, np.linspace(0, 1, _NUM_LENGTHS + 1)[1:], method="lower")
-    part = np.searchsorted(np.unique(bounds), lengths)
+    group_of = np.searchsorted(np.unique(bounds), lengths)
     groups = []
-    for number in np.unique(part):
-        places = np.flatnonzero(part == number)
+    for number in np.unique(group_of):
+        places = np.flatnonzero(group_of == number)
         shortest, longest = lengths[places].min(), lengths[places].max()
         title = f"{shortest}" if shortest == longest else f"{shortest}-{longest}"
         groups.append(Group(title=title, rows=places))
@@ -39,7 +41,7 @@ def group_by_length(rows: Sequence[Row]) -> list[Group]:
 
 
 def group_by_feature(rows: Sequence[Row]) -> list[Group]:
-    """Return a group for each of the features that most rows have, the most frequent first."""
+    """Return a group for each of the most frequent features, the most frequent first."""
     places: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
         for feature in dict.fromkeys(row.features):
@@ -52,24 +54,42 @@ def group_by_feature(rows: Sequence[Row]) -> list[Group]:
 
 
 def group_by_rarity(counts: Sequence[int]) -> list[Group]:
-    """Return groups by how often the rarest symbol of each source stood in the training sources."""
-    part = np.searchsorted(_RARITY_BOUNDS, np.asarray(counts))
+    """Return groups by the count of the rarest token of each source in the training pairs."""
+    group_of = np.searchsorted(_RARITY_BOUNDS, np.asarray(counts))
     return [
-        Group(title=_RARITY_TITLES[number], rows=np.flatnonzero(part == number))
-        for number in np.unique(part)
+        Group(title=_RARITY_TITLES[number], rows=np.flatnonzero(group_of == number))
+        for number in np.unique(group_of)
     ]
+
+
+def count_rarest(rows: Sequence[Row], tokenizer: PairTokenizer, counts: Sequence[int]) -> list[int]:
+    """Return the count of the rarest token of each source in the training pairs.
+
+    Args:
+        counts: Of each source id in the training pairs; unknown ids and ids beyond them: 0.
+    """
+    known = dict(enumerate(counts))
+    known[UNKNOWN_ID] = 0
+    encoded = tokenizer.encode_sources([row.source for row in rows], [row.features for row in rows])
+    return [min((known.get(id_, 0) for id_ in ids[:-1]), default=0) for ids in encoded]
 
 
 def describe_groups(
     groups: Sequence[Group], intervals: Sequence[Mapping[str, Interval]]
 ) -> list[dict[str, Any]]:
-    """Return, for each group, its title, its rows, and [value, low, high] of each score by name."""
+    """Return the title, the number of rows, and [value, low, high] of each score of each group.
+
+    Without an interval, low and high are None.
+    """
     return [
         {
             "group": group.title,
             "rows": len(group.rows),
             **{
-                name: [round(each, 4) for each in (one.value, one.low, one.high)]
+                name: [
+                    None if each is None else round(each, 4)
+                    for each in (one.value, one.low, one.high)
+                ]
                 for name, one in found.items()
             },
         }

@@ -1,6 +1,6 @@
 """An evaluation: scores with intervals, their breakdown, confusions, confidence; kept in a folder.
 
-rows.jsonl     a source, its references, the output and its own scores, an object a line
+rows.jsonl     per line a source, its references, the output and its scores
 scores.json    all figures over the rows
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from dragoman.errors import DataError, ModelFolderError
 from dragoman.evaluation.breakdown import (
@@ -29,27 +30,29 @@ from dragoman.evaluation.intervals import estimate_all
 from dragoman.evaluation.metrics import Metric, choose_metrics, find_task
 from dragoman.evaluation.rows import Row, read_rows, write_rows
 from dragoman.evaluation.scores import Scores, check_rows, collect, score_statistics
-from dragoman.model_folder.folder import EVALUATION
-from dragoman.model_folder.folder_files import FolderFile, parse_json, read_file
 from dragoman.settings import EvaluationSettings
-from dragoman.storage import consistent_read, staged_folder
+from dragoman.storage import consistent_read, read_json, staged_folder
 
 ROWS, SCORES = "rows.jsonl", "scores.json"
-_LARGEST_SCORES_BYTES, _LARGEST_ROWS_BYTES = 1 << 26, 1 << 31
-_MOST_RESAMPLES = 1_000_000
+_MAX_SCORES_BYTES = 1 << 26
+NO_INTERVAL = "too few wrong (or right) rows for an interval"
+_NUM_CONFUSIONS, _NUM_GROUPS = 5, 8  # in a summary
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """How targets are cut into tokens, where a model says so."""
+class TargetTokenization(BaseModel):
+    """How a text of the target becomes the tokens that are compared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     separator: str = " "
-    has_symbols: bool = False  # tokens are symbols, such as phones
+    """Between two tokens; empty: white space."""
+    has_symbols: bool = False
+    """Tokens are symbols, such as phones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is known of the outputs of some rows."""
+    """Scores, breakdown, confusions and confidence of the outputs of some rows."""
 
     rows: Sequence[Row]
     scores: Scores
@@ -57,7 +60,7 @@ class Evaluation:
     breakdown: Mapping[str, list[dict[str, Any]]]
     confusions: Sequence[Confusion]
     settings: EvaluationSettings
-    cut: Cut
+    tokenization: TargetTokenization
     confidence: Calibration | None = None
     speed: Mapping[str, Any] = field(default_factory=dict)  # rows_per_s, seconds, engine
     model: Mapping[str, Any] = field(default_factory=dict)  # which one, and how it decoded
@@ -70,7 +73,7 @@ class Evaluation:
             "test_rows_digest": digest_rows(self.rows),
             "data": {"files": list(dict.fromkeys(row.file for row in self.rows if row.file))},
             "settings": self.settings.model_dump(mode="json"),
-            "cut": {"separator": self.cut.separator, "has_symbols": self.cut.has_symbols},
+            "cut": self.tokenization.model_dump(),
             "model": dict(self.model),
             "scores": self.scores.to_dict(),
             "breakdown": dict(self.breakdown),
@@ -83,34 +86,39 @@ class Evaluation:
 def evaluate_rows(
     rows: Sequence[Row],
     settings: EvaluationSettings,
-    cut: Cut | None = None,
+    tokenization: TargetTokenization | None = None,
     *,
     rarest: Sequence[int] = (),
     confidence: Calibration | None = None,
     speed: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Return all that can be told of `rows`.
+    """Return the evaluation of `rows`.
 
     Args:
-        rarest: How often the rarest token of each source stood in the training pairs; empty: that
-            is not known.
-        confidence: What was measured of the confidence of these rows.
-        speed: How long the outputs took.
-        model: What made them.
+        rows: At least one.
+        settings: The task, and how intervals are made.
+        tokenization: Of the targets; None: words.
+        rarest: Count of the rarest token of each source in the training pairs; empty: unknown.
+        confidence: Of these rows.
+        speed: As `rows_per_s`, `seconds` and `engine`.
+        model: What made the outputs.
 
     Raises:
         ValueError: There are no rows, or one has no reference.
     """
-    cut = cut or Cut()
+    tokenization = tokenization or TargetTokenization()
     hypotheses = [row.hypothesis for row in rows]
     references = [row.references for row in rows]
     check_rows(hypotheses, references)
     metrics = choose_metrics(
-        settings, references, separator=cut.separator, has_symbols=cut.has_symbols
+        settings,
+        references,
+        separator=tokenization.separator,
+        has_symbols=tokenization.has_symbols,
     )
     statistics = collect(metrics, hypotheses, references)
-    task = find_task(settings, references, has_symbols=cut.has_symbols)
+    task = find_task(settings, references, has_symbols=tokenization.has_symbols)
     return Evaluation(
         rows=rows,
         scores=score_statistics(metrics, statistics, settings),
@@ -120,9 +128,11 @@ def evaluate_rows(
             if metric.by_row
         },
         breakdown=_break_down(rows, metrics, statistics, settings, rarest),
-        confusions=find_confusions(rows, separator=cut.separator if task == "phones" else None),
+        confusions=find_confusions(
+            rows, separator=tokenization.separator if task == "phones" else None
+        ),
         settings=settings,
-        cut=cut,
+        tokenization=tokenization,
         confidence=confidence,
         speed=speed or {},
         model=model or {},
@@ -130,15 +140,13 @@ def evaluate_rows(
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write the folder under a temporary name, then rename it; one that stands there is replaced.
+    """Write the folder atomically; an evaluation at this place is replaced.
 
     Raises:
-        DataError: It cannot be written, or what stands there is no evaluation.
+        DataError: It cannot be written, or something else is at this place.
     """
     if folder.exists() and not (folder / SCORES).is_file():
-        raise DataError(f"{folder}: not an evaluation, so it is left alone; choose another --out")
-    if folder.parent.name == EVALUATION and (folder.is_symlink() or folder.parent.is_symlink()):
-        raise DataError(f"{folder}: a link leads out of the model folder; choose another --out")
+        raise DataError(f"{folder}: exists and is not an evaluation; choose another --out")
     try:
         with staged_folder(folder) as partial:
             write_rows(partial / ROWS, evaluation.rows, evaluation.row_scores)
@@ -154,57 +162,64 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
 def read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """Return the rows and the content of scores.json of a folder that `write_evaluation` wrote.
 
-    It may come from a stranger, as the model folder around it, and be replaced meanwhile.
-
     Raises:
-        DataError: It is missing, broken, or larger than an evaluation.
+        DataError: It is missing, invalid, or was replaced while it was read.
     """
     try:
         with consistent_read(folder):
-            return _read_evaluation(folder)
+            content = read_json(folder / SCORES, _MAX_SCORES_BYTES)
+            rows = read_rows(folder / ROWS)
     except ModelFolderError as error:
         raise DataError(str(error)) from error
-
-
-def _read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:
-    path = folder / SCORES
-    try:
-        content = parse_json(read_file(path, _LARGEST_SCORES_BYTES))
-        FolderFile(folder / ROWS, _LARGEST_ROWS_BYTES)  # a plain file, and of this size at most
-    except FileNotFoundError as error:
-        raise DataError(f"{folder / ROWS}: there is no such file") from error
-    except ModelFolderError as error:
-        raise DataError(str(error)) from error
-    except ValueError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: expected an object, found {type(content).__name__}")
-    if fault := _find_fault(content):
-        raise DataError(f"{path}: {fault}; evaluate the model again")
-    return read_rows(folder / ROWS), content
-
-
-def _find_fault(content: Mapping[str, Any]) -> str:
-    """Return what is wrong with what others read in a scores.json, or ""."""
-    cut, settings = content.get("cut", {}), content.get("settings", {})
-    if not isinstance(cut, dict) or not isinstance(settings, dict):
-        return "cut or settings is no object"
-    separator, has_symbols = cut.get("separator", ""), cut.get("has_symbols", False)
-    if not isinstance(separator, str) or not isinstance(has_symbols, bool):
-        return "cut holds what is neither a separator nor has_symbols"
-    resamples = settings.get("resamples", 0)
-    if type(resamples) is not int or not 0 <= resamples <= _MOST_RESAMPLES:
-        return f"settings.resamples is no number from 0 to {_MOST_RESAMPLES:,}"
-    return ""
+        raise DataError(
+            f"{folder / SCORES}: expected an object, found {type(content).__name__}; "
+            "evaluate the model again"
+        )
+    return rows, content
 
 
 def digest_rows(rows: Sequence[Row]) -> str:
-    """Return what tells these sources and references, in their order, from others."""
+    """Return a digest of the test set: its features, sources and references, in their order."""
     digest = hashlib.sha256()
     for row in rows:
         text = json.dumps((row.features, row.source, row.references))
         digest.update(text.encode() + b"\n")
     return digest.hexdigest()
+
+
+def summarize(content: Mapping[str, Any]) -> list[str]:
+    """Return the content of a scores.json as lines for the terminal."""
+    lines = list_scores(content["scores"])
+    for kind, groups in content["breakdown"].items():
+        lines += ["", f"by {kind}:", *_list_groups(groups, content["scores"]["titles"])]
+    if content["confusions"]:
+        lines += ["", "most frequent confusions (expected -> found):"]
+        lines += [
+            f"  {one['count']:>6,} x {_show(one['from'])} -> {_show(one['to'])}"
+            for one in content["confusions"][:_NUM_CONFUSIONS]
+        ]
+    if speed := content["speed"]:
+        lines += ["", f"{speed['rows_per_s']:,.1f} rows/s ({speed['engine']})"]
+    return lines
+
+
+def list_scores(scores: Mapping[str, Any]) -> list[str]:
+    """Return `Scores.to_dict()` as lines: title, value and interval of each score."""
+    titles, intervals = scores.get("titles", {}), scores.get("intervals", {})
+    width = max([len(title) for title in titles.values()], default=0)
+    lines = [f"  {'rows':<{width}}  {scores['rows']:>7,}"]
+    for name, title in titles.items():
+        interval = ""
+        if name in intervals:
+            found = intervals[name]
+            interval = f"  [{found[0]:.2f}, {found[1]:.2f}]" if found else f"  {NO_INTERVAL}"
+        lines.append(f"  {title:<{width}}  {scores[name]:>7.2f}{interval}")
+    return lines + [
+        f"  {title}: {scores[f'{name}_signature']}"
+        for name, title in titles.items()
+        if f"{name}_signature" in scores
+    ]
 
 
 def _break_down(
@@ -219,13 +234,15 @@ def _break_down(
         "feature": group_by_feature(rows),
         "rare symbols": group_by_rarity(rarest) if len(rarest) else [],
     }
-    shown = [metric for metric in metrics if metric.by_group]
+    by_group = [metric for metric in metrics if metric.by_group]
     return {
         kind: describe_groups(
             groups,
             [
                 estimate_all(
-                    shown, {one.name: statistics[one.name][group.rows] for one in shown}, settings
+                    by_group,
+                    {metric.name: statistics[metric.name][group.rows] for metric in by_group},
+                    settings,
                 )
                 for group in groups
             ],
@@ -233,3 +250,25 @@ def _break_down(
         for kind, groups in kinds.items()
         if len(groups) > 1
     }
+
+
+def _list_groups(groups: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[str]:
+    shown = groups[:_NUM_GROUPS]
+    width = max(len(f"{group['group']}") for group in shown)
+    lines = []
+    for group in shown:
+        figures = ", ".join(
+            f"{titles.get(name, name)} {value:.1f}"
+            + ("" if low is None else f" [{low:.1f}, {high:.1f}]")
+            for name, (value, low, high) in (
+                (name, found) for name, found in group.items() if name not in ("group", "rows")
+            )
+        )
+        lines.append(f"  {group['group']:<{width}}  {group['rows']:>6,} rows  {figures}")
+    if len(groups) > len(shown):
+        lines.append(f"  ... and {len(groups) - len(shown)} more")
+    return lines
+
+
+def _show(text: str) -> str:
+    return repr(text) if text else "nothing"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
-from dragoman.evaluation import records, translation
+from dragoman.evaluation import records, sacrebleu_metrics
 from dragoman.settings import EvaluationSettings
 
 Statistics = NDArray[np.float64]
@@ -42,11 +42,7 @@ class Metric:
     combine: Callable[[Statistics], Statistics]
     """Sums over rows, (..., k) -> the score in percent or points of 100, (...)."""
     is_proportion: bool = False
-    """A row is a hit or none, and the score the share of hits."""
-    suppose_right: Callable[[Statistics], Statistics] | None = None
-    """Statistics (N, k) -> those that the rows would have if each output were its reference."""
-    suppose_wrong: Callable[[Statistics], Statistics] | None = None
-    """Statistics (N, k) -> those that the rows would have if nothing in any output were right."""
+    """Each row counts 0 or 1, and the score is their mean."""
 
 
 def choose_metrics(
@@ -131,8 +127,6 @@ def measure_exact_match() -> Metric:
         collect=_count_exact,
         combine=divide_hits,
         is_proportion=True,
-        suppose_right=np.ones_like,
-        suppose_wrong=_suppose_no_hit,
     )
 
 
@@ -148,8 +142,6 @@ def measure_row_errors() -> Metric:
         collect=_count_inexact,
         combine=divide_hits,
         is_proportion=True,
-        suppose_right=_suppose_no_hit,
-        suppose_wrong=np.ones_like,
     )
 
 
@@ -170,11 +162,7 @@ def measure_translation(
     settings: EvaluationSettings, references: Sequence[Sequence[str]]
 ) -> list[Metric]:
     """Return sacrebleu's BLEU, chrF and TER: its numbers, to the last digit."""
-    parts = (
-        ("bleu", "BLEU", translation.make_bleu(settings.bleu_tokenizer, references)),
-        ("chrf", "chrF", translation.make_chrf(references)),
-        ("ter", "TER", translation.make_ter(references)),
-    )
+    collectors = sacrebleu_metrics.make_collectors(settings.bleu_tokenizer, references)
     return [
         Metric(
             name=name,
@@ -182,13 +170,15 @@ def measure_translation(
             is_higher_better=name != "ter",
             by_row=name == "chrf",
             is_tile=name != "ter",
-            signature=part.signature,
-            collect=part.collect,
-            combine=part.combine,
-            suppose_right=part.suppose_right,
-            suppose_wrong=part.suppose_wrong,
+            signature=collectors[name][0],
+            collect=collectors[name][1],
+            combine=combine,
         )
-        for name, title, part in parts
+        for name, title, combine in (
+            ("bleu", "BLEU", sacrebleu_metrics.combine_bleu),
+            ("chrf", "chrF", sacrebleu_metrics.combine_chrf),
+            ("ter", "TER", sacrebleu_metrics.combine_ter),
+        )
     ]
 
 
@@ -208,8 +198,6 @@ def measure_records(references: Sequence[Sequence[str]]) -> list[Metric]:
             collect=collect,
             combine=partial(_pick, columns=columns, formula=divide_hits),
             is_proportion=True,
-            suppose_right=counter.suppose_right,
-            suppose_wrong=counter.suppose_wrong,
         )
         for name, title, columns in shares
     ]
@@ -225,8 +213,6 @@ def measure_records(references: Sequence[Sequence[str]]) -> list[Metric]:
                     is_tile=name == "field_f1" and not field,
                     collect=collect,
                     combine=partial(_pick, columns=counter.columns_of(place), formula=formula),
-                    suppose_right=counter.suppose_right,
-                    suppose_wrong=counter.suppose_wrong,
                 )
             )
     return metrics
@@ -270,8 +256,6 @@ def _measure_edits(name: str, title: str, cut: Callable[[str], Sequence[str]]) -
         is_tile=True,
         collect=partial(_count_all_edits, cut=cut),
         combine=divide_edits,
-        suppose_right=translation.suppose_no_edits,
-        suppose_wrong=translation.suppose_all_edited,
     )
 
 
@@ -299,10 +283,6 @@ def _count_exact(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
 
 def _count_inexact(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Statistics:
     return np.array([1.0, 0.0]) + np.array([-1.0, 1.0]) * _count_exact(hypotheses, references)
-
-
-def _suppose_no_hit(statistics: Statistics) -> Statistics:
-    return np.stack([np.zeros(len(statistics)), np.ones(len(statistics))], axis=1)
 
 
 def _pick(

@@ -118,21 +118,6 @@ class RecordCounter:
         first = 2 + _PER_FIELD * number
         return first, first + 1, first + 2
 
-    def suppose_right(self, statistics: Statistics) -> Statistics:
-        """Return the statistics that the rows would have if each output were its reference."""
-        return self._suppose(statistics, (1, 1, 1))
-
-    def suppose_wrong(self, statistics: Statistics) -> Statistics:
-        """Return the statistics that the rows would have if each value in the outputs were wrong."""
-        return self._suppose(statistics, (0, 1, 1))
-
-    def _suppose(self, statistics: Statistics, counts: tuple[int, int, int]) -> Statistics:
-        supposed = np.ones_like(statistics)
-        supposed[:, :2] = counts[0]
-        references = statistics[:, 4:-1:_PER_FIELD]  # (N, 1 + fields)
-        supposed[:, 2:-1] = (references[:, :, None] * counts).reshape(len(statistics), -1)
-        return supposed
-
 
 def find_precision(sums: Statistics) -> Statistics:
     """Return the share of the outputs' fields that match, in percent: (..., 3) -> (...).

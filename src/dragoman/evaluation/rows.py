@@ -1,22 +1,22 @@
-"""Rows of an evaluation: a source with its references, and what a model made of it; kept as JSONL."""
+"""Rows of an evaluation: a source with its references and the output of a system; kept as JSONL."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
 
 from dragoman.characters import find_surrogate
 from dragoman.errors import DataError
 from dragoman.evaluation.confidence import round_confidence
-from dragoman.reading.row_errors import find_line_error
+from dragoman.reading.pairs import Pair
 from dragoman.reading.text_files import open_text_file, read_blocks
 
-_MOST_ROWS = 5_000_000  # that are held in memory
+_OUTPUT_NAMES = ("text", "hypothesis", "target", "reference")  # in JSONL of predict and evaluate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,14 +24,18 @@ class Row:
     """One source with all its references, and the output of a model."""
 
     source: str
-    references: tuple[str, ...]
+    references: Annotated[tuple[str, ...], Field(min_length=1)]
     hypothesis: str
     features: tuple[str, ...] = ()
-    line: int = 0  # of the first pair with this source, from 1; 0: not known
+    line: Annotated[int, Field(ge=0)] = 0
+    """Of the first pair with this source, from 1; 0: unknown."""
     file: str = ""
-    is_complete: bool = True  # the output ended by itself
-    score: float | None = None  # log-probability of the output, in nats
-    confidence: float | None = None  # calibrated probability that the output is exactly right
+    is_complete: bool = True
+    """The output ended by itself: it was not truncated."""
+    score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Log-probability of the output, in nats."""
+    confidence: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Calibrated probability that the output is exactly right."""
 
     @property
     def is_exact(self) -> bool:
@@ -39,10 +43,35 @@ class Row:
         return self.hypothesis in self.references
 
 
+_ROW = TypeAdapter(Row)
+
+
+def group_references(pairs: Iterable[Pair]) -> list[Row]:
+    """Return a row with an empty hypothesis for each (features, source), in first-seen order.
+
+    The targets of all pairs with this source are its references; equal ones are kept once.
+    """
+    found: dict[tuple[tuple[str, ...], str], tuple[Pair, dict[str, None]]] = {}
+    for pair in pairs:
+        _, references = found.setdefault((pair.features, pair.source), (pair, {}))
+        references[pair.target] = None
+    return [
+        Row(
+            source=pair.source,
+            features=pair.features,
+            references=tuple(references),
+            hypothesis="",
+            line=pair.line,
+            file=pair.file,
+        )
+        for pair, references in found.values()
+    ]
+
+
 def write_rows(
     path: Path, rows: Sequence[Row], scores: Mapping[str, NDArray[np.float64]] | None = None
 ) -> None:
-    """Write an object a line: the row, `exact_match`, and its own `scores` by name."""
+    """Write a JSON object per line: the row, `exact_match`, and its `scores` by name."""
     scores = scores or {}
     with path.open("w", encoding="utf-8") as file:
         for place, row in enumerate(rows):
@@ -66,61 +95,89 @@ def read_rows(path: Path) -> list[Row]:
     """Return the rows of a file that `write_rows` wrote.
 
     Raises:
-        DataError: It cannot be read, or a line is no such row; names it.
+        DataError: It cannot be read, or a line is not a row; names the line.
     """
-    rows: list[Row] = []
-    with open_text_file(path) as stream:
-        for block in read_blocks(stream, str(path), drops_blank_end=True):
-            for number, text in enumerate(block.lines, start=block.first):
-                if not block.is_clean and (fault := find_line_error(str(path), number, text)):
-                    raise DataError(f"{path}:{number}: {fault.detail}")
-                rows.append(_parse(text, f"{path}:{number}"))
-            if len(rows) > _MOST_ROWS:
-                raise DataError(f"{path}: more than {_MOST_ROWS:,} rows")
+    rows = []
+    for place, line in _read_lines(path):
+        try:
+            rows.append(_ROW.validate_json(line, strict=True))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise DataError(
+                f"{place}: {field and f'{field}: '}{first['msg']}; give rows as evaluate writes them"
+            ) from error
     if not rows:
-        raise DataError(f"{path}: there is no row in the file")
+        raise DataError(f"{path}: the file has no rows")
     return rows
 
 
-def _parse(text: str, place: str) -> Row:
+def read_outputs(
+    hypotheses: Path, references: Sequence[Path], sources: Path | None = None
+) -> list[Row]:
+    """Return a row for each line of `hypotheses`, with the same line of each of `references`.
+
+    A file that ends in .jsonl holds a JSON object per line, as `predict` and `evaluate` write them:
+    its "text", "hypothesis" or "target" is read, and "source" in a file of sources. Empty lines in
+    the second and further files of references are no references.
+
+    Raises:
+        DataError: A file cannot be read, has an invalid line, or a different number of lines.
+    """
+    outputs = _read_texts(hypotheses, _OUTPUT_NAMES)
+    first, *others = [_read_texts(path, _OUTPUT_NAMES) for path in references]
+    files = [(hypotheses, outputs), *zip(references, (first, *others), strict=True)]
+    texts = [""] * len(outputs)
+    if sources is not None:
+        texts = _read_texts(sources, ("source",))
+        files.append((sources, texts))
+    for path, lines in files:
+        if len(lines) != len(outputs):
+            raise DataError(
+                f"{path}: {len(lines):,} lines, but {hypotheses} has {len(outputs):,}; line N of "
+                "each file belongs to the same row"
+            )
+    if not outputs:
+        raise DataError(f"{hypotheses}: the file is empty")
+    return [
+        Row(
+            source=texts[place],
+            references=(first[place], *(lines[place] for lines in others if lines[place])),
+            hypothesis=output,
+            line=place + 1,
+            file=str(references[0]),
+        )
+        for place, output in enumerate(outputs)
+    ]
+
+
+def _read_texts(path: Path, names: Sequence[str]) -> list[str]:
+    """Return the lines of a file; of a .jsonl file, the text under one of `names` in each."""
+    if ".jsonl" not in path.suffixes:
+        return [line for _, line in _read_lines(path)]
+    return [_take_text(line, names, place) for place, line in _read_lines(path)]
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield each line with its place, "file:line"."""
+    with open_text_file(path) as stream:
+        for block in read_blocks(stream, str(path), drops_blank_end=".jsonl" in path.suffixes):
+            for number, line in enumerate(block.lines, start=block.first):
+                if not block.is_clean and (at := find_surrogate(line)) is not None:
+                    raise DataError(f"{path}:{number}: byte at character {at + 1} is not UTF-8")
+                yield f"{path}:{number}", line
+
+
+def _take_text(line: str, names: Sequence[str], place: str) -> str:
     try:
-        content = json.loads(text)
+        content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not JSON: {error}") from error
-    number = (int, float, type(None))
-    kinds: dict[str, tuple[type, ...]] = {
-        "source": (str,), "references": (list,), "hypothesis": (str,), "features": (list,),
-        "line": (int,), "file": (str,), "is_complete": (bool,), "score": number,
-        "confidence": number,
-    }  # fmt: skip
-    if not isinstance(content, dict):
-        raise DataError(f"{place}: expected an object, found {type(content).__name__}")
-    values = {name: content[name] for name in kinds if name in content}
-    for name in ("source", "references", "hypothesis"):
-        if name not in values:
-            raise DataError(f"{place}: {name!r} is missing; give rows as evaluate writes them")
-    for name, value in values.items():
-        if type(value) not in kinds[name]:  # exactly: True is no number
-            raise DataError(f"{place}: {name!r} is {type(value).__name__}")
-    for name in ("references", "features"):
-        values[name] = tuple(values.get(name, ()))
-        if not all(isinstance(one, str) for one in values[name]):
-            raise DataError(f"{place}: {name!r} holds what is not text")
-    if not values["references"]:
-        raise DataError(f"{place}: 'references' is empty; a row needs one")
-    if not all(_is_finite(values.get(name) or 0.0) for name in ("score", "confidence")):
-        raise DataError(f"{place}: a score or a confidence is no finite number")
-    if values.get("line", 0) < 0:
-        raise DataError(f"{place}: 'line' is {values['line']}, and lines are counted from 1")
-    if not 0 <= (values.get("confidence") or 0.0) <= 1:
-        raise DataError(f"{place}: 'confidence' is {values['confidence']}, not from 0 to 1")
-    if "\\u" in text and find_surrogate(json.dumps(values, ensure_ascii=False)) is not None:
-        raise DataError(f"{place}: it holds a lone surrogate, which is no text")
-    return Row(**values)
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond all floats
-        return False
+        raise DataError(f"{place}: not valid JSON: {error}") from error
+    found = (
+        [content[name] for name in names if name in content] if isinstance(content, dict) else []
+    )
+    if not found or not isinstance(found[0], str):
+        raise DataError(f"{place}: expected an object with the text under {' or '.join(names)}")
+    if find_surrogate(found[0]) is not None:
+        raise DataError(f"{place}: the text has a lone surrogate (\\ud800 to \\udfff)")
+    return found[0]

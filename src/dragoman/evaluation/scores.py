@@ -1,4 +1,4 @@
-"""How good outputs are against their references: each score of the task, with its interval."""
+"""Scores of outputs against their references, each with its interval."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from dragoman.settings import EvaluationSettings
 class Scores:
     """Scores of a set of rows by name, in percent or points of 100, each with its interval."""
 
-    rows: int  # distinct sources: several references of one count once
-    intervals: Mapping[str, Interval]  # value, low and high of each score
+    rows: int  # distinct sources
+    intervals: Mapping[str, Interval]  # by name
     titles: Mapping[str, str]  # for people, by name
     is_higher_better: Mapping[str, bool]  # by name
     tiles: Sequence[str]  # names of those at the top of the report
@@ -36,7 +36,10 @@ class Scores:
             values[name] = interval.value
             if name in self.signatures:
                 values[f"{name}_signature"] = self.signatures[name]
-        intervals = {name: [one.low, one.high] for name, one in self.intervals.items()}
+        intervals = {
+            name: None if one.low is None else [one.low, one.high]
+            for name, one in self.intervals.items()
+        }
         return {
             **values,
             "intervals": intervals,
@@ -60,8 +63,8 @@ def score(
         hypotheses: The outputs.
         references: Of each row, at least one.
         separator: What stands between two tokens; empty: white space.
-        settings: The task, and how intervals are made; none: running text.
-        has_symbols: Target tokens are symbols: phones, if the task is automatic.
+        settings: The task, and how intervals are made; None: running text.
+        has_symbols: Target tokens are symbols: phones, if the task is auto.
 
     Raises:
         ValueError: There are no rows, a row has no reference, or the two differ in length.

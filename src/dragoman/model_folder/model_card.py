@@ -55,7 +55,11 @@ def _score_table(metrics: Mapping[str, Any]) -> list[str]:
         rows.append(f"| {title} | {' | '.join(cells)} |")
     rows.append("| sources | " + " | ".join(f"{metrics[s]['rows']:,}" for s in splits) + " |")
     level = f"{100 * metrics['confidence_level']:g}%"
-    rows += ["", f"In percent, or points of 100; in brackets the {level} interval."]
+    rows += [
+        "",
+        f"In percent, or points of 100; in brackets the {level} interval, unless too few rows "
+        "are wrong (or right) for one.",
+    ]
     rows += [
         f"{title}: `{first[f'{name}_signature']}`"
         for name, title in first["titles"].items()
@@ -70,8 +74,10 @@ def _score_table(metrics: Mapping[str, Any]) -> list[str]:
 def _show(scores: Mapping[str, Any], name: str) -> str:
     if name not in scores:  # a field that no record of this split has
         return ""
-    low, high = scores["intervals"][name]
-    return f"{scores[name]:.2f} [{low:.2f}, {high:.2f}]"
+    interval = scores["intervals"][name]
+    if interval is None:
+        return f"{scores[name]:.2f}"
+    return f"{scores[name]:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def _example(metrics: Mapping[str, Any]) -> str:

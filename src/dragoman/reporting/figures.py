@@ -1,4 +1,4 @@
-"""Numbers of an evaluation as people read them: scores with intervals, and how two splits differ."""
+"""Numbers of an evaluation as people read them: scores with intervals, and how groups of rows differ."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -94,53 +94,12 @@ def show_estimate(estimate: Estimate | None) -> str:
     return shown[0] if low == high == value else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
-def subtract(one: Estimate, other: Estimate) -> Estimate:
-    """Return `one` - `other` with its interval, for values from rows that are not the same ones.
-
-    Source: MOVER, the method of variance estimates recovery: Zou and Donner 2008, section 2.
-    """
-    (value, low, high), (second, lowest, highest) = one, other
-    below = math.hypot(value - low, highest - second)
-    above = math.hypot(high - value, second - lowest)
-    difference = value - second
-    return difference, difference - below, difference + above
-
-
-def compare_splits(evaluations: Mapping[str, Mapping[str, Any]], main: str) -> list[dict[str, Any]]:
-    """Return, for each other evaluation, how each score of the main one differs from its own."""
-    mine = {score.name: score for score in list_scores(evaluations[main])} if main else {}
-    compared = []
-    for name, evaluation in evaluations.items():
-        lines: list[dict[str, Any]] = []
-        for score in list_scores(evaluation):
-            if name == main or score.name not in mine:
-                continue
-            value, low, high = subtract(mine[score.name].estimate, score.estimate)
-            is_known = score.low < score.high or mine[score.name].low < mine[score.name].high
-            lines.append(
-                {
-                    "title": score.title,
-                    "difference": _sign(value),
-                    "interval": f"{_sign(low)} to {_sign(high)}" if is_known else "–",
-                    "verdict": _judge(score, value, low, high) if is_known else "–",
-                }
-            )
-        if lines:
-            compared.append({"name": name, "lines": lines})
-    return compared
-
-
 def list_breakdowns(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return each breakdown with its scores' names, and its groups with their rows and estimates."""
     found = []
     for title, groups in (evaluation.get("breakdown") or {}).items():
-        names = [
-            name for name, value in (groups[0] if groups else {}).items() if _is_estimate(value)
-        ]
-        estimates = {
-            name: [tuple(group[name]) if name in group else None for group in groups]
-            for name in names
-        }
+        names = [name for name in (groups[0] if groups else {}) if name not in ("group", "rows")]
+        estimates = {name: [_take_estimate(group.get(name)) for group in groups] for name in names}
         found.append(
             {
                 "title": title,
@@ -157,15 +116,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_estimate(value: object) -> bool:
-    return isinstance(value, Sequence) and len(value) == 3 and all(map(_is_number, value))
-
-
-def _sign(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
-
-
-def _judge(score: Score, value: float, low: float, high: float) -> str:
-    if low <= 0 <= high:
-        return "no clear difference"
-    return "better" if (value > 0) == score.is_higher_better else "worse"
+def _take_estimate(found: Sequence[float | None] | None) -> Estimate | None:
+    """Return an estimate of scores.json; without an interval, its ends are the value."""
+    if found is None:
+        return None
+    value, low, high = found
+    assert value is not None
+    return value, value if low is None else low, value if high is None else high

@@ -18,7 +18,6 @@ from dragoman.reporting.content import ReportContent
 from dragoman.reporting.differences import show_differences
 from dragoman.reporting.figures import (
     Score,
-    compare_splits,
     find_title,
     is_higher_better,
     list_breakdowns,
@@ -109,7 +108,7 @@ def show_inspection(content: ReportContent) -> Shown | None:
 
 
 def show_scores(content: ReportContent) -> Shown | None:
-    """Return the scores of all evaluations side by side, drawn, and how the splits differ."""
+    """Return the scores of all evaluations side by side, as a table and as charts."""
     by_split = {
         name: {score.name: score for score in list_scores(one)}
         for name, one in content.evaluations.items()
@@ -133,8 +132,6 @@ def show_scores(content: ReportContent) -> Shown | None:
             for name, score in known.items()
         ],
         "charts": _draw_scores(by_split, known),
-        "main": content.main_evaluation,
-        "compared": compare_splits(content.evaluations, content.main_evaluation),
         "signatures": {
             f"{split}, {find_title(one, name.removesuffix('_signature'))}": value
             for split, one in content.evaluations.items()

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from sacrebleu.significance import PairedTest
 
 from dragoman.errors import DataError
-from dragoman.evaluation.chance import find_p_value
-from dragoman.evaluation.comparison import compare
 from dragoman.evaluation.metrics import choose_metrics
 from dragoman.evaluation.rows import Row
+from dragoman.evaluation.significance import compare, find_p_value
 from dragoman.settings import EvaluationSettings
 
 QUICK = EvaluationSettings(task="text", resamples=300)
@@ -141,10 +140,18 @@ def test_one_row_more_is_no_difference():
     difference = compare([baseline], [other], METRICS, QUICK).differences["exact_match"]
     assert difference.bootstrap_p > 0.2
     assert difference.randomization_p > 0.2
-    assert difference.low < -5 < 0 < difference.high
+    assert difference.low is difference.high is None  # one row shows nothing of other rows
 
 
-def test_the_same_outputs_differ_in_nothing_but_other_rows_might():
+def test_four_rows_that_differ_have_an_interval():
+    references = invent_references(60)
+    baseline = invent_run(references, 0.0, 1)
+    other = [*(replace(row, hypothesis="wrong") for row in baseline[:4]), *baseline[4:]]
+    for difference in compare([baseline], [other], METRICS, QUICK).differences.values():
+        assert difference.low < difference.difference < difference.high
+
+
+def test_the_same_outputs_have_no_difference_and_no_interval():
     run = invent_run(invent_references(50), 0.3, 1)
     for num_runs in (1, 2, 3):
         found = compare([run], [run] * num_runs, METRICS, QUICK)
@@ -152,7 +159,7 @@ def test_the_same_outputs_differ_in_nothing_but_other_rows_might():
         for difference in found.differences.values():
             assert difference.difference == pytest.approx(0, abs=1e-9)
             assert difference.bootstrap_p == difference.randomization_p == 1
-            assert difference.low < -1 < 1 < difference.high
+            assert difference.low is difference.high is None
 
 
 def test_the_other_way_round_the_difference_has_the_other_sign():

@@ -1,0 +1,382 @@
+"""Is one system better than another on the same rows, or is the difference chance?
+
+Two paired tests on any metric: rows drawn again (paired bootstrap), which also gives the interval
+of the difference, and outputs that swap systems (approximate randomisation). A system is one run,
+or several runs that differ only in their seed; its score is their mean.
+
+Arrays over runs hold all runs of the first system, then those of the second.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from dragoman.errors import DataError, shorten
+from dragoman.evaluation.intervals import draw_counts, draw_halves
+from dragoman.evaluation.metrics import Metric, Statistics
+from dragoman.evaluation.rows import Row
+from dragoman.settings import EvaluationSettings
+
+_FEWEST_DIFFERENT = 4  # rows, for an interval: a resample may well have none of fewer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One score of two systems. All but the p-values in percent or points of 100."""
+
+    title: str
+    is_higher_better: bool
+    baseline: float
+    other: float
+    baseline_by_run: tuple[float, ...]
+    other_by_run: tuple[float, ...]
+    difference: float  # other - baseline
+    low: float | None  # of the interval of the difference; None: too few rows differ for one
+    high: float | None
+    bootstrap_p: float  # two-sided
+    randomization_p: float  # two-sided
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the other system has the better score, by chance or not."""
+        return self.difference > 0 if self.is_higher_better else self.difference < 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifferentRow:
+    """A row on which two systems differ; the outputs are those of their first runs."""
+
+    row: int  # its place, from 0
+    line: int
+    file: str
+    source: str
+    references: tuple[str, ...]
+    baseline: str
+    other: str
+    baseline_score: float  # the mean of the runs
+    other_score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two systems over the same rows."""
+
+    rows: int
+    baseline_runs: int
+    other_runs: int
+    differences: dict[str, Difference]  # by the name of the metric
+    different_by: str  # name of the metric that chose `different_rows`
+    different_rows: tuple[DifferentRow, ...]  # the most different first
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as `compare --json` prints them."""
+        return {
+            "rows": self.rows,
+            "baseline_runs": self.baseline_runs,
+            "other_runs": self.other_runs,
+            "scores": {name: asdict(one) for name, one in self.differences.items()},
+            "different_by": self.different_by,
+            "different_rows": [
+                {**asdict(row), "references": list(row.references)} for row in self.different_rows
+            ],
+        }
+
+
+def compare(
+    baseline: Sequence[Sequence[Row]],
+    other: Sequence[Sequence[Row]],
+    metrics: Sequence[Metric],
+    settings: EvaluationSettings | None = None,
+    *,
+    names: tuple[str, str] = ("baseline", "other"),
+    num_rows: int = 10,
+) -> Comparison:
+    """Return how `other` differs from `baseline`; each holds the rows of one or more runs.
+
+    The bootstrap draws rows, the same ones for all runs of both systems. With several runs, the
+    interval and its p-value also cover other seeds: an error of the means over seeds is added to
+    the difference of each resample, drawn from Student's t, with the spread of the scores among
+    runs of one system, pooled over both. With one run each they cover these two models, not other
+    seeds. Randomisation swaps, row by row, the outputs of all runs of one system with those of the
+    other, so its p-value is always about these very runs: where seeds differ much, it is too small
+    for a claim about the two ways of training.
+
+    One p-value is for one metric, chosen beforehand: of six metrics, one is below 0.05 by chance
+    more often than once in twenty times.
+
+    Args:
+        baseline: Its runs; the rows of each in the same order.
+        other: Its runs, over the same rows.
+        metrics: What to compare, at least one metric.
+        settings: Level, number of resamples, and seed.
+        names: What errors call the two.
+        num_rows: Number of rows to return, of those that differ most.
+
+    Raises:
+        DataError: The test rows are not the same; names the first different one.
+
+    Source: Koehn 2004 (paired bootstrap), Riezler and Maxwell 2005 (randomisation; the observed
+    statistic counts too: the p-value is never 0).
+    """
+    settings = settings or EvaluationSettings()
+    check_same_rows(baseline, other, names)
+    statistics = _collect(metrics, [*baseline, *other])
+    resampled = _resample_scores(metrics, statistics, settings)
+    swapped = _swap_rows(metrics, statistics, len(baseline), settings)
+    by = next((metric for metric in metrics if metric.by_row), metrics[0])
+    return Comparison(
+        rows=len(baseline[0]),
+        baseline_runs=len(baseline),
+        other_runs=len(other),
+        differences={
+            metric.name: _describe(
+                metric,
+                statistics[metric.name],
+                resampled[metric.name],
+                swapped[metric.name],
+                len(baseline),
+                settings,
+            )
+            for metric in metrics
+        },
+        different_by=by.name,
+        different_rows=_find_different_rows(baseline, other, by, statistics[by.name], num_rows),
+    )
+
+
+def check_same_rows(
+    baseline: Sequence[Sequence[Row]],
+    other: Sequence[Sequence[Row]],
+    names: tuple[str, str] = ("baseline", "other"),
+) -> None:
+    """Raise a DataError unless all runs are over the same sources, features and references."""
+    first = baseline[0]
+    for name, runs in zip(names, (baseline, other), strict=True):
+        for number, rows in enumerate(runs, start=1):
+            run = f"{name}, run {number}" if len(runs) > 1 else name
+            for place, (row, known) in enumerate(zip(rows, first, strict=False), start=1):
+                for field in ("source", "features", "references"):
+                    value, expected = getattr(row, field), getattr(known, field)
+                    if value != expected:
+                        raise DataError(
+                            f"{run}: row {place}{_locate(row)} has the {field} {_show(value)}, "
+                            f"{names[0]} has {_show(expected)}{_locate(known)}; only runs over "
+                            "the same test rows can be compared"
+                        )
+            if len(rows) != len(first):
+                raise DataError(
+                    f"{run}: {len(rows):,} test rows, {names[0]} has {len(first):,}: row "
+                    f"{min(len(rows), len(first)) + 1} is the first that only one has; only runs "
+                    "over the same test rows can be compared"
+                )
+    if not first:
+        raise DataError(f"{names[0]}: there are no rows to compare")
+
+
+def find_p_value(chance: Statistics, difference: float) -> float:
+    """Return how often `chance` is as far from zero as `difference`, which itself counts once."""
+    edge = abs(difference) - 1e-9  # equal but for rounding is equal
+    return float(1 + np.count_nonzero(np.abs(chance) >= edge)) / (1 + len(chance))
+
+
+def _describe(
+    metric: Metric,
+    rows: Statistics,
+    resampled: Statistics,
+    swapped: Statistics,
+    num_baseline: int,
+    settings: EvaluationSettings,
+) -> Difference:
+    """Return the difference of one score.
+
+    Args:
+        metric: Which score.
+        rows: Statistics of all runs, (runs, N, k).
+        resampled: Scores of the runs over rows drawn again, (runs, resamples).
+        swapped: Differences when rows swap systems, (resamples,).
+        num_baseline: Number of runs of the baseline, the first ones.
+        settings: Level and seed.
+    """
+    scores = metric.combine(rows.sum(axis=1))  # (runs,)
+    difference = float(_subtract_means(scores, num_baseline))
+    chance = _draw_chance(scores, resampled, num_baseline, settings.seed)
+    low = high = None
+    if np.count_nonzero((rows != rows[0]).any(axis=(0, 2))) >= _FEWEST_DIFFERENT:
+        # Symmetric, like the p-value: it is below 0.05 where the interval excludes 0.
+        half = float(np.quantile(np.abs(chance), settings.confidence_level))
+        low, high = difference - half, difference + half
+    return Difference(
+        title=metric.title,
+        is_higher_better=metric.is_higher_better,
+        baseline=float(scores[:num_baseline].mean()),
+        other=float(scores[num_baseline:].mean()),
+        baseline_by_run=tuple(map(float, scores[:num_baseline])),
+        other_by_run=tuple(map(float, scores[num_baseline:])),
+        difference=difference,
+        low=low,
+        high=high,
+        bootstrap_p=find_p_value(chance, difference),
+        randomization_p=find_p_value(swapped, difference),
+    )
+
+
+def _collect(metrics: Sequence[Metric], runs: Sequence[Sequence[Row]]) -> dict[str, Statistics]:
+    """Return the statistics of each metric: (runs, N, k); metrics may share them."""
+    known: dict[Callable[..., Statistics], Statistics] = {}
+    references = [row.references for row in runs[0]]
+    for metric in metrics:
+        if metric.collect not in known:
+            known[metric.collect] = np.stack(
+                [metric.collect([row.hypothesis for row in rows], references) for rows in runs]
+            )
+    return {metric.name: known[metric.collect] for metric in metrics}
+
+
+def _resample_scores(
+    metrics: Sequence[Metric], statistics: Mapping[str, Statistics], settings: EvaluationSettings
+) -> dict[str, Statistics]:
+    """Return the scores of all runs on the same resampled rows: (runs, resamples)."""
+    num_rows = next(iter(statistics.values())).shape[1]
+    found: dict[str, list[Statistics]] = {metric.name: [] for metric in metrics}
+    generator = np.random.default_rng(settings.seed)
+    counts = draw_counts(num_rows, settings.resamples, generator)
+    for sums in _weigh(_distinct(statistics), counts):
+        for metric in metrics:
+            found[metric.name].append(metric.combine(sums[id(statistics[metric.name])]))
+    return {name: np.concatenate(chunks, axis=1) for name, chunks in found.items()}
+
+
+def _swap_rows(
+    metrics: Sequence[Metric],
+    statistics: Mapping[str, Statistics],
+    num_baseline: int,
+    settings: EvaluationSettings,
+) -> dict[str, Statistics]:
+    """Return the differences of the scores when the systems swap some of their rows: (resamples,).
+
+    If one system has more runs than the other, both are repeated until they have equally many,
+    which changes no mean.
+    """
+    num_runs, num_rows = next(iter(statistics.values())).shape[:2]
+    pairs = np.arange(math.lcm(num_baseline, num_runs - num_baseline))
+    first, second = pairs % num_baseline, num_baseline + pairs % (num_runs - num_baseline)
+    gaps = {key: rows[second] - rows[first] for key, rows in _distinct(statistics).items()}
+    found: dict[str, list[Statistics]] = {metric.name: [] for metric in metrics}
+    generator = np.random.default_rng(settings.seed)
+    swaps = draw_halves(num_rows, settings.resamples, generator)
+    for moved in _weigh(gaps, swaps):
+        for metric in metrics:
+            key = id(statistics[metric.name])
+            sums = statistics[metric.name].sum(axis=1)[:, None]  # (runs, 1, k)
+            baseline = metric.combine(sums[first] + moved[key]).mean(axis=0)
+            other = metric.combine(sums[second] - moved[key]).mean(axis=0)
+            found[metric.name].append(other - baseline)
+    return {name: np.concatenate(chunks) for name, chunks in found.items()}
+
+
+def _draw_chance(
+    scores: Statistics, resampled: Statistics, num_baseline: int, seed: int
+) -> Statistics:
+    """Return errors by chance of the difference of the mean scores: (resamples,).
+
+    With one run each: the differences over resampled rows, minus that over the rows themselves.
+    With more runs, an error of the means over seeds is added, in Student's t: of scores with a
+    variance of 0.8 among the runs of one system, pooled over both, with 3 and 3 runs it has the
+    variance 0.8 * (1 / 3 + 1 / 3) and 3 + 3 - 2 = 4 degrees of freedom. The effect of a seed on
+    these very rows is in both, so it is taken off the former: drawing rows has raised the variance
+    among runs by as much.
+
+    Args:
+        scores: Of the runs, (runs,).
+        resampled: The same over rows drawn again, (runs, resamples).
+        num_baseline: Number of runs of the first system.
+        seed: Of the drawing.
+    """
+    drawn = _subtract_means(resampled, num_baseline)
+    chance = drawn - float(_subtract_means(scores, num_baseline))
+    freedom = len(scores) - 2
+    if freedom == 0:
+        return chance
+    runs = 1 / num_baseline + 1 / (len(scores) - num_baseline)
+    variance = float(_pool_variance(scores[:, None], num_baseline)[0])
+    of_both = max(0.0, float(_pool_variance(resampled, num_baseline).mean()) - variance) * runs
+    of_rows = float(drawn.var())
+    remaining = math.sqrt(max(0.0, 1 - of_both / of_rows)) if of_rows > 0 else 0.0
+    errors = np.random.default_rng([seed, 1]).standard_t(freedom, size=len(drawn))
+    return remaining * chance + math.sqrt(variance * runs) * errors
+
+
+def _subtract_means(scores: Statistics, num_baseline: int) -> Statistics:
+    """Return the mean score of the later runs minus that of the first: (runs, ...) -> (...)."""
+    return np.asarray(scores[num_baseline:].mean(axis=0) - scores[:num_baseline].mean(axis=0))
+
+
+def _pool_variance(scores: Statistics, num_baseline: int) -> Statistics:
+    """Return the variance among runs of one system, pooled over both: (runs, n) -> (n,)."""
+    sides = scores[:num_baseline], scores[num_baseline:]
+    squares = [((side - side.mean(axis=0)) ** 2).sum(axis=0) for side in sides]
+    return np.asarray((squares[0] + squares[1]) / (len(scores) - 2))
+
+
+def _distinct(statistics: Mapping[str, Statistics]) -> dict[int, Statistics]:
+    return {id(rows): rows for rows in statistics.values()}
+
+
+def _weigh(
+    arrays: Mapping[int, Statistics], weights: Iterable[Statistics]
+) -> Iterator[dict[int, Statistics]]:
+    """Yield the weighted sums of `arrays`, (runs, N, k), for each (chunk, N) of `weights`.
+
+    They are (runs, chunk, k). All columns are multiplied in one product: one by one, most of the
+    time would go into reading the weights again.
+    """
+    flat = [rows.transpose(1, 0, 2).reshape(rows.shape[1], -1) for rows in arrays.values()]
+    joined = np.concatenate(flat, axis=1)
+    ends = np.cumsum([columns.shape[1] for columns in flat])[:-1]
+    for chunk in weights:
+        sums = np.split(chunk @ joined, ends, axis=1)
+        yield {
+            key: columns.reshape(len(chunk), len(rows), -1).transpose(1, 0, 2)
+            for (key, rows), columns in zip(arrays.items(), sums, strict=True)
+        }
+
+
+def _find_different_rows(
+    baseline: Sequence[Sequence[Row]],
+    other: Sequence[Sequence[Row]],
+    metric: Metric,
+    statistics: Statistics,
+    num_rows: int,
+) -> tuple[DifferentRow, ...]:
+    """Return the rows whose scores, means over runs, differ most; rows of equal scores never."""
+    scores = metric.combine(statistics)  # (runs, N)
+    sides = scores[: len(baseline)].mean(axis=0), scores[len(baseline) :].mean(axis=0)
+    gaps = np.abs(sides[1] - sides[0])
+    places = np.argsort(-gaps, kind="stable")[:num_rows]
+    return tuple(
+        DifferentRow(
+            row=int(place),
+            line=row.line,
+            file=row.file,
+            source=row.source,
+            references=row.references,
+            baseline=row.hypothesis,
+            other=other[0][place].hypothesis,
+            baseline_score=float(sides[0][place]),
+            other_score=float(sides[1][place]),
+        )
+        for place in places
+        if gaps[place] > 1e-9  # a mean of equal numbers may differ in its last digit
+        for row in [baseline[0][place]]
+    )
+
+
+def _locate(row: Row) -> str:
+    return f" ({row.file}:{row.line})" if row.file and row.line else ""
+
+
+def _show(value: object) -> str:
+    return shorten(repr(list(value)) if isinstance(value, tuple) else repr(value))

@@ -15,7 +15,6 @@ ROWS = [
     {"errors", "characters"},
     {
         "versions",
-        "settings_file",
         "settings",
         "configuration",
         "cli_options",

@@ -195,7 +195,7 @@ def test_all_faults_of_the_settings_come_at_once(tmp_path):
         "fit", write_pairs(tmp_path / "p.tsv", 50), "--config", tmp_path / "settings.yaml",
         "--trainig.max_steps", "3", "--out", tmp_path / "model",
     )  # fmt: skip
-    assert "4 faults" in told
+    assert "4 errors" in told
     for part in ("did you mean model.d_model?", "did you mean model.nhead?", "'x' is not a whole", "did you mean training.max_steps?"):  # fmt: skip
         assert part in told
     assert not (tmp_path / "model").exists()
@@ -256,7 +256,7 @@ def test_a_folder_without_leave_to_write_is_told(tmp_path):
 def test_a_missing_model_and_a_setting_of_the_training_are_told(trained):
     assert "expected a model folder" in fails("predict", "nowhere", given=b"a\n")
     told = fails("predict", trained[0], "--training.seed", "3", given=b"a\n")
-    assert "--training.seed: belongs to the training" in told
+    assert "--training.seed: is for training only" in told
 
 
 def test_an_output_that_cannot_be_written_is_told(trained, tmp_path):

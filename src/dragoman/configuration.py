@@ -1,4 +1,4 @@
-"""Settings from a YAML file and from dotted arguments: merged, checked, all faults at once."""
+"""Settings from a YAML file and from dotted arguments: merged, checked, all errors at once."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dragoman.errors import SettingsError, shorten
 from dragoman.settings import DecodingSettings, Section, Settings
-from dragoman.settings_file import parse_settings, read_settings_file
+from dragoman.versions import tell_later
+
+FORMAT = 1
+"""Of config.yaml; raised when an older dragoman would misread it."""
 
 # Settings of older model folders and checkpoints: name then -> name now, in the same section (None:
 # removed). Only stored settings are read so; on the command line an old name gets "did you mean".
@@ -21,32 +25,14 @@ _RENAMED: dict[str, str | None] = {
 }
 _RENAMED_VALUES = {("training.implementation", "fast"): "fused"}
 
-# Beyond these a model folder could claim any amount of memory before its weights are looked at.
-_LARGEST = {
-    "model.d_model": 1 << 16,
-    "model.num_encoder_layers": 1000,
-    "model.num_decoder_layers": 1000,
-    "model.dim_feedforward": 1 << 20,
-    "model.max_positions": 1 << 20,
-    "data.max_characters": 10**9,
-    "data.max_tokens": 10**9,
-    "decoding.beam_size": 10_000,
-    "decoding.num_samples": 100_000,
-    "decoding.max_length_ratio": 10_000,
-    "decoding.max_length_extra": 10**7,
-    "decoding.min_length": 10**7,
-    "decoding.batch_tokens": 10**8,
-    "evaluation.resamples": 10**6,
-}
-
 
 @dataclass
 class _Draft:
-    """Values by dotted name, with the place that each was typed at, before they are checked."""
+    """Unchecked values by dotted name, each with the place where it was typed."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def set(self, name: str, value: object, place: str) -> None:
         self.values[name] = value
@@ -56,38 +42,37 @@ class _Draft:
 def read_settings(config: Path | None = None, arguments: Sequence[str] = ()) -> Settings:
     """Return the settings of a YAML file, with dotted arguments over them.
 
-    `arguments` are as typed: `["--model.d_model", "256", "--tokenizer.shared=true"]`. What neither
-    sets has its default, and is not in `model_fields_set`, so that a preset may still fill it.
+    `arguments` are as typed: `["--model.d_model", "256", "--tokenizer.shared=true"]`. A setting
+    that neither sets has its default and is not in `model_fields_set`: a preset may still set it.
 
     Raises:
-        SettingsError: Lists every fault of both, each with its place and, for a misspelt name, the
-            likely one.
+        SettingsError: Lists all errors of both, each with its place and "did you mean".
     """
     draft = _Draft()
     if config is not None:
-        _take_file(read_settings_file(config), str(config), draft)
+        try:
+            content = config.read_bytes()
+        except OSError as error:
+            raise SettingsError(f"{config}: the settings cannot be read: {error}") from error
+        _take_file(content, str(config), draft)
     _read_arguments(arguments, draft)
     return _check(draft)
 
 
-def parse_config(text: str, place: str) -> Settings:
-    """Return the settings in `text`, YAML; `place` is the name of the file that it came from.
+def parse_config(content: bytes, place: str) -> Settings:
+    """Return the settings in `content`, YAML; `place` is its file name, for messages.
 
     Raises:
         SettingsError: As `read_settings`.
     """
     draft = _Draft()
-    _take_file(text, place, draft)
+    _take_file(content, place, draft)
     return _check(draft)
 
 
 def _check(draft: _Draft) -> Settings:
-    """Return the settings of a draft.
-
-    Raises:
-        SettingsError: Lists every fault.
-    """
-    draft.faults += [
+    """Return the settings of a draft, or raise all of its errors at once."""
+    draft.errors += [
         f"{draft.places[name]}: this is a group of settings ({name}.…), not a setting with a value"
         for name in draft.values
         if any(other.startswith(f"{name}.") for other in draft.values)
@@ -96,84 +81,76 @@ def _check(draft: _Draft) -> Settings:
     try:
         settings = Settings.model_validate(_nest(draft.values))
     except ValidationError as error:
-        draft.faults += [fault for details in error.errors() for fault in _describe(details, draft)]
-    draft.faults += find_conflicts(settings, draft.places)
-    if draft.faults:
-        raise SettingsError.gather(list(dict.fromkeys(draft.faults)))
+        draft.errors += [text for details in error.errors() for text in _describe(details, draft)]
+    draft.errors += find_conflicts(settings, draft.places)
+    if draft.errors:
+        raise SettingsError.gather(list(dict.fromkeys(draft.errors)))
     return settings
 
 
 def find_conflicts(settings: Settings, places: Mapping[str, str] | None = None) -> list[str]:
-    """Return the faults of settings that do not go together; an empty list if there are none."""
+    """Return the errors of settings that conflict; an empty list if none do.
+
+    `places` says where each setting was typed, by name.
+    """
     places = places or {}
-    model, faults = settings.model, _find_excess(settings, places)
+    model = settings.model
+    errors: list[str] = []
     if model.d_model % model.nhead:
         where = places.get("model.nhead") or places.get("model.d_model") or "model.nhead"
-        faults.append(
+        errors.append(
             f"{where}: d_model {model.d_model} is not a multiple of nhead {model.nhead}; "
-            f"every head takes an equal part"
+            f"every head has the same width"
         )
     if model.positions == "learned" and settings.data.max_tokens > model.max_positions:
-        faults.append(
+        errors.append(
             f"{places.get('model.max_positions', 'model.max_positions')}: {model.max_positions} "
             f"learned positions are less than data.max_tokens {settings.data.max_tokens}; make them "
             "equal, or set model.positions sinusoidal"
         )
     warmup, max_steps = settings.optimization.warmup_steps, settings.training.max_steps
     if "optimization.warmup_steps" in places and warmup >= max_steps:
-        faults.append(
+        errors.append(
             f"{places['optimization.warmup_steps']}: {warmup} is not less than training.max_steps "
             f"{max_steps}; the learning rate would never reach its peak"
         )
     if settings.data.valid_fraction + settings.data.test_fraction >= 1.0:
-        faults.append("data.valid_fraction and data.test_fraction leave nothing to train on")
-    return faults + _find_decoding_conflicts(settings.decoding)
-
-
-def _find_excess(settings: Settings, places: Mapping[str, str]) -> list[str]:
-    """Return what is so large that it would take all memory, and that no model needs."""
-    faults = []
-    for name, largest in _LARGEST.items():
-        section, _, last = name.partition(".")
-        value = getattr(getattr(settings, section), last)
-        if value > largest:
-            found = f"{value:,}" if value < 10**15 else "a number of over 15 digits"
-            faults.append(f"{places.get(name, name)}: {found} is too large: at most {largest:,}")
-    return faults
+        errors.append("data.valid_fraction and data.test_fraction leave nothing to train on")
+    return errors + _find_decoding_conflicts(settings.decoding)
 
 
 def _find_decoding_conflicts(decoding: DecodingSettings) -> list[str]:
-    faults = []
+    errors = []
     if decoding.num_hypotheses > decoding.num_candidates:
         name = "num_samples" if decoding.method == "sampling" else "beam_size"
-        faults.append(
-            f"decoding.num_hypotheses: {decoding.num_hypotheses} of {decoding.num_candidates} "
-            f"candidates cannot be given; raise decoding.{name}"
+        errors.append(
+            f"decoding.num_hypotheses: {decoding.num_hypotheses} is more than the "
+            f"{decoding.num_candidates} candidates; raise decoding.{name}"
         )
     if decoding.method == "diverse" and decoding.beam_size % decoding.diverse_groups:
-        faults.append(
+        errors.append(
             f"decoding.beam_size: {decoding.beam_size} is not a multiple of "
-            f"decoding.diverse_groups {decoding.diverse_groups}; every group has an equal part"
+            f"decoding.diverse_groups {decoding.diverse_groups}; all groups have the same size"
         )
     if decoding.minimum_risk != "none" and decoding.num_candidates == 1:
-        faults.append(
-            "decoding.minimum_risk: there is one candidate to choose from; raise "
+        errors.append(
+            "decoding.minimum_risk: there is only one candidate; raise "
             "decoding.beam_size, or set decoding.method sampling and raise decoding.num_samples"
         )
     kinds = ("regex", "json_schema", "choices", "grammar")
     if len(given := [kind for kind in kinds if getattr(decoding, kind)]) > 1:
-        faults.append(
-            f"{' and '.join(f'decoding.{kind}' for kind in given)} are both set; an output follows one"
+        errors.append(
+            f"{' and '.join(f'decoding.{kind}' for kind in given)} are both set; give one"
         )
-    return faults
+    return errors
 
 
 def merge_settings(
     settings: Settings, values: Mapping[str, Any], *, overrule: bool = False
 ) -> Settings:
-    """Return `settings` with `values` (by dotted name) wherever nothing is set yet.
+    """Return `settings` with `values` (by dotted name) for what is not set yet.
 
-    `overrule`: put them in the place of what is set, too.
+    `overrule`: `values` replace what is set, too.
     """
     chosen = dict(list_set_values(settings))
     both = {**chosen, **values} if overrule else {**values, **chosen}
@@ -196,26 +173,26 @@ def update_stored(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any
 
 
 def merge_for_use(typed: Settings, trained: Settings) -> Settings:
-    """Return the settings of a trained model with those that were typed in their place.
+    """Return the settings of a trained model, overridden by the typed ones.
 
     Raises:
-        SettingsError: One belongs to the training, or they do not go together.
+        SettingsError: A typed setting is for training only, or some conflict.
     """
     values = dict(list_set_values(typed))
     in_use = ("data", "decoding", "evaluation")
     if fixed := [name for name in values if name.partition(".")[0] not in in_use]:
         raise SettingsError(
-            f"--{fixed[0]}: belongs to the training; a trained model takes data.*, decoding.* and "
+            f"--{fixed[0]}: is for training only; a trained model takes data.*, decoding.* and "
             "evaluation.*"
         )
     merged = merge_settings(typed, dict(list_set_values(trained)))
-    if faults := find_conflicts(merged):
-        raise SettingsError.gather(faults)
+    if errors := find_conflicts(merged):
+        raise SettingsError.gather(errors)
     return merged
 
 
 def list_set_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of each setting that was set and not left at its default."""
+    """Yield (dotted name, value) of each setting that was set explicitly."""
     for name in sorted(section.model_fields_set):
         value = getattr(section, name)
         if isinstance(value, Section):
@@ -225,7 +202,7 @@ def list_set_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str,
 
 
 def flatten_settings(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """Return the value of every setting by its dotted name, as plain JSON values."""
+    """Return all values by dotted name, as plain JSON values."""
     flat: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
@@ -247,7 +224,7 @@ def list_settings(section: type[BaseModel] = Settings, prefix: str = "") -> Iter
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
-    """Return "; did you mean X?" for the known name that `name` most likely stands for, or ""."""
+    """Return "; did you mean X?" with the most similar name of `known`, or ""."""
     if now := _RENAMED.get(name):
         return f"; did you mean {now}?"
     by_last: dict[str, str] = {}
@@ -264,40 +241,91 @@ def suggest(name: str, known: Sequence[str]) -> str:
     return ""
 
 
-def _take_file(text: str, place: str, draft: _Draft) -> None:
-    """Put the settings of a file into `draft`, each with its line."""
-    found = parse_settings(text, place)
-    is_stored = any(setting.name == "version" for setting in found)  # written by dragoman
-    for setting in found:
-        if is_stored and setting.name in _RENAMED:
-            for now, value in update_stored({setting.name: setting.value}).items():
-                draft.set(now, value, f"{place}:{setting.line}: {setting.name}")
+def _take_file(content: bytes, place: str, draft: _Draft) -> None:
+    """Put the settings of a YAML file into `draft`, each with its line.
+
+    Raises:
+        SettingsError: It is not YAML, not a mapping, or of a later format.
+    """
+    try:
+        root = yaml.compose(content.decode("utf-8-sig"), yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{place}: the settings cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{place}:{mark.line + 1}" if mark else place
+        problem = shorten(str(getattr(error, "problem", None) or error), 200)
+        raise SettingsError(f"{where}: not valid YAML: {problem}") from error
+    except RecursionError as error:
+        raise SettingsError(f"{place}: nested too deeply") from error
+    if root is None:
+        return
+    if not isinstance(root, yaml.MappingNode):
+        kind = "a list" if isinstance(root, yaml.SequenceNode) else "a value"
+        raise SettingsError(f"{place}: expected lines of `name: value`, found {kind}")
+    found = list(_flatten_yaml(root, "", place))
+    is_stored = any(name == "version" for name, _, _ in found)  # written by dragoman
+    for name, value, line in found:
+        where = f"{place}:{line}"
+        if name == "format":
+            _check_format(value, where)
             continue
-        name, where = setting.name, f"{place}:{setting.line}"
         if name in draft.values:
-            draft.faults.append(f"{where}: {shorten(name)} is set twice in this file")
-        if setting.value is None:
-            draft.faults.append(
-                f"{where}: {shorten(name)} has no value; give one, or take the line out"
-            )
-        else:
-            draft.set(name, setting.value, f"{where}: {shorten(name)}")
+            draft.errors.append(f"{where}: {shorten(name)} is set twice in this file")
+        if value is None:
+            draft.errors.append(f"{where}: {shorten(name)} has no value; give one, or remove it")
+            continue
+        current = update_stored({name: value}) if is_stored else {name: value}
+        for current_name, current_value in current.items():
+            draft.set(current_name, current_value, f"{where}: {shorten(name)}")
+
+
+def _flatten_yaml(
+    node: yaml.MappingNode, prefix: str, place: str
+) -> Iterator[tuple[str, object, int]]:
+    """Yield (dotted name, value, line) of each setting in a YAML mapping; tags run no code."""
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise SettingsError(f"{place}:{line}: a name is a word, not a list or a mapping")
+        name = f"{prefix}{key.value}"
+        if isinstance(value, yaml.MappingNode) and value.value:
+            yield from _flatten_yaml(value, f"{name}.", place)
+            continue
+        try:
+            yield name, yaml.constructor.SafeConstructor().construct_object(value, deep=True), line
+        except yaml.YAMLError as error:
+            raise SettingsError(f"{place}:{line}: {shorten(name)}: {error}") from error
+        except _BAD_VALUES as error:
+            found = shorten(str(value.value))
+            raise SettingsError(f"{place}:{line}: {shorten(name)}: {found} is no value") from error
+
+
+# PyYAML 6 raises these for a value that is not of its kind, such as the date 2026-13-45.
+_BAD_VALUES = (ValueError, OverflowError, LookupError, AttributeError, TypeError)
+
+
+def _check_format(value: object, where: str) -> None:
+    if type(value) is not int or value < 1:
+        raise SettingsError(f"{where}: format: expected a whole number, as dragoman writes it")
+    if value > FORMAT:
+        raise SettingsError(f"{where}: {tell_later(value, FORMAT)}")
 
 
 def _read_arguments(arguments: Sequence[str], draft: _Draft) -> None:
-    """Put `--name=value`, or `--name value`; a last `--name`, or one before another, is true."""
+    """Put `--name=value` or `--name value` into `draft`; a `--name` without a value is true."""
     rest = list(arguments)
     while rest:
         option = rest.pop(0)
         if not option.startswith("--") or option == "--":
-            draft.faults.append(f"{option!r}: expected --name value; see --help for the names")
+            draft.errors.append(f"{option!r}: expected --name value; see --help for the names")
             continue
         name, has_value, value = option.removeprefix("--").partition("=")
         if not has_value:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         if name == "version":
-            draft.faults.append("--version: this is written by dragoman, not set; for the version "
-                                "of dragoman itself: dragoman --version")  # fmt: skip
+            draft.errors.append("--version: is written by dragoman and cannot be set; `dragoman "
+                                "--version` prints the version")  # fmt: skip
         draft.set(name, value, f"--{name}")
 
 
@@ -308,7 +336,7 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
         inner = nested
         for section in sections:
             below = inner.get(section)
-            if not isinstance(below, dict):  # a value where a section belongs: a fault by now
+            if not isinstance(below, dict):  # a value in place of a section: already an error
                 below = inner[section] = {}
             inner = below
         inner[last] = value
@@ -316,9 +344,9 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(details: ErrorDetails, draft: _Draft) -> list[str]:
-    """Return the faults of one error: where each was typed, what was found, what to do."""
+    """Return the messages of one pydantic error: the place, what was found, what to do."""
     name = ".".join(str(part) for part in details["loc"] if not isinstance(part, int))
-    if details["type"] == "extra_forbidden":  # of a section, each setting that was typed in it
+    if details["type"] == "extra_forbidden":  # for a section: each setting typed in it
         known = list(list_settings())
         return [
             f"{place}: there is no such setting{suggest(typed, known)}"
@@ -359,7 +387,7 @@ def _describe_value(name: str, details: ErrorDetails, draft: _Draft) -> str:
 
 
 def _show(value: object) -> str:
-    """Return a value for a message; what is no plain value, and may be endless, by its kind."""
+    """Return a value for a message, shortened; lists and the like by their type."""
     if isinstance(value, str):
         return shorten(value)
     if isinstance(value, int) and abs(value) >= 10**30:

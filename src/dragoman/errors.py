@@ -1,4 +1,4 @@
-"""The faults that a user can mend; each says where, what was found, and what to do."""
+"""Errors that a user can fix. Each says where, what was found, and what to do."""
 
 from collections.abc import Sequence
 
@@ -10,41 +10,41 @@ def shorten(text: str, longest: int = 80) -> str:
 
 
 class DragomanError(Exception):
-    """A fault in what the user gave: shown on the command line as one message with exit code 2."""
+    """An error in the input: the command line shows one message and exits with code 2."""
 
     @classmethod
-    def gather(cls, faults: Sequence[str]) -> "DragomanError":
-        """Return one error that lists every fault of `faults` (at least one), each on its line."""
-        assert faults
-        if len(faults) == 1:
-            return cls(faults[0])
-        return cls(f"{len(faults)} faults:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    def gather(cls, messages: Sequence[str]) -> "DragomanError":
+        """Return one error that lists all of `messages` (at least one), each on a line."""
+        assert messages
+        if len(messages) == 1:
+            return cls(messages[0])
+        return cls(f"{len(messages)} errors:\n" + "\n".join(f"  - {one}" for one in messages))
 
 
 class SettingsError(DragomanError):
-    """A setting that is unknown, of a wrong type, out of range, or at odds with another."""
+    """A setting is unknown, of a wrong type, out of range, or conflicts with another."""
 
 
 class DataError(DragomanError):
-    """A file of pairs that is missing, broken, or cannot serve."""
+    """A data file is missing, invalid or unsuitable."""
 
 
 class ModelFolderError(DragomanError):
-    """A model folder that is missing, incomplete, foreign, or in the way."""
+    """A model folder is missing, incomplete, invalid, or already exists."""
 
 
 class CheckpointError(DragomanError):
-    """A checkpoint that is missing, damaged or foreign, or a run that cannot go on from it."""
+    """A checkpoint is missing, damaged or of another run, or the run cannot resume from it."""
 
 
 class TrainingError(DragomanError):
-    """A training that cannot go on: its numbers are broken, or the memory is full."""
+    """Training cannot continue: the loss stays non-finite, or memory is full."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has asked to stop, and what was to be kept is kept.
+    """A signal stopped the run, after its state was saved.
 
-    `exit_code` is the conventional one: 128 and the number of the signal.
+    `exit_code` is 128 + the number of the signal.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

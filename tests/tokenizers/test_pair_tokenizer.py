@@ -269,7 +269,7 @@ def test_all_faults_of_the_settings_are_named_at_once():
     with pytest.raises(SettingsError) as caught:
         train(SideSettings(kind="regex"), SideSettings(kind="symbols", separator=""), shared=True)
     message = str(caught.value)
-    assert "3 faults" in message
+    assert "3 errors" in message
     assert "tokenizer.source.pattern" in message
     assert "tokenizer.target.separator" in message
     assert "differ in kind, separator: give both sides the same" in message

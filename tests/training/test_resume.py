@@ -76,7 +76,7 @@ def test_what_may_not_change_is_refused_by_its_name_and_what_may_is_taken(whole,
     with pytest.raises(SettingsError) as fault:
         fit((), out, read_settings(None, typed), resume="must", console=quiet_console())
     told = str(fault.value)
-    assert "2 faults" in told
+    assert "2 errors" in told
     assert "--model.dropout: 0.3 is not 0.2, with which the run began" in told
     assert "--training.seed: 2 is not 1" in told
     assert all(name.rstrip(".") in told for name in MAY_CHANGE)

@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 import dragoman.storage as atomic
-from dragoman.configuration import parse_config
+from dragoman.configuration import FORMAT, parse_config
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.model_folder.calibration import (
     CALIBRATION,
@@ -51,7 +51,6 @@ from dragoman.model_folder.folder_files import (
 from dragoman.model_folder.token_counts import read_token_counts, write_token_counts
 from dragoman.model_folder.weights import WeightsFile, list_shapes
 from dragoman.settings import Settings
-from dragoman.settings_file import FORMAT, decode_settings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.versions import is_later
 
@@ -234,7 +233,7 @@ def _read_bundle(path: Path, with_weights: bool) -> Bundle:
 def _read_settings(path: Path) -> Settings:
     content = read_file(path, _LARGEST_CONFIG_BYTES)
     try:
-        settings = parse_config(decode_settings(content, str(path)), str(path))
+        settings = parse_config(content, str(path))
     except SettingsError as error:
         named = re.search(rb"^version: ['\"]?([0-9.]{1,30})", content, re.MULTILINE)
         if named and is_later(written_by := named[1].decode()):

@@ -20,7 +20,7 @@ from dragoman.tokenizers.special_ids import PAD_ID
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule
-from dragoman.training.graceful_stop import SignalWatch
+from dragoman.training.graceful_stop import SignalHandler
 from dragoman.training.loggers import make_loggers
 from dragoman.training.module import TransformerTraining
 from dragoman.training.precision import choose_precision, find_device, plan_parts
@@ -53,7 +53,7 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
     precision, _ = choose_precision(settings.training, find_device(settings.training))
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         console = Console(file=nowhere, force_terminal=True, width=100)
-        around = Surroundings(console=console, clock=StartClock(), watch=SignalWatch(console))
+        around = Surroundings(console=console, clock=StartClock(), watch=SignalHandler(console))
         training = settings.training
         checkpoints = Checkpoints(
             folder / "checkpoints",

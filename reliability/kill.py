@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from dragoman.errors import CheckpointError
-from dragoman.training.checkpoint_files import BEST, list_checkpoints, read_checkpoint
+from dragoman.training.checkpoints import BEST, list_checkpoints, read_checkpoint
 
 EVERY = 5  # updates from one checkpoint to the next
 WORDS = [

@@ -22,8 +22,8 @@ from dragoman import read_settings
 from dragoman.commands.fit import fit
 from dragoman.errors import Stopped
 from dragoman.training import checkpoints
-from dragoman.training.checkpoint_files import list_checkpoints, read_checkpoint
-from dragoman.training.graceful_stop import SignalWatch
+from dragoman.training.checkpoints import list_checkpoints, read_checkpoint
+from dragoman.training.graceful_stop import SignalHandler
 from dragoman.training.module import TransformerTraining
 from runs import WORDS, results_of, settings
 
@@ -151,8 +151,8 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_others_stay(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     told = console.file.getvalue()
-    assert "warning: update 9: no checkpoint" in told
-    assert "cannot be written: File too large; the training goes on" in told
+    assert "warning: step 9: no checkpoint" in told
+    assert "cannot be written: File too large; training continues" in told
     assert steps[8:11] == ["step-8.ckpt", "step-8.ckpt", "step-11.ckpt"]
     assert results_of(out) == whole
 
@@ -255,11 +255,11 @@ def test_a_signal_is_taken_where_nobody_reads_what_is_said_of_it(monkeypatch):
     nobody = os.fdopen(writer, "w")
     with Path(os.devnull).open("w") as nowhere:
         monkeypatch.setattr(sys, "stdout", nowhere)  # rich closes it
-        watch = SignalWatch(Console(file=nobody))
+        watch = SignalHandler(Console(file=nobody))
         watch.is_training = True
-        watch.take()
+        watch.install()
         os.kill(os.getpid(), signal.SIGINT)
-        watch.give_back()
+        watch.restore()
     assert watch.received == signal.SIGINT
     with suppress(BrokenPipeError):
         nobody.close()

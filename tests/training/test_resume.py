@@ -16,7 +16,7 @@ from dragoman.errors import CheckpointError, DataError, ModelFolderError, Settin
 from dragoman.model_folder.folder import read_bundle
 from dragoman.settings import Settings
 from dragoman.training import checkpoints
-from dragoman.training.checkpoint_files import BEST
+from dragoman.training.checkpoints import BEST
 from dragoman.training.resume import MAY_CHANGE, RunRecord
 from runs import STEPS, results_of, settings
 
@@ -77,8 +77,8 @@ def test_what_may_not_change_is_refused_by_its_name_and_what_may_is_taken(whole,
         fit((), out, read_settings(None, typed), resume="must", console=quiet_console())
     told = str(fault.value)
     assert "2 errors" in told
-    assert "--model.dropout: 0.3 is not 0.2, with which the run began" in told
-    assert "--training.seed: 2 is not 1" in told
+    assert "--model.dropout: 0.3, but the run was started with 0.2" in told
+    assert "--training.seed: 2, but the run was started with 1" in told
     assert all(name.rstrip(".") in told for name in MAY_CHANGE)
     free = ["--training.max_steps", "6", "--training.batch_tokens", "128", "--model.dropout", "0.2"]
     model = fit((), out, read_settings(None, free), resume="must", console=quiet_console())
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_taken(whole, tmp_
     fit((), out, resume="must", console=console)
     told = console.file.getvalue()
     assert f"{folder / 'step-8.ckpt'}: damaged" in told.replace("\n", "")
-    assert f"{folder / 'step-7.ckpt'}: not a whole checkpoint" in told.replace("\n", "")
+    assert f"{folder / 'step-7.ckpt'}: not a complete checkpoint" in told.replace("\n", "")
     assert "goes on after update 6" in told
     assert results_of(out) == results_of(whole / "model")
 
@@ -195,10 +195,10 @@ from pathlib import Path
 from dragoman import PairDataModule, read_settings
 from dragoman.model.transformer import Transformer
 from dragoman.settings import OptimizationSettings
-from dragoman.training.checkpoint_files import AtomicCheckpointIO
+from dragoman.training.checkpoints import AtomicCheckpointIO
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.module import TransformerTraining
-from dragoman.training.rank_states import RankStates
+from dragoman.training.resume import RngAndMetricState
 from dragoman.training.averaging import average_weights
 
 class Losses(lightning.Callback):
@@ -221,7 +221,7 @@ def train(pairs, folder, max_steps, checkpoint):
         use_distributed_sampler=False, accumulate_grad_batches=2, val_check_interval=6,
         check_val_every_n_epoch=None, num_sanity_val_steps=0, default_root_dir=folder,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[average_weights(0.9), RankStates(), Losses(),
+        callbacks=[average_weights(0.9), RngAndMetricState(), Losses(),
                    Checkpoints(Path(folder) / "checkpoints", 7, "valid_loss", "min")])
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     torch.save([p.detach() for p in module.parameters()], f"{folder}/weights.pt")
@@ -258,8 +258,8 @@ def test_a_best_checkpoint_that_is_damaged_is_told_of_and_made_anew(whole, tmp_p
     best.write_bytes(best.read_bytes()[:-100])
     console = quiet_console()
     fit((), out, resume="must", console=console)
-    assert "best.ckpt: not a whole checkpoint" in console.file.getvalue()
-    assert "the next validation gives a new best one" in console.file.getvalue()
+    assert "best.ckpt: not a complete checkpoint" in console.file.getvalue()
+    assert "the next validation writes a new best checkpoint" in console.file.getvalue()
     assert torch.load(best, weights_only=True)["global_step"] >= 8
 
 

@@ -33,16 +33,16 @@ from dragoman.model_folder.model_card import write_model_card
 from dragoman.predictor import Predictor
 from dragoman.settings import Settings
 from dragoman.training.callbacks import FirstStep
-from dragoman.training.checkpoint_files import (
+from dragoman.training.checkpoints import (
     BEST,
     list_checkpoints,
     read_checkpoint,
     sweep_partial,
 )
-from dragoman.training.graceful_stop import SignalWatch, StopTraining, watch_signals
+from dragoman.training.graceful_stop import SignalHandler, StopTraining, handle_signals
 from dragoman.training.loggers import make_loggers
 from dragoman.training.memory import explain_out_of_memory, is_out_of_memory
-from dragoman.training.resume import CHECKPOINTS, DATA, Resumption, find_resumption
+from dragoman.training.resume import CHECKPOINTS, DATA, ResumePoint, find_resume_point
 from dragoman.training.run_context import Surroundings
 from dragoman.training.samples import SAMPLES_FILE, cut_samples
 from dragoman.training.startup import StartClock
@@ -86,11 +86,11 @@ def fit(
     started_at = time.monotonic()
     console, settings = console or Console(stderr=True), settings or Settings()
     out, folder = name_folders(Path(out))
-    with lock_folder(out), watch_signals(console) as watch, _telling_how_to_go_on(out, folder):
+    with lock_folder(out), handle_signals(console) as watch, _telling_how_to_go_on(out, folder):
         around = Surroundings(console=console, clock=clock or StartClock(), watch=watch)
         sweep_temporary(out)
         sweep_leftovers(out)
-        resumption = _find_resumption(folder, resume, around)
+        resumption = _find_resume_point(folder, resume, around)
         opened: AbstractContextManager[Run]
         if resumption is not None:
             opened = reopen_run(pairs, out, settings, resumption, around)
@@ -122,7 +122,7 @@ def rehearse(
     Leaves nothing but what the cache keeps of the prepared data.
     """
     console, clock = console or Console(stderr=True), clock or StartClock()
-    around = Surroundings(console=console, clock=clock, watch=SignalWatch(console))
+    around = Surroundings(console=console, clock=clock, watch=SignalHandler(console))
     with open_run(pairs, Path(out), settings or Settings(), overwrite, around) as run:
         console.print(
             f"would be written: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)"
@@ -133,7 +133,7 @@ def rehearse(
         console.print(dump_settings(run.settings), highlight=False)
 
 
-def _find_resumption(folder: Path, resume: Resume, around: Surroundings) -> Resumption | None:
+def _find_resume_point(folder: Path, resume: Resume, around: Surroundings) -> ResumePoint | None:
     """Return where the run in `folder` goes on; None where it is to begin.
 
     Raises:
@@ -142,7 +142,7 @@ def _find_resumption(folder: Path, resume: Resume, around: Surroundings) -> Resu
     if resume == "no":
         return None
     faults: list[str] = []
-    found = find_resumption(folder, faults)
+    found = find_resume_point(folder, faults)
     for fault in faults:
         around.tell(f"warning: {fault}")
     if found is None and (resume == "must" or faults):

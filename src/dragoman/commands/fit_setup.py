@@ -31,7 +31,7 @@ from dragoman.training.precision import (
 from dragoman.training.resume import (
     CHECKPOINTS,
     DATA,
-    Resumption,
+    ResumePoint,
     RunRecord,
     merge_for_resuming,
 )
@@ -57,7 +57,7 @@ class Run:
     folder: Path  # checkpoints, data and logs
     precision: str
     around: Surroundings
-    resumption: Resumption | None  # where it goes on; None: it begins
+    resumption: ResumePoint | None  # where it goes on; None: it begins
 
     @property
     def monitor(self) -> str:
@@ -104,7 +104,7 @@ def reopen_run(
     pairs: PairFiles,
     out: Path,
     settings: Settings,
-    resumption: Resumption,
+    resumption: ResumePoint,
     around: Surroundings,
 ) -> Iterator[Run]:
     """Give a run that goes on where `resumption` tells, with the data and settings it began with.
@@ -175,7 +175,7 @@ def _assemble(
     out: Path,
     folder: Path,
     around: Surroundings,
-    resumption: Resumption | None,
+    resumption: ResumePoint | None,
 ) -> Run:
     """Build the model and the trainer."""
     settings = record.settings

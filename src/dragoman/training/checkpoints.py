@@ -1,49 +1,56 @@
-"""When a checkpoint is written: after whole updates and finished validations, so that it can be exact.
+"""Checkpoints: when one is written, and how; each file is complete or absent, and holds no pickle.
 
-Lightning's ModelCheckpoint writes before the validation of the same update, and Lightning 2.6.6
-then leaves that validation out when it goes on; this one writes after it.
+    checkpoints/step-1200.ckpt   everything needed to resume after 1,200 steps; the newest are kept
+    checkpoints/best.ckpt        the same, where the validation score was best
+
+Lightning's ModelCheckpoint saves before the validation of the same step, and Lightning 2.6.6 then
+skips that validation on resume; `Checkpoints` saves after it. Lightning's own writer leaves a
+truncated file where $TMPDIR is on another disk, and torch.load accepts a file with flipped bits.
 """
 
 import math
-from collections.abc import Mapping
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from dragoman.errors import CheckpointError
-from dragoman.training.checkpoint_files import (
-    BEST,
-    copy_file,
-    name_checkpoint,
-    read_checkpoint,
-    remove_old,
-    sweep_partial,
-)
+from dragoman.storage import is_staged, staged_file
 
-RECORD = "dragoman"  # where a checkpoint says what run it is of
+BEST = "best.ckpt"
+RECORD = "dragoman"  # key of a checkpoint: the run that it belongs to
 
-_NUM_KEPT = 2  # beside the best: one, and one before it, should the newest be damaged
+_NUM_KEPT = 2  # beside the best: the newest, and the one before in case the newest is damaged
 _STATE = "Checkpoints"
+_STEP = re.compile(r"step-(\d+)\.ckpt")
+_PROBE_BYTES = 1 << 20
 
 
 class Checkpoints(Checkpoint):
-    """Writes a checkpoint every so many updates, and whenever the monitored score is the best yet.
+    """Writes a checkpoint every `every` steps, and whenever the monitored score is the best so far.
 
-    A run goes on from any of them as if it had not been interrupted, with `RankStates` beside it, a
-    loader that knows its place (`TrainingLoader`), and `AtomicCheckpointIO` among the plugins.
+    A run resumed from any of them equals an uninterrupted one, together with `RngAndMetricState`, a
+    loader that stores its position (`TrainingLoader`), and the plugin `AtomicCheckpointIO`.
 
-    A checkpoint that cannot be written (a full disk) is told, and tried again at the next; those
-    that are there stay as they are.
+    If a checkpoint cannot be written (a full disk), a warning is printed, the existing ones stay,
+    and the next is written when it is due.
 
     Args:
-        every: Updates from one checkpoint to the next.
+        every: Steps between two checkpoints.
         monitor: Name of the score as it is logged.
-        record: Plain values that every checkpoint holds under `RECORD`: what run it is of.
+        record: Plain values stored in every checkpoint under `RECORD`: the run that it belongs to.
+        console: None: standard error; a Console cannot be sent to another process.
     """
 
     def __init__(
@@ -61,20 +68,19 @@ class Checkpoints(Checkpoint):
         self.record = dict(record or {})
         self.best_score = math.inf if mode == "min" else -math.inf
         self.best_step = -1
-        self._console = console  # None: standard error; a Console cannot be sent to another process
+        self._console = console
         self._saved_step = self._last_step = 0
-        # An update may be made of several batches: between them, no checkpoint could be exact.
+        # A step may take several micro-batches: a checkpoint between them would not be exact.
         self.is_whole = True
-        self.awaits_validation = False  # it is due at this very update, and not finished
-        self._is_averaged = False  # the average is in the place of the weights
+        self.awaits_validation = False  # due at this very step, and not finished
 
     @property
     def state_key(self) -> str:
-        """The name of this callback's state, in every checkpoint."""
+        """The key of this callback's state in every checkpoint."""
         return _STATE
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, as plain values."""
+        """Return the best score so far, and whether the last step is complete and validated."""
         return {
             "best_score": self.best_score,
             "best_step": self.best_step,
@@ -83,60 +89,50 @@ class Checkpoints(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state; but of the best score that of the file there is, if any is."""
+        """Restore the state, but take the best score from the file of the best checkpoint, if any."""
         self.awaits_validation = state_dict["awaits_validation"]
         if not (self.folder / BEST).is_file():
             return
         try:
             best = find_state(read_checkpoint(self.folder / BEST, is_mapped=True))
         except CheckpointError as error:
-            self._warn(f"{error}: the next validation gives a new best one")
+            self._warn(f"{error}: the next validation writes a new best checkpoint")
         else:
             self.best_score, self.best_step = best["best_score"], best["best_step"]
 
     def on_save_checkpoint(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        checkpoint: dict[str, Any],
+        self, trainer: lightning.Trainer, module: object, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what run it is of."""
+        """Store the record of the run."""
         checkpoint[RECORD] = self.record
 
-    def on_train_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Sweep up after a run that was killed; make the validation that it was in, if any."""
+    def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Clean up after a killed run; run the validation that it had not finished, if any."""
         self._saved_step = self._last_step = trainer.global_step
         if trainer.is_global_zero:
             sweep_partial(self.folder)
         if self.awaits_validation:
             _validate_again(trainer)
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-    ) -> None:
-        """Write a checkpoint, if one is due and no validation is."""
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Write a checkpoint if one is due; after the validation, if that is due as well."""
         self.is_whole = trainer.global_step > self._last_step
         self._last_step = trainer.global_step
-        self.awaits_validation = will_validate(trainer)
+        self.awaits_validation = _will_validate(trainer)
         if self.may_save and self._is_due(trainer):
             self.save(trainer)
 
-    def on_validation_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Write a checkpoint, if one is due, or if the score is the best yet."""
+    def on_validation_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Write a checkpoint if one is due, or if the score is the best so far."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self.awaits_validation = False
         before = self.best_score, self.best_step
-        is_best, is_written = self._take_score(trainer), True
+        score, is_best = trainer.callback_metrics.get(self.monitor), False
+        if score is not None and self.is_better(float(score)):
+            self.best_score, self.best_step = float(score), trainer.global_step
+            is_best = True
+        is_written = True
         if self._is_due(trainer):
             is_written = self.save(trainer, is_best=is_best)
         elif is_best:
@@ -144,44 +140,29 @@ class Checkpoints(Checkpoint):
         if not is_written:
             self.best_score, self.best_step = before
 
-    def on_validation_epoch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Take note that the average, if there is one, has just taken the place of the weights."""
-        self._is_averaged = True
-
-    def on_validation_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Take note that the weights are back in their place."""
-        self._is_averaged = False
-
     @property
     def may_save(self) -> bool:
-        """Whether nothing more belongs to the update that has just been made."""
+        """Whether the last step is complete, with its validation if one was due."""
         return self.is_whole and not self.awaits_validation
 
+    def is_better(self, score: float) -> bool:
+        """Whether `score` is better than the best so far."""
+        return score < self.best_score if self.mode == "min" else score > self.best_score
+
     def save(self, trainer: lightning.Trainer, *, is_best: bool = False) -> bool:
-        """Write a checkpoint of the update at hand, unless there is one; to be called on all ranks.
+        """Write a checkpoint of the last step, unless it has one; call it on all ranks.
 
-        Returns False if it could not be written, which has been told then.
-
-        The update has to be whole. Within a validation the checkpoint is of the moment before it:
-        who goes on makes the validation.
+        The step has to be complete; a validation that is due is run by the resumed run. Returns
+        False, after a warning, if the checkpoint could not be written.
         """
         assert self.is_whole
         if trainer.global_step == self._saved_step:
             return True
-        was_averaged = self._is_averaged
-        if was_averaged:
-            _swap_average(trainer)
-        path = self.folder / name_checkpoint(trainer.global_step)
+        path = self.folder / f"step-{trainer.global_step}.ckpt"
         is_written = self._write(trainer, path, also=self.folder / BEST if is_best else None)
-        if was_averaged:
-            _swap_average(trainer)
-        self._saved_step = trainer.global_step  # or tried to: the next try is when the next is due
+        self._saved_step = trainer.global_step  # or tried to: the next is tried when it is due
         if is_written and trainer.is_global_zero:
-            remove_old(self.folder, _NUM_KEPT)
+            _remove_old(self.folder)
         return is_written
 
     def _is_due(self, trainer: lightning.Trainer) -> bool:
@@ -190,39 +171,95 @@ class Checkpoints(Checkpoint):
         is_last = trainer.should_stop or trainer.global_step == trainer.max_steps
         return is_last or trainer.global_step - self._saved_step >= self.every
 
-    def _take_score(self, trainer: lightning.Trainer) -> bool:
-        """Return whether the score is the best yet, and remember it if so."""
-        score = trainer.callback_metrics.get(self.monitor)
-        if score is None or not self.is_better(float(score)):
-            return False
-        self.best_score, self.best_step = float(score), trainer.global_step
-        return True
-
-    def is_better(self, score: float) -> bool:
-        """Return whether `score` is better than the best."""
-        if self.mode == "min":
-            return score < self.best_score
-        return score > self.best_score
-
     def _write(self, trainer: lightning.Trainer, path: Path, also: Path | None = None) -> bool:
-        """Write to `path`, and, under a second name, to `also`; return whether it could be done."""
+        """Write to `path` and, as a hard link or a copy, to `also`; return whether it succeeded."""
         try:
             trainer.save_checkpoint(path)
             if also is not None and trainer.is_global_zero:
-                copy_file(path, also)
+                with staged_file(also) as partial:
+                    try:
+                        os.link(path, partial)
+                    except OSError:
+                        shutil.copyfile(path, partial)
         except OSError as error:
             if trainer.world_size > 1:  # the other ranks are waiting
                 raise
             self._warn(
-                f"update {trainer.global_step:,}: no checkpoint, {path} cannot be written: "
-                f"{error.strerror or error}; the training goes on, those before it stay"
+                f"step {trainer.global_step:,}: no checkpoint, {path} cannot be written: "
+                f"{error.strerror or error}; training continues, earlier checkpoints stay"
             )
             return False
         return True
 
-    def _warn(self, told: str) -> None:
+    def _warn(self, message: str) -> None:
         console = self._console or Console(stderr=True)
-        console.print(f"warning: {told}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"warning: {message}", highlight=False, soft_wrap=True, markup=False)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name, flushes it to disk, then renames it."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: object | None = None,
+    ) -> None:
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            OSError: It cannot be written; the old file at `path` is unchanged.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staged_file(path) as partial, partial.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch says that writing failed, but not why
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                raise OSError(f"torch could not write it: {error}") from error
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Return the checkpoint at `path`, always with `weights_only`: see `read_checkpoint`."""
+        return read_checkpoint(Path(path))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of `folder`, the newest first; the best, whose step is unknown, last."""
+    found = [(int(name[1]), path) for path in _list(folder) if (name := _STEP.fullmatch(path.name))]
+    paths = [path for _, path in sorted(found, reverse=True)]
+    best = folder / BEST
+    return [*paths, best] if best.is_file() else paths
+
+
+def read_checkpoint(path: Path, *, is_mapped: bool = False) -> dict[str, Any]:
+    """Return a checkpoint, with its tensors on the CPU.
+
+    Args:
+        is_mapped: Map the tensors from the file: for reading something else, and soon.
+
+    Raises:
+        CheckpointError: It is missing, truncated, changed, or holds more than plain values.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (changed := archive.testzip()) is not None:
+                raise CheckpointError(f"{path}: damaged: {changed} has a wrong checksum")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch and zipfile raise many types, depending on the damage
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: not a complete checkpoint: {reason}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a checkpoint, but a {type(state).__name__}")
+    return state
 
 
 def find_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,17 +268,36 @@ def find_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return state
 
 
-def will_validate(trainer: lightning.Trainer) -> bool:
+def sweep_partial(folder: Path) -> None:
+    """Remove the unfinished files of a killed run."""
+    for path in _list(folder):
+        if is_staged(path):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove all but the newest checkpoints and the best, as far as the folder is writable."""
+    for path in [path for path in list_checkpoints(folder) if path.name != BEST][_NUM_KEPT:]:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _list(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _will_validate(trainer: lightning.Trainer) -> bool:
     """Return whether a validation follows the batch that has just ended."""
-    fit_loop = trainer.fit_loop  # Lightning 2.6.6 tells it nowhere in public
+    fit_loop = trainer.fit_loop  # Lightning 2.6.6 has no public way to ask
     assert fit_loop._data_fetcher is not None
     return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
 
 
 def _validate_again(trainer: lightning.Trainer) -> None:
-    """Make the validation that belongs to the update from which the run goes on.
+    """Run the validation of the step at which the run resumes.
 
-    As Lightning's training loop does it, which would leave it out (lightning 2.6.6).
+    The same way as Lightning's training loop, which would skip it (lightning 2.6.6).
     """
     val_loop = trainer.fit_loop.epoch_loop.val_loop
     val_loop.restarting = False
@@ -249,10 +305,4 @@ def _validate_again(trainer: lightning.Trainer) -> None:
     val_loop.run()
     trainer.training = True
     torch.set_grad_enabled(True)
-    val_loop._has_run = False  # so that the loop comes by, and counts the update it belongs to
-
-
-def _swap_average(trainer: lightning.Trainer) -> None:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging):
-            callback.on_validation_epoch_end(trainer, trainer.lightning_module)
+    val_loop._has_run = False  # so that the training loop counts the step as validated

@@ -1,4 +1,4 @@
-"""How a run ends before its end: by a signal, or by a limit of time; between two updates."""
+"""Stops a run before its end, by a signal or a time limit: between two steps, with a checkpoint."""
 
 import signal
 import threading
@@ -8,22 +8,22 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 import lightning
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from rich.console import Console
 
 from dragoman.errors import Stopped
 from dragoman.training.checkpoints import Checkpoints
 
-PATIENCE_S = 7.0  # for the update at hand, from the signal on; then it is given up
+GRACE_PERIOD_S = 7.0  # from the signal on, for the current step to finish
 
-# What stops a run: Ctrl-C, a scheduler, and a terminal or a connection that goes.
-_STOPPING = [
+# Ctrl-C, a scheduler, a lost terminal or connection.
+_STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 
 
-class SignalWatch:
-    """Takes the signals that stop a run: at once, or, while it trains, at the end of the update."""
+class SignalHandler:
+    """Handles the signals that stop a run: at once, or, during training, after the current step."""
 
     def __init__(self, console: Console) -> None:
         self.received: signal.Signals | None = None
@@ -31,165 +31,149 @@ class SignalWatch:
         self._console = console
         self._before: dict[signal.Signals, object] = {}
 
-    def take(self) -> None:
-        """Take the signals from whoever has them; no longer those that are ignored, as by nohup."""
-        for number in (*_STOPPING, signal.SIGALRM):
+    def install(self) -> None:
+        """Install the handler; ignored signals stay ignored, as under nohup."""
+        for number in (*_STOP_SIGNALS, signal.SIGALRM):
             handler = signal.getsignal(number)
             if handler not in (signal.SIG_IGN, self._handle):
                 self._before.setdefault(number, handler)
                 signal.signal(number, self._handle)
 
-    def give_back(self) -> None:
-        """Let the signals do what they did before."""
-        self.stop_waiting()
+    def restore(self) -> None:
+        """Restore the handlers from before `install`."""
+        self.end_grace_period()
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def stop_waiting(self) -> None:
-        """Take all the time there is, from now on."""
+    def end_grace_period(self) -> None:
+        """Stop the timer: the step has finished, and writing the checkpoint may take its time."""
         if self.received:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal; the second, and one that comes outside of the training, stops at once.
+        """Handle a signal; a second one, or one outside of the training, stops at once.
 
         Raises:
             Stopped: At once.
         """
         if number == signal.SIGALRM:
             assert self.received is not None
-            told = (
-                f"{self.received.name}: stopped within an update, which took too long to wait for"
-            )
-            raise Stopped(told, self.received)
+            message = f"{self.received.name}: stopped within a step that did not finish in time"
+            raise Stopped(message, self.received)
         received = signal.Signals(number)
         if self.received and received.name == "SIGHUP":
-            return  # a terminal that goes sends it twice: by its shell, and by the system
+            return  # a lost terminal sends it twice: from its shell, and from the system
         if self.received or not self.is_training:
             raise Stopped(f"{received.name}: stopped", number)
         self.received = received
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
-        with suppress(OSError, SystemExit):  # the terminal may have gone; rich's way to say so
+        signal.setitimer(signal.ITIMER_REAL, GRACE_PERIOD_S)
+        with suppress(OSError, SystemExit):  # rich raises SystemExit where nobody reads
             self._console.print(
-                f"{received.name}: stopping after this update; once more to stop at once",
+                f"{received.name}: stopping after this step; send it again to stop at once",
                 highlight=False,
             )
 
 
 @contextmanager
-def watch_signals(console: Console) -> Iterator[SignalWatch]:
-    """Give who takes the signals of this process, as long as the context lasts.
-
-    Only the main thread can take signals: in another they do what they did.
-    """
-    watch = SignalWatch(console)
+def handle_signals(console: Console) -> Iterator[SignalHandler]:
+    """Handle the stop signals of this process; not outside of its main thread, which Python refuses."""
+    handler = SignalHandler(console)
     if threading.current_thread() is not threading.main_thread():
-        yield watch
+        yield handler
         return
     try:
-        watch.take()
-        yield watch
+        handler.install()
+        yield handler
     finally:
-        watch.give_back()
+        handler.restore()
 
 
-class StopTraining(Exception):  # noqa: N818 - it is no fault
-    """Takes a training down once its checkpoint is written: Lightning would swallow an interrupt."""
+class StopTraining(Exception):  # noqa: N818 - not an error
+    """Ends the training after its checkpoint is written: Lightning would swallow an interrupt."""
 
 
-class Stopping(Checkpoint):
-    """Ends the training between two updates: by a signal, or after `max_minutes`, with a checkpoint.
+class GracefulStop(Checkpoint):
+    """Stops between two steps, on a signal or after `max_minutes`, and writes a checkpoint.
 
-    On all ranks at the same update, whichever was asked to stop. Lightning calls the callbacks of
-    this base last, in the order of the Trainer's list: it belongs behind its `checkpoints`.
+    All ranks stop at the same step, whichever received the signal. Lightning calls callbacks of the
+    base class Checkpoint last, in the order of the Trainer's list: put this one behind `checkpoints`.
 
     Args:
-        max_minutes: Counted from the start of the training in this process; 0: no limit.
+        max_minutes: From the start of the training in this process; 0: no limit.
     """
 
-    def __init__(self, watch: SignalWatch, checkpoints: Checkpoints, max_minutes: float) -> None:
-        self._watch, self._checkpoints = watch, checkpoints
+    def __init__(
+        self, signals: SignalHandler, checkpoints: Checkpoints, max_minutes: float
+    ) -> None:
+        self._signals, self._checkpoints = signals, checkpoints
         self._max_s = 60.0 * max_minutes
-        self._begun_s = 0.0
+        self._started_s = 0.0
+        self._is_stopping = False
 
-    def on_train_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Begin to count the time; take the signals from Lightning, which would save nothing."""
-        self._begun_s = time.monotonic()
+    def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Start the time limit; take the signals from Lightning, which would save nothing."""
+        self._started_s = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self._watch.take()
-        self._watch.is_training = True
+            self._signals.install()
+        self._signals.is_training = True
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-    ) -> None:
-        """Stop, if the update is whole, and nothing follows that belongs to it."""
+    def on_train_batch_start(self, *_: object) -> None:
+        """Stop; only now have the loggers written the step of the checkpoint."""
+        if self._is_stopping:
+            raise StopTraining
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Write the checkpoint, if the step is complete and no validation follows."""
         if self._checkpoints.may_save:
-            self._stop_if_asked(trainer)
-            self._look_at_the_time(trainer)
+            self._is_stopping = self._save_if_signalled(trainer)
+            self._check_time_limit(trainer)
 
-    def on_validation_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Stop before a validation: it will be made by who goes on."""
-        if self._watch.is_training:
-            self._stop_if_asked(trainer)
+    def on_validation_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Stop before a validation: the resumed run will do it."""
+        if self._may_stop and self._save_if_signalled(trainer):
+            raise StopTraining
 
-    def on_validation_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Stop in a validation: it will be made again by who goes on."""
-        if self._watch.is_training:
-            self._stop_if_asked(trainer)
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Stop within a validation: the resumed run will repeat it."""
+        if self._may_stop and self._agree(trainer, self._signals.received is not None):
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WeightAveraging):  # the average stands in for the weights
+                    callback.on_validation_epoch_end(trainer, trainer.lightning_module)
+            self._save_if_signalled(trainer)
+            raise StopTraining
 
-    def on_validation_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Stop, if the time is over."""
-        if self._watch.is_training and self._checkpoints.is_whole:
-            self._look_at_the_time(trainer)
+    def on_validation_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Stop after a validation, at the time limit."""
+        if self._may_stop:
+            self._check_time_limit(trainer)
 
-    def on_train_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """From now on a signal stops at once."""
-        self._watch.is_training = False
+    def on_train_end(self, *_: object) -> None:
+        """From now on, a signal stops at once."""
+        self._signals.is_training = False
+        if self._is_stopping:
+            raise StopTraining
 
-    def on_exception(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        exception: BaseException,
-    ) -> None:
-        """From now on a signal stops at once."""
-        self._watch.is_training = False
+    def on_exception(self, *_: object) -> None:
+        """From now on, a signal stops at once."""
+        self._signals.is_training = False
 
-    def _look_at_the_time(self, trainer: lightning.Trainer) -> None:
+    @property
+    def _may_stop(self) -> bool:
+        return self._signals.is_training and self._checkpoints.is_whole
+
+    def _check_time_limit(self, trainer: lightning.Trainer) -> None:
         if not self._max_s:
             return
-        if self._agree(trainer, time.monotonic() - self._begun_s >= self._max_s):
-            self._checkpoints.save(trainer)  # before a validation that no other run would make
+        if self._agree(trainer, time.monotonic() - self._started_s >= self._max_s):
+            self._checkpoints.save(trainer)  # before a validation that no other run would do
             trainer.should_stop = True
 
-    def _stop_if_asked(self, trainer: lightning.Trainer) -> None:
-        if not self._agree(trainer, self._watch.received is not None):
-            return
-        self._watch.stop_waiting()
-        if self._checkpoints.is_whole:
-            self._checkpoints.save(trainer)
-        raise StopTraining
+    def _save_if_signalled(self, trainer: lightning.Trainer) -> bool:
+        if not self._agree(trainer, self._signals.received is not None):
+            return False
+        self._signals.end_grace_period()
+        self._checkpoints.save(trainer)
+        return True
 
     def _agree(self, trainer: lightning.Trainer, is_wanted: bool) -> bool:
         """Return whether any rank wants it."""

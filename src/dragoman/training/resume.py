@@ -1,9 +1,15 @@
-"""Going on with a run that was interrupted: which run it is, and what may be changed about it."""
+"""Resuming an interrupted run: which run it is, what may change, and the state of each process."""
 
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
 
 from dragoman.configuration import (
     flatten_settings,
@@ -13,24 +19,30 @@ from dragoman.configuration import (
 )
 from dragoman.errors import CheckpointError, SettingsError
 from dragoman.settings import Settings
-from dragoman.training.checkpoint_files import BEST, list_checkpoints, read_checkpoint
-from dragoman.training.checkpoints import RECORD, find_state
+from dragoman.training.checkpoints import (
+    BEST,
+    RECORD,
+    find_state,
+    list_checkpoints,
+    read_checkpoint,
+)
 from dragoman.training.early_stopping import is_out_of_patience
+from dragoman.training.module import TransformerTraining
 
 CHECKPOINTS, DATA = "checkpoints", "data"  # folders in `{out}.training`
 
-# What may be set anew when a run goes on. All else is part of what is being trained.
+# The settings that may change on resume; all others are part of what is being trained.
 MAY_CHANGE = (
     "training.max_steps",  # longer, or shorter
     "training.max_minutes",
     "training.patience",
-    "training.batch_tokens",  # where the memory is too small; the run goes on with the next epoch
+    "training.batch_tokens",  # if the memory is too small; takes effect with the next epoch
     "training.accumulate",
     "training.checkpoint_every",
     "training.loggers",
     "training.export",
     "decoding.batch_tokens",
-    "evaluation.",  # all of it comes after the training
+    "evaluation.",  # all of it follows the training
     "data.cache",
 )
 
@@ -39,7 +51,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What every checkpoint says of the run that it is of."""
+    """The run that a checkpoint belongs to, as stored in every checkpoint."""
 
     version: str
     settings: Settings  # resolved
@@ -62,13 +74,13 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, content: object) -> "RunRecord":
-        """Return what `to_dict` returned.
+        """Read a record.
 
         Raises:
-            CheckpointError: It is not that, or of another version.
+            CheckpointError: `content` is no record, or of another format.
         """
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise CheckpointError("it is not of a run of this version of dragoman")
+            raise CheckpointError("it does not belong to a run of this version of dragoman")
         try:
             return cls(
                 version=content["version"],
@@ -79,38 +91,38 @@ class RunRecord:
                 sha256=content["sha256"],
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"what it says of its run cannot be read: {error}") from error
+            raise CheckpointError(f"its record of the run cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resumption:
-    """Where a run goes on."""
+class ResumePoint:
+    """The checkpoint from which a run resumes."""
 
-    path: Path  # of the checkpoint
+    path: Path
     record: RunRecord
-    step: int  # updates done
-    validated_step: int  # updates before the last validation
+    step: int
+    validated_step: int  # of the last validation
     checkpoint: Mapping[str, Any] = field(repr=False)
 
     def is_complete(self, settings: Settings) -> bool:
-        """Return whether no update is left, by the limits of `settings`."""
+        """Whether no step is left to train, by the limits of `settings`."""
         training = settings.training
         if self.step >= training.max_steps:
             return True
-        is_pending = find_state(self.checkpoint)["awaits_validation"]
-        return not is_pending and is_out_of_patience(self.checkpoint, training.patience)
+        awaits_validation = find_state(self.checkpoint)["awaits_validation"]
+        return not awaits_validation and is_out_of_patience(self.checkpoint, training.patience)
 
 
-def find_resumption(folder: Path, faults: list[str]) -> Resumption | None:
-    """Return the newest whole checkpoint in the folder of a run; None where there is none.
+def find_resume_point(folder: Path, faults: list[str]) -> ResumePoint | None:
+    """Return the newest usable checkpoint in the folder of a run, if any.
 
-    Those that are damaged are passed over, and told in `faults`.
+    Damaged ones are skipped, and their faults appended to `faults`.
     """
-    found: list[Resumption] = []
+    found: list[ResumePoint] = []
     for path in list_checkpoints(folder / CHECKPOINTS):
         try:
             checkpoint = read_checkpoint(path, is_mapped=True)
-            resumption = Resumption(
+            point = ResumePoint(
                 path=path,
                 record=RunRecord.from_dict(checkpoint.get(RECORD)),
                 step=int(checkpoint["global_step"]),
@@ -124,17 +136,17 @@ def find_resumption(folder: Path, faults: list[str]) -> Resumption | None:
             faults.append(f"{path}: not a checkpoint of a run: {error!r}")
         else:
             if is_whole:
-                found.append(resumption)
+                found.append(point)
                 if path.name != BEST:
-                    break  # those that follow are older
+                    break  # the others are older
     return max(found, key=lambda one: one.step, default=None)
 
 
 def merge_for_resuming(record: RunRecord, typed: Settings) -> Settings:
-    """Return the settings of a run, with those typed now that may change in their place.
+    """Return the settings of a run, changed by those typed now.
 
     Raises:
-        SettingsError: Others were typed, with other values than the run has; names each.
+        SettingsError: Settings were typed that may not change; names each.
     """
     ours = flatten_settings(record.settings)
     values = dict(list_set_values(typed))
@@ -148,14 +160,90 @@ def _find_changes(ours: Mapping[str, Any], typed: Mapping[str, Any]) -> Iterator
         is_free = any(
             name == one or (one[-1] == "." and name.startswith(one)) for one in MAY_CHANGE
         )
-        # A typed auto stands for a choice, which was made when the run began.
+        # auto was typed: it was resolved when the run started.
         if not is_free and _make_plain(value) not in (ours[name], "auto"):
             yield (
-                f"--{name}: {_make_plain(value)!r} is not {ours[name]!r}, with which the run began; "
-                "leave it out to go on, or begin anew with --overwrite. What may change: "
+                f"--{name}: {_make_plain(value)!r}, but the run was started with {ours[name]!r}; "
+                "leave it out to resume, or start from scratch with --overwrite. May change: "
                 + ", ".join(f"{one}*" if one[-1] == "." else one for one in MAY_CHANGE)
             )
 
 
 def _make_plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
+
+
+class RngAndMetricState(Callback):
+    """Stores the random generators and the sums of the training metrics of each process.
+
+    The generators are restored when the first batch starts: the code before may draw from them.
+    """
+
+    def __init__(self) -> None:
+        self._restored: list[dict[str, Any]] = []
+        self._module: TransformerTraining | None = None
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in every checkpoint."""
+        return "RankStates"
+
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Keep the module, which `state_dict` does not get."""
+        assert isinstance(pl_module, TransformerTraining)
+        self._module = pl_module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of all processes; call it on all of them."""
+        assert self._module is not None
+        own = {"random": capture_random_state(), "sums": self._module.train_metrics.capture_sums()}
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return {"ranks": [own]}
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, own)
+        return {"ranks": gathered}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until the training starts."""
+        self._restored = state_dict["ranks"]
+
+    def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Restore the sums, unless the number of processes has changed."""
+        assert self._module is not None
+        if len(self._restored) == trainer.world_size:
+            self._module.train_metrics.restore_sums(self._restored[trainer.global_rank]["sums"])
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Restore the generators, once."""
+        if len(self._restored) == trainer.world_size:
+            restore_random_state(self._restored[trainer.global_rank]["random"])
+        self._restored = []
+
+
+def capture_random_state() -> dict[str, Any]:
+    """Return the states of torch's, Python's and NumPy's generators, as plain values."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.array(keys, np.int64)), position, has_gauss, cached),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Restore the generators from `capture_random_state`."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from dragoman.training.graceful_stop import SignalWatch
+from dragoman.training.graceful_stop import SignalHandler
 from dragoman.training.startup import StartClock
 
 
@@ -14,7 +14,7 @@ class Surroundings:
 
     console: Console
     clock: StartClock
-    watch: SignalWatch
+    watch: SignalHandler
 
     def tell(self, line: str) -> None:
         """Write a line for people, as it is."""

@@ -8,13 +8,12 @@ from lightning.pytorch.callbacks import Callback
 from dragoman.settings import Settings, TrainingSettings
 from dragoman.training.averaging import average_weights
 from dragoman.training.callbacks import CollapseWarning, ProgressBar
-from dragoman.training.checkpoint_files import AtomicCheckpointIO
-from dragoman.training.checkpoints import Checkpoints
+from dragoman.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from dragoman.training.early_stopping import Patience
-from dragoman.training.graceful_stop import Stopping
+from dragoman.training.graceful_stop import GracefulStop
 from dragoman.training.nonfinite import BrokenNumbers
 from dragoman.training.precision import find_device
-from dragoman.training.rank_states import RankStates
+from dragoman.training.resume import RngAndMetricState
 from dragoman.training.run_context import Surroundings
 from dragoman.training.samples import SAMPLES_FILE, SampleLog
 from dragoman.training.texts import Texts
@@ -41,14 +40,14 @@ def make_trainer(
     console = around.console
     monitor, mode = checkpoints.monitor, checkpoints.mode
     callbacks: list[Callback] = [
-        RankStates(),
+        RngAndMetricState(),
         ProgressBar(console, checkpoints, training.max_minutes),
         SampleLog(folder / SAMPLES_FILE, texts),
         CollapseWarning(console, settings, texts),
         BrokenNumbers(console, settings),
         Patience(monitor, mode, training.patience),
         checkpoints,
-        Stopping(around.watch, checkpoints, training.max_minutes),
+        GracefulStop(around.watch, checkpoints, training.max_minutes),
     ]
     if optimization.average_decay:
         callbacks.insert(0, average_weights(optimization.average_decay))

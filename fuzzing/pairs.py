@@ -3,7 +3,7 @@
     python fuzzing/pairs.py fuzzing/corpus/pairs -max_total_time=3600
 
 The first six bytes of an input choose the format, the packing and the settings; the rest is the
-file. What must hold: a fault is a DataError; each line is a pair or a counted fault; what is
+file. What must hold: an error is a DataError; each line is a pair or a counted error; what is
 skipped under one policy is raised under the other; sources come line by line.
 """
 
@@ -44,9 +44,7 @@ files._CHUNK_BYTES = 32
 files._LONGEST_LINE_BYTES = 1 << 11
 parquet._BATCH_ROWS = 3
 parquet._BATCH_BYTES = 1 << 6
-delimited._MOST_EMPTY_LINES = 40
 delimited._MOST_RECORD_LINES = 12
-delimited._FREE_LINES, delimited._REPEATS = 100, 1
 csv.field_size_limit(64)
 
 LAYOUTS = ("tsv", "csv", "jsonl", "parquet", "parallel")
@@ -74,11 +72,11 @@ class Case(NamedTuple):
     packed: tuple[bytes, ...]
     """Of each file, as it lies on the disk."""
     is_whole: bool
-    """The packing is ours, so that the content is known."""
+    """The packing is ours, so the content is known."""
 
 
 class Lines(RowErrors):
-    """Faults, with the line of each."""
+    """Errors, with the line of each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,15 +171,14 @@ def split_lines(content: bytes) -> list[bytes]:
 
 
 def find_records(lines: list[str]) -> Iterator[tuple[int, int, Sequence[str]]]:
-    """Yield the first and last line of each CSV record, and its fields; a broken one is one line."""
+    """Yield the first and last line of each CSV record, and its fields; an invalid one is one line."""
     place = 0
     while place < len(lines):
-        most = place + delimited._MOST_RECORD_LINES
-        reader = csv.reader((line + "\n" for line in lines[place:most]), strict=True)
+        reader = csv.reader((line + "\n" for line in lines[place:]), strict=True)
         try:
             fields: Sequence[str] = next(reader)
         except csv.Error:
-            yield place + 1, place + 1, ("broken",)
+            yield place + 1, place + 1, ("invalid",)
             place += 1
         else:
             yield place + 1, place + reader.line_num, fields
@@ -199,14 +196,14 @@ def agree(found: list[int], expected: list[tuple[int, int]] | None) -> bool:
 def read_all(
     paths: list[Path], settings: DataSettings
 ) -> tuple[list[Pair], Lines, DataError | None]:
-    """Return the pairs of a file, its faults, and what ended it, if anything."""
+    """Return the pairs of a file, its errors, and what ended it, if anything."""
     pairs: list[Pair] = []
-    faults = Lines()
+    errors = Lines()
     try:
-        pairs.extend(read_pairs(paths, settings, faults))
+        pairs.extend(read_pairs(paths, settings, errors))
     except DataError as error:
-        return pairs, faults, error
-    return pairs, faults, None
+        return pairs, errors, error
+    return pairs, errors, None
 
 
 def check_pairs(case: Case, paths: list[Path]) -> None:
@@ -214,18 +211,18 @@ def check_pairs(case: Case, paths: list[Path]) -> None:
     settings = case.settings
     skipping = settings.model_copy(update={"broken_rows": "skip", "long_rows": "skip"})
     pairs: list[Pair] = []
-    faults = Lines()
+    errors = Lines()
     reached_end = True
     try:
-        for pair in read_pairs(paths, skipping, faults):
+        for pair in read_pairs(paths, skipping, errors):
             check_pair(pair, settings)
             pairs.append(pair)
     except DataError as error:
         check_message(error, paths)
         reached_end = "none of its" in str(error)
-    found = sorted([pair.line for pair in pairs] + faults.lines)
+    found = sorted([pair.line for pair in pairs] + errors.lines)
     assert len(found) == len(set(found)), f"a line came twice: {found}"
-    assert faults.total == len(faults.lines)
+    assert errors.total == len(errors.lines)
     if reached_end:
         if case.layout == "parquet":
             count = pyarrow.parquet.ParquetFile(paths[0]).metadata.num_rows
@@ -238,12 +235,12 @@ def check_pairs(case: Case, paths: list[Path]) -> None:
         assert agree(found, expected), f"rows {found}, expected {expected}"
     again, others, error = read_all(paths, settings)
     assert again == pairs, "another policy gives other pairs"
-    assert others.lines == faults.lines, "another policy gives other faults"
-    is_fault = any(
+    assert others.lines == errors.lines, "another policy gives other errors"
+    stops = any(
         (settings.long_rows if kind == OVER_LONG else settings.broken_rows) == "error"
-        for kind in faults.kinds
+        for kind in errors.kinds
     )
-    assert (error is not None) == (is_fault or not reached_end or not pairs), str(error)
+    assert (error is not None) == (stops or not reached_end or not pairs), str(error)
     assert collect_statistics(pairs).num_pairs == len(pairs)
 
 

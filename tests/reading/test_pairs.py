@@ -81,10 +81,10 @@ def fail(*paths: Path, **options: object) -> str:
     return str(caught.value)
 
 
-def skip_faults(path: Path, **options: object) -> tuple[list[tuple[str, str]], RowErrors]:
-    faults = RowErrors()
+def skip_errors(path: Path, **options: object) -> tuple[list[tuple[str, str]], RowErrors]:
+    errors = RowErrors()
     chosen = SKIP.model_copy(update=options)
-    return [(pair.source, pair.target) for pair in read_pairs([path], chosen, faults)], faults
+    return [(pair.source, pair.target) for pair in read_pairs([path], chosen, errors)], errors
 
 
 # Formats
@@ -110,7 +110,7 @@ def test_parquet_gives_the_same_pairs(tmp_path):
     assert read(write(tmp_path, "p.parquet", dump("parquet", PAIRS))) == PAIRS
 
 
-def test_a_pair_tells_its_file_and_line(tmp_path):
+def test_a_pair_has_its_file_and_line(tmp_path):
     path = write(tmp_path, "p.csv", 'source,target\n"a\nb",c\nd,e\n')
     assert list(read_pairs([path], DEFAULT)) == [
         Pair("a\nb", "c", (), 2, str(path)),
@@ -142,9 +142,9 @@ def test_a_carriage_return_before_the_line_end_is_text_on_every_line(tmp_path):
 def test_line_ends_between_two_chunks_are_whole(tmp_path):
     for length in range(65_530, 65_540):
         path = write(tmp_path, "p.tsv", f"{'x' * (length - 2)}\tb\r\n\r\n\r\nc\td\r\n\r\n")
-        found, faults = skip_faults(path, max_characters=70_000)
+        found, errors = skip_errors(path, max_characters=70_000)
         assert [target for _, target in found] == ["b", "d"]
-        assert faults.counts == {"empty line": 2}
+        assert errors.counts == {"empty line": 2}
 
 
 def test_two_packed_parts_in_one_file_are_read_to_the_end(tmp_path):
@@ -249,7 +249,7 @@ def test_a_name_without_header_is_refused(tmp_path):
     assert "data.header=yes" in message
 
 
-def test_a_column_cannot_serve_twice(tmp_path):
+def test_a_column_cannot_be_used_twice(tmp_path):
     assert "twice" in fail(write(tmp_path, "p.tsv", "a\tb\n"), source="2")
 
 
@@ -286,9 +286,9 @@ def test_leading_tags_become_features(tmp_path):
         "p.tsv",
         "<V> <PST> walk\tx\n<V>walk\tx\nwalk <V>\tx\n<V>  a\tx\n<> a\tx\n<a b> c\tx\n<V>\tx\n",
     )
-    faults = RowErrors()
+    errors = RowErrors()
     options = SKIP.model_copy(update={"leading_tags": True})
-    found = [(pair.source, pair.features) for pair in read_pairs([path], options, faults)]
+    found = [(pair.source, pair.features) for pair in read_pairs([path], options, errors)]
     assert found == [
         ("walk", ("<V>", "<PST>")),
         ("<V>walk", ()),
@@ -297,7 +297,7 @@ def test_leading_tags_become_features(tmp_path):
         ("<> a", ()),
         ("<a b> c", ()),
     ]
-    assert faults.counts == {"empty side": 1}
+    assert errors.counts == {"empty side": 1}
 
 
 def test_column_features_stand_before_leading_tags(tmp_path):
@@ -306,7 +306,7 @@ def test_column_features_stand_before_leading_tags(tmp_path):
     assert next(read_pairs([path], chosen)).features == ("3=de", "<V>")
 
 
-# Faulty rows
+# Invalid rows
 
 GOOD = "good\tfine\n"
 BROKEN = {
@@ -320,14 +320,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("reason", BROKEN)
-def test_a_faulty_row_is_named_by_file_and_line(tmp_path, reason):
+def test_a_invalid_row_is_named_by_file_and_line(tmp_path, reason):
     row, found = BROKEN[reason]
     path = write(tmp_path, "p.tsv", GOOD.encode() + row + b"\n" + GOOD.encode())
-    pairs, faults = skip_faults(path)
+    pairs, errors = skip_errors(path)
     assert len(pairs) == 2
-    assert faults.counts == {reason: 1}
-    assert f"{path}:2: " in faults.report()
-    assert found in faults.report()
+    assert errors.counts == {reason: 1}
+    assert f"{path}:2: " in errors.report()
+    assert found in errors.report()
     message = fail(path)
     assert f"{path}:2: " in message
     assert found in message
@@ -354,21 +354,21 @@ def test_a_faulty_row_is_named_by_file_and_line(tmp_path, reason):
         ("", "empty line"),
     ],
 )
-def test_a_faulty_json_line_is_counted(tmp_path, line, reason):
+def test_a_invalid_json_line_is_counted(tmp_path, line, reason):
     good = '{"source": "a", "target": "b"}\n'
     path = write(tmp_path, "p.jsonl", f"{good}{line}\n{good}")
-    pairs, faults = skip_faults(path)
+    pairs, errors = skip_errors(path)
     assert len(pairs) == 2
-    assert faults.counts == {reason: 1}
-    assert f"{path}:2: " in faults.report()
+    assert errors.counts == {reason: 1}
+    assert f"{path}:2: " in errors.report()
 
 
-def test_a_json_field_that_stands_twice_is_named(tmp_path):
+def test_a_repeated_json_field_is_named(tmp_path):
     # Python takes the last, and says nothing of the first.
     path = write(tmp_path, "p.jsonl", '{"source": "a", "source": "b", "target": "c"}')
-    assert "field 'source' stands twice" in fail(path)
+    assert "field 'source' occurs twice" in fail(path)
     path = write(tmp_path, "p.jsonl", '{"source": "a", "target": "c"}\n{"target": 1, "target": 2}')
-    assert f"{path}:2: not JSON that can be read: field 'target' stands twice" in fail(path)
+    assert f"{path}:2: invalid JSON: field 'target' occurs twice" in fail(path)
 
 
 @pytest.mark.parametrize(
@@ -377,44 +377,43 @@ def test_a_json_field_that_stands_twice_is_named(tmp_path):
         ("a,b,c", "wrong number of columns"),
         ('"a"x,b', "bad CSV"),
         ("a\rb,c", "bad CSV"),
-        ('"a,b', "bad CSV"),
         ("", "empty line"),
         ("a\0,b", "NUL character"),
         (f"a,{'b' * 140_000}", "over-long side"),
     ],
 )
-def test_a_faulty_csv_record_costs_no_other_row(tmp_path, rows, reason):
+def test_a_invalid_csv_record_costs_no_other_row(tmp_path, rows, reason):
     good = "".join(f"s{n},t{n}\n" for n in range(30_000))
     path = write(tmp_path, "p.csv", f"source,target\ns,t\n{rows}\n{good}")
-    pairs, faults = skip_faults(path)
+    pairs, errors = skip_errors(path)
     assert len(pairs) == 30_001
-    assert faults.counts == {reason: 1}
-    assert f"{path}:3: " in faults.report()
+    assert errors.counts == {reason: 1}
+    assert f"{path}:3: " in errors.report()
 
 
 def test_invalid_bytes_in_csv_and_parquet_are_counted(tmp_path):
     path = write(tmp_path, "p.csv", b'source,target\na,b\n"c\n\xff",d\ne,f\n')
-    pairs, faults = skip_faults(path)
+    pairs, errors = skip_errors(path)
     assert pairs == [("a", "b"), ("e", "f")]
-    assert faults.counts == {"invalid UTF-8": 1}
+    assert errors.counts == {"invalid UTF-8": 1}
     table = pa.table({"source": [b"a", b"\xff", None], "target": [b"b", b"c", b"d"]})
     pq.write_table(table, tmp_path / "p.parquet")
-    pairs, faults = skip_faults(tmp_path / "p.parquet")
+    pairs, errors = skip_errors(tmp_path / "p.parquet")
     assert pairs == [("a", "b")]
-    assert faults.counts == {"invalid UTF-8": 1, "empty side": 1}
-    assert "p.parquet:2: " in faults.report()
+    assert errors.counts == {"invalid UTF-8": 1, "empty side": 1}
+    assert "p.parquet:2: " in errors.report()
 
 
 def test_an_error_comes_after_the_good_rows_and_counts_all(tmp_path):
     path = write(tmp_path, "p.tsv", GOOD + "x\n" * 30 + GOOD + f"a\t{'b' * 6000}\n")
-    faults = RowErrors()
-    pairs = read_pairs([path], DEFAULT, faults)
+    errors = RowErrors()
+    pairs = read_pairs([path], DEFAULT, errors)
     seen = [next(pairs), next(pairs)]
     with pytest.raises(DataError) as caught:
         next(pairs)
     message = str(caught.value)
     assert len(seen) == 2
-    assert faults.total == 31
+    assert errors.total == 31
     assert "31 of 33 rows" in message
     assert "30 x wrong number of columns" in message
     assert "data.broken_rows=skip" in message
@@ -435,7 +434,7 @@ def test_a_file_without_one_usable_row_is_refused_also_when_skipping(tmp_path):
     assert "none of its 2 rows" in message
 
 
-# Faulty files
+# Invalid files
 
 
 def test_a_missing_file_gets_a_guess(tmp_path):
@@ -455,7 +454,7 @@ def test_a_missing_file_in_a_folder_that_cannot_be_listed_gets_no_guess(tmp_path
     assert fail(tmp_path / "closed" / "p.tsv").endswith("there is no such file")
 
 
-def test_the_longest_text_may_be_as_long_as_one_likes(tmp_path):
+def test_max_characters_has_no_upper_limit(tmp_path):
     path = write(tmp_path, "p.csv", "source,target\na,b\n")
     assert read(path, max_characters=10**30) == [("a", "b")]
 
@@ -481,17 +480,17 @@ def test_a_file_with_a_header_only_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
-def test_a_packed_file_is_never_cut_in_silence(tmp_path, packing):
+def test_a_packed_file_is_never_truncated_silently(tmp_path, packing):
     data = pack(b"".join(b"source %d\ttarget %d\n" % (n, n * n) for n in range(90)), packing)
     name = f"p.tsv{packing}"
     for length in range(2, len(data)):
         message = fail(write(tmp_path, name, data[:length]))
         assert name in message
-        assert "truncated" in message or "not packed" in message
+        assert "truncated" in message or "not compressed" in message
 
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
-def test_a_cut_file_names_the_line_reached(tmp_path, packing):
+def test_a_truncated_file_names_the_line_reached(tmp_path, packing):
     generator = random.Random(1)
     rows = [b"%d\t%d\n" % (n, generator.getrandbits(200)) for n in range(20_000)]
     data = pack(b"".join(rows), packing)
@@ -510,12 +509,12 @@ def test_a_corrupt_gz_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "found"),
     [
-        ("p.tsv.gz", GOOD.encode(), "not packed with gzip"),
-        ("p.tsv.zst", GOOD.encode(), "not packed with zstd"),
+        ("p.tsv.gz", GOOD.encode(), "not compressed with gzip"),
+        ("p.tsv.zst", GOOD.encode(), "not compressed with zstd"),
         ("p.tsv", gzip.compress(GOOD.encode(), mtime=0), "ends in .gz"),
         ("p.tsv", dump("parquet", PAIRS), "data.format=parquet"),
-        ("p.parquet", GOOD.encode(), "not a whole Parquet file"),
-        ("p.parquet", dump("parquet", PAIRS)[:-9], "not a whole Parquet file"),
+        ("p.parquet", GOOD.encode(), "not a complete Parquet file"),
+        ("p.parquet", dump("parquet", PAIRS)[:-9], "not a complete Parquet file"),
         ("p.parquet.gz", gzip.compress(b"x", mtime=0), "unpack the file"),
         ("p.tsv", "a\tb\n".encode("utf-16"), "save it as UTF-8"),
         ("p.jsonl", GOOD.encode(), "not JSONL"),
@@ -539,7 +538,7 @@ def test_a_parquet_column_of_numbers_with_fractions_is_refused(tmp_path):
         (
             b"\x25\x02\x18\x06source",
             b"\x25\x02\x18\x06sou\xffce",
-            "not a whole Parquet file",
+            "not a complete Parquet file",
         ),  # a name
         (b"\x16\x06\x19\x1c", b"\x16\x08\x19\x1c", "should have 4 rows, and has 3"),
         # A column that is optional no more; pyarrow 26.0 ended the process when asked about it.
@@ -578,27 +577,32 @@ def test_many_packed_parts_without_a_line_end_are_read_in_time(tmp_path):
     assert time.process_time() - began < 10  # 0.6 s; 40 s where each part looks at all before it
 
 
-def test_quotes_that_are_never_closed_are_refused_in_time(tmp_path):
-    # Each line ends a field and opens the next: the first record would be the whole file.
-    path = write(tmp_path, "p.csv", "source,target\n" + 'x","\n' * 70_000)
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ('s,t\n"a,b\nc,d\n', "line 4: unexpected end of data"),
+        ('s,t\n"a,b\nc,"d"\n', "line 4: ',' expected after '\"'"),
+        ('s,t\n"a,b\n' + "c,d\n" * 40_000, ""),  # the limit of csv, which other tests may raise
+        ('s,t\n"a,b', "line 3: unexpected end of data"),
+        # Each line ends a field and opens the next: the record would be the whole file.
+        ("s,t\n" + 'x","\n' * 70_000, "it goes on for over 65,000 lines"),
+    ],
+    ids=["end", "next quote", "long field", "last line", "many lines"],
+)
+def test_a_quote_that_is_not_closed_is_one_error_where_it_opens(tmp_path, rows, found):
+    path = write(tmp_path, "p.csv", f"source,target\n{rows}")
     began = time.process_time()
     message = fail(path, broken_rows="skip")
-    assert "so many quotes before this line are opened and not closed" in message
-    assert f"{path}:" in message
-    assert time.process_time() - began < 10  # 0.7 s; hours where each line reads all after it
+    assert message.startswith(f"{path}:3: a quote in this row is opened and not closed")
+    assert found in message
+    assert "data.format" in message
+    assert time.process_time() - began < 10
 
 
 def test_a_quoted_field_of_many_lines_is_one_row(tmp_path):
     text = "line\n" * 20_000
     path = write(tmp_path, "p.csv", f'source,target\n"{text}",b\nc,d\n')
     assert read(path, max_characters=200_000) == [(text, "b"), ("c", "d")]
-
-
-@pytest.mark.parametrize("layout", ["tsv", "csv", "jsonl"])
-def test_empty_lines_without_end_do_not_fill_the_memory(tmp_path, layout):
-    path = write(tmp_path, f"p.{layout}.gz", gzip.compress(b"\n" * 300_000 + b"a\n", mtime=0))
-    with pytest.raises(DataError, match=r"first 100,000 lines are empty|no line is an object"):
-        list(read_sources(path, DataSettings(header="no")))
 
 
 def test_parallel_files_of_unequal_length_are_refused_with_both_counts(tmp_path):
@@ -609,15 +613,15 @@ def test_parallel_files_of_unequal_length_are_refused_with_both_counts(tmp_path)
         assert f"{paths[1]} has 3 lines" in message
 
 
-def test_a_faulty_line_of_parallel_text_names_its_file(tmp_path):
+def test_a_invalid_line_of_parallel_text_names_its_file(tmp_path):
     left = write(tmp_path, "a.txt", "a\n\nc\nd\n")
     right = write(tmp_path, "b.txt", b"a\nb\n\xff\nd\n")
-    faults = RowErrors()
-    found = list(read_pairs([left, right], SKIP, faults))
+    errors = RowErrors()
+    found = list(read_pairs([left, right], SKIP, errors))
     assert [pair.line for pair in found] == [1, 4]
-    assert faults.counts == {"empty side": 1, "invalid UTF-8": 1}
-    assert f"{left}:2: " in faults.report()
-    assert f"{right}:3: " in faults.report()
+    assert errors.counts == {"empty side": 1, "invalid UTF-8": 1}
+    assert f"{left}:2: " in errors.report()
+    assert f"{right}:3: " in errors.report()
 
 
 def test_the_number_of_files_must_fit_the_format(tmp_path):
@@ -708,13 +712,13 @@ def test_a_row_of_any_table_is_read_back_or_refused_by_its_place(tmp_path, name,
         message = fail(path, broken_rows="skip", long_rows="skip", max_characters=20)
         assert f"none of its {len(rows)} rows" in message
         return
-    pairs, faults = skip_faults(path, max_characters=20)
+    pairs, errors = skip_errors(path, max_characters=20)
     assert pairs == good
-    assert faults.total == len(rows) - len(good)
-    if faults.total:
+    assert errors.total == len(rows) - len(good)
+    if errors.total:
         message = fail(path, max_characters=20)
-        assert f"{faults.total} of {len(rows)} rows cannot be used" in message
-        assert message.count(f"{path}:") == 1 + min(10, faults.total)
+        assert f"{errors.total} of {len(rows)} rows cannot be used" in message
+        assert message.count(f"{path}:") == 1 + min(10, errors.total)
 
 
 @quick
@@ -733,17 +737,17 @@ def test_each_line_of_any_tsv_is_a_pair_or_refused_by_its_number(tmp_path, packi
             wanted.append((*sides, number))
         else:
             refused += 1
-    faults = RowErrors()
+    errors = RowErrors()
     columns = SKIP.model_copy(update={"max_characters": 20, "source": "1", "target": "2"})
-    pairs, message = attempt(read_pairs(path, columns, faults))
+    pairs, message = attempt(read_pairs(path, columns, errors))
     found = [(pair.source, pair.target, pair.line) for pair in pairs]
     if message:
         assert not wanted or first_width(lines) != 2
     elif first_width(lines) == 2:
         assert found == wanted
-        assert faults.total == refused
+        assert errors.total == refused
     else:
-        assert len(found) + faults.total == len(lines)
+        assert len(found) + errors.total == len(lines)
 
 
 def attempt(rows: Iterable[Row]) -> tuple[list[Row], str]:
@@ -776,10 +780,10 @@ def test_each_line_of_two_files_is_a_pair_or_refused_or_they_differ_in_length(
         assert "align them" in fail(*paths, broken_rows="skip", long_rows="skip")
         return
     wanted = [row for row in zip(*lines, strict=True) if is_pair(*row, 5000)]
-    faults = RowErrors()
-    pairs, message = attempt(read_pairs(paths, SKIP, faults))
+    errors = RowErrors()
+    pairs, message = attempt(read_pairs(paths, SKIP, errors))
     assert [(pair.source, pair.target) for pair in pairs] == wanted
-    assert faults.total == len(lines[0]) - len(wanted)
+    assert errors.total == len(lines[0]) - len(wanted)
     assert bool(message) == (not wanted)
 
 
@@ -899,7 +903,7 @@ def test_the_whole_row_keeps_columns_of_one_name_apart(tmp_path):
     assert json.loads(row.columns) == wanted
 
 
-def test_the_whole_row_of_a_parquet_file_holds_what_python_has_no_value_for(tmp_path):
+def test_the_whole_row_of_a_parquet_file_holds_values_that_json_does_not_have(tmp_path):
     table = pa.table(
         {
             "source": ["a", "b"],
@@ -923,14 +927,14 @@ def test_leading_tags_of_sources_become_features():
     ]
 
 
-def test_empty_first_lines_do_not_tell_the_columns(tmp_path):
+def test_empty_first_lines_do_not_define_the_columns(tmp_path):
     wanted = [InvalidRow(1, "standard input", "the line is empty"), Source("a", (), 2)]
     assert sources("\na\tb\n") == wanted
     assert sources('\n{"source": "a"}\n', format="jsonl") == wanted
     assert sources("\na,b\n", format="csv", header="no") == wanted
-    pairs, faults = skip_faults(write(tmp_path, "p.csv", "\nsource,target\na,b\n"))
+    pairs, errors = skip_errors(write(tmp_path, "p.csv", "\nsource,target\na,b\n"))
     assert pairs == [("a", "b")]
-    assert faults.counts == {"empty line": 1}
+    assert errors.counts == {"empty line": 1}
 
 
 def test_a_pipe_gives_rows_before_it_is_closed():

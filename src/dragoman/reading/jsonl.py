@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, BinaryIO
+from typing import Any
 
 from dragoman.errors import DataError, shorten
 from dragoman.reading.row_errors import (
@@ -17,20 +17,19 @@ from dragoman.reading.row_errors import (
     find_value_error,
 )
 from dragoman.reading.tables import WHOLE_ROW, Row, Table, empty_table
-from dragoman.reading.text_files import Block, read_blocks
+from dragoman.reading.text_files import Block
 
 _LINES_TO_SEARCH = 100
 _KINDS = {dict: "an object", list: "a list", bool: "true or false"}
 
 
-def open_jsonl(stream: BinaryIO, file: str, *, drops_blank_end: bool) -> Table:
-    """Return the table of a JSONL stream; the first object gives the names of the columns.
+def open_jsonl(blocks: Iterator[Block], file: str) -> Table:
+    """Return the table of a JSONL file; the first object gives the names of the columns.
 
     A number as a value is its text as written (1.50 stays "1.50"); null is an empty text.
 
     Raises: DataError, here and while rows are read, when the file cannot be read.
     """
-    blocks = read_blocks(stream, file, drops_blank_end=drops_blank_end)
     held: list[Block] = []
     names: tuple[str, ...] = ()
     for block in blocks:
@@ -66,8 +65,8 @@ def _find_names(block: Block) -> tuple[str, ...]:
 def _read(blocks: Iterator[Block], file: str, names: list[str | None]) -> Iterator[Row | RowError]:
     for block in blocks:
         for number, line in enumerate(block.lines, block.first):
-            fault = None if block.is_clean else find_line_error(file, number, line)
-            row = fault or _parse(file, number, line)
+            error = None if block.is_clean else find_line_error(file, number, line)
+            row = error or _parse(file, number, line)
             if isinstance(row, RowError):
                 yield row
             else:
@@ -77,7 +76,7 @@ def _read(blocks: Iterator[Block], file: str, names: list[str | None]) -> Iterat
 def _take_fields(
     file: str, number: int, row: dict[str, Any], names: list[str | None], line: str
 ) -> Row | RowError:
-    """Return the fields `names` of a row; None stands for the row itself, as it is written."""
+    """Return the fields `names` of a row; None stands for the whole line, as written."""
     values = []
     for name in names:
         if name is None:
@@ -91,9 +90,9 @@ def _take_fields(
         if not isinstance(value, str):
             found = f"field {name!r} holds {_KINDS[type(value)]}, expected text"
             return RowError(file, number, NOT_TEXT, found)
-        fault = find_value_error(file, number, repr(name), value)
-        if fault is not None:
-            return fault
+        error = find_value_error(file, number, repr(name), value)
+        if error is not None:
+            return error
         values.append(value)
     return number, values
 
@@ -104,28 +103,28 @@ def _parse(file: str, number: int, line: str) -> dict[str, Any] | RowError:
     try:
         row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
-        found = f"not JSON: {error.msg} at character {error.colno}"
+        found = f"invalid JSON: {error.msg} at character {error.colno}"
         return RowError(file, number, BAD_JSON, found)
     except (ValueError, RecursionError) as error:
-        return RowError(file, number, BAD_JSON, f"not JSON that can be read: {error}")
+        return RowError(file, number, BAD_JSON, f"invalid JSON: {error}")
     if not isinstance(row, dict):
-        return RowError(file, number, BAD_JSON, "the line is no JSON object")
+        return RowError(file, number, BAD_JSON, "the line is not a JSON object")
     return row
 
 
 def _take_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
-    if len(row) != len(pairs):  # JSON leaves open which of the two is meant
+    if len(row) != len(pairs):  # JSON does not define which one counts
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"field {shorten(repr(twice))} stands twice")
+        raise ValueError(f"field {shorten(repr(twice))} occurs twice")
     return row
 
 
 def _refuse_constant(constant: str) -> str:
-    raise ValueError(f"{constant} is no JSON value")
+    raise ValueError(f"{constant} is not a JSON value")
 
 
-# Numbers keep the text that they were written with.
+# Numbers keep their text as written.
 _DECODER = json.JSONDecoder(
     parse_int=str,
     parse_float=str,

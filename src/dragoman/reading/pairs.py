@@ -1,22 +1,30 @@
-"""Reads pairs to train on, and sources to predict, from any of the formats."""
+"""Reads pairs to train on, and sources to predict, from files of any format."""
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from dragoman.errors import DataError
-from dragoman.reading.formats import open_pairs_table, open_sources_table
-from dragoman.reading.row_errors import OVER_LONG, InvalidRow, RowError, RowErrors, find_side_error
+from dragoman.reading.delimited import open_csv, open_parallel, open_tsv
+from dragoman.reading.jsonl import open_jsonl
+from dragoman.reading.parquet import open_parquet
+from dragoman.reading.row_errors import (
+    OVER_LONG,
+    InvalidRow,
+    RowError,
+    RowErrors,
+    find_side_error,
+)
 from dragoman.reading.tables import (
     WHOLE_ROW,
-    Columns,
     Table,
     choose_columns,
     choose_prefix_column,
     choose_source_columns,
 )
-from dragoman.reading.text_files import FilePosition
+from dragoman.reading.text_files import FilePosition, open_text_file, read_blocks, strip_packing
 from dragoman.settings import DataSettings
 
 __all__ = [
@@ -32,7 +40,15 @@ __all__ = [
     "read_sources",
 ]
 
-# What ends a source behind tags is text, as in "<es> <none>"; a tag alone is a source without text.
+Format = Literal["tsv", "csv", "jsonl", "parquet", "parallel"]
+_BY_SUFFIX: dict[str, Format] = {
+    ".tsv": "tsv",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+# A tag must be followed by a space, so "<es> <none>" is a tag and a text; a tag alone has no text.
 _LEADING_TAGS = re.compile(r"(?:<[^<>\s]+> )+|<[^<>\s]+>\Z")
 
 
@@ -55,56 +71,113 @@ class Source(NamedTuple):
     features: tuple[str, ...]
     line: int
     given: str = ""
-    """What the output begins with, or, where it is forced, all of it."""
+    """The prefix of the output, or the whole target where it is scored."""
     columns: str = ""
-    """The whole row, as a JSON object, where asked for."""
+    """The whole row, as a JSON object, on request."""
 
 
 def read_pairs(
     paths: str | Path | Sequence[str | Path],
     settings: DataSettings | None = None,
-    faults: RowErrors | None = None,
+    row_errors: RowErrors | None = None,
 ) -> Iterator[Pair]:
-    """Give the pairs of one file, or of two of parallel text, in their order, in constant memory.
+    """Yield the pairs of a file, or of two parallel text files, in order and constant memory.
 
-    A column's value v becomes the feature "name=v", or "3=v" where columns have positions only.
-    All faulty rows are added to `faults`. Those that the settings do not skip are raised as one
-    error, but only when the file is at its end: good pairs come first.
+    A column's value v becomes the feature "name=v", or "3=v" if columns have no names. Empty lines
+    at the end of a file are ignored; all other invalid rows are added to `row_errors`. Those that
+    the settings do not skip are raised as one error at the end of the file, after all valid pairs.
 
-    Raises: DataError, on the first pair asked for when a file cannot serve, on the way when it is
-    cut or corrupt, at the end for faulty rows and when there is no pair.
+    Raises: DataError, before the first pair if a file cannot be used, later if it is truncated or
+    corrupt, at the end for invalid rows or if there is no pair.
     """
     settings = settings or DataSettings()
     files = [paths] if isinstance(paths, str | Path) else paths
-    with open_pairs_table([Path(path) for path in files], settings) as table:
-        if not table.sample:
-            raise DataError(f"{table.file}: the file is empty")
-        tally = _Tally(table.file, settings, RowErrors() if faults is None else faults)
-        yield from _make_pairs(table, choose_columns(table, settings), settings, tally)
-        tally.check()
+    found, stopping = RowErrors(), RowErrors()  # in this file; those that are not skipped
+
+    def add(error: RowError) -> None:
+        policy = settings.long_rows if error.kind == OVER_LONG else settings.broken_rows
+        found.add(*error)
+        if policy == "error":
+            stopping.add(*error)
+        if row_errors is not None:
+            row_errors.add(*error)
+
+    with _open_pairs([Path(path) for path in files], settings) as table:
+        columns = choose_columns(table, settings)
+        assert columns.target is not None
+        file, longest = table.file, settings.max_characters
+        has_features = bool(columns.features) or settings.leading_tags
+        features: tuple[str, ...] = ()
+        num_pairs = 0
+        for row in table.read((columns.source, columns.target, *columns.features)):
+            if isinstance(row, RowError):
+                add(row)
+                continue
+            line, fields = row
+            source, target = fields[0], fields[1]
+            if has_features:
+                source, features = take_features(source, fields[2:], columns.labels, settings)
+            # The conditions of find_side_error, repeated: calls for every row are slow.
+            if (
+                not (source and target)
+                or source.isspace()
+                or target.isspace()
+                or len(source) > longest
+                or len(target) > longest
+            ):
+                error = find_side_error(file, line, "source", source, longest)
+                error = error or find_side_error(file, line, "target", target, longest)
+                assert error is not None
+                add(error)
+                continue
+            num_pairs += 1
+            yield Pair(source, target, features, line, file)
+        _check_errors(file, num_pairs, found, stopping)
+
+
+def _check_errors(file: str, num_pairs: int, found: RowErrors, stopping: RowErrors) -> None:
+    """Raise a DataError for the errors in `stopping`, or if there is no pair."""
+    num_rows = num_pairs + found.total
+    if stopping.total:
+        remedies = []
+        if stopping.counts.keys() - {OVER_LONG}:
+            remedies.append("set data.broken_rows=skip to leave invalid rows out")
+        if OVER_LONG in stopping.counts:
+            remedies.append("raise data.max_characters, or set data.long_rows=skip")
+        raise DataError(
+            f"{file}: {stopping.total} of {num_rows} rows cannot be used:\n"
+            f"{_indent(stopping.report())}\nCorrect the rows, or {'; '.join(remedies)}."
+        )
+    if found.total and not num_pairs:
+        raise DataError(
+            f"{file}: none of its {num_rows} rows can be used:\n{_indent(found.report())}"
+        )
+    if not num_pairs:
+        raise DataError(f"{file}: there is no pair in the file")
+
+
+def _indent(report: str) -> str:
+    return "\n".join(f"  {line}" for line in report.split("\n"))
 
 
 def check_files(paths: Sequence[str | Path], settings: DataSettings) -> None:
-    """Check what can be told of files of pairs from their first lines: that columns are there.
+    """Check what the first lines of files of pairs show: that the columns are there.
 
-    Raises: DataError, when a file cannot serve.
+    Raises: DataError, when a file cannot be used.
     """
     if paths:
-        with open_pairs_table([Path(path) for path in paths], settings) as table:
-            if not table.sample:
-                raise DataError(f"{table.file}: the file is empty")
-            choose_columns(table, settings)
+        describe_columns(paths, settings)
 
 
 def describe_columns(paths: Sequence[str | Path], settings: DataSettings) -> str:
-    """Return which named columns are read, for people; "" where columns have no names.
+    """Return which named columns are read, for messages; "" if columns have no names.
 
-    Raises: DataError, when a file cannot serve.
+    Raises: DataError, when a file cannot be used.
     """
-    with open_pairs_table([Path(path) for path in paths], settings) as table:
-        if not table.sample or table.names is None:
-            return ""
+    with _open_pairs([Path(path) for path in paths], settings) as table:
         columns, names = choose_columns(table, settings), table.names
+        if names is None:
+            return ""
         assert columns.target is not None
         features = "".join(f", feature {names[i]!r}" for i in columns.features)
         return f"source {names[columns.source]!r}, target {names[columns.target]!r}{features}"
@@ -120,22 +193,22 @@ def read_sources(
     with_columns: bool = False,
     position: FilePosition | None = None,
 ) -> Iterator[Source | InvalidRow]:
-    """Give the rows to predict in their order; a row that cannot be used comes as `InvalidRow`.
+    """Yield the rows to predict in order; a row that cannot be used is an `InvalidRow`.
 
-    A stream is TSV unless settings.format says otherwise. The columns are as in training; the
-    target may be left out, and in a file of one column without header each line is a source.
-    With the format parallel a line is a source with its tabs. An empty input gives nothing.
+    A stream is TSV unless settings.format says otherwise. The columns are those of training; the
+    target may be missing, and in a file of one column without header each line is a source. With
+    the format parallel a line is a source with its tabs. An empty input yields nothing.
 
     Args:
         has_target: Rows are pairs; `given` is their target.
-        prefix: Column of what the output begins with, for `given`.
+        prefix: Column with prefixes of the outputs, for `given`.
         with_columns: Give the whole row as `columns`.
-        position: Is told how far a file has been read.
+        position: Updated with how much of a file has been read.
 
     Raises: DataError, when the file or the stream cannot be read or lacks a column.
     """
     opened = Path(stream_or_path) if isinstance(stream_or_path, str) else stream_or_path
-    with open_sources_table(opened, settings, name, position) as table:
+    with _open_sources(opened, settings, name, position) as table:
         if not table.sample:
             return
         choose = choose_columns if has_target else choose_source_columns
@@ -152,14 +225,16 @@ def read_sources(
                 yield InvalidRow(row.line, row.file, row.detail)
                 continue
             line, (text, *values) = row
-            labels, others = columns.labels, list(values[num_values - 1 :])
-            source, features = take_features(text, values[: num_values - 1], labels, settings)
+            others = values[num_values - 1 :]
+            source, features = take_features(
+                text, values[: num_values - 1], columns.labels, settings
+            )
             whole = others.pop() if with_columns else ""
-            fault = find_side_error(table.file, line, "source", source, settings.max_characters)
-            if fault is None:
+            error = find_side_error(table.file, line, "source", source, settings.max_characters)
+            if error is None:
                 yield Source(source, features, line, others[0] if others else "", whole)
             else:
-                yield InvalidRow(line, fault.file, fault.detail, whole)
+                yield InvalidRow(line, error.file, error.detail, whole)
 
 
 def list_source_columns(path: Path, settings: DataSettings) -> tuple[str, ...]:
@@ -167,7 +242,7 @@ def list_source_columns(path: Path, settings: DataSettings) -> tuple[str, ...]:
 
     Raises: DataError, when the file cannot be read.
     """
-    with open_sources_table(path, settings, str(path)) as table:
+    with _open_sources(path, settings, str(path)) as table:
         return table.labels()
 
 
@@ -185,80 +260,92 @@ def take_features(
     return source, tuple(features)
 
 
-class _Tally:
-    """Counts good and faulty rows of one file, and raises those that the settings do not skip."""
+@contextmanager
+def _open_pairs(paths: Sequence[Path], settings: DataSettings) -> Iterator[Table]:
+    """Open the table of pairs in one file, or in two of parallel text; it is not empty."""
+    if len(paths) not in (1, 2):
+        raise DataError(
+            f"{len(paths)} files of pairs are given; expected one, or two parallel texts"
+        )
+    layout = _find_layout(paths, settings)
+    with ExitStack() as stack:
+        if layout == "parquet":
+            table = open_parquet(paths[0])
+        else:
+            streams = [stack.enter_context(open_text_file(path)) for path in paths]
+            names = [str(path) for path in paths]
+            table = _open_table(streams, names, layout, settings, drops_blank_end=True)
+        if not table.sample:
+            raise DataError(f"{table.file}: the file is empty")
+        yield table
 
-    def __init__(self, file: str, settings: DataSettings, faults: RowErrors) -> None:
-        self._file = file
-        self._settings = settings
-        self._all = faults
-        self._here = RowErrors()
-        self._kept = RowErrors()
-        self.good = 0
 
-    def add(self, fault: RowError) -> None:
-        is_long = fault.kind == OVER_LONG
-        policy = self._settings.long_rows if is_long else self._settings.broken_rows
-        targets = [self._all, self._here] + [self._kept] * (policy == "error")
-        for faults in targets:
-            faults.add(fault.file, fault.line, fault.kind, fault.detail)
+@contextmanager
+def _open_sources(
+    source: BinaryIO | Path,
+    settings: DataSettings,
+    name: str,
+    position: FilePosition | None = None,
+) -> Iterator[Table]:
+    """Open the table of rows to predict; `name` is that of a stream in messages."""
+    layout: Format = "tsv" if settings.format == "auto" else settings.format
+    with ExitStack() as stack:
+        if isinstance(source, Path):
+            if settings.format == "auto":
+                layout = _find_suffix(source) or "tsv"
+            name = str(source)
+            if layout == "parquet":
+                yield open_parquet(source, position)
+                return
+            source = stack.enter_context(open_text_file(source, position))
+        elif layout == "parquet":
+            raise DataError(f"{name}: Parquet cannot be read from a stream; give the file's name")
+        elif settings.header == "auto":  # a stream of lines: each is a source
+            settings = settings.model_copy(update={"header": "no"})
+        yield _open_table([source], [name], layout, settings, drops_blank_end=False)
 
-    def check(self) -> None:
-        rows = self.good + self._here.total
-        if self._kept.total:
+
+def _open_table(
+    streams: Sequence[BinaryIO],
+    names: Sequence[str],
+    layout: Literal["tsv", "csv", "jsonl", "parallel"],
+    settings: DataSettings,
+    *,
+    drops_blank_end: bool,
+) -> Table:
+    if layout == "parallel":
+        return open_parallel(streams, names)
+    blocks = read_blocks(
+        streams[0], names[0], keeps_returns=layout == "csv", drops_blank_end=drops_blank_end
+    )
+    if layout == "tsv":
+        return open_tsv(blocks, names[0], has_header=settings.header == "yes")
+    if layout == "jsonl":
+        return open_jsonl(blocks, names[0])
+    longest = settings.max_characters
+    return open_csv(blocks, names[0], has_header=settings.header != "no", max_characters=longest)
+
+
+def _find_layout(paths: Sequence[Path], settings: DataSettings) -> Format:
+    # A model trained on two parallel files may be evaluated on pairs in one file.
+    if settings.format != "auto" and not (settings.format == "parallel" and len(paths) == 1):
+        if (settings.format == "parallel") != (len(paths) == 2):
             raise DataError(
-                f"{self._file}: {self._kept.total} of {rows} rows cannot be used:\n"
-                f"{_indent(self._kept.report())}\n{self._tell_remedy()}"
+                f"data.format={settings.format} with {len(paths)} file{'s' * (len(paths) > 1)}: "
+                "parallel text is two files, every other format one"
             )
-        if self._here.total and not self.good:
+        return settings.format
+    suffixes = [_find_suffix(path) for path in paths]
+    if len(paths) == 1:
+        return suffixes[0] or "tsv"
+    for path, suffix in zip(paths, suffixes, strict=True):
+        if suffix is not None:
             raise DataError(
-                f"{self._file}: none of its {rows} rows can be used:\n"
-                f"{_indent(self._here.report())}"
+                f"{path}: two files are two parallel texts, but the name says {suffix}, with "
+                "whole pairs; join the files into one, or set data.format=parallel"
             )
-        if not rows:
-            raise DataError(f"{self._file}: there is no pair in the file")
-
-    def _tell_remedy(self) -> str:
-        kinds = set(self._kept.counts)
-        remedies = []
-        if kinds - {OVER_LONG}:
-            remedies.append("set data.broken_rows=skip to leave broken rows out")
-        if OVER_LONG in kinds:
-            remedies.append("raise data.max_characters, or set data.long_rows=skip")
-        return f"Mend the rows, or {'; '.join(remedies)}."
+    return "parallel"
 
 
-def _make_pairs(
-    table: Table, columns: Columns, settings: DataSettings, tally: _Tally
-) -> Iterator[Pair]:
-    assert columns.target is not None
-    file, longest = table.file, settings.max_characters
-    has_features = bool(columns.features) or settings.leading_tags
-    features: tuple[str, ...] = ()
-    for row in table.read((columns.source, columns.target, *columns.features)):
-        if isinstance(row, RowError):
-            tally.add(row)
-            continue
-        line, fields = row
-        source, target = fields[0], fields[1]
-        if has_features:
-            source, features = take_features(source, fields[2:], columns.labels, settings)
-        # find_side_error's checks stand here too: this loop sees every row, and calls cost time.
-        if (
-            not (source and target)
-            or source.isspace()
-            or target.isspace()
-            or len(source) > longest
-            or len(target) > longest
-        ):
-            fault = find_side_error(file, line, "source", source, longest)
-            fault = fault or find_side_error(file, line, "target", target, longest)
-            assert fault is not None
-            tally.add(fault)
-            continue
-        tally.good += 1
-        yield Pair(source, target, features, line, file)
-
-
-def _indent(report: str) -> str:
-    return "\n".join(f"  {line}" for line in report.split("\n"))
+def _find_suffix(path: Path) -> Format | None:
+    return _BY_SUFFIX.get(strip_packing(path).suffix.lower())

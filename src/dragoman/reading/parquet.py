@@ -10,7 +10,7 @@ from pyarrow import types
 from dragoman.errors import DataError
 from dragoman.reading.row_errors import RowError, find_line_error
 from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, label_columns
-from dragoman.reading.text_files import FilePosition, check_file
+from dragoman.reading.text_files import FilePosition, check_file, strip_packing
 
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 1 << 25
@@ -24,7 +24,7 @@ _TEXT_KINDS = (
     types.is_binary_view,
     types.is_null,
 )
-# What pyarrow raises for a broken file: names, texts and dates are Python's own to decode.
+# What pyarrow raises for a corrupt file; Python decodes names, texts and dates.
 _BROKEN = (pyarrow.ArrowException, OSError, ValueError, OverflowError, IndexError)
 
 
@@ -35,13 +35,17 @@ def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
 
     Raises: DataError, here and while rows are read, when the file cannot be read.
     """
+    if strip_packing(path) != path:
+        raise DataError(f"{path}: Parquet is compressed inside; unpack the file first")
     check_file(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
         names = tuple(schema.names)
     except _BROKEN as error:
-        raise DataError(f"{path}: it is not a whole Parquet file: {_first_line(error)}") from error
+        raise DataError(
+            f"{path}: it is not a complete Parquet file: {_first_line(error)}"
+        ) from error
     if position is not None:
         position.num_rows = metadata.num_rows
 
@@ -104,7 +108,7 @@ def _dump_rows(batch: pyarrow.RecordBatch) -> list[str]:
 
 
 def _take_objects(column: pyarrow.Array) -> list[object]:
-    """Return values as Python has them; those that it has none for, such as nanoseconds, as text."""
+    """Return values as Python objects, or as text where Python has none (nanoseconds)."""
     try:
         return list(column.to_pylist())
     except (ValueError, OverflowError, KeyError, pyarrow.ArrowException):
@@ -116,7 +120,7 @@ def _take_texts(column: pyarrow.Array) -> list[str]:
 
 
 def _take_values(column: pyarrow.Array) -> list[str | None]:
-    """Return values as text, None for null; bytes that are no UTF-8 as surrogateescape has them."""
+    """Return values as text, None for null; bytes that are not UTF-8 as with surrogateescape."""
     if types.is_dictionary(column.type):
         used = column.indices.unique().drop_null()
         texts = _take_values(column.dictionary.take(used))
@@ -134,9 +138,9 @@ def _take_values(column: pyarrow.Array) -> list[str | None]:
 def _check_fields(file: str, number: int, fields: tuple[str, ...]) -> RowError | None:
     for text in fields:
         if not text.isascii() or "\0" in text:
-            fault = find_line_error(file, number, text)
-            if fault is not None:
-                return fault
+            error = find_line_error(file, number, text)
+            if error is not None:
+                return error
     return None
 
 
@@ -148,7 +152,7 @@ def _check_columns(path: Path, schema: pyarrow.Schema, names: Sequence[str]) -> 
         if not _is_text(kind) and not types.is_integer(_value_type(kind)):
             raise DataError(
                 f"{path}: column {name!r} holds {kind}, expected text or integers; "
-                "write it as text, in the form that the model shall see"
+                "write it as text, in the form that the model should see"
             )
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a row, and the count of what was wrong."""
+"""Errors of single rows: their kinds, counts, and the checks of text."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ NOT_TEXT = "value that is not text"
 
 
 class RowError(NamedTuple):
-    """A row that cannot be used: where it is, the kind of fault, and what was found."""
+    """What is wrong with a row, and where it is."""
 
     file: str
     line: int
@@ -30,13 +30,13 @@ class RowError(NamedTuple):
 
 
 class InvalidRow(NamedTuple):
-    """A row to predict that cannot be used; it stands in the place of its `Source`."""
+    """A row to predict that cannot be used, in the place of its `Source`."""
 
     line: int
     file: str
     reason: str
     columns: str = ""
-    """The whole row, as a JSON object, where it was asked for and could be read."""
+    """The whole row, as a JSON object, on request and if it could be read."""
 
 
 class RowErrors:
@@ -95,7 +95,7 @@ def find_value_error(file: str, line: int, name: str, value: str) -> RowError | 
     if at is None:
         return None
     return RowError(
-        file, line, LONE_SURROGATE, f"lone surrogate \\u{ord(value[at]):04x} in {name} is no text"
+        file, line, LONE_SURROGATE, f"lone surrogate \\u{ord(value[at]):04x} in {name} is not text"
     )
 
 

@@ -1,4 +1,4 @@
-"""A file as a table of columns, and which column is the source, the target, or a feature."""
+"""Tables of columns, and which column is the source, the target, or a feature."""
 
 import difflib
 import json
@@ -11,38 +11,38 @@ from dragoman.reading.row_errors import RowError
 from dragoman.settings import DataSettings
 
 Row = tuple[int, Sequence[str]]
-"""Number of the line, from 1, and the chosen fields in the order in which they were asked for."""
+"""Number of the line, from 1, and the requested fields in the requested order."""
 WHOLE_ROW: Final = -1
-"""Asked for as a column: the whole row, as a JSON object."""
+"""Requested as a column: the whole row, as a JSON object."""
 _SEPARATORS = {
     "\t": "tabs: set data.format=tsv",
-    "|||": "'|||': put one tab in its place",
-    ";": "semicolons: put tabs in their place, or save it as CSV with commas",
+    "|||": "'|||': replace it by one tab",
+    ";": "semicolons: replace them by tabs, or save it as CSV with commas",
     ",": "commas: set data.format=csv (and data.header=no if the first line is a pair)",
-    "|": "'|': put a tab in its place",
-    "  ": "runs of spaces: put one tab in their place",
+    "|": "'|': replace it by a tab",
+    "  ": "runs of spaces: replace them by one tab",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """An opened file whose first row or header is known and whose rows are still to be read."""
+    """An open file: its header or first row, and a function that reads its rows."""
 
     file: str
     names: tuple[str, ...] | None
-    """Names of the columns; None: they have positions only."""
+    """Names of the columns; None: they only have positions."""
     sample: tuple[str, ...]
-    """The header, or the fields of the first row; without fields the file is empty."""
+    """The header, or the fields of the first row; (): the file is empty."""
     read: Callable[[Sequence[int]], Iterator[Row | RowError]]
-    """Gives the rows, once: the columns at these indices, from 0, or WHOLE_ROW."""
+    """Yields the rows, once, with the columns at these indices, from 0, or WHOLE_ROW."""
 
     def labels(self) -> tuple[str, ...]:
-        """Return the names of the columns in WHOLE_ROW: positions where they have no names."""
+        """Return the names of the columns in WHOLE_ROW; positions if they have no names."""
         return label_columns(self.names, len(self.sample))
 
 
 class Columns(NamedTuple):
-    """Indices of the columns in use, from 0, and the names of the feature columns in their symbols."""
+    """Indices of the columns in use, from 0, and the labels of the features in their symbols."""
 
     source: int
     target: int | None
@@ -51,9 +51,9 @@ class Columns(NamedTuple):
 
 
 def label_columns(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Return what stands for each of `count` columns: its name, its position, or "source".
+    """Return a label for each of `count` columns: its name, its position, or "source".
 
-    Of columns with one name, all but the first have their position behind it: "note (3)".
+    Columns with the same name, except the first, get their position: "note (3)".
     """
     if names is not None:
         labels: dict[str, None] = {}
@@ -68,12 +68,12 @@ def label_columns(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
 
 def dump_row(labels: Sequence[str], fields: Sequence[object]) -> str:
-    """Return a row as a JSON object; what JSON has no value for is written as text."""
+    """Return a row as a JSON object; values that JSON does not have become text."""
     return json.dumps(dict(zip(labels, fields, strict=True)), ensure_ascii=False, default=str)
 
 
 def empty_table(file: str) -> Table:
-    """Return the table of a file with nothing in it."""
+    """Return the table of an empty file."""
     return Table(file=file, names=None, sample=(), read=lambda _: iter(()))
 
 
@@ -89,7 +89,7 @@ def choose_columns(table: Table, settings: DataSettings) -> Columns:
         raise DataError(_describe_one_column(table))
     if len(table.sample) > 2 and not by_hand and not is_named:
         raise DataError(
-            f"{table.file}: {_describe_columns(table)}; say which are the pair: data.source=1 "
+            f"{table.file}: {_describe_columns(table)}; choose the pair with data.source=1 "
             "data.target=2 (positions or, with a header, names), and data.features for others"
         )
     locator = _Locator(table)
@@ -97,12 +97,12 @@ def choose_columns(table: Table, settings: DataSettings) -> Columns:
     target = locator.find_side("target", settings.target, 2)
     features = tuple(locator.find("data.features", column) for column in settings.features)
     locator.check([source, target, *features])
-    # Labelled as typed, so that a file with a header and one without give the same symbols.
+    # Labels as typed: files with and without a header give the same symbols.
     return Columns(source, target, features, settings.features)
 
 
 def choose_prefix_column(table: Table, column: str) -> int:
-    """Find the column of what the outputs begin with.
+    """Find the column with prefixes of the outputs.
 
     Raises: DataError, naming the columns that were found.
     """
@@ -113,11 +113,11 @@ def choose_prefix_column(table: Table, column: str) -> int:
 
 
 def choose_source_columns(table: Table, settings: DataSettings) -> Columns:
-    """Find the columns of rows to predict: as in training, where the target may be left out.
+    """Find the columns of rows to predict: those of training, perhaps without the target.
 
-    The one column of a file without header is the source, whatever its name in training. A file
-    without header, shorter by one column than the positions in the settings, has no target: what
-    stood behind the target stands one further to the front.
+    The only column of a file without header is the source, whatever its name in training. A file
+    without header that has one column less than the settings need has no target: the columns
+    after the target move forward by one.
 
     Raises: DataError, naming the columns that were found.
     """
@@ -137,12 +137,12 @@ def choose_source_columns(table: Table, settings: DataSettings) -> Columns:
 
 
 class _Locator:
-    """Finds columns by name or position and gathers the faults of all of them."""
+    """Finds columns by name or position, and collects all errors."""
 
     def __init__(self, table: Table, absent: int | None = None) -> None:
         self._table = table
         self._absent = absent
-        self._faults: list[str] = []
+        self._errors: list[str] = []
 
     def find_side(self, side: str, column: str, default: int) -> int:
         if column != "auto":
@@ -151,7 +151,7 @@ class _Locator:
         return self.find(f"data.{side}", side if is_named else str(default))
 
     def find(self, setting: str, column: str) -> int:
-        """Return the index of `column`; 0 beside a fault. A name goes before a position."""
+        """Return the index of `column`, 0 on an error. Names take precedence over positions."""
         names = self._table.names
         if names is not None and column in names:
             if names.count(column) > 1:
@@ -169,20 +169,20 @@ class _Locator:
         return position - 1
 
     def check(self, indices: Sequence[int]) -> None:
-        """Raise what was gathered, and columns that would serve twice."""
+        """Raise all errors, and columns that are used twice."""
         file = self._table.file
-        if self._faults:
+        if self._errors:
             found = _describe_columns(self._table)
-            raise DataError.gather([f"{file}: {fault}; {found}" for fault in self._faults])
+            raise DataError.gather([f"{file}: {error}; {found}" for error in self._errors])
         for index in indices:
             if indices.count(index) > 1:
                 raise DataError(
-                    f"{file}: column {index + 1} is asked for twice by data.source, data.target "
+                    f"{file}: column {index + 1} is used twice by data.source, data.target "
                     f"and data.features; {_describe_columns(self._table)}"
                 )
 
-    def _add(self, setting: str, column: str, fault: str) -> None:
-        self._faults.append(f"{setting}={column}: {fault}")
+    def _add(self, setting: str, column: str, error: str) -> None:
+        self._errors.append(f"{setting}={column}: {error}")
 
     def _describe_missing(self, column: str) -> str:
         names = self._table.names

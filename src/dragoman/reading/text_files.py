@@ -1,4 +1,4 @@
-"""Opens a file, plain, .gz or .zst, and reads it as blocks of whole lines, with clear errors."""
+"""Opens text files, plain, .gz or .zst, and reads them as blocks of whole lines."""
 
 import difflib
 import gzip
@@ -33,24 +33,24 @@ class Block(NamedTuple):
     lines: list[str]
     """Without their line ends."""
     is_clean: bool
-    """No NUL and no byte that is not UTF-8 is in any of the lines."""
+    """None of the lines has a NUL or a byte that is not UTF-8."""
 
 
 class FilePosition:
-    """How much of a file has been read, for who shows the progress."""
+    """How much of a file has been read, to show progress."""
 
     def __init__(self) -> None:
         self._raw: BinaryIO | None = None
         self._size = 0
         self.num_rows: int | None = None
-        """Rows of the file, where the format tells."""
+        """Rows of the file, if the format knows it."""
 
     def watch(self, raw: BinaryIO) -> None:
-        """Take note of the file, as it lies on the disk."""
+        """Follow the open file `raw`."""
         self._raw, self._size = raw, os.fstat(raw.fileno()).st_size
 
     def fraction(self, num_rows: int) -> float | None:
-        """Return how much has been read, from 0 to 1, after `num_rows` rows; None: unknown."""
+        """Return the fraction that has been read, after `num_rows` rows; None: unknown."""
         if self.num_rows:
             return num_rows / self.num_rows
         if self._raw is None or not self._size:
@@ -58,9 +58,14 @@ class FilePosition:
         return 1.0 if self._raw.closed else min(1.0, self._raw.tell() / self._size)
 
 
+def strip_packing(path: Path) -> Path:
+    """Return `path` without .gz or .zst at its end."""
+    return path.with_suffix("") if path.suffix.lower() in (".gz", ".zst") else path
+
+
 @contextmanager
 def open_text_file(path: Path, position: FilePosition | None = None) -> Iterator[BinaryIO]:
-    """Open `path` as a stream of its bytes, unpacked if its name ends in .gz or .zst.
+    """Open `path` as a stream of bytes, decompressed if its name ends in .gz or .zst.
 
     Raises: DataError, when it cannot be opened or is not what its name says.
     """
@@ -88,9 +93,9 @@ def open_text_file(path: Path, position: FilePosition | None = None) -> Iterator
 
 
 def check_file(path: Path) -> None:
-    """Check that `path` is there, is no folder and may be read.
+    """Check that `path` exists, is not a folder, and is readable.
 
-    Raises: DataError, with the nearest name in the folder when the file is missing.
+    Raises: DataError, with the most similar name in the folder if the file is missing.
     """
     try:
         mode = path.stat().st_mode
@@ -107,12 +112,12 @@ def check_file(path: Path) -> None:
 def read_blocks(
     stream: BinaryIO, name: str, *, keeps_returns: bool = False, drops_blank_end: bool = False
 ) -> Iterator[Block]:
-    r"""Read the lines of `stream`, some kilobytes at a time; they end at \n, \r\n or the file's end.
+    r"""Yield the lines of `stream`, some kilobytes at a time; they end at \n, \r\n or the file's end.
 
     A byte order mark is dropped. `keeps_returns` leaves the \r of \r\n in its line;
-    `drops_blank_end` passes over empty lines at the very end.
+    `drops_blank_end` ignores empty lines at the end of the file.
 
-    Raises: DataError, when the stream is cut or corrupt, UTF-16, or without lines.
+    Raises: DataError, when the stream is truncated, corrupt, UTF-16, or without line ends.
     """
     number = 1
     for data in _read_whole_lines(stream, name, drops_blank_end):
@@ -154,7 +159,7 @@ def _drop_blank_end(data: bytes) -> bytes:
 
 
 def _find_cut(chunk: bytes, drops_blank_end: bool) -> int:
-    """Return where the whole lines of `chunk` end; 0: nowhere. Empty lines at its end may have to wait."""
+    """Return where the complete lines of `chunk` end; 0: nowhere. Empty lines at its end may wait."""
     if not drops_blank_end:
         return chunk.rfind(b"\n") + 1
     end = len(chunk.rstrip(b"\r\n"))
@@ -164,7 +169,7 @@ def _find_cut(chunk: bytes, drops_blank_end: bool) -> int:
 
 
 def _read_chunk(stream: BinaryIO, name: str, number: int) -> bytes:
-    # read1 hands on what is there: what came before a cut is not lost, and a pipe does not wait.
+    # read1 returns what is available: nothing before a truncation is lost, and a pipe does not wait.
     read = getattr(stream, "read1", stream.read)
     try:
         return cast(bytes, read(_CHUNK_BYTES))
@@ -178,7 +183,7 @@ def _read_chunk(stream: BinaryIO, name: str, number: int) -> bytes:
 def _damage(name: str, number: int, kind: str, error: Exception) -> DataError:
     return DataError(
         f"{name}: the file is {kind}: reading ended near line {number} ({error}); "
-        "copy or pack it anew"
+        "copy or compress it again"
     )
 
 
@@ -203,7 +208,7 @@ def _decode(data: bytes, number: int, keeps_returns: bool) -> Block:
 
 def _expect(path: Path, head: bytes, magic: bytes, packer: str) -> None:
     if not head.startswith(magic[: len(head)]):
-        raise DataError(f"{path}: it is not packed with {packer}, although its name says so")
+        raise DataError(f"{path}: it is not compressed with {packer}, although its name says so")
 
 
 def _guess_name(path: Path) -> str:
@@ -212,7 +217,7 @@ def _guess_name(path: Path) -> str:
         return f", and no folder {folder}"
     try:
         names = [entry.name for entry in folder.iterdir()]
-    except OSError:  # a folder that may be passed through, and not listed
+    except OSError:  # the folder may be entered, but not listed
         return ""
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {folder / near[0]}?" if near else ""

@@ -13,7 +13,7 @@ from training_pacing import Pacing
 from training_task import Task
 
 from dragoman.data.batch import Batch
-from dragoman.data.parts import cut_batch
+from dragoman.data.sampler import cut_batch
 from dragoman.model.building import build_network
 from dragoman.settings import Settings
 from dragoman.tokenizers.special_ids import PAD_ID
@@ -23,7 +23,7 @@ from dragoman.training.datamodule import PairDataModule
 from dragoman.training.graceful_stop import SignalHandler
 from dragoman.training.loggers import make_loggers
 from dragoman.training.module import TransformerTraining
-from dragoman.training.precision import choose_precision, find_device, plan_parts
+from dragoman.training.precision import choose_precision, find_device, plan_micro_batches
 from dragoman.training.run_context import Surroundings
 from dragoman.training.startup import StartClock
 from dragoman.training.texts import Texts
@@ -48,7 +48,7 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
         decoding=settings.decoding,
         max_steps=settings.training.max_steps,
         implementation=settings.training.implementation,
-        part_tokens=plan_parts(settings.training),
+        micro_batch_tokens=plan_micro_batches(settings.training),
     )
     precision, _ = choose_precision(settings.training, find_device(settings.training))
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
@@ -65,7 +65,9 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
         texts = Texts(data.tokenizer)
         trainer = make_trainer(settings, precision, folder, texts, checkpoints, around)
         trainer.loggers = make_loggers(settings.training.loggers, folder)
-        trainer.callbacks.append(Pacing(pacer, partial(count, plan_parts(settings.training))))  # type: ignore[attr-defined]
+        trainer.callbacks.append(
+            Pacing(pacer, partial(count, plan_micro_batches(settings.training)))
+        )  # type: ignore[attr-defined]
         pairs = data.train_dataloader().pairs
         pacer.introduce(
             num_parameters=sum(p.numel() for p in module.network.parameters()),
@@ -78,11 +80,13 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
         trainer.fit(module, datamodule=data)
 
 
-def count(part_tokens: int | None, batch: Batch) -> Counts:
+def count(micro_batch_tokens: int | None, batch: Batch) -> Counts:
     """Return the tokens of a batch, and the places that are computed for them."""
     parts = [batch]
-    if part_tokens is not None:
-        parts = cut_batch(batch, part_tokens, num_threads=torch.get_num_threads(), pad_id=PAD_ID)
+    if micro_batch_tokens is not None:
+        parts = cut_batch(
+            batch, micro_batch_tokens, num_threads=torch.get_num_threads(), pad_id=PAD_ID
+        )
     return Counts(
         target=(batch.target_ids[:, 1:] != PAD_ID).sum(),
         target_places=sum(part.target_ids[:, 1:].numel() for part in parts),

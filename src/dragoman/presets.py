@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dragoman.configuration import list_set_values, merge_settings
 from dragoman.reading.statistics import PairStatistics, SideStatistics
 from dragoman.settings import Monitor, Settings, TokenizerKind
@@ -210,3 +213,32 @@ def _is_shared(settings: Settings, statistics: PairStatistics) -> bool:
         return False
     target = statistics.target.characters
     return len(target & statistics.source.characters) >= 0.7 * len(target)
+
+
+def leave_room_for_outputs(
+    settings: Settings, source_lengths: NDArray[np.int32], target_lengths: NDArray[np.int32]
+) -> tuple[Settings, list[str]]:
+    """Return `settings` with the longest output raised, if training pairs need more; and messages.
+
+    If decoding.max_length_extra was set, it stays, and the message says how many targets are longer.
+
+    Args:
+        source_lengths: Tokens of each training pair, ends included, (N,).
+        target_lengths: The same, begin and end included, (N,).
+    """
+    decoding = settings.decoding
+    ends = target_lengths - 1  # without begin
+    beyond = ends - (decoding.max_length_ratio * source_lengths).astype(np.int64)
+    needed, name = int(beyond.max()), "decoding.max_length_extra"
+    if needed <= decoding.max_length_extra:
+        return settings, []
+    if name in dict(list_set_values(settings)):
+        num_longer = int((beyond > decoding.max_length_extra).sum())
+        return settings, [
+            f"longest output: {num_longer:,} training targets are longer than {name} "
+            f"{decoding.max_length_extra} allows; {needed} would suffice"
+        ]
+    return (
+        merge_settings(settings, {name: needed}),
+        [f"longest output: {name} {needed}, for long targets"],
+    )

@@ -209,7 +209,7 @@ def test_the_start_tells_how_it_computes_and_how_long_it_took(tmp_path):
     settings = short(*words, "--training.implementation", "reference", "--training.accumulate", "2")
     fit(pairs, tmp_path / "model", settings, console=console)
     told = console.file.getvalue()
-    assert "precision: 32-true on cpu: as set; path reference\n" in told
+    assert "precision: 32-true on cpu: as set; reference implementation\n" in told
     [line] = [line for line in told.splitlines() if line.startswith("first step after")]
     assert 0.0 < float(line.split()[3]) < 100.0
 
@@ -220,7 +220,7 @@ def test_a_rehearsal_tells_the_time_of_each_phase(tmp_path):
     rehearse(pairs, tmp_path / "model", short(), console=console, clock=clock)
     lines = console.file.getvalue().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("first step after"))
-    phases = ("program", "digest", "statistics", "tokenizer", "ids", "network", "trainer", "first")
+    phases = ("program", "pairs", "tokenizer", "network", "trainer", "first")
     told = [line.split()[0] for line in lines[first + 1 :] if line.endswith(" s")]
     assert [name for name in told if name in phases] == list(phases)
     assert abs(sum(clock.phases.values()) - clock.total_s) < 0.1

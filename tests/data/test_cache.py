@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dragoman.data.cache import Cache, find_default_folder, make_key
+from dragoman import read_settings
+from dragoman.data.cache import Cache, make_key
 
-KEY = make_key("ids", {"of": "a test"})
+SETTINGS = read_settings(None, [])
+KEY = make_key({"train": [["pairs.tsv", "0a"]]}, SETTINGS)
 DAY_S = 86_400
 FILES = {"a.arrow": b"some bytes" * 50, "b.json": b"{}", "empty": b""}
 
@@ -31,7 +33,7 @@ def kept(tmp_path, files=FILES, key=KEY):
 def take(cache, into, files=FILES, key=KEY):
     """What was taken, or None."""
     into.mkdir(exist_ok=True)
-    if not cache.take(key, list(files), into):
+    if not cache.take(key, into):
         assert list(into.iterdir()) == []
         return None
     return {path.name: path.read_bytes() for path in into.iterdir()}
@@ -47,43 +49,16 @@ def test_what_is_kept_comes_back_byte_for_byte(files, tmp_path_factory):
     assert take(kept(folder, files), folder / "taken", files) == files
 
 
-@settings(max_examples=60)
-@given(data=st.data())
-def test_no_torn_entry_is_taken_wherever_it_is_torn(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("torn")
-    cache = kept(folder)
-    path = data.draw(st.sampled_from(sorted((cache.folder / KEY).iterdir())))
-    content = bytearray(path.read_bytes())
-    path.unlink()  # its bytes have other names too: those of the files that were kept
-    if data.draw(st.booleans()):
-        content = content[: data.draw(st.integers(0, max(0, len(content) - 1)))]
-    elif content:
-        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(content)
-    found = take(cache, folder / "taken")
-    if found is None:
-        assert not (cache.folder / KEY).exists()
-        cache.keep(KEY, write(folder / "made"))
-        found = take(cache, folder / "taken")
-    assert found == FILES
-
-
-@pytest.mark.parametrize("missing", [*FILES, "manifest.json"])
-def test_an_entry_that_lacks_a_file_is_none(tmp_path, missing):
-    cache = kept(tmp_path)
-    (cache.folder / KEY / missing).unlink()
-    assert take(cache, tmp_path / "taken") is None
-
-
-def test_an_entry_with_other_files_is_none(tmp_path):
-    cache = kept(tmp_path)
-    assert not cache.take(KEY, ["a.arrow"], tmp_path)
-
-
-def test_a_key_depends_on_all_that_it_is_made_of_and_on_no_order():
-    assert make_key("ids", {"a": 1, "b": [2]}) == make_key("ids", {"b": [2], "a": 1})
-    keys = [make_key(*made) for made in (("ids", {"a": 1}), ("ids", {"a": "1"}), ("x", {"a": 1}))]
-    assert len(set(keys)) == 3
+def test_the_key_depends_on_files_and_on_settings_of_data_and_tokenizer_alone():
+    files = {"train": [["pairs.tsv", "0a"]], "valid": []}
+    keys = {make_key(files, SETTINGS)}
+    for same in (["--model.d_model", "64"], ["--preset", "tiny"], ["--data.cache", "none"]):
+        assert make_key(files, read_settings(None, same)) in keys
+    for other in (["--data.max_tokens", "9"], ["--tokenizer.source.kind", "bpe"]):
+        keys.add(make_key(files, read_settings(None, other)))
+    for changed in ([["pairs.tsv", "0b"]], [["pairs.csv", "0a"]], []):
+        keys.add(make_key({**files, "train": changed}, SETTINGS))
+    assert len(keys) == 6
 
 
 def test_files_that_were_taken_outlive_their_entry(tmp_path):
@@ -119,7 +94,7 @@ cache, files = Cache(folder), sorted(made.iterdir())
 print("ready", flush=True)
 for turn in range(int(sys.stdin.readline())):
     cache.keep(key, files)
-    if cache.take(key, [file.name for file in files], into):
+    if cache.take(key, into):
         assert [(into / file.name).read_bytes() for file in files] == [f.read_bytes() for f in files]
     if turn % 3 == 0:
         cache.remove(key)
@@ -159,10 +134,10 @@ def test_a_run_that_is_killed_leaves_nothing_that_is_read(tmp_path, after_s):
     worker.communicate()
     cache = Cache(tmp_path / "cache")
     assert take(cache, tmp_path / "taken", files) in (None, files)
-    for left in cache.folder.glob("making-*"):
+    for left in cache.folder.glob(".staged-*"):
         os.utime(left, (0, 0))
     cache.prune()
-    assert not list(cache.folder.glob("making-*"))
+    assert not list(cache.folder.glob(".staged-*"))
     cache.keep(KEY, write(tmp_path / "made", files))
     assert take(cache, tmp_path / "taken", files) == files
 
@@ -170,7 +145,7 @@ def test_a_run_that_is_killed_leaves_nothing_that_is_read(tmp_path, after_s):
 def make_entries(tmp_path, ages_days, size=100):
     cache, keys = Cache(tmp_path / "cache"), []
     for age in ages_days:
-        keys.append(make_key("ids", {"age": age}))
+        keys.append(make_key({"train": [["pairs.tsv", str(age)]]}, SETTINGS))
         cache.keep(keys[-1], write(tmp_path / "made", {"x": bytes(size)}))
         used_s = time.time() - age * DAY_S
         os.utime(cache.folder / keys[-1], (used_s, used_s))
@@ -199,18 +174,20 @@ def test_taking_is_using(tmp_path):
 def test_what_is_not_the_caches_is_left_alone(tmp_path):
     cache, _ = make_entries(tmp_path, [99])
     write(cache.folder / "photos")
-    (cache.folder / "ids-1").write_text("mine")
+    (cache.folder / "data-1").write_text("mine")
     for path in cache.folder.iterdir():
         os.utime(path, (0, 0))
     cache.prune(largest_bytes=0)
-    assert {path.name for path in cache.folder.iterdir()} == {"photos", "ids-1"}
+    assert {path.name for path in cache.folder.iterdir()} == {"photos", "data-1"}
     assert len(list((cache.folder / "photos").iterdir())) == len(FILES)
 
 
 def test_the_folder_is_where_xdg_says(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert find_default_folder() == tmp_path / "dragoman"
+    assert Cache.open("auto").folder == tmp_path / "dragoman"
     monkeypatch.setenv("HOME", str(tmp_path))
     for named in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", named)
-        assert find_default_folder() == tmp_path / ".cache" / "dragoman"
+        assert Cache.open("auto").folder == tmp_path / ".cache" / "dragoman"
+    assert Cache.open(str(tmp_path / "mine")).folder == tmp_path / "mine"
+    assert Cache.open("none") is None

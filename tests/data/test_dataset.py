@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dragoman.data.dataset import EncodedPairs, IdsWriter
+from dragoman.data.dataset import EncodedPairs, IdsWriter, encode_splits
+from dragoman.errors import DataError
+from dragoman.reading.pairs import Pair
+from dragoman.settings import DataSettings, SideSettings, TokenizerSettings
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=9)
 chunks = st.lists(st.lists(st.tuples(ids, ids), min_size=1, max_size=6), max_size=4)
@@ -55,3 +59,43 @@ def test_source_ids_are_counted_over_all_chunks(tmp_path):
         writer.write([[4]], [[6]])
     counts = EncodedPairs(tmp_path / "ids.arrow").count_source_ids(8)
     assert counts.tolist() == [0, 0, 0, 2, 2, 0, 0, 0]
+
+
+PAIRS = [
+    ("train", Pair("ab", "AB", ("<V>",), 1, "x.tsv")),
+    ("valid", Pair("b", "B", (), 2, "x.tsv")),
+    ("train", Pair("abababab", "AB", (), 3, "x.tsv")),
+]
+
+
+@pytest.fixture
+def tokenizer():
+    side = SideSettings(kind="characters")
+    settings = TokenizerSettings(source=side, target=side)
+    return PairTokenizer.train([pair for _, pair in PAIRS], settings)
+
+
+def id_files(folder):
+    return {split: folder / f"{split}.arrow" for split in ("train", "valid")}
+
+
+def test_each_split_has_the_ids_of_its_pairs(tokenizer, tmp_path):
+    counts, long_rows = encode_splits(PAIRS, tokenizer, id_files(tmp_path), DataSettings())
+    assert counts == {"train": 2, "valid": 1}
+    assert long_rows.total == 0
+    batch = EncodedPairs(tmp_path / "train.arrow").gather(np.array([0]))
+    assert batch.source_ids.tolist() == tokenizer.encode_sources(["ab"], [("<V>",)])
+    assert batch.target_ids.tolist() == tokenizer.encode_targets(["AB"])
+
+
+def test_long_rows_are_counted_and_left_out_when_asked(tokenizer, tmp_path):
+    settings = DataSettings(max_tokens=5, long_rows="skip")
+    counts, long_rows = encode_splits(PAIRS, tokenizer, id_files(tmp_path), settings)
+    assert counts == {"train": 1, "valid": 1}
+    assert "x.tsv:3: 9 tokens, over data.max_tokens 5" in long_rows.report()
+
+
+def test_long_rows_stop_the_run_by_default_and_leave_no_file(tokenizer, tmp_path):
+    with pytest.raises(DataError, match=r"x\.tsv:3: 9 tokens"):
+        encode_splits(PAIRS, tokenizer, id_files(tmp_path), DataSettings(max_tokens=5))
+    assert list(tmp_path.iterdir()) == []

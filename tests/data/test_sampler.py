@@ -2,13 +2,21 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dragoman.data import sampler
+from dragoman.data.batch import Batch
 from dragoman.data.dataset import EncodedPairs, IdsWriter
-from dragoman.data.parts import cut_by_budget
-from dragoman.data.sampler import EvaluationLoader, TrainingLoader, plan_batches
+from dragoman.data.sampler import (
+    EvaluationLoader,
+    TrainingLoader,
+    choose_micro_batch_tokens,
+    cut_batch,
+    cut_by_budget,
+    plan_batches,
+)
 
 lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=80)
 
@@ -69,8 +77,8 @@ def test_batches_are_of_like_lengths(pairs):
     assert longest.sum() / padded > 0.9  # batches of random rows: 0.72 here
 
 
-def test_a_batch_of_parts_has_rows_of_many_lengths_and_is_cut_into_its_parts_again(pairs):
-    plan = plan_batches(pairs, 400, part_tokens=100, seed=1, epoch=0)
+def test_a_batch_has_rows_of_many_lengths_and_is_cut_into_its_micro_batches_again(pairs):
+    plan = plan_batches(pairs, 400, micro_batch_tokens=100, seed=1, epoch=0)
     assert sorted(np.concatenate(plan).tolist()) == list(range(300))
     source, target = pairs.source_lengths, pairs.target_lengths
     longest = np.maximum(source, target)
@@ -103,9 +111,9 @@ def test_ranks_share_the_batches_of_one_plan(pairs):
 @settings(max_examples=30, deadline=None)
 @given(consumed=st.integers(0, 60))
 def test_a_loader_goes_on_where_another_stopped(pairs, consumed):
-    whole = TrainingLoader(pairs, 400, part_tokens=100, seed=3)
+    whole = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3)
     sequence = rows_of(itertools.chain(*[whole] * 8))
-    first = TrainingLoader(pairs, 400, part_tokens=100, seed=3)
+    first = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3)
     second = TrainingLoader(pairs, 400, seed=99)  # as on a machine that wants other parts
     endless = itertools.chain.from_iterable(itertools.repeat(first))
     before = rows_of(itertools.islice(endless, consumed))
@@ -128,3 +136,58 @@ def test_an_evaluation_counts_every_row_once_over_all_ranks(pairs, ranks):
     ]
     assert sorted(seen) == [i + 3 for i in range(300)]
     assert rows_of(loaders[0]) == rows_of(loaders[0])
+
+
+rows = st.lists(st.tuples(st.integers(0, 30), st.integers(2, 30)), min_size=1, max_size=40)
+
+
+@given(rows=rows, most_tokens=st.integers(1, 200))
+def test_every_row_is_in_one_micro_batch_and_only_a_row_alone_is_over_the_budget(rows, most_tokens):
+    source, target = np.array(rows).T
+    pieces = cut_by_budget(source, target, most_tokens)
+    assert sorted(np.concatenate(pieces).tolist()) == list(range(len(rows)))
+    for piece in pieces:
+        cost = len(piece) * max(source[piece].max(), target[piece].max())
+        assert cost <= most_tokens or len(piece) == 1
+
+
+@given(rows=rows, micro_batch_tokens=st.none() | st.integers(1, 200), extra=st.integers(0, 5))
+def test_micro_batches_hold_the_rows_of_the_batch_without_the_padding_of_longer_rows(
+    rows, micro_batch_tokens, extra
+):
+    sources = [[7] * source for source, _ in rows]
+    targets = [[1, *[5] * (target - 2), 2] for _, target in rows]
+    batch = Batch.from_lists(sources, targets)
+    wide = Batch(
+        source_ids=torch.nn.functional.pad(batch.source_ids, (0, extra + 1)),
+        target_ids=torch.nn.functional.pad(batch.target_ids, (0, extra)),
+    )
+    micro_batches = cut_batch(wide, micro_batch_tokens, num_threads=3)
+    found = [
+        ([i for i in source if i], [i for i in target if i])
+        for micro_batch in micro_batches
+        for source, target in zip(
+            micro_batch.source_ids.tolist(), micro_batch.target_ids.tolist(), strict=True
+        )
+    ]
+    assert sorted(found) == sorted(zip(sources, targets, strict=True))
+    for micro_batch in micro_batches:
+        assert micro_batch.source_ids.shape[1] == max(1, (micro_batch.source_ids != 0).sum(1).max())
+        assert micro_batch.target_ids.shape[1] == (micro_batch.target_ids != 0).sum(1).max()
+
+
+def test_micro_batches_of_all_lengths_have_little_padding_on_either_side():
+    random = np.random.Generator(np.random.PCG64(1))
+    source = random.poisson(15, 20_000) + 1
+    target = (source * random.lognormal(0, 0.2, 20_000)).astype(int) + 2
+    pieces = cut_by_budget(source, target, 1024)
+    for side in (source, target):
+        places = sum(len(piece) * side[piece].max() for piece in pieces)
+        assert side.sum() / places > 0.97
+
+
+def test_each_thread_has_a_micro_batch_between_the_smallest_and_the_largest():
+    assert choose_micro_batch_tokens(2048, 2) == 1024
+    assert choose_micro_batch_tokens(1024, 2) == 512
+    assert choose_micro_batch_tokens(8192, 2) == 1024
+    assert choose_micro_batch_tokens(2048, 64) == 256

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dragoman.settings import TrainingSettings
-from dragoman.training.precision import choose_precision, plan_parts, quick_float32
+from dragoman.training.precision import choose_precision, plan_micro_batches, quick_float32
 
 
 def find_error():
@@ -29,5 +29,5 @@ def test_a_precision_that_was_set_is_kept_and_one_that_was_not_has_a_reason():
 
 def test_only_the_quick_path_on_the_processor_has_parts():
     settings = TrainingSettings(accelerator="cpu", batch_tokens=2048)
-    assert plan_parts(settings) in (256, 512, 1024)
-    assert plan_parts(settings.model_copy(update={"implementation": "reference"})) is None
+    assert plan_micro_batches(settings) in (256, 512, 1024)
+    assert plan_micro_batches(settings.model_copy(update={"implementation": "reference"})) is None

@@ -127,7 +127,7 @@ def rehearse(
         console.print(
             f"would be written: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)"
         )
-        loader = run.data.train_dataloader()
+        loader = run.data_module.train_dataloader()
         estimate = estimate_time(run.module, loader, run.settings.training, run.precision, clock)
         console.print(clock.report(), estimate, sep="\n", highlight=False)
         console.print(dump_settings(run.settings), highlight=False)
@@ -207,7 +207,7 @@ def _train(run: Run) -> int:
     try:
         run.trainer.fit(
             run.module,
-            datamodule=run.data,
+            datamodule=run.data_module,
             ckpt_path=resumption.path if resumption else None,
             weights_only=True,
         )
@@ -238,7 +238,7 @@ def _take_best_weights(run: Run) -> None:
     """
     best = run.folder / CHECKPOINTS / BEST
     if run.module.validated_step != run.trainer.global_step:
-        score = run.trainer.validate(run.module, run.data, verbose=False)[0][run.monitor]
+        score = run.trainer.validate(run.module, run.data_module, verbose=False)[0][run.monitor]
         if run.checkpoints.is_better(score):
             return
     if not best.is_file():

@@ -6,13 +6,14 @@ from typing import Any
 
 from dragoman.commands.evaluate import evaluate_model
 from dragoman.commands.fit_setup import Run
-from dragoman.commands.inspect import inspect
+from dragoman.commands.inspect import inspect_pairs
 from dragoman.commands.report import make_report
-from dragoman.errors import DataError, DragomanError
+from dragoman.errors import DragomanError
 from dragoman.evaluation.evaluation import Evaluation
 from dragoman.evaluation.rows import Row
 from dragoman.model_folder.folder import REPORT
 from dragoman.predictor import Predictor
+from dragoman.presets import choose_settings
 from dragoman.reporting.page import write_report
 from dragoman.settings import Settings
 from dragoman.training.curves import read_curves
@@ -87,16 +88,19 @@ def report_run(
 
 
 def _inspect(run: Run) -> tuple[dict[str, Any] | None, str]:
-    """Return what is found in the data; or None, and why they were not inspected."""
+    """Return what is found in the pairs; or None, and why they were not inspected."""
     if (num_rows := sum(run.data.num_rows.values())) > _MOST_INSPECTED:
-        return (
-            None,
-            f" (without an inspection: {num_rows:,} pairs are too many to be held in memory)",
-        )
-    try:
-        return inspect(run.data.paths, run.typed, run.data.tokenizer).to_dict(), ""
-    except DataError as error:  # files may change, or go, in the hours of a training
-        return None, f" (without an inspection: {error})"
+        return None, f" (without an inspection: {num_rows:,} pairs do not fit into memory)"
+    statistics, is_parallel = run.data.statistics, run.data.is_parallel
+    found = inspect_pairs(
+        run.data.read_splits(),
+        run.data.paths,
+        run.settings,
+        tokenizer=run.data.tokenizer,
+        row_errors=run.data.invalid_rows,
+        reasons=choose_settings(run.typed, statistics, is_parallel=is_parallel).reasons,
+    )
+    return found.to_dict(), ""
 
 
 def _show(row: Row, settings: Settings) -> dict[str, Any]:

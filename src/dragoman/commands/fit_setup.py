@@ -10,9 +10,11 @@ import lightning
 
 from dragoman.commands.run_folders import claim_folders, temporary_folder
 from dragoman.configuration import find_conflicts, list_set_values, merge_settings
+from dragoman.data.run_data import RunData
 from dragoman.errors import CheckpointError, SettingsError
 from dragoman.model.building import build_network
 from dragoman.model_folder.constraint_files import find_constraint_faults
+from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import sha256
 from dragoman.tokenizers.tokenizer import find_side_faults
@@ -25,7 +27,7 @@ from dragoman.training.precision import (
     choose_precision,
     find_device,
     name_device,
-    plan_parts,
+    plan_micro_batches,
     quick_float32,
 )
 from dragoman.training.resume import (
@@ -49,7 +51,8 @@ class Run:
 
     settings: Settings
     typed: Settings  # before any was chosen
-    data: PairDataModule
+    data: RunData
+    data_module: PairDataModule
     module: TransformerTraining
     trainer: lightning.Trainer
     checkpoints: Checkpoints
@@ -79,9 +82,16 @@ def open_run(
     with temporary_folder(out) as ids, quick_float32():
         hush_lightning()
         around.tell("reading pairs")
-        data = PairDataModule(pairs, settings, ids, around.clock)
-        data.prepare_data()
-        resolved = _forget_cache(data.settings).model_copy(update={"version": version("dragoman")})
+        data = RunData.read(list_files(pairs), settings, ids)
+        around.clock.mark("pairs")
+        choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
+        data.encode(choice.settings)
+        around.clock.mark("tokenizer and ids")
+        train = data.ids("train")
+        resolved, room = leave_room_for_outputs(
+            choice.settings, train.source_lengths, train.target_lengths
+        )
+        resolved = _forget_cache(resolved).model_copy(update={"version": version("dragoman")})
         _check_settings(resolved)
         device_type = find_device(resolved.training)
         precision, why = choose_precision(resolved.training, device_type)
@@ -94,8 +104,8 @@ def open_run(
             sha256=data.sha256,
         )
         run = _assemble(record, data, out, folder, around, None)
-        told = [*data.notes, *filter(None, [data.told_of_cache])]
-        _report(run, told, f"{precision} on {name_device(device_type)}: {why}")
+        messages = [*choice.reasons, *data.notes, *room, *filter(None, [data.cache_note])]
+        _report(run, messages, f"{precision} on {name_device(device_type)}: {why}")
         yield run
 
 
@@ -125,9 +135,9 @@ def reopen_run(
     out, folder = claim_folders(out, overwrite=True)
     with quick_float32():
         hush_lightning()
-        data = PairDataModule(began.pairs, merged, folder / DATA, around.clock)
+        data = RunData.reopen(began.pairs, merged.data, folder / DATA)
         data.sha256 = dict(began.sha256)
-        data.reopen()
+        around.clock.mark("data of the run")
         record = replace(began, settings=merged)
         run = _assemble(record, data, out, folder, around, resumption)
         device = name_device(find_device(merged.training))
@@ -171,7 +181,7 @@ def _check_pairs(paths: Sequence[Path], record: RunRecord) -> None:
 
 def _assemble(
     record: RunRecord,
-    data: PairDataModule,
+    data: RunData,
     out: Path,
     folder: Path,
     around: Surroundings,
@@ -179,7 +189,6 @@ def _assemble(
 ) -> Run:
     """Build the model and the trainer."""
     settings = record.settings
-    data.settings = settings
     lightning.seed_everything(settings.training.seed, verbose=False)
     texts = Texts(data.tokenizer)
     module = TransformerTraining(
@@ -189,7 +198,7 @@ def _assemble(
         max_steps=settings.training.max_steps,
         decoded_fraction=min(1.0, settings.training.valid_rows / data.num_rows["valid"]),
         implementation=settings.training.implementation,
-        part_tokens=plan_parts(settings.training),
+        micro_batch_tokens=plan_micro_batches(settings.training),
         scoring=choose_text_scores(settings, texts),
     )
     around.clock.mark("network")
@@ -208,6 +217,7 @@ def _assemble(
         settings=settings,
         typed=merge_settings(Settings(), record.typed),
         data=data,
+        data_module=PairDataModule(data.paths, settings, data=data),
         module=module,
         trainer=trainer,
         checkpoints=checkpoints,

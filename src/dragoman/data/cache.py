@@ -1,165 +1,146 @@
-"""A folder of results kept between runs: an entry is there whole and unchanged, or not at all.
+"""Prepared data of earlier runs in the user's cache folder, found by what they were made from.
 
-    ids-0a1b….../          an entry: the kind and the SHA-256 of everything that it was made from
-        manifest.json      size and SHA-256 of each of its files
-        train.arrow …
-    making-k3j2h1/         an entry on its way in, or on its way out
+    data-0a1b…/   an entry: the files of `RunData`, under their names
 
-Whoever takes an entry gets files of his own (other names of the same bytes, or copies where the
-disk is another), and checks those. So no lock is needed: an entry may be put twice, or removed at
-any moment, and nobody that has taken it notices.
+An entry is written under a temporary name, renamed, and never changed. `take` gives the caller hard
+links (copies, if the disk is another one), so an entry may be removed at any time, without a lock.
 """
 
 import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
-from dragoman.storage import sha256
+from dragoman.configuration import list_set_values
+from dragoman.settings import Settings
 
-UNUSED_DAYS = 30  # an entry that nobody took for so long is removed
-LARGEST_BYTES = 10 * 2**30  # beyond so much in all, those unused for longest are removed
+# Raise it whenever the same files and settings give other statistics, tokens, ids or file layouts.
+FORMAT = 3
+UNUSED_DAYS = 30  # entries unused for so long are removed
+LARGEST_BYTES = 10 * 2**30  # then the entries unused for longest are removed, down to this size
 
-_MANIFEST = "manifest.json"
-_LONGEST_MANIFEST_BYTES = 1 << 16
-_MAKING = "making-"
-_MAKING_DAYS = 1  # what is older was left by a run that died
-_ENTRY = re.compile(r"[a-z]+-[0-9a-f]{64}")
-_DAY_S = 86_400.0
+_ENTRY, _STAGED = re.compile(r"data-[0-9a-f]{64}"), ".staged-"
+_DAY_S = 86_400.0  # temporary folders that are older were left by a run that died
 
 
-def find_default_folder() -> Path | None:
-    """Return the user's folder for what can be made again: in XDG_CACHE_HOME, or in ~/.cache.
+def make_key(digests: Mapping[str, object], settings: Settings) -> str:
+    """Return the name of the entry for these files, by the settings typed for data and tokenizer.
 
-    None: the user has no home, as in some containers; nothing is kept then.
+    Those that are left open are chosen by the pairs, so they add nothing.
     """
-    # A relative path there counts as none: XDG Base Directory Specification 0.8.
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if named.is_absolute():
-        return named / "dragoman"
-    try:
-        return Path.home() / ".cache" / "dragoman"
-    except RuntimeError:
-        return None
-
-
-def make_key(kind: str, ingredients: Mapping[str, object]) -> str:
-    """Return the name of the entry that is made of `ingredients`, which are plain JSON values."""
-    text = json.dumps(ingredients, sort_keys=True)
-    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}"
+    made_from = {
+        "format": FORMAT,
+        "versions": {name: version(name) for name in ("dragoman", "tokenizers", "pyarrow")},
+        "python": platform.python_version(),
+        "files": digests,
+        "settings": {
+            name: value
+            for name, value in list_set_values(settings)
+            if name.startswith(("data.", "tokenizer.")) and name != "data.cache"
+        },
+    }
+    text = json.dumps(made_from, sort_keys=True)
+    return f"data-{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 class Cache:
-    """The entries in `folder`, which is made when the first is kept."""
+    """The entries in `folder`, which is made when the first entry is kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def take(self, key: str, names: Sequence[str], into: Path) -> bool:
-        """Put the files `names` of the entry into the folder `into`, and return whether it was there.
+    @classmethod
+    def open(cls, setting: str) -> "Cache | None":
+        """Return the cache of the setting data.cache, pruned; None if there is none.
 
-        An entry that is not whole, has other files or has changed is removed, and counts as none.
+        auto: dragoman in XDG_CACHE_HOME or ~/.cache; a user without a home has none.
         """
-        entry = self.folder / key
-        if not os.access(entry, os.R_OK | os.X_OK):
-            return False
-        with tempfile.TemporaryDirectory(prefix=".taking-", dir=into) as taken:
+        if setting in ("none", ""):
+            return None
+        folder = Path(setting)
+        if setting == "auto":
+            # A relative path there is ignored: XDG Base Directory Specification 0.8.
+            named = Path(os.environ.get("XDG_CACHE_HOME", ""))
             try:
-                for name in names:
-                    _link_or_copy(entry / name, Path(taken) / name)
-                is_whole = _read_manifest(entry) == _describe(Path(taken), names)
-            except (OSError, ValueError):
-                is_whole = False
-            if not is_whole:
-                self.remove(key)
-                return False
-            for name in names:
-                (Path(taken) / name).replace(into / name)
-        # By this, `prune` knows when it was used; it fails where the folder is read-only, or where
-        # another run has just removed the entry.
-        with suppress(OSError):
-            os.utime(entry)
+                folder = (named if named.is_absolute() else Path.home() / ".cache") / "dragoman"
+            except RuntimeError:
+                return None
+        cache = cls(folder)
+        cache.prune()
+        return cache
+
+    def take(self, key: str, into: Path) -> bool:
+        """Put the files of an entry into the folder `into`; return whether the entry is there."""
+        entry = self.folder / key
+        try:
+            with tempfile.TemporaryDirectory(prefix=".taking-", dir=into) as taken:
+                for file in list(entry.iterdir()):
+                    _link_or_copy(file, Path(taken) / file.name)
+                for file in list(Path(taken).iterdir()):
+                    file.replace(into / file.name)
+        except OSError:  # no such entry, or another run has just removed it
+            return False
+        with suppress(OSError):  # the folder may be read-only
+            os.utime(entry)  # `prune` goes by it
         return True
 
     def keep(self, key: str, files: Sequence[Path]) -> None:
-        """Make an entry of `files`, under their names; one that is there already stays.
+        """Make an entry of `files`, under their names.
 
         Raises:
             OSError: The folder cannot be written.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=_MAKING, dir=self.folder))
+        staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=self.folder))
         try:
             for file in files:
-                _link_or_copy(file, making / file.name)
-            manifest = _describe(making, [file.name for file in files])
-            (making / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-            try:
-                making.rename(self.folder / key)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another run was quicker
-                    raise
+                _link_or_copy(file, staged / file.name)
+            staged.rename(self.folder / key)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another run was faster
+                raise
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            shutil.rmtree(staged, ignore_errors=True)
 
     def remove(self, key: str) -> None:
         """Remove an entry, as far as the folder can be written."""
-        try:
-            leaving = tempfile.mkdtemp(prefix=_MAKING, dir=self.folder)
-        except OSError:
-            return
+        staged = self.folder / f"{_STAGED}{os.urandom(8).hex()}"
         with suppress(OSError):  # another run may have removed it
-            # At one stroke: nobody finds half of it.
-            (self.folder / key).rename(Path(leaving) / key)
-        shutil.rmtree(leaving, ignore_errors=True)
+            (self.folder / key).rename(staged)  # first, so that nobody takes half of it
+        shutil.rmtree(staged, ignore_errors=True)
 
     def prune(
         self, unused_days: float = UNUSED_DAYS, largest_bytes: int = LARGEST_BYTES
     ) -> list[str]:
-        """Remove each entry that was not used for `unused_days`; then, as long as those that are left
-        have more than `largest_bytes`, the one that was not used for longest.
+        """Remove entries unused for `unused_days`; then those unused for longest over the limit.
 
         Nothing else in the folder is touched. Returns the keys of the removed entries.
         """
-        now_s = time.time()
-        entries = self._list_entries()
-        total = sum(size for _, _, size in entries)
-        removed = []
-        for key, used_s, size in entries:
+        now_s, removed, entries = time.time(), list[str](), list[tuple[float, str, int]]()
+        with suppress(OSError):  # no such folder, or another run is removing an entry
+            for path in self.folder.iterdir():
+                used_s = path.stat().st_mtime
+                if path.name.startswith(_STAGED) and now_s - used_s > _DAY_S:
+                    shutil.rmtree(path, ignore_errors=True)
+                elif _ENTRY.fullmatch(path.name) and path.is_dir():
+                    size = sum(file.lstat().st_size for file in path.iterdir())
+                    entries.append((used_s, path.name, size))
+        total = sum(size for *_, size in entries)
+        for used_s, key, size in sorted(entries):
             if now_s - used_s > unused_days * _DAY_S or total > largest_bytes:
                 self.remove(key)
                 removed.append(key)
                 total -= size
-        for left in self.folder.glob(f"{_MAKING}*"):
-            if now_s - _modified_s(left) > _MAKING_DAYS * _DAY_S:
-                shutil.rmtree(left, ignore_errors=True)
         return removed
-
-    def _list_entries(self) -> list[tuple[str, float, int]]:
-        """Return key, time of the last use and size of each entry, the longest unused first."""
-        entries = []
-        try:
-            for entry in self.folder.iterdir():
-                if _ENTRY.fullmatch(entry.name) and entry.is_dir():
-                    size = sum(file.lstat().st_size for file in entry.iterdir())
-                    entries.append((entry.name, _modified_s(entry), size))
-        except OSError:
-            return []  # no such folder, or another run removes an entry just now
-        return sorted(entries, key=lambda entry: entry[1])
-
-
-def _modified_s(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return time.time()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -169,12 +150,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         raise
     except OSError:  # another disk, or one without links
         shutil.copyfile(source, target)
-
-
-def _describe(folder: Path, names: Sequence[str]) -> dict[str, list[object]]:
-    return {name: [(folder / name).stat().st_size, sha256(folder / name)] for name in sorted(names)}
-
-
-def _read_manifest(entry: Path) -> object:
-    with (entry / _MANIFEST).open("rb") as file:
-        return json.loads(file.read(_LONGEST_MANIFEST_BYTES))

@@ -1,6 +1,8 @@
 """Pairs as ids in memory-mapped Arrow files: any number of rows, read without a copy or a loop."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,73 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dragoman.data.batch import Batch
+from dragoman.errors import DataError
+from dragoman.reading.pairs import Pair, RowErrors
+from dragoman.reading.statistics import Split
+from dragoman.settings import DataSettings
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 ROWS_PER_CHUNK = 65_536
 _IDS = pa.list_(pa.int32())
 _SCHEMA = pa.schema([("source", _IDS), ("target", _IDS), ("line", pa.int64())])
+
+
+def encode_splits(
+    pairs: Iterable[tuple[Split, Pair]],
+    tokenizer: PairTokenizer,
+    files: Mapping[Split, Path],
+    settings: DataSettings,
+) -> tuple[dict[Split, int], RowErrors]:
+    """Write the ids of `pairs` to the file of their split; return the numbers of rows, and the errors.
+
+    Rows over `data.max_tokens` are left out and counted when `data.long_rows` is skip.
+
+    Raises:
+        DataError: Rows are over `data.max_tokens`, and `data.long_rows` is error; no file is left
+            behind then.
+    """
+    long_rows, counts = RowErrors(), dict.fromkeys(files, 0)
+    iterator = iter(pairs)
+    with ExitStack() as stack:
+        writers = {split: stack.enter_context(IdsWriter(path)) for split, path in files.items()}
+        while chunk := list(islice(iterator, ROWS_PER_CHUNK)):
+            for split, writer in writers.items():
+                rows = [pair for name, pair in chunk if name == split]
+                counts[split] += _encode_rows(
+                    rows, tokenizer, writer, settings.max_tokens, long_rows
+                )
+        if long_rows.total and settings.long_rows == "error":
+            raise DataError(
+                f"{long_rows.report()}\nraise data.max_tokens, or set data.long_rows skip to train "
+                "without these rows"
+            )
+    return counts, long_rows
+
+
+def _encode_rows(
+    rows: list[Pair],
+    tokenizer: PairTokenizer,
+    writer: "IdsWriter",
+    max_tokens: int,
+    long_rows: RowErrors,
+) -> int:
+    sources = tokenizer.encode_sources(
+        [pair.source for pair in rows], [pair.features for pair in rows]
+    )
+    targets = tokenizer.encode_targets([pair.target for pair in rows])
+    kept = []
+    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        length = max(len(source), len(target))
+        if length <= max_tokens:
+            kept.append(i)
+        else:
+            detail = f"{length:,} tokens, over data.max_tokens {max_tokens:,}"
+            long_rows.add(rows[i].file, rows[i].line, "over data.max_tokens", detail)
+    if kept:
+        writer.write(
+            [sources[i] for i in kept], [targets[i] for i in kept], [rows[i].line for i in kept]
+        )
+    return len(kept)
 
 
 class IdsWriter:
@@ -39,7 +104,7 @@ class IdsWriter:
     ) -> None:
         """Append rows (at most `ROWS_PER_CHUNK` at a time, which bounds the memory).
 
-        `lines`: where each pair stands in its file; None: unknown, 0 is written.
+        `lines`: the line of each pair in its file; None: unknown, 0 is written.
         """
         columns = [pa.array(side, type=_IDS) for side in (sources, targets)]
         columns.append(pa.array(lines or [0] * len(sources), type=pa.int64()))
@@ -56,8 +121,8 @@ class IdsWriter:
 class EncodedPairs:
     """The ids of pairs, memory-mapped from a file that `IdsWriter` wrote.
 
-    Resident are the starts and the lengths of the rows (24 bytes a row); ids are read from the map.
-    Can be sent to another process: it is opened there anew, by its path.
+    In memory are the starts and the lengths of the rows (24 bytes a row); ids are read from the map.
+    When sent to another process, it is opened there by its path.
     """
 
     def __init__(self, path: Path, pad_id: int = 0) -> None:
@@ -66,12 +131,12 @@ class EncodedPairs:
         reader = pa.ipc.open_file(map_)
         chunks = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._chunks = chunks  # holds the map open
-        # One view of the whole file as int32: every id of every chunk has its place in it, so any
+        # The whole file viewed as int32, in which each id of each chunk has its place, so that any
         # rows are gathered at once. Arrow aligns its buffers to 8 bytes.
-        whole = np.frombuffer(map_.read_buffer(map_.size() // 4 * 4), dtype=np.int32)
-        self._values = whole
-        self._source_starts, self.source_lengths = _locate(chunks, "source", whole)
-        self._target_starts, self.target_lengths = _locate(chunks, "target", whole)
+        file_ids = np.frombuffer(map_.read_buffer(map_.size() // 4 * 4), dtype=np.int32)
+        self._values = file_ids
+        self._source_starts, self.source_lengths = _locate(chunks, "source", file_ids)
+        self._target_starts, self.target_lengths = _locate(chunks, "target", file_ids)
 
     def __reduce__(self) -> tuple[type["EncodedPairs"], tuple[Path, int]]:
         return EncodedPairs, (self.path, self.pad_id)
@@ -88,7 +153,7 @@ class EncodedPairs:
         )
 
     def find_lines(self, rows: NDArray[np.int64]) -> list[int]:
-        """Return where the pairs of `rows` stand in their file, from line 1; 0: unknown."""
+        """Return the line of each of `rows` in the file of pairs, from 1; 0: unknown."""
         firsts = np.cumsum([0, *(chunk.num_rows for chunk in self._chunks)])
         chunks = np.searchsorted(firsts, rows, side="right") - 1
         return [
@@ -97,7 +162,7 @@ class EncodedPairs:
         ]
 
     def count_source_ids(self, vocab_size: int) -> NDArray[np.int64]:
-        """Return how often each source id below `vocab_size` stands in all rows, (vocab_size,)."""
+        """Return how often each source id below `vocab_size` occurs in all rows, (vocab_size,)."""
         counts = np.zeros(vocab_size, np.int64)
         for chunk in self._chunks:
             ids = chunk.column("source").values.to_numpy(zero_copy_only=True)
@@ -113,11 +178,11 @@ class EncodedPairs:
 
 
 def _locate(
-    chunks: Sequence[pa.RecordBatch], side: str, whole: NDArray[np.int32]
+    chunks: Sequence[pa.RecordBatch], side: str, file_ids: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Return where each row of `side` starts in `whole`, and its length, both in ids."""
+    """Return the start of each row of `side` in `file_ids`, and its length, both in ids."""
     starts, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
-    origin = whole.__array_interface__["data"][0]
+    origin = file_ids.__array_interface__["data"][0]
     for chunk in chunks:
         column = chunk.column(side)
         offsets = np.asarray(column.offsets, dtype=np.int64)

@@ -1,16 +1,28 @@
-"""Which rows make a batch: a token budget, little padding, the same plan on every machine."""
+"""Which rows make a batch: a token budget, little padding, the same plan on every machine.
+
+On the CPU a batch is computed in micro-batches, one on each core. The plan of an epoch is made of
+micro-batches too, so that a batch holds rows of several lengths and still has little padding.
+"""
 
 from collections.abc import Iterator
 
 import numpy as np
+import torch
+from jaxtyping import Int
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dragoman.data.batch import Batch
 from dragoman.data.dataset import EncodedPairs
-from dragoman.data.parts import cut_by_budget
+
+Lengths = NDArray[np.integer]
 
 POOL_ROWS = 1 << 20  # rows that are shuffled and sorted at a time: bounds the memory of a plan
 _BLOCK_ROWS = 4096  # rows that stay together on their way into a pool: keeps reads local
+
+# Tokens of a micro-batch, on the longer side: larger ones leave the caches of a core; in smaller
+# ones the time goes into starting operations.
+_MOST_TOKENS, _FEWEST_TOKENS = 1024, 256
 
 
 def plan_batches(
@@ -19,51 +31,108 @@ def plan_batches(
     *,
     seed: int,
     epoch: int,
-    part_tokens: int | None = None,
+    micro_batch_tokens: int | None = None,
     num_ranks: int = 1,
 ) -> list[NDArray[np.int64]]:
     """Return the batches of an epoch in random order, every row once.
 
     A batch holds at most `batch_tokens` tokens on its longer side, padding counted; a row longer
-    than that is a batch by itself. Its rows are of like lengths; or, with `part_tokens`, it is made
-    of parts of so many tokens, each of like lengths, and the parts are drawn at random.
-    The number of batches is a multiple of `num_ranks`: the first ones are repeated at the end to
-    make it so, because ranks with unequal counts wait for ever.
+    than that is a batch by itself. Its rows have similar lengths. With `micro_batch_tokens`, it is
+    made of micro-batches of so many tokens, drawn at random: only the rows of each have similar
+    lengths.
+    The number of batches is a multiple of `num_ranks`: the first ones are repeated at the end if
+    needed, because ranks with unequal counts would wait forever.
     The plan depends on its arguments alone: rank r takes every `num_ranks`-th batch from r on.
     """
-    part_tokens = min(part_tokens or batch_tokens, batch_tokens)
-    parts_a_batch = batch_tokens // part_tokens
+    micro_batch_tokens = min(micro_batch_tokens or batch_tokens, batch_tokens)
+    per_batch = batch_tokens // micro_batch_tokens
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     blocks = random.permutation(-(-len(pairs) // _BLOCK_ROWS))
     blocks_per_pool = POOL_ROWS // _BLOCK_ROWS
     batches: list[NDArray[np.int64]] = []
     for first in range(0, len(blocks), blocks_per_pool):
-        rows = random.permutation(_rows_of(blocks[first : first + blocks_per_pool], len(pairs)))
-        cut = cut_by_budget(pairs.source_lengths[rows], pairs.target_lengths[rows], part_tokens)
-        parts = [rows[cut[i]] for i in random.permutation(len(cut))]
-        batches.extend(
-            np.concatenate(parts[i : i + parts_a_batch])
-            for i in range(0, len(parts), parts_a_batch)
+        pool = blocks[first : first + blocks_per_pool]
+        rows = (pool[:, None] * _BLOCK_ROWS + np.arange(_BLOCK_ROWS)).ravel()
+        rows = random.permutation(rows[rows < len(pairs)])
+        cut = cut_by_budget(
+            pairs.source_lengths[rows], pairs.target_lengths[rows], micro_batch_tokens
         )
-    missing = -len(batches) % num_ranks
-    while missing:
+        micro_batches = [rows[cut[i]] for i in random.permutation(len(cut))]
+        batches.extend(
+            np.concatenate(micro_batches[i : i + per_batch])
+            for i in range(0, len(micro_batches), per_batch)
+        )
+    while missing := -len(batches) % num_ranks:
         batches.extend(batches[:missing])
-        missing = -len(batches) % num_ranks
     return batches
 
 
-def _rows_of(blocks: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
-    rows = (blocks[:, None] * _BLOCK_ROWS + np.arange(_BLOCK_ROWS)).ravel()
-    return rows[rows < num_rows]
+def cut_by_budget(source: Lengths, target: Lengths, most_tokens: int) -> list[NDArray[np.int64]]:
+    """Return the places of rows with these lengths, cut so that rows x longest <= `most_tokens`.
+
+    The longest is that of the longer side; a row longer than `most_tokens` is alone. Rows that are
+    similar on both sides come together, so that neither is padded much: they are sorted by their
+    longer side, then by the difference of the sides, up and down in turns, so that it does not jump
+    from one length to the next. Equal rows keep their order.
+    """
+    longer = np.maximum(source, target)
+    difference = np.subtract(source, target, dtype=np.int64)
+    order = np.lexsort((np.where(longer % 2 == 0, difference, -difference), longer))
+    longest = longer[order]  # rises
+    pieces, start = [], 0
+    while start < len(order):
+        # Lengths rise, so a piece of n rows costs n x the last one's length: take the largest n.
+        most_rows = max(1, most_tokens // max(1, int(longest[start])))
+        lengths = longest[start : start + most_rows].astype(np.int64)
+        cost = lengths * np.arange(1, len(lengths) + 1)
+        count = max(1, int(np.searchsorted(cost, most_tokens, side="right")))
+        pieces.append(order[start : start + count])
+        start += count
+    return pieces
+
+
+def choose_micro_batch_tokens(batch_tokens: int, num_threads: int) -> int:
+    """Return the size of micro-batches that gives one to each thread."""
+    return min(_MOST_TOKENS, max(_FEWEST_TOKENS, batch_tokens // num_threads))
+
+
+def cut_batch(
+    batch: Batch, micro_batch_tokens: int | None, *, num_threads: int, pad_id: int = 0
+) -> list[Batch]:
+    """Return `batch` as micro-batches of similar lengths, each padded to its own longest row.
+
+    Args:
+        micro_batch_tokens: Size, as of `cut_by_budget`; None: at least one for each thread.
+    """
+    source, target = (_find_lengths(ids, pad_id) for ids in (batch.source_ids, batch.target_ids))
+    if micro_batch_tokens is None:
+        total = int(np.maximum(source, target).sum())
+        micro_batch_tokens = choose_micro_batch_tokens(total + total // 8, num_threads)  # padding
+    micro_batches = []
+    for rows in cut_by_budget(source, target, micro_batch_tokens):
+        places = torch.from_numpy(rows)
+        longest_source, longest_target = int(source[rows].max()), int(target[rows].max())
+        micro_batches.append(
+            Batch(
+                source_ids=batch.source_ids[places, : max(1, longest_source)],
+                target_ids=batch.target_ids[places, : max(2, longest_target)],
+            )
+        )
+    return micro_batches
+
+
+def _find_lengths(ids: Int[Tensor, "B L"], pad_id: int) -> NDArray[np.int64]:
+    """Return the length of each row without its padding."""
+    places = torch.arange(1, ids.shape[1] + 1)
+    lengths: NDArray[np.int64] = torch.where(ids != pad_id, places, 0).amax(dim=1).numpy()
+    return lengths
 
 
 class TrainingLoader:
-    """The training batches of one rank, epoch after epoch; knows its place, and can be put there.
+    """The training batches of one rank, epoch after epoch; its position can be saved and restored.
 
-    Its state is (seed, batch_tokens, part_tokens, epoch, batches consumed): with the same pairs, a
-    loader that is given the state of another goes on with the very batches that would have come
-    there; with another budget, with the next epoch. Without `part_tokens`, the rows of a batch are
-    all of like lengths.
+    With the same pairs, a loader that loads the state of another continues with exactly the batches
+    that would have followed there; with another `batch_tokens`, with the next epoch.
     """
 
     def __init__(
@@ -72,24 +141,24 @@ class TrainingLoader:
         batch_tokens: int,
         *,
         seed: int,
-        part_tokens: int | None = None,
+        micro_batch_tokens: int | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
         self.pairs, self.batch_tokens, self.seed = pairs, batch_tokens, seed
-        self.part_tokens = part_tokens or batch_tokens
+        self.micro_batch_tokens = micro_batch_tokens or batch_tokens
         self.rank, self.num_ranks = rank, num_ranks
         self.epoch = 0
         self.num_consumed = 0
-        self._planned: tuple[int, int, int] | None = None  # seed, part_tokens, epoch
+        self._planned: tuple[int, int, int] | None = None  # seed, micro_batch_tokens, epoch
         self._plan: list[NDArray[np.int64]] = []
 
     def __len__(self) -> int:
-        """Return the number of batches of the epoch at hand, the same for each rank."""
+        """Return the number of batches of the current epoch, the same for each rank."""
         return len(self._batches_of_epoch())
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the rest of the epoch at hand, or, where that is done, the next epoch."""
+        """Yield the remaining batches of the current epoch, or, at its end, the next epoch."""
         if self.num_consumed >= len(self):
             self.epoch, self.num_consumed = self.epoch + 1, 0
         for rows in self._batches_of_epoch()[self.num_consumed :]:
@@ -98,32 +167,33 @@ class TrainingLoader:
             yield self.pairs.gather(rows)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the place, as plain numbers."""
+        """Return the position, as plain numbers."""
         return {
             "seed": self.seed,
             "batch_tokens": self.batch_tokens,
-            "part_tokens": self.part_tokens,
+            "part_tokens": self.micro_batch_tokens,  # its name in every checkpoint
             "epoch": self.epoch,
             "num_consumed": self.num_consumed,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to the place that `state` tells."""
+        """Go to the position in `state`."""
         self.seed, self.epoch = state["seed"], state["epoch"]
         if state["batch_tokens"] == self.batch_tokens:
-            self.part_tokens, self.num_consumed = state["part_tokens"], state["num_consumed"]
+            self.micro_batch_tokens = state["part_tokens"]
+            self.num_consumed = state["num_consumed"]
         else:
             self.epoch, self.num_consumed = self.epoch + 1, 0
 
     def _batches_of_epoch(self) -> list[NDArray[np.int64]]:
-        wanted = (self.seed, self.part_tokens, self.epoch)
+        wanted = (self.seed, self.micro_batch_tokens, self.epoch)
         if self._planned != wanted:
             plan = plan_batches(
                 self.pairs,
                 self.batch_tokens,
                 seed=self.seed,
                 epoch=self.epoch,
-                part_tokens=self.part_tokens,
+                micro_batch_tokens=self.micro_batch_tokens,
                 num_ranks=self.num_ranks,
             )
             self._plan = plan[self.rank :: self.num_ranks]
@@ -134,7 +204,7 @@ class TrainingLoader:
 class EvaluationLoader:
     """The same batches of one rank each time, from the first; every row counts once over all ranks.
 
-    The batches are of like lengths but stand in random order, so that the first ones are a sample.
+    The batches have similar lengths but stand in random order, so that the first ones are a sample.
     """
 
     def __init__(
@@ -146,7 +216,7 @@ class EvaluationLoader:
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
-        self.pairs, self.rank, self.num_ranks = pairs, rank, num_ranks
+        self.pairs = pairs
         plan = plan_batches(pairs, batch_tokens, seed=seed, epoch=0)
         self._plan = plan[rank::num_ranks]
         self._num_batches = -(-len(plan) // num_ranks)
@@ -156,7 +226,7 @@ class EvaluationLoader:
         return self._num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches; a rank that has one less than others gets one without a target."""
+        """Yield the batches; a rank with one batch less than others gets one without a target."""
         for rows in self._plan:
             yield self.pairs.gather(rows)
         if len(self._plan) < self._num_batches:

@@ -1,7 +1,7 @@
 """Errors of single rows: their kinds, counts, and the checks of text."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,14 @@ class RowErrors:
         self._counts: Counter[str] = Counter()
         self.examples: list[RowError] = []
         """The first errors of each kind, in their order."""
+
+    @classmethod
+    def restore(cls, counts: Mapping[str, int], examples: Iterable[RowError]) -> "RowErrors":
+        """Return the row errors with these `counts` and `examples`."""
+        row_errors = cls()
+        row_errors._counts.update(counts)
+        row_errors.examples += examples
+        return row_errors
 
     def add(self, file: str | Path, line: int, kind: str, detail: str) -> None:
         """Count one row; `detail` says what was found in it."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from dragoman.data.batch import Batch
-from dragoman.data.parts import cut_batch
+from dragoman.data.sampler import cut_batch
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search import search
 from dragoman.decoding.search_config import SearchConfig
@@ -54,7 +54,7 @@ class TransformerTraining(lightning.LightningModule):
         decoded_fraction: Part of each batch, at least a row, that a validation decodes; a test
             decodes all.
         implementation: Our fused training code, or torch's own modules; same function.
-        part_tokens: Tokens of the parts that the fused code cuts a batch into on the CPU; None: a
+        micro_batch_tokens: Tokens of the parts that the fused code cuts a batch into on the CPU; None: a
             part for each of torch's threads, or more.
         scoring: Scores over texts, beside those over ids; None: there is no text.
     """
@@ -68,7 +68,7 @@ class TransformerTraining(lightning.LightningModule):
         max_steps: int | None = None,
         decoded_fraction: float = 1.0,
         implementation: Implementation = "fused",
-        part_tokens: int | None = None,
+        micro_batch_tokens: int | None = None,
         scoring: TextScoring | None = None,
     ) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class TransformerTraining(lightning.LightningModule):
         self.decoded_fraction = decoded_fraction
         self.validated_step = -1  # updates done when the last validation was made
         self.implementation: Implementation = implementation
-        self.part_tokens = part_tokens
+        self.micro_batch_tokens = micro_batch_tokens
         self.train_metrics = TeacherForcedMetrics("train")
         self.valid_metrics = TeacherForcedMetrics("valid")
         self.test_metrics = TeacherForcedMetrics("test")
@@ -316,7 +316,7 @@ class TransformerTraining(lightning.LightningModule):
         if self.implementation == "fused" and on_cpu and self.training and torch.is_grad_enabled():
             parts = cut_batch(
                 batch,
-                self.part_tokens,
+                self.micro_batch_tokens,
                 num_threads=torch.get_num_threads(),
                 pad_id=self.network.pad_id,
             )

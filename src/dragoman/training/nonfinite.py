@@ -112,6 +112,6 @@ def _name_rows(trainer: lightning.Trainer, found: Sequence[Batch]) -> str:
     told = f"{len(found):,} rows"
     named = [one.rows for one in found[:_MOST_NAMED] if one.rows is not None]
     if named and isinstance(data, PairDataModule):
-        names = [name for rows in named for name in data.name_rows(rows)]
+        names = [name for rows in named for name in data.data.name_rows(rows)]
         told += f": {', '.join(names)}{', …' if len(found) > len(named) else ''}"
     return told

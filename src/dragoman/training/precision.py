@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from dragoman.data.parts import choose_part_tokens
+from dragoman.data.sampler import choose_micro_batch_tokens
 from dragoman.errors import SettingsError
 from dragoman.settings import TrainingSettings
 
@@ -42,13 +42,13 @@ def name_device(device_type: str) -> str:
     return f"cuda ({torch.cuda.get_device_name()})"
 
 
-def plan_parts(training: TrainingSettings) -> int | None:
+def plan_micro_batches(training: TrainingSettings) -> int | None:
     """Return the tokens of the parts that a batch is made of; None: it is one.
 
     On the CPU the quick path computes a part on each core; what has no parts has more even rows.
     """
     if training.implementation == "fused" and find_device(training) == "cpu":
-        return choose_part_tokens(training.batch_tokens, torch.get_num_threads())
+        return choose_micro_batch_tokens(training.batch_tokens, torch.get_num_threads())
     return None
 
 

@@ -2,13 +2,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from conftest import make_words
 from dragoman import PairDataModule, read_settings
-from dragoman.data.cache import Cache
-from dragoman.data.prepared import PreparedData
+from dragoman.data.run_data import RunData
+from dragoman.presets import choose_settings
+from dragoman.reading.pairs import read_pairs
 
 SKIP = ["--data.broken_rows", "skip", "--data.long_rows", "skip", "--data.max_tokens", "590"]
 
@@ -39,8 +42,8 @@ def prepare(files, *words):
 
 
 def is_hit(data):
-    assert ("from the cache" in data.told_of_cache) != ("kept in" in data.told_of_cache)
-    return "from the cache" in data.told_of_cache
+    assert ("from the cache" in data.cache_note) != ("kept in" in data.cache_note)
+    return "from the cache" in data.cache_note
 
 
 def result_of(data):
@@ -55,7 +58,7 @@ def result_of(data):
 def test_the_cache_gives_byte_for_byte_what_preparing_does(files, more):
     plain = prepare(files, "--data.cache", "none", *more)
     first, second = (prepare(files, *more) for _ in range(2))
-    assert (plain.told_of_cache, is_hit(first), is_hit(second)) == ("", False, True)
+    assert (plain.cache_note, is_hit(first), is_hit(second)) == ("", False, True)
     assert result_of(plain) == result_of(first) == result_of(second)
     told = "\n".join(second.notes)
     for part in ("leak: 1 of the 101", "train.tsv:1401", "valid.tsv:102", "over data.max_tokens"):
@@ -123,9 +126,9 @@ def test_a_note_that_depends_on_decoding_is_made_anew(files):
     assert "training targets are longer" in note
 
 
-def test_an_entry_that_was_torn_is_made_anew(files):
+def test_an_entry_that_was_cut_short_is_made_again(files):
     first = prepare(files)
-    [path] = (files / "cache").glob("ids-*/train.arrow")
+    [path] = (files / "cache").glob("data-*/train.arrow")
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[:-1])
@@ -135,34 +138,39 @@ def test_an_entry_that_was_torn_is_made_anew(files):
     assert result_of(first) == result_of(second)
 
 
-@pytest.mark.parametrize("name", ["statistics.json", "findings.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["findings.json", "tokenizer.json"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"no JSON", b"\xff"])
-def test_a_whole_entry_that_is_not_ours_is_made_anew(files, name, content):
+def test_an_entry_that_is_not_ours_is_made_again(files, name, content):
     first = prepare(files)
-    cache = Cache(files / "cache")
-    [entry] = [path.parent for path in cache.folder.glob(f"*/{name}")]
-    made = files / "foreign"
-    made.mkdir()
-    for path in entry.iterdir():
-        if path.name != "manifest.json":
-            (made / path.name).write_bytes(content if path.name == name else path.read_bytes())
-    cache.remove(entry.name)
-    cache.keep(entry.name, list(made.iterdir()))
+    [path] = (files / "cache").glob(f"*/{name}")
+    path.unlink()  # the data of the run have the same file under another name
+    path.write_bytes(content)
     second = prepare(files)
-    assert result_of(first) == result_of(second)
-    assert result_of(prepare(files)) == result_of(first)
+    assert not is_hit(second)
+    assert result_of(first) == result_of(second) == result_of(prepare(files))
+
+
+def test_other_choices_for_the_same_files_are_not_served_from_the_cache(files, monkeypatch):
+    words = words_of(files)[:-2]  # with the default cache
+    words += ["--data.valid", "", "--data.cache", f"{files}/cache"]
+    for fraction in (0.5, 0.4):
+        monkeypatch.setattr("dragoman.presets._choose_valid_fraction", lambda _, f=fraction: f)
+        data = PairDataModule(files / "train.tsv", read_settings(None, words))
+        data.prepare_data()
+        assert data.settings.data.valid_fraction == fraction
+        assert "from the cache" not in data.cache_note
+        assert 0.8 < data.num_rows["valid"] / (sum(data.num_rows.values()) - 50) / fraction < 1.2
 
 
 def test_files_that_change_while_they_are_read_are_not_kept(files):
-    first = prepare(files, "--data.cache", "none")
     settings = read_settings(None, words_of(files))
-    prepared = PreparedData([files / "train.tsv"], settings.data, first.folder)
-    assert prepared.find_statistics(settings.data) is None
-    assert prepared.find_ids(first.settings) is None
+    folder = files / "data"
+    folder.mkdir()
+    data = RunData.read([files / "train.tsv"], settings, folder)
     (files / "train.tsv").write_text("a\tb\n")
-    from dragoman.reading.statistics import collect_statistics
-
-    prepared.keep(collect_statistics(first.read_split("valid")))
+    data.encode(choose_settings(settings, data.statistics).settings)
+    assert "the files have changed" in data.cache_note
+    assert data.num_rows["train"] > 1000
     assert not (files / "cache").exists()
 
 
@@ -171,7 +179,7 @@ def test_nothing_is_kept_of_a_small_set_nor_where_that_is_switched_off(files):
     words = ["--data.cache", f"{files}/cache"]
     data = PairDataModule(files / "small.tsv", read_settings(None, words))
     data.prepare_data()
-    assert data.told_of_cache == ""
+    assert data.cache_note == ""
     prepare(files, "--data.cache", "none")
     assert not (files / "cache").exists()
 
@@ -190,13 +198,13 @@ def test_two_runs_at_once_prepare_the_same(files):
     assert [run.returncode for run in runs] == [0, 0]
     assert found[0] == found[1] != b""
     assert is_hit(prepare(files))
-    assert len(list((files / "cache").iterdir())) == 2
+    assert len(list((files / "cache").iterdir())) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_told_of_and_the_run_goes_on(files):
     (files / "cache").write_text("a file stands here")
     data = prepare(files)
-    assert data.told_of_cache == (
+    assert data.cache_note == (
         f"prepared data: not kept, {files / 'cache'} cannot be written (File exists)"
     )
     assert result_of(data) == result_of(prepare(files, "--data.cache", "none"))
@@ -208,23 +216,58 @@ def test_a_read_only_folder_is_read_and_told_of(files):
     (files / "cache").chmod(0o500)
     try:
         assert is_hit(prepare(files))
-        assert "cannot be written" in prepare(files, "--data.max_tokens", "580").told_of_cache
+        assert "cannot be written" in prepare(files, "--data.max_tokens", "580").cache_note
     finally:
         (files / "cache").chmod(0o700)
 
 
-def test_pairs_in_no_file_that_stays_are_not_looked_up(files):
-    os.mkfifo(files / "pipe.tsv")
-    data = read_settings(None, ["--data.cache", f"{files}/cache"]).data
-    assert PreparedData([files / "pipe.tsv"], data, files).find_statistics(data) is None
+def test_pairs_from_a_pipe_are_not_cached(files):
+    pipe, rows = files / "pipe.tsv", "".join(f"{w * 99}\t{w * 99}\n" for w in make_words(2000))
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=[rows])
+    writer.start()
+    data = RunData.read([pipe], read_settings(None, ["--data.cache", f"{files}/cache"]), files)
+    writer.join()
+    assert data.statistics.num_pairs == 2000
+    assert data.sha256 == {}
+    assert not (files / "cache").exists()
 
 
 def test_an_entry_holds_no_pickle_and_names_no_file_outside_it(files):
     prepare(files)
     names = {path.name for path in (files / "cache").glob("*/*")}
     assert names == {
-        "manifest.json", "statistics.json", "findings.json", "tokenizer.json", "train.arrow",
-        "valid.arrow", "test.arrow", "valid.jsonl", "test.jsonl",
+        "findings.json", "tokenizer.json", "train.arrow", "valid.arrow", "test.arrow",
+        "train.text.arrow", "valid.text.arrow", "test.text.arrow",
     }  # fmt: skip
     for path in (files / "cache").glob("*/*.json"):
         json.loads(path.read_text())
+
+
+def test_each_file_is_parsed_once_unless_tags_are_found(files, monkeypatch):
+    parsed = []
+
+    def count(paths, *rest):
+        parsed.append(Path(paths[0]).name)
+        return read_pairs(paths, *rest)
+
+    monkeypatch.setattr("dragoman.data.run_data.read_pairs", count)
+    prepare(files, "--data.cache", "none")
+    assert parsed == ["train.tsv", "valid.tsv", "test.tsv"]
+    tagged = files / "tagged.tsv"
+    tagged.write_text("".join(f"<up> {w}\t{w.upper()}\n" for w in make_words(300)))
+    parsed.clear()
+    data = PairDataModule(tagged, read_settings(None, ["--data.cache", "none"]))
+    data.prepare_data()
+    assert parsed == ["tagged.tsv"] * 2
+    assert next(data.read_split("train")).features == ("<up>",)
+
+
+def test_the_text_of_the_pairs_is_kept_as_it_was_read(files):
+    rows = "".join(f"a{i}|\u0301{w}\tx\t{i % 7}\n" for i, w in enumerate(make_words(200)))
+    (files / "rows.tsv").write_text(rows)
+    words = ["--data.features", "3", "--data.valid_fraction", "0.3", "--data.cache", "none"]
+    data = PairDataModule(files / "rows.tsv", read_settings(None, words))
+    data.prepare_data()
+    kept = [*data.read_split("train"), *data.read_split("valid")]
+    assert sorted(kept) == sorted(read_pairs(files / "rows.tsv", data.settings.data))

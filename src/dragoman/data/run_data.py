@@ -1,0 +1,376 @@
+"""The data of a run: pairs read from their files once, then a tokenizer and ids, in one folder.
+
+    train.text.arrow …   the pairs as text, by the file they came from (train, valid, test)
+    train.arrow …        their ids by split, memory-mapped
+    tokenizer.json findings.json
+
+Once `encode` has returned, a run no longer needs its files of pairs: they may change, or go.
+"""
+
+import gc
+import json
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice, pairwise, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from dragoman.data.cache import Cache, make_key
+from dragoman.data.dataset import ROWS_PER_CHUNK, EncodedPairs, encode_splits
+from dragoman.errors import DataError, ModelFolderError
+from dragoman.reading.pairs import Pair, RowErrors, describe_columns, read_pairs
+from dragoman.reading.row_errors import RowError
+from dragoman.reading.statistics import PairStatistics, Split, collect_statistics, split_of
+from dragoman.settings import DataSettings, Settings
+from dragoman.storage import sha256
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+_FEWEST_CHARACTERS = 1_000_000  # in all pairs: fewer are prepared in under a second, and not cached
+_TOKENIZER, _FINDINGS = "tokenizer.json", "findings.json"
+_FILES = [
+    *(f"{split}{suffix}" for split in SPLITS for suffix in (".text.arrow", ".arrow")),
+    _TOKENIZER,
+    _FINDINGS,
+]
+_TEXT_COLUMNS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("target", pa.string()),
+        ("features", pa.list_(pa.string())),
+        ("line", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Findings:
+    """What was found while the pairs were read and encoded; kept with them."""
+
+    statistics: PairStatistics
+    num_rows: dict[Split, int]
+    notes: list[str]
+    invalid_rows: dict[str, int]  # by kind
+    invalid_examples: list[RowError]
+    settings: dict[str, Any]  # of data and tokenizer, resolved
+
+
+class RunData:
+    """The data of a run in `folder`: first `read`, then `encode`; or `reopen`.
+
+    After `read`: `statistics`, by which open settings are chosen, `invalid_rows`, and `sha256` by
+    file. After `encode`: `tokenizer`, `num_rows` by split, `notes` (messages for the user) and
+    `cache_note` (what became of the prepared data in the cache; "" if there is nothing to report).
+    """
+
+    statistics: PairStatistics
+    tokenizer: PairTokenizer
+
+    def __init__(self, paths: Sequence[str | Path], settings: DataSettings, folder: Path) -> None:
+        self.paths, self.folder = list(paths), folder
+        self.sha256: dict[str, str] = {}
+        self.num_rows: dict[Split, int] = {}
+        self.notes: list[str] = []
+        self.cache_note = ""
+        self._settings = settings  # with which the text is split
+        self._stamps = self._stamp_files()
+        self._ids: dict[Split, EncodedPairs] = {}
+        self.invalid_rows = RowErrors()
+        self._cached: _Findings | None = None
+        self._cache: Cache | None = None
+        self._key = ""
+
+    @classmethod
+    def read(cls, paths: Sequence[str | Path], settings: Settings, folder: Path) -> "RunData":
+        """Read all pairs into `folder`, or find them in the cache.
+
+        Args:
+            settings: As typed by the user; data.valid and data.test name more files.
+
+        Raises:
+            DataError: A file cannot be read, or has invalid rows that are not to be skipped.
+        """
+        data = cls(paths, settings.data, folder)
+        digests = data._digest_files()
+        data.sha256 = {name: digest for files in digests.values() for name, digest in files}
+        data._cache = Cache.open(settings.data.cache) if digests else None
+        if data._cache:
+            data._key = make_key(digests, settings)
+            data._cached = data._take_from_cache(data._cache)
+        if data._cached:
+            data.statistics = data._cached.statistics
+        else:
+            data.statistics = data._read_files()
+        return data
+
+    def encode(self, settings: Settings) -> None:
+        """Train the tokenizer and write the ids of each split; `settings` are resolved.
+
+        Raises:
+            DataError: Rows are invalid, or nothing is left to train on or to validate on.
+        """
+        used = settings.model_dump(mode="json", include={"data", "tokenizer"})
+        used["data"].pop("cache")
+        has_new_tags = settings.data.leading_tags != self._settings.leading_tags
+        self._settings = settings.data
+        if self._cached and self._cached.settings == used:
+            self._adopt(self._cached)
+            self.cache_note = f"prepared data: from the cache {self._cache and self._cache.folder}"
+            return
+        if self._cached or has_new_tags:  # without their tags, other rows may be invalid
+            self._read_files()
+        with _without_garbage_collection():
+            findings = self._encode(settings, used)
+        _write_json(self.folder / _FINDINGS, asdict(findings))
+        self.tokenizer.save(self.folder / _TOKENIZER)
+        self._adopt(findings)
+        characters = self.statistics.num_pairs * (
+            self.statistics.source.mean_characters + self.statistics.target.mean_characters
+        )
+        if self._cache and characters >= _FEWEST_CHARACTERS:
+            self.cache_note = f"prepared data: {self._keep_in(self._cache)}"
+
+    @classmethod
+    def reopen(cls, paths: Sequence[str | Path], settings: DataSettings, folder: Path) -> "RunData":
+        """Return the data that an earlier run has left in `folder`; `settings` are resolved.
+
+        Raises:
+            DataError: They are incomplete.
+        """
+        data = cls(paths, settings, folder)
+        data._adopt(data._load())
+        return data
+
+    def move(self, folder: Path) -> None:
+        """Move the data into `folder`, on the same disk, which is made for them.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            (self.folder / name).replace(folder / name)
+        self.folder = folder
+        self._open_ids()
+
+    def read_split(self, split: Split) -> Iterator[Pair]:
+        """Yield the pairs of one split as text, in the order of their file."""
+        files = self._list_files()[split]
+        if split != "train" and files:
+            return _read_text(self.folder / f"{split}.text.arrow", files)
+        return (pair for name, pair in self.read_splits() if name == split)
+
+    def read_splits(self) -> Iterator[tuple[Split, Pair]]:
+        """Yield all pairs as text, each with its split: the training file first."""
+        data = self._settings
+        fractions = (
+            0.0 if data.valid else data.valid_fraction,
+            0.0 if data.test else data.test_fraction,
+        )
+        for split, files in self._list_files().items():
+            for pair in _read_text(self.folder / f"{split}.text.arrow", files):
+                if split == "train":
+                    yield split_of(pair.source, pair.features, *fractions), pair
+                else:
+                    yield split, pair
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether all pairs come from two files of parallel text."""
+        return all(len(files) == 2 for files in self._list_files().values() if files)
+
+    def ids(self, split: Split) -> EncodedPairs:
+        """Return the ids of one split."""
+        return self._ids[split]
+
+    def name_rows(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return file and line of each of these training pairs."""
+        return [f"{self.paths[0]}:{line}" for line in self._ids["train"].find_lines(rows)]
+
+    def count_source_tokens(self) -> tuple[int, ...]:
+        """Return how often each source id occurs in the training pairs, from id 0."""
+        counts = self._ids["train"].count_source_ids(self.tokenizer.source_vocab_size)
+        return tuple(counts.tolist())
+
+    def _list_files(self) -> dict[Split, Sequence[str | Path]]:
+        return {"train": self.paths, "valid": self._settings.valid, "test": self._settings.test}
+
+    def _read_files(self) -> PairStatistics:
+        """Write the text of all pairs; return the statistics of those in the training file."""
+        self.invalid_rows = RowErrors()
+        with _without_garbage_collection():
+            for split, files in self._list_files().items():
+                pairs = read_pairs(files, self._settings, self.invalid_rows) if files else ()
+                written = _write_text(pairs, self.folder / f"{split}.text.arrow")
+                if split == "train":
+                    statistics = collect_statistics(written)
+                else:
+                    for _ in written:
+                        pass
+        return statistics
+
+    def _encode(self, settings: Settings, used: dict[str, Any]) -> _Findings:
+        columns = describe_columns(self.paths, settings.data)
+        notes = [f"columns: {columns}"] if columns else []
+        self.tokenizer = PairTokenizer.train(self.read_split("train"), settings.tokenizer)
+        num_rows, long_rows = encode_splits(
+            self.read_splits(),
+            self.tokenizer,
+            {split: self.folder / f"{split}.arrow" for split in SPLITS},
+            settings.data,
+        )
+        self._check_counts(num_rows)
+        notes += self._find_leaks()
+        for errors in (self.invalid_rows, long_rows):
+            if errors.total:
+                notes.append(f"rows left out: {errors.report()}")
+        return _Findings(
+            statistics=self.statistics,
+            num_rows=num_rows,
+            notes=notes,
+            invalid_rows=dict(self.invalid_rows.counts),
+            invalid_examples=self.invalid_rows.examples,
+            settings=used,
+        )
+
+    def _find_leaks(self) -> Iterator[str]:
+        """Count the sources, features included, of given files that are training sources too."""
+        given = [split for split in SPLITS[1:] if self._list_files()[split]]
+        held_out = {
+            split: {(pair.features, pair.source) for pair in self.read_split(split)}
+            for split in given
+        }
+        everything = set().union(*held_out.values())
+        train = ((pair.features, pair.source) for pair in self.read_split("train")) if given else ()
+        leaked = everything.intersection(train)
+        for split, sources in held_out.items():
+            if found := len(sources & leaked):
+                yield (
+                    f"leak: {found:,} of the {len(sources):,} sources of data.{split} are in the "
+                    "training pairs too; scores on them measure memory"
+                )
+
+    def _check_counts(self, counts: Mapping[Split, int]) -> None:
+        purposes: dict[Split, str] = {"train": "training", "valid": "validation"}
+        for split, purpose in purposes.items():
+            if counts[split] == 0:
+                raise DataError(
+                    f"{', '.join(map(str, self.paths))}: {sum(counts.values())} pairs with "
+                    f"{self.statistics.num_sources} different sources leave none for {purpose}; all "
+                    "pairs of a source go to the same split: give more pairs, or a separate file "
+                    "with data.valid, or another data.valid_fraction "
+                    f"(now {self._settings.valid_fraction})"
+                )
+
+    def _load(self) -> _Findings:
+        if missing := [name for name in _FILES if not (self.folder / name).is_file()]:
+            raise DataError(
+                f"{self.folder}: the data of the run are incomplete: {', '.join(missing)} missing"
+            )
+        try:
+            content = json.loads((self.folder / _FINDINGS).read_bytes())
+            self.tokenizer = PairTokenizer.load(self.folder / _TOKENIZER)
+            self._open_ids()
+            return TypeAdapter(_Findings).validate_python(content)
+        except (ValueError, OSError, ModelFolderError) as error:
+            raise DataError(
+                f"{self.folder}: the data of the run cannot be read: {error}"
+            ) from error
+
+    def _adopt(self, findings: _Findings) -> None:
+        self.statistics = findings.statistics
+        self.num_rows, self.notes = findings.num_rows, findings.notes
+        self.invalid_rows = RowErrors.restore(findings.invalid_rows, findings.invalid_examples)
+        self._open_ids()
+
+    def _open_ids(self) -> None:
+        self._ids = {split: EncodedPairs(self.folder / f"{split}.arrow") for split in SPLITS}
+
+    def _take_from_cache(self, cache: Cache) -> _Findings | None:
+        """Return what the cache has; an entry that cannot be used is removed."""
+        if not cache.take(self._key, self.folder):
+            return None
+        try:
+            return self._load()
+        except DataError:
+            cache.remove(self._key)
+            return None
+
+    def _keep_in(self, cache: Cache) -> str:
+        """Keep the data in the cache; return what became of them."""
+        if self._stamp_files() != self._stamps:
+            return "not kept, the files have changed while they were read"
+        try:
+            cache.keep(self._key, [self.folder / name for name in _FILES])
+        except OSError as error:
+            return f"not kept, {cache.folder} cannot be written ({error.strerror})"
+        return f"kept in the cache {cache.folder}"
+
+    def _stamp_files(self) -> list[tuple[int, int]]:
+        """Return size and time of the last change of each file; nothing if one is missing."""
+        try:
+            stats = [Path(name).stat() for names in self._list_files().values() for name in names]
+        except (OSError, ValueError):
+            return []  # reading them reports what is wrong
+        return [(one.st_size, one.st_mtime_ns) for one in stats if stat.S_ISREG(one.st_mode)]
+
+    def _digest_files(self) -> dict[str, list[list[str]]]:
+        """Return name and SHA-256 of each file by role; nothing if one is not a regular file.
+
+        The names count: messages name rows by file, and the suffix tells the format.
+        """
+        files = self._list_files()
+        if len(self._stamps) < sum(map(len, files.values())):
+            return {}
+        return {
+            split: [[str(name), sha256(Path(name))] for name in names]
+            for split, names in files.items()
+        }
+
+
+def _write_text(pairs: Iterable[Pair], path: Path) -> Iterator[Pair]:
+    """Yield `pairs`; write them to `path` on the way, without the name of their file."""
+    iterator = iter(pairs)
+    path.unlink(missing_ok=True)  # it may be a link to a file of the cache
+    with pa.ipc.new_file(str(path), _TEXT_COLUMNS) as writer:
+        while chunk := list(islice(iterator, ROWS_PER_CHUNK)):
+            columns = list(zip(*chunk, strict=True))[: len(_TEXT_COLUMNS)]
+            writer.write_batch(pa.record_batch(columns, schema=_TEXT_COLUMNS))
+            yield from chunk
+
+
+def _read_text(path: Path, files: Sequence[str | Path]) -> Iterator[Pair]:
+    """Yield the pairs that `_write_text` wrote, read from `files` (rows are named by the first)."""
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    for i in range(reader.num_record_batches):
+        source, target, features, line = reader.get_batch(i).columns
+        sides = [side.to_numpy(zero_copy_only=False).tolist() for side in (source, target)]
+        symbols = features.values.to_numpy(zero_copy_only=False).tolist()
+        rows = [tuple(symbols[a:b]) for a, b in pairwise(features.offsets.tolist())]
+        file = repeat(str(files[0]))
+        yield from map(Pair, *sides, rows if symbols else repeat(()), line.tolist(), file)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.unlink(missing_ok=True)  # it may be a link to a file of the cache
+    path.write_text(json.dumps(content, default=sorted), encoding="utf-8")
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Spare the search for cycles while millions of rows come and go: there are none in them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -105,5 +105,5 @@ def test_a_report_of_a_new_metric_shows_it_in_every_section():
     assert "lower is better" in header.split("letters too few")[1].split("</li>")[0]
     assert "lower ↓" in scores.split("letters too few")[1].split("</tr>")[0]
     assert "Validation: error rates" in training
-    assert "letters too few: 4 after 2" in training
+    assert "best letters too few: 4 after 2 steps" in training
     assert "letters too few" in breakdowns

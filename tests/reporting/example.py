@@ -160,7 +160,7 @@ def make_curves(steps: int = 20_000) -> dict[str, list[tuple[int, float]]]:
         return end + (start - end) * math.exp(-step / speed)
 
     return {
-        "update_loss": [
+        "step_loss": [
             (step, decay(step, 4.1, 0.62, 1700) * math.exp(chance.gauss(0, 0.05)))
             for step in range(20, steps + 1, 20)
         ],

@@ -56,7 +56,7 @@ def sections_of(page: str) -> list[str]:
 
 
 def parse(page: str) -> None:
-    """Read the page by the rules of HTML, where any fault is an error."""
+    """Read the page by the rules of HTML, where any violation is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # html5lib 1.1's own
         html5lib.HTMLParser(strict=True).parse(page)
@@ -93,7 +93,7 @@ def test_a_report_of_nothing_says_so():
     ],
     ids=lambda content: str(next(iter(content.values())))[:30],
 )
-def test_parts_without_anything_in_them_are_no_fault(content):
+def test_empty_parts_of_the_content_are_no_error(content):
     parse(render_page(ReportContent(name="m", **content)))
 
 
@@ -109,7 +109,7 @@ def test_ids_are_unique_and_links_lead_to_them(page, hostile_page):
         assert set(re.findall(r'\bhref="#([^"]*)"', one)) <= set(ids)
 
 
-def test_a_page_names_no_address_outside_itself(page):
+def test_a_page_loads_nothing_from_elsewhere(page):
     for value in re.findall(r'(?:\b(?:href|src|action|data|poster)="|url\()([^")]*)', page):
         assert value.startswith(("#", "data:image/svg+xml,")), value
     assert "default-src 'none'" in page
@@ -124,7 +124,7 @@ def test_hostile_texts_make_no_element(page, hostile_page):
     assert "{{ 7 * 7 }}" in unescape(hostile_page)
 
 
-def test_a_page_holds_no_control_character_nor_half_of_a_pair(hostile_page):
+def test_a_page_has_no_control_character_and_no_lone_surrogate(hostile_page):
     hostile_page.encode()
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", hostile_page)
 
@@ -174,7 +174,7 @@ def test_settings_that_are_not_the_defaults_are_marked(page):
     assert "nhead" not in changed
 
 
-def test_the_gravest_finding_comes_first(page):
+def test_the_most_severe_finding_comes_first(page):
     assert re.findall(r'<article class="finding ([a-z]+)"', page) == ["fault", "warning", "note"]
 
 
@@ -183,7 +183,7 @@ def test_the_best_validation_is_marked_on_the_curve_of_the_monitored_score():
         name="m", curves=make_curves(), settings={"training.monitor": "token_error_rate"}
     )
     best = min(content.curves["valid_token_error_rate"], key=lambda point: point[1])
-    assert f"best token error rate: {best[1]:.4g} after {best[0]:,} updates" in render_page(content)
+    assert f"best token error rate: {best[1]:.4g} after {best[0]:,} steps" in render_page(content)
 
 
 def test_the_same_content_gives_the_same_bytes_also_in_another_process(tmp_path):
@@ -205,11 +205,11 @@ def test_a_report_replaces_the_one_that_is_there_and_leaves_nothing_else(tmp_pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_cannot_be_written_is_a_fault_of_the_user(tmp_path):
-    with pytest.raises(DragomanError, match=r"missing/report\.html: the report cannot be written"):
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(DragomanError, match=r"missing/report\.html: cannot write the report"):
         write_report(tmp_path / "missing" / "report.html", ReportContent(name="m"))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DragomanError, match="folder: the report cannot be written"):
+    with pytest.raises(DragomanError, match="folder: cannot write the report"):
         write_report(tmp_path / "folder", ReportContent(name="m"))
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 

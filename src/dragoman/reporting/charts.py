@@ -1,40 +1,67 @@
-"""The charts of a report: each with axes named with their units, and told in words for who cannot see it."""
+"""The charts of a report: SVG by matplotlib, with named axes, readable on light and dark pages.
 
+Lines have mid-tone colours; the page's style sheet gives the texts its ink. Texts from data become
+SVG text, never formulas.
+"""
+
+import io
 import itertools
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from dragoman.reporting.drawing import (
-    FAINT,
-    INK,
-    LINES,
-    MARKERS,
-    SERIES,
-    Drawing,
-    drawing_rules,
-)
-from dragoman.reporting.visible import measure_width, write_plain
+from dragoman.reporting.text import write_plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Point = tuple[float, float]
-Estimate = tuple[float, float, float]  # value, and the two ends of its interval
+Estimate = tuple[float, float, float]  # value, and the ends of its interval (the value: unknown)
 
 MOST_TOKENS = 32  # of each side of a heat map
 _MOST_POINTS = 240  # of a line
-_MOST_MARKED = 25  # points that a line marks
-_LEAST_WEIGHT = 0.03  # a cell of a heat map that is drawn
+_MOST_MARKED = 25  # points of a line with markers
+_LONGEST_LABEL = 26  # characters
 _ROW_HEIGHT = 22.0
+# A contrast of at least 3.4 with the page, light and dark.
+_SERIES = ("#3b82d6", "#d2691e", "#1f9d78", "#b05fc4")
+_GRAY = "#7f8b98"
+_LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+_MARKERS = ("o", "s", "^", "D")
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib
+    "font.size": 11,
+    "axes.edgecolor": _GRAY,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": False,
+    "grid.color": _GRAY,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawing with its title, and what to know to read it."""
+    """A drawing with its title, and how to read it."""
 
     title: str
     drawing: Markup
@@ -50,45 +77,43 @@ def draw_curves(
     best: tuple[str, Point] | None = None,
     begins_at_zero: bool = False,
 ) -> Chart:
-    """Return lines over the updates of a training; up to four.
+    """Return up to four lines over the steps of a training.
 
-    Of more than 240 points the means of neighbours are drawn. Values that are all positive and
-    spread over more than a factor of 8 stand on a logarithmic axis.
+    Of more than 240 points the means of neighbours are drawn. Positive values that spread over more
+    than a factor of 8 have a logarithmic axis.
 
     Args:
-        key: The chart's own name on the page, letters and digits.
-        unit: What the values are, with their unit.
-        best: The name of a curve and a point of it, to be marked.
+        key: Unique on the page.
+        title: Of the chart.
+        curves: By name, (step, value) points.
+        unit: Of the values.
+        best: The name of a curve and a point of it, which is ringed.
+        begins_at_zero: The axis of the values begins at 0.
     """
-    is_thinned = any(len(points) > _MOST_POINTS for points in curves.values())
-    told = []
-    with drawing_rules():
-        drawing = Drawing()
-        axes = drawing.axes
+    notes = []
+    with _drawing(key) as axes:
         for place, (name, points) in enumerate(curves.items()):
-            steps, heights = zip(*_thin(points), strict=True)
-            is_sparse = len(points) <= _MOST_MARKED
+            steps, values = zip(*_thin(points), strict=True)
             axes.plot(
-                steps, heights, color=SERIES[place], linestyle=LINES[place],
-                marker=MARKERS[place] if is_sparse else None,
-                linewidth=1.2 if place == 2 else 1.8, zorder=2 - place * 0.1,
-            )  # fmt: skip
-            told.append(f"{name}: {_tell_curve(points)}")
-        _scale(axes, [value for points in curves.values() for _, value in points], begins_at_zero)
-        axes.set(xlabel="updates", ylabel=unit)
+                steps,
+                values,
+                color=_SERIES[place],
+                linestyle=_LINES[place],
+                marker=_MARKERS[place] if len(points) <= _MOST_MARKED else None,
+                label=write_plain(name, _LONGEST_LABEL),
+            )
         if best is not None:
             name, (step, value) = best
-            axes.plot(
-                [step], [value], "o", markersize=10, markerfacecolor="none", color=INK,
-                markeredgewidth=1.4,
-            )  # fmt: skip
-            told.append(f"best {name}: {value:.4g} after {step:,.0f} updates")
+            axes.plot([step], [value], "o", markersize=10, markerfacecolor="none", color=_GRAY)
+            notes.append(f"Ringed: best {name}: {value:.4g} after {step:,.0f} steps.")
+        _scale(axes, [value for points in curves.values() for _, value in points], begins_at_zero)
+        axes.set(xlabel="steps", ylabel=unit)
         if len(curves) > 1:
-            drawing.show_legend(list(curves))
-        drawn = drawing.finish(key, f"{title}, {unit}, by updates. {'; '.join(told)}.")
-    notes = [f"Ringed: {told[-1]}."] if best else []
-    notes += [f"Drawn: means of {_MOST_POINTS} stretches."] if is_thinned else []
-    return Chart(title=title, drawing=drawn, note=" ".join(notes))
+            _show_legend(axes)
+        drawing = _finish(axes, f"{title}, {unit}, by steps")
+    if any(len(points) > _MOST_POINTS for points in curves.values()):
+        notes.append(f"Drawn: means of {_MOST_POINTS} stretches.")
+    return Chart(title=title, drawing=drawing, note=" ".join(notes))
 
 
 def draw_intervals(
@@ -99,17 +124,19 @@ def draw_intervals(
     *,
     unit: str,
 ) -> Chart:
-    """Return values with their intervals, a group a line from the top; up to four series.
+    """Return values with their intervals, one line for each group from the top; up to four series.
 
     Args:
+        key: Unique on the page.
+        title: Of the chart.
+        groups: Names of the lines.
         series: By name, an estimate for each of `groups`; None: there is none.
+        unit: Of the values.
     """
-    told = []
-    with drawing_rules():
+    height = 48 + _ROW_HEIGHT * max(2, len(groups)) + 16 * (len(series) > 1)
+    with _drawing(key, height) as axes:
         from matplotlib.ticker import MaxNLocator
 
-        drawing = Drawing(height=48 + _ROW_HEIGHT * max(2, len(groups)) + 16 * (len(series) > 1))
-        axes = drawing.axes
         for place, (name, estimates) in enumerate(series.items()):
             shift = 0.0 if len(series) == 1 else 0.32 * (place / (len(series) - 1) - 0.5)
             known = [(row, one) for row, one in enumerate(estimates) if one is not None]
@@ -120,76 +147,81 @@ def draw_intervals(
                     [max(0.0, value - low) for _, (value, low, _) in known],
                     [max(0.0, high - value) for _, (value, _, high) in known],
                 ],
-                fmt=MARKERS[place], color=SERIES[place], elinewidth=1.6, capsize=3, markersize=5.5,
-            )  # fmt: skip
-            begin = f"{name}: " if len(series) > 1 else ""
-            told += [f"{begin}{groups[row]} {_tell_estimate(one)}" for row, one in known]
-        drawing.write_ticks(axes.yaxis, groups, longest=18)
+                fmt=_MARKERS[place],
+                color=_SERIES[place],
+                elinewidth=1.6,
+                capsize=3,
+                markersize=5.5,
+                label=write_plain(name, _LONGEST_LABEL),
+            )
+        axes.set_yticks(range(len(groups)), [write_plain(name, 18) for name in groups])
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel(unit)
         if len(series) > 1:
-            drawing.show_legend(list(series))
-        drawn = drawing.finish(key, f"{title}, {unit}, with intervals. {'; '.join(told)}.")
-    return Chart(title=title, drawing=drawn)
+            _show_legend(axes)
+        drawing = _finish(axes, f"{title}, {unit}, with intervals")
+    return Chart(title=title, drawing=drawing)
 
 
 def draw_calibration(key: str, series: Mapping[str, Sequence[Point]]) -> Chart:
-    """Return how often outputs are right by how sure the model was, both in percent."""
-    told = []
-    with drawing_rules():
-        drawing = Drawing(height=290)
-        axes = drawing.axes
-        axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1, linestyle=(0, (2, 2)))
+    """Return how often outputs are exactly right over the mean confidence, both in percent."""
+    with _drawing(key, 290) as axes:
+        axes.plot(
+            [0, 100], [0, 100], color=_GRAY, linewidth=1, linestyle=(0, (2, 2)), label="ideal"
+        )
         for place, (name, points) in enumerate(series.items()):
-            sure, right = zip(*points, strict=True)
+            confidence, exact = zip(*points, strict=True)
             axes.plot(
-                sure, right, color=SERIES[place], linestyle=LINES[place], marker=MARKERS[place],
-                markersize=5.5,
-            )  # fmt: skip
-            told.append(f"{name}: " + ", ".join(f"{x:.0f} sure {y:.0f} right" for x, y in points))
-        axes.set(
-            xlim=(-2, 102), ylim=(-2, 102), xlabel="mean confidence, percent",
-            ylabel="exactly right, percent",
-        )  # fmt: skip
-        drawing.show_legend(["ideal", *series])
-        drawn = drawing.finish(key, f"Calibration, in percent. {'; '.join(told)}.")
+                confidence,
+                exact,
+                color=_SERIES[place],
+                linestyle=_LINES[place],
+                marker=_MARKERS[place],
+                label=write_plain(name, _LONGEST_LABEL),
+            )
+        axes.set(xlim=(-2, 102), ylim=(-2, 102))
+        axes.set(xlabel="mean confidence, percent", ylabel="exactly right, percent")
+        _show_legend(axes)
+        drawing = _finish(axes, "Exactly right by mean confidence, in percent")
     return Chart(
-        title="Sure and right",
-        drawing=drawn,
-        note="On the dotted line, confidence is what it says; below it the model is too sure.",
+        title="Calibration",
+        drawing=drawing,
+        note="On the dotted line confidence is as it should be; below it the model is too sure.",
     )
 
 
 def draw_risk(key: str, curve: Sequence[Point], marks: Mapping[str, Point]) -> Chart:
-    """Return how many of the kept outputs are wrong by how many are kept, both in percent.
+    """Return the wrong outputs among those kept over the kept ones, both in percent.
 
     Args:
-        marks: Points to be named.
+        key: Unique on the page.
+        curve: (kept, wrong) points.
+        marks: Points with a name.
     """
-    points = sorted(curve)
-    with drawing_rules():
-        drawing = Drawing(height=290)
-        axes = drawing.axes
-        kept, wrong = zip(*points, strict=True)
-        axes.plot(kept, wrong, color=SERIES[0])
-        axes.fill_between(kept, wrong, color=SERIES[0], alpha=0.12, linewidth=0)
+    kept, wrong = zip(*sorted(curve), strict=True)
+    with _drawing(key, 290) as axes:
+        axes.plot(kept, wrong, color=_SERIES[0])
+        axes.fill_between(kept, wrong, color=_SERIES[0], alpha=0.15, linewidth=0)
         for name, (x, y) in marks.items():
-            axes.plot([x], [y], "D", color=SERIES[1], markersize=6)
-            text = axes.annotate("", (x, y), (-6, 7), textcoords="offset points", ha="right")
-            drawing.write(text, name)
+            axes.plot([x], [y], "D", color=_SERIES[1], markersize=6)
+            axes.annotate(
+                write_plain(name, _LONGEST_LABEL),
+                (x, y),
+                (-6, 7),
+                textcoords="offset points",
+                ha="right",
+            )
         axes.set(xlabel="kept, percent of the rows", ylabel="wrong among the kept, percent")
         axes.set_xlim(0, 102)
         axes.set_ylim(0, max(1.0, *wrong) * 1.12)
-        told = [f"{x:.0f} kept {y:.1f} wrong" for x, y in _thin(points, 10)]
-        told += [f"for {name}: {x:.0f} kept" for name, (x, _) in marks.items()]
-        drawn = drawing.finish(key, f"Risk by coverage, in percent. {', '.join(told)}.")
+        drawing = _finish(axes, "Wrong outputs among the kept by kept outputs, in percent")
     return Chart(
-        title="Risk against coverage",
-        drawing=drawn,
-        note="The surest outputs are kept first. The lower the line, the better confidence sorts.",
+        title="Risk and coverage",
+        drawing=drawing,
+        note="The most confident outputs are kept first. The lower the line, the better.",
     )
 
 
@@ -200,45 +232,91 @@ def draw_attention(
     rows: Sequence[str],
     weights: Sequence[Sequence[float]],
 ) -> Chart:
-    """Return a heat map: how much of its attention each output token (a row) paid to the source's.
+    """Return a heat map: the attention of each output token (a row) over the source tokens.
 
-    Up to 32 tokens of each side are drawn; a weight under 0.03 is left blank.
+    Up to 32 tokens of each side are drawn.
     """
     columns, rows = columns[:MOST_TOKENS], rows[:MOST_TOKENS]
-    told = []
+    labels = [[write_plain(token, 10) for token in side] for side in (columns, rows)]
     side = min(22.0, 300 / max(1, len(columns)))
     size = min(11.0, side * 0.95)
-    longest = max(measure_width(write_plain(token, 10)) for token in columns)
-    with drawing_rules():
-        from matplotlib.patches import Rectangle
+    longest = max(map(len, labels[0]))
+    height = 56 + side * len(rows) + size * max(1.5, 0.6 * longest)
+    with _drawing(key, height) as axes:
+        from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
-        drawing = Drawing(height=56 + side * len(rows) + size * max(1.5, 0.6 * longest))
-        axes = drawing.axes
-        for y, (token, line) in enumerate(zip(rows, weights, strict=False)):
-            shares = [min(1.0, max(0.0, value)) for value in line[: len(columns)]]
-            for x, share in enumerate(shares):
-                if share >= _LEAST_WEIGHT:
-                    alpha = round(share, 2)
-                    axes.add_patch(
-                        Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=SERIES[0], alpha=alpha, linewidth=0)
-                    )  # fmt: skip
-            if shares:
-                most = max(range(len(shares)), key=shares.__getitem__)
-                told.append(f"{token} mostly to {columns[most]}")
-        drawing.write_ticks(axes.xaxis, columns, longest=10)
-        drawing.write_ticks(axes.yaxis, rows, longest=10)
-        axes.tick_params(labelsize=size, labelcolor=INK)
+        shades = [to_rgba(_SERIES[0], alpha) for alpha in (0.0, 1.0)]
+        axes.pcolormesh(
+            [line[: len(columns)] for line in weights[: len(rows)]],
+            cmap=LinearSegmentedColormap.from_list("attention", shades, N=16),
+            vmin=0.0,
+            vmax=1.0,
+            linewidth=0,
+        )
+        axes.set_xticks([place + 0.5 for place in range(len(columns))], labels[0])
+        axes.set_yticks([place + 0.5 for place in range(len(rows))], labels[1])
+        axes.tick_params(labelsize=size)
         axes.tick_params(axis="x", rotation=90 if longest > 2 else 0)
-        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-        axes.set(xlabel="tokens of the source", ylabel="tokens of the output")
+        axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+        axes.set(xlabel="source tokens", ylabel="output tokens")
         axes.set_aspect("equal")
         axes.grid(visible=False)
-        drawn = drawing.finish(key, f"Attention, from 0 to 1. {'; '.join(told)}.")
-    return Chart(title=title, drawing=drawn)
+        drawing = _finish(axes, f"Attention of output tokens over source tokens: {title}")
+    return Chart(title=title, drawing=drawing)
+
+
+@contextmanager
+def _drawing(key: str, height: float = 210) -> Iterator["Axes"]:
+    """Give axes of 340 by `height` pixels, drawn in our style whatever the user's own is.
+
+    Matplotlib lists the fonts on its first use on a machine, and logs it where its cache folder
+    cannot be written; it warns of characters that its own font lacks, which the browser draws.
+    """
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            matplotlib.rcdefaults()
+            # The salt makes the ids of clip paths and markers the same each time, and unique.
+            matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": key})
+            yield Figure(figsize=(340 / 72, height / 72), layout="constrained").add_subplot()
+    finally:
+        log.setLevel(level)
+
+
+def _finish(axes: "Axes", label: str) -> Markup:
+    """Return the SVG element; call inside `_drawing`. `label` is for screen readers."""
+    file = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    axes.get_figure(root=True).savefig(file, format="svg", metadata=metadata)  # type: ignore[union-attr]
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]  # without the XML declaration
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # numbered from 1 in each drawing: not unique
+    return Markup('<div class="chart" role="img" aria-label="{}">{}</div>').format(
+        write_plain(label, 200), Markup(svg)
+    )
+
+
+def _show_legend(axes: "Axes") -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles,
+        labels,
+        ncols=len(labels) if sum(map(len, labels)) < 34 else 2,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        borderaxespad=0.2,
+        columnspacing=1.2,
+    )
 
 
 def _scale(axes: "Axes", values: Sequence[float], begins_at_zero: bool) -> None:
-    """Choose the scales of curves that have these values."""
+    """Choose the scales of curves with these values."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     if begins_at_zero:
@@ -255,23 +333,13 @@ def _scale(axes: "Axes", values: Sequence[float], begins_at_zero: bool) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _thin(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
-    """Return the points, or the means of `most` stretches of about as many neighbours each."""
-    if len(points) <= most:
+def _thin(points: Sequence[Point]) -> list[Point]:
+    """Return the points, or the means of 240 stretches of about equally many neighbours."""
+    if len(points) <= _MOST_POINTS:
         return list(points)
-    bounds = [place * len(points) // most for place in range(most + 1)]
-    parts = [points[start:end] for start, end in itertools.pairwise(bounds)]
+    bounds = [place * len(points) // _MOST_POINTS for place in range(_MOST_POINTS + 1)]
+    stretches = [points[start:end] for start, end in itertools.pairwise(bounds)]
     return [
-        (math.fsum(x for x, _ in part) / len(part), math.fsum(y for _, y in part) / len(part))
-        for part in parts
+        (math.fsum(x for x, _ in one) / len(one), math.fsum(y for _, y in one) / len(one))
+        for one in stretches
     ]
-
-
-def _tell_curve(points: Sequence[Point]) -> str:
-    (first, begin), (last, end) = points[0], points[-1]
-    return f"from {begin:.4g} after {first:,.0f} to {end:.4g} after {last:,.0f}"
-
-
-def _tell_estimate(estimate: Estimate) -> str:
-    value, low, high = estimate
-    return f"{value:.4g} ({low:.4g} to {high:.4g})"

@@ -1,4 +1,4 @@
-"""What a report shows: one value that holds everything, each part optional."""
+"""What a report shows: one value with everything, each part optional."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,45 +9,37 @@ from dragoman.evaluation.rows import Row
 
 @dataclass(frozen=True, kw_only=True)
 class ReportContent:
-    """All that goes into a report; a section without content is left out.
+    """Everything in a report; sections without content are left out.
 
-    Texts of users stand as they are: whatever they hold, the page shows it as text.
+    Texts may hold anything: the page shows them as text.
     """
 
     name: str
-    """What the report is about, as the name of a model folder."""
+    """Of the model, or of what else the report is about."""
     created: str = ""
-    """When it was made, for people, as in "2027-03-01 12:00 UTC". "": not told."""
+    """Time of its making, as in "2027-03-01 12:00 UTC"; "": not shown."""
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
-    """By name, the (updates done, value) points of each curve of the training, in their order.
-
-    `update_loss`, `train_loss` and `valid_loss` share a chart; `learning_rate` and `tokens_per_s`
-    have one each; every other name that begins with `valid_`, but for what is
-    teacher-forced, is a validation score (the name of the
-    score behind it). Other names are not drawn.
-    """
+    """(step, value) points by name. `step_loss`, `train_loss` and `valid_loss` share a chart;
+    `learning_rate` and `tokens_per_s` have one each; every other `valid_` name is a validation
+    score, unless it is teacher-forced. Other names are not drawn."""
     inspection: Mapping[str, Any] | None = None
-    """What the data doctor found, as its `to_dict()` gives it: `splits`, `findings`, `preset`."""
+    """The findings in the data, as `Inspection.to_dict` gives them."""
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By the name of an evaluation, the content of its `scores.json`: `scores` (and in it `titles`
-    and `intervals`), `breakdown`, `confusions`, `confidence`, `speed`, `data`, `rows`.
-
-    Each key may be missing. The one named `test`, else the last one, makes the summary.
-    """
+    """Content of each `scores.json`, by the name of the evaluation; each key may be missing. The
+    one named `test`, else the last one, is the main one."""
     rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
-    """By the name of an evaluation, its rows, of which samples are chosen: all of them, or a part."""
+    """Rows by the name of the evaluation, all or some of them: the samples come from these."""
     attention: Sequence[Mapping[str, Any]] = ()
-    """A few outputs: `source_tokens` (S texts), `tokens` (T texts), and `weights` (T lists of S
-    values from 0 to 1): how much of its attention each token of the output paid to the source;
-    `source`, its text, for a title, may be missing."""
+    """Outputs with `source` (optional), `source_tokens` (S texts), `tokens` (T texts), and
+    `weights` (T lists of S values from 0 to 1), the attention of each token over the source."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Every resolved setting by its dotted name; the name before the first dot is its section."""
+    """Every resolved setting by its dotted name."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """The version of each program and library, by its name."""
+    """Version of each program and library."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What else is to be known, by a label for people: time, memory, hashes of the data."""
+    """Anything else, by a label: time, memory, hashes of the data."""
 
     @property
     def main_evaluation(self) -> str:
-        """The name of the evaluation that makes the summary; "" where there is none."""
+        """Name of the evaluation at the top of the page; "": there is none."""
         return "test" if "test" in self.evaluations else ["", *self.evaluations][-1]

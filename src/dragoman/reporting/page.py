@@ -1,6 +1,6 @@
-"""A report as one HTML file: it opens without a network, and holds no script.
+"""A report as one HTML file, which opens offline and has no scripts.
 
-A typical file, with two evaluations, takes about 0.5 MB: what it shows of the rows is bounded.
+A typical file, with two evaluations, takes about 0.5 MB, however many rows there are.
 """
 
 from importlib.resources import files
@@ -13,8 +13,7 @@ from dragoman.errors import DragomanError
 from dragoman.reporting import sections
 from dragoman.reporting.content import ReportContent
 from dragoman.reporting.figures import list_scores, show_number
-from dragoman.reporting.settings_table import show_settings
-from dragoman.reporting.visible import show_text, write_plain
+from dragoman.reporting.text import show_text, write_plain
 from dragoman.storage import staged_file
 
 _MOST_TILES = 4
@@ -27,14 +26,14 @@ _SECTIONS = (
     ("confidence", "Confidence", sections.show_confidence),
     ("samples", "Samples", sections.show_samples),
     ("attention", "Attention", sections.show_attention),
-    ("settings", "Settings", show_settings),
+    ("settings", "Settings", sections.show_settings),
 )
 
 
 def write_report(path: Path, content: ReportContent) -> None:
-    """Write `content` as one HTML file, under a temporary name that is then renamed.
+    """Write `content` as one HTML file, atomically.
 
-    The same content gives the same bytes, with the same versions of the libraries.
+    The same content gives the same bytes with the same versions of the libraries.
 
     Raises:
         DragomanError: The file cannot be written.
@@ -45,12 +44,12 @@ def write_report(path: Path, content: ReportContent) -> None:
             partial.write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
         raise DragomanError(
-            f"{path}: the report cannot be written: {error.strerror}; choose another file"
+            f"{path}: cannot write the report: {error.strerror}; choose another file"
         ) from error
 
 
 def render_page(content: ReportContent) -> str:
-    """Return the whole page."""
+    """Return the page as HTML."""
     folder = files("dragoman.reporting")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -70,7 +69,7 @@ def render_page(content: ReportContent) -> str:
 
 
 def _choose_tiles(content: ReportContent) -> list[dict[str, object]]:
-    """Return the scores that stand at the top, of the main evaluation."""
+    """Return the scores at the top of the page, from the main evaluation."""
     main = content.main_evaluation
     scores = list_scores(content.evaluations[main]) if main else []
     chosen = [score for score in scores if score.is_tile] or scores
@@ -88,7 +87,7 @@ def _choose_tiles(content: ReportContent) -> list[dict[str, object]]:
 
 
 def _find_level(content: ReportContent) -> float:
-    """Return how often the intervals hold what they are of: by the evaluation, else by the settings."""
+    """Return the confidence level of the intervals: that of the evaluation, else of the settings."""
     main = content.evaluations.get(content.main_evaluation, {})
     own = main.get("settings", {}).get("confidence_level")
     return float(own or content.settings.get("evaluation.confidence_level", 0.95))

@@ -1,9 +1,15 @@
-"""What each section of the page shows, made from the content: None where there is nothing to show."""
+"""What each section of the page shows, from the content of a report; None leaves the section out."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from dragoman.configuration import flatten_settings
+from dragoman.evaluation.rows import Row
 from dragoman.reporting.charts import (
     MOST_TOKENS,
     Chart,
@@ -15,7 +21,6 @@ from dragoman.reporting.charts import (
     draw_risk,
 )
 from dragoman.reporting.content import ReportContent
-from dragoman.reporting.differences import show_differences
 from dragoman.reporting.figures import (
     Score,
     find_title,
@@ -25,17 +30,23 @@ from dragoman.reporting.figures import (
     name_unit,
     show_estimate,
 )
-from dragoman.reporting.samples import choose_samples
+from dragoman.reporting.text import find_closest, show_differences
+from dragoman.settings import Settings
 
 Shown = dict[str, Any]
 
 _MOST_CURVES = 4
-_MOST_SCORES = 9  # that are drawn; a table has them all
+_MOST_SCORES = 9  # with a chart; a table has them all
 _MOST_MAPS = 6
 _MOST_CONFUSIONS = 30
 _MOST_EXAMPLES = 5
-_LOSSES = {"train_loss": "training", "valid_loss": "validation", "update_loss": "at updates"}
-# Teacher-forced: not what the model writes by itself.
+_MOST_SAMPLES = 12  # of a list
+_LOSSES = {
+    "train_loss": "training",
+    "valid_loss": "validation",
+    "step_loss": "single steps",
+    "update_loss": "single steps",  # in logs of version 0.1
+}
 _TEACHER_FORCED = ("valid_loss", "valid_perplexity", "valid_token_accuracy")
 _SEVERITIES = ("fault", "warning", "note")
 
@@ -53,7 +64,7 @@ def show_training(content: ReportContent) -> Shown | None:
     main = content.evaluations.get(content.main_evaluation, {})
     charts = []
     if losses:
-        charts.append(draw_curves("loss", "Loss", losses, unit="nats a token"))
+        charts.append(draw_curves("loss", "Loss", losses, unit="nats per token"))
     monitored = str(content.settings.get("training.monitor", "")).removeprefix("valid_")
     for is_higher, title in ((False, "Validation: error rates"), (True, "Validation: scores")):
         chosen = {
@@ -73,7 +84,7 @@ def show_training(content: ReportContent) -> Shown | None:
             )
     for name, title, unit in (
         ("learning_rate", "Learning rate", "learning rate"),
-        ("tokens_per_s", "Speed", "tokens a second"),
+        ("tokens_per_s", "Speed", "tokens per second"),
     ):
         if name in curves:
             key = name.replace("_", "")
@@ -84,7 +95,7 @@ def show_training(content: ReportContent) -> Shown | None:
 
 
 def show_inspection(content: ReportContent) -> Shown | None:
-    """Return the findings, the gravest first, the counts of the splits, and the preset."""
+    """Return the findings, the most severe first, the sizes of the splits, and the preset."""
     if content.inspection is None:
         return None
     findings = sorted(
@@ -175,7 +186,7 @@ def show_breakdowns(content: ReportContent) -> Shown | None:
                 by_kind.setdefault(is_higher_better(evaluation, name), name)
             one["charts"] = [
                 draw_intervals(
-                    f"part{number}x{place}x{kind:d}",
+                    f"group{number}x{place}x{kind:d}",
                     one["names"][name],
                     one["groups"],
                     {one["names"][name]: one["estimates"][name]},
@@ -219,7 +230,7 @@ def show_confusions(content: ReportContent) -> Shown | None:
 
 
 def show_confidence(content: ReportContent) -> Shown | None:
-    """Return, by evaluation, how far confidence holds, and what each threshold keeps."""
+    """Return, by evaluation, how well confidence is calibrated, and the rows above each threshold."""
     shown = {}
     for number, (split, evaluation) in enumerate(content.evaluations.items()):
         confidence = evaluation.get("confidence")
@@ -227,8 +238,8 @@ def show_confidence(content: ReportContent) -> Shown | None:
             continue
         charts = []
         bins = {
-            title: [(100 * sure, 100 * right) for sure, right, _ in confidence.get(name, [])]
-            for name, title in (("bins", "calibrated"), ("uncalibrated_bins", "before"))
+            title: [(100 * mean, 100 * exact) for mean, exact, _ in confidence.get(name, [])]
+            for name, title in (("bins", "calibrated"), ("uncalibrated_bins", "uncalibrated"))
         }
         if bins["calibrated"]:
             drawn = {title: points for title, points in bins.items() if points}
@@ -251,6 +262,80 @@ def show_samples(content: ReportContent) -> Shown | None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A row as it is shown."""
+
+    row: Row
+    shown: Markup  # the output, its differences to the closest reference marked
+    edits: int
+    place: str  # name of the file and line, as far as known
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleList:
+    """Rows chosen by one rule."""
+
+    title: str
+    note: str
+    samples: list[Sample]
+
+
+def choose_samples(rows: Sequence[Row], count: int = _MOST_SAMPLES) -> list[SampleList]:
+    """Return up to four lists of up to `count` rows each; empty lists are left out.
+
+    Ties keep the order of the rows.
+    """
+    wrong = [row for row in rows if not row.is_exact]
+    known = [row for row in rows if row.confidence is not None]
+    spread = [rows[place * len(rows) // count] for place in range(count)]
+    chosen = [
+        (
+            "Typical rows",
+            "Spread evenly over the file, right or wrong: what to expect.",
+            spread if len(rows) > count else rows,
+        ),
+        (
+            "Confident and wrong",
+            "Outputs that are not exact, with the highest confidence: errors above every threshold, "
+            "or references worth a second look.",
+            sorted(
+                (row for row in wrong if row.confidence is not None),
+                key=lambda row: -(row.confidence or 0.0),
+            ),
+        ),
+        (
+            "Least confident",
+            "The lowest confidence, right or wrong: the first rows to check by hand.",
+            sorted(known, key=lambda row: row.confidence or 0.0),
+        ),
+        (
+            "Furthest off",
+            "The most edits to the closest reference, relative to its length.",
+            sorted(wrong, key=lambda row: -_find_error_rate(row)),
+        ),
+    ]
+    return [
+        SampleList(title=title, note=note, samples=[_show_sample(row) for row in found[:count]])
+        for title, note, found in chosen
+        if found
+    ]
+
+
+def _find_error_rate(row: Row) -> float:
+    reference, edits = find_closest(row.hypothesis, row.references)
+    return edits / max(1, len(reference))
+
+
+def _show_sample(row: Row) -> Sample:
+    reference, edits = find_closest(row.hypothesis, row.references)
+    name = Path(row.file).name
+    place = f"{name}:{row.line}" if name and row.line else name
+    return Sample(
+        row=row, shown=show_differences(reference, row.hypothesis), edits=edits, place=place
+    )
+
+
 def show_attention(content: ReportContent) -> Shown | None:
     """Return a heat map for each of up to six outputs."""
     maps = [one for one in content.attention if one["tokens"] and one["source_tokens"]]
@@ -261,15 +346,40 @@ def show_attention(content: ReportContent) -> Shown | None:
         )
         for number, one in enumerate(maps[:_MOST_MAPS], start=1)
     ]  # fmt: skip
-    is_cut = any(
+    is_truncated = any(
         max(len(one["tokens"]), len(one["source_tokens"])) > MOST_TOKENS
         for one in maps[:_MOST_MAPS]
     )
-    return {"charts": charts, "is_cut": is_cut, "most": MOST_TOKENS} if charts else None
+    return {"charts": charts, "is_truncated": is_truncated, "most": MOST_TOKENS} if charts else None
+
+
+def show_settings(content: ReportContent) -> Shown | None:
+    """Return the settings by section, with the default of those that differ from it."""
+    defaults = flatten_settings(Settings())
+    sections: dict[str, list[dict[str, Any]]] = {}
+    for full_name, value in content.settings.items():
+        section, _, name = (
+            full_name.partition(".") if "." in full_name else ("general", "", full_name)
+        )
+        shown, default = _write_setting(value), _write_setting(defaults.get(full_name, value))
+        is_changed = full_name != "version" and shown != default
+        sections.setdefault(section, []).append(
+            {"name": name, "value": shown, "default": default if is_changed else None}
+        )
+    return {"sections": sections} if sections else None
+
+
+def _write_setting(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    shown = str(value)
+    return shown if shown == shown.strip() else f'"{shown}"'
 
 
 def _by_split(content: ReportContent, shown: Mapping[str, Any]) -> Shown | None:
-    """Return the parts by evaluation, the main one first."""
+    """Return what is shown by evaluation, the main one first."""
     if not shown:
         return None
     names = sorted(shown, key=lambda name: name != content.main_evaluation)

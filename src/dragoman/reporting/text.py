@@ -1,0 +1,131 @@
+"""Text from data as HTML: escaped, hidden characters as codes, bounded; and differences of texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from markupsafe import Markup, escape
+from rapidfuzz.distance import Levenshtein
+
+from dragoman.characters import JOINERS, is_hidden
+
+_LONGEST = 300  # characters of a text beside others
+_LONGEST_COMPARED = 3000  # characters of a text that are aligned
+_CONTEXT = 24  # characters on each side of a stretch that is left out
+_SIGNS = {"\n": "↵", "\t": "⇥"}
+
+
+def show_text(text: str, longest: int = _LONGEST) -> Markup:
+    """Return `text` as HTML: escaped, isolated in its direction, hidden characters as codes.
+
+    A control or format character, or a lone surrogate, becomes a small "U+202E"; a line break "↵".
+    Characters beyond `longest` are counted. An empty text becomes "empty".
+    """
+    if not text:
+        return Markup('<i class="empty">empty</i>')
+    left = len(text) - longest
+    more = Markup('<i class="empty"> … {} more characters</i>').format(f"{left:,}")
+    return Markup('<bdi class="text" translate="no">{}</bdi>{}').format(
+        mark_hidden(text[:longest]), more if left > 0 else ""
+    )
+
+
+def mark_hidden(text: str, *, shows_spaces: bool = False) -> Markup:
+    """Return `text` as HTML, escaped, with a code in place of each hidden character."""
+    shown = []
+    for character in text:
+        if shows_spaces and character == " ":
+            shown.append(Markup('<span class="space">␣</span>'))
+        elif character in _SIGNS:
+            shown.append(Markup('<span class="code">{}</span><wbr>').format(_SIGNS[character]))
+        elif _needs_code(character):
+            shown.append(Markup('<span class="code">U+{:04X}</span>').format(ord(character)))
+        else:
+            shown.append(escape(character))
+    return Markup("").join(shown)
+
+
+def write_plain(text: str, longest: int) -> str:
+    """Return `text` without markup, for a label or an attribute: hidden characters as codes."""
+    if not text:
+        return "∅"
+    shown = "".join(
+        _SIGNS.get(one) or (f"U+{ord(one):04X}" if _needs_code(one) else one)
+        for one in text[:longest]
+    )
+    return shown if len(text) <= longest else f"{shown}…"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Neighbouring characters of both texts, or of only one."""
+
+    kind: Literal["same", "missing", "extra"]
+    text: str
+
+
+def find_closest(output: str, references: Sequence[str]) -> tuple[str, int]:
+    """Return the reference with the fewest edits (the first of equally close), and their number."""
+    distances = [Levenshtein.distance(output, reference) for reference in references]
+    least = min(distances)
+    return references[distances.index(least)], least
+
+
+def compare_texts(reference: str, output: str) -> list[Stretch]:
+    """Return the stretches of both texts in their order, with the fewest edits.
+
+    "same" and "missing" make the reference; "same" and "extra" make the output.
+    """
+    stretches: list[Stretch] = []
+    missing = extra = ""  # neighbouring edits are one
+    for edit in [*Levenshtein.opcodes(reference, output), None]:
+        if edit is not None and edit.tag != "equal":
+            missing += reference[edit.src_start : edit.src_end]
+            extra += output[edit.dest_start : edit.dest_end]
+            continue
+        if missing:
+            stretches.append(Stretch(kind="missing", text=missing))
+        if extra:
+            stretches.append(Stretch(kind="extra", text=extra))
+        missing = extra = ""
+        if edit is not None:
+            text = reference[edit.src_start : edit.src_end]
+            stretches.append(Stretch(kind="same", text=text))
+    return stretches
+
+
+def show_differences(reference: str, output: str) -> Markup:
+    """Return the output with its differences to the reference as <del> and <ins>.
+
+    Screen readers say "missing:" and "extra:" before them. In long texts the middle of a stretch
+    is left out.
+    """
+    is_cut = max(len(reference), len(output)) > _LONGEST_COMPARED
+    stretches = compare_texts(reference[:_LONGEST_COMPARED], output[:_LONGEST_COMPARED])
+    is_long = sum(len(one.text) for one in stretches) > _LONGEST
+    shown = Markup("").join(_show_stretch(one, is_long=is_long) for one in stretches)
+    more = Markup('<i class="empty"> … the rest is not compared</i>') if is_cut else ""
+    nothing = Markup('<i class="empty">empty</i> ') if not output else ""
+    return Markup('{}<bdi class="text" translate="no">{}</bdi>{}').format(nothing, shown, more)
+
+
+def _show_stretch(stretch: Stretch, *, is_long: bool) -> Markup:
+    is_same = stretch.kind == "same"
+    if is_long and len(stretch.text) > 3 * _CONTEXT:
+        left_out = f"{len(stretch.text) - 2 * _CONTEXT:,}"
+        middle = Markup('<i class="empty">… {} characters …</i>').format(left_out)
+        shown = (
+            mark_hidden(stretch.text[:_CONTEXT]) + middle + mark_hidden(stretch.text[-_CONTEXT:])
+        )
+    else:
+        shown = mark_hidden(stretch.text, shows_spaces=not is_same and not is_long)
+    if is_same:
+        return shown
+    tag = "del" if stretch.kind == "missing" else "ins"
+    return Markup('<{0}><span class="aloud">[{1}: </span>{2}<span class="aloud">]</span></{0}>').format(
+        Markup(tag), stretch.kind, shown
+    )  # fmt: skip
+
+
+def _needs_code(character: str) -> bool:
+    return is_hidden(character) and character not in JOINERS

@@ -1,0 +1,106 @@
+import html
+import itertools
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rapidfuzz.distance import Levenshtein
+
+from dragoman.reporting.text import (
+    compare_texts,
+    find_closest,
+    mark_hidden,
+    show_differences,
+    show_text,
+    write_plain,
+)
+
+TEXTS = st.text(st.characters(exclude_categories=()))
+SHORT_TEXTS = st.text(st.sampled_from("ab \u0301é<&日"), max_size=20)
+
+
+@given(TEXTS)
+def test_no_markup_of_a_text_is_markup_of_the_page(text):
+    names = set(re.findall(r"<(/?[a-z]+)", mark_hidden(text)))
+    assert names <= {"span", "/span", "wbr"}
+
+
+@given(TEXTS)
+def test_what_is_shown_can_be_written_and_holds_no_control_character(text):
+    for shown in (str(show_text(text)), write_plain(text, 100)):
+        shown.encode()
+        assert not re.search("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", shown)
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "S", "M"])))
+def test_a_text_without_hidden_characters_reads_as_it_is(text):
+    assert html.unescape(mark_hidden(text)) == text
+
+
+def test_hidden_characters_are_written_as_codes():
+    assert write_plain("a\u202eb\x00c\nd", 20) == "aU+202EbU+0000c↵d"
+    assert ">U+202E<" in show_text("a\u202eb")
+
+
+def test_the_end_of_a_long_text_is_counted():
+    assert show_text("x" * 20_000, 300).count("x") - show_text("", 300).count("x") < 310
+    assert "19,700 more characters" in show_text("x" * 20_000, 300)
+
+
+def test_an_empty_text_says_so():
+    assert "empty" in show_text("")
+    assert write_plain("", 5) == "∅"
+
+
+def test_joined_scripts_and_emoji_are_left_alone():
+    for text in ("می\u200cخواهم", "👩\u200d👩\u200d👧", "❤\ufe0f"):
+        assert text in show_text(text)
+
+
+@given(SHORT_TEXTS, SHORT_TEXTS)
+def test_the_stretches_make_both_texts(reference, output):
+    stretches = compare_texts(reference, output)
+    assert "".join(one.text for one in stretches if one.kind != "extra") == reference
+    assert "".join(one.text for one in stretches if one.kind != "missing") == output
+    assert all(one.text for one in stretches)
+
+
+@given(SHORT_TEXTS, SHORT_TEXTS)
+def test_no_two_neighbours_are_of_one_kind(reference, output):
+    kinds = [one.kind for one in compare_texts(reference, output)]
+    assert all(one != other for one, other in itertools.pairwise(kinds))
+    assert "extra missing" not in " ".join(kinds)  # what is missing comes first
+
+
+@given(SHORT_TEXTS)
+def test_equal_texts_have_no_marks(text):
+    assert not re.search("<(ins|del)", show_differences(text, text))
+
+
+def test_marks_have_words_for_screen_readers_and_show_spaces():
+    shown = show_differences("a bc", "abc<")
+    assert '<del><span class="aloud">[missing: </span><span class="space">␣</span>' in shown
+    assert '<ins><span class="aloud">[extra: </span>&lt;' in shown
+
+
+def test_an_empty_output_says_so():
+    assert "empty</i>" in show_differences("abc", "")
+
+
+def test_long_texts_are_shown_around_their_differences():
+    shown = show_differences("x" * 1000 + "a" + "y" * 1000, "x" * 1000 + "b" + "y" * 1000)
+    assert len(shown) < 1000
+    assert shown.count("952 characters") == 2
+    assert "</span>a<" in shown
+    assert "</span>b<" in shown
+
+
+def test_the_end_of_very_long_texts_is_not_compared():
+    assert "the rest is not compared" in show_differences("x" * 100_000, "y" * 100_000)
+
+
+@given(SHORT_TEXTS, st.lists(SHORT_TEXTS, min_size=1, max_size=4))
+def test_the_closest_reference_has_the_fewest_edits(output, references):
+    closest, edits = find_closest(output, references)
+    assert edits == Levenshtein.distance(output, closest)
+    assert edits == min(Levenshtein.distance(output, one) for one in references)

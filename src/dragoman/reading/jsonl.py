@@ -32,11 +32,13 @@ def open_jsonl(blocks: Iterator[Block], file: str) -> Table:
     """
     held: list[Block] = []
     names: tuple[str, ...] = ()
-    for block in blocks:
-        held.append(block)
-        names = _find_names(block)
-        if names or block.first > _LINES_TO_SEARCH:
+    while not names and not (held and held[-1].first > _LINES_TO_SEARCH):
+        block = next(blocks, None)
+        if block is None:
             break
+        held.append(block)
+        rows = (_parse(file, 0, line) for line in block.lines[:_LINES_TO_SEARCH])
+        names = next((tuple(row) for row in rows if row and not isinstance(row, RowError)), ())
     if not held:
         return empty_table(file)
     if not names:
@@ -48,29 +50,17 @@ def open_jsonl(blocks: Iterator[Block], file: str) -> Table:
         )
 
     def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
-        chosen = [None if column == WHOLE_ROW else names[column] for column in columns]
-        return _read(chain(held, blocks), file, chosen)
+        wanted = [None if column == WHOLE_ROW else names[column] for column in columns]
+        for block in chain(held, blocks):
+            for number, line in enumerate(block.lines, block.first):
+                error = None if block.is_clean else find_line_error(file, number, line)
+                row = error or _parse(file, number, line)
+                if isinstance(row, RowError):
+                    yield row
+                else:
+                    yield _take_fields(file, number, row, wanted, line)
 
     return Table(file=file, names=names, sample=names, read=read)
-
-
-def _find_names(block: Block) -> tuple[str, ...]:
-    for line in block.lines[:_LINES_TO_SEARCH]:
-        row = _parse("", 0, line)
-        if not isinstance(row, RowError) and row:
-            return tuple(row)
-    return ()
-
-
-def _read(blocks: Iterator[Block], file: str, names: list[str | None]) -> Iterator[Row | RowError]:
-    for block in blocks:
-        for number, line in enumerate(block.lines, block.first):
-            error = None if block.is_clean else find_line_error(file, number, line)
-            row = error or _parse(file, number, line)
-            if isinstance(row, RowError):
-                yield row
-            else:
-                yield _take_fields(file, number, row, names, line)
 
 
 def _take_fields(

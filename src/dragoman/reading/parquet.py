@@ -50,9 +50,10 @@ def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
         position.num_rows = metadata.num_rows
 
     def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
-        chosen = [None if column == WHOLE_ROW else names[column] for column in columns]
-        _check_columns(path, schema, [name for name in chosen if name is not None])
-        return _read(path, metadata, chosen)
+        wanted = [None if column == WHOLE_ROW else names[column] for column in columns]
+        for name in filter(None, wanted):
+            _check_column(path, schema, name)
+        return _read(path, metadata, wanted)
 
     return Table(file=str(path), names=names, sample=names, read=read)
 
@@ -60,7 +61,7 @@ def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
 def _read(
     path: Path, metadata: pyarrow.parquet.FileMetaData, names: list[str | None]
 ) -> Iterator[Row | RowError]:
-    """Give the fields `names` of each row; None stands for the whole row."""
+    """Yield the fields `names` of each row; None stands for the whole row."""
     number = 0
     wanted = None if None in names else names
     try:
@@ -73,15 +74,20 @@ def _read(
             page_checksum_verification=True,
         ) as file:
             for group in range(metadata.num_row_groups):
-                num_rows = _find_batch_rows(metadata.row_group(group))
+                sizes = metadata.row_group(group)
+                row_bytes = max(1.0, sizes.total_byte_size / max(1, sizes.num_rows))
+                num_rows = max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / row_bytes)))
                 for batch in file.iter_batches(num_rows, [group], wanted, use_threads=False):
                     columns = [
-                        _dump_rows(batch) if name is None else _take_texts(batch.column(name))
+                        _dump_rows(batch)
+                        if name is None
+                        else [text or "" for text in _read_texts(batch.column(name))]
                         for name in names
                     ]
                     for fields in zip(*columns, strict=True):
                         number += 1
-                        yield _check_fields(str(path), number, fields) or (number, fields)
+                        errors = (find_line_error(str(path), number, text) for text in fields)
+                        yield next(filter(None, errors), None) or (number, fields)
     except _BROKEN as error:
         raise DataError(
             f"{path}: the file is corrupt: reading ended after row {number} ({_first_line(error)})"
@@ -92,40 +98,22 @@ def _read(
         )
 
 
-def _find_batch_rows(group: pyarrow.parquet.RowGroupMetaData) -> int:
-    """Return how many rows of a row group to read at a time: fewer where they are long."""
-    row_bytes = max(1.0, group.total_byte_size / max(1, group.num_rows))
-    return max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / row_bytes)))
-
-
 def _dump_rows(batch: pyarrow.RecordBatch) -> list[str]:
+    """Return the rows as JSON objects; values that Python does not have (nanoseconds) as text."""
     labels = label_columns(batch.schema.names, batch.num_columns)
-    columns = [
-        _take_values(column) if _is_text(column.type) else _take_objects(column)
-        for column in batch.columns
-    ]
+    columns: list[list[object]] = []
+    for column in batch.columns:
+        try:
+            columns.append([*_read_texts(column)] if _is_text(column.type) else column.to_pylist())
+        except (ValueError, OverflowError, KeyError, pyarrow.ArrowException):
+            columns.append([*_read_texts(column)])
     return [dump_row(labels, fields) for fields in zip(*columns, strict=True)]
 
 
-def _take_objects(column: pyarrow.Array) -> list[object]:
-    """Return values as Python objects, or as text where Python has none (nanoseconds)."""
-    try:
-        return list(column.to_pylist())
-    except (ValueError, OverflowError, KeyError, pyarrow.ArrowException):
-        return list(_take_values(column))
-
-
-def _take_texts(column: pyarrow.Array) -> list[str]:
-    return [value or "" for value in _take_values(column)]
-
-
-def _take_values(column: pyarrow.Array) -> list[str | None]:
+def _read_texts(column: pyarrow.Array) -> list[str | None]:
     """Return values as text, None for null; bytes that are not UTF-8 as with surrogateescape."""
     if types.is_dictionary(column.type):
-        used = column.indices.unique().drop_null()
-        texts = _take_values(column.dictionary.take(used))
-        by_place = dict(zip(used.to_pylist(), texts, strict=True))
-        return [by_place.get(place) for place in column.indices.to_pylist()]
+        column = column.dictionary_decode()
     try:
         return list(column.cast(pyarrow.large_string()).to_pylist())
     except (pyarrow.ArrowInvalid, UnicodeDecodeError):
@@ -135,33 +123,21 @@ def _take_values(column: pyarrow.Array) -> list[str | None]:
         ]
 
 
-def _check_fields(file: str, number: int, fields: tuple[str, ...]) -> RowError | None:
-    for text in fields:
-        if not text.isascii() or "\0" in text:
-            error = find_line_error(file, number, text)
-            if error is not None:
-                return error
-    return None
-
-
-def _check_columns(path: Path, schema: pyarrow.Schema, names: Sequence[str]) -> None:
-    for name in names:
-        if schema.names.count(name) > 1:
-            raise DataError(f"{path}: {schema.names.count(name)} columns have the name {name!r}")
-        kind = schema.field(name).type
-        if not _is_text(kind) and not types.is_integer(_value_type(kind)):
-            raise DataError(
-                f"{path}: column {name!r} holds {kind}, expected text or integers; "
-                "write it as text, in the form that the model should see"
-            )
+def _check_column(path: Path, schema: pyarrow.Schema, name: str) -> None:
+    if schema.names.count(name) > 1:
+        raise DataError(f"{path}: {schema.names.count(name)} columns have the name {name!r}")
+    kind = schema.field(name).type
+    values = kind.value_type if types.is_dictionary(kind) else kind
+    if not _is_text(kind) and not types.is_integer(values):
+        raise DataError(
+            f"{path}: column {name!r} holds {kind}, expected text or integers; "
+            "write it as text, in the form that the model should see"
+        )
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:
-    return any(is_kind(_value_type(kind)) for is_kind in _TEXT_KINDS)
-
-
-def _value_type(kind: pyarrow.DataType) -> pyarrow.DataType:
-    return kind.value_type if types.is_dictionary(kind) else kind
+    values = kind.value_type if types.is_dictionary(kind) else kind
+    return any(is_kind(values) for is_kind in _TEXT_KINDS)
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ Row = tuple[int, Sequence[str]]
 """Number of the line, from 1, and the requested fields in the requested order."""
 WHOLE_ROW: Final = -1
 """Requested as a column: the whole row, as a JSON object."""
+_DEFAULTS = {"data.source": ("source", "1"), "data.target": ("target", "2")}
 _SEPARATORS = {
     "\t": "tabs: set data.format=tsv",
     "|||": "'|||': replace it by one tab",
@@ -92,13 +93,11 @@ def choose_columns(table: Table, settings: DataSettings) -> Columns:
             f"{table.file}: {_describe_columns(table)}; choose the pair with data.source=1 "
             "data.target=2 (positions or, with a header, names), and data.features for others"
         )
-    locator = _Locator(table)
-    source = locator.find_side("source", settings.source, 1)
-    target = locator.find_side("target", settings.target, 2)
-    features = tuple(locator.find("data.features", column) for column in settings.features)
-    locator.check([source, target, *features])
+    wanted = [("data.source", settings.source), ("data.target", settings.target)]
+    wanted += [("data.features", column) for column in settings.features]
+    source, target, *features = _find_columns(table, wanted)
     # Labels as typed: files with and without a header give the same symbols.
-    return Columns(source, target, features, settings.features)
+    return Columns(source, target, tuple(features), settings.features)
 
 
 def choose_prefix_column(table: Table, column: str) -> int:
@@ -106,10 +105,7 @@ def choose_prefix_column(table: Table, column: str) -> int:
 
     Raises: DataError, naming the columns that were found.
     """
-    locator = _Locator(table)
-    index = locator.find("--prefix", column)
-    locator.check([])
-    return index
+    return _find_columns(table, [("--prefix", column)])[0]
 
 
 def choose_source_columns(table: Table, settings: DataSettings) -> Columns:
@@ -129,70 +125,62 @@ def choose_source_columns(table: Table, settings: DataSettings) -> Columns:
         for column in (settings.source, str(target or 0), *settings.features)
     )
     is_shorter = table.names is None and len(table.sample) == highest - 1
-    locator = _Locator(table, absent=target if is_shorter else None)
-    source = locator.find_side("source", settings.source, 1)
-    features = tuple(locator.find("data.features", column) for column in settings.features)
-    locator.check([source, *features])
-    return Columns(source, None, features, settings.features)
+    wanted = [("data.source", settings.source)]
+    wanted += [("data.features", column) for column in settings.features]
+    source, *features = _find_columns(table, wanted, absent=target if is_shorter else None)
+    return Columns(source, None, tuple(features), settings.features)
 
 
-class _Locator:
-    """Finds columns by name or position, and collects all errors."""
+def _find_columns(
+    table: Table, wanted: Sequence[tuple[str, str]], absent: int | None = None
+) -> list[int]:
+    """Return the index of each wanted column, given with its setting. Names precede positions.
 
-    def __init__(self, table: Table, absent: int | None = None) -> None:
-        self._table = table
-        self._absent = absent
-        self._errors: list[str] = []
+    Positions after the `absent` one move forward by one.
 
-    def find_side(self, side: str, column: str, default: int) -> int:
-        if column != "auto":
-            return self.find(f"data.{side}", column)
-        is_named = side in (self._table.names or ())
-        return self.find(f"data.{side}", side if is_named else str(default))
-
-    def find(self, setting: str, column: str) -> int:
-        """Return the index of `column`, 0 on an error. Names take precedence over positions."""
-        names = self._table.names
-        if names is not None and column in names:
-            if names.count(column) > 1:
-                self._add(setting, column, f"{names.count(column)} columns have this name")
-            return names.index(column)
+    Raises: DataError, with all columns that are missing, ambiguous, or used twice.
+    """
+    names = table.names or ()
+    indices, errors = list[int](), list[str]()
+    for setting, column in wanted:
+        if column == "auto" and setting in _DEFAULTS:
+            name, place = _DEFAULTS[setting]
+            column = name if name in names else place
+        error = ""
         position = _read_position(column)
-        if position is None:
-            self._add(setting, column, self._describe_missing(column))
-            return 0
-        if self._absent is not None and position > self._absent:
-            position -= 1
-        if not 1 <= position <= len(self._table.sample):
-            self._add(setting, column, "there is no such column")
-            return 0
-        return position - 1
-
-    def check(self, indices: Sequence[int]) -> None:
-        """Raise all errors, and columns that are used twice."""
-        file = self._table.file
-        if self._errors:
-            found = _describe_columns(self._table)
-            raise DataError.gather([f"{file}: {error}; {found}" for error in self._errors])
-        for index in indices:
-            if indices.count(index) > 1:
-                raise DataError(
-                    f"{file}: column {index + 1} is used twice by data.source, data.target "
-                    f"and data.features; {_describe_columns(self._table)}"
-                )
-
-    def _add(self, setting: str, column: str, error: str) -> None:
-        self._errors.append(f"{setting}={column}: {error}")
-
-    def _describe_missing(self, column: str) -> str:
-        names = self._table.names
-        if names is None:
-            return (
-                "the file has no header to find a name in; set data.header=yes, or give "
-                "the column's position, from 1"
+        if column in names:
+            position = names.index(column) + 1
+            if names.count(column) > 1:
+                error = f"{names.count(column)} columns have this name"
+        elif position is None:
+            error = _describe_missing(table, column)
+        else:
+            position -= absent is not None and position > absent
+            if not 1 <= position <= len(table.sample):
+                error = "there is no such column"
+        indices.append((position or 1) - 1)
+        if error:
+            errors.append(f"{setting}={column}: {error}")
+    if errors:
+        found = _describe_columns(table)
+        raise DataError.gather([f"{table.file}: {error}; {found}" for error in errors])
+    for index in indices:
+        if indices.count(index) > 1:
+            raise DataError(
+                f"{table.file}: column {index + 1} is used twice by data.source, data.target and "
+                f"data.features; {_describe_columns(table)}"
             )
-        near = difflib.get_close_matches(column, names, n=1)
-        return f"there is no such column; did you mean {near[0]!r}?" if near else "no such column"
+    return indices
+
+
+def _describe_missing(table: Table, column: str) -> str:
+    if table.names is None:
+        return (
+            "the file has no header to find a name in; set data.header=yes, or give the column's "
+            "position, from 1"
+        )
+    near = difflib.get_close_matches(column, table.names, n=1)
+    return f"there is no such column; did you mean {near[0]!r}?" if near else "no such column"
 
 
 def _read_position(column: str) -> int | None:

@@ -17,6 +17,7 @@ from dragoman.errors import DataError
 _CHUNK_BYTES = 1 << 16
 _LONGEST_LINE_BYTES = 1 << 26
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_PACKERS = {".gz": ("gzip", _GZIP), ".zst": ("zstd", _ZSTD)}
 _FOREIGN = {
     _GZIP: "is compressed with gzip: give it a name that ends in .gz",
     _ZSTD: "is compressed with zstd: give it a name that ends in .zst",
@@ -60,7 +61,7 @@ class FilePosition:
 
 def strip_packing(path: Path) -> Path:
     """Return `path` without .gz or .zst at its end."""
-    return path.with_suffix("") if path.suffix.lower() in (".gz", ".zst") else path
+    return path.with_suffix("") if path.suffix.lower() in _PACKERS else path
 
 
 @contextmanager
@@ -78,12 +79,12 @@ def open_text_file(path: Path, position: FilePosition | None = None) -> Iterator
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         if position is not None:
             position.watch(raw)
-        suffix = path.suffix.lower()
-        if suffix == ".gz" and head:
-            _expect(path, head, _GZIP, "gzip")
+        packer, magic = _PACKERS.get(path.suffix.lower(), ("", b""))
+        if not head.startswith(magic[: len(head)]):
+            raise DataError(f"{path}: it is not compressed with {packer}, as its name says")
+        if packer == "gzip" and head:
             yield cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=raw)))
-        elif suffix == ".zst" and head:
-            _expect(path, head, _ZSTD, "zstd")
+        elif packer == "zstd" and head:
             yield stack.enter_context(pyarrow.CompressedInputStream(raw, "zstd"))
         else:
             for magic, remedy in _FOREIGN.items():
@@ -100,7 +101,17 @@ def check_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file{_guess_name(path)}") from error
+        if not path.parent.is_dir():
+            raise DataError(
+                f"{path}: there is no such file, and no folder {path.parent}"
+            ) from error
+        try:
+            names = [entry.name for entry in path.parent.iterdir()]
+        except OSError:  # the folder may be entered, but not listed
+            names = []
+        near = difflib.get_close_matches(path.name, names, n=1)
+        guess = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise DataError(f"{path}: there is no such file{guess}") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if stat.S_ISDIR(mode):
@@ -120,21 +131,56 @@ def read_blocks(
     Raises: DataError, when the stream is truncated, corrupt, UTF-16, or without line ends.
     """
     number = 1
-    for data in _read_whole_lines(stream, name, drops_blank_end):
-        block = _decode(_drop_mark(data, name) if number == 1 else data, number, keeps_returns)
-        number += len(block.lines)
-        yield block
+    held: list[str] = []  # empty lines, perhaps the last ones
+    blanks = ("", "\r") if keeps_returns else ("",)
+    for data in _read_whole_lines(stream, name):
+        if number == 1 and not held:
+            if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise DataError(f"{name}: the text is UTF-16; save it as UTF-8")
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        try:
+            text = data.decode()
+            is_clean = "\0" not in text
+        except UnicodeDecodeError:
+            text = data.decode(errors="surrogateescape")
+            is_clean = False
+        if not keeps_returns and "\r" in text:
+            # The last line of a block has lost its \n already.
+            text = text.replace("\r\n", "\n").removesuffix("\r")
+        lines = text.split("\n")
+        if drops_blank_end:
+            lines = held + lines
+            end = len(lines)
+            while end and lines[end - 1] in blanks:
+                end -= 1
+            lines, held = lines[:end], lines[end:]
+        if lines:
+            yield Block(number, lines, is_clean)
+            number += len(lines)
 
 
-def _read_whole_lines(stream: BinaryIO, name: str, drops_blank_end: bool) -> Iterator[bytes]:
+def _read_whole_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield some complete lines at a time, without the line end of the last one."""
+    # read1 returns what is available: nothing before a truncation is lost, and a pipe does not wait.
+    read = getattr(stream, "read1", stream.read)
     number = 1
     waiting = bytearray()
-    while chunk := _read_chunk(stream, name, number):
-        cut = _find_cut(chunk, drops_blank_end)
-        if cut:
-            waiting += memoryview(chunk)[: cut - 1]
+    while True:
+        try:
+            chunk = read(_CHUNK_BYTES)
+        except (EOFError, zlib.error, OSError) as error:
+            is_cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+            raise DataError(
+                f"{name}: the file is {'truncated' if is_cut else 'corrupt'}: reading ended near "
+                f"line {number} ({error}); copy or compress it again"
+            ) from error
+        if not chunk:
+            break
+        cut = chunk.rfind(b"\n")
+        if cut >= 0:
+            waiting += memoryview(chunk)[:cut]
             data = bytes(waiting)
-            waiting = bytearray(memoryview(chunk)[cut:])
+            waiting = bytearray(memoryview(chunk)[cut + 1 :])
             yield data
             number += data.count(b"\n") + 1
         else:
@@ -142,82 +188,7 @@ def _read_whole_lines(stream: BinaryIO, name: str, drops_blank_end: bool) -> Ite
             if len(waiting) > _LONGEST_LINE_BYTES:
                 raise DataError(
                     f"{name}:{number}: a line of over {_LONGEST_LINE_BYTES >> 20} MiB; "
-                    "is this a text file with a pair a line?"
+                    "is this a text file with one pair per line?"
                 )
-    data = bytes(waiting)
-    if drops_blank_end:
-        data = _drop_blank_end(data)
-    if data:
-        yield data
-
-
-def _drop_blank_end(data: bytes) -> bytes:
-    r"""Return `data` without the line ends, \n or \r\n, at its end; other \r are text."""
-    end = len(data.rstrip(b"\r\n"))
-    text = data.rfind(b"\r\r", end)
-    return data[: end if text < 0 else text + 2]
-
-
-def _find_cut(chunk: bytes, drops_blank_end: bool) -> int:
-    """Return where the complete lines of `chunk` end; 0: nowhere. Empty lines at its end may wait."""
-    if not drops_blank_end:
-        return chunk.rfind(b"\n") + 1
-    end = len(chunk.rstrip(b"\r\n"))
-    if not end:
-        return 0
-    return chunk.find(b"\n", end) + 1 or chunk.rfind(b"\n") + 1
-
-
-def _read_chunk(stream: BinaryIO, name: str, number: int) -> bytes:
-    # read1 returns what is available: nothing before a truncation is lost, and a pipe does not wait.
-    read = getattr(stream, "read1", stream.read)
-    try:
-        return cast(bytes, read(_CHUNK_BYTES))
-    except EOFError as error:
-        raise _damage(name, number, "truncated", error) from error
-    except (zlib.error, OSError) as error:
-        kind = "truncated" if "truncated" in str(error).lower() else "corrupt"
-        raise _damage(name, number, kind, error) from error
-
-
-def _damage(name: str, number: int, kind: str, error: Exception) -> DataError:
-    return DataError(
-        f"{name}: the file is {kind}: reading ended near line {number} ({error}); "
-        "copy or compress it again"
-    )
-
-
-def _drop_mark(data: bytes, name: str) -> bytes:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{name}: the text is UTF-16; save it as UTF-8")
-    return data.removeprefix(b"\xef\xbb\xbf")
-
-
-def _decode(data: bytes, number: int, keeps_returns: bool) -> Block:
-    try:
-        text = data.decode()
-        is_clean = "\0" not in text
-    except UnicodeDecodeError:
-        text = data.decode(errors="surrogateescape")
-        is_clean = False
-    if not keeps_returns and "\r" in text:
-        # The last line of a block has lost its \n already.
-        text = text.replace("\r\n", "\n").removesuffix("\r")
-    return Block(number, text.split("\n"), is_clean)
-
-
-def _expect(path: Path, head: bytes, magic: bytes, packer: str) -> None:
-    if not head.startswith(magic[: len(head)]):
-        raise DataError(f"{path}: it is not compressed with {packer}, although its name says so")
-
-
-def _guess_name(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f", and no folder {folder}"
-    try:
-        names = [entry.name for entry in folder.iterdir()]
-    except OSError:  # the folder may be entered, but not listed
-        return ""
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {folder / near[0]}?" if near else ""
+    if waiting:
+        yield bytes(waiting)

@@ -26,9 +26,8 @@ from dragoman.training.module import TransformerTraining
 from dragoman.training.precision import choose_precision, find_device, plan_micro_batches
 from dragoman.training.run_context import Surroundings
 from dragoman.training.startup import StartClock
-from dragoman.training.texts import Texts
 from dragoman.training.trainer import make_trainer
-from dragoman.training.validation_metrics import monitor_mode
+from dragoman.training.validation_metrics import Texts, monitor_mode
 
 
 def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:

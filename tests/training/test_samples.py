@@ -11,9 +11,8 @@ from dragoman.commands.fit import fit
 from dragoman.reading.pairs import Pair
 from dragoman.settings import SideSettings, TokenizerSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.training.decoded_outputs import DecodedRow
-from dragoman.training.samples import NUM_SAMPLES, _log_text, choose_spread
-from dragoman.training.texts import Texts
+from dragoman.training.callbacks import NUM_SAMPLES, _log_text, choose_spread
+from dragoman.training.validation_metrics import DecodedRow, Texts
 
 
 @pytest.fixture(scope="module")

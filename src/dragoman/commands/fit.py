@@ -32,7 +32,7 @@ from dragoman.model_folder.folder import (
 from dragoman.model_folder.model_card import write_model_card
 from dragoman.predictor import Predictor
 from dragoman.settings import Settings
-from dragoman.training.callbacks import FirstStep
+from dragoman.training.callbacks import SAMPLES_FILE, truncate_samples
 from dragoman.training.checkpoints import (
     BEST,
     list_checkpoints,
@@ -44,7 +44,6 @@ from dragoman.training.loggers import make_loggers
 from dragoman.training.memory import explain_out_of_memory, is_out_of_memory
 from dragoman.training.resume import CHECKPOINTS, DATA, ResumePoint, find_resume_point
 from dragoman.training.run_context import Surroundings
-from dragoman.training.samples import SAMPLES_FILE, cut_samples
 from dragoman.training.startup import StartClock
 
 Resume = Literal["no", "auto", "must"]
@@ -199,11 +198,10 @@ def _train(run: Run) -> int:
     step = resumption.step if resumption else 0
     if resumption is not None:
         sweep_partial(run.folder)
-        cut_samples(run.folder / SAMPLES_FILE, resumption.validated_step)
+        truncate_samples(run.folder / SAMPLES_FILE, resumption.validated_step)
     run.trainer.loggers = make_loggers(run.settings.training.loggers, run.folder, step)
     for logger in run.trainer.loggers[1:]:  # the first writes the CSV file
         logger.log_hyperparams(flatten_settings(run.settings))
-    run.trainer.callbacks.append(FirstStep(run.around.clock, run.around.console))  # type: ignore[attr-defined]
     try:
         run.trainer.fit(
             run.module,

@@ -38,9 +38,8 @@ from dragoman.training.resume import (
     merge_for_resuming,
 )
 from dragoman.training.run_context import Surroundings
-from dragoman.training.texts import Texts
 from dragoman.training.trainer import make_trainer
-from dragoman.training.validation_metrics import choose_text_scores, monitor_mode
+from dragoman.training.validation_metrics import Texts, choose_text_scores, monitor_mode
 
 PairFiles = str | Path | Sequence[str | Path]
 

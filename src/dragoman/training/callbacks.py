@@ -1,27 +1,38 @@
-"""What a training shows: the progress bar, a warning, the time to the first step."""
+"""What a training shows: the progress bar, samples, a warning of collapse, the time to the first step."""
 
+import json
 import logging
 import time
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dragoman.errors import shorten
 from dragoman.settings import Settings
+from dragoman.storage import staged_file
 from dragoman.training.checkpoints import Checkpoints
-from dragoman.training.collapse import CollapseWatch, find_patience, list_causes
 from dragoman.training.module import TransformerTraining
 from dragoman.training.startup import StartClock
-from dragoman.training.texts import Texts
+from dragoman.training.validation_metrics import DecodedRow, Texts
 
-_WIDE = 110  # columns of a terminal in which a bar fits beside the numbers
+SAMPLES_FILE = "samples.jsonl"
+NUM_SAMPLES = 10
+
+_FEWEST_ROWS: Final = 16  # fewer say nothing about a collapse
+_WIDE: Final = 110  # columns of a terminal in which a bar fits beside the numbers
 
 
 class ProgressBar(Callback):
@@ -31,13 +42,14 @@ class ProgressBar(Callback):
     micro-batch and replaces rich's global console. This one counts steps and reads twice a second.
 
     Args:
+        clock: Its phases end with the first step, which is reported.
         max_minutes: Time limit of the training; 0: none.
     """
 
     def __init__(
-        self, console: Console, checkpoints: Checkpoints, max_minutes: float = 0.0
+        self, console: Console, clock: StartClock, checkpoints: Checkpoints, max_minutes: float
     ) -> None:
-        self._console, self._checkpoints = console, checkpoints
+        self._console, self._clock, self._checkpoints = console, clock, checkpoints
         self._max_s = 60.0 * max_minutes
         self._is_wide = console.width >= _WIDE
         bar = (TextColumn("{task.description}", style="bold"), BarColumn(bar_width=None))
@@ -50,7 +62,7 @@ class ProgressBar(Callback):
             refresh_per_second=2,
         )
         self._task = self._bar.add_task("training", total=None, numbers="", left="")
-        self._first_step = 0
+        self._is_starting, self._first_step = True, 0
         self._started_s = self._next_update_s = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
@@ -61,7 +73,13 @@ class ProgressBar(Callback):
         self._bar.start()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
-        """Update the bar, at most twice a second: reading the loss waits for the device."""
+        """Report the first step; update the bar, at most twice a second: it waits for the device."""
+        if self._is_starting and trainer.global_step > self._first_step:
+            self._is_starting = False
+            self._clock.mark("first step")
+            if trainer.is_global_zero:
+                message = f"first step after {self._clock.total_s:.1f} s"
+                self._console.print(message, highlight=False)
         if not self._bar.disable and (now_s := time.monotonic()) >= self._next_update_s:
             self._update(trainer)
             self._next_update_s = now_s + 0.5
@@ -99,8 +117,7 @@ class ProgressBar(Callback):
             self._bar.stop()
 
     def _update(self, trainer: lightning.Trainer) -> None:
-        module, scores = trainer.lightning_module, trainer.callback_metrics
-        assert isinstance(module, TransformerTraining)
+        module, scores = _as_training(trainer), trainer.callback_metrics
         numbers = []
         if trainer.global_step > self._first_step:
             numbers.append(f"loss {float(module.step_loss):.3f}")
@@ -141,86 +158,203 @@ class ProgressBar(Callback):
         return f"{timedelta(seconds=round(left_s))}{' left' if self._is_wide else ''}"
 
 
-class CollapseWarning(Callback):
-    """Says, once an episode, that outputs have become all alike, empty or endless, and why."""
+class SampleLog(Callback):
+    """Appends samples to a JSONL file (step, source, reference, prediction), and to loggers of text.
 
-    def __init__(self, console: Console, settings: Settings, texts: Texts | None = None) -> None:
-        self._console, self._settings, self._texts = console, settings, texts
-        self._watch = CollapseWatch(find_patience(settings))
-        self._loss = 0.0  # of the training, when it was last told
+    The same rows each time, evenly spread over the lengths of the sources. They cost nothing: the
+    validation has decoded them anyway.
+
+    Args:
+        path: The file; its folder must exist when the first validation ends.
+    """
+
+    def __init__(self, path: Path, texts: Texts) -> None:
+        self._path, self._texts = path, texts
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Write the samples, on the first rank."""
+        rows = _as_training(trainer).decoded_rows
+        if trainer.sanity_checking or not trainer.is_global_zero or not rows:
+            return
+        step, texts = trainer.global_step, self._texts
+        samples = [
+            {
+                "source": texts.read_source(row.source),
+                "reference": texts.read_reference(row.reference),
+                "prediction": texts.read_output(row.hypothesis),
+            }
+            for row in choose_spread(rows)
+        ]
+        lines = [json.dumps({"step": step, **sample}, ensure_ascii=False) for sample in samples]
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+        except OSError as error:  # a full disk does not end the training
+            rank_zero_warn(f"{self._path}: the samples cannot be written: {error.strerror}")
+        for logger in trainer.loggers:
+            _log_text(logger, samples, max(0, step - 1))  # Lightning counts steps from 0
+
+
+def truncate_samples(path: Path, step: int) -> None:
+    """Keep only the samples of the first `step` steps; the resumed run writes the others.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        with suppress(ValueError, KeyError, TypeError):  # a line that a crash has truncated
+            if int(json.loads(line)["step"]) <= step:
+                kept.append(line)
+    with staged_file(path) as partial:
+        partial.write_text("".join(kept), "utf-8")
+
+
+def choose_spread(rows: Sequence[DecodedRow], count: int = NUM_SAMPLES) -> list[DecodedRow]:
+    """Return `count` rows, or all if there are fewer, evenly spread over the source lengths."""
+    by_length = sorted(rows, key=lambda row: len(row.source))
+    count = min(count, len(rows))
+    return [by_length[place * (len(rows) - 1) // max(1, count - 1)] for place in range(count)]
+
+
+def _log_text(logger: Logger, samples: Sequence[dict[str, str]], step: int) -> None:
+    """Log the samples as a table (Wandb) or as Markdown (TensorBoard), if the logger takes text."""
+    columns = list(samples[0])
+    rows = [list(sample.values()) for sample in samples]
+    if log_text := getattr(logger, "log_text", None):
+        log_text("samples", columns=columns, data=rows, step=step)
+    elif add_text := getattr(getattr(logger, "experiment", None), "add_text", None):
+        lines = (columns, ["---"] * len(columns), *rows)
+        table = "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
+        add_text("samples", table, step)
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+class CollapseWarning(Callback):
+    """Warns once if the outputs have become all alike, empty, endless or repetitive.
+
+    Outputs of an untrained model are so, too. So the warning needs outputs that were fine before,
+    three such validations in a row after the warm-up, or the end of the training.
+    """
+
+    def __init__(self, console: Console, settings: Settings, texts: Texts) -> None:
+        self._console, self._optimization, self._texts = console, settings.optimization, texts
+        # Steps until which any outputs are normal.
+        self._patient_until = max(
+            3 * settings.optimization.warmup_steps, settings.training.max_steps // 10
+        )
+        self._was_sound = self._has_warned = False
+        self._num_collapsed = 0  # validations in a row
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the watch has seen."""
-        return self._watch.state_dict()
+        """Return what the validations so far have shown."""
+        return {
+            "was_sound": self._was_sound,
+            "was_told": self._has_warned,
+            "num_collapsed": self._num_collapsed,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
-        self._watch.load_state_dict(state_dict)
+        """Restore the state."""
+        self._was_sound, self._has_warned = state_dict["was_sound"], state_dict["was_told"]
+        self._num_collapsed = state_dict["num_collapsed"]
 
-    def on_validation_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Look at the outputs of the validation; one outside of the fit is the last."""
+    def on_validation_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Check the outputs of the validation; one outside of the fit is the last."""
         if not trainer.sanity_checking:
-            self._look(trainer, pl_module, is_last=trainer.state.fn != TrainerFn.FITTING)
+            self._check(trainer, is_last=trainer.state.fn != TrainerFn.FITTING)
 
-    def on_train_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Look once more, where the last update has been validated: nothing better will come."""
-        self._loss = float(trainer.callback_metrics.get("train_loss", 0.0))
-        assert isinstance(pl_module, TransformerTraining)
-        if pl_module.validated_step == trainer.global_step:
-            self._look(trainer, pl_module, is_last=True)
+    def on_train_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Check once more if the last step has been validated."""
+        if _as_training(trainer).validated_step == trainer.global_step:
+            self._check(trainer, is_last=True)
 
-    def _look(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, *, is_last: bool
-    ) -> None:
-        assert isinstance(module, TransformerTraining)
-        outputs, step = module.outputs, trainer.global_step
-        if outputs is None or not self._watch.see(outputs, step, is_last=is_last):
+    def see(self, fault: str, step: int, *, is_last: bool = False) -> bool:
+        """Take the result of `describe_collapse` after `step` steps; return whether to warn."""
+        is_early = step < self._patient_until
+        self._num_collapsed = self._num_collapsed + 1 if fault else 0
+        is_due = is_last or self._was_sound or (self._num_collapsed >= 3 and not is_early)
+        if not fault:
+            self._was_sound = self._was_sound or not is_early
+        if not fault or self._has_warned or not is_due:
+            return False
+        self._has_warned = True
+        return True
+
+    def _check(self, trainer: lightning.Trainer, *, is_last: bool) -> None:
+        rows, step = _as_training(trainer).decoded_rows, trainer.global_step
+        fault = describe_collapse(rows)
+        if not self.see(fault, step, is_last=is_last) or not trainer.is_global_zero:
             return
-        if not trainer.is_global_zero:
-            return
-        lines = [f"warning: update {step:,}: {fault}" for fault in outputs.describe()]
-        if module.decoded_rows:
-            lines.append(f"  for example: {self._tell_row(module)}")
-        loss = float(trainer.callback_metrics.get("train_loss", self._loss))
-        causes = list_causes(self._settings, step, was_sound=self._watch.was_sound, loss=loss)
-        lines += ["  usual causes, the likeliest first:", *(f"  - {cause}" for cause in causes)]
-        for line in lines:
-            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-    def _tell_row(self, module: TransformerTraining) -> str:
-        row = module.decoded_rows[len(module.decoded_rows) // 2]
-        if self._texts is None:
-            return f"{row.source} -> {list(row.hypothesis)}, reference {row.reference}"
-        texts = self._texts
-        source, output = texts.read_source(row.source), texts.read_output(row.hypothesis)
-        told = [shorten(text) for text in (source, output, texts.read_reference(row.reference))]
-        return "{!r} -> {!r}, reference {!r}".format(*told)
+        row, rate = rows[len(rows) // 2], self._optimization.learning_rate
+        source = shorten(self._texts.read_source(row.source))
+        output = shorten(self._texts.read_output(row.hypothesis))
+        reference = shorten(self._texts.read_reference(row.reference))
+        self._console.print(
+            f"warning: step {step:,}: {fault}\n"
+            f"  for example: {source!r} -> {output!r}, reference {reference!r}\n"
+            f"  usual causes: too high a learning rate or too short a warm-up "
+            f"(optimization.learning_rate {rate:g}, try {rate / 3:.2g}; optimization.warmup_steps "
+            f"{self._optimization.warmup_steps}); targets that do not depend on their sources "
+            "(swapped columns, shifted lines: see dragoman inspect); too few steps so far",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
 
 
-class FirstStep(Callback):
-    """Prints the time to the first step, then leaves the Trainer's callbacks."""
+def describe_collapse(rows: Sequence[DecodedRow]) -> str:
+    """Return what is wrong if outputs are all alike, empty, endless or repetitive, else "".
 
-    def __init__(self, clock: StartClock, console: Console) -> None:
-        self._clock, self._console = clock, console
-        self._first_step = 0
+    Always compared with the references (and the sources): those may be all alike, too.
+    """
+    if len(rows) < _FEWEST_ROWS:
+        return ""
+    sources, references = (
+        [tuple(side) for side in sides] for sides in list(zip(*rows, strict=True))[:2]
+    )
+    outputs = [row.hypothesis for row in rows]
+    faults = []
+    expected = max(_find_likeness(references), _find_likeness(sources))
+    if _find_likeness(outputs) - expected >= 0.2:
+        (_, num_same), *_ = Counter(outputs).most_common(1)
+        faults.append(
+            f"{num_same / len(rows):.0%} of the outputs are the same ({len(set(outputs)):,} "
+            f"different outputs of {len(rows):,} rows, {len(set(references)):,} different references)"
+        )
+    is_endless = [
+        not row.is_complete and len(row.hypothesis) > 1.5 * len(row.reference) + 5 for row in rows
+    ]
+    for name, found, usual in (
+        ("are empty", [not ids for ids in outputs], [not ids for ids in references]),
+        (
+            "repeat one token",
+            list(map(_is_repetitive, outputs)),
+            list(map(_is_repetitive, references)),
+        ),
+        ("are truncated, far longer than their references", is_endless, []),
+    ):
+        fraction, expected = sum(found) / len(rows), sum(usual) / len(rows)
+        if fraction >= 0.5 and fraction - expected >= 0.3:
+            faults.append(f"{fraction:.0%} of the outputs {name} (references: {expected:.0%})")
+    return "; ".join(faults)
 
-    def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
-        """Note the steps that a resumed run has done."""
-        self._first_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
-        """Print it after the batch that ends the first step."""
-        if trainer.global_step == self._first_step:
-            return
-        self._clock.mark("first step")
-        if trainer.is_global_zero:
-            self._console.print(f"first step after {self._clock.total_s:.1f} s", highlight=False)
-        # A new list: Lightning is iterating over the old one.
-        trainer.callbacks = [other for other in trainer.callbacks if other is not self]  # type: ignore[attr-defined]
+def _find_likeness(texts: Sequence[tuple[int, ...]]) -> float:
+    """Return how often two random rows have the same text."""
+    pairs = sum(count * (count - 1) for count in Counter(texts).values())
+    return pairs / (len(texts) * (len(texts) - 1))
+
+
+def _is_repetitive(ids: Sequence[int]) -> bool:
+    """Whether at least half of the tokens equal the token before."""
+    repeated = sum(one == other for one, other in pairwise(ids))
+    return len(ids) >= 4 and repeated >= 0.5 * (len(ids) - 1)
 
 
 def hush_lightning() -> None:
@@ -237,3 +371,9 @@ def hush_lightning() -> None:
     warnings.filterwarnings(
         "ignore", "The number of training batches .* is smaller than the logging"
     )
+
+
+def _as_training(trainer: lightning.Trainer) -> TransformerTraining:
+    module = trainer.lightning_module
+    assert isinstance(module, TransformerTraining)
+    return module

@@ -22,17 +22,20 @@ from dragoman.model.loss import Implementation, LossSums, sum_losses
 from dragoman.model.microbatches import sum_losses_by_microbatches
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
-from dragoman.training.collapse import Outputs
-from dragoman.training.decoded_outputs import DecodedRow, OutputCounts, read_counts
 from dragoman.training.schedules import learning_rate_factor
-from dragoman.training.validation_metrics import DecodedMetrics, TeacherForcedMetrics, TextScoring
+from dragoman.training.validation_metrics import (
+    DecodedMetrics,
+    DecodedRow,
+    TeacherForcedMetrics,
+    TextScoring,
+)
 
 Pairs = Batch | Sequence[Tensor]
 
 # A loss is divided by this before it goes backward, and its gradient multiplied by it again: it
 # keeps the sums of a batch within the range of float16, and changes nothing else.
 _USUAL_TOKENS = 1024.0
-_MOST_KEPT_ROWS = 500  # of those that a validation decodes
+_MOST_KEPT_ROWS = 2000  # of those that a validation decodes
 
 
 class TransformerTraining(lightning.LightningModule):
@@ -46,8 +49,8 @@ class TransformerTraining(lightning.LightningModule):
     test, and `_exact_match` and `_token_error_rate` (decoded greedily) for valid and test, with the
     scores of `scoring` beside them.
 
-    After a validation, `outputs` says what its outputs were like, and `decoded_rows` holds some of
-    them (of this rank), the same rows each time.
+    After a validation, `decoded_rows` holds the rows that it decoded (of this rank, at most 2,000),
+    the same each time.
 
     Args:
         max_steps: Updates in all, for the schedules that end at zero.
@@ -85,8 +88,6 @@ class TransformerTraining(lightning.LightningModule):
         self.test_metrics = TeacherForcedMetrics("test")
         self.valid_decoded = DecodedMetrics("valid", scoring)
         self.test_decoded = DecodedMetrics("test", scoring)
-        self.output_counts = OutputCounts()
-        self.outputs: Outputs | None = None
         self.decoded_rows: list[DecodedRow] = []
         # Target tokens of the update at hand, on this rank; on the device, so that no step waits.
         self.update_tokens: Tensor
@@ -146,7 +147,7 @@ class TransformerTraining(lightning.LightningModule):
         sums = self._sum_losses(batch, self.optimization.label_smoothing)
         self.update_tokens += sums.num_tokens
         self.update_loss += sums.loss.detach()
-        self.train_metrics.add(_leave_out_if_broken(sums))
+        self.train_metrics.update(_leave_out_if_broken(sums))
         return sums.loss / _USUAL_TOKENS
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -230,7 +231,7 @@ class TransformerTraining(lightning.LightningModule):
         trainer = self.trainer
         validates_by_steps = trainer.enable_validation and trainer.check_val_every_n_epoch is None
         is_last = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if self.train_metrics.mean_loss.num_tokens > 0 and (is_last or not validates_by_steps):
+        if self.train_metrics.num_tokens > 0 and (is_last or not validates_by_steps):
             self._log_and_reset(self.train_metrics)
 
     def on_validation_epoch_start(self) -> None:
@@ -241,21 +242,18 @@ class TransformerTraining(lightning.LightningModule):
         """Score the batch under teacher forcing and, in part, by decoding it."""
         batch = as_batch(batch)
         self.batch_at_hand = _describe("validation", batch)
-        self.valid_metrics.add(self._sum_losses(batch))
+        self.valid_metrics.update(self._sum_losses(batch))
         part = _take_part(batch, self.decoded_fraction)
         rows = self._decode_and_score(part, self.valid_decoded)
-        self.output_counts.update(rows)
         self.decoded_rows += rows[: _MOST_KEPT_ROWS - len(self.decoded_rows)]
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation's metrics, and those of the training since the last one."""
         self.validated_step = self.trainer.global_step
-        if self.train_metrics.mean_loss.num_tokens > 0:
+        if self.train_metrics.num_tokens > 0:
             self._log_and_reset(self.train_metrics)
         self._log_and_reset(self.valid_metrics)
         self._log_and_reset(self.valid_decoded)
-        self.outputs = read_counts(self.output_counts.compute())
-        self.output_counts.reset()
 
     def on_validation_end(self) -> None:
         """Leave the time of the validation out of the speed."""
@@ -265,7 +263,7 @@ class TransformerTraining(lightning.LightningModule):
         """Score the batch under teacher forcing and by decoding it."""
         batch = as_batch(batch)
         self.batch_at_hand = _describe("test", batch)
-        self.test_metrics.add(self._sum_losses(batch))
+        self.test_metrics.update(self._sum_losses(batch))
         self._decode_and_score(batch, self.test_decoded)
 
     def on_test_epoch_end(self) -> None:
@@ -348,7 +346,7 @@ class TransformerTraining(lightning.LightningModule):
                 strict=True,
             )
         ]
-        metrics.add([row.hypothesis for row in rows], [row.reference for row in rows])
+        metrics.update([row.hypothesis for row in rows], [row.reference for row in rows])
         return rows
 
     def _list_tokens(self, ids: Int[Tensor, "B L"]) -> list[list[int]]:

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 
 from dragoman.settings import Settings, TrainingSettings
 from dragoman.training.averaging import average_weights
-from dragoman.training.callbacks import CollapseWarning, ProgressBar
+from dragoman.training.callbacks import SAMPLES_FILE, CollapseWarning, ProgressBar, SampleLog
 from dragoman.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from dragoman.training.early_stopping import Patience
 from dragoman.training.graceful_stop import GracefulStop
@@ -15,8 +15,7 @@ from dragoman.training.nonfinite import BrokenNumbers
 from dragoman.training.precision import find_device
 from dragoman.training.resume import RngAndMetricState
 from dragoman.training.run_context import Surroundings
-from dragoman.training.samples import SAMPLES_FILE, SampleLog
-from dragoman.training.texts import Texts
+from dragoman.training.validation_metrics import Texts
 
 
 def make_trainer(
@@ -41,7 +40,7 @@ def make_trainer(
     monitor, mode = checkpoints.monitor, checkpoints.mode
     callbacks: list[Callback] = [
         RngAndMetricState(),
-        ProgressBar(console, checkpoints, training.max_minutes),
+        ProgressBar(console, around.clock, checkpoints, training.max_minutes),
         SampleLog(folder / SAMPLES_FILE, texts),
         CollapseWarning(console, settings, texts),
         BrokenNumbers(console, settings),

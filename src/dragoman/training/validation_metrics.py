@@ -1,193 +1,124 @@
-"""What is measured while a model trains; each metric adds up over batches and ranks.
+"""The metrics of a training, summed over batches and ranks.
 
-The teacher-forced ones take the sums that the loss has made already, so they cost nothing. The
-decoded ones compare what the model writes by itself with what it should have written.
+Under teacher forcing they reuse the sums of the loss, so they cost nothing; the others compare what
+the model decodes by itself with the reference, as ids and as text.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from dragoman.evaluation import metrics as evaluation
 from dragoman.model.loss import LossSums
 from dragoman.settings import Settings
-from dragoman.training.texts import Texts
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.special_ids import UNKNOWN_ID
 
 _OVER_IDS = ("exact_match", "token_error_rate")  # measured here, over ids
+_UNKNOWN: Final = "\ufffd"  # shown for a token outside of the vocabulary
 
 
-def monitor_mode(monitor: str) -> Literal["min", "max"]:
-    """Return whether a lower or a higher value of a resolved `training.monitor` is better."""
-    return "max" if monitor != "loss" and evaluation.is_higher_better(monitor) else "min"
+class TeacherForcedMetrics(Metric):
+    """Loss, perplexity and accuracy (%) per token of one stage, under teacher forcing.
 
-
-class TokenMean(Metric):
-    """A sum over tokens, divided by their number: loss a token, or (times 100) accuracy."""
+    The perplexity is without label smoothing.
+    """
 
     full_state_update = False
-    total: Tensor
+    sums: Tensor  # (3): loss, negative log-likelihood, correct tokens
     num_tokens: Tensor
-
-    def __init__(self, scale: float = 1.0) -> None:
-        super().__init__()
-        self.scale = scale
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("num_tokens", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, total: Tensor, num_tokens: Tensor) -> None:
-        """Add the `total` of `num_tokens` tokens."""
-        self.total += total
-        self.num_tokens += num_tokens
-
-    def compute(self) -> Tensor:
-        """Return the mean; NaN over no tokens."""
-        return self.scale * self.total / self.num_tokens
-
-
-class Perplexity(TokenMean):
-    """exp of the mean negative log-likelihood of a token, without label smoothing."""
-
-    def compute(self) -> Tensor:
-        """Return the perplexity; NaN over no tokens."""
-        return super().compute().exp()
-
-
-class TeacherForcedMetrics(MetricCollection):
-    """Loss, perplexity and token accuracy (%) of one stage, under teacher forcing."""
 
     def __init__(self, stage: str) -> None:
-        super().__init__(
-            {
-                "loss": TokenMean(),
-                "perplexity": Perplexity(),
-                "token_accuracy": TokenMean(scale=100.0),
-            },
-            prefix=f"{stage}_",
-            compute_groups=False,  # they look alike to torchmetrics, but take different sums
-        )
-
-    @property
-    def mean_loss(self) -> TokenMean:
-        """The loss, with its sums."""
-        loss = self["loss"]
-        assert isinstance(loss, TokenMean)
-        return loss
-
-    def capture_sums(self) -> list[list[float]]:
-        """Return the sums of this rank until now: total and tokens of each metric."""
-        return [
-            [float(metric.total), float(metric.num_tokens)]
-            for metric in self.values()
-            if isinstance(metric, TokenMean)
-        ]
-
-    def restore_sums(self, sums: Sequence[Sequence[float]]) -> None:
-        """Add to what `capture_sums` returned, or to nothing; after a `reset`."""
-        for metric, (total, num_tokens) in zip(self.values(), sums, strict=False):
-            assert isinstance(metric, TokenMean)
-            metric.update(torch.tensor(total), torch.tensor(int(num_tokens)))
-
-    def add(self, sums: LossSums) -> None:
-        """Add the sums of a batch."""
-        self["loss"].update(sums.loss.detach(), sums.num_tokens)
-        self["perplexity"].update(sums.nll, sums.num_tokens)
-        self["token_accuracy"].update(sums.num_correct, sums.num_tokens)
-
-
-class ExactMatch(Metric):
-    """Percentage of rows whose decoded ids are exactly those of the reference."""
-
-    full_state_update = False
-    num_correct: Tensor
-    num_rows: Tensor
-
-    def __init__(self) -> None:
         super().__init__()
-        self.add_state("num_correct", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("num_rows", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, hypotheses: Sequence[Sequence[int]], references: Sequence[list[int]]) -> None:
-        """Add rows; ids without begin, end and padding."""
-        self.num_rows += len(references)
-        self.num_correct += sum(
-            list(hypothesis) == reference
-            for hypothesis, reference in zip(hypotheses, references, strict=True)
-        )
-
-    def compute(self) -> Tensor:
-        """Return the percentage; NaN over no rows."""
-        return 100.0 * self.num_correct / self.num_rows
-
-
-class TokenErrorRate(Metric):
-    """Edits from the decoded ids to the reference, per 100 tokens of the reference."""
-
-    full_state_update = False
-    num_edits: Tensor
-    num_tokens: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("num_edits", torch.tensor(0), dist_reduce_fx="sum")
+        self.stage = stage
+        self.add_state("sums", torch.zeros(3), dist_reduce_fx="sum")
         self.add_state("num_tokens", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, hypotheses: Sequence[Sequence[int]], references: Sequence[list[int]]) -> None:
-        """Add rows; ids without begin, end and padding."""
-        self.num_tokens += sum(map(len, references))
-        self.num_edits += sum(
-            Levenshtein.distance(hypothesis, reference)
-            for hypothesis, reference in zip(hypotheses, references, strict=True)
-        )
+    def update(self, sums: LossSums) -> None:
+        """Add the sums of a batch."""
+        self.sums += torch.stack((sums.loss.detach(), sums.nll, sums.num_correct.float()))
+        self.num_tokens += sums.num_tokens
 
-    def compute(self) -> Tensor:
-        """Return the rate in percent, which may pass 100; NaN over no tokens."""
-        return 100.0 * self.num_edits / self.num_tokens
+    def compute(self) -> dict[str, Tensor]:
+        """Return the means by name; NaN over no tokens."""
+        loss, nll, num_correct = self.sums
+        return {
+            f"{self.stage}_loss": loss / self.num_tokens,
+            f"{self.stage}_perplexity": (nll / self.num_tokens).exp(),
+            f"{self.stage}_token_accuracy": 100.0 * num_correct / self.num_tokens,
+        }
+
+    def capture_sums(self) -> list[list[float]]:
+        """Return the sums of this rank as plain values: [sum, tokens] for each metric."""
+        return [[total, float(self.num_tokens)] for total in self.sums.tolist()]
+
+    def restore_sums(self, captured: Sequence[Sequence[float]]) -> None:
+        """Continue from the sums of `capture_sums`."""
+        self.sums += torch.tensor([total for total, _ in captured], device=self.sums.device)
+        self.num_tokens += int(captured[0][1])
 
 
-class TextScore(Metric):
-    """A score of `dragoman evaluate`, over texts: the statistics of all rows, added up, make it."""
+@dataclass(frozen=True)
+class Texts:
+    """Decodes ids (without begin, end and padding) to text.
 
-    full_state_update = False
-    sums: Tensor
+    In a source or a reference, a symbol that was not seen in training becomes U+FFFD, so that no
+    output without it counts as right. An output becomes what the trained model would write.
+    """
 
-    def __init__(self, score: evaluation.Metric) -> None:
-        super().__init__()
-        self.score = score
-        num_statistics = score.collect(["a"], [["a"]]).shape[-1]
-        # Whole numbers: exact however many rows there are, on devices without float64 too.
-        self.add_state("sums", torch.zeros(num_statistics, dtype=torch.int64), dist_reduce_fx="sum")
+    tokenizer: PairTokenizer
 
-    def update(self, hypotheses: Sequence[str], references: Sequence[str]) -> None:
-        """Add rows of one reference each."""
-        if references:
-            statistics = self.score.collect(hypotheses, [[text] for text in references])
-            sums = np.rint(statistics).astype(np.int64).sum(axis=0)
-            self.sums += torch.from_numpy(sums).to(self.sums.device)
+    def read_source(self, ids: Sequence[int]) -> str:
+        """Return the features of a source, a space after each, and its text."""
+        first = self.tokenizer.source.vocab_size
+        names = list(self.tokenizer.features)
+        symbols = [f"{names[id_ - first]} " for id_ in ids if id_ >= first]
+        text = [id_ for id_ in ids if id_ < first]
+        return "".join(symbols) + self._mark_unknown(text, is_source=True)
 
-    def compute(self) -> Tensor:
-        """Return the score, in percent or points of 100."""
-        sums = self.sums.cpu().numpy().astype(np.float64)
-        return torch.tensor(float(self.score.combine(sums[None])[0]), device=self.sums.device)
+    def read_reference(self, ids: Sequence[int]) -> str:
+        """Return the text of a reference."""
+        return self._mark_unknown(ids)
+
+    def read_output(self, ids: Sequence[int]) -> str:
+        """Return the text of an output."""
+        return self.tokenizer.decode_target(ids)
+
+    def _mark_unknown(self, ids: Sequence[int], *, is_source: bool = False) -> str:
+        tokenizer = self.tokenizer
+        side = tokenizer.source if is_source else tokenizer.target
+        decode = side.decode if is_source else tokenizer.decode_target
+        if UNKNOWN_ID not in ids:
+            return decode(ids)
+        parts: list[str] = []
+        for is_unknown, run in groupby(ids, key=lambda id_: id_ == UNKNOWN_ID):
+            part = list(run)
+            parts += [_UNKNOWN] * len(part) if is_unknown else [decode(part)]
+        return side.separator.join(parts)
+
+    def __deepcopy__(self, memo: object) -> "Texts":
+        return self  # immutable: copies of a module, as for averages, share it
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextScoring:
-    """What it takes to score ids as texts."""
+    """The metrics over texts, and how ids become texts."""
 
     scores: Sequence[evaluation.Metric]
     texts: Texts
 
 
 def choose_text_scores(settings: Settings, texts: Texts) -> TextScoring:
-    """Return the scores over texts that suit the resolved `settings`; the monitor is among them.
+    """Return the metrics over texts for the resolved `settings`: the monitor, and more for text.
 
-    Of symbols none but the monitor: a token error rate and exact matches say all.
+    Targets of symbols need no more: the metrics over ids say all.
     """
     kind = settings.tokenizer.target.kind
     names: set[str] = {settings.training.monitor}
@@ -200,32 +131,70 @@ def choose_text_scores(settings: Settings, texts: Texts) -> TextScoring:
     return TextScoring(scores=scores, texts=texts)
 
 
-class DecodedMetrics(MetricCollection):
-    """Scores (%) of one stage, over what the model wrote by itself.
+def monitor_mode(monitor: str) -> Literal["min", "max"]:
+    """Return whether a lower or a higher value of a resolved `training.monitor` is better."""
+    return "max" if monitor != "loss" and evaluation.is_higher_better(monitor) else "min"
 
-    Exact match and token error rate over ids, and what `scoring` gives over texts.
+
+class DecodedRow(NamedTuple):
+    """A decoded row; ids without begin, end and padding."""
+
+    source: list[int]
+    reference: list[int]
+    hypothesis: tuple[int, ...]
+    is_complete: bool
+
+
+class DecodedMetrics(Metric):
+    """Scores (%) of one stage over decoded rows.
+
+    Exact match and token error rate (edits per 100 reference tokens) over ids, and the metrics of
+    `scoring` over texts.
     """
 
-    def __init__(self, stage: str, scoring: TextScoring | None = None) -> None:
-        text_scores = {score.name: TextScore(score) for score in scoring.scores} if scoring else {}
-        super().__init__(
-            {"exact_match": ExactMatch(), "token_error_rate": TokenErrorRate(), **text_scores},
-            prefix=f"{stage}_",
-            compute_groups=False,
-        )
-        self._texts = scoring.texts if scoring else None
+    full_state_update = False
+    counts: Tensor  # (4): exact rows, rows, edits, reference tokens
 
-    def add(self, hypotheses: Sequence[Sequence[int]], references: Sequence[list[int]]) -> None:
+    def __init__(self, stage: str, scoring: TextScoring | None = None) -> None:
+        super().__init__()
+        self.stage, self.scoring = stage, scoring
+        self.add_state("counts", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
+        for score in scoring.scores if scoring else ():
+            # Integers: exact for any number of rows, also on devices without float64.
+            sums = torch.zeros(score.collect(["a"], [["a"]]).shape[-1], dtype=torch.int64)
+            self.add_state(f"{score.name}_sums", sums, dist_reduce_fx="sum")
+
+    def update(self, hypotheses: Sequence[Sequence[int]], references: Sequence[list[int]]) -> None:
         """Add rows; ids without begin, end and padding."""
-        texts: tuple[list[str], list[str]] | None = None
-        for metric in self.values():
-            if not isinstance(metric, TextScore):
-                metric.update(hypotheses, references)
-                continue
-            assert self._texts is not None
-            if texts is None:
-                texts = (
-                    [self._texts.read_output(ids) for ids in hypotheses],
-                    [self._texts.read_reference(ids) for ids in references],
-                )
-            metric.update(*texts)
+        if not references:
+            return
+        rows = list(zip(hypotheses, references, strict=True))
+        counts = [
+            sum(list(hypothesis) == reference for hypothesis, reference in rows),
+            len(rows),
+            sum(Levenshtein.distance(hypothesis, reference) for hypothesis, reference in rows),
+            sum(map(len, references)),
+        ]
+        self.counts += torch.tensor(counts, device=self.counts.device)
+        if self.scoring is None:
+            return
+        texts = self.scoring.texts
+        outputs = [texts.read_output(ids) for ids in hypotheses]
+        expected = [[texts.read_reference(ids)] for ids in references]
+        for score in self.scoring.scores:
+            statistics = np.rint(score.collect(outputs, expected)).astype(np.int64).sum(axis=0)
+            sums = getattr(self, f"{score.name}_sums")
+            sums += torch.from_numpy(statistics).to(sums.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the scores by name, in percent or points of 100; NaN over no rows."""
+        num_exact, num_rows, num_edits, num_tokens = self.counts
+        found = {
+            "exact_match": 100.0 * num_exact / num_rows,
+            "token_error_rate": 100.0 * num_edits / num_tokens,
+        }
+        for score in self.scoring.scores if self.scoring else ():
+            sums = getattr(self, f"{score.name}_sums").cpu().numpy().astype(np.float64)
+            value = float(score.combine(sums[None])[0])
+            found[score.name] = torch.tensor(value, device=self.counts.device)
+        return {f"{self.stage}_{name}": value for name, value in found.items()}

@@ -66,7 +66,7 @@ def train(pairs: Path, out: Path, options: list[str]) -> dict[str, Curve]:
         out.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "dragoman", "fit", str(pairs), "--out", str(out)]
         subprocess.run(
-            [*command, "--overwrite", "--training.export", "none", *options],
+            [*command, "--overwrite", *options],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

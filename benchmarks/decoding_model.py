@@ -16,9 +16,9 @@ _MAX_STEPS, _MAX_MINUTES = 900, 6
 
 # Run in a process of its own: this one must stay small, and without torch.
 _EXPORT = """
-import pathlib, sys
-from dragoman.engines.ctranslate2_export import export_ctranslate2
-export_ctranslate2(pathlib.Path(sys.argv[1]))
+import sys
+import dragoman
+dragoman.export(sys.argv[1])
 """
 
 
@@ -67,8 +67,8 @@ def export_model(folder: Path) -> str:
     told = json.loads(path.read_text(encoding="utf-8"))
     if told["quantization"] != "float32":
         raise SystemExit(
-            f"{path.parent}: it is an export in {told['quantization']}; the comparison needs "
-            "float32: remove that folder, and it is made anew"
+            f"{path.parent}: an export in {told['quantization']}; the comparison needs float32: "
+            "remove that folder, and it is written again"
         )
     return json.dumps(told["check"])
 

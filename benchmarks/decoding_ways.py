@@ -189,8 +189,7 @@ class HuggingFace(_OverIds):
 
 def _read_names(folder: Path, side: str) -> list[str]:
     """Return the tokens of the exported model by id; the export may name them in its own way."""
-    shared = folder / "shared_vocabulary.json"
-    path = shared if shared.is_file() else folder / f"{side}_vocabulary.json"
+    path = folder / f"{side}_vocabulary.json"
     names: list[str] = json.loads(path.read_text(encoding="utf-8"))
     return names
 

@@ -11,7 +11,7 @@ disk=$(mktemp -d)
 out=$disk/model
 checkpoints=$out.training/checkpoints
 words="--preset tiny --model.d_model 64 --model.dim_feedforward 128 --training.max_steps 60 --training.valid_every 10
-    --training.checkpoint_every 5 --training.batch_tokens 256 --training.loggers none --training.export none
+    --training.checkpoint_every 5 --training.batch_tokens 256 --training.loggers none 
     --evaluation.report none --data.cache none --optimization.warmup_steps 5"
 mount -t tmpfs -o size=16m tmpfs "$disk"
 trap 'umount -q "$checkpoints" || true; umount "$disk"; rmdir "$disk"' EXIT

@@ -32,7 +32,7 @@ WORDS = [
     "--preset", "tiny", "--model.d_model", "64", "--model.dim_feedforward", "128",
     "--training.max_steps", "240", "--training.valid_every", "20", "--training.patience", "0",
     "--training.checkpoint_every", str(EVERY), "--training.batch_tokens", "256",
-    "--training.accumulate", "2", "--training.loggers", "none", "--training.export", "none",
+    "--training.accumulate", "2", "--training.loggers", "none",
     "--evaluation.report", "none", "--data.cache", "none", "--optimization.warmup_steps", "10",
 ]  # fmt: skip
 

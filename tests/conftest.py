@@ -10,6 +10,7 @@ from pathlib import Path
 # Tests run side by side: with a thread a core each, torch's threads would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jaxtyping
 import pytest
 import torch
 from rich.console import Console
@@ -98,3 +99,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Predictor]:
     assert isinstance(console.file, io.StringIO)
     (folder / "console.txt").write_text(console.file.getvalue())
     return folder / "model", model
+
+
+@pytest.fixture(scope="module")
+def no_shape_checks() -> Iterator[None]:
+    """No checks of shapes: while a model is traced for ONNX, its sizes are tensors."""
+    was_disabled = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", was_disabled)

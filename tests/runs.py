@@ -13,7 +13,7 @@ WORDS = [
     *SMALL, *BRIEF, "--model.dropout", "0.2", "--training.max_steps", str(STEPS),
     "--training.valid_every", "4", "--training.checkpoint_every", "1", "--training.accumulate", "2",
     "--training.batch_tokens", "256", "--optimization.average_decay", "0.9",
-    "--training.patience", "2", "--training.export", "none", "--training.loggers", "none",
+    "--training.patience", "2", "--training.loggers", "none",
     "--data.cache", "none",
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 
 from conftest import BRIEF, SMALL, make_words, write_pairs
 from dragoman.cli_options import ENGINES, QUANTIZATIONS, read_command_line
-from dragoman.engines.ctranslate2_export import Quantization
+from dragoman.engines.engine import Quantization
 from dragoman.engines.load import EngineName
 
 WORDS = make_words(20, seed=9)
@@ -287,17 +287,12 @@ def test_an_unknown_command_is_told():
     assert b"fitt" in found.stderr
 
 
-def test_export_checks_and_says_so_and_predict_takes_it(trained, tmp_path):
+def test_export_reports_its_check(trained, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(trained[0], folder)
-    shutil.rmtree(folder / "ctranslate2")
-    told = fails("predict", folder, "--engine", "ctranslate2", given=b"abc\n")
-    assert f"dragoman export {folder} --to ctranslate2" in told
     found = run("export", folder, "--to", "ctranslate2", "--quantization", "int8")
     assert found.returncode == 0, found.stderr.decode()
     assert b"of 64 held-out outputs are PyTorch's" in found.stderr
-    found = run("predict", folder, "--engine", "ctranslate2", "--threads", "1", given=b"abc\n")
-    assert found.stdout == b"ABC\n"
     assert "--quantization" in fails("export", folder, "--to", "onnx", "--quantization", "int8")
     assert "takes no settings" in fails("export", folder, "--decoding.beam_size", "3")
 
@@ -306,7 +301,14 @@ def test_two_models_of_one_tokenizer_predict_together(trained, tmp_path):
     found = run("predict", trained[0], "--ensemble", trained[0], given=b"abc\n")
     assert found.stdout == b"ABC\n"
     told = fails("predict", trained[0], "--ensemble", trained[0], "--engine", "ctranslate2")
-    assert "runs no ensemble" in told
+    assert "an ensemble is not supported" in told
+
+
+def test_int8_is_asked_for_by_an_option(trained):
+    words = ["--quantization", "int8", "--threads", "1"]
+    assert run("predict", trained[0], *words, given=b"abc\n").stdout == b"ABC\n"
+    told = fails("predict", trained[0], "--quantization", "int8", "--engine", "torch")
+    assert "--quantization int8: needs CTranslate2" in told
 
 
 def test_given_targets_are_scored(trained):
@@ -374,7 +376,7 @@ def test_what_is_no_time_is_told(word, capsys):
 def test_a_limit_of_time_leaves_a_model_and_what_to_go_on_from(tmp_path):
     pairs = write_pairs(tmp_path / "pairs.tsv", 200)
     out = tmp_path / "model"
-    words = [*SMALL, *BRIEF, "--training.export", "none", "--evaluation.report", "none"]
+    words = [*SMALL, *BRIEF, "--evaluation.report", "none"]
     found = run("fit", pairs, "--out", out, *words, "--max-time", "0.001s")
     assert found.returncode == 0, found.stderr
     assert (out / "model.safetensors").is_file()

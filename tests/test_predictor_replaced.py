@@ -12,9 +12,6 @@ from dataclasses import replace
 import pytest
 
 import dragoman
-from dragoman.engines.ctranslate2_export import export_ctranslate2
-from dragoman.engines.onnx_export import export_onnx
-from dragoman.errors import ModelFolderError
 from dragoman.model_folder.folder import (
     fill_folder,
     read_bundle,
@@ -35,7 +32,6 @@ def models(trained, tmp_path_factory):
     """
     top = tmp_path_factory.mktemp("models")
     one = shutil.copytree(trained[0], top / "one")
-    export_onnx(one)
     bundle = read_bundle(one)
     weights = {name: value.copy() for name, value in bundle.weights.items()}
     for name in ("target_embedding.weight", "output.weight", "output.bias"):
@@ -48,12 +44,10 @@ def models(trained, tmp_path_factory):
     tokenizer = PairTokenizer.load(top / "tokenizer.json")
     with staged_folder(top / "other") as folder:
         fill_folder(folder, replace(bundle, weights=weights, tokenizer=tokenizer))
-        export_ctranslate2(folder)
-        export_onnx(folder)
         shutil.copytree(one / "evaluation", folder / "evaluation")
     answers = {}
     for folder in (one, top / "other"):
-        for engine in ("ctranslate2", "torch", "onnx"):
+        for engine in ("ctranslate2", "torch"):
             model = dragoman.load(folder, engine=engine, threads=1)
             answers.setdefault(model.fingerprints()[0], set()).add(tuple(model.predict(SOURCES)))
     assert all(len(found) == 1 for found in answers.values())
@@ -90,7 +84,7 @@ while number < count:
     key, best = model.fingerprints()[0], model.predict(sources)
     time.sleep(0.005)
     prefixes = [text[:1] for text in best]
-    late = "torch" in sys.modules and engines[number % len(engines)] != "onnx"
+    late = "torch" in sys.modules
     again = [one[0].text for one in model.predict_n_best(sources, prefixes=prefixes)] if late else best
     print(json.dumps([key, best, again]), flush=True)
 """
@@ -114,7 +108,7 @@ def test_every_answer_is_that_of_one_of_two_models(models, tmp_path):
         assert writer.stdout.readline() == "ready\n"
         words = (place, json.dumps(SOURCES), ROUNDS)
         readers = [
-            start(PREDICT, *words, "ctranslate2", "onnx"),
+            start(PREDICT, *words, "ctranslate2"),
             start(PREDICT, *words, "torch", "auto"),
         ]
         outputs = [reader.communicate(timeout=250)[0] for reader in readers]
@@ -160,19 +154,6 @@ def test_a_loaded_model_stays_the_same_after_its_folder_is_replaced(models, tmp_
     assert not model.is_in_place()
     assert dragoman.load(place).is_in_place()
     assert dragoman.load(place).predict(SOURCES) != expected
-
-
-def test_an_export_is_not_put_into_the_folder_of_another_model(models, tmp_path):
-    one, other, _ = models
-    place = shutil.copytree(one, tmp_path / "model")
-    bundle = read_bundle(place)
-    with staged_folder(place) as folder:
-        shutil.copytree(other, folder, dirs_exist_ok=True)
-    before = (place / "ctranslate2" / "model.bin").read_bytes()
-    with pytest.raises(ModelFolderError, match="another model took its place"):
-        export_ctranslate2(place, bundle=bundle)
-    assert (place / "ctranslate2" / "model.bin").read_bytes() == before
-    assert not [path for path in place.iterdir() if path.name.startswith(".")]
 
 
 WRITE = """

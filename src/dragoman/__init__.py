@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from dragoman.commands.export import export as export
     from dragoman.commands.fit import fit as fit
     from dragoman.commands.inspect import inspect as inspect
     from dragoman.configuration import read_settings as read_settings
     from dragoman.data.batch import Batch as Batch
+    from dragoman.engines.engine import Quantization
     from dragoman.engines.load import EngineName
     from dragoman.evaluation.scores import Scores
     from dragoman.model.transformer import Transformer as Transformer
@@ -41,6 +43,7 @@ _HOMES = {
     "Settings": "dragoman.settings",
     "Tokenizer": "dragoman.tokenizers.tokenizer",
     "Transformer": "dragoman.model.transformer",
+    "export": "dragoman.commands.export",
     "fit": "dragoman.commands.fit",
     "inspect": "dragoman.commands.inspect",
     "read_pairs": "dragoman.reading.pairs",
@@ -56,11 +59,14 @@ def load(
     engine: "EngineName" = "auto",
     device: str = "auto",
     threads: int | None = None,
+    quantization: "Quantization" = "float32",
 ) -> "Predictor":
     """Return the model in the folder `path`, or an ensemble of several: see `Predictor.load`."""
     from dragoman.predictor import Predictor
 
-    return Predictor.load(path, settings, engine=engine, device=device, threads=threads)
+    return Predictor.load(
+        path, settings, engine=engine, device=device, threads=threads, quantization=quantization
+    )
 
 
 def predict(

@@ -197,16 +197,9 @@ def export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Write a model in the form of another program, into its folder, and check it."""
     if words:
         raise DragomanError(f"{words[0]}: export takes no settings; see dragoman export --help")
-    if arguments.to == "onnx":
-        from dragoman.engines.onnx_export import export_onnx
+    from dragoman.commands import export as command
 
-        if arguments.quantization != "float32":
-            raise DragomanError("--quantization: is for --to ctranslate2; ONNX is float32")
-        check = export_onnx(arguments.model)
-    else:
-        from dragoman.engines.ctranslate2_export import export_ctranslate2
-
-        check = export_ctranslate2(arguments.model, arguments.quantization)
+    check = command.export(arguments.model, arguments.to, arguments.quantization)
     print(f"{arguments.model / arguments.to}: {check}", file=sys.stderr)
 
 
@@ -294,6 +287,7 @@ def _load_model(arguments: argparse.Namespace, words: Sequence[str]) -> "Predict
         engine=arguments.engine,
         device=arguments.device,
         threads=arguments.threads,
+        quantization=arguments.quantization,
     )
 
 

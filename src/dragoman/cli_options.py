@@ -11,7 +11,7 @@ from typing import Literal, get_args, get_origin
 
 from dragoman.errors import SettingsError
 
-ENGINES = ("auto", "torch", "ctranslate2", "onnx")
+ENGINES = ("auto", "torch", "ctranslate2")
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "float16", "bfloat16")
 _FIT_SECTIONS = (
     "preset", "data", "tokenizer", "model", "optimization", "training", "decoding", "evaluation",
@@ -66,7 +66,8 @@ def build_parser() -> "tuple[_Parser, dict[str, _Parser]]":
     _add_compare(add("compare", summary, ("evaluation.",)))
     summary = "look for faults in pairs before a model is trained on them"
     _add_inspect(add("inspect", summary, ("preset", "data.", "tokenizer.")))
-    _add_export(add("export", "write a model in the form of another program, and check it", ()))
+    summary = "write a model for other programs, into its folder, and check it"
+    _add_export(add("export", summary, ()))
     return parser, made
 
 
@@ -174,11 +175,11 @@ def _add_inspect(command: argparse.ArgumentParser) -> None:
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", type=Path, metavar="MODEL", help="model folder; the export is put into it")  # fmt: skip
+    command.add_argument("model", type=Path, metavar="MODEL", help="model folder; the export is written into it")  # fmt: skip
     command.add_argument(
         "--to", choices=("ctranslate2", "onnx"), default="ctranslate2",
-        help="ctranslate2: predicts without PyTorch, and faster; onnx: for runtimes of "
-        "other languages and devices (default: %(default)s)",
+        help="ctranslate2: for other programs that use CTranslate2; onnx: for ONNX runtimes of other "
+        "languages and devices (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(
         "--quantization", choices=QUANTIZATIONS, default="float32",
@@ -196,8 +197,13 @@ def _add_model(command: argparse.ArgumentParser, *, is_optional: bool = False) -
     )  # fmt: skip
     command.add_argument(
         "--engine", choices=ENGINES, default="auto",
-        help="what computes the model; auto: ctranslate2 where it was exported and can do what is "
-        "asked, else torch",
+        help="inference engine; auto: CTranslate2 if it supports the request, else PyTorch "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--quantization", choices=QUANTIZATIONS, default="float32",
+        help="number format of the weights in CTranslate2; int8 is smaller and faster "
+        "(default: %(default)s)",
     )  # fmt: skip
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")  # fmt: skip
     command.add_argument("--threads", type=_positive, help="processor threads (default: all cores)")

@@ -21,6 +21,7 @@ FORMAT = 1
 # removed). Only stored settings are read so; on the command line an old name gets "did you mean".
 _RENAMED: dict[str, str | None] = {
     "training.path": "training.implementation",
+    "training.export": None,  # CTranslate2 computes the weights as they are
     "decoding.cut_mark": "decoding.truncation_mark",
 }
 _RENAMED_VALUES = {("training.implementation", "fast"): "fused"}

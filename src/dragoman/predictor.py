@@ -9,11 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from dragoman.configuration import merge_for_use, merge_settings
+from dragoman.configuration import merge_for_use
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search_config import SearchConfig, resolve_search
-from dragoman.engines.details import add_details
-from dragoman.engines.engine import Engine, Task
+from dragoman.engines.engine import Engine, Quantization, add_details
 from dragoman.engines.load import EngineName, load_engine
 from dragoman.errors import DragomanError, SettingsError
 from dragoman.evaluation.confidence import find_confidence
@@ -91,14 +90,16 @@ class Predictor:
         engine: EngineName = "auto",
         device: str = "auto",
         threads: int | None = None,
+        quantization: Quantization = "float32",
     ) -> "Predictor":
         """Return the model in the folder `path`; several folders are an ensemble.
 
         Args:
             settings: Its data and decoding sections replace what the model was trained with.
-            engine: "auto": CTranslate2 if the folder has it and it can do what is asked.
+            engine: "auto": CTranslate2 if it supports the request, else PyTorch.
             device: "cpu", "cuda", or "auto": a GPU if there is one.
             threads: Processor threads; None: all cores.
+            quantization: Number format of the weights; PyTorch has float32 only.
 
         Raises:
             ModelFolderError: A folder is missing, incomplete or foreign; says which file.
@@ -108,28 +109,17 @@ class Predictor:
         with ExitStack() as stack:
             for one in paths:
                 stack.enter_context(consistent_read(one))
-            return cls._load(paths, settings or Settings(), engine, device, threads)
-
-    @classmethod
-    def _load(
-        cls,
-        paths: Sequence[Path],
-        settings: Settings,
-        engine: EngineName,
-        device: str,
-        threads: int | None,
-    ) -> "Predictor":
-        bundles = [read_bundle(one, with_weights=False) for one in paths]
-        first = bundles[0]
-        for one, bundle in zip(paths, bundles, strict=True):
-            if bundle.tokenizer.to_dict() != first.tokenizer.to_dict():
-                raise SettingsError(
-                    f"{one}: its tokenizer is not that of {paths[0]}, and an ensemble needs one; "
-                    "train its models on the same pairs, with different training.seed"
-                )
-        merged = merge_for_use(settings, first.settings)
-        config = resolve_search(merged.decoding, first.tokenizer)
-        made = load_engine(bundles, paths, config, engine, device, threads)
+            bundles = [read_bundle(one, with_weights=False) for one in paths]
+            first = bundles[0]
+            for one, bundle in zip(paths, bundles, strict=True):
+                if bundle.tokenizer.to_dict() != first.tokenizer.to_dict():
+                    raise SettingsError(
+                        f"{one}: its tokenizer is not that of {paths[0]}, and an ensemble needs one; "
+                        "train its models on the same pairs, with different training.seed"
+                    )
+            merged = merge_for_use(settings or Settings(), first.settings)
+            config = resolve_search(merged.decoding, first.tokenizer)
+            made = load_engine(bundles, config, engine, device, threads, quantization)
         found = [bundle.calibration for bundle in bundles if bundle.calibration is not None]
         return cls(made, first.tokenizer, merged, bundles, config=config, calibrations=found)
 
@@ -265,21 +255,6 @@ class Predictor:
         """Return whether no other model has taken the place of one that it was loaded from."""
         return all(one.is_in_place() for one in self._list_weights())
 
-    def with_alignment(self) -> "Predictor | None":
-        """Return this model, giving `alignment` too; None, where its engine cannot."""
-        settings = merge_settings(self.settings, {"decoding.alignment": True}, overrule=True)
-        config = resolve_search(settings.decoding, self.tokenizer)
-        if self.engine.find_obstacle(Task(config=config)):
-            return None
-        return Predictor(
-            self.engine,
-            self.tokenizer,
-            settings,
-            self.bundles,
-            config=config,
-            calibrations=self.calibrations,
-        )
-
     def _refuse_nan(self, found: list[list[Prediction]]) -> list[list[Prediction]]:
         if any(map(_has_nan, found)):
             raise self.nan_error()
@@ -327,15 +302,12 @@ class Predictor:
                 f"{max(num_source, num_target or 0):,} tokens, more than the {longest:,} learned "
                 "positions of the model"
             )
-        return self.engine.find_obstacle(
-            Task(config=self.config, longest_source=num_source, longest_target=num_target)
-        )
+        return ""
 
     def _search(
         self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]] | None
     ) -> list[list[Prediction]]:
         """Return the outputs of each source, best first."""
-        self._check(Task.of_search(sources, self.config, prefixes))
         found = self.engine.search(sources, self.config, prefixes)
         decoding = self.settings.decoding
         if decoding.minimum_risk != "none":
@@ -358,18 +330,8 @@ class Predictor:
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
         """Return each target as the one output of its source."""
-        self._check(Task.of_scoring(sources, targets, self.config))
         scored = self.engine.score(sources, targets, self.config)
         return [self._describe(ids, [one]) for ids, one in zip(sources, scored, strict=True)]
-
-    def _check(self, task: Task) -> None:
-        """Refuse what the engine cannot do.
-
-        Raises:
-            SettingsError: Says what it is.
-        """
-        if obstacle := self.engine.find_obstacle(task):
-            raise SettingsError(f"--engine {self.engine.name}: {obstacle}; take --engine torch")
 
     def _encode(self, rows: Sequence[Source]) -> list[list[int]]:
         return self.tokenizer.encode_sources(

@@ -187,8 +187,6 @@ class TrainingSettings(Section):
     """Where curves and samples go, beside the CSV file that is always written: Lightning's loggers auto, none, tensorboard, wandb, mlflow, comet, litlogger; auto: TensorBoard where it is installed."""
     implementation: Literal["fused", "reference"] = "fused"
     """Code that computes the model in training: fused (fast) or torch's own modules (reference); the same function."""
-    export: Literal["none", "ctranslate2"] = "ctranslate2"
-    """What is written beside the weights in the end: the model for CTranslate2, so that it predicts without PyTorch, and faster."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """Number format of the products; auto: bf16 where the processor or the GPU has it."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"

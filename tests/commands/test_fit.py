@@ -31,7 +31,7 @@ def test_one_call_learns_what_the_pairs_show(trained):
 def test_the_folder_holds_all_and_gives_the_same_output(trained):
     folder, model = trained
     assert {path.name for path in folder.iterdir()} == {
-        "README.md", "calibration.json", "config.yaml", "ctranslate2", "evaluation", "metrics.json",
+        "README.md", "calibration.json", "config.yaml", "evaluation", "metrics.json",
         "model.safetensors", "report.html", "token_counts.json", "tokenizer.json",
     }  # fmt: skip
     again = dragoman.load(folder, engine="torch")
@@ -234,7 +234,7 @@ def test_a_second_run_takes_prepared_data_from_the_cache_and_gives_the_same_weig
     weights = []
     for name, told in (("one", "kept in the cache"), ("two", "from the cache")):
         console = quiet_console()
-        settings = short(*where, "--training.max_steps", "1", "--training.export", "none")
+        settings = short(*where, "--training.max_steps", "1")
         fit(tmp_path / "pairs.tsv", tmp_path / name, settings, console=console)
         assert f"prepared data: {told} {tmp_path / 'cache'}" in console.file.getvalue()
         weights.append((tmp_path / name / "model.safetensors").read_bytes())

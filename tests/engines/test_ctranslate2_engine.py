@@ -1,59 +1,32 @@
 """CTranslate2 = PyTorch: the same tokens, the same n-best lists, the same scores."""
 
-import json
-import string
-
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import OPTIONS
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.ctranslate2_engine import CTranslate2Engine
-from dragoman.engines.ctranslate2_export import write_model
-from dragoman.engines.engine import Task
+from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
+from dragoman.engines.engine import UnsupportedError
 from dragoman.engines.torch_engine import TorchEngine
-from dragoman.errors import ModelFolderError, SettingsError
-from dragoman.model.transformer import Transformer
-from dragoman.settings import DecodingSettings, SideSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.tokenizer import EOS_ID, Tokenizer
+from dragoman.errors import SettingsError
+from dragoman.settings import DecodingSettings
+from dragoman.tokenizers.tokenizer import EOS_ID
+from exported import OPTIONS, draw_sources, make_model, name_option, weights_of
 
 CLOSE = 2e-3  # nats, over a whole output
 TIE = 1e-4
 
 
-def make_engines(folder, **options):
-    """A decided random model, by PyTorch and by CTranslate2."""
-    torch.manual_seed(options.pop("seed", 0))
-    network = Transformer(30, 32, 4, 2, 64, num_decoder_layers=3, **options).eval()
-    for parameter in network.parameters():
-        if parameter.dim() == 1:  # biases and norms that are not as they begin
-            torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.2)
-    head = network.target_embedding if network.output is None else network.output
-    torch.nn.init.normal_(head.weight, std=0.5)
-    side = SideSettings(kind="characters")
-    source = Tokenizer.train([string.ascii_lowercase], side)
-    is_shared = options.get("target_vocab_size") is None
-    target = source if is_shared else Tokenizer.train([string.ascii_uppercase[:19]], side)
-    tokenizer = PairTokenizer(source=source, target=target, features={})
-    assert tokenizer.target_vocab_size == network.target_vocab_size
-    folder.mkdir()
-    told = write_model(network, tokenizer, folder)
-    (folder / "export.json").write_text(json.dumps({"weights": "", **told}))
-    return TorchEngine([network], "cpu"), CTranslate2Engine(folder, device="cpu", threads=2)
+def make_engines(**options):
+    """A random model, by PyTorch and by CTranslate2."""
+    model, tokenizer, network = make_model(**options)
+    fast = CTranslate2Engine(model, tokenizer, weights_of(network), device="cpu", threads=2)
+    return TorchEngine([network], "cpu"), fast
 
 
-@pytest.fixture(scope="module", params=OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
-def engines(request, tmp_path_factory):
-    return make_engines(tmp_path_factory.mktemp("exported") / "ctranslate2", **request.param)
-
-
-def draw_sources(seed, count=12):
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 40, (count,), generator=generator).tolist()
-    return [[*torch.randint(3, 30, (n,), generator=generator).tolist(), EOS_ID] for n in lengths]
+@pytest.fixture(scope="module", params=OPTIONS, ids=name_option)
+def engines(request):
+    return make_engines(**request.param)
 
 
 def config_of(limit=12, **values):
@@ -125,61 +98,97 @@ def test_no_sources_give_no_outputs(engines):
     assert engines[1].score([], [], config_of()) == []
 
 
-def test_the_number_of_threads_and_the_batch_change_no_output(engines):
+def test_the_number_of_threads_and_the_batch_change_no_output():
+    model, tokenizer, network = make_model()
+    both, one = (
+        CTranslate2Engine(model, tokenizer, weights_of(network), device="cpu", threads=n)
+        for n in (2, 1)
+    )
     sources = draw_sources(7, 40)
-    together = engines[1].search(sources, config_of(batch_tokens=64))
-    one_thread = CTranslate2Engine(engines[1]._folder, device="cpu", threads=1)
-    alone = [one_thread.search([ids], config_of())[0] for ids in sources]
-    for found in (alone, one_thread.search(sources, config_of())):
+    together = both.search(sources, config_of(batch_tokens=64))
+    alone = [one.search([ids], config_of())[0] for ids in sources]
+    for found in (alone, one.search(sources, config_of())):
         assert [[h.ids for h in row] for row in found] == [[h.ids for h in r] for r in together]
 
 
+def test_int8_is_close_and_the_weights_stay_as_they_were():
+    model, tokenizer, network = make_model()
+    weights = weights_of(network)()
+    before = {name: value.copy() for name, value in weights.items()}
+    engine = CTranslate2Engine(model, tokenizer, lambda: weights, device="cpu", quantization="int8")
+    sources = draw_sources(5)
+    expected = TorchEngine([network], "cpu").score(sources, [[5, 6]] * len(sources), config_of())
+    found = engine.score(sources, [[5, 6]] * len(sources), config_of())
+    differences = [abs(a.score - b.score) for a, b in zip(expected, found, strict=True)]
+    assert 1e-4 < max(differences) < 0.5
+    assert all((weights[name] == value).all() for name, value in before.items())
+
+
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "reason"),
     [
         ({"method": "sampling"}, "method sampling"),
         ({"method": "diverse", "beam_size": 4}, "method diverse"),
         ({"beam_size": 4, "stop": "exact"}, "stop exact"),
         ({"beam_size": 4, "length_norm": "wu"}, "length_norm wu"),
         ({"alignment": True}, "alignment"),
+        ({"regex": "a+"}, "regex"),
+        ({"json_schema": '{"type": "object", "properties": {}}'}, "json_schema is"),
+        ({"choices": "file.txt"}, "choices"),
+        ({"grammar": "file.lark"}, "grammar"),
     ],
 )
-def test_what_it_cannot_do_it_names(tmp_path, values, told):
-    _, engine = make_engines(tmp_path / "ctranslate2")
-    assert told in engine.find_obstacle(Task(config=config_of(**values)))
-    assert engine.find_obstacle(Task(config=config_of())) == ""
-    assert "prefix" in engine.find_obstacle(Task(config=config_of(), has_prefixes=True))
-    assert "4096 positions" in engine.find_obstacle(Task(config=config_of(), longest_source=5000))
+def test_an_unsupported_setting_is_named(values, reason):
+    assert reason in unsupported_reason(config_of(**values).decoding)
+    assert unsupported_reason(config_of().decoding) == ""
 
 
-def test_learned_positions_cut_an_output_where_pytorch_does(tmp_path):
-    both = make_engines(tmp_path / "ctranslate2", positions="learned", max_seq_len=9)
+def test_settings_of_beams_and_samples_are_no_reason_in_greedy_search():
+    decoding = DecodingSettings(stop="exact", length_norm="wu", temperature=0.5, seed=7)
+    assert unsupported_reason(decoding) == ""
+
+
+def test_a_setting_that_the_engine_does_not_know_is_refused():
+    class Later(DecodingSettings):
+        repetition_penalty: float = 1.0
+
+    assert unsupported_reason(Later()) == ""
+    later = Later(repetition_penalty=1.2)
+    assert "decoding.repetition_penalty 1.2" in unsupported_reason(later)
+    engine = make_engines()[1]
+    with pytest.raises(UnsupportedError, match="repetition_penalty"):
+        engine.search([[5, EOS_ID]], SearchConfig(decoding=later))
+
+
+def test_prefixes_and_alignments_are_refused():
+    engine = make_engines()[1]
+    with pytest.raises(UnsupportedError, match="prefix"):
+        engine.search([[5, EOS_ID]], config_of(), [[6]])
+    with pytest.raises(UnsupportedError, match="alignment"):
+        engine.score([[5, EOS_ID]], [[6]], config_of(alignment=True))
+
+
+def test_learned_positions_cut_an_output_where_pytorch_does():
+    both = make_engines(positions="learned", max_positions=9)
     sources = [ids[:8] for ids in draw_sources(1)]
     check_equal(both, sources, config_of(40))
-    assert both[1].find_obstacle(Task(config=config_of(40), longest_source=9)) == ""
-    assert "9 positions" in both[1].find_obstacle(Task(config=config_of(40), longest_source=10))
+    with pytest.raises(UnsupportedError, match="10 tokens are more than the 9 learned positions"):
+        both[1].search([[5] * 9 + [EOS_ID]], config_of())
 
 
-def test_an_export_that_is_not_whole_or_not_ours_is_refused(tmp_path):
-    folder = tmp_path / "ctranslate2"
-    with pytest.raises(ModelFolderError, match=r"dragoman export .* --to ctranslate2"):
-        CTranslate2Engine(folder)
-    make_engines(folder)
+def test_sources_and_outputs_beyond_the_first_positions_are_computed(monkeypatch):
+    monkeypatch.setattr("dragoman.engines.ctranslate2_engine._FIRST_POSITIONS", 16)
+    engines = make_engines()
+    sources = draw_sources(2)
+    assert max(map(len, sources)) > 32
+    check_equal(engines, [[5, EOS_ID]], config_of(8))
+    check_equal(engines, sources, config_of())
+    targets = [[6] * 70] * 2
+    expected, found = (engine.score(sources[:2], targets, config_of()) for engine in engines)
+    assert [h.score for h in found] == pytest.approx([h.score for h in expected], rel=1e-4)
+
+
+def test_a_device_that_it_does_not_have_is_refused():
+    model, tokenizer, network = make_model()
     with pytest.raises(SettingsError, match="--device tpu"):
-        CTranslate2Engine(folder, device="tpu")
-    (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(ModelFolderError, match="from other weights"):
-        CTranslate2Engine(folder)
-    (tmp_path / "model.safetensors").unlink()
-    for name, content in (
-        ("source_vocabulary.json", '["a", 3]'),
-        ("target_vocabulary.json", "{}"),
-        ("export.json", "[]"),
-        ("export.json", "{"),
-    ):
-        path = folder / name
-        before = path.read_text()
-        path.write_text(content)
-        with pytest.raises(ModelFolderError, match=name):
-            CTranslate2Engine(folder)
-        path.write_text(before)
+        CTranslate2Engine(model, tokenizer, weights_of(network), device="tpu")

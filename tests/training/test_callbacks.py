@@ -15,7 +15,7 @@ from dragoman.training.schedules import learning_rate_factor
 def run(tmp_path, *words, console=None, pairs=200):
     """Train on words to be written in capitals; return what was told, and the curves."""
     console = console or quiet_console()
-    settings = read_settings(None, [*SMALL, *BRIEF, "--training.export", "none", *words])
+    settings = read_settings(None, [*SMALL, *BRIEF, *words])
     write_pairs(tmp_path / "pairs.tsv", pairs)
     fit(tmp_path / "pairs.tsv", tmp_path / "model", settings, console=console)
     return console.file.getvalue(), read_curves(tmp_path / "model.training")

@@ -10,13 +10,13 @@ from typing import Literal
 from rich.console import Console
 
 from dragoman.commands.dry_run import estimate_time
-from dragoman.commands.fit_results import evaluate_run, gather_metrics, report_run
+from dragoman.commands.fit_results import check_parity, evaluate_run, gather_metrics, report_run
 from dragoman.commands.fit_setup import PairFiles, Run, list_files, open_run, reopen_run
 from dragoman.commands.run_folders import lock_folder, make_empty, name_folders, sweep_temporary
 from dragoman.configuration import flatten_settings
-from dragoman.engines.ctranslate2_export import export_ctranslate2
+from dragoman.engines.load import PARITY
 from dragoman.engines.torch_engine import TorchEngine
-from dragoman.errors import CheckpointError, DragomanError, ModelFolderError, Stopped
+from dragoman.errors import CheckpointError, ModelFolderError, Stopped
 from dragoman.evaluation.evaluation import Evaluation, write_evaluation
 from dragoman.model.building import copy_weights
 from dragoman.model_folder.folder import (
@@ -264,6 +264,8 @@ def _finish(run: Run, num_steps: int, started_at: float) -> Predictor:
         calibration=predictor.calibrations[0],
         source_counts=counts,
     )
+    bundle.metrics[PARITY], message = check_parity(bundle)
+    run.around.tell(message)
     try:
         told = _write_all(run, bundle, predictor, evaluations)
     except ModelFolderError as error:
@@ -289,19 +291,6 @@ def _write_all(
         fill_folder(folder, bundle)
         for name, evaluation in evaluations.items():
             write_evaluation(folder / EVALUATION / name, evaluation)
-        if run.settings.training.export == "ctranslate2":
-            told.append(_export(folder, bundle))
         if run.settings.evaluation.report == "html":
             told.append(report_run(run, folder, predictor, evaluations, bundle.metrics))
     return told
-
-
-def _export(folder: Path, bundle: Bundle) -> str:
-    """Write the model for CTranslate2 too, and return what is told of it.
-
-    The model folder is whole without it.
-    """
-    try:
-        return f"exported for CTranslate2: {export_ctranslate2(folder, bundle=bundle)}"
-    except DragomanError as error:
-        return f"not exported for CTranslate2, PyTorch will predict: {error}"

@@ -8,10 +8,14 @@ from dragoman.commands.evaluate import evaluate_model
 from dragoman.commands.fit_setup import Run
 from dragoman.commands.inspect import inspect_pairs
 from dragoman.commands.report import make_report
+from dragoman.engines.ctranslate2_engine import CTranslate2Engine
+from dragoman.engines.engine import UnsupportedError
+from dragoman.engines.load import load_torch_engine
+from dragoman.engines.parity import compare
 from dragoman.errors import DragomanError
 from dragoman.evaluation.evaluation import Evaluation
 from dragoman.evaluation.rows import Row
-from dragoman.model_folder.folder import REPORT
+from dragoman.model_folder.folder import REPORT, Bundle
 from dragoman.predictor import Predictor
 from dragoman.presets import choose_settings
 from dragoman.reporting.page import write_report
@@ -58,6 +62,24 @@ def gather_metrics(
         "precision": run.precision,
         "samples": [_show(row, run.settings) for row in evaluations["valid"].rows[:_NUM_SAMPLES]],
     }
+
+
+def check_parity(bundle: Bundle) -> tuple[dict[str, Any], str]:
+    """Return how CTranslate2 compares with PyTorch on held-out rows, and a message about it.
+
+    `predict --engine auto` uses CTranslate2 unless `is_equal` is False.
+    """
+    model, tokenizer = bundle.settings.model, bundle.tokenizer
+    try:
+        engine = CTranslate2Engine(model, tokenizer, bundle.read_weights, device="cpu")
+        check = compare(load_torch_engine([bundle], "cpu"), engine, bundle)
+    except UnsupportedError as error:
+        reason = f"CTranslate2 cannot compute this model, PyTorch will predict: {error.reason}"
+        return {"is_equal": False, "reason": error.reason}, reason
+    if check.is_equal:
+        return check.to_dict(), f"CTranslate2 agrees with PyTorch: {check}"
+    message = f"warning: CTranslate2 differs from PyTorch, which will predict: {check}"
+    return check.to_dict(), message
 
 
 def report_run(

@@ -109,6 +109,7 @@ def describe_job(model: Predictor, job: Job) -> dict[str, object]:
         "dragoman": version("dragoman"),
         "model": model.fingerprints(),
         "--engine": model.engine.name,
+        "--quantization": model.engine.quantization,
         "--score": job.is_forced,
         "--prefix": job.prefix,
         "layout": job.layouts,

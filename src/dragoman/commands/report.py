@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from dragoman.configuration import flatten_settings
+from dragoman.configuration import flatten_settings, merge_settings
+from dragoman.engines.engine import UnsupportedError
 from dragoman.evaluation.evaluation import Evaluation
 from dragoman.evaluation.rows import Row
 from dragoman.predictor import Predictor
@@ -62,10 +63,13 @@ def report_outputs(name: str, evaluation: Evaluation) -> ReportContent:
 def attend(model: Predictor, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return where the model looked for a few of the shorter outputs; nothing if it cannot tell."""
     short = sorted(rows, key=lambda row: abs(len(row.source) - _SHORT_SOURCE))[:_NUM_ATTENTION]
-    looking = model.with_alignment()
-    if not short or looking is None:
+    settings = merge_settings(model.settings, {"decoding.alignment": True}, overrule=True)
+    attending = Predictor(model.engine, model.tokenizer, settings, model.bundles)
+    sources = [Source(row.source, row.features, row.line) for row in short]
+    try:
+        found = list(attending.predict_rows(sources))
+    except UnsupportedError:
         return []
-    found = looking.predict_rows([Source(row.source, row.features, row.line) for row in short])
     return [
         {
             "source": row.source,

@@ -1,85 +1,89 @@
-"""The quick engine: CTranslate2, for a model that was exported; PyTorch is not loaded."""
+"""The fast engine: CTranslate2, built in memory from the weights. PyTorch is not loaded."""
 
-import json
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dragoman.decoding.hypothesis import Hypothesis, Limits, limit_lengths, normalize
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.cores import count_cores
-from dragoman.engines.ctranslate2_file import check_model_file
-from dragoman.engines.engine import Task
-from dragoman.engines.exported import is_size, read_export, read_names
-from dragoman.errors import ModelFolderError, SettingsError
-from dragoman.model_folder.folder_files import FolderFile, parse_json, read_file
-from dragoman.settings import DecodingSettings
+from dragoman.engines.ctranslate2_export import convert_model, list_token_names
+from dragoman.engines.engine import Quantization, UnsupportedError, count_cores, find_unsupported
+from dragoman.errors import SettingsError
+from dragoman.settings import DecodingSettings, ModelSettings
+from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.special_ids import EOS_ID
 
 if TYPE_CHECKING:
     from ctranslate2 import Translator
 
-_MODEL, _SOURCES, _TARGETS = "model.bin", "source_vocabulary.json", "target_vocabulary.json"
-_CONFIG = "config.json"
-_PARTS = {  # of export.json
-    "positions": is_size,
-    "has_learned_positions": lambda value: isinstance(value, bool),
-    "quantization": lambda value: isinstance(value, str) and len(value) < 100,
-}
-_LARGEST_MODEL_BYTES = 1 << 35
-_LARGEST_CONFIG_BYTES = 1 << 20
-_SMALL_BYTES = 200_000_000  # a model below it is quicker with a thread a replica
+# Beam search with `beam` and what stands around a search; `method` itself is refused otherwise.
+_SUPPORTED = frozenset({
+    "beam_size", "num_hypotheses", "length_penalty", "max_length_ratio", "max_length_extra",
+    "min_length_ratio", "min_length", "no_repeat_ngram", "forbidden_tokens", "minimum_risk",
+    "token_scores", "batch_tokens", "truncation_mark",
+    # Without effect in beam search:
+    "diverse_groups", "diverse_strength", "num_samples", "temperature", "top_k", "top_p", "seed",
+})  # fmt: skip
+_OF_BEAMS = frozenset({"stop", "length_norm"})  # without effect in greedy search
+_FIRST_POSITIONS = 4096  # sinusoidal ones; doubled when a longer source or output comes
+_SMALL_BYTES = 200_000_000  # a smaller model is faster with one thread for each replica
+
+
+def unsupported_reason(decoding: DecodingSettings) -> str:
+    """Return why CTranslate2 cannot search by these settings, or ""."""
+    return find_unsupported(
+        decoding, _SUPPORTED | _OF_BEAMS if decoding.beam_size == 1 else _SUPPORTED
+    )
 
 
 class CTranslate2Engine:
-    """The exported model in `folder`, as it is now: another may take its place later.
+    """A model in CTranslate2.
 
     Args:
+        read_weights: Returns the weights; called here, and again when more positions are needed, or
+            another number of replicas.
         device: "cpu", "cuda", or "auto": a GPU if there is one.
         threads: Processor threads; None: all cores. Small models take one each for as many
             replicas, which beats several threads in one; a single source takes one replica with
-            all threads, but for int8, which is quickest with one.
+            all threads, but for int8, which is fastest with one.
 
     Raises:
-        ModelFolderError: There is no export, or it is older than the weights beside it.
-        SettingsError: The device is none of CTranslate2's.
+        SettingsError: CTranslate2 has no such device.
+        ModelFolderError: The weights do not fit the settings.
+        UnsupportedError: CTranslate2 cannot compute the model.
     """
 
     name = "ctranslate2"
 
-    def __init__(self, folder: Path, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelSettings,
+        tokenizer: PairTokenizer,
+        read_weights: Callable[[], Mapping[str, NDArray[np.float32]]],
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        quantization: Quantization = "float32",
+    ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise SettingsError(f"--device {device}: CTranslate2 runs on auto, cpu and cuda")
+        self.quantization: Quantization = quantization
         self._device = device
         self._threads = threads or count_cores()
-        self._open(folder)
-
-    def find_obstacle(self, task: Task) -> str:
-        """Return why CTranslate2 cannot do `task`, or "": see `Engine.find_obstacle`."""
-        decoding, longest_target = task.config.decoding, task.longest_target
-        if longest_target is None:
-            [limit] = self._limit_lengths([task.longest_source], decoding)
-            longest_target = limit.longest
-        if max(task.longest_source, longest_target) > self._num_positions:
-            return (
-                f"a source of {task.longest_source} tokens with an output of up to {longest_target} is "
-                f"longer than the {self._num_positions} positions that were exported"
-            )
-        if task.config.constraint is not None:
-            return "it cannot constrain its outputs"
-        if decoding.method != "beam":
-            return f"it has no decoding.method {decoding.method} as PyTorch has it"
-        if decoding.beam_size > 1 and decoding.stop != "full":
-            return f"it has no decoding.stop {decoding.stop}"
-        if decoding.beam_size > 1 and decoding.length_norm != "average":
-            return f"it has no decoding.length_norm {decoding.length_norm}"
-        if decoding.alignment:
-            return "decoding.alignment is computed by PyTorch"
-        if task.has_prefixes:
-            return "the score of an output with a prefix is computed by PyTorch"
-        return ""
+        self._num_learned = model.max_positions if model.positions == "learned" else None
+        self._num_positions = self._num_learned or _FIRST_POSITIONS
+        self._model, self._tokenizer, self._read_weights = model, tokenizer, read_weights
+        self._files: dict[str, bytes] | None = self._convert()  # until one is loaded
+        # In int8 one thread alone is several times faster than two, whatever the size.
+        self._has_single_threads = quantization.startswith("int8")
+        size = sum(map(len, self._files.values()))
+        self._has_replicas = size < _SMALL_BYTES or self._has_single_threads
+        self._loaded: dict[int, Translator] = {}  # by the number of replicas
+        self._source_names, self._target_names = list_token_names(tokenizer)
+        self._ids = {name: id_ for id_, name in enumerate(self._target_names)}
 
     def search(
         self,
@@ -88,13 +92,18 @@ class CTranslate2Engine:
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
-        assert prefixes is None
         decoding = config.decoding
-        limits = self._limit_lengths([len(ids) for ids in sources], decoding)
+        if reason := unsupported_reason(decoding):
+            raise UnsupportedError(reason)
+        if prefixes is not None:
+            raise UnsupportedError("the score of an output with a prefix is computed by PyTorch")
+        lengths = [len(ids) for ids in sources]
+        limits = limit_lengths(lengths, decoding, self._num_learned)
+        longest = max([*lengths, *(limit.longest for limit in limits)], default=0)
+        translator = self._get_translator(len(sources), longest)
         groups: dict[Limits, list[int]] = defaultdict(list)
         for i, limit in enumerate(limits):
             groups[limit].append(i)
-        translator = self._choose_translator(len(sources))
         running: list[tuple[list[int], Any]] = []
         for limit, rows in groups.items():  # all are queued, then waited for
             results = translator.translate_batch(
@@ -131,7 +140,11 @@ class CTranslate2Engine:
         config: SearchConfig,
     ) -> list[Hypothesis]:
         """Return each target with its log-probabilities: see `Engine.score`."""
-        scored = self._choose_translator(len(sources)).score_batch(
+        if config.decoding.alignment:
+            raise UnsupportedError(unsupported_reason(config.decoding))
+        lengths = [*map(len, sources), *(len(ids) + 1 for ids in targets)]
+        translator = self._get_translator(len(sources), max(lengths, default=0))
+        scored = translator.score_batch(
             [self._name_source(ids) for ids in sources],
             [[self._target_names[i] for i in ids] for ids in targets],
             max_batch_size=config.decoding.batch_tokens,
@@ -151,55 +164,13 @@ class CTranslate2Engine:
             for ids, result in zip(targets, scored, strict=True)
         ]
 
-    @property
-    def vocab_sizes(self) -> tuple[int, int]:
-        """Numbers of tokens of the source and of the target."""
-        return len(self._source_names), len(self._target_names)
-
-    def _open(self, folder: Path) -> None:
-        """Take all that is in the folder, but for the weights: their file is kept open.
-
-        Raises:
-            ModelFolderError: A part is missing, broken or foreign.
-        """
-        about = read_export(folder, self.name, (_MODEL, _SOURCES, _TARGETS), _PARTS)
-        self._num_positions = int(about["positions"])
-        self._has_learned_positions = bool(about["has_learned_positions"])
-        sources, self._source_names = read_names(folder / _SOURCES)
-        targets, self._target_names = read_names(folder / _TARGETS)
-        if min(self.vocab_sizes) <= EOS_ID:
-            raise ModelFolderError(f"{folder}: tokens are missing; export the model again")
-        self._folder = folder
-        self._file = FolderFile(folder / _MODEL, _LARGEST_MODEL_BYTES)
-        self._check_model()
-        # What CTranslate2 is given beside the model: nothing else of the folder is opened by it.
-        self._files = {
-            _SOURCES: sources,
-            _TARGETS: targets,
-            _CONFIG: _make_config(folder / _CONFIG, self._target_names),
-        }
-        self._eos = self._target_names[EOS_ID]
-        self._ids = {name: id_ for id_, name in enumerate(self._target_names)}
-        # In int8 a thread alone is several times quicker than two, whatever the size.
-        self._has_lone_threads = str(about["quantization"]).startswith("int8")
-        self._has_replicas = self._file.size < _SMALL_BYTES or self._has_lone_threads
-
-    def _check_model(self) -> None:
-        num_sources, num_targets = self.vocab_sizes
-        check_model_file(
-            self._file,
-            num_sources=num_sources,
-            num_targets=num_targets,
-            num_positions=self._num_positions,
-        )
-
     def _name_source(self, ids: Sequence[int]) -> list[str]:
         return [self._source_names[i] for i in ids]
 
     def _make_hypothesis(
         self, tokens: list[str], normalized: float, decoding: DecodingSettings
     ) -> Hypothesis:
-        is_complete = bool(tokens) and tokens[-1] == self._eos
+        is_complete = bool(tokens) and self._ids[tokens[-1]] == EOS_ID
         length = max(1, len(tokens))  # its end is counted
         score = normalized * length**decoding.length_penalty
         return Hypothesis(
@@ -209,66 +180,48 @@ class CTranslate2Engine:
             is_complete=is_complete,
         )
 
-    def _limit_lengths(
-        self, source_lengths: Sequence[int], decoding: DecodingSettings
-    ) -> list[Limits]:
-        learned = self._num_positions if self._has_learned_positions else None
-        return limit_lengths(source_lengths, decoding, learned)
-
-    def _choose_translator(self, num_rows: int) -> "Translator":
+    def _get_translator(self, num_rows: int, longest: int) -> "Translator":
+        """Return one for so many rows, of at most `longest` tokens, loaded where it was not."""
+        if longest > self._num_positions:
+            if self._num_learned is not None:
+                raise UnsupportedError(
+                    f"{longest:,} tokens are more than the {self._num_learned:,} learned positions"
+                )
+            while longest > self._num_positions:
+                self._num_positions *= 2
+            self._files = None
+            self._loaded.clear()
         has_many = num_rows > 1 and self._threads > 1 and self._has_replicas
-        return self._many if has_many else self._single
+        replicas = self._threads if has_many else 1
+        if replicas not in self._loaded:
+            self._loaded[replicas] = self._load(replicas)
+        return self._loaded[replicas]
 
-    @cached_property
-    def _single(self) -> "Translator":
-        return self._load(1, 1 if self._has_lone_threads else self._threads)
+    def _convert(self) -> dict[str, bytes]:
+        return convert_model(
+            self._model,
+            self._tokenizer,
+            self._read_weights(),
+            self.quantization,
+            self._num_positions,
+        )
 
-    @cached_property
-    def _many(self) -> "Translator":
-        return self._load(self._threads, 1)
-
-    def _load(self, replicas: int, threads: int) -> "Translator":
+    def _load(self, replicas: int) -> "Translator":
         import ctranslate2
 
         device = self._device
         if device == "auto":
             device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
-        self._check_model()
-        return ctranslate2.Translator(
-            str(self._folder),
-            device,
-            inter_threads=1 if device == "cuda" else replicas,
-            intra_threads=threads,
-            files={**self._files, _MODEL: self._file.read()},
-        )
-
-
-def _make_config(path: Path, names: Sequence[str]) -> bytes:
-    """Return config.json with the parts of it that an export writes, once each is of its kind.
-
-    Raises:
-        ModelFolderError: One is not.
-    """
-    content = read_file(path, _LARGEST_CONFIG_BYTES)
-    try:
-        found: object = parse_json(content, 100)
-    except ValueError as error:
-        raise ModelFolderError(
-            f"{path}: cannot be read: {error}; export the model again"
-        ) from error
-    tokens = {"unk_token", "bos_token", "eos_token", "decoder_start_token"}
-    switches = {"add_source_bos", "add_source_eos", "multi_query_attention"}
-    expected = {*tokens, *switches, "layer_norm_epsilon"}
-    if not isinstance(found, dict) or found.keys() != expected:
-        raise ModelFolderError(f"{path}: expected {', '.join(sorted(expected))}; export it again")
-    is_right = (
-        {found[name] for name in tokens if isinstance(found[name], str)} <= set(names)
-        and all(isinstance(found[name], str) for name in tokens)
-        and found["eos_token"] == names[EOS_ID]
-        and all(found[name] is False for name in switches)
-        and isinstance(found["layer_norm_epsilon"], float)
-        and 0.0 < found["layer_norm_epsilon"] < 1.0
-    )
-    if not is_right:
-        raise ModelFolderError(f"{path}: it is not as dragoman writes it; export the model again")
-    return json.dumps(found).encode()
+        files = self._convert() if self._files is None else self._files
+        self._files = None
+        has_single_threads = replicas > 1 or self._has_single_threads
+        try:
+            return ctranslate2.Translator(
+                "model",
+                device,
+                inter_threads=1 if device == "cuda" else replicas,
+                intra_threads=1 if has_single_threads else self._threads,
+                files=files,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise SettingsError(f"--device {device}: CTranslate2 cannot use it: {error}") from error

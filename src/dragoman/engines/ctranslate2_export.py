@@ -1,197 +1,263 @@
-"""Export to CTranslate2: the stock parameters in its layout, checked against PyTorch.
+"""A model in CTranslate2's format, built from its weights without torch: for memory or a folder.
 
-Its specification of a Transformer is that of `nn.Transformer`, but for names, for the order of the
-layers' parts, and for what is done here: our positions, and padding and begin that are never said.
+`model.bin` has CTranslate2's binary version 6, as `ctranslate2.specs` 4.8 writes it. It is written
+here because that module imports torch (0.9 s) and can only write to a file.
 """
 
-from pathlib import Path
-from typing import Any, Literal
+import json
+import math
+import struct
+from collections.abc import Mapping
+from io import BytesIO
 
 import numpy as np
-from ctranslate2.specs import TransformerSpec, common_spec, transformer_spec
 from numpy.typing import NDArray
 
-from dragoman.engines.ctranslate2_engine import CTranslate2Engine
-from dragoman.engines.export import write_export
-from dragoman.engines.export_check import Check
+from dragoman.engines.engine import Quantization, UnsupportedError
 from dragoman.errors import ModelFolderError
-from dragoman.model.building import copy_weights
-from dragoman.model.transformer import LearnedPositions, Transformer, sinusoidal_positions
-from dragoman.model_folder.folder import CTRANSLATE2, Bundle, read_bundle
+from dragoman.settings import ModelSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.special_ids import BOS_ID, EOS_ID, PAD_ID, UNKNOWN_ID, find_free_name
 
-Quantization = Literal["float32", "int8", "int8_float32", "int8_float16", "float16", "bfloat16"]
-
-_POSITIONS = 4096  # sinusoidal positions that are written: the longest source or output
-_NEVER = -6e4  # the logit of a token that is never said; float16 can hold it
-
 Array = NDArray[np.float32]
 
+_MASKED = -6e4  # logit of a token that is never emitted; float16 can hold it
+_ROUNDED_ROWS = 8  # the matrices of a vocabulary are rounded up to a multiple of it: `Transformer`
+_BINARY_VERSION, _SPECIFICATION, _REVISION = 6, "TransformerSpec", 7
+_TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")  # ids by their order
+_ACTIVATIONS = {"relu": 0, "gelu": 3}  # ctranslate2.specs.common_spec.Activation
 
-def export_ctranslate2(
-    path: Path, quantization: Quantization = "float32", bundle: Bundle | None = None
-) -> Check:
-    """Write `ctranslate2/` into the model folder `path`, and return how it compares with PyTorch.
 
-    An export in float32 whose outputs are not PyTorch's is not kept; with fewer bits, the number of
-    those that are is in the returned check.
+def convert_model(
+    model: ModelSettings,
+    tokenizer: PairTokenizer,
+    weights: Mapping[str, Array],
+    quantization: Quantization = "float32",
+    num_positions: int = 4096,
+) -> dict[str, bytes]:
+    """Return the files of a CTranslate2 model, by name.
 
     Args:
-        bundle: The content of `path`, where it is at hand.
+        weights: By the names of `Transformer`; they are not changed.
+        num_positions: Sinusoidal positions to write: the longest source or output. Learned
+            positions are written as they are.
 
     Raises:
-        ModelFolderError: The folder is no model, or cannot be exported; says why.
+        ModelFolderError: An array is missing, or its shape is not that of the settings.
+        UnsupportedError: Two tokens have the same name.
     """
-    bundle = read_bundle(path) if bundle is None else bundle
-    tokenizer = bundle.tokenizer
-
-    def write(network: Transformer, folder: Path) -> dict[str, Any]:
-        return write_model(network, tokenizer, folder, quantization)
-
-    def load(folder: Path) -> CTranslate2Engine:
-        return CTranslate2Engine(folder, device="cpu")
-
-    is_exact = quantization == "float32"
-    return write_export(path, CTRANSLATE2, bundle, write, load, must_be_equal=is_exact)
-
-
-def write_model(
-    network: Transformer,
-    tokenizer: PairTokenizer,
-    folder: Path,
-    quantization: Quantization = "float32",
-) -> dict[str, Any]:
-    """Write `network` to `folder` as CTranslate2 reads it; return what export.json tells of it.
-
-    Raises:
-        ModelFolderError: The model has a part that CTranslate2 lacks.
-    """
-    encoder, decoder = network.transformer.encoder.layers, network.transformer.decoder.layers
-    norm_first = decoder[0].norm_first
-    # Ours has a last norm in post-norm too, which only the pre-norm layout has a place for.
-    spec = TransformerSpec.from_config(
-        (len(encoder), len(decoder)),
-        network.nhead,
-        pre_norm=True,
-        activation=_find_activation(decoder[0].activation),
-        alignment_layer=-1,
-        alignment_heads=0,  # the mean of all
-    )
-    spec.encoder.pre_norm = spec.decoder.pre_norm = norm_first
-    state = copy_weights(network)
-    _fill(spec, network, state)
-
-    source_names, target_names = tokenizer.source_names(), tokenizer.target_names()
-    # A source of nothing but its end: CTranslate2 4.8.5 answers it by nothing, without asking the
-    # model (skip_translation). It knows the end by its name, so the source's has another one.
-    source_names[EOS_ID] = find_free_name(source_names[EOS_ID], set(source_names))
-    for names in (source_names, target_names):
-        if len(set(names)) != len(names):
-            raise ModelFolderError("two tokens have one name: CTranslate2 knows tokens by name")
-    spec.register_source_vocabulary(source_names)
-    spec.register_target_vocabulary(target_names)
-    spec.config.unk_token = target_names[UNKNOWN_ID]
-    spec.config.bos_token = target_names[BOS_ID]
-    spec.config.eos_token = target_names[EOS_ID]
-    spec.config.decoder_start_token = target_names[BOS_ID]
-    spec.config.add_source_bos = spec.config.add_source_eos = False  # our sources have their end
-    spec.config.layer_norm_epsilon = decoder[0].norm1.eps
-    spec.validate()
-    spec.optimize(quantization=None if quantization == "float32" else quantization)
-    spec.save(str(folder))
+    source_names, target_names = list_token_names(tokenizer)
+    about = {
+        "unk_token": target_names[UNKNOWN_ID],
+        "bos_token": target_names[BOS_ID],
+        "eos_token": target_names[EOS_ID],
+        "decoder_start_token": target_names[BOS_ID],
+        "add_source_bos": False,
+        "add_source_eos": False,  # our sources have their end
+        "layer_norm_epsilon": 1e-5,
+        "multi_query_attention": False,
+    }
+    arrays = _map_weights(model, tokenizer, weights, num_positions)
     return {
-        "quantization": quantization,
-        "positions": network.longest_target or _POSITIONS,
-        "has_learned_positions": network.longest_target is not None,
+        "model.bin": _serialize(_list_flags(model), arrays, quantization),
+        "config.json": json.dumps(about, indent=2).encode(),
+        "source_vocabulary.json": json.dumps(source_names).encode(),
+        "target_vocabulary.json": json.dumps(target_names).encode(),
     }
 
 
-def _find_activation(function: object) -> common_spec.Activation:
-    import torch.nn.functional as F
+def list_token_names(tokenizer: PairTokenizer) -> tuple[list[str], list[str]]:
+    """Return the names of the source's and the target's tokens in CTranslate2, by id.
 
-    activations = {F.relu: common_spec.Activation.RELU, F.gelu: common_spec.Activation.GELU}
-    if function not in activations:
-        raise ModelFolderError(
-            f"CTranslate2 cannot compute the activation {function}: it has relu and gelu"
+    Raises:
+        UnsupportedError: Two tokens have the same name.
+    """
+    source_names, target_names = tokenizer.source_names(), tokenizer.target_names()
+    # CTranslate2 4.8.5 answers a source of only the end token with an empty output, without running
+    # the model (skip_translation). It finds the end by its name, so here the source's has another.
+    source_names[EOS_ID] = find_free_name(source_names[EOS_ID], set(source_names))
+    for names in (source_names, target_names):
+        if len(set(names)) != len(names):
+            raise UnsupportedError(
+                "two tokens have the same name, and CTranslate2 knows them by name"
+            )
+    return source_names, target_names
+
+
+def _list_flags(model: ModelSettings) -> dict[str, np.generic]:
+    """Return the scalars of a TransformerSpec: sizes, and the options that we do not use as 0."""
+    flags: dict[str, np.generic] = {
+        "encoder/embeddings_merge": np.int8(0),
+        "encoder/multi_query_attention": np.int8(0),
+        "decoder/alibi": np.int8(0),
+        "decoder/alibi_use_positive_positions": np.int8(0),
+        "decoder/scale_alibi": np.int8(0),
+        "decoder/start_from_zero_embedding": np.int8(0),
+        "decoder/alignment_layer": np.int16(-1),
+        "decoder/alignment_heads": np.int16(0),  # the mean of all
+    }
+    for side in ("encoder", "decoder"):
+        flags[f"{side}/activation"] = np.int8(_ACTIVATIONS[model.activation])
+        flags[f"{side}/num_heads"] = np.int16(model.nhead)
+        flags[f"{side}/pre_norm"] = np.int8(model.norm_first)
+        flags[f"{side}/scale_embeddings"] = np.int8(1)
+    return flags
+
+
+def _map_weights(
+    model: ModelSettings,
+    tokenizer: PairTokenizer,
+    weights: Mapping[str, Array],
+    num_positions: int,
+) -> dict[str, Array]:
+    """Return the weights by CTranslate2's names; each shape is checked as it is taken."""
+    width, wide = model.d_model, model.dim_feedforward
+    num_sources, num_targets = tokenizer.source_vocab_size, tokenizer.target_vocab_size
+    mapped: dict[str, Array] = {}
+
+    def take(name: str, *shape: int) -> Array:
+        found = weights[name].shape if name in weights else "missing"
+        if found != shape:
+            raise ModelFolderError(
+                f"the weights do not fit the settings, as if from another model: {name}: "
+                f"expected shape {shape}, found {found}"
+            )
+        return weights[name]
+
+    def put_linear(place: str, name: str, rows: int, columns: int) -> None:
+        mapped[f"{place}/weight"] = take(f"{name}weight", rows, columns)
+        mapped[f"{place}/bias"] = take(f"{name}bias", rows)
+
+    def put_norm(place: str, name: str) -> None:
+        mapped[f"{place}/layer_norm/gamma"] = take(f"{name}.weight", width)
+        mapped[f"{place}/layer_norm/beta"] = take(f"{name}.bias", width)
+
+    # Embeddings and positions. Shared arrays are the same object, and written once.
+    target = take("target_embedding.weight", _round_up(num_targets), width)
+    source = target
+    if not (tokenizer.is_shared and model.tie_embeddings):
+        source = take("source_embedding.weight", _round_up(num_sources), width)
+    mapped["decoder/embeddings/weight"] = target[:num_targets]
+    mapped["encoder/embeddings_0/weight"] = (
+        mapped["decoder/embeddings/weight"] if source is target else source[:num_sources]
+    )
+    sinusoids = None if model.positions == "learned" else _sinusoids(num_positions, width)
+    for side, name in (("encoder", "source"), ("decoder", "target")):
+        mapped[f"{side}/position_encodings/encodings"] = (
+            take(f"{name}_positions.weight", model.max_positions, width)
+            if sinusoids is None
+            else sinusoids
         )
-    return activations[function]
 
+    # The projection to the vocabulary: padding and begin are never emitted.
+    weight, bias = target, np.zeros(num_targets, np.float32)
+    if not model.tie_embeddings:
+        weight = take("output.weight", _round_up(num_targets), width)
+        bias = take("output.bias", _round_up(num_targets))
+    weight, bias = weight[:num_targets].copy(), bias[:num_targets].copy()
+    weight[[PAD_ID, BOS_ID]] = 0.0  # else a very large state could outweigh the bias
+    bias[[PAD_ID, BOS_ID]] = _MASKED
+    mapped["decoder/projection/weight"], mapped["decoder/projection/bias"] = weight, bias
 
-def _fill(spec: TransformerSpec, network: Transformer, state: dict[str, Array]) -> None:
-    """Put the weights into `spec`, whose attributes are CTranslate2's own."""
-    sizes = (network.source_vocab_size, network.target_vocab_size)
-    target = state["target_embedding.weight"]
-    source = state.get("source_embedding.weight", target)
-    # Copies, here and below: CTranslate2 4.8.5 quantizes in place, and what is tied lies in one.
-    spec.encoder.embeddings[0].weight = source[: sizes[0]].copy()
-    spec.decoder.embeddings.weight = target[: sizes[1]].copy()
-    for side, positions in (
-        (spec.encoder, network.source_positions),
-        (spec.decoder, network.target_positions),
+    # The blocks. Ours end with a norm in post-norm too, as CTranslate2's do where it is given.
+    for side, count in (
+        ("encoder", model.num_encoder_layers),
+        ("decoder", model.num_decoder_layers),
     ):
-        side.scale_embeddings = True
-        side.position_encodings.encodings = (
-            positions.weight.detach().float().cpu().numpy()
-            if isinstance(positions, LearnedPositions)
-            else sinusoidal_positions(0, _POSITIONS, network.d_model).numpy()
-        )
-    weight = state.get("output.weight", target)[: sizes[1]]
-    bias = state.get("output.bias", np.zeros(len(weight), np.float32))[: sizes[1]].copy()
-    bias[[PAD_ID, BOS_ID]] = _NEVER
-    weight = weight.copy()
-    weight[[PAD_ID, BOS_ID]] = 0.0  # else a huge state could outweigh the bias
-    spec.decoder.projection.weight, spec.decoder.projection.bias = weight, bias
-
-    _fill_norm(spec.encoder.layer_norm, state, "transformer.encoder.norm")
-    _fill_norm(spec.decoder.layer_norm, state, "transformer.decoder.norm")
-    for i, layer in enumerate(spec.encoder.layer):
-        name = f"transformer.encoder.layers.{i}"
-        _fill_self_attention(layer.self_attention, state, f"{name}.self_attn", f"{name}.norm1")
-        _fill_feed_forward(layer.ffn, state, name, f"{name}.norm2")
-    for i, layer in enumerate(spec.decoder.layer):
-        name = f"transformer.decoder.layers.{i}"
-        _fill_self_attention(layer.self_attention, state, f"{name}.self_attn", f"{name}.norm1")
-        _fill_cross_attention(layer.attention, state, f"{name}.multihead_attn", f"{name}.norm2")
-        _fill_feed_forward(layer.ffn, state, name, f"{name}.norm3")
+        put_norm(side, f"transformer.{side}.norm")
+        for i in range(count):
+            place, name = f"{side}/layer_{i}", f"transformer.{side}.layers.{i}"
+            put_norm(f"{place}/self_attention", f"{name}.norm1")
+            put_linear(f"{place}/self_attention/linear_0", f"{name}.self_attn.in_proj_", 3 * width, width)  # fmt: skip
+            put_linear(f"{place}/self_attention/linear_1", f"{name}.self_attn.out_proj.", width, width)  # fmt: skip
+            if side == "decoder":
+                put_norm(f"{place}/attention", f"{name}.norm2")
+                weight = take(f"{name}.multihead_attn.in_proj_weight", 3 * width, width)
+                bias = take(f"{name}.multihead_attn.in_proj_bias", 3 * width)
+                mapped[f"{place}/attention/linear_0/weight"] = weight[:width]  # queries
+                mapped[f"{place}/attention/linear_0/bias"] = bias[:width]
+                mapped[f"{place}/attention/linear_1/weight"] = weight[width:]  # keys and values
+                mapped[f"{place}/attention/linear_1/bias"] = bias[width:]
+                put_linear(f"{place}/attention/linear_2", f"{name}.multihead_attn.out_proj.", width, width)  # fmt: skip
+            put_norm(f"{place}/ffn", f"{name}.norm3" if side == "decoder" else f"{name}.norm2")
+            put_linear(f"{place}/ffn/linear_0", f"{name}.linear1.", wide, width)
+            put_linear(f"{place}/ffn/linear_1", f"{name}.linear2.", width, wide)
+    return mapped
 
 
-def _fill_norm(spec: common_spec.LayerNormSpec, state: dict[str, Array], name: str) -> None:
-    spec.gamma, spec.beta = state[f"{name}.weight"], state[f"{name}.bias"]
+def _round_up(count: int) -> int:
+    return -(-count // _ROUNDED_ROWS) * _ROUNDED_ROWS
 
 
-def _fill_linear(spec: common_spec.LinearSpec, weight: Array, bias: Array) -> None:
-    spec.weight, spec.bias = weight.copy(), bias.copy()
+def _sinusoids(length: int, width: int) -> Array:
+    """Return the table of `model.positions.sinusoidal_positions`, (length, width)."""
+    position = np.arange(length, dtype=np.float32)[:, None]
+    exponent = np.arange(0, width, 2, dtype=np.float32) * np.float32(-math.log(10000.0) / width)
+    # The exponential in float64: rounded, it is torch's more often than numpy's in float32.
+    angle = position * np.exp(exponent, dtype=np.float64).astype(np.float32)
+    interleaved = np.stack((np.sin(angle), np.cos(angle)), axis=-1).reshape(length, -1)
+    return np.ascontiguousarray(interleaved[:, :width])
 
 
-def _fill_self_attention(
-    spec: transformer_spec.attention_spec.MultiHeadAttentionSpec,
-    state: dict[str, Array],
-    name: str,
-    norm: str,
-) -> None:
-    _fill_norm(spec.layer_norm, state, norm)
-    _fill_linear(spec.linear[0], state[f"{name}.in_proj_weight"], state[f"{name}.in_proj_bias"])
-    _fill_linear(spec.linear[-1], state[f"{name}.out_proj.weight"], state[f"{name}.out_proj.bias"])
+def _serialize(
+    flags: Mapping[str, np.generic], arrays: Mapping[str, Array], quantization: Quantization
+) -> bytes:
+    """Return `model.bin`: the variables, then aliases for arrays that were written already."""
+    out = BytesIO()
+
+    def write_text(text: str) -> None:
+        out.write(struct.pack("<H", len(text) + 1) + text.encode() + b"\0")
+
+    def write_variable(name: str, value: NDArray[np.generic] | np.generic) -> None:
+        kind = "bfloat16" if value.dtype == np.uint16 else value.dtype.name
+        write_text(name)
+        out.write(struct.pack(f"<B{value.ndim}I", value.ndim, *value.shape))
+        out.write(struct.pack("<BI", _TYPES.index(kind), value.nbytes))
+        out.write(value.tobytes())
+
+    first_names: dict[int, str] = {}
+    for name, array in arrays.items():
+        first_names.setdefault(id(array), name)
+    aliases = {n: first_names[id(a)] for n, a in arrays.items() if first_names[id(a)] != n}
+    variables: dict[str, NDArray[np.generic] | np.generic] = dict(flags)
+    for name in first_names.values():
+        variables.update(_quantize(name, arrays[name], quantization))
+    out.write(struct.pack("<I", _BINARY_VERSION))
+    write_text(_SPECIFICATION)
+    out.write(struct.pack("<II", _REVISION, len(variables)))
+    for name, value in variables.items():
+        write_variable(name, value)
+    out.write(struct.pack("<I", len(aliases)))
+    for name, first in aliases.items():
+        write_text(name)
+        write_text(first)
+    return out.getvalue()
 
 
-def _fill_cross_attention(
-    spec: transformer_spec.attention_spec.MultiHeadAttentionSpec,
-    state: dict[str, Array],
-    name: str,
-    norm: str,
-) -> None:
-    weight, bias = state[f"{name}.in_proj_weight"], state[f"{name}.in_proj_bias"]
-    width = weight.shape[1]
-    _fill_norm(spec.layer_norm, state, norm)
-    _fill_linear(spec.linear[0], weight[:width], bias[:width])  # queries
-    _fill_linear(spec.linear[1], weight[width:], bias[width:])  # keys and values
-    _fill_linear(spec.linear[-1], state[f"{name}.out_proj.weight"], state[f"{name}.out_proj.bias"])
+def _is_matrix(name: str) -> bool:
+    return name.endswith("/weight")  # not the table of positions, which is not quantized
 
 
-def _fill_feed_forward(
-    spec: transformer_spec.FeedForwardSpec, state: dict[str, Array], name: str, norm: str
-) -> None:
-    _fill_norm(spec.layer_norm, state, norm)
-    _fill_linear(spec.linear_0, state[f"{name}.linear1.weight"], state[f"{name}.linear1.bias"])
-    _fill_linear(spec.linear_1, state[f"{name}.linear2.weight"], state[f"{name}.linear2.bias"])
+def _quantize(
+    name: str, array: Array, quantization: Quantization
+) -> dict[str, NDArray[np.generic]]:
+    """Return the variables of an array; int8 is one scale for each row of a matrix.
+
+    In int8, a row of [0.5, -1.0] is [64, -127] with the scale 127.
+    """
+    if quantization.startswith("int8") and _is_matrix(name):
+        largest = np.abs(array).max(axis=1)
+        # A row of zeros has the scale 1; that of a tiny one stays finite.
+        largest[largest == 0.0] = 127.0
+        scale = np.float32(127.0) / np.maximum(largest, 127.0 / np.finfo(np.float32).max)
+        return {
+            name: np.rint(array * scale[:, None]).astype(np.int8),
+            f"{name}_scale": scale.astype(np.float32),
+        }
+    if quantization.endswith("bfloat16"):
+        bits = np.ascontiguousarray(array).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to the nearest, ties to even
+        return {name: rounded.astype(np.uint16)}
+    if quantization.endswith("float16"):
+        return {name: array.astype(np.float16)}
+    return {name: array}

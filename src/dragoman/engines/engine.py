@@ -1,60 +1,36 @@
-"""An engine: what computes a trained model. Ids in, hypotheses out; no torch is needed here."""
+"""What an inference engine offers: ids in, hypotheses out. It needs no torch.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+An engine lists the decoding settings that it supports, and refuses every other one that is not at
+its default: a new setting is never ignored silently.
+"""
+
+import os
+from collections.abc import Container, Iterator, Sequence
+from typing import Literal, Protocol
 
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search_config import SearchConfig
+from dragoman.errors import SettingsError
+from dragoman.settings import DecodingSettings
+
+Quantization = Literal["float32", "int8", "int8_float32", "int8_float16", "float16", "bfloat16"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is asked of an engine at once."""
+class UnsupportedError(SettingsError):
+    """An engine cannot do what is asked; `reason` says why."""
 
-    config: SearchConfig
-    longest_source: int = 0
-    """Tokens of the longest source."""
-    longest_target: int | None = None
-    """Tokens of the longest output that is given, its end included; None: they are searched for."""
-    has_prefixes: bool = False
-    """Whether outputs begin with something given."""
-
-    @classmethod
-    def of_search(
-        cls,
-        sources: Sequence[Sequence[int]],
-        config: SearchConfig,
-        prefixes: Sequence[Sequence[int]] | None = None,
-    ) -> "Task":
-        """Return what `Engine.search` asks."""
-        longest = max(map(len, sources), default=0)
-        return cls(config=config, longest_source=longest, has_prefixes=prefixes is not None)
-
-    @classmethod
-    def of_scoring(
-        cls,
-        sources: Sequence[Sequence[int]],
-        targets: Sequence[Sequence[int]],
-        config: SearchConfig,
-    ) -> "Task":
-        """Return what `Engine.score` asks."""
-        return cls(
-            config=config,
-            longest_source=max(map(len, sources), default=0),
-            longest_target=max(map(len, targets), default=0) + 1,
-        )
+    def __init__(self, reason: str, engine: str = "ctranslate2") -> None:
+        super().__init__(f"--engine {engine}: {reason}; use --engine torch")
+        self.reason = reason
 
 
 class Engine(Protocol):
-    """A trained model, on one device."""
+    """A trained model on one device."""
 
     name: str
     """As in --engine."""
-
-    def find_obstacle(self, task: Task) -> str:
-        """Return why this engine cannot do `task`, or ""."""
-        ...
+    quantization: Quantization
+    """Number format of the weights."""
 
     def search(
         self,
@@ -68,8 +44,11 @@ class Engine(Protocol):
         the batches, and no result depends on them.
 
         Args:
-            sources: The ids of each source, its end included.
+            sources: The ids of each source, with the end token.
             prefixes: Ids that the output of each source begins with; None: none.
+
+        Raises:
+            UnsupportedError: The engine cannot do this search.
         """
         ...
 
@@ -82,7 +61,74 @@ class Engine(Protocol):
         """Return each target, its ids without begin and end, with its log-probabilities.
 
         They always have `log_probs`, and where `config.decoding.alignment` is set, `alignment`. The
-        probability is over all tokens but padding and begin: it is the one that a search without
-        rules would have given it.
+        probability is over all tokens but padding and begin, as in a search without rules.
+
+        Raises:
+            UnsupportedError: The engine cannot do it.
         """
         ...
+
+
+def find_unsupported(decoding: DecodingSettings, supported: Container[str]) -> str:
+    """Return the first setting that is not `supported` and not at its default, or ""."""
+    for name, field in type(decoding).model_fields.items():
+        value = getattr(decoding, name)
+        if name not in supported and value != field.default:
+            shown = f" {value}" if len(str(value)) <= 20 else ""
+            return f"decoding.{name}{shown} is not supported"
+    return ""
+
+
+def make_batches(costs: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Yield the rows, cheapest first, in batches of at most `limit`, padded to the most expensive.
+
+    A row that costs more than `limit` forms its own batch.
+    """
+    batch: list[int] = []
+    for row in sorted(range(len(costs)), key=costs.__getitem__):
+        if batch and (len(batch) + 1) * costs[row] > limit:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def add_details(
+    engine: Engine,
+    sources: Sequence[Sequence[int]],
+    found: Sequence[Sequence[Hypothesis]],
+    config: SearchConfig,
+    num_positions: int | None,
+) -> list[list[Hypothesis]]:
+    """Return the hypotheses `found` of each source with `log_probs`, and `alignment` if it is set.
+
+    A search does not give them: each hypothesis is scored by the model again.
+
+    Args:
+        num_positions: Learned positions of the model; None: sinusoidal ones. An output that was
+            truncated at the last one has no place for an end: its last token gets what the score
+            of the search leaves for it.
+    """
+    rows = [(i, one) for i, best_first in enumerate(found) for one in best_first]
+
+    def is_full(one: Hypothesis) -> bool:
+        return not one.is_complete and len(one.ids) == num_positions
+
+    targets = [one.ids[:-1] if is_full(one) else one.ids for _, one in rows]
+    scored = engine.score([sources[i] for i, _ in rows], targets, config)
+    detailed: list[list[Hypothesis]] = [[] for _ in found]
+    for (i, one), details in zip(rows, scored, strict=True):
+        length = len(one.ids) + one.is_complete  # a truncated one has no end
+        log_probs = details.log_probs[:length]
+        if is_full(one):
+            log_probs = (*log_probs[:-1], one.score - sum(log_probs[:-1]))
+        detailed[i].append(one._replace(log_probs=log_probs, alignment=details.alignment[:length]))
+    return detailed
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,76 +1,90 @@
-"""Which engine computes a model folder: CTranslate2 where it can, PyTorch else."""
+"""Choose the engine for model folders: CTranslate2 where it can do what is asked, else PyTorch."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Literal
 
+from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.ctranslate2_engine import CTranslate2Engine
-from dragoman.engines.engine import Engine, Task
-from dragoman.engines.fallback import FallbackEngine
-from dragoman.engines.onnx_engine import OnnxEngine
-from dragoman.errors import ModelFolderError, SettingsError
-from dragoman.model_folder.folder import CTRANSLATE2, ONNX, Bundle
+from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
+from dragoman.engines.engine import Engine, Quantization, UnsupportedError
+from dragoman.errors import SettingsError
+from dragoman.model_folder.folder import Bundle
 
-EngineName = Literal["auto", "torch", "ctranslate2", "onnx"]
+EngineName = Literal["auto", "torch", "ctranslate2"]
+PARITY = "ctranslate2"  # in metrics.json: how its outputs compared with PyTorch's after training
 
 
 def load_engine(
     bundles: Sequence[Bundle],
-    paths: Sequence[Path],
     config: SearchConfig,
     name: EngineName = "auto",
     device: str = "auto",
     threads: int | None = None,
+    quantization: Quantization = "float32",
 ) -> Engine:
-    """Return the engine for the model folders `paths` (several: an ensemble), to search by `config`.
+    """Return the engine for the models `bundles` (several: an ensemble), to search by `config`.
 
-    "auto": CTranslate2, if the folder has it and it can do what `config` says, with PyTorch behind it
-    for what it then cannot do all the same, such as a prefix.
-
-    Args:
-        bundles: What is in `paths`; the weights are taken from them, now or once they are needed.
+    "auto" is CTranslate2, if it supports what `config` asks and gave the same outputs as PyTorch after
+    the training; PyTorch computes single requests that it does not support, such as a prefix.
 
     Raises:
-        SettingsError: An engine was asked for by name, but cannot do what `config` says.
-        ModelFolderError: It was asked for by name, but the folder has no export; or one is broken.
+        SettingsError: The engine or the quantization is not possible here.
+        ModelFolderError: The weights do not fit the settings.
     """
-    if name == "torch":
+
+    def load_torch() -> Engine:
         return load_torch_engine(bundles, device, threads)
-    if name == "auto":
-        if len(paths) == 1 and (paths[0] / CTRANSLATE2).is_dir():
-            engine = _load_exported(bundles[0], paths[0], "ctranslate2", device, threads)
-            if not engine.find_obstacle(Task(config=config)):
-                return FallbackEngine(engine, lambda: load_torch_engine(bundles, device, threads))
-        return load_torch_engine(bundles, device, threads)
-    if len(paths) > 1:
-        raise SettingsError(f"--engine {name}: it runs no ensemble; take --engine torch")
-    engine = _load_exported(bundles[0], paths[0], name, device, threads)
-    if obstacle := engine.find_obstacle(Task(config=config)):
-        raise SettingsError(f"--engine {name}: {obstacle}; take --engine torch")
-    return engine
+
+    reason = "PyTorch computes in float32"
+    if name != "torch":
+        try:
+            engine = _load_ctranslate2(bundles, config, device, threads, quantization)
+        except UnsupportedError as error:
+            if name == "ctranslate2":
+                raise
+            reason = error.reason
+        else:
+            if name == "ctranslate2":
+                return engine
+            parity = bundles[0].metrics.get(PARITY)
+            has_failed = isinstance(parity, dict) and parity.get("is_equal") is False
+            if not has_failed or quantization != "float32":
+                return _FallbackEngine(engine, load_torch)
+    if quantization != "float32":
+        raise SettingsError(f"--quantization {quantization}: needs CTranslate2: {reason}")
+    return load_torch()
 
 
-def _load_exported(
-    bundle: Bundle,
-    path: Path,
-    name: Literal["ctranslate2", "onnx"],
+def _load_ctranslate2(
+    bundles: Sequence[Bundle],
+    config: SearchConfig,
     device: str,
     threads: int | None,
-) -> Engine:
-    engine: OnnxEngine | CTranslate2Engine
-    if name == "onnx":
-        engine = OnnxEngine(path / ONNX, device, threads)
-    else:
-        engine = CTranslate2Engine(path / CTRANSLATE2, device, threads)
-    tokenizer = bundle.tokenizer
-    expected = tokenizer.source_vocab_size, tokenizer.target_vocab_size
-    if engine.vocab_sizes != expected:
-        raise ModelFolderError(
-            f"{path / name}: it has {engine.vocab_sizes} tokens, and the tokenizer {expected}; write "
-            f"it again with `dragoman export {path} --to {name}`"
+    quantization: Quantization,
+) -> CTranslate2Engine:
+    if len(bundles) > 1:
+        raise UnsupportedError("an ensemble is not supported")
+    if reason := unsupported_reason(config.decoding):
+        raise UnsupportedError(reason)
+    import ctranslate2
+
+    has_gpu = device != "cpu" and ctranslate2.get_cuda_device_count() > 0
+    known = ctranslate2.get_supported_compute_types("cuda" if has_gpu else "cpu")
+    if quantization not in known:
+        raise SettingsError(
+            f"--quantization {quantization}: not supported on this device; it supports "
+            f"{', '.join(sorted(known))}"
         )
-    return engine
+    [bundle] = bundles
+    return CTranslate2Engine(
+        bundle.settings.model,
+        bundle.tokenizer,
+        bundle.read_weights,
+        device=device,
+        threads=threads,
+        quantization=quantization,
+    )
 
 
 def load_torch_engine(
@@ -89,3 +103,38 @@ def load_torch_engine(
         for bundle in bundles
     ]
     return TorchEngine(networks, device)
+
+
+class _FallbackEngine:
+    """`engine`, and for what it does not support the one that `load` returns, loaded when needed."""
+
+    def __init__(self, engine: Engine, load: Callable[[], Engine]) -> None:
+        self.name, self.quantization = engine.name, engine.quantization
+        self._engine = engine
+        self._load = load
+
+    def search(
+        self,
+        sources: Sequence[Sequence[int]],
+        config: SearchConfig,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Hypothesis]]:
+        try:
+            return self._engine.search(sources, config, prefixes)
+        except UnsupportedError:
+            return self._fallback.search(sources, config, prefixes)
+
+    def score(
+        self,
+        sources: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        config: SearchConfig,
+    ) -> list[Hypothesis]:
+        try:
+            return self._engine.score(sources, targets, config)
+        except UnsupportedError:
+            return self._fallback.score(sources, targets, config)
+
+    @cached_property
+    def _fallback(self) -> Engine:
+        return self._load()

@@ -1,4 +1,4 @@
-"""The engine that every model has: PyTorch, with every kind of search."""
+"""The engine that every model has: PyTorch, with every kind of search and every setting."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,7 @@ from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.scoring import score_targets
 from dragoman.decoding.search import search
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.batching import make_batches
-from dragoman.engines.engine import Task
+from dragoman.engines.engine import Quantization, make_batches
 from dragoman.errors import SettingsError
 from dragoman.model.transformer import Transformer
 
@@ -23,10 +22,11 @@ class TorchEngine:
         device: "auto": a GPU if there is one.
 
     Raises:
-        SettingsError: PyTorch knows no such device, or cannot compute there.
+        SettingsError: PyTorch does not know the device, or cannot use it.
     """
 
     name = "torch"
+    quantization: Quantization = "float32"
 
     def __init__(self, networks: Sequence[Transformer], device: str = "auto") -> None:
         if device == "auto":
@@ -39,10 +39,6 @@ class TorchEngine:
             raise SettingsError(f"--device {device}: PyTorch cannot use it: {reason}") from error
         self.networks = [network.to(self.device).eval() for network in networks]
         self._ensemble = Ensemble(self.networks)
-
-    def find_obstacle(self, task: Task) -> str:
-        """Return "": it can do all."""
-        return ""
 
     def search(
         self,

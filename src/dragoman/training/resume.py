@@ -40,7 +40,6 @@ MAY_CHANGE = (
     "training.accumulate",
     "training.checkpoint_every",
     "training.loggers",
-    "training.export",
     "decoding.batch_tokens",
     "evaluation.",  # all of it follows the training
     "data.cache",

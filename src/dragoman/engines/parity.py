@@ -1,5 +1,6 @@
-"""Whether an exported model says what PyTorch says, on held-out rows."""
+"""Parity: whether an engine gives the outputs of PyTorch, on held-out rows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -23,23 +24,26 @@ class Check:
 
     rows: int
     equal_rows: int
-    """With the same tokens, and ended or cut alike."""
+    """Rows with the same tokens, complete or truncated alike."""
     tied_rows: int
-    """Others, that part where PyTorch finds both tokens equally likely: rounding chose."""
+    """Others, where PyTorch finds both tokens equally likely at the first difference: rounding."""
     largest_difference: float
     """Of the log-probability of a reference, in nats."""
 
     @property
     def is_equal(self) -> bool:
-        """Whether no output is another one, but for ties."""
-        return self.equal_rows + self.tied_rows == self.rows
+        """Whether all outputs are the same, but for ties, and all scores are finite."""
+        are_same = self.equal_rows + self.tied_rows == self.rows
+        return are_same and math.isfinite(self.largest_difference)
 
-    def to_dict(self) -> dict[str, float]:
-        """Return it as plain values."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, float | None]:
+        """Return it as JSON values; a difference that is not finite is None."""
+        is_finite = math.isfinite(self.largest_difference)
+        difference = self.largest_difference if is_finite else None
+        return {**asdict(self), "largest_difference": difference, "is_equal": self.is_equal}
 
     def __str__(self) -> str:
-        ties = f", {self.tied_rows} part from it at a tie" if self.tied_rows else ""
+        ties = f", {self.tied_rows} differ at a tie" if self.tied_rows else ""
         return (
             f"{self.equal_rows} of {self.rows} held-out outputs are PyTorch's{ties}; the score of "
             f"a reference differs by at most {self.largest_difference:.2g}"
@@ -90,8 +94,8 @@ def _is_tie(
     reference: Engine,
     config: SearchConfig,
 ) -> bool:
-    """Return whether `reference` finds both equally likely where they part."""
-    if expected.ids == found.ids:  # one is cut: no rounding does that
+    """Return whether `reference` finds both equally likely at their first difference."""
+    if expected.ids == found.ids:  # one is truncated: no rounding does that
         return False
     common = 0
     for one, other in zip(expected.ids, found.ids, strict=False):
@@ -113,7 +117,7 @@ def _encode_samples(bundle: Bundle) -> tuple[list[list[int]], list[list[int]]]:
         )
     if not isinstance(samples, list) or not all(map(_is_sample, samples[:_MOST_SAMPLES])):
         raise ModelFolderError(
-            "metrics.json: its samples are no rows of a source, features and a reference; copy the "
+            "metrics.json: samples: expected rows of a source, features and a reference; copy the "
             "model folder again"
         )
     samples = samples[:_MOST_SAMPLES]

@@ -1,0 +1,100 @@
+"""The comparison of an engine with PyTorch, on held-out rows."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dragoman.engines.parity import compare
+from dragoman.engines.torch_engine import TorchEngine
+from dragoman.errors import ModelFolderError
+from dragoman.model.building import build_network, load_network, load_weights
+from dragoman.model_folder.folder import read_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(trained):
+    return read_bundle(trained[0])
+
+
+def engine_of(bundle):
+    network = load_network(bundle.settings.model, bundle.tokenizer, bundle.read_weights())
+    return TorchEngine([network], "cpu")
+
+
+def test_the_same_model_is_equal(bundle):
+    check = compare(engine_of(bundle), engine_of(bundle), bundle)
+    assert (check.rows, check.equal_rows, check.largest_difference) == (64, 64, 0.0)
+    assert check.is_equal
+
+
+def test_another_model_is_not(bundle):
+    torch.manual_seed(0)
+    network = build_network(bundle.settings.model, bundle.tokenizer)
+    check = compare(engine_of(bundle), TorchEngine([network], "cpu"), bundle)
+    assert not check.is_equal
+    assert json.loads(json.dumps(check.to_dict()))["is_equal"] is False
+
+
+def test_a_model_that_produces_nan_is_not(bundle):
+    weights = {name: value * float("nan") for name, value in bundle.read_weights().items()}
+    network = build_network(bundle.settings.model, bundle.tokenizer)
+    load_weights(network, weights)
+    engine = TorchEngine([network], "cpu")
+    check = compare(engine, engine, bundle)
+    assert not check.is_equal
+    assert check.to_dict()["largest_difference"] is None
+
+
+def test_ties_are_told_from_errors(bundle):
+    """Outputs that differ first where both tokens are equally likely are equal; elsewhere not."""
+    network = build_network(bundle.settings.model, bundle.tokenizer)
+    weights = {name: value.copy() for name, value in bundle.read_weights().items()}
+    head = weights.get("output.weight", weights["target_embedding.weight"])
+    a, b = bundle.tokenizer.target.encode("AB")
+    head[b] = head[a]  # an output with A is as likely as one with B
+    bias = weights.get("output.bias")
+    if bias is not None:
+        bias[b] = bias[a]
+    load_weights(network, weights)
+    engine = TorchEngine([network], "cpu")
+
+    class Swapping:
+        """The same engine, that emits the other of two equal tokens, or the end instead of all."""
+
+        def __init__(self, change):
+            self.change = change
+
+        def search(self, sources, config):
+            return [[one._replace(ids=self.change(one.ids)) for one in row]
+                    for row in engine.search(sources, config)]  # fmt: skip
+
+        def score(self, *arguments):
+            return engine.score(*arguments)
+
+    def swap_last(ids):
+        places = [i for i, token in enumerate(ids) if token in (a, b)]
+        if not places:
+            return ids
+        other = {a: b, b: a}[ids[places[-1]]]
+        return (*ids[: places[-1]], other, *ids[places[-1] + 1 :])
+
+    tied = compare(engine, Swapping(swap_last), bundle)
+    assert tied.tied_rows > 0
+    assert tied.is_equal
+    wrong = compare(engine, Swapping(lambda ids: (*ids[:-1], 3)), bundle)
+    assert not wrong.is_equal
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [[1], [{}], [{"source": 1, "reference": "a", "features": []}], {"a": 1}, "abc",
+     [{"source": "a", "reference": "a", "features": [1]}]],
+)  # fmt: skip
+def test_invalid_samples_are_named(bundle, samples):
+    engine = engine_of(bundle)
+    with pytest.raises(ModelFolderError, match=r"metrics\.json: samples: expected rows"):
+        compare(engine, engine, replace(bundle, metrics={"samples": samples}))
+    with pytest.raises(ModelFolderError, match=r"metrics\.json has no samples"):
+        compare(engine, engine, replace(bundle, metrics={}))

@@ -21,7 +21,7 @@ from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule
 from dragoman.training.graceful_stop import SignalHandler
-from dragoman.training.loggers import make_loggers
+from dragoman.training.logs import make_loggers
 from dragoman.training.module import TransformerTraining
 from dragoman.training.precision import choose_precision, find_device, plan_micro_batches
 from dragoman.training.run_context import Surroundings

@@ -4,7 +4,7 @@ from safetensors.numpy import load_file
 
 from conftest import BRIEF, SMALL
 from dragoman import read_settings
-from dragoman.training.curves import read_curves
+from dragoman.training.logs import read_curves
 
 # Updates of two batches, epochs of 5 updates, validations every 4: all ends of an epoch, of an
 # update and of a validation meet.

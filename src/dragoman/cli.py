@@ -128,7 +128,7 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from dragoman.model_folder.folder import EVALUATION
     from dragoman.reading.pairs import RowErrors, read_pairs
     from dragoman.reporting.page import write_report
-    from dragoman.training.curves import read_curves
+    from dragoman.training.logs import read_curves
 
     faults, paths = RowErrors(), [Path(path) for path in arguments.pairs]
     pairs = read_pairs(paths, model.settings.data, faults)

@@ -8,7 +8,7 @@ from rich.text import Text
 from conftest import BRIEF, SMALL, quiet_console, write_pairs
 from dragoman import read_settings
 from dragoman.commands.fit import fit
-from dragoman.training.curves import read_curves
+from dragoman.training.logs import read_curves
 from dragoman.training.schedules import learning_rate_factor
 
 

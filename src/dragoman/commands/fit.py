@@ -40,7 +40,7 @@ from dragoman.training.checkpoints import (
     sweep_partial,
 )
 from dragoman.training.graceful_stop import SignalHandler, StopTraining, handle_signals
-from dragoman.training.loggers import make_loggers
+from dragoman.training.logs import make_loggers
 from dragoman.training.memory import explain_out_of_memory, is_out_of_memory
 from dragoman.training.resume import CHECKPOINTS, DATA, ResumePoint, find_resume_point
 from dragoman.training.run_context import Surroundings

@@ -20,7 +20,7 @@ from dragoman.predictor import Predictor
 from dragoman.presets import choose_settings
 from dragoman.reporting.page import write_report
 from dragoman.settings import Settings
-from dragoman.training.curves import read_curves
+from dragoman.training.logs import read_curves
 from dragoman.training.memory import find_peak_memory_mib
 
 _MOST_INSPECTED = 3_000_000  # pairs that the inspection holds in memory: 0.6 to 0.8 GiB a million

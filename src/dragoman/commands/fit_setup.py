@@ -21,7 +21,7 @@ from dragoman.tokenizers.tokenizer import find_side_faults
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule
-from dragoman.training.loggers import find_logger_faults
+from dragoman.training.logs import find_logger_errors
 from dragoman.training.module import TransformerTraining
 from dragoman.training.precision import (
     choose_precision,
@@ -157,7 +157,7 @@ def _forget_cache(settings: Settings) -> Settings:
 
 
 def _check_settings(settings: Settings) -> None:
-    faults = find_conflicts(settings) + find_logger_faults(settings.training.loggers)
+    faults = find_conflicts(settings) + find_logger_errors(settings.training.loggers)
     faults += find_constraint_faults(settings)
     faults += find_side_faults(settings.tokenizer.source, "tokenizer.source.")
     faults += find_side_faults(settings.tokenizer.target, "tokenizer.target.")

@@ -1,4 +1,7 @@
+import csv
 import importlib.util
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -8,10 +11,10 @@ from lightning.pytorch.loggers import CSVLogger
 from conftest import BRIEF, SMALL, quiet_console, write_pairs
 from dragoman import read_settings
 from dragoman.commands.fit import fit
-from dragoman.errors import SettingsError
+from dragoman.errors import DataError, SettingsError
 from dragoman.model_folder.folder import dump_settings
 from dragoman.settings import Settings
-from dragoman.training.loggers import find_logger_faults, make_loggers
+from dragoman.training.logs import find_logger_errors, make_loggers, read_curves
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 
@@ -50,10 +53,10 @@ def test_a_missing_package_is_told_before_the_data_are_read(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_none_stands_alone():
-    assert find_logger_faults(("none",)) == []
-    [fault] = find_logger_faults(("none", "auto"))
-    assert "none stands alone" in fault
+def test_none_excludes_other_loggers():
+    assert find_logger_errors(("none",)) == []
+    [fault] = find_logger_errors(("none", "auto"))
+    assert "none cannot be combined" in fault
 
 
 @pytest.mark.skipif(not HAS_TENSORBOARD, reason="tensorboard is not installed")
@@ -84,3 +87,44 @@ def test_settings_from_before_these_choices_still_load(tmp_path):
     settings = read_settings(tmp_path / "config.yaml")
     assert settings.training.monitor == "token_error_rate"
     assert settings.training.loggers == ("auto",)
+
+
+def write_log(folder, rows):
+    (folder / "logs").mkdir()
+    names = sorted({name for row in rows for name in row})
+    with (folder / "logs" / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_each_curve_has_its_points_by_updates_done(tmp_path):
+    write_log(
+        tmp_path,
+        [
+            {"step": 49, "update_loss": 3.5, "epoch": 0},
+            {"step": 99, "update_loss": 2.5, "epoch": 0},
+            {"step": 99, "valid_chrf": 12.25},
+            {"step": 149, "update_loss": "nan"},
+            {"step": 99, "valid_chrf": 13.0},
+        ],
+    )
+    assert read_curves(tmp_path) == {
+        "update_loss": [(50, 3.5), (100, 2.5)],
+        "valid_chrf": [(100, 13.0)],
+    }
+
+
+def test_no_log_gives_no_curves_and_a_foreign_file_is_told(tmp_path):
+    assert read_curves(tmp_path) == {}
+    write_log(tmp_path, [{"a": "x", "b": "y"}])
+    with pytest.raises(DataError, match="not the log of a training"):
+        read_curves(tmp_path)
+
+
+def test_reading_curves_loads_neither_torch_nor_lightning():
+    code = (
+        "import dragoman.training.logs, sys\n"
+        "assert not {'torch', 'lightning', 'torchmetrics'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

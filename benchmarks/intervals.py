@@ -17,7 +17,7 @@ from tables import table
 
 from dragoman.evaluation.intervals import estimate_all, resample_sums
 from dragoman.evaluation.metrics import Metric, choose_metrics
-from dragoman.evaluation.scores import collect
+from dragoman.evaluation.scores import collect_statistics
 from dragoman.settings import EvaluationSettings
 
 _POPULATION = 5000
@@ -42,7 +42,7 @@ def main() -> None:
     for kind, share in _SHARES.items():
         hypotheses, references = invent(share)
         metrics = choose_metrics(settings, references)
-        statistics = collect(metrics, hypotheses, references)
+        statistics = collect_statistics(metrics, hypotheses, references)
         for size in arguments.sizes:
             found = simulate(metrics, statistics, size, arguments.trials, settings)
             rows += [
@@ -82,7 +82,7 @@ def simulate(
 ) -> tuple[dict[str, float], ...]:
     """Return fractions of sets by score: interval shown, shown and missing, percentiles missing."""
     generator = np.random.default_rng(size)
-    truth = {one.name: float(one.combine(statistics[one.name].sum(axis=0))) for one in metrics}
+    truth = {one.name: float(one.from_sums(statistics[one.name].sum(axis=0))) for one in metrics}
     shown, missing, percentiles_missing = (dict.fromkeys(truth, 0) for _ in range(3))
     tails = (0.5 - settings.confidence_level / 2, 0.5 + settings.confidence_level / 2)
     for trial in range(trials):
@@ -95,7 +95,7 @@ def simulate(
                 missing[name] += not interval.low <= truth[name] <= interval.high
         for metric in metrics:
             sums = resample_sums(drawn[metric.name], settings.resamples, trial)
-            low, high = np.quantile(metric.combine(sums), tails)
+            low, high = np.quantile(metric.from_sums(sums), tails)
             percentiles_missing[metric.name] += not low <= truth[metric.name] <= high
     return tuple(
         {name: count / trials for name, count in counts.items()}

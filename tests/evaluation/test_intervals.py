@@ -8,7 +8,7 @@ import pytest
 
 from dragoman.evaluation.intervals import bound_share, draw_counts, estimate, estimate_all
 from dragoman.evaluation.metrics import choose_metrics
-from dragoman.evaluation.scores import collect
+from dragoman.evaluation.scores import collect_statistics
 from dragoman.settings import EvaluationSettings
 
 QUICK = EvaluationSettings(resamples=200)
@@ -52,7 +52,7 @@ def measure(texts, names, task="text"):
         for metric in choose_metrics(EvaluationSettings(task=task), texts[1])
         if metric.name in names
     ]
-    return metrics, collect(metrics, *texts)
+    return metrics, collect_statistics(metrics, *texts)
 
 
 def measure_coverage(metric, population, num_rows, trials):
@@ -60,7 +60,7 @@ def measure_coverage(metric, population, num_rows, trials):
 
     Also how many of the sets of rows have an interval, in percent.
     """
-    truth = float(metric.combine(population.sum(axis=0)))
+    truth = float(metric.from_sums(population.sum(axis=0)))
     generator = np.random.default_rng(2)
     hits = intervals = 0
     for trial in range(trials):
@@ -113,7 +113,7 @@ def test_rows_all_right_or_all_wrong_have_an_interval_of_proportions_only(num_ro
     references = [[text] for text in texts]
     metrics = choose_metrics(EvaluationSettings(task="text"), references)
     for hypotheses in (texts, ["xyz"] * num_rows):
-        statistics = collect(metrics, hypotheses, references)
+        statistics = collect_statistics(metrics, hypotheses, references)
         for metric in metrics:
             found = estimate(metric, statistics[metric.name], QUICK)
             if metric.is_proportion:
@@ -132,7 +132,7 @@ def test_ten_wrong_rows_and_ten_right_ones_are_needed_for_an_interval(num_differ
     few_wrong[:num_different] = ["one two three five six"] * num_different
     few_right = [*texts[:num_different], *["xyz"] * (60 - num_different)]
     for hypotheses in (few_wrong, few_right):
-        statistics = collect(metrics, hypotheses, references)
+        statistics = collect_statistics(metrics, hypotheses, references)
         for metric in metrics:
             found = estimate(metric, statistics[metric.name], QUICK)
             assert (found.low is not None) is (is_known or metric.is_proportion), metric.name

@@ -24,7 +24,7 @@ def metrics_of(references, **values):
 
 
 def measure(metric, hypotheses, references):
-    return float(metric.combine(metric.collect(hypotheses, references).sum(axis=0)))
+    return float(metric.from_sums(metric.count_rows(hypotheses, references).sum(axis=0)))
 
 
 def to_streams(references):
@@ -151,8 +151,8 @@ def test_many_sums_at_once_give_what_sacrebleu_gives_one_by_one(rows, seed):
             [metric._aggregate_and_compute([rows_of_it[i] for i in one]).score for one in several]
             for several in drawn
         ]
-        sums = found[name].collect(hypotheses, references)[drawn].sum(axis=2)
-        assert np.allclose(found[name].combine(sums), expected, rtol=1e-12, atol=0), name
+        sums = found[name].count_rows(hypotheses, references)[drawn].sum(axis=2)
+        assert np.allclose(found[name].from_sums(sums), expected, rtol=1e-12, atol=0), name
 
 
 @given(rows=ROWS, cut=st.integers(0, 6))
@@ -160,9 +160,9 @@ def test_many_sums_at_once_give_what_sacrebleu_gives_one_by_one(rows, seed):
 def test_rows_are_counted_one_by_one(rows, cut):
     hypotheses, references = zip(*rows, strict=True)
     for metric in metrics_of(references).values():
-        whole = metric.collect(hypotheses, references)
+        whole = metric.count_rows(hypotheses, references)
         parts = [
-            metric.collect(hypotheses[part], references[part])
+            metric.count_rows(hypotheses[part], references[part])
             for part in (slice(cut), slice(cut, None))
             if hypotheses[part]
         ]

@@ -38,14 +38,14 @@ SHORTFALL = Metric(
     by_row=True,
     by_group=True,
     is_tile=True,
-    collect=count_missing_letters,
-    combine=divide_edits,
+    count_rows=count_missing_letters,
+    from_sums=divide_edits,
 )
 
 
 @pytest.fixture
 def _metric(monkeypatch):
-    monkeypatch.setattr(metrics, "measure_translation", lambda *_: [SHORTFALL])
+    monkeypatch.setattr(metrics, "make_translation", lambda *_: [SHORTFALL])
     is_higher_better.cache_clear()
     yield
     is_higher_better.cache_clear()

@@ -27,7 +27,7 @@ SEPARATORS = pytest.mark.parametrize("separator", ["\n", "|", ";"])
 def score_fields(hypotheses, references):
     metrics = choose_metrics(EvaluationSettings(task="records"), references)
     return {
-        metric.name: float(metric.combine(metric.collect(hypotheses, references).sum(axis=0)))
+        metric.name: float(metric.from_sums(metric.count_rows(hypotheses, references).sum(axis=0)))
         for metric in metrics
     }
 
@@ -176,7 +176,7 @@ def test_fields_add_up_to_all_of_them(rows):
     references = [[json.dumps(reference)] for _, reference in rows]
     counter = RecordCounter.of(references)
     hypotheses = [json.dumps({k: v for k, v in h.items() if k in r}) for h, r in rows]
-    sums = counter.collect(hypotheses, references).sum(axis=0)
+    sums = counter.count_rows(hypotheses, references).sum(axis=0)
     by_field = [sums[list(counter.columns_of(n))] for n in range(1 + len(counter.fields))]
     # References: every field of them has its own columns, as long as there are few.
     assert by_field[0][2] == sum(counts[2] for counts in by_field[1:])

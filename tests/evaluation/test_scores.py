@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dragoman.evaluation.metrics import choose_metrics
-from dragoman.evaluation.scores import Scores, collect, score
+from dragoman.evaluation.scores import Scores, collect_statistics, score
 from dragoman.settings import EvaluationSettings
 
 LINES = st.text(alphabet="ab é語", max_size=12)
@@ -237,9 +237,9 @@ def test_settings_choose_the_scores():
 def test_single_rows_have_the_same_statistics_as_their_sum():
     hypotheses, references = ["a b", "c d e"], [["a b"], ["c x e"]]
     metrics = choose_metrics(EvaluationSettings(task="text"), references)
-    statistics = collect(metrics, hypotheses, references)
+    statistics = collect_statistics(metrics, hypotheses, references)
     for metric in metrics:
-        assert float(metric.combine(statistics[metric.name])[1]) == pytest.approx(
+        assert float(metric.from_sums(statistics[metric.name])[1]) == pytest.approx(
             score(hypotheses[1:], references[1:])[metric.name]
         )
 

@@ -72,7 +72,7 @@ def count_rejections(num_trials, num_rows, num_runs, seed_effect, statistics):
             taken = np.where(is_lucky, better if luck < 0 else 1 - better, taken)
             runs.append(statistics[taken, places])
         known = dict(enumerate(runs))
-        counted = replace(metric, collect=lambda texts, _, known=known: known[int(texts[0])])
+        counted = replace(metric, count_rows=lambda texts, _, known=known: known[int(texts[0])])
         rows = [[Row(source="", references=("",), hypothesis=str(run))] * num_rows for run in known]
         settings = EvaluationSettings(resamples=200, seed=trial)
         found = compare(rows[:num_runs], rows[num_runs:], [counted], settings, num_rows=0)
@@ -99,7 +99,7 @@ def statistics():
                     draw.choice(WORDS) if draw.random() < rate else w for w in reference.split()
                 )
             )
-    return np.stack([metric.collect(side, [[r] for r in references]) for side in sides])
+    return np.stack([metric.count_rows(side, [[r] for r in references]) for side in sides])
 
 
 def test_tests_keep_their_level_when_two_systems_are_alike(statistics):

@@ -29,7 +29,7 @@ from dragoman.evaluation.confusions import Confusion, find_confusions
 from dragoman.evaluation.intervals import estimate_all
 from dragoman.evaluation.metrics import Metric, choose_metrics, find_task
 from dragoman.evaluation.rows import Row, read_rows, write_rows
-from dragoman.evaluation.scores import Scores, check_rows, collect, score_statistics
+from dragoman.evaluation.scores import Scores, check_rows, collect_statistics, score_statistics
 from dragoman.settings import EvaluationSettings
 from dragoman.storage import consistent_read, read_json, staged_folder
 
@@ -117,13 +117,13 @@ def evaluate_rows(
         separator=tokenization.separator,
         has_symbols=tokenization.has_symbols,
     )
-    statistics = collect(metrics, hypotheses, references)
+    statistics = collect_statistics(metrics, hypotheses, references)
     task = find_task(settings, references, has_symbols=tokenization.has_symbols)
     return Evaluation(
         rows=rows,
         scores=score_statistics(metrics, statistics, settings),
         row_scores={
-            metric.name: metric.combine(statistics[metric.name])
+            metric.name: metric.from_sums(statistics[metric.name])
             for metric in metrics
             if metric.by_row
         },

@@ -68,7 +68,7 @@ def estimate_all(
         rows = statistics[metric.name]
         if metric.is_proportion or not _has_enough_rows(metric, rows):
             continue
-        influence = _find_influence(metric.combine, rows)
+        influence = _find_influence(metric.from_sums, rows)
         if influence.any():
             influences[metric.name] = np.stack([influence, influence**2], axis=1)
             arrays[id(rows)] = rows
@@ -83,12 +83,12 @@ def estimate_all(
     found = {}
     for metric in metrics:
         rows = statistics[metric.name]
-        value = float(metric.combine(rows.sum(axis=0)))
+        value = float(metric.from_sums(rows.sum(axis=0)))
         if metric.is_proportion:
             low, high = bound_share(value / 100 * len(rows), len(rows), level)
             low, high = 100 * low, 100 * high
         elif metric.name in influences:
-            resampled = metric.combine(sums[id(rows)])
+            resampled = metric.from_sums(sums[id(rows)])
             moments = sums[id(influences[metric.name])] / len(rows)
             low, high = _bound_by_students(value, resampled, moments, len(rows), level)
         else:
@@ -146,16 +146,16 @@ def bound_share(hits: float, rows: float, level: float) -> tuple[float, float]:
 
 def _has_enough_rows(metric: Metric, rows: Statistics) -> bool:
     """Whether ten rows are wrong, at least in part, and ten are right, at least in part."""
-    scores = metric.combine(rows)  # (N,)
+    scores = metric.from_sums(rows)  # (N,)
     best, worst = (100.0, 0.0) if metric.is_higher_better else (0.0, 100.0)
     num_wrong = np.count_nonzero(np.abs(scores - best) > 1e-9)
     is_better = scores > worst + 1e-9 if metric.is_higher_better else scores < worst - 1e-9
     return bool(min(num_wrong, np.count_nonzero(is_better)) >= _FEWEST_ROWS)
 
 
-def _find_influence(combine: Callable[[Statistics], Statistics], rows: Statistics) -> Statistics:
+def _find_influence(from_sums: Callable[[Statistics], Statistics], rows: Statistics) -> Statistics:
     """Return by how much the score rises, times N, with one more row like each: (N,)."""
-    without = combine(rows.sum(axis=0) - rows)
+    without = from_sums(rows.sum(axis=0) - rows)
     influence = (len(rows) - 1) * (without.mean() - without)
     # Rounding errors are no influence.
     return np.where(np.abs(influence) > 1e-9 * len(rows), influence, 0.0)

@@ -1,7 +1,8 @@
-"""Every score is a function of sums over rows: what to count in a row, and what the sums make.
+"""The metrics. Each is a formula over sums of sufficient statistics of the rows.
 
-So a score of any set of rows, a resampled one too, is a sum and a short formula: intervals and tests
-(`intervals`, `comparison`) never look at a text again.
+So the score of any set of rows, also of a resampled one, is a sum and a short formula: intervals
+and significance tests never read a text again. A metric that is added here is scored, stored,
+compared and shown everywhere.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +23,9 @@ Task = Literal["text", "phones", "records"]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One score: its sufficient statistics in each row, its formula, and where it is shown.
+    """A score: its sufficient statistics in each row, its formula, and where it is shown.
 
-    Metrics that share `collect` (the same callable) share their statistics.
+    Metrics with the same `count_rows` (the same callable) share their statistics.
     """
 
     name: str
@@ -36,10 +37,10 @@ class Metric:
     """Broken down by length, feature and rarity."""
     is_tile: bool = False
     """Among the few scores at the top of the report."""
-    signature: str = ""  # sacrebleu's: only scores of the same signature can be compared
-    collect: Callable[[Sequence[str], Sequence[Sequence[str]]], Statistics]
-    """Hypotheses, and the references of each, at least one -> statistics, (N, k)."""
-    combine: Callable[[Statistics], Statistics]
+    signature: str = ""  # sacrebleu's: only scores with the same one can be compared
+    count_rows: Callable[[Sequence[str], Sequence[Sequence[str]]], Statistics]
+    """Hypotheses, and one or more references of each -> statistics, (N, k)."""
+    from_sums: Callable[[Statistics], Statistics]
     """Sums over rows, (..., k) -> the score in percent or points of 100, (...)."""
     is_proportion: bool = False
     """Each row counts 0 or 1, and the score is their mean."""
@@ -52,42 +53,42 @@ def choose_metrics(
     separator: str = " ",
     has_symbols: bool = False,
 ) -> list[Metric]:
-    """Return the metrics that suit the task of `settings`, the most telling ones first.
+    """Return the metrics for the task of `settings`, the most important ones first.
 
     Args:
-        settings: The task, and how BLEU cuts text into words.
-        references: Those that outputs will be compared with: they tell an automatic task, the
-            fields of records, and the number of references in sacrebleu's signatures.
-        separator: What stands between two tokens; empty: white space.
-        has_symbols: Target tokens are symbols: phones, if the task is automatic.
+        settings: The task, and the tokenizer of BLEU.
+        references: Of each row. An auto task, the fields of records, and the number of references
+            in sacrebleu's signatures depend on them.
+        separator: Between two tokens; empty: white space.
+        has_symbols: Target tokens are symbols: phones, if the task is auto.
     """
     task = find_task(settings, references, has_symbols=has_symbols)
     title = {"text": "WER", "phones": "PER", "records": "token error rate"}[task]
     metrics = [
-        measure_exact_match(),
-        measure_token_errors(title, separator),
+        make_exact_match(),
+        make_token_errors(title, separator),
     ]
     if task == "phones":
-        return [*metrics, measure_row_errors()]
-    metrics.append(measure_character_errors())
+        return [*metrics, make_row_errors()]
+    metrics.append(make_character_errors())
     if task == "records":
-        return [*measure_records(references), *metrics]
-    measured = measure_translation(settings, references)
+        return [*make_records(references), *metrics]
+    translation = make_translation(settings, references)
     if settings.task == "auto" and not _has_running_text(references):
-        measured = [one for one in measured if one.name == "chrf"]
-    return [*metrics, *measured]
+        translation = [metric for metric in translation if metric.name == "chrf"]
+    return [*metrics, *translation]
 
 
 def list_known_metrics(settings: EvaluationSettings | None = None) -> dict[str, Metric]:
     """Return the metrics of all tasks by name, for one reference a row, without single fields."""
     settings = settings or EvaluationSettings()
     found = [
-        measure_exact_match(),
-        measure_token_errors("WER", " "),
-        measure_character_errors(),
-        measure_row_errors(),
-        *measure_translation(settings, [["one reference"]]),
-        *measure_records([]),
+        make_exact_match(),
+        make_token_errors("WER", " "),
+        make_character_errors(),
+        make_row_errors(),
+        *make_translation(settings, [["one reference"]]),
+        *make_records([]),
     ]
     return {metric.name: metric for metric in found}
 
@@ -108,7 +109,7 @@ def find_task(
     *,
     has_symbols: bool = False,
 ) -> Task:
-    """Return the task of `settings`; an automatic one by the references."""
+    """Return the task of `settings`; an auto task depends on the references."""
     if settings.task != "auto":
         return settings.task
     if records.detect_format(references) is not None:
@@ -116,53 +117,53 @@ def find_task(
     return "phones" if has_symbols else "text"
 
 
-def measure_exact_match() -> Metric:
-    """Return the share of the rows whose output is one of their references."""
+def make_exact_match() -> Metric:
+    """Return the fraction of rows whose output is one of their references."""
     return Metric(
         name="exact_match",
         title="exact match",
         is_higher_better=True,
         by_group=True,
         is_tile=True,
-        collect=_count_exact,
-        combine=divide_hits,
+        count_rows=_count_exact,
+        from_sums=divide_hits,
         is_proportion=True,
     )
 
 
-def measure_row_errors() -> Metric:
-    """Return the share of the rows whose output is none of their references.
+def make_row_errors() -> Metric:
+    """Return the fraction of rows whose output is not one of their references.
 
-    In grapheme-to-phoneme conversion, where a row is a word, it is called the word error rate.
+    In grapheme-to-phoneme conversion, where each row is a word, this is the word error rate.
     """
     return Metric(
         name="word_error_rate",
         title="WER",
         is_higher_better=False,
-        collect=_count_inexact,
-        combine=divide_hits,
+        count_rows=_count_inexact,
+        from_sums=divide_hits,
         is_proportion=True,
     )
 
 
-def measure_token_errors(title: str, separator: str) -> Metric:
+def make_token_errors(title: str, separator: str) -> Metric:
     """Return the edits of tokens over the tokens of the references: see `count_edits`.
 
-    Tokens are what stands between separators; an empty `separator` means white space.
+    `separator` stands between two tokens; empty: white space.
     """
-    return _measure_edits("token_error_rate", title, partial(_split, separator=separator))
+    return _make_edit_rate("token_error_rate", title, partial(_split_tokens, separator=separator))
 
 
-def measure_character_errors() -> Metric:
+def make_character_errors() -> Metric:
     """Return the edits of characters over the characters of the references: see `count_edits`."""
-    return _measure_edits("character_error_rate", "CER", str)
+    return _make_edit_rate("character_error_rate", "CER", str)
 
 
-def measure_translation(
+def make_translation(
     settings: EvaluationSettings, references: Sequence[Sequence[str]]
 ) -> list[Metric]:
-    """Return sacrebleu's BLEU, chrF and TER: its numbers, to the last digit."""
-    collectors = sacrebleu_metrics.make_collectors(settings.bleu_tokenizer, references)
+    """Return BLEU, chrF and TER, equal to sacrebleu's to the last digit."""
+    counters = sacrebleu_metrics.make_counters(settings.bleu_tokenizer, references)
     return [
         Metric(
             name=name,
@@ -170,23 +171,23 @@ def measure_translation(
             is_higher_better=name != "ter",
             by_row=name == "chrf",
             is_tile=name != "ter",
-            signature=collectors[name][0],
-            collect=collectors[name][1],
-            combine=combine,
+            signature=counters[name][0],
+            count_rows=counters[name][1],
+            from_sums=from_sums,
         )
-        for name, title, combine in (
-            ("bleu", "BLEU", sacrebleu_metrics.combine_bleu),
-            ("chrf", "chrF", sacrebleu_metrics.combine_chrf),
-            ("ter", "TER", sacrebleu_metrics.combine_ter),
+        for name, title, from_sums in (
+            ("bleu", "BLEU", sacrebleu_metrics.compute_bleu),
+            ("chrf", "chrF", sacrebleu_metrics.compute_chrf),
+            ("ter", "TER", sacrebleu_metrics.compute_ter),
         )
     ]
 
 
-def measure_records(references: Sequence[Sequence[str]]) -> list[Metric]:
-    """Return what records are scored by: whole ones, and fields: over all, then each by itself."""
+def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
+    """Return the metrics of records: whole records, all fields together, then each field."""
     counter = records.RecordCounter.of(references)
-    collect = counter.collect
-    shares = (
+    collect = counter.count_rows
+    proportions = (
         ("record_match", "all fields right", counter.whole_columns),
         ("parsed", "outputs that parse", counter.parsed_columns),
     )
@@ -195,11 +196,11 @@ def measure_records(references: Sequence[Sequence[str]]) -> list[Metric]:
             name=name,
             title=title,
             is_higher_better=True,
-            collect=collect,
-            combine=partial(_pick, columns=columns, formula=divide_hits),
+            count_rows=collect,
+            from_sums=partial(_pick, columns=columns, formula=divide_hits),
             is_proportion=True,
         )
-        for name, title, columns in shares
+        for name, title, columns in proportions
     ]
     for place, field in enumerate(("", *counter.fields)):
         for name, title, formula in _OF_FIELDS:
@@ -211,42 +212,39 @@ def measure_records(references: Sequence[Sequence[str]]) -> list[Metric]:
                     by_row=name == "field_f1" and not field,
                     by_group=name == "field_f1" and not field,
                     is_tile=name == "field_f1" and not field,
-                    collect=collect,
-                    combine=partial(_pick, columns=counter.columns_of(place), formula=formula),
+                    count_rows=collect,
+                    from_sums=partial(_pick, columns=counter.columns_of(place), formula=formula),
                 )
             )
     return metrics
 
 
 def divide_hits(sums: Statistics) -> Statistics:
-    """Return hits over rows, in percent: (..., 2) -> (...)."""
+    """Return hits over rows in percent: (..., 2) -> (...)."""
     return np.asarray(100.0 * sums[..., 0] / sums[..., 1])
 
 
 def divide_edits(sums: Statistics) -> Statistics:
-    """Return edits over length, in percent: (..., 2) -> (...); over 1 where all is empty."""
+    """Return edits over length in percent: (..., 2) -> (...); over 1 where all is empty."""
     return np.asarray(100.0 * sums[..., 0] / np.maximum(1.0, sums[..., 1]))
 
 
 def count_edits(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[int, int]:
     """Return the edits (insertions, deletions, substitutions) to the closest reference, its length.
 
-    Of equally close references the shortest counts, so that a tie never flatters (BLEU's rule
-    too), and the order of references plays no part. Summed edits over summed lengths make a rate,
-    which so may pass 100 percent.
+    Of equally close references the shortest counts, as in BLEU, so that the order of references
+    has no influence and a tie never improves the rate. The rate is summed edits over summed
+    lengths; it may exceed 100 percent.
     """
     return min((Levenshtein.distance(hypothesis, one), len(one)) for one in references)
 
 
 def _has_running_text(references: Sequence[Sequence[str]]) -> bool:
-    """Whether some reference has four words.
-
-    Without, BLEU is 0 whatever comes out, and TER says no more than WER: no words change places.
-    """
+    """Whether a reference has four words. If not, BLEU is always 0, and TER close to WER."""
     return any(len(text.split(maxsplit=3)) == 4 for row in references for text in row)
 
 
-def _measure_edits(name: str, title: str, cut: Callable[[str], Sequence[str]]) -> Metric:
+def _make_edit_rate(name: str, title: str, split: Callable[[str], Sequence[str]]) -> Metric:
     return Metric(
         name=name,
         title=title,
@@ -254,8 +252,8 @@ def _measure_edits(name: str, title: str, cut: Callable[[str], Sequence[str]]) -
         by_row=True,
         by_group=True,
         is_tile=True,
-        collect=partial(_count_all_edits, cut=cut),
-        combine=divide_edits,
+        count_rows=partial(_count_all_edits, split=split),
+        from_sums=divide_edits,
     )
 
 
@@ -263,16 +261,16 @@ def _count_all_edits(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
     *,
-    cut: Callable[[str], Sequence[str]],
+    split: Callable[[str], Sequence[str]],
 ) -> Statistics:
     counts = [
-        count_edits(cut(hypothesis), [cut(one) for one in row])
+        count_edits(split(hypothesis), [split(one) for one in row])
         for hypothesis, row in zip(hypotheses, references, strict=True)
     ]
     return np.array(counts, float).reshape(-1, 2)
 
 
-def _split(text: str, separator: str) -> list[str]:
+def _split_tokens(text: str, separator: str) -> list[str]:
     return [token for token in text.split(separator or None) if token]
 
 
@@ -292,7 +290,7 @@ def _pick(
 
 
 _OF_FIELDS = (
-    ("field_f1", "F1", records.find_f1),
-    ("field_precision", "precision", records.find_precision),
-    ("field_recall", "recall", records.find_recall),
+    ("field_f1", "F1", records.compute_f1),
+    ("field_precision", "precision", records.compute_precision),
+    ("field_recall", "recall", records.compute_recall),
 )

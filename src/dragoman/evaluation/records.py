@@ -1,8 +1,8 @@
 """Targets that are records, JSON objects or `field: value`: which fields of them are right.
 
-A record is a multiset of (field, value). Nested objects have dotted fields, each item of a list is
-a value of its field, and so is each value of a field that is given twice; an item that is itself an
-object or a list counts as a whole. null, and an empty value of a `field: value`, are no value.
+A record is a multiset of (field, value). Fields of nested objects are dotted; each item of a list,
+and each value of a repeated field, is a value of its field. An item that is itself an object or a
+list is one value. null, and an empty value of a `field: value`, are not values.
 """
 
 import json
@@ -17,21 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 Statistics = NDArray[np.float64]
-Format = Literal["json", "\n", "|", ";"]  # what stands between two `field: value`, if not JSON
+Format = Literal["json", "\n", "|", ";"]  # JSON, or the separator of `field: value`
 Record = Counter[tuple[str, str]]
 
 _SEPARATORS: tuple[Format, ...] = ("\n", "|", ";")
-_MOST_FIELDS = 20  # that have scores of their own
-_LEAST_FIELDS = 2.0  # a record, on average: one is what any text before a colon looks like
+_MOST_FIELDS = 20  # with scores
+_LEAST_FIELDS = 2.0  # per record, on average: any text before a colon looks like one
 _PER_FIELD = 3  # statistics: matches, fields of the output, fields of the reference
 # A field begins with a letter, is short, and a space stands after its colon: 12:30, https://.
 _FIELD = re.compile(r"\s*([^\W\d_][^:|;\n]{0,39}?)\s*:(?:\s+|\Z)(.*)", re.DOTALL)
 
 
 def detect_format(references: Sequence[Sequence[str]]) -> Format | None:
-    """Return the format in which each of `references` is a record; None: they are not all records.
+    """Return the format in which each of `references` is a record; None: not all are records.
 
-    Of several separators the one that finds the most fields.
+    Of several separators, the one that gives the most fields is chosen.
     """
     texts = [text for row in references for text in row]
     if not texts:
@@ -44,21 +44,21 @@ def detect_format(references: Sequence[Sequence[str]]) -> Format | None:
 
 
 def parse_record(text: str, form: Format) -> Record | None:
-    """Return the fields of `text` with their values; None: it is no record.
+    """Return the fields of `text` with their values; None: it is not a record.
 
-    A part of `field: value` without a field goes on with the value before it. Values of JSON are
-    compared as JSON: "1" is not 1, but 1.0 is.
+    Text without a field continues the value before it. Values of JSON are compared as JSON: "1" is
+    not 1, but 1.0 is.
     """
     return _parse_json(text) if form == "json" else _parse_lines(text, form)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordCounter:
-    """What is counted in each row of records: (N, 2 + 3 * (1 + fields)).
+    """The statistics of rows of records: (N, 3 + 3 * (1 + fields)).
 
-    A column for whole records that are right, one for outputs that parse; then, over all fields
-    and for each of `fields`: matches, fields of the output, fields of the reference. At the end
-    a column of ones.
+    A column for records that are right in all fields, one for outputs that parse; then, over all
+    fields and for each of `fields`: matches, fields of the output, fields of the reference. The
+    last column is 1.
     """
 
     form: Format
@@ -66,9 +66,9 @@ class RecordCounter:
 
     @staticmethod
     def of(references: Sequence[Sequence[str]]) -> "RecordCounter":
-        """Return the counter for such references; the most frequent fields come first.
+        """Return the counter for these references, with the most frequent fields first.
 
-        References that are not all records are taken for JSON where any is.
+        If not all references are records, the format that gives the most fields is used.
         """
         form = detect_format(references) or _guess_format(references)
         counts: Counter[str] = Counter()
@@ -78,11 +78,13 @@ class RecordCounter:
         fields = sorted(counts, key=lambda field: (-counts[field], field))
         return RecordCounter(form=form, fields=tuple(fields[:_MOST_FIELDS]))
 
-    def collect(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Statistics:
+    def count_rows(
+        self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> Statistics:
         """Return the statistics of each row.
 
-        Of several references the closest counts: with the fewest fields missing or too many, of
-        those the one with the fewest fields. An output that does not parse has no field.
+        The closest of several references counts: the one with the fewest missing and extra
+        fields, then with the fewest fields. An output that does not parse has no fields.
         """
         statistics = np.zeros((len(hypotheses), 3 + _PER_FIELD * (1 + len(self.fields))))
         statistics[:, -1] = 1.0
@@ -105,34 +107,34 @@ class RecordCounter:
 
     @property
     def whole_columns(self) -> tuple[int, int]:
-        """The columns of records that are right in all fields, and of rows."""
+        """Columns of records that are right in all fields, and of rows."""
         return 0, 2 + _PER_FIELD * (1 + len(self.fields))
 
     @property
     def parsed_columns(self) -> tuple[int, int]:
-        """The columns of outputs that parse, and of rows."""
+        """Columns of outputs that parse, and of rows."""
         return 1, 2 + _PER_FIELD * (1 + len(self.fields))
 
     def columns_of(self, number: int) -> tuple[int, int, int]:
-        """Return the columns of (matches, output, reference): 0 over all, then each of `fields`."""
+        """Return the columns of (matches, output, reference); 0: all fields, then each one."""
         first = 2 + _PER_FIELD * number
         return first, first + 1, first + 2
 
 
-def find_precision(sums: Statistics) -> Statistics:
-    """Return the share of the outputs' fields that match, in percent: (..., 3) -> (...).
+def compute_precision(sums: Statistics) -> Statistics:
+    """Return the fraction of the outputs' fields that match, in percent: (..., 3) -> (...).
 
-    Without a field in any output it is 0, or, where there is none in the references either, 100.
+    Without any field in the outputs it is 0; without any in the references too, 100.
     """
     return _divide(sums[..., 0], sums[..., 1], sums[..., 2])
 
 
-def find_recall(sums: Statistics) -> Statistics:
-    """Return the share of the references' fields that match, in percent: (..., 3) -> (...)."""
+def compute_recall(sums: Statistics) -> Statistics:
+    """Return the fraction of the references' fields that match, in percent: (..., 3) -> (...)."""
     return _divide(sums[..., 0], sums[..., 2], sums[..., 1])
 
 
-def find_f1(sums: Statistics) -> Statistics:
+def compute_f1(sums: Statistics) -> Statistics:
     """Return the harmonic mean of precision and recall, in percent: (..., 3) -> (...)."""
     return _divide(2 * sums[..., 0], sums[..., 1] + sums[..., 2], np.zeros(sums.shape[:-1]))
 
@@ -143,7 +145,7 @@ def _divide(above: Statistics, below: Statistics, others: Statistics) -> Statist
 
 
 def _count_if_all_parse(texts: Sequence[str], form: Format) -> int:
-    """Return how many fields `texts` have in all; 0 if one is no record."""
+    """Return the number of fields in `texts`; 0 if one is not a record."""
     count = 0
     for text in texts:
         record = parse_record(text, form)
@@ -185,14 +187,14 @@ def _parse_lines(text: str, separator: str) -> Record | None:
             found[-1] = field, f"{value}{separator}{part}"
         elif part.strip():
             return None
-    # An end mark, as in "a: x; b: y;", began a part that went on with the value before it.
+    # A final separator, as in "a: x; b: y;", was joined to the last value.
     pairs = ((field, value.strip().rstrip(separator + whitespace)) for field, value in found)
     return Counter(pair for pair in pairs if pair[1]) if found else None
 
 
 @dataclass(frozen=True)
 class _Object:
-    """A JSON object as it stands, names that are given twice and all."""
+    """A JSON object with its repeated names."""
 
     items: tuple[tuple[str, Any], ...]
 
@@ -224,7 +226,7 @@ def _flatten(content: _Object, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _write(value: Any) -> str:  # noqa: ANN401
-    """Return one text for all values that are equal as JSON."""
+    """Return the same text for all values that are equal as JSON."""
     if isinstance(value, _Object):
         items = sorted((json.dumps(name), _write(each)) for name, each in value.items)
         return "{" + ",".join(f"{name}:{each}" for name, each in items) + "}"

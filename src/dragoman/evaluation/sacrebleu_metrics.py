@@ -22,7 +22,7 @@ _BETA_SQUARED = 4  # chrF2
 _LOG_OF_ZERO = -9999999999.0  # sacrebleu's
 
 
-def make_collectors(
+def make_counters(
     bleu_tokenizer: str, references: Sequence[Sequence[str]]
 ) -> dict[str, tuple[str, Collect]]:
     """Return the signature of "bleu", "chrf" and "ter", and the function that counts its statistics.
@@ -49,7 +49,7 @@ def make_collectors(
     }
 
 
-def combine_bleu(sums: Statistics) -> Statistics:
+def compute_bleu(sums: Statistics) -> Statistics:
     """Return BLEU of sums of its statistics: (..., 10) -> (...).
 
     They are lengths of output and reference, 4 orders of matches, 4 of n-grams. Where no output has
@@ -74,7 +74,7 @@ def combine_bleu(sums: Statistics) -> Statistics:
     return np.where(matches.any(axis=-1), brevity * _exp(logs / _ORDERS), 0.0)
 
 
-def combine_chrf(sums: Statistics) -> Statistics:
+def compute_chrf(sums: Statistics) -> Statistics:
     """Return chrF2 of sums of its statistics: (..., 18) -> (...).
 
     They are n-grams of the output, of the reference, and matches, for orders 1 to 6. Orders that
@@ -96,7 +96,7 @@ def combine_chrf(sums: Statistics) -> Statistics:
     return 100 * np.divide(above, below, out=zero.copy(), where=below > 0)
 
 
-def combine_ter(sums: Statistics) -> Statistics:
+def compute_ter(sums: Statistics) -> Statistics:
     """Return TER of sums of its statistics: (..., 2) -> (...); 100 where only outputs have words.
 
     They are edits, and the mean length of the references of a row.

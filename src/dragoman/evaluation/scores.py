@@ -62,7 +62,7 @@ def score(
     Args:
         hypotheses: The outputs.
         references: Of each row, at least one.
-        separator: What stands between two tokens; empty: white space.
+        separator: Between two tokens; empty: white space.
         settings: The task, and how intervals are made; None: running text.
         has_symbols: Target tokens are symbols: phones, if the task is auto.
 
@@ -72,21 +72,21 @@ def score(
     check_rows(hypotheses, references)
     settings = settings or EvaluationSettings(task="text")
     metrics = choose_metrics(settings, references, separator=separator, has_symbols=has_symbols)
-    return score_statistics(metrics, collect(metrics, hypotheses, references), settings)
+    return score_statistics(metrics, collect_statistics(metrics, hypotheses, references), settings)
 
 
-def collect(
+def collect_statistics(
     metrics: Sequence[Metric], hypotheses: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, Statistics]:
-    """Return the statistics of each metric by name, (N, k); metrics of one `collect` share them.
+    """Return the statistics of each metric by name, (N, k); which metrics may share.
 
-    `metric.combine(statistics)` gives the scores of the single rows, (N,).
+    `metric.from_sums(statistics)` gives the scores of the single rows, (N,).
     """
     known: dict[Callable[..., Statistics], Statistics] = {}
     for metric in metrics:
-        if metric.collect not in known:
-            known[metric.collect] = metric.collect(hypotheses, references)
-    return {metric.name: known[metric.collect] for metric in metrics}
+        if metric.count_rows not in known:
+            known[metric.count_rows] = metric.count_rows(hypotheses, references)
+    return {metric.name: known[metric.count_rows] for metric in metrics}
 
 
 def score_statistics(
@@ -94,7 +94,7 @@ def score_statistics(
     statistics: Mapping[str, Statistics],
     settings: EvaluationSettings,
 ) -> Scores:
-    """Return the scores of the rows with these `statistics`, as `collect` returns them."""
+    """Return the scores of the rows with these `statistics`, as `collect_statistics` returns them."""
     return Scores(
         rows=len(statistics[metrics[0].name]),
         intervals=estimate_all(metrics, statistics, settings),

@@ -200,7 +200,7 @@ def _describe(
         num_baseline: Number of runs of the baseline, the first ones.
         settings: Level and seed.
     """
-    scores = metric.combine(rows.sum(axis=1))  # (runs,)
+    scores = metric.from_sums(rows.sum(axis=1))  # (runs,)
     difference = float(_subtract_means(scores, num_baseline))
     chance = _draw_chance(scores, resampled, num_baseline, settings.seed)
     low = high = None
@@ -228,11 +228,11 @@ def _collect(metrics: Sequence[Metric], runs: Sequence[Sequence[Row]]) -> dict[s
     known: dict[Callable[..., Statistics], Statistics] = {}
     references = [row.references for row in runs[0]]
     for metric in metrics:
-        if metric.collect not in known:
-            known[metric.collect] = np.stack(
-                [metric.collect([row.hypothesis for row in rows], references) for rows in runs]
+        if metric.count_rows not in known:
+            known[metric.count_rows] = np.stack(
+                [metric.count_rows([row.hypothesis for row in rows], references) for rows in runs]
             )
-    return {metric.name: known[metric.collect] for metric in metrics}
+    return {metric.name: known[metric.count_rows] for metric in metrics}
 
 
 def _resample_scores(
@@ -245,7 +245,7 @@ def _resample_scores(
     counts = draw_counts(num_rows, settings.resamples, generator)
     for sums in _weigh(_distinct(statistics), counts):
         for metric in metrics:
-            found[metric.name].append(metric.combine(sums[id(statistics[metric.name])]))
+            found[metric.name].append(metric.from_sums(sums[id(statistics[metric.name])]))
     return {name: np.concatenate(chunks, axis=1) for name, chunks in found.items()}
 
 
@@ -271,8 +271,8 @@ def _swap_rows(
         for metric in metrics:
             key = id(statistics[metric.name])
             sums = statistics[metric.name].sum(axis=1)[:, None]  # (runs, 1, k)
-            baseline = metric.combine(sums[first] + moved[key]).mean(axis=0)
-            other = metric.combine(sums[second] - moved[key]).mean(axis=0)
+            baseline = metric.from_sums(sums[first] + moved[key]).mean(axis=0)
+            other = metric.from_sums(sums[second] - moved[key]).mean(axis=0)
             found[metric.name].append(other - baseline)
     return {name: np.concatenate(chunks) for name, chunks in found.items()}
 
@@ -352,7 +352,7 @@ def _find_different_rows(
     num_rows: int,
 ) -> tuple[DifferentRow, ...]:
     """Return the rows whose scores, means over runs, differ most; rows of equal scores never."""
-    scores = metric.combine(statistics)  # (runs, N)
+    scores = metric.from_sums(statistics)  # (runs, N)
     sides = scores[: len(baseline)].mean(axis=0), scores[len(baseline) :].mean(axis=0)
     gaps = np.abs(sides[1] - sides[0])
     places = np.argsort(-gaps, kind="stable")[:num_rows]

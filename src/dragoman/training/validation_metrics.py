@@ -161,7 +161,7 @@ class DecodedMetrics(Metric):
         self.add_state("counts", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
         for score in scoring.scores if scoring else ():
             # Integers: exact for any number of rows, also on devices without float64.
-            sums = torch.zeros(score.collect(["a"], [["a"]]).shape[-1], dtype=torch.int64)
+            sums = torch.zeros(score.count_rows(["a"], [["a"]]).shape[-1], dtype=torch.int64)
             self.add_state(f"{score.name}_sums", sums, dist_reduce_fx="sum")
 
     def update(self, hypotheses: Sequence[Sequence[int]], references: Sequence[list[int]]) -> None:
@@ -182,7 +182,7 @@ class DecodedMetrics(Metric):
         outputs = [texts.read_output(ids) for ids in hypotheses]
         expected = [[texts.read_reference(ids)] for ids in references]
         for score in self.scoring.scores:
-            statistics = np.rint(score.collect(outputs, expected)).astype(np.int64).sum(axis=0)
+            statistics = np.rint(score.count_rows(outputs, expected)).astype(np.int64).sum(axis=0)
             sums = getattr(self, f"{score.name}_sums")
             sums += torch.from_numpy(statistics).to(sums.device)
 
@@ -195,6 +195,6 @@ class DecodedMetrics(Metric):
         }
         for score in self.scoring.scores if self.scoring else ():
             sums = getattr(self, f"{score.name}_sums").cpu().numpy().astype(np.float64)
-            value = float(score.combine(sums[None])[0])
+            value = float(score.from_sums(sums[None])[0])
             found[score.name] = torch.tensor(value, device=self.counts.device)
         return {f"{self.stage}_{name}": value for name, value in found.items()}

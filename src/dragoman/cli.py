@@ -158,7 +158,7 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             curves=read_curves(folder.with_name(f"{folder.name}.training")),
         )
         write_report(arguments.report, report)
-    _show_evaluation(evaluation, arguments, out, confidence.tell())
+    _show_evaluation(evaluation, arguments, out, confidence.describe())
 
 
 def compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:

@@ -100,7 +100,7 @@ def test_whatever_the_rows_all_figures_are_finite_and_in_range(rows):
     assert sum(rows for *_, rows in content["bins"]) == len(rows)
     assert content["curve"][-1][0] == 1.0
     assert content["curve"][-1][1] == pytest.approx(1.0 - content["exact"], abs=1e-6)
-    assert found.tell()
+    assert found.describe()
     found.to_stored(["valid.tsv"], DecodingSettings())
 
 
@@ -179,18 +179,18 @@ def test_thresholds_come_back_with_what_they_keep_elsewhere():
     assert all(one.coverage == one.exact == 0.0 for one in nothing.thresholds)
 
 
-def test_people_are_told_what_a_threshold_keeps_and_what_none_can():
-    told = calibrate(*simulate(300, 0.7)).tell()
-    assert told[0].startswith("confidence: off by ")
-    assert any(line.startswith("90% exact: keep the ") for line in told)
-    assert told[-1] == "99% exact: no threshold can promise it"
+def test_the_description_names_thresholds_and_missing_ones():
+    lines = calibrate(*simulate(300, 0.7)).describe()
+    assert lines[0].startswith("confidence: off by ")
+    assert any(line.startswith("90% exact: keep the ") for line in lines)
+    assert lines[-1] == "99% exact: no threshold can guarantee it"
 
 
 def test_rows_that_do_not_fit_are_refused():
-    for columns, told in (
+    for columns, message in (
         (([], []), "no rows"),
         (([-1.0], [True, False]), "1,"),
-        (([-1.0, math.nan], [True, False]), "row 1: its score is not a number"),
+        (([-1.0, math.nan], [True, False]), "row 1: its score is NaN"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             calibrate(*columns)

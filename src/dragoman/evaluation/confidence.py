@@ -1,8 +1,8 @@
-"""How sure a model may be of an output: its log-probability, made a probability that holds.
+"""Calibrated confidence: the log-probability of an output as the probability that it is right.
 
-What a model believes is seldom how often it is right: label smoothing makes it too modest, long
-training too bold. One number, the temperature T, mends most of that without changing which output
-is surer than another. It is found on validation rows; on others it is only applied and measured.
+The probabilities of a model are seldom calibrated: label smoothing makes them too low, long training
+too high. One number, the temperature T, corrects most of that and keeps the order of the outputs. It
+is fitted on validation rows; on other rows it is only applied and measured.
 """
 
 import math
@@ -25,22 +25,22 @@ from dragoman.settings import DecodingSettings
 _DIGITS = 4
 _BINS = 10
 _POINTS = 100
-_HIGHEST_SCORE = -1e-9  # nats; no output is surer
-_LEAST_SURENESS = 1e-12
+_HIGHEST_SCORE = -1e-9  # nats
+_LEAST_EVIDENCE = 1e-12
 
 
 def find_confidence(score: float, temperature: float = 1.0, *, is_complete: bool = True) -> float:
     """Return the probability that an output is exactly right, from its log-probability in nats.
 
-    Of an output with probability p = exp(score) it is 1 - (1 - p)^(1 / T), in [0, 1]: of p = 0.6,
-    with T = 0.5, 0.84. T = 1 is what the model itself believes; a higher T believes it less. An
-    output that was cut is not what the model would have said: 0.
+    For an output with probability p = exp(score) it is 1 - (1 - p)^(1 / T), in [0, 1]: for p = 0.6
+    and T = 0.5, 0.84. T = 1 gives the model's own probability; a higher T gives less. A truncated
+    output has 0: it is not the model's whole output.
 
-    What holds of it: a calibration is of the outputs that it was made from, the best one of each
-    row, searched for in one way. Of the others in an n-best list it is the same function, neither
-    calibrated nor bound to sum to 1. A sample, or an output of minimum risk, has the probability
-    that the model gives it, whatever drew or chose it; so has one that was forced, and one that a
-    constraint or a prefix chose. Forbidden tokens and a shortest length do change the model, and
+    A calibration holds for the outputs that it was fitted on: the best one of each row, with the
+    same search. The other outputs of an n-best list get the same function, which is not calibrated
+    for them and need not sum to 1. A sample, an output of minimum risk, a given target that is
+    scored, and an output under a constraint or a prefix have the probability that the model gives
+    them, however they were chosen. Forbidden tokens and a shortest length do change the model, and
     the probability with it. An ensemble has the mean of its models' probabilities.
 
     Source: temperature scaling, Guo et al. 2017, section 4.2. There is no softmax over all outputs
@@ -52,41 +52,41 @@ def find_confidence(score: float, temperature: float = 1.0, *, is_complete: bool
     """
     if not is_complete or math.isnan(score):
         return 0.0
-    return 1.0 - math.exp(-float(_find_sureness(score)) / temperature)
+    return 1.0 - math.exp(-float(_find_evidence(score)) / temperature)
 
 
 def find_confidences(
     scores: ArrayLike, temperature: float = 1.0, is_complete: ArrayLike | None = None
 ) -> NDArray[np.float64]:
     """Return `find_confidence` of each of `scores`, (N,)."""
-    confidence: NDArray[np.float64] = 1.0 - np.exp(-_find_sureness(scores) / temperature)
+    confidence: NDArray[np.float64] = 1.0 - np.exp(-_find_evidence(scores) / temperature)
     if is_complete is not None:
         confidence = np.where(np.asarray(is_complete, bool), confidence, 0.0)
     return np.nan_to_num(confidence, nan=0.0)
 
 
 def round_confidence(confidence: float) -> float:
-    """Return a confidence as it is written, and compared with a threshold: to four places."""
+    """Return a confidence with four decimals, as it is written and compared with a threshold."""
     return round(confidence, _DIGITS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A temperature, and how well the confidences that it gives hold on some rows."""
+    """A temperature, and how well its confidences are calibrated on some rows."""
 
     temperature: float
     rows: int
-    exact: float  # part of the rows that is exact
-    calibration_error: float  # mean distance of confidence and share exact, over equal bins of rows
+    exact: float  # fraction of the rows that is exact
+    calibration_error: float  # mean of |confidence - fraction exact| over bins of equally many rows
     uncalibrated_error: float  # the same at temperature 1
-    area: float  # mean risk over all coverages: under the curve; 0: all is exact
-    bins: tuple[tuple[float, float, int], ...]  # mean confidence, share exact, rows
+    area: float  # under the curve: mean risk over all coverages; 0: all rows are exact
+    bins: tuple[tuple[float, float, int], ...]  # mean confidence, fraction exact, rows
     uncalibrated_bins: tuple[tuple[float, float, int], ...]  # the same at temperature 1
-    curve: tuple[tuple[float, float, float], ...]  # coverage, risk (share not exact), threshold
+    curve: tuple[tuple[float, float, float], ...]  # coverage, risk (not exact), threshold
     thresholds: tuple[Threshold, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values, all shares from 0 to 1."""
+        """Return plain values, as scores.json stores them; all fractions from 0 to 1."""
         return {
             "temperature": self.temperature,
             "rows": self.rows,
@@ -101,11 +101,11 @@ class Calibration:
         }
 
     def to_stored(self, pairs: Sequence[str], decoding: DecodingSettings) -> StoredCalibration:
-        """Return what a model folder keeps of it.
+        """Return the part that a model folder stores.
 
         Args:
-            pairs: What the rows were, for people: files, and the part of them.
-            decoding: How their outputs were made.
+            pairs: The files that the rows came from, for people.
+            decoding: The settings that made the outputs.
         """
         return StoredCalibration(
             temperature=self.temperature,
@@ -115,21 +115,21 @@ class Calibration:
             thresholds=self.thresholds,
         )
 
-    def tell(self) -> list[str]:
-        """Return what to say of it to people, a line each."""
+    def describe(self) -> list[str]:
+        """Return lines for the terminal."""
         lines = [
             f"confidence: off by {self.calibration_error:.1%} on average, uncalibrated by "
             f"{self.uncalibrated_error:.1%} (temperature {self.temperature:.3g}, "
             f"{self.rows:,} rows)"
         ]
         lines += [
-            f"{one.precision:.0%} exact: keep the {one.coverage:.0%} with confidence from "
-            f"{one.threshold:g} (here {one.exact:.1%} of them are)"
+            f"{one.precision:.0%} exact: keep the {one.coverage:.0%} of rows with confidence "
+            f">= {one.threshold:g} ({one.exact:.1%} of them are exact here)"
             for one in self.thresholds
         ]
         promised = {one.precision for one in self.thresholds}
         if missing := [f"{one:.0%}" for one in PRECISIONS if one not in promised]:
-            lines.append(f"{', '.join(missing)} exact: no threshold can promise it")
+            lines.append(f"{', '.join(missing)} exact: no threshold can guarantee it")
         return lines
 
 
@@ -140,23 +140,24 @@ def calibrate(
     *,
     level: float = 0.95,
 ) -> Calibration:
-    """Find the temperature and the thresholds on validation rows, and measure them there.
+    """Fit the temperature and choose the thresholds on validation rows, and measure them there.
 
-    The temperature is the likeliest one, between 0.01 and 100; the likelihood has one maximum. An
-    exact row of R counts as one with probability (R + 1) / (R + 2), any other of W with 1 / (W + 2):
-    so that few rows, or rows that are all exact, make no model sure without end. Outputs that were
-    cut tell nothing of it; without others it is 1. The thresholds: see `choose_thresholds`.
+    The temperature is the most likely one from 0.01 to 100; the likelihood has one maximum. Each of
+    R exact rows counts as exact with probability (R + 1) / (R + 2), each of W other rows with
+    1 / (W + 2), so that few rows, or rows that are all exact, cannot give an extreme temperature.
+    Truncated outputs are not used; without others the temperature is 1. For the thresholds see
+    `choose_thresholds`.
 
-    Where the best checkpoint was chosen by the same rows, all leans to the bright side a little.
+    If the best checkpoint was chosen on the same rows, all of this is slightly optimistic.
 
     Args:
         scores: (N,), log-probabilities of the outputs, in nats.
         is_exact: (N,), whether each output is one of its references.
         is_complete: (N,), whether it ended by itself; None: all did.
-        level: How often a threshold keeps what it promises.
+        level: How often the promise of a threshold holds.
 
     Raises:
-        ValueError: There are no rows, the lengths differ, or a score is not a number.
+        ValueError: There are no rows, the lengths differ, or a score is NaN.
 
     Source: Guo et al. 2017; for the probabilities of the rows: Platt 1999, section 2.2.
     """
@@ -174,14 +175,14 @@ def measure(
     temperature: float,
     thresholds: Sequence[Threshold] = (),
 ) -> Calibration:
-    """Measure a temperature and thresholds that were found on other rows.
+    """Measure a temperature and thresholds from other rows.
 
-    The thresholds come back as they are, with the coverage and the share exact that they have here.
+    The thresholds stay, with their coverage and fraction exact on these rows.
 
     Args: as of `calibrate`.
 
     Raises:
-        ValueError: There are no rows, the lengths differ, or a score is not a number.
+        ValueError: There are no rows, the lengths differ, or a score is NaN.
     """
     return _measure(_check(scores, is_exact, is_complete), temperature, thresholds)
 
@@ -214,30 +215,30 @@ def _check(scores: ArrayLike, is_exact: ArrayLike, is_complete: ArrayLike | None
     if rows.scores.ndim != 1 or not len(rows.scores):
         raise ValueError("there are no rows to calibrate on: give one score for each")
     if np.isnan(rows.scores).any():
-        raise ValueError(f"row {int(np.isnan(rows.scores).argmax())}: its score is not a number")
+        raise ValueError(f"row {int(np.isnan(rows.scores).argmax())}: its score is NaN")
     return rows
 
 
-def _find_sureness(scores: ArrayLike) -> NDArray[np.float64]:
-    """Return -log(1 - p) of log-probabilities: from 0, for what cannot be, to about 21."""
+def _find_evidence(scores: ArrayLike) -> NDArray[np.float64]:
+    """Return -log(1 - p) of log-probabilities, from 0 (impossible) to about 21."""
     bounded = np.minimum(np.asarray(scores, float), _HIGHEST_SCORE)
-    sureness: NDArray[np.float64] = -np.log(-np.expm1(bounded))
-    return sureness
+    evidence: NDArray[np.float64] = -np.log(-np.expm1(bounded))
+    return evidence
 
 
 def _fit_temperature(rows: _Rows) -> float:
-    """Return the temperature with the greatest likelihood."""
+    """Return the temperature with the maximum likelihood."""
     exact = rows.is_exact[rows.is_complete]
     if not len(exact):
         return 1.0
-    sureness = np.maximum(_find_sureness(rows.scores[rows.is_complete]), _LEAST_SURENESS)
+    evidence = np.maximum(_find_evidence(rows.scores[rows.is_complete]), _LEAST_EVIDENCE)
     num_right, num_wrong = int(exact.sum()), int((~exact).sum())
     wanted = np.where(exact, (num_right + 1) / (num_right + 2), 1 / (num_wrong + 2))
 
     def slope(inverse: float) -> float:
-        """Return the slope of the loss by 1 / T, which rises with it, so that it has one zero."""
-        odds = 1.0 / np.expm1(np.minimum(sureness * inverse, 700.0))  # of being wrong
-        return float(np.sum(sureness * (1.0 - wanted - wanted * odds)))
+        """Return the derivative of the loss by 1 / T, which rises with it: it has one zero."""
+        odds = 1.0 / np.expm1(np.minimum(evidence * inverse, 700.0))  # of being wrong
+        return float(np.sum(evidence * (1.0 - wanted - wanted * odds)))
 
     low, high = math.log(1 / HIGHEST_TEMPERATURE), math.log(1 / LOWEST_TEMPERATURE)
     for _ in range(50):
@@ -270,8 +271,8 @@ def _round_all(rows: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def _find_error(bins: Sequence[tuple[float, float, int]]) -> float:
-    """Return the mean distance of confidence and share exact. Source: Guo et al. 2017, section 2."""
-    return sum(abs(mean - share) * rows for mean, share, rows in bins) / sum(
+    """Return the expected calibration error. Source: Guo et al. 2017, section 2."""
+    return sum(abs(mean - fraction) * rows for mean, fraction, rows in bins) / sum(
         rows for *_, rows in bins
     )
 
@@ -279,14 +280,14 @@ def _find_error(bins: Sequence[tuple[float, float, int]]) -> float:
 def _fill_bins(
     confidence: NDArray[np.float64], is_exact: NDArray[np.bool_]
 ) -> list[tuple[float, float, int]]:
-    """Return mean confidence, share exact and rows of up to ten bins of equally many rows."""
+    """Return mean confidence, fraction exact and rows of up to ten bins of equally many rows."""
     order = np.argsort(confidence, kind="stable")
     _, places = np.unique(confidence, return_inverse=True)
-    # Equal confidences share what they have, so that the order of the rows plays no part.
-    share = (np.bincount(places, weights=is_exact) / np.bincount(places))[places]
+    # Rows of equal confidence get their mean, so that the order of the rows has no influence.
+    fraction = (np.bincount(places, weights=is_exact) / np.bincount(places))[places]
     return [
-        (float(confidence[part].mean()), float(share[part].mean()), len(part))
-        for part in np.array_split(order, min(_BINS, len(order)))
+        (float(confidence[rows].mean()), float(fraction[rows].mean()), len(rows))
+        for rows in np.array_split(order, min(_BINS, len(order)))
     ]
 
 
@@ -302,8 +303,8 @@ def _draw_curve(
         (float(kept[i] / num_rows), float(risk[i]), float(values[i]))
         for i in np.unique(np.searchsorted(kept, wanted)).tolist()
     ]
-    shares = np.repeat(rights / counts, counts)  # of the rows from the surest down
-    area = 1.0 - np.mean(np.cumsum(shares) / np.arange(1, num_rows + 1))
+    fractions = np.repeat(rights / counts, counts)  # of the rows, the most confident first
+    area = 1.0 - np.mean(np.cumsum(fractions) / np.arange(1, num_rows + 1))
     return curve, max(0.0, float(area))
 
 

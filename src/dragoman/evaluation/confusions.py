@@ -1,4 +1,4 @@
-"""Which parts of the references come out as what: aligned differences, the most frequent first."""
+"""Confusions: what outputs have in place of what the references have, the most frequent first."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -8,9 +8,9 @@ from rapidfuzz.distance import Levenshtein
 
 from dragoman.evaluation.rows import Row
 
-_LONGEST = 3  # units of a difference that is taken as one; a longer one is told unit by unit
+_LONGEST = 3  # units of one difference; longer ones are split into single units
 _NUM_EXAMPLES = 3
-_WORDS = 4.0  # mean words of a reference from which words are compared, not characters
+_WORDS = 4.0  # mean words of a reference from which on words are compared, not characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +24,15 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """A part of references, and what stands in its place in outputs."""
+    """A difference between references and outputs."""
 
-    expected: str  # "": something was put in
-    found: str  # "": something was left out
+    expected: str  # "": an insertion
+    found: str  # "": a deletion
     count: int
     examples: tuple[Example, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
+        """Return plain values, as scores.json stores them."""
         return {
             "from": self.expected,
             "to": self.found,
@@ -46,12 +46,14 @@ def find_confusions(
 ) -> list[Confusion]:
     """Return the most frequent differences between outputs and their closest references.
 
-    "cat" for "kat" is ("k", "c"). Neighbouring differences are one, up to three units; the order
-    of references and rows decides ties.
+    "cat" for "kat" is ("k", "c"). Neighbouring differences of up to three units are one. Ties keep
+    the order of references and rows.
 
     Args:
-        separator: What stands between two units; "" compares characters; None: words (white space)
-            in running text, else characters.
+        rows: Rows with outputs.
+        separator: Between two units; "": compare characters; None: words (by white space) in
+            running text, else characters.
+        most: Number of differences to return.
     """
     if separator is None:
         num_words = sum(len(row.references[0].split()) for row in rows)
@@ -61,11 +63,11 @@ def find_confusions(
     for row in rows:
         if row.is_exact:
             continue
-        output = _cut(row.hypothesis, separator)
+        output = _split(row.hypothesis, separator)
         reference = min(
-            row.references, key=lambda one: Levenshtein.distance(output, _cut(one, separator))
+            row.references, key=lambda one: Levenshtein.distance(output, _split(one, separator))
         )
-        for pair in _list_differences(_cut(reference, separator), output, separator):
+        for pair in _list_differences(_split(reference, separator), output, separator):
             counts[pair] = counts.get(pair, 0) + 1
             kept = examples.setdefault(pair, [])
             example = Example(source=row.source, reference=reference, hypothesis=row.hypothesis)
@@ -80,15 +82,15 @@ def find_confusions(
     ]
 
 
-def _cut(text: str, separator: str) -> Sequence[str]:
+def _split(text: str, separator: str) -> Sequence[str]:
     return text.split(separator if separator != " " else None) if separator else text
 
 
 def _list_differences(
     reference: Sequence[str], output: Sequence[str], separator: str
 ) -> Iterator[tuple[str, str]]:
-    """Yield what was expected and what was found, for each run of differences."""
-    run: list[tuple[int, int, int, int]] = []  # places of neighbouring differences
+    """Yield (expected, found) for each run of differences."""
+    run: list[tuple[int, int, int, int]] = []  # indices of neighbouring differences
     for one in Levenshtein.opcodes(reference, output):
         if one.tag == "equal":
             yield from _close(run, reference, output, separator)

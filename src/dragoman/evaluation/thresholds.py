@@ -1,4 +1,4 @@
-"""Which confidence keeps only rows that are exact as often as wanted: promised, not hoped for."""
+"""Thresholds of confidence with a promised precision: of the kept rows, so many are exact."""
 
 import math
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ def choose_thresholds(
     precisions: Sequence[float] = PRECISIONS,
     level: float = 0.95,
 ) -> list[Threshold]:
-    """Return the lowest threshold for each of `precisions`; none for one that cannot be promised.
+    """Return the lowest threshold for each of `precisions`, where one can be promised.
 
-    Other rows of the same kind, kept by the threshold, are exact at least as often as its precision
-    says; that this holds of all is wrong at most 1 - `level` of the times, for each precision. So
-    more of the rows at hand must be exact than the precision: of 59 rows all, for 0.95; of 1,000,
-    966. The bound is the one-sided one of Clopper and Pearson 1934.
+    Of other rows of the same kind, those above the threshold are exact at least as often as its
+    precision. For each precision this fails with probability 1 - `level` at most. So more of the
+    rows at hand must be exact than the precision: for 0.95, all of 59 rows, or 966 of 1,000. The
+    bound is the one-sided one of Clopper and Pearson 1934.
 
     The lowest of many thresholds that pass would be lucky more often than each of them. So they are
-    tried in an order that no outcome changes: from the most confident rows down, until one fails
-    (Bauer 1991: then none needs a correction). An early fault among few rows would end it too soon:
-    so it is begun anew at twice, four times, ... the rows, and these few starts share the 1 - `level`
+    tested in a fixed order, from the most confident rows down, until one fails (Bauer 1991: then
+    none needs a correction). An early error among few rows would end this too soon, so it is
+    repeated from twice, four times, ... the rows on; these few starts share the 1 - `level`
     (Angelopoulos et al. 2021, "Learn then Test", section 2.3).
 
     Args:
@@ -59,7 +59,7 @@ def choose_thresholds(
 def count_from_the_top(
     confidence: NDArray[np.float64], is_exact: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return each confidence there is, falling, with the number of its rows and its exact ones."""
+    """Return the distinct confidences, falling, with the number of their rows and exact rows."""
     values, places = np.unique(-confidence, return_inverse=True)
     counts = np.bincount(places, minlength=len(values))
     rights = np.bincount(places[is_exact], minlength=len(values))
@@ -67,13 +67,13 @@ def count_from_the_top(
 
 
 def is_sure(num_right: int, num_kept: int, precision: float, chance: float) -> bool:
-    """Return whether rows of less than `precision` had less than `chance` of being right so often.
+    """Return whether the lower bound of Clopper and Pearson is `precision` or more.
 
-    That is: whether the lower bound of Clopper and Pearson, at level 1 - `chance`, is `precision`
-    or more.
+    Its level is 1 - `chance`: rows with a lower precision would have so many right ones with a
+    probability below `chance`.
     """
     num_wrong = num_kept - num_right
-    if num_wrong > num_kept * (1.0 - precision):  # even the share at hand is less
+    if num_wrong > num_kept * (1.0 - precision):  # the observed fraction is less
         return False
     log_chances: list[float] = []
     for i in range(num_wrong, -1, -1):  # each is less likely than the one before
@@ -90,7 +90,7 @@ def is_sure(num_right: int, num_kept: int, precision: float, chance: float) -> b
 def _find_lowest(
     kept: NDArray[np.int64], right: NDArray[np.int64], precision: float, chance: float
 ) -> int | None:
-    """Return the last place, of the most rows kept, that is promised; None: none is."""
+    """Return the last index, that of the most rows kept, with a promise; None: there is none."""
     if not len(kept):
         return None
     num_rows = int(kept[-1])
@@ -107,7 +107,7 @@ def _find_lowest(
 
 
 def _choose_starts(num_rows: int, precision: float, chance: float) -> list[int]:
-    """Return the numbers of rows to start at: the fewest that can pass if all are exact, doubled."""
+    """Return the numbers of rows to start at: the fewest that can pass, if all exact, doubled."""
     starts: list[int] = []
     while True:
         share = chance / (len(starts) + 1)

@@ -64,11 +64,11 @@ def test_predict_reads_and_writes_files_and_tells_of_bad_rows(trained, tmp_path)
     assert "line 3" in told
 
 
-def test_predict_marks_what_it_cut_and_says_so(trained):
+def test_truncated_outputs_are_marked_and_reported(trained):
     words = ["--decoding.max_length_extra", "1", "--decoding.max_length_ratio", "0"]
     found = run("predict", trained[0], *words, given=b"abc\n")
     assert found.stdout == b"A [truncated]\n"
-    assert b"1 rows cut at their longest length" in found.stderr
+    assert b"1 rows truncated at the maximum length" in found.stderr
 
 
 def test_predict_stops_quietly_when_its_reader_goes(trained):

@@ -77,8 +77,7 @@ def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 
 def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Write the output of a model for each line of the input."""
-    from dragoman.commands.predict import run_job
-    from dragoman.commands.predict_job import Job, Rest, choose_layout
+    from dragoman.commands.predict import Job, run_job
 
     if arguments.score and arguments.prefix:
         raise DragomanError("--prefix: --score gives the whole output; leave one of them out")
@@ -88,24 +87,20 @@ def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             "rows are written to --low-confidence-output"
         )
     model = _load_model(arguments, words)
-    rest = arguments.low_confidence_output and Rest(
-        path=arguments.low_confidence_output,
-        layout=choose_layout(arguments.low_confidence_output, is_jsonl=arguments.jsonl),
-        min_confidence=arguments.min_confidence,
-    )
-    if rest and (told := model.describe_calibration()):
-        print(f"dragoman: {told}", file=sys.stderr)
+    if arguments.low_confidence_output and (warning := model.describe_calibration()):
+        print(f"dragoman: {warning}", file=sys.stderr)
     job = Job(
         input=arguments.input,
         output=arguments.output,
-        layout=choose_layout(arguments.output, is_jsonl=arguments.jsonl),
-        rest=rest,
-        is_forced=arguments.score,
+        low_confidence_output=arguments.low_confidence_output,
+        min_confidence=arguments.min_confidence or 0.0,
+        is_jsonl=arguments.jsonl,
+        scores_targets=arguments.score,
         prefix=arguments.prefix,
-        restarts=arguments.restart,
+        restart=arguments.restart,
     )
-    for told in run_job(model, job):
-        print(f"dragoman: {told}", file=sys.stderr)
+    for line in run_job(model, job):
+        print(f"dragoman: {line}", file=sys.stderr)
 
 
 def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:

@@ -48,13 +48,13 @@ class RowWriter:
 
     Args:
         columns: Names of the input's columns, for a table.
-        is_forced: The outputs were given: a line of text is the log-probability.
+        scores_targets: The outputs were given: a line of text is the log-probability.
     """
 
     layout: Layout
     decoding: DecodingSettings
     columns: tuple[str, ...] = ()
-    is_forced: bool = False
+    scores_targets: bool = False
 
     def header(self) -> str:
         """Return what stands before the first row."""
@@ -82,7 +82,7 @@ class RowWriter:
         if not best_first:
             return "\n", ()
         best = best_first[0]
-        if self.is_forced:
+        if self.scores_targets:
             return f"{best.score:.6f}\n", ()
         text = best.marked(self.decoding.truncation_mark)
         flat = _flatten(text)

@@ -1,179 +1,406 @@
-"""A prediction from an input to an output: by windows of rows, and on again after any death."""
+"""`dragoman predict`: from an input to one or two outputs, in windows of rows; resumes after a crash.
+
+While `out.jsonl` is written, these files lie beside it: `.out.jsonl.partial` (the rows so far),
+`.out.jsonl.journal` (how many rows and bytes are safe on the disk) and `.out.jsonl.lock`. After a
+crash, the same command cuts the partial file to that size, skips the rows that are done, and writes
+the others. The low-confidence output has a partial file and a lock too. At the end the partial files
+are renamed, the main one last; then the journal goes.
+"""
 
 import hashlib
 import io
+import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
-from dragoman.commands.output_formats import RowWriter, find_packer
-from dragoman.commands.predict_job import Job, check_rest, describe_job
-from dragoman.commands.predict_journal import Journal, Place
-from dragoman.commands.predict_locking import lock_files
-from dragoman.commands.predict_progress import Progress
-from dragoman.commands.predict_report import Report, Row
+from filelock import Timeout
+
+from dragoman.commands.output_formats import Layout, RowWriter, find_layout, find_packer
+from dragoman.configuration import flatten_settings
 from dragoman.errors import DragomanError
-from dragoman.predictor import Predictor, make_windows
-from dragoman.reading.pairs import FilePosition, list_source_columns, read_sources
+from dragoman.evaluation.confidence import round_confidence
+from dragoman.predictor import Prediction, Predictor, make_windows
+from dragoman.reading.pairs import (
+    FilePosition,
+    InvalidRow,
+    Source,
+    list_source_columns,
+    read_sources,
+)
+from dragoman.settings import DecodingSettings
+from dragoman.storage import hold_lock, sha256, staged_file
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+Row = Source | InvalidRow
+
+_VERSION = 3  # of the journal
+_REMEDY = "start over with --restart"
+_NAMED_ROWS = 5  # rows of a kind that the report names
+_QUIET_S = 2.0  # shorter predictions show no progress
+_LINE_EVERY_S = 60.0  # progress lines, where standard error is not a terminal
 
 
-def run_job(model: Predictor, job: Job) -> Report:
-    """Predict every row of the input, in their order, and return what is to be told of them.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to predict, and where to write it.
 
-    Memory does not grow with the input. Files are written under other names until they are whole;
-    killed at any moment, the same job goes on where it was, and the files become what they would
-    have been. Only what goes to standard output, and the rest beside it, begins anew.
+    Args:
+        input: A file of sources; None: standard input.
+        output: None: standard output.
+        low_confidence_output: File for the rows with a confidence below `min_confidence`, truncated
+            outputs and invalid rows; None: all rows go to `output`.
+        is_jsonl: Write JSON lines whatever the names of the files.
+        scores_targets: The rows are pairs; score their targets.
+        prefix: Column with the beginning of each output; "": none.
+        restart: Discard an interrupted prediction of the same output.
+    """
+
+    input: Path | None = None
+    output: Path | None = None
+    low_confidence_output: Path | None = None
+    min_confidence: float = 0.0
+    is_jsonl: bool = False
+    scores_targets: bool = False
+    prefix: str = ""
+    restart: bool = False
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files to write, by option, the main one first; without standard output."""
+        named = {"--output": self.output, "--low-confidence-output": self.low_confidence_output}
+        return {option: path for option, path in named.items() if path is not None}
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """The layout of each output, the main one first."""
+        low = self.low_confidence_output
+        paths = [self.output, *([] if low is None else [low])]
+        default: Layout = "jsonl" if self.is_jsonl else "text"
+        return [default if path is None or self.is_jsonl else find_layout(path) for path in paths]
+
+    @property
+    def replaces_input(self) -> bool:
+        """Whether an output has the name of the input, and so may have replaced it."""
+        given = self.input
+        return given is not None and any(
+            path.exists() and path.samefile(given) for path in self.files.values()
+        )
+
+
+def run_job(model: Predictor, job: Job) -> list[str]:
+    """Predict every row of the input, in order, and return lines for the user: see `State.report`.
+
+    Memory does not grow with the input. The files get their names when they are complete. After a
+    crash, the same job resumes and the files become the same as without it; only standard output,
+    and a low-confidence output beside it, start over.
 
     Raises:
-        DragomanError: The input, the output, or what was begun of it cannot serve.
+        DragomanError: The input, an output, or an interrupted prediction of it is unsuitable.
     """
-    check_rest(job)
+    _check_outputs(job)
     if job.output is None or (job.output.exists() and not job.output.is_file()):
-        return _stream(model, job)
-    journal = Journal(list(job.files.values()), describe_job(model, job))
-    with lock_files(job.files), Progress() as progress:
-        if job.restarts:
-            journal.discard()
-        try:
-            return _write_files(model, job, journal, journal.read(), progress)
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(
-                f"stopped; the same command goes on after row {journal.read().rows:,}"
-            ) from stop
+        return _stream(model, job).report(job)
+    with _lock_files(job.files):
+        return _write_files(model, job).report(job)
 
 
-def _stream(model: Predictor, job: Job) -> Report:
-    """Write to standard output, or to what is no file, as the rows come."""
-    report, writers = _make_report(job, Place()), _make_writers(model, job)
+def _check_outputs(job: Job) -> None:
+    """Raise an error if the second output could lose rows."""
+    path = job.low_confidence_output
+    if path is None:
+        return
+    if path.exists() and not path.is_file():
+        raise DragomanError(f"--low-confidence-output {path}: it is not a file; give another name")
+    if job.output is not None and job.output.resolve() == path.resolve():
+        raise DragomanError(f"--low-confidence-output {path}: this is the --output too")
+    if "text" in job.layouts:
+        named = [("--output", job.output), ("--low-confidence-output", path)]
+        option, file = named[job.layouts.index("text")]
+        raise DragomanError(
+            f"{option} {file or '(standard output)'}: lines of text do not say to which rows they "
+            "belong when other rows are in another file; name it .jsonl, .csv or .tsv, or give "
+            "--jsonl"
+        )
+
+
+@dataclass(kw_only=True)
+class State:
+    """How far a prediction has come, and what the user should know of these rows."""
+
+    rows: int = 0  # of the input
+    sizes_bytes: list[int] = field(default_factory=list)  # of the partial files
+    digest: str = ""  # of these rows of the input
+    row_errors: dict[str, list[int]] = field(default_factory=dict)  # kind: count, first lines
+    rows_by_file: list[int] = field(default_factory=lambda: [0, 0])  # high, low confidence
+
+    def report(self, job: Job) -> list[str]:
+        """Return the lines for the user."""
+        lines = []
+        for kind, (count, *named) in self.row_errors.items():
+            more = ", …" if count > _NAMED_ROWS else ""
+            lines.append(f"{count:,} rows {kind}: line {', '.join(map(str, named))}{more}")
+        if job.low_confidence_output is not None:
+            names = (job.output or "standard output", job.low_confidence_output)
+            total = sum(self.rows_by_file)
+            lines.append(
+                f"of {total:,} rows "
+                + ", ".join(
+                    f"{count:,} ({count / max(1, total):.1%}) in {name}"
+                    for name, count in zip(names, self.rows_by_file, strict=True)
+                )
+            )
+        return lines
+
+
+# ------------------------------------------------------------------ to standard output
+
+
+def _stream(model: Predictor, job: Job) -> State:
+    """Write to standard output, or to a pipe or device, as the rows come."""
+    state, writers, low = State(), _make_writers(model, job), job.low_confidence_output
     with ExitStack() as stack:
-        output = stack.enter_context(_open_stream(job.output))
+        if job.output is None:
+            assert isinstance(sys.stdout, io.TextIOWrapper)
+            sys.stdout.reconfigure(encoding="utf-8")
+            output: IO[str] = sys.stdout
+        else:
+            output = stack.enter_context(job.output.open("w", encoding="utf-8"))
         writes: list[Callable[[str], object]] = [output.write]
-        if job.rest is not None:
-            stack.enter_context(lock_files({"--low-confidence-output": job.rest.path}))
-            writes.append(stack.enter_context(_open_whole(job.rest.path)))
+        if low is not None:
+            stack.enter_context(_lock_files({"--low-confidence-output": low}))
+            partial, pack = stack.enter_context(staged_file(low)), find_packer(low)
+            file = stack.enter_context(partial.open("wb"))
+            file.write(pack(b""))
+            writes.append(lambda text: file.write(pack(text.encode()) if text else b""))
         for write, writer in zip(writes, writers, strict=True):
             write(writer.header())
         for window in make_windows(_read_rows(model, job)):
-            for write, text in zip(
-                writes, _predict(model, job, window, writers, report), strict=True
-            ):
+            texts = _predict(model, job, window, writers, state)
+            for write, text in zip(writes, texts, strict=True):
                 write(text)
             output.flush()
-    return report
+    return state
 
 
-def _write_files(
-    model: Predictor, job: Job, journal: Journal, place: Place, progress: Progress
-) -> Report:
+# ------------------------------------------------------------------ to files
+
+
+def _write_files(model: Predictor, job: Job) -> State:
     assert job.output is not None
-    report, position = _make_report(job, place), FilePosition()
-    writers = _make_writers(model, job)
+    journal = Journal(list(job.files.values()), _describe_job(model, job))
+    if job.restart:
+        journal.discard()
+    state, is_complete = journal.read()
+    position, writers = FilePosition(), _make_writers(model, job)
     packs = [find_packer(path) for path in job.files.values()]
     digest = hashlib.blake2b(digest_size=16)
-    rows = _read_rows(model, job, position)
-    if not (place.is_whole and _replaces_input(job)):
-        _skip(rows, place, digest, job.output)
     try:
-        if place.is_whole:
-            if not _replaces_input(job):
-                _check_end(rows, place, job.output)
-            print(f"dragoman: all {place.rows:,} rows were done already", file=sys.stderr)
-            journal.finish(place)
-            return report
-        if place.rows:
-            print(f"dragoman: goes on after row {place.rows:,}", file=sys.stderr)
-            progress.begin(place.rows, position.fraction(place.rows))
+        rows = _read_rows(model, job, position)
+        is_input_there = not (is_complete and job.replaces_input)
+        if is_input_there:
+            _skip_done(rows, state, digest, job.output)
+        if is_complete:
+            if is_input_there and next(rows, None) is not None:
+                raise DragomanError(
+                    f"{job.output}: all {state.rows:,} rows of the input were done, and now it has "
+                    f"more: give the same input, or {_REMEDY}"
+                )
+            print(f"dragoman: all {state.rows:,} rows were done already", file=sys.stderr)
+            journal.finish()
+            return state
+        if state.rows:
+            print(f"dragoman: resuming after row {state.rows:,}", file=sys.stderr)
         with ExitStack() as stack:
-            mode = "r+b" if place.rows else "wb"
+            progress = ProgressDisplay(state.rows, position.fraction(state.rows))
+            stack.callback(progress.stop)
+            mode = "r+b" if state.rows else "wb"
             files = [stack.enter_context(partial.open(mode)) for partial in journal.partials]
             for i, (file, pack, writer) in enumerate(zip(files, packs, writers, strict=True)):
-                file.seek(place.sizes_bytes[i] if place.rows else 0)
+                file.seek(state.sizes_bytes[i] if state.rows else 0)
                 file.truncate()
-                if not place.rows:
+                if not state.rows:
                     file.write(pack(writer.header().encode()))
-            for window in make_windows(rows, place.rows):
-                texts = _predict(model, job, window, writers, report)
+            for window in make_windows(rows, state.rows):
+                texts = _predict(model, job, window, writers, state)
                 for file, pack, text in zip(files, packs, texts, strict=True):
                     file.write(pack(text.encode()) if text else b"")
-                _update(digest, window)
-                place = _mark(files, journal, place.rows + len(window), digest, report)
-                progress.update(place.rows, position.fraction(place.rows))
+                _sync(files)
+                _update_digest(digest, window)
+                state.rows += len(window)
+                state.sizes_bytes = [file.tell() for file in files]
+                state.digest = digest.hexdigest()
+                journal.write(state)
+                progress.update(state.rows, position.fraction(state.rows))
             _sync(files)
-        journal.finish(place)
-    except BrokenPipeError:  # of standard error: no reader is left
+        journal.finish()
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(
+            f"stopped; the same command resumes after row {state.rows:,}"
+        ) from stop
+    except BrokenPipeError:  # standard error has no reader
         raise
     except OSError as error:
         named = ", ".join(f"{option} {path}" for option, path in job.files.items())
         raise DragomanError(f"{named}: cannot be written: {error.strerror}") from error
     finally:
-        if not place.rows:  # there is nothing to go on from
+        if not state.rows:  # nothing to resume from
             journal.discard()
-    return report
+    return state
 
 
-def _predict(
-    model: Predictor, job: Job, window: Sequence[Row], writers: Sequence[RowWriter], report: Report
-) -> list[str]:
-    """Return what each file gets of the rows of a window."""
-    texts: list[list[str]] = [[] for _ in writers]
-    for row, best_first in model.predict_window(window, is_forced=job.is_forced):
-        best = next(iter(best_first), None)
-        place = int(job.rest is not None and job.rest.takes(best))
-        text, losses = writers[place].write(row, best_first)
-        report.add(row, best, place, losses)
-        texts[place].append(text)
-    return ["".join(parts) for parts in texts]
-
-
-def _replaces_input(job: Job) -> bool:
-    """Return whether the input has the name of an output, and so may be one by now."""
-    return job.input is not None and any(
-        path.exists() and path.samefile(job.input) for path in job.files.values()
-    )
-
-
-def _check_end(rows: Iterator[Row], place: Place, output: Path) -> None:
-    if next(rows, None) is not None:
+def _skip_done(rows: Iterator[Row], state: State, digest: "hashlib.blake2b", output: Path) -> None:
+    """Skip the rows that are done, or raise an error if they are not the rows of `state`."""
+    count = _update_digest(digest, islice(rows, state.rows))
+    if state.rows and (count < state.rows or digest.hexdigest() != state.digest):
         raise DragomanError(
-            f"{output}: all {place.rows:,} rows of the input were done, and now it has more: give "
-            "the same input, or begin anew with --restart"
+            f"{output}: its prediction was interrupted after row {state.rows:,}, and these rows of "
+            f"the input are no longer the same: give the same input, or {_REMEDY}"
         )
 
 
-def _make_report(job: Job, place: Place) -> Report:
-    """Return a report that knows what was told up to `place`."""
-    names = [str(path) for path in job.files.values()]
-    names = names if job.output is not None else ["standard output", *names]
-    return Report(
-        {fault: count for fault, (count, *_) in place.faults.items()},
-        {fault: lines for fault, (_, *lines) in place.faults.items()},
-        names,
-        list(place.rows_by_file) or [0] * len(job.layouts),
-    )
+def _update_digest(digest: "hashlib.blake2b", rows: Iterable[Row]) -> int:
+    """Add rows to the digest, and return their number."""
+    count = 0
+    for row in rows:
+        digest.update(repr(tuple(row)).encode("utf-8", errors="surrogatepass"))
+        count += 1
+    return count
 
 
-def _mark(
-    files: Sequence[IO[bytes]],
-    journal: Journal,
-    num_rows: int,
-    digest: "hashlib.blake2b",
-    report: Report,
-) -> Place:
-    """Put what was written on the disk, and record the place after `num_rows`."""
-    _sync(files)
-    place = Place(
-        rows=num_rows,
-        sizes_bytes=[file.tell() for file in files],
-        digest=digest.hexdigest(),
-        faults={fault: [count, *report.lines[fault]] for fault, count in report.counts.items()},
-        rows_by_file=list(report.rows_by_file),
-    )
-    journal.write(place)
-    return place
+def _describe_job(model: Predictor, job: Job) -> dict[str, object]:
+    """Return everything that the outputs depend on, except the input."""
+    settings, low = flatten_settings(model.settings), job.low_confidence_output
+    assert job.output is not None
+    return {
+        "dragoman": version("dragoman"),
+        "model": model.fingerprints(),
+        "--engine": model.engine.name,
+        "--score": job.scores_targets,
+        "--prefix": job.prefix,
+        "layout": job.layouts,
+        "--low-confidence-output": low and os.path.relpath(low, job.output.parent),
+        "--min-confidence": low and job.min_confidence,
+        "temperature of the calibration": model.temperature,
+        "files of the constraint": _list_constraint_files(model.settings.decoding),
+        **{name: settings[name] for name in settings if name.startswith(("data.", "decoding."))},
+    }
+
+
+def _list_constraint_files(decoding: DecodingSettings) -> list[str]:
+    """Return a digest of each file that constrains the outputs."""
+    schema = "" if decoding.json_schema.lstrip().startswith("{") else decoding.json_schema
+    names = (decoding.choices, schema, decoding.grammar)
+    return [sha256(Path(name)) for name in names if name and Path(name).is_file()]
+
+
+class Journal:
+    """The state of an interrupted prediction, in a file beside its main output.
+
+    Args:
+        outputs: The files to write, the main one first.
+        job: Everything that they depend on except the input, by name.
+    """
+
+    def __init__(self, outputs: Sequence[Path], job: Mapping[str, Any]) -> None:
+        main = outputs[0]
+        self._path = main.with_name(f".{main.name}.journal")
+        self._outputs = list(outputs)
+        self._job: dict[str, Any] = json.loads(json.dumps(job))  # as it is read back
+        # Predictions of different outputs may share a low-confidence output.
+        self.partials = [
+            main.with_name(f".{main.name}.partial"),
+            *(low.with_name(f".{low.name}.{main.name}.partial") for low in outputs[1:]),
+        ]
+
+    def read(self) -> tuple[State, bool]:
+        """Return the state of an interrupted prediction, or the initial one; and "all is done".
+
+        All rows are done if a file has got its name already.
+
+        Raises:
+            DragomanError: It was started with another model, engine or other settings, or its
+                partial files are damaged.
+        """
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return State(), False
+        except (OSError, ValueError) as error:
+            raise DragomanError(f"{self._path}: cannot be read: {error}; {_REMEDY}") from error
+        if content.get("version") != _VERSION:
+            raise DragomanError(f"{self._path}: of another version of dragoman; {_REMEDY}")
+        state, started = State(**content["state"]), content["job"]
+        changed = [name for name in self._job if started.get(name) != self._job[name]]
+        is_there = [partial.exists() for partial in self.partials]
+        if not is_there[0] and (changed or not self._outputs[0].exists()):
+            return State(), False  # the main file is renamed last: the prediction had ended
+        if changed:
+            name = changed[0]
+            raise DragomanError(
+                f"{self._outputs[0]}: an interrupted prediction started this file with {name} "
+                f"{started.get(name)!r}, now it is {self._job[name]!r}: give the same, or {_REMEDY}"
+            )
+        for partial, output, size in zip(
+            self.partials, self._outputs, state.sizes_bytes, strict=True
+        ):
+            if not partial.exists() and not output.exists():
+                return State(), False
+            if partial.exists() and partial.stat().st_size < size:
+                raise DragomanError(f"{partial}: it is shorter than it was; {_REMEDY}")
+        return state, not all(is_there)
+
+    def write(self, state: State) -> None:
+        """Record `state`; what it says of the partial files must be on the disk."""
+        temporary = self._path.with_name(f"{self._path.name}.tmp")
+        content = {"version": _VERSION, "job": self._job, "state": asdict(state)}
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+
+    def discard(self) -> None:
+        """Remove the journal and the partial files."""
+        for path in (self._path, *self.partials):
+            path.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Rename the partial files, which are complete, to the outputs, the main one last."""
+        for partial, output in reversed(list(zip(self.partials, self._outputs, strict=True))):
+            if partial.exists():  # else it was renamed before a crash
+                partial.replace(output)
+        self._path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock_files(files: Mapping[str, Path]) -> Iterator[None]:
+    """Keep other processes from writing `files`, given by option; a dead process holds no lock."""
+    with ExitStack() as stack:
+        for option, path in files.items():
+            try:
+                path.parent.stat()  # the lock would create it
+                stack.enter_context(hold_lock(path.with_name(f".{path.name}.lock")))
+            except Timeout as error:
+                raise DragomanError(
+                    f"{option} {path}: another process is writing this file; wait for it, or "
+                    f"choose another {option}"
+                ) from error
+            except OSError as error:
+                raise DragomanError(
+                    f"{option} {path}: cannot be written: {error.strerror}"
+                ) from error
+        yield
 
 
 def _sync(files: Iterable[IO[bytes]]) -> None:
@@ -182,39 +409,18 @@ def _sync(files: Iterable[IO[bytes]]) -> None:
         os.fsync(file.fileno())
 
 
+# ------------------------------------------------------------------ rows
+
+
 def _read_rows(model: Predictor, job: Job, position: FilePosition | None = None) -> Iterator[Row]:
     return read_sources(
         sys.stdin.buffer if job.input is None else job.input,
         model.settings.data,
-        has_target=job.is_forced,
+        has_target=job.scores_targets,
         prefix=job.prefix,
-        with_columns=job.layout != "text",  # then that of the rest is none either
+        with_columns=job.layouts[0] != "text",  # then no output is text
         position=position,
     )
-
-
-def _skip(rows: Iterator[Row], place: Place, digest: "hashlib.blake2b", output: Path) -> None:
-    """Pass over the rows that are done.
-
-    Raises:
-        DragomanError: They are not the rows that were predicted.
-    """
-    count = _update(digest, islice(rows, place.rows))
-    if place.rows and (count < place.rows or digest.hexdigest() != place.digest):
-        raise DragomanError(
-            f"{output}: a prediction of this file was interrupted after row {place.rows:,}, and "
-            "these rows of the input are no longer the same: give the same input, or begin anew "
-            "with --restart"
-        )
-
-
-def _update(digest: "hashlib.blake2b", rows: Iterable[Row]) -> int:
-    """Take rows into the digest, and return their number."""
-    count = 0
-    for row in rows:
-        digest.update(repr(tuple(row)).encode("utf-8", errors="surrogatepass"))
-        count += 1
-    return count
 
 
 def _make_writers(model: Predictor, job: Job) -> list[RowWriter]:
@@ -223,8 +429,8 @@ def _make_writers(model: Predictor, job: Job) -> list[RowWriter]:
         if job.input is None:
             named = ", ".join(f"{option} {path}" for option, path in job.files.items())
             raise DragomanError(
-                f"{named}: a table has the columns of its input; give that by --input, or write "
-                ".jsonl"
+                f"{named}: a table has the columns of its input; give the input by --input, or "
+                "write .jsonl"
             )
         columns = list_source_columns(job.input, model.settings.data)
     return [
@@ -232,33 +438,96 @@ def _make_writers(model: Predictor, job: Job) -> list[RowWriter]:
             layout=layout,
             decoding=model.settings.decoding,
             columns=columns,
-            is_forced=job.is_forced,
+            scores_targets=job.scores_targets,
         )
         for layout in job.layouts
     ]
 
 
-@contextmanager
-def _open_stream(path: Path | None) -> Iterator[IO[str]]:
-    if path is not None:
-        with path.open("w", encoding="utf-8") as file:
-            yield file
-        return
-    assert isinstance(sys.stdout, io.TextIOWrapper)
-    sys.stdout.reconfigure(encoding="utf-8")
-    yield sys.stdout
-    sys.stdout.flush()
+def _predict(
+    model: Predictor, job: Job, window: Sequence[Row], writers: Sequence[RowWriter], state: State
+) -> list[str]:
+    """Return the text that each output gets of the rows of a window."""
+    texts: list[list[str]] = [[] for _ in writers]
+    for row, best_first in model.predict_window(window, is_forced=job.scores_targets):
+        best = next(iter(best_first), None)
+        place = int(job.low_confidence_output is not None and _is_low(best, job.min_confidence))
+        text, losses = writers[place].write(row, best_first)
+        _count(state, row, best, place, losses)
+        texts[place].append(text)
+    return ["".join(parts) for parts in texts]
 
 
-@contextmanager
-def _open_whole(path: Path) -> Iterator[Callable[[str], object]]:
-    """Give what writes to the file `path`, which gets its name when it is whole."""
-    partial, pack = path.with_name(f".{path.name}.tmp-{os.getpid()}"), find_packer(path)
-    try:
-        with partial.open("wb") as file:
-            file.write(pack(b""))
-            yield lambda text: file.write(pack(text.encode()) if text else b"")
-            _sync([file])
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _is_low(best: Prediction | None, min_confidence: float) -> bool:
+    """Return whether a row with this output belongs to the low-confidence output."""
+    if best is None or not best.is_complete:
+        return True
+    return round_confidence(best.confidence) < min_confidence
+
+
+def _count(
+    state: State, row: Row, best: Prediction | None, place: int, losses: Sequence[str]
+) -> None:
+    """Count a row, its problems, and what its output (number `place`) cannot hold."""
+    state.rows_by_file[place] += 1
+    kinds = list(losses)
+    if best is None:
+        kinds.append(f"without an output ({row.reason if isinstance(row, InvalidRow) else ''})")
+    elif not best.is_complete:
+        kinds.append("truncated at the maximum length (raise decoding.max_length_extra)")
+    if best is not None and best.num_unknown:
+        kinds.append("with tokens that the model has never seen")
+    for kind in kinds:
+        counted = state.row_errors.setdefault(kind, [0])
+        counted[0] += 1
+        if len(counted) <= _NAMED_ROWS:
+            counted.append(row.line)
+
+
+class ProgressDisplay:
+    """Speed and remaining time, on standard error: a bar on a terminal, else a line a minute.
+
+    Args:
+        num_rows: Rows that an earlier process did.
+        fraction: The fraction of the input that they are; None: unknown.
+    """
+
+    def __init__(self, num_rows: int = 0, fraction: float | None = None) -> None:
+        self._start_s = self._last_line_s = time.monotonic()
+        self._first_rows, self._first_fraction = num_rows, fraction or 0.0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, num_rows: int, fraction: float | None) -> None:
+        """Show that `num_rows` are done, `fraction` of all (None: unknown)."""
+        now_s = time.monotonic()
+        elapsed_s = now_s - self._start_s
+        if elapsed_s < _QUIET_S:
+            return
+        message = f"{num_rows:,} rows, {(num_rows - self._first_rows) / elapsed_s:,.0f} rows/s"
+        if fraction is not None and fraction > self._first_fraction:
+            left_s = elapsed_s * (1.0 - fraction) / (fraction - self._first_fraction)
+            message += f", {timedelta(seconds=round(left_s))} left"
+        if sys.stderr.isatty():
+            self._show(message, fraction)
+        elif now_s - self._last_line_s >= _LINE_EVERY_S:
+            self._last_line_s = now_s
+            print(f"dragoman: {message}", file=sys.stderr, flush=True)
+
+    def _show(self, message: str, fraction: float | None) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+            columns = (TextColumn("predicting"), BarColumn(), TaskProgressColumn())
+            text = TextColumn("{task.description}")
+            self._bar = Progress(*columns, text, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(message, total=None if fraction is None else 1.0)
+            self._bar.start()
+        assert self._task is not None
+        self._bar.update(self._task, description=message, completed=fraction or 0.0)

@@ -1,4 +1,4 @@
-"""Predictions of files: in order, with their columns, and on again after any death."""
+"""File-to-file prediction: keeps order and columns, and resumes after a crash."""
 
 import csv
 import gzip
@@ -16,9 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from conftest import make_words
-from dragoman.commands.predict import run_job
-from dragoman.commands.predict_job import Job, choose_layout
-from dragoman.commands.predict_journal import Journal, Place
+from dragoman.commands.predict import Job, Journal, State, run_job
 from dragoman.errors import DragomanError
 from dragoman.model_folder.calibration import StoredCalibration
 from dragoman.predictor import Predictor, make_windows
@@ -35,7 +33,7 @@ def model(trained):
 def predict(model, path, name, **values):
     """Run a job from `path` to a file beside it, and return that and the report."""
     output = path.with_name(name)
-    job = Job(input=path, output=output, layout=choose_layout(output, is_jsonl=False), **values)
+    job = Job(input=path, output=output, **values)
     return output, list(run_job(model, job))
 
 
@@ -48,7 +46,7 @@ def command(folder, source, output, *more):
     return [sys.executable, "-m", "dragoman", *map(str, words)]
 
 
-def test_the_columns_of_jsonl_come_back_as_they_were_written(model, tmp_path):
+def test_columns_of_jsonl_are_passed_through_unchanged(model, tmp_path):
     path = tmp_path / "in.jsonl"
     inputs = [
         '{"id": 7, "source": "abc", "tags": [1.50, null, {"x": true}]}',
@@ -69,11 +67,11 @@ def test_the_columns_of_jsonl_come_back_as_they_were_written(model, tmp_path):
     assert all("error" in row for row in rows[2:])
     assert rows[4]["input"] == {"source": "", "id": 9}  # a bad row keeps what could be read of it
     assert len(report) == 3  # each with its reason and its line
-    assert any("line 4" in told for told in report)
+    assert any("line 4" in message for message in report)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-def test_a_table_keeps_its_columns_and_gets_those_of_the_prediction(model, tmp_path, suffix):
+def test_a_table_keeps_its_columns_and_adds_the_prediction(model, tmp_path, suffix):
     path = tmp_path / "in.csv"
     path.write_text('id,source,score\n1,abc,"a, ""b"""\n2,,x\n3,abd,\n')
     output, _ = predict(model, path, f"out{suffix}")
@@ -98,14 +96,14 @@ _BROKEN_CELL = "2 rows with a tab or a line break in a cell, written as a space 
 
 
 @pytest.mark.parametrize(
-    ("suffix", "told"),
+    ("suffix", "message"),
     [
         (".csv", [f"{_NO_COLUMN}: line 2"]),
         (".tsv", [f"{_BROKEN_CELL}: line 1, 3", f"{_NO_COLUMN}: line 2"]),
         (".jsonl", []),
     ],
 )
-def test_what_a_table_has_no_room_for_is_told(model, tmp_path, suffix, told):
+def test_values_that_a_table_cannot_hold_are_reported(model, tmp_path, suffix, message):
     path = tmp_path / "in.jsonl"
     rows = [
         {"source": "abc", "note": "a\tb\nc"},
@@ -114,13 +112,13 @@ def test_what_a_table_has_no_room_for_is_told(model, tmp_path, suffix, told):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output, report = predict(model, path, f"out{suffix}")
-    assert report == told
+    assert report == message
     if suffix == ".csv":
         with output.open(newline="") as file:
             assert [row["note"] for row in csv.DictReader(file)] == ["a\tb\nc", "d", "e\rf"]
 
 
-def test_parquet_is_read_with_columns_that_are_no_text(model, tmp_path):
+def test_parquet_columns_that_are_not_text_are_passed_through(model, tmp_path):
     table = pyarrow.table({"source": ["abc", "abd"], "weight": [0.5, 1.5], "list": [[1], []]})
     pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
     output, _ = predict(model, tmp_path / "in.parquet", "out.jsonl")
@@ -129,7 +127,7 @@ def test_parquet_is_read_with_columns_that_are_no_text(model, tmp_path):
 
 
 @pytest.mark.parametrize("packed", ["gz", "zst"])
-def test_a_packed_output_holds_the_same_rows_and_can_be_read_again(model, tmp_path, packed):
+def test_a_compressed_output_has_the_same_rows_and_can_be_read(model, tmp_path, packed):
     path = tmp_path / "in.txt"
     path.write_text("".join(f"{word}\n" for word in WORDS))
     plain, _ = predict(model, path, "out.jsonl")
@@ -178,22 +176,22 @@ def test_hypotheses_token_scores_and_alignment_are_in_the_json(trained, tmp_path
         assert [sum(weights) for weights in row["alignment"]] == pytest.approx([1.0] * (len(word) + 1), abs=1e-2)  # fmt: skip
 
 
-def test_given_targets_get_their_probabilities(trained, tmp_path):
+def test_given_targets_are_scored(trained, tmp_path):
     (tmp_path / "in.tsv").write_text("abc\tABC\nabc\tABD\n")
     for engine in ("torch", "ctranslate2"):
         model = Predictor.load(trained[0], engine=engine)
-        output, _ = predict(model, tmp_path / "in.tsv", f"{engine}.jsonl", is_forced=True)
+        output, _ = predict(model, tmp_path / "in.tsv", f"{engine}.jsonl", scores_targets=True)
         right, wrong = read_rows(output)
         assert right["text"] == "ABC"
         assert wrong["text"] == "ABD"
         assert right["score"] > -0.5 > wrong["score"]
         assert sum(wrong["log_probs"]) == pytest.approx(wrong["score"], abs=1e-4)
-        lines, _ = predict(model, tmp_path / "in.tsv", f"{engine}.txt", is_forced=True)
+        lines, _ = predict(model, tmp_path / "in.tsv", f"{engine}.txt", scores_targets=True)
         scores = [float(line) for line in lines.read_text().splitlines()]
         assert scores == pytest.approx([right["score"], wrong["score"]], abs=1e-4)
 
 
-def test_an_output_begins_with_what_its_row_gives(model, tmp_path):
+def test_an_output_begins_with_the_prefix_of_its_row(model, tmp_path):
     (tmp_path / "in.csv").write_text("source,start\nabc,B\nabc,\nabc,AA\n")
     output, _ = predict(model, tmp_path / "in.csv", "out.jsonl", prefix="start")
     texts = [row["text"] for row in read_rows(output)]
@@ -204,7 +202,7 @@ def test_an_output_begins_with_what_its_row_gives(model, tmp_path):
         predict(model, tmp_path / "in.csv", "no.jsonl", prefix="strat")
 
 
-def test_windows_grow_and_are_the_same_wherever_one_begins():
+def test_windows_grow_and_are_the_same_after_resuming():
     sizes = [len(window) for window in make_windows(range(20_000))]
     assert sizes[:4] == [64, 128, 256, 512]
     assert max(sizes) == 4096
@@ -213,7 +211,7 @@ def test_windows_grow_and_are_the_same_wherever_one_begins():
     assert [len(window) for window in make_windows(range(20_000 - done), done)] == sizes[3:]
 
 
-# ------------------------------------------------------------------ killed, and on again
+# ------------------------------------------------------------------ killed, and resumed
 
 
 def write_input(path, num_rows, *, seed=0):
@@ -231,7 +229,7 @@ def wait_for_rows(journal, rows):
     """Wait until `rows` are done; return whether they were."""
     for _ in range(2000):
         try:
-            if json.loads(journal.read_text())["place"]["rows"] >= rows:
+            if json.loads(journal.read_text())["state"]["rows"] >= rows:
                 return True
         except FileNotFoundError:
             pass
@@ -239,33 +237,33 @@ def wait_for_rows(journal, rows):
     return False
 
 
-def test_killed_again_and_again_the_file_becomes_what_it_would_have_been(trained, tmp_path):
+def test_after_several_sigkills_the_file_is_the_same_as_without(trained, tmp_path):
     source = tmp_path / "in.jsonl.gz"
     write_input(source, 6000)
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     first = subprocess.run(command(trained[0], source, whole), capture_output=True, check=True)
-    chance, journal, deaths = random.Random(1), tmp_path / ".cut.jsonl.journal", 0
+    chance, journal, kills = random.Random(1), tmp_path / ".cut.jsonl.journal", 0
     for rows in (64, 448, 960, 1984):
         process = subprocess.Popen(command(trained[0], source, cut), stderr=subprocess.PIPE)
         wait_for_rows(journal, rows)
         time.sleep(chance.random() * 0.05)
         process.kill()
         _, _ = process.communicate()
-        deaths += process.returncode == -signal.SIGKILL
+        kills += process.returncode == -signal.SIGKILL
         assert not cut.exists() or process.returncode == 0
-    assert deaths >= 3
+    assert kills >= 3
     last = subprocess.run(command(trained[0], source, cut), capture_output=True, check=True)
-    assert b"goes on after row" in last.stderr
+    assert b"resuming after row" in last.stderr
     assert cut.read_bytes() == whole.read_bytes()
-    told = [line for line in first.stderr.splitlines() if b"without an output" in line]
-    assert told
-    assert set(told) <= set(last.stderr.splitlines())  # the report counts what was done before
+    message = [line for line in first.stderr.splitlines() if b"without an output" in line]
+    assert message
+    assert set(message) <= set(last.stderr.splitlines())  # the report counts what was done before
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl.gz", "whole.jsonl", "cut.jsonl"}
 
 
 def interrupt(model, path, output, rows=192):
-    """Leave what a job that died after `rows` leaves."""
-    job = Job(input=path, output=output, layout="jsonl")
+    """Leave the files of a job that crashed after `rows`."""
+    job = Job(input=path, output=output)
 
     class Dead(BaseException):
         pass
@@ -300,7 +298,7 @@ def interrupted(model, tmp_path):
     return path, output
 
 
-def test_a_torn_tail_of_the_partial_file_is_cut_off(model, interrupted):
+def test_an_incomplete_last_line_of_the_partial_file_is_removed(model, interrupted):
     path, output = interrupted
     whole, _ = predict(model, path, "whole.jsonl")
     with output.with_name(".out.jsonl.partial").open("ab") as file:
@@ -309,7 +307,7 @@ def test_a_torn_tail_of_the_partial_file_is_cut_off(model, interrupted):
     assert output.read_bytes() == whole.read_bytes()
 
 
-def test_other_settings_do_not_go_on_with_what_was_begun(trained, interrupted):
+def test_other_settings_do_not_resume_an_interrupted_prediction(trained, interrupted):
     path, output = interrupted
     other = Predictor.load(
         trained[0], Settings(decoding=DecodingSettings(max_length_extra=3)), threads=1
@@ -318,11 +316,11 @@ def test_other_settings_do_not_go_on_with_what_was_begun(trained, interrupted):
         DragomanError, match=r"decoding.max_length_extra 50, now it is 3.*--restart"
     ):
         predict(other, path, "out.jsonl")
-    predict(other, path, "out.jsonl", restarts=True)
+    predict(other, path, "out.jsonl", restart=True)
     assert len(read_rows(output)) == len(WORDS)
 
 
-def test_a_list_of_choices_that_has_changed_is_told(trained, tmp_path):
+def test_a_changed_list_of_choices_is_an_error(trained, tmp_path):
     path, output, choices = tmp_path / "in.txt", tmp_path / "out.jsonl", tmp_path / "choices.txt"
     path.write_text("".join(f"{word}\n" for word in WORDS))
     choices.write_text("AB\nCD\n")
@@ -333,7 +331,7 @@ def test_a_list_of_choices_that_has_changed_is_told(trained, tmp_path):
         predict(Predictor.load(trained[0], settings), path, "out.jsonl")
 
 
-def test_an_input_that_has_changed_is_told_and_nothing_is_lost(model, interrupted):
+def test_a_changed_input_is_an_error_and_nothing_is_lost(model, interrupted):
     path, output = interrupted
     lines = path.read_text().splitlines()
     path.write_text("\n".join(["zzz", *lines[1:]]) + "\n")
@@ -347,7 +345,7 @@ def test_an_input_that_has_changed_is_told_and_nothing_is_lost(model, interrupte
     assert len(read_rows(output)) == len(WORDS) + 1
 
 
-def test_two_do_not_write_one_file(trained, tmp_path):
+def test_two_processes_do_not_write_one_file(trained, tmp_path):
     source = tmp_path / "in.jsonl.gz"
     write_input(source, 30_000)
     first = subprocess.Popen(command(trained[0], source, tmp_path / "out.jsonl"))
@@ -363,7 +361,7 @@ def test_two_do_not_write_one_file(trained, tmp_path):
         first.wait()
 
 
-def test_an_interrupt_says_that_the_same_command_goes_on(trained, tmp_path):
+def test_on_ctrl_c_it_says_that_the_same_command_resumes(trained, tmp_path):
     source = tmp_path / "in.jsonl.gz"
     write_input(source, 30_000)
     process = subprocess.Popen(
@@ -374,30 +372,30 @@ def test_an_interrupt_says_that_the_same_command_goes_on(trained, tmp_path):
     )
     assert wait_for_rows(tmp_path / ".out.jsonl.journal", 64)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"stopped; the same command goes on after row" in told
-    assert b"Traceback" not in told
+    assert b"stopped; the same command resumes after row" in message
+    assert b"Traceback" not in message
 
 
-def test_a_journal_that_is_broken_or_older_is_told(tmp_path):
+def test_a_damaged_or_older_journal_is_an_error(tmp_path):
     journal = Journal([tmp_path / "out.jsonl"], {"model": ["a"]})
     [partial] = journal.partials
     partial.write_bytes(b"12345")
-    journal.write(Place(rows=3, sizes_bytes=[5], digest="x"))
-    assert journal.read().rows == 3
+    journal.write(State(rows=3, sizes_bytes=[5], digest="x"))
+    assert journal.read()[0].rows == 3
     partial.write_bytes(b"123")
-    with pytest.raises(DragomanError, match="has lost its end"):
+    with pytest.raises(DragomanError, match="shorter than it was"):
         journal.read()
     path = tmp_path / ".out.jsonl.journal"
-    for content, told in (("{", "cannot be read"), ('{"version": 0}', "another version")):
+    for content, message in (("{", "cannot be read"), ('{"version": 0}', "another version")):
         path.write_text(content)
-        with pytest.raises(DragomanError, match=told):
+        with pytest.raises(DragomanError, match=message):
             journal.read()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_what_is_no_file_is_written_to_as_it_stands(model, tmp_path):
+def test_a_named_pipe_is_written_to(model, tmp_path):
     (tmp_path / "in.txt").write_text("abc\n")
     job = Job(input=tmp_path / "in.txt", output=tmp_path / "pipe")
     os.mkfifo(tmp_path / "pipe")
@@ -407,12 +405,12 @@ def test_what_is_no_file_is_written_to_as_it_stands(model, tmp_path):
 
 
 def test_a_table_needs_an_input_with_columns(model, tmp_path):
-    with pytest.raises(DragomanError, match="give that by --input"):
-        run_job(model, Job(output=tmp_path / "out.csv", layout="csv"))
+    with pytest.raises(DragomanError, match="give the input by --input"):
+        run_job(model, Job(output=tmp_path / "out.csv"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_was_calibrated_anew_does_not_go_on_with_what_was_begun(model, interrupted):
+def test_a_recalibrated_model_does_not_resume_an_interrupted_prediction(model, interrupted):
     path, output = interrupted
     other = StoredCalibration(temperature=9.0, rows=1, pairs=(), decoding=DecodingSettings())
     changed = Predictor(

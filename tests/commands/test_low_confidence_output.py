@@ -1,4 +1,4 @@
-"""Predictions in two files: the sure rows in one, all others in the other, whenever it dies."""
+"""Predictions in two files, by confidence; both survive a crash at any moment."""
 
 import csv
 import gzip
@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from conftest import make_words
-from dragoman.commands.predict import run_job
-from dragoman.commands.predict_job import Job, Rest, choose_layout
+from dragoman.commands.predict import Job, run_job
 from dragoman.errors import DragomanError
 from dragoman.predictor import Predictor
 from dragoman.settings import DecodingSettings, Settings
@@ -35,16 +34,12 @@ def middle(model):
     return round(found[len(found) // 2], 4)
 
 
-def make_job(source, output, rest, share, **values):
-    def choose(path):
-        return choose_layout(path, is_jsonl=False)
-
+def make_job(source, output, rest, min_confidence):
     return Job(
         input=source,
         output=output,
-        layout=choose(output),
-        rest=Rest(path=rest, layout=choose(rest), min_confidence=share),
-        **values,
+        low_confidence_output=rest,
+        min_confidence=min_confidence,
     )
 
 
@@ -79,11 +74,11 @@ def test_each_row_is_in_the_file_of_its_confidence_and_none_is_lost(model, middl
     lines = [row["line"] for row in kept + others]
     assert sorted(lines) == list(range(1, len(WORDS) + 1))
     whole = tmp_path / "whole.jsonl"
-    run_job(model, Job(input=source, output=whole, layout="jsonl"))
+    run_job(model, Job(input=source, output=whole))
     assert sorted(kept + others, key=lambda row: row["line"]) == read_rows(whole)
-    [told] = [line for line in report if "sure.jsonl" in line]
-    assert f"of {len(WORDS)} rows {len(kept)} (" in told
-    assert f"{len(others)} (" in told
+    [message] = [line for line in report if "sure.jsonl" in line]
+    assert f"of {len(WORDS)} rows {len(kept)} (" in message
+    assert f"{len(others)} (" in message
 
 
 @pytest.mark.parametrize("name", ["rest.csv", "rest.tsv", "rest.csv.gz", "rest.ndjson.zst"])
@@ -103,7 +98,7 @@ def test_each_file_has_the_layout_of_its_name(model, middle, tmp_path, name):
         assert all(float(row["confidence"]) < middle for row in others)
 
 
-def test_a_row_that_was_cut_goes_to_the_rest_whatever_is_asked(trained, tmp_path):
+def test_truncated_outputs_are_low_confidence_at_any_threshold(trained, tmp_path):
     decoding = DecodingSettings(max_length_ratio=0.0, max_length_extra=4)
     model = Predictor.load(trained[0], Settings(decoding=decoding), threads=1)
     source = write_words(tmp_path / "in.txt")
@@ -116,7 +111,7 @@ def test_a_row_that_was_cut_goes_to_the_rest_whatever_is_asked(trained, tmp_path
     assert read_rows(rest)
 
 
-def test_a_rest_that_gets_no_row_is_an_empty_file(model, tmp_path):
+def test_a_low_confidence_output_without_rows_is_an_empty_file(model, tmp_path):
     (tmp_path / "in.txt").write_text("abc\n")
     rest = tmp_path / "rest.jsonl.gz"
     run_job(model, make_job(tmp_path / "in.txt", tmp_path / "sure.jsonl", rest, 0.0))
@@ -124,7 +119,7 @@ def test_a_rest_that_gets_no_row_is_an_empty_file(model, tmp_path):
     assert len(read_rows(tmp_path / "sure.jsonl")) == 1
 
 
-# ------------------------------------------------------------------ killed, and on again
+# ------------------------------------------------------------------ killed, and resumed
 
 
 def command(folder, source, sure, rest, share, *more):
@@ -138,16 +133,14 @@ def command(folder, source, sure, rest, share, *more):
 def wait_for_rows(journal, rows):
     for _ in range(2000):
         try:
-            if json.loads(journal.read_text())["place"]["rows"] >= rows:
+            if json.loads(journal.read_text())["state"]["rows"] >= rows:
                 return
         except FileNotFoundError:
             pass
         time.sleep(0.005)
 
 
-def test_killed_again_and_again_both_files_become_what_they_would_have_been(
-    trained, middle, tmp_path
-):
+def test_after_several_sigkills_both_files_are_the_same_as_without(trained, middle, tmp_path):
     source, chance = tmp_path / "in.jsonl.gz", random.Random(0)
     with gzip.open(source, "wt") as file:
         for number in range(6000):
@@ -158,7 +151,7 @@ def test_killed_again_and_again_both_files_become_what_they_would_have_been(
     whole = [tmp_path / "whole.jsonl", tmp_path / "whole-rest.csv.gz"]
     cut = [tmp_path / "cut.jsonl", tmp_path / "rest.csv.gz"]
     first = subprocess.run(command(trained[0], source, *whole, middle), capture_output=True, check=True)  # fmt: skip
-    deaths = 0
+    kills = 0
     for rows in (64, 448, 960, 1984):
         process = subprocess.Popen(
             command(trained[0], source, *cut, middle), stderr=subprocess.PIPE
@@ -167,15 +160,15 @@ def test_killed_again_and_again_both_files_become_what_they_would_have_been(
         time.sleep(chance.random() * 0.05)
         process.kill()
         process.communicate()
-        deaths += process.returncode == -signal.SIGKILL
+        kills += process.returncode == -signal.SIGKILL
         assert process.returncode == 0 or not any(path.exists() for path in cut)
-    assert deaths >= 3
+    assert kills >= 3
     last = subprocess.run(command(trained[0], source, *cut, middle), capture_output=True, check=True)  # fmt: skip
-    assert b"goes on after row" in last.stderr
+    assert b"resuming after row" in last.stderr
     for one, other in zip(whole, cut, strict=True):
         assert one.read_bytes() == other.read_bytes()
-    for told, paths in ((first.stderr, whole), (last.stderr, cut)):
-        [counts] = [line for line in told.decode().splitlines() if "of 6,000 rows" in line]
+    for message, paths in ((first.stderr, whole), (last.stderr, cut)):
+        [counts] = [line for line in message.decode().splitlines() if "of 6,000 rows" in line]
         assert all(str(path) in counts for path in paths)
         numbers = counts.split(": ", 1)[1].replace(str(tmp_path), "")
         assert numbers.split(" in ")[0] == "of 6,000 rows " + f"{len(read_rows(whole[0])):,} " + (
@@ -186,12 +179,12 @@ def test_killed_again_and_again_both_files_become_what_they_would_have_been(
 
 
 class Dead(BaseException):
-    """What the process would do no more."""
+    """Stands for a crash."""
 
 
 @pytest.fixture
 def dying(monkeypatch):
-    """Gives what lets the process die at its n-th change of a name, before or after it is made."""
+    """Give a function that crashes at the n-th rename, before or after it is done."""
 
     def arm(at, *, is_done):
         count = 0
@@ -218,10 +211,8 @@ def dying(monkeypatch):
 
 @pytest.mark.parametrize("is_own_input", [False, True])
 @pytest.mark.parametrize("is_done", [False, True])
-def test_a_death_at_any_change_of_a_name_loses_nothing(
-    model, middle, tmp_path, dying, is_done, is_own_input
-):
-    """Also where the input has the name of an output, and is replaced in the end."""
+def test_a_crash_at_any_rename_loses_nothing(model, middle, tmp_path, dying, is_done, is_own_input):
+    """Also where the output replaces the input."""
     (tmp_path / "whole").mkdir()
     source = write_words(tmp_path / "whole" / "in.jsonl")
     source.write_text("".join(f'{{"source": "{word}"}}\n' for word in WORDS))
@@ -236,38 +227,38 @@ def test_a_death_at_any_change_of_a_name_loses_nothing(
         source, rest = folder / "in.jsonl", folder / "rest.jsonl"
         source.write_bytes(given)
         sure = source if is_own_input else folder / "sure.jsonl"
-        job, is_alive = make_job(source, sure, rest, middle), False
+        job, has_ended = make_job(source, sure, rest, middle), False
         arming = dying(at, is_done=is_done)
         next(arming)
         try:
             run_job(model, job)
-            is_alive = True
+            has_ended = True
         except Dead:
             pass
         next(arming, None)
         if sure.read_bytes() != given if is_own_input else sure.exists():
             assert rest.exists()  # the main file comes last
-        if not is_alive:
+        if not has_ended:
             run_job(model, job)
         assert [sure.read_bytes(), rest.read_bytes()] == expected
         assert names_in(folder) == sorted({"in.jsonl", sure.name, "rest.jsonl"})
-        if is_alive:
+        if has_ended:
             break
-    assert is_alive
-    assert at >= 5  # journals of the windows, that all is whole, two names
+    assert has_ended
+    assert at >= 5  # journals of the windows, two names
 
 
 def die_at_the_names(model, job, dying, changes_left=1):
-    """Leave what a job leaves that died when `changes_left` of its files had no name yet."""
+    """Crash when `changes_left` files are not renamed yet."""
     num_windows = 2  # 64 and 128 rows, and the last
-    arming = dying(num_windows + 1 + 1 + (2 - changes_left), is_done=True)
+    arming = dying(num_windows + 1 + (2 - changes_left), is_done=True)
     next(arming)
     with pytest.raises(Dead):
         run_job(model, job)
     next(arming, None)
 
 
-def test_an_input_that_has_changed_after_all_was_done_is_told(model, middle, tmp_path, dying):
+def test_an_input_changed_after_the_last_row_is_an_error(model, middle, tmp_path, dying):
     source = write_words(tmp_path / "in.txt")
     given = source.read_text()
     sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
@@ -287,15 +278,13 @@ def test_an_input_that_has_changed_after_all_was_done_is_told(model, middle, tmp
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"share": 0.5}, "--min-confidence"),
         ({"rest": "other.jsonl"}, "--low-confidence-output rest.jsonl"),
     ],
 )
-def test_another_parting_does_not_go_on_with_what_was_begun(
-    model, middle, tmp_path, dying, change, told
-):
+def test_another_threshold_or_file_does_not_resume(model, middle, tmp_path, dying, change, message):
     source = write_words(tmp_path / "in.txt")
     sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
     arming = dying(2, is_done=True)
@@ -304,15 +293,13 @@ def test_another_parting_does_not_go_on_with_what_was_begun(
         run_job(model, make_job(source, sure, rest, middle))
     next(arming, None)
     other = tmp_path / change.get("rest", "rest.jsonl")
-    with pytest.raises(DragomanError, match=told.replace(" ", " '?")):
+    with pytest.raises(DragomanError, match=message.replace(" ", " '?")):
         run_job(model, make_job(source, sure, other, change.get("share", middle)))
     run_job(model, make_job(source, sure, rest, middle))
     assert len(read_rows(sure)) + len(read_rows(rest)) == len(WORDS)
 
 
-def test_two_predictions_that_share_a_rest_do_not_write_into_each_other(
-    model, middle, tmp_path, dying
-):
+def test_two_predictions_may_share_a_low_confidence_output(model, middle, tmp_path, dying):
     source, rest = write_words(tmp_path / "in.txt"), tmp_path / "rest.jsonl"
     jobs = [make_job(source, tmp_path / f"{name}.jsonl", rest, middle) for name in "ab"]
     for job in jobs:
@@ -336,7 +323,7 @@ def run(*words, given=b""):
     )  # fmt: skip
 
 
-def test_the_sure_rows_may_go_down_a_pipe(trained, tmp_path):
+def test_high_confidence_rows_may_go_to_standard_output(trained, tmp_path):
     rest = tmp_path / "rest.jsonl"
     words = [
         "--jsonl",
@@ -355,17 +342,17 @@ def test_the_sure_rows_may_go_down_a_pipe(trained, tmp_path):
     assert names_in(tmp_path) == ["rest.jsonl"]
 
 
-def test_a_second_file_by_which_rows_could_be_lost_is_refused(trained, tmp_path):
+def test_a_second_file_that_could_lose_rows_is_an_error(trained, tmp_path):
     (tmp_path / "in.txt").write_text("abc\n")
     sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
-    for words, told in (
+    for words, message in (
         (["--min-confidence", "0.5"], "must be given together"),
         (["--low-confidence-output", rest], "must be given together"),
         (["--min-confidence", "1.5", "--low-confidence-output", rest], "not a number from 0 to 1"),
         (["--min-confidence", "nan", "--low-confidence-output", rest], "not a number from 0 to 1"),
         (["--min-confidence", "0.5", "--low-confidence-output", sure], "the --output too"),
-        (["--min-confidence", "0.5", "--low-confidence-output", tmp_path], "no file"),
-        (["--min-confidence", "0.5", "--low-confidence-output", os.devnull], "no file"),
+        (["--min-confidence", "0.5", "--low-confidence-output", tmp_path], "not a file"),
+        (["--min-confidence", "0.5", "--low-confidence-output", os.devnull], "not a file"),
         (
             ["--min-confidence", "0.5", "--low-confidence-output", tmp_path / "no" / "rest.jsonl"],
             "cannot be written",
@@ -389,6 +376,6 @@ def test_a_second_file_by_which_rows_could_be_lost_is_refused(trained, tmp_path)
         output = [] if "--output" in words else ["--output", sure]
         found = run(trained[0], "--input", tmp_path / "in.txt", *output, *words)
         assert found.returncode == 2, words
-        assert told in found.stderr.decode()
+        assert message in found.stderr.decode()
         assert b"Traceback" not in found.stderr
         assert names_in(tmp_path) == ["in.txt"]

@@ -286,6 +286,7 @@ def _describe_job(model: Predictor, job: Job) -> dict[str, object]:
         "dragoman": version("dragoman"),
         "model": model.fingerprints(),
         "--engine": model.engine.name,
+        "--quantization": model.engine.quantization,
         "--score": job.scores_targets,
         "--prefix": job.prefix,
         "layout": job.layouts,

@@ -13,7 +13,7 @@ from dragoman.errors import DataError
 from dragoman.inspection import character_checks, lengths
 from dragoman.inspection.findings import Inspection
 from dragoman.reading.pairs import RowErrors, read_pairs
-from dragoman.reading.statistics import read_splits
+from dragoman.reading.statistics import split_of
 from inspection.clean import SENTENCES, invent_rows, write_rows
 
 NUM_ROWS = 900
@@ -293,8 +293,9 @@ def test_pairs_that_have_been_read_give_the_same_inspection(file):
     words = ["--data.broken_rows=skip"]
     wanted = inspect(file, read_settings(None, words))
     chosen, row_errors = wanted.settings, RowErrors()
-    pairs = read_splits(read_pairs(file, chosen.data, row_errors), chosen.data)
-    by_split = sorted(pairs, key=lambda item: item[0])
+    fraction = chosen.data.valid_fraction
+    pairs = read_pairs(file, chosen.data, row_errors)
+    by_split = sorted((split_of(pair.source, (), fraction, 0.0), pair) for pair in pairs)
     found = inspect_pairs(by_split, [file], chosen, row_errors=row_errors, reasons=wanted.reasons)
     assert found.to_dict() == wanted.to_dict()
     assert {finding.kind for finding in found.findings} == {"duplicates", "empty_side"}

@@ -36,7 +36,7 @@ from dragoman.inspection.swapped import find_swapped
 from dragoman.presets import choose_settings
 from dragoman.reading.pairs import Pair, RowErrors, read_pairs
 from dragoman.reading.row_errors import OVER_LONG
-from dragoman.reading.statistics import StatisticsCollector, read_splits
+from dragoman.reading.statistics import collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
@@ -60,17 +60,26 @@ def inspect(
     """
     paths = [pairs] if isinstance(pairs, str | Path) else list(pairs)
     settings = settings or Settings()
-    row_errors, collector = RowErrors(), StatisticsCollector()
-    train = list(collector.watch(read_pairs(paths, _skip_invalid(settings.data), row_errors)))
+    row_errors = RowErrors()
+    train = list(read_pairs(paths, _skip_invalid(settings.data), row_errors))
     given = (settings.data.valid, settings.data.test)
     is_parallel = all(len(files) == 2 for files in (paths, *given) if files)
-    choice = choose_settings(settings, collector.finish(), is_parallel=is_parallel)
-    data = choice.settings.data
+    choice = choose_settings(settings, collect_statistics(train), is_parallel=is_parallel)
+    data = _skip_invalid(choice.settings.data)
     if data.leading_tags and not settings.data.leading_tags:  # now without tags in the sources
         row_errors = RowErrors()
-        train = list(read_pairs(paths, _skip_invalid(data), row_errors))
+        train = list(read_pairs(paths, data, row_errors))
+    valid_fraction = 0.0 if data.valid else data.valid_fraction
+    test_fraction = 0.0 if data.test else data.test_fraction
+    pairs_by_split: list[tuple[str, Pair]] = [
+        (split_of(pair.source, pair.features, valid_fraction, test_fraction), pair)
+        for pair in train
+    ]
+    for split, files in (("valid", data.valid), ("test", data.test)):
+        if files:
+            pairs_by_split += [(split, pair) for pair in read_pairs(files, data, row_errors)]
     return inspect_pairs(
-        read_splits(train, _skip_invalid(data), row_errors),
+        pairs_by_split,
         paths,
         choice.settings,
         tokenizer=tokenizer,

@@ -1,12 +1,12 @@
 """Statistics of the pairs, by which a preset is chosen, and the split that a pair belongs to."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 
-from dragoman.reading.pairs import Pair, RowErrors, read_pairs, take_features
+from dragoman.reading.pairs import Pair, take_features
 from dragoman.settings import DataSettings
 
 Split = Literal["train", "valid", "test"]
@@ -36,48 +36,25 @@ class PairStatistics:
     all_tagged: bool  # every measured source begins with a <tag>
 
 
-class StatisticsCollector:
-    """Collects the statistics of pairs that are read for another purpose, in bounded memory."""
-
-    def __init__(self) -> None:
-        self._num_pairs = 0
-        self._num_tagged = 0
-        self._sources: set[str] = set()
-        self._source, self._target = _SideCounts(), _SideCounts()
-
-    def add(self, pair: Pair) -> None:
-        """Count one pair."""
-        self._num_pairs += 1
-        if self._num_pairs <= _MEASURED_ROWS:
-            text, tags = take_features(pair.source, (), (), _WITH_TAGS)
-            self._source.add(text)
-            self._target.add(pair.target)
-            self._sources.add(pair.source)
-            self._num_tagged += bool(tags)
-
-    def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """Yield `pairs` unchanged, and count each."""
-        for pair in pairs:
-            self.add(pair)
-            yield pair
-
-    def finish(self) -> PairStatistics:
-        """Return the statistics of the pairs so far."""
-        return PairStatistics(
-            num_pairs=self._num_pairs,
-            num_sources=len(self._sources),
-            source=self._source.finish(),
-            target=self._target.finish(),
-            all_tagged=self._num_tagged == self._source.num_rows > 0,
-        )
-
-
 def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
     """Return the statistics of `pairs`, in one pass and bounded memory."""
-    collector = StatisticsCollector()
-    for pair in pairs:
-        collector.add(pair)
-    return collector.finish()
+    source, target = _SideCounts(), _SideCounts()
+    num_pairs, num_tagged = 0, 0
+    sources: set[str] = set()
+    for num_pairs, pair in enumerate(pairs, start=1):
+        if num_pairs <= _MEASURED_ROWS:
+            text, tags = take_features(pair.source, (), (), _WITH_TAGS)
+            source.add(text)
+            target.add(pair.target)
+            sources.add(pair.source)
+            num_tagged += bool(tags)
+    return PairStatistics(
+        num_pairs=num_pairs,
+        num_sources=len(sources),
+        source=source.finish(),
+        target=target.finish(),
+        all_tagged=num_tagged == source.num_rows > 0,
+    )
 
 
 def split_of(
@@ -96,23 +73,6 @@ def split_of(
     if place < valid_fraction:
         return "valid"
     return "test" if place >= 1.0 - test_fraction else "train"
-
-
-def read_splits(
-    pairs: Iterable[Pair], data: DataSettings, row_errors: RowErrors | None = None
-) -> Iterator[tuple[Split, Pair]]:
-    """Yield the pairs of the training file, each with its split, then those of the other files.
-
-    Raises: DataError, as `read_pairs` for data.valid and data.test.
-    """
-    valid_fraction = 0.0 if data.valid else data.valid_fraction
-    test_fraction = 0.0 if data.test else data.test_fraction
-    for pair in pairs:
-        yield split_of(pair.source, pair.features, valid_fraction, test_fraction), pair
-    if data.valid:
-        yield from (("valid", pair) for pair in read_pairs(data.valid, data, row_errors))
-    if data.test:
-        yield from (("test", pair) for pair in read_pairs(data.test, data, row_errors))
 
 
 @dataclass

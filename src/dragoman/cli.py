@@ -171,21 +171,18 @@ def compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 
 
 def inspect(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Look for faults in pairs before a model is trained on them."""
+    """Look for problems in pairs before a model is trained on them."""
+    from dragoman.commands import inspect as command
     from dragoman.configuration import merge_settings, read_settings
 
     files = {"data.valid": arguments.valid, "data.test": arguments.test}
     given = {name: paths for name, paths in files.items() if paths}
     settings = merge_settings(read_settings(arguments.config, words), given, overrule=True)
-    from dragoman.commands import inspect as inspection
-
-    found = inspection.inspect(arguments.pairs, settings)
+    inspection = command.inspect(arguments.pairs, settings)
     if arguments.json:
-        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
-        return
-    from dragoman.inspection.summary import print_inspection
-
-    print_inspection(found)
+        print(json.dumps(inspection.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        command.print_inspection(inspection)
 
 
 def export(arguments: argparse.Namespace, words: Sequence[str]) -> None:

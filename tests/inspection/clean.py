@@ -1,4 +1,4 @@
-"""Pairs without a fault, in many languages, as people write them: nothing may be found in them."""
+"""Pairs without a problem, in many languages, as people write them: nothing may be found in them."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Lengths of texts in characters and tokens: figures, rows over the limit, unequal sides."""
+"""Lengths of texts in characters and tokens: figures, and rows over the limit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,6 @@ from dragoman.inspection.findings import (
     SplitFigures,
     describe_share,
     show_row,
-    show_rows,
 )
 from dragoman.inspection.rows import SplitRows, spread
 from dragoman.settings import DataSettings, Settings
@@ -21,13 +20,6 @@ _TRAINED_ROWS = 50_000
 _ENCODED_ROWS = 50_000
 _LONGEST_ROWS = 20_000  # also encoded, to find those over the limit
 _MOST_BYTES = 4  # of a character in UTF-8: no text has more tokens than bytes
-# Sides of unequal lengths.
-_LONG = 60  # characters of the longer side: short texts may have any ratio
-_FEWEST_ROWS = 200
-_MOST_SPREAD = 0.5  # standard deviation of the logarithm of the ratio: above, it says nothing
-_LEAST_FACTOR = 6.0  # times longer or shorter than usual
-_LEAST_DEVIATIONS = 6.0
-_MOST_ODD = 0.005  # of the rows: more is typical of the data
 
 
 def train_tokenizer(rows: SplitRows, settings: Settings) -> tuple[PairTokenizer, list[str]]:
@@ -47,8 +39,8 @@ def measure_split(rows: SplitRows, tokenizer: PairTokenizer) -> tuple[SplitFigur
     indices = spread(len(rows), _ENCODED_ROWS)
     source_tokens, target_tokens = _count_tokens(rows, tokenizer, indices)
     lengths = {
-        "source_characters": _count_characters(rows.sources),
-        "target_characters": _count_characters(rows.targets),
+        "source_characters": count_characters(rows.sources),
+        "target_characters": count_characters(rows.targets),
         "source_tokens": source_tokens,
         "target_tokens": target_tokens,
     }
@@ -71,7 +63,7 @@ def find_long_rows(
 
     If very many rows could be over the limit, only the longest are encoded.
     """
-    longer = np.maximum(_count_characters(rows.sources), _count_characters(rows.targets))
+    longer = np.maximum(count_characters(rows.sources), count_characters(rows.targets))
     longer += np.fromiter((len(pair.features) for pair in rows.pairs), np.int64, len(rows))
     candidates = np.flatnonzero(longer * _MOST_BYTES + 2 > data.max_tokens)
     if len(candidates) > _LONGEST_ROWS:
@@ -99,33 +91,6 @@ def find_long_rows(
     )
 
 
-def find_odd_lengths(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
-    """Find long rows with sides of very unequal lengths, where those of other rows are similar."""
-    for rows in files.values():
-        if len(rows) < _FEWEST_ROWS:
-            continue
-        source, target = _count_characters(rows.sources), _count_characters(rows.targets)
-        ratio = np.log(target / source)
-        usual = np.median(ratio)
-        deviation = 1.4826 * np.median(np.abs(ratio - usual))
-        longest = np.maximum(source * np.exp(usual), target)
-        least = max(np.log(_LEAST_FACTOR), _LEAST_DEVIATIONS * deviation)
-        found = np.flatnonzero((longest >= _LONG) & (np.abs(ratio - usual) > least))
-        if deviation > _MOST_SPREAD or not 0 < len(found) <= max(1, _MOST_ODD * len(rows)):
-            continue
-        yield Finding(
-            kind="odd_lengths",
-            title=f"sides of very unequal lengths in {rows.shown}",
-            severity="note",
-            count=len(found),
-            message=f"{describe_share(len(found), rows)} have a target more than "
-            f"{np.exp(least):.0f} times longer or shorter than expected from the source (usual: "
-            f"{np.exp(usual):.2f} times the source)",
-            remedy="check whether the sides belong together, or one is truncated",
-            examples=show_rows(rows, found),
-        )
-
-
 def _describe(lengths: NDArray[np.int64]) -> dict[str, float]:
     """Return the minimum, the maximum, the mean and percentiles."""
     low, median, high, higher = np.percentile(lengths, [5, 50, 95, 99])
@@ -140,7 +105,8 @@ def _describe(lengths: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
-def _count_characters(texts: Sequence[str]) -> NDArray[np.int64]:
+def count_characters(texts: Sequence[str]) -> NDArray[np.int64]:
+    """Return the characters of each text, (N,)."""
     return np.fromiter(map(len, texts), np.int64, len(texts))
 
 

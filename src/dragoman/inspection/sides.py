@@ -1,4 +1,4 @@
-"""Swapped columns: rows whose source looks like a target, and whose target like a source."""
+"""Sides that do not belong together: swapped columns, and very unequal lengths."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman.inspection.findings import Finding, describe_share, show_rows
+from dragoman.inspection.lengths import count_characters
 from dragoman.inspection.rows import SplitRows
 
 _NUM_BUCKETS = 1 << 16  # character bigrams are counted by a hash
@@ -17,6 +18,13 @@ _LEAST_EVIDENCE = 30.0  # nats, over the whole row
 _LEAST_DIFFERENCE = 0.1  # nats per character, of the median row: below, the sides are alike
 _MOST_SWAPPED = 0.1  # of the training rows: more is typical of the data
 _CHUNK_ROWS = 4096
+# Sides of unequal lengths.
+_LONG = 60  # characters of the longer side: short texts may have any ratio
+_FEWEST_ROWS = 200
+_MOST_SPREAD = 0.5  # standard deviation of the logarithm of the ratio: above, it says nothing
+_LEAST_FACTOR = 6.0  # times longer or shorter than usual
+_LEAST_DEVIATIONS = 6.0
+_MOST_ODD = 0.005  # of the rows: more is typical of the data
 
 
 def find_swapped(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
@@ -53,6 +61,33 @@ def find_swapped(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
             )
 
 
+def find_odd_lengths(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+    """Find long rows with sides of very unequal lengths, where those of other rows are similar."""
+    for rows in files.values():
+        if len(rows) < _FEWEST_ROWS:
+            continue
+        source, target = count_characters(rows.sources), count_characters(rows.targets)
+        ratio = np.log(target / source)
+        usual = np.median(ratio)
+        deviation = 1.4826 * np.median(np.abs(ratio - usual))
+        longest = np.maximum(source * np.exp(usual), target)
+        least = max(np.log(_LEAST_FACTOR), _LEAST_DEVIATIONS * deviation)
+        found = np.flatnonzero((longest >= _LONG) & (np.abs(ratio - usual) > least))
+        if deviation > _MOST_SPREAD or not 0 < len(found) <= max(1, _MOST_ODD * len(rows)):
+            continue
+        yield Finding(
+            kind="odd_lengths",
+            title=f"sides of very unequal lengths in {rows.shown}",
+            severity="note",
+            count=len(found),
+            message=f"{describe_share(len(found), rows)} have a target more than "
+            f"{np.exp(least):.0f} times longer or shorter than expected from the source (usual: "
+            f"{np.exp(usual):.2f} times the source)",
+            remedy="check whether the sides belong together, or one is truncated",
+            examples=show_rows(rows, found),
+        )
+
+
 def _count_bigrams(texts: Sequence[str]) -> NDArray[np.float64]:
     """Return the smoothed frequency of each bucket, (_NUM_BUCKETS,)."""
     counts = np.full(_NUM_BUCKETS, _SMOOTHING)
@@ -71,7 +106,7 @@ def _weigh(
     """Return the evidence that each text is a source, in nats, in all and per character, (N,) each."""
     sums = [np.add.reduceat(evidence[buckets], starts) for buckets, starts in _read_bigrams(texts)]
     total = np.concatenate(sums).astype(np.float64)
-    return total, total / np.fromiter(map(len, texts), np.int64, len(texts))
+    return total, total / count_characters(texts)
 
 
 def _read_bigrams(
@@ -83,7 +118,7 @@ def _read_bigrams(
     """
     for first in range(0, len(texts), _CHUNK_ROWS):
         rows = texts[first : first + _CHUNK_ROWS]
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        lengths = count_characters(rows)
         starts = np.cumsum(lengths) - lengths
         codes = np.frombuffer("".join(rows).encode("utf-32-le"), np.uint32)
         before = np.empty_like(codes)

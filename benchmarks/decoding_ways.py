@@ -29,7 +29,7 @@ class _OverIds:
     """Between texts and ids, by the tokenizer of the model; and how long its outputs may be."""
 
     def __init__(self, path: Path) -> None:
-        bundle = read_bundle(path, with_weights=False)
+        bundle = read_bundle(path)
         self.tokenizer, self.settings = bundle.tokenizer, bundle.settings
 
     def encode(self, texts: Sequence[str]) -> Ids:

@@ -130,7 +130,7 @@ def test_every_answer_is_that_of_one_of_two_models(models, tmp_path):
 def test_two_processes_predict_from_one_folder(models):
     one, _, answers = models
     readers = [start(PREDICT, one, json.dumps(SOURCES), 5, "auto", "torch") for _ in range(2)]
-    expected = answers[read_bundle(one).weights_file.fingerprint]
+    expected = answers[read_bundle(one).weights.sha256]
     for reader in readers:
         output, _ = reader.communicate(timeout=250)
         assert reader.returncode == 0

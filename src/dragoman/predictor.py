@@ -18,7 +18,7 @@ from dragoman.errors import DragomanError, SettingsError
 from dragoman.evaluation.confidence import find_confidence
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.folder import Bundle, read_bundle
-from dragoman.model_folder.weights import WeightsFile
+from dragoman.model_folder.weights import StoredWeights
 from dragoman.reading.pairs import InvalidRow, Source, take_features
 from dragoman.settings import Settings
 from dragoman.storage import consistent_read
@@ -109,7 +109,7 @@ class Predictor:
         with ExitStack() as stack:
             for one in paths:
                 stack.enter_context(consistent_read(one))
-            bundles = [read_bundle(one, with_weights=False) for one in paths]
+            bundles = [read_bundle(one) for one in paths]
             first = bundles[0]
             for one, bundle in zip(paths, bundles, strict=True):
                 if bundle.tokenizer.to_dict() != first.tokenizer.to_dict():
@@ -249,7 +249,7 @@ class Predictor:
 
     def fingerprints(self) -> list[str]:
         """Return what tells the weights of each of its model folders from others."""
-        return [one.fingerprint for one in self._list_weights()]
+        return [one.sha256 for one in self._list_weights()]
 
     def is_in_place(self) -> bool:
         """Return whether no other model has taken the place of one that it was loaded from."""
@@ -265,7 +265,7 @@ class Predictor:
         other = "" if self.engine.name == "torch" else ", or --engine torch"
         return DragomanError(f"{PRODUCED_NAN}; use another model{other}")
 
-    def _list_weights(self) -> list[WeightsFile]:
+    def _list_weights(self) -> list[StoredWeights]:
         return [one.weights_file for one in self.bundles if one.weights_file is not None]
 
     def _make_rows(

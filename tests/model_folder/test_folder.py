@@ -82,11 +82,11 @@ def test_weights_of_another_model_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     name = "transformer.encoder.norm.weight"
     save_file({**weights, name: np.zeros(3, np.float32)}, folder / "model.safetensors")
-    with pytest.raises(ModelFolderError, match=rf"{name}: shape \(3,\), expected \(64,\)"):
+    with pytest.raises(ModelFolderError, match=rf"{name}: found \(3,\), expected \(64,\)"):
         dragoman.load(folder, engine="torch")
     del weights[name]
     save_file({**weights, "extra": np.zeros(3, np.float32)}, folder / "model.safetensors")
-    with pytest.raises(ModelFolderError, match=rf"extra: unknown; {name}: missing"):
+    with pytest.raises(ModelFolderError, match=rf"extra: found .*; {name}: found nothing"):
         dragoman.load(folder, engine="torch")
 
 
@@ -140,16 +140,6 @@ def test_the_old_folder_comes_back_if_its_writer_was_killed_between_two_renames(
     sweep_leftovers(folder)
     assert read_bundle(folder).metrics == expected
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_the_weights_of_a_bundle_can_be_taken_later(folder):
-    bundle = read_bundle(folder, with_weights=False)
-    expected = load_file(folder / "model.safetensors")
-    shutil.rmtree(folder)  # the file is kept open
-    assert bundle.weights == {}
-    found = bundle.read_weights()
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("sign", ["\x85", "\u2028", "\u2029", "\ufeff", "\x85x", "a\u2028b", "é"])

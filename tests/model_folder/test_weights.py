@@ -1,81 +1,108 @@
-"""The shapes that the settings tell are those of the network, and the file is read as it is."""
+"""The weights of a model folder are read by safetensors, and their shapes must fit the settings."""
 
-import itertools
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+import dragoman
 from dragoman.errors import ModelFolderError
 from dragoman.model.building import build_network, copy_weights, load_network
-from dragoman.model_folder.weights import WeightsFile, list_shapes
+from dragoman.model_folder.weights import StoredWeights
 from dragoman.settings import ModelSettings, SideSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.tokenizer import Tokenizer
 
 SIDE = SideSettings(kind="characters")
-SOURCE = Tokenizer.train(["abcdefg"], SIDE)
-TARGET = Tokenizer.train(["ABCDEFGHIJKLM"], SIDE)
-KINDS = [
-    ModelSettings(
-        d_model=16, nhead=2, dim_feedforward=24, num_encoder_layers=encoder,
-        num_decoder_layers=decoder, positions=positions, max_positions=7, tie_embeddings=tied,
-        norm_first=first,
-    )
-    for (encoder, decoder), positions, tied, first in itertools.product(
-        [(1, 2), (3, 1)], ["sinusoidal", "learned"], [False, True], [False, True]
-    )
-]  # fmt: skip
+TOKENIZER = PairTokenizer(
+    source=Tokenizer.train(["abcdefg"], SIDE),
+    target=Tokenizer.train(["ABCDEFGHIJKLM"], SIDE),
+    features={"<V>": 11},
+)
+MODEL = ModelSettings(d_model=16, nhead=2, dim_feedforward=24, positions="learned", max_positions=7)
 
 
-def make_tokenizer(is_shared):
-    return PairTokenizer(
-        source=SOURCE, target=SOURCE if is_shared else TARGET, features={"<V>": 11}
-    )
+@pytest.fixture
+def weights():
+    return copy_weights(build_network(MODEL, TOKENIZER))
 
 
-def shapes_of(model, tokenizer):
-    sizes = tokenizer.source_vocab_size, tokenizer.target_vocab_size
-    return list_shapes(model, *sizes, is_shared=tokenizer.is_shared)
-
-
-@pytest.mark.parametrize("is_shared", [False, True])
-@pytest.mark.parametrize("model", KINDS, ids=str)
-def test_the_shapes_are_those_of_the_network(model, is_shared):
-    tokenizer = make_tokenizer(is_shared)
-    network = build_network(model, tokenizer)
-    expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    assert shapes_of(model, tokenizer) == expected
-
-
-def test_a_file_is_read_as_safetensors_reads_it(tmp_path):
-    tokenizer, model = make_tokenizer(False), KINDS[-1]
-    weights = copy_weights(build_network(model, tokenizer))
-    save_file(weights, tmp_path / "w.safetensors", metadata={"format": "pt"})
-    file = WeightsFile(tmp_path / "w.safetensors", shapes_of(model, tokenizer))
-    (tmp_path / "w.safetensors").unlink()  # it is kept open
-    found = file.read()
-    assert not file.is_in_place()
-    save_file(found, tmp_path / "again.safetensors")
-    again = load_file(tmp_path / "again.safetensors")
-    assert again.keys() == weights.keys()
-    assert all(np.array_equal(again[name], weights[name]) for name in weights)
-    network = load_network(model, tokenizer, found)
+def test_a_file_is_read_as_it_was_written(weights, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    found = StoredWeights(path)
+    assert list(found) == sorted(weights)
+    assert all(np.array_equal(found[name], weights[name]) for name in weights)
+    network = load_network(MODEL, TOKENIZER, found)
     assert all(torch.equal(p, torch.from_numpy(weights[n])) for n, p in network.named_parameters())
+    assert "other" not in found
+    with pytest.raises(KeyError, match="other"):
+        found["other"]
 
 
-def test_no_network_is_made_before_the_weights_are_known_to_fit():
+def test_weights_stay_the_same_after_their_file_is_replaced(trained, tmp_path):
+    path = Path(shutil.copy(trained[0] / "model.safetensors", tmp_path))
+    expected, found, again = load_file(path), StoredWeights(path), StoredWeights(path)
+    assert found.is_in_place()
+    sha256 = found.sha256
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "new")
+    (tmp_path / "new").replace(path)
+    assert not again.is_in_place()
+    assert again.sha256 == sha256
+    assert all(np.array_equal(again[name], expected[name]) for name in expected)
+    path.unlink()
+    assert not again.is_in_place()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"x" * 100])
+def test_a_foreign_file_is_named(content, tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(ModelFolderError, match=r"w\.safetensors: the weights cannot be read"):
+        StoredWeights(tmp_path / "w.safetensors")
+
+
+def test_weights_that_are_not_float32_are_named(tmp_path):
+    save_file({"a": np.zeros(3, np.float16)}, tmp_path / "w")
+    with pytest.raises(ModelFolderError, match="w: a is of type F16; weights are F32"):
+        StoredWeights(tmp_path / "w")
+
+
+def test_tensors_that_do_not_fit_the_settings_are_named_with_both_shapes(weights):
+    weights["other"] = weights.pop("output.bias")
+    weights["output.weight"] = weights["output.weight"][:, :8]
+    with pytest.raises(ModelFolderError, match="do not fit the settings") as error:
+        load_network(MODEL, TOKENIZER, weights)
+    for expected in (
+        r"other: found (24,), expected nothing",
+        r"output.bias: found nothing, expected (24,)",
+        r"output.weight: found (24, 8), expected (24, 16)",
+    ):
+        assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("engine", ["torch"])
+def test_settings_of_another_model_are_refused(engine, trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "model")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("d_model: 64", "d_model: 32"))
+    with pytest.raises(ModelFolderError):
+        dragoman.load(folder, engine=engine)
+
+
+def test_no_memory_is_taken_for_a_network_before_its_weights_are_known_to_fit():
     huge = ModelSettings(d_model=1 << 16, nhead=1, dim_feedforward=1 << 20, num_encoder_layers=900)
     start_s = time.monotonic()
     with pytest.raises(ModelFolderError, match="do not fit the settings"):
-        load_network(huge, make_tokenizer(False), {"a": np.zeros(3, np.float32)})
-    assert time.monotonic() - start_s < 5
+        load_network(huge, TOKENIZER, {"a": np.zeros(3, np.float32)})
+    assert time.monotonic() - start_s < 20
 
 
-def test_a_table_of_sinusoids_does_not_grow_with_what_the_settings_claim():
+def test_a_table_of_sinusoids_does_not_grow_with_max_positions():
     model = ModelSettings(d_model=8, nhead=1, max_positions=1 << 20)
-    network = build_network(model, make_tokenizer(False))
+    network = build_network(model, TOKENIZER)
     assert network.source_positions.table.shape == (1024, 8)
     assert network.source_positions(5000, 5001).shape == (1, 8)

@@ -169,7 +169,7 @@ def _is_written(run: Run) -> bool:
         return False
     if run.settings != resumption.record.settings or not is_model_folder(run.out):
         return False
-    return read_bundle(run.out, with_weights=False).metrics.get("num_steps") == resumption.step
+    return read_bundle(run.out).metrics.get("num_steps") == resumption.step
 
 
 def _claim(run: Run) -> None:

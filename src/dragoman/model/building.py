@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from dragoman.errors import ModelFolderError
 from dragoman.model.transformer import Transformer
-from dragoman.model_folder.weights import find_weight_faults, list_shapes
+from dragoman.model_folder.weights import StoredWeights
 from dragoman.settings import ModelSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, PAD_ID
+
+_SHOWN = 5  # tensors in a message
 
 
 def build_network(model: ModelSettings, tokenizer: PairTokenizer) -> Transformer:
@@ -39,20 +41,21 @@ def build_network(model: ModelSettings, tokenizer: PairTokenizer) -> Transformer
 def load_network(
     model: ModelSettings, tokenizer: PairTokenizer, weights: Mapping[str, NDArray[np.float32]]
 ) -> Transformer:
-    """Return a `Transformer` with `weights`, of the sizes that the settings tell.
-
-    No memory is taken for it before `weights` are known to be of these sizes.
+    """Return a `Transformer` of the sizes in the settings, with `weights`.
 
     Raises:
-        ModelFolderError: A name or a shape is not that of the network.
+        ModelFolderError: The name or the shape of a tensor does not fit the settings.
     """
-    sizes = tokenizer.source_vocab_size, tokenizer.target_vocab_size
-    expected = list_shapes(model, *sizes, is_shared=tokenizer.is_shared)
-    found = {name: weight.shape for name, weight in weights.items()}
-    if faults := find_weight_faults(expected, found):
-        raise ModelFolderError(faults)
+    loaded = dict(weights)
+    try:
+        with torch.device("meta"):  # no memory before the sizes are known to be right
+            _check_shapes(build_network(model, tokenizer), loaded)
+    except ModelFolderError as error:
+        if isinstance(weights, StoredWeights):
+            raise ModelFolderError(f"{weights.path}: {error}") from error
+        raise
     network = build_network(model, tokenizer)
-    load_weights(network, weights)
+    load_weights(network, loaded)
     return network
 
 
@@ -65,16 +68,29 @@ def copy_weights(network: Transformer) -> dict[str, NDArray[np.float32]]:
 
 
 def load_weights(network: Transformer, weights: Mapping[str, NDArray[np.float32]]) -> None:
-    """Put `weights` into `network`.
+    """Copy `weights` into `network`.
 
     Raises:
-        ModelFolderError: A name or a shape is not that of the network.
+        ModelFolderError: The name or the shape of a tensor does not fit the network.
     """
-    parameters = dict(network.named_parameters())
-    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    found = {name: weight.shape for name, weight in weights.items()}
-    if faults := find_weight_faults(expected, found):
-        raise ModelFolderError(faults)
+    _check_shapes(network, weights)
     with torch.no_grad():
-        for name, parameter in parameters.items():
+        for name, parameter in network.named_parameters():
             parameter.copy_(torch.from_numpy(weights[name]))
+
+
+def _check_shapes(network: Transformer, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    expected = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    found = {name: weight.shape for name, weight in weights.items()}
+    faults = [
+        f"{name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+        for name in sorted(expected.keys() | found.keys())
+        if found.get(name) != expected.get(name)
+    ]
+    if faults:
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ModelFolderError(
+            "the weights do not fit the settings, as if from another model: "
+            + "; ".join(faults[:_SHOWN])
+            + more
+        )

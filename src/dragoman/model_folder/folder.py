@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ from dragoman.model_folder.folder_files import (
     read_optional_file,
 )
 from dragoman.model_folder.token_counts import read_token_counts, write_token_counts
-from dragoman.model_folder.weights import WeightsFile, list_shapes
+from dragoman.model_folder.weights import StoredWeights
 from dragoman.settings import Settings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.versions import is_later
@@ -73,22 +73,20 @@ class Bundle:
 
     settings: Settings
     tokenizer: PairTokenizer
-    weights: dict[str, NDArray[np.float32]]
+    weights: Mapping[str, NDArray[np.float32]]
     metrics: dict[str, Any]
     card: str
     calibration: StoredCalibration | None = None
     source_counts: tuple[int, ...] = ()  # by source id: how often it stood in the training pairs
-    weights_file: WeightsFile | None = None  # open, where it was read: also without its weights
+
+    @property
+    def weights_file(self) -> StoredWeights | None:
+        """The weights as they were read; None: the model was not read from a folder."""
+        return self.weights if isinstance(self.weights, StoredWeights) else None
 
     def read_weights(self) -> dict[str, NDArray[np.float32]]:
-        """Return the weights: those of the folder as it was, whatever stands there by now.
-
-        Raises:
-            ModelFolderError: The file cannot be read any more.
-        """
-        if self.weights or self.weights_file is None:
-            return self.weights
-        return self.weights_file.read()
+        """Return all weights, in memory."""
+        return dict(self.weights)
 
 
 @contextmanager
@@ -142,19 +140,15 @@ def fill_folder(folder: Path, bundle: Bundle) -> None:
         write_calibration(folder, bundle.calibration)
 
 
-def read_bundle(path: Path, *, with_weights: bool = True) -> Bundle:
+def read_bundle(path: Path) -> Bundle:
     """Return the content of the model folder at `path`, which may be replaced meanwhile.
-
-    Args:
-        with_weights: False: its `weights` are empty, as where an exported model has its own; they
-            are checked all the same, and `read_weights` gives them.
 
     Raises:
         ModelFolderError: It is missing, incomplete, cut short, foreign or too large; says which
             file.
     """
     with atomic.consistent_read(path):
-        return _read_bundle(path, with_weights)
+        return _read_bundle(path)
 
 
 def sweep_leftovers(path: Path) -> None:
@@ -197,7 +191,7 @@ def dump_settings(settings: Settings) -> str:
     return text
 
 
-def _read_bundle(path: Path, with_weights: bool) -> Bundle:
+def _read_bundle(path: Path) -> Bundle:
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
         raise ModelFolderError(f"{path}: expected a model folder (as fit writes), found {found}")
@@ -207,26 +201,15 @@ def _read_bundle(path: Path, with_weights: bool) -> Bundle:
             "train it again with `dragoman fit`"
         )
     settings = _read_settings(path / CONFIG)
-    tokenizer = PairTokenizer.load(path / TOKENIZER)
-    weights_file = WeightsFile(
-        path / WEIGHTS,
-        list_shapes(
-            settings.model,
-            tokenizer.source_vocab_size,
-            tokenizer.target_vocab_size,
-            is_shared=tokenizer.is_shared,
-        ),
-    )
     card = read_optional_file(path / CARD, _LARGEST_CARD_BYTES) or b""
     return Bundle(
         settings=find_constraint_files(path, settings),
-        tokenizer=tokenizer,
-        weights=weights_file.read() if with_weights else {},
+        tokenizer=PairTokenizer.load(path / TOKENIZER),
+        weights=StoredWeights(path / WEIGHTS),
         metrics=_read_metrics(path / METRICS),
         card=card.decode("utf-8", errors="replace"),
         calibration=read_calibration(path),
         source_counts=read_token_counts(path),
-        weights_file=weights_file,
     )
 
 

@@ -1,9 +1,12 @@
 """The weights of a model folder, read by safetensors, which checks the file."""
 
 import hashlib
+import mmap
+import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +25,12 @@ class StoredWeights(Mapping[str, NDArray[np.float32]]):
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         try:
-            self._file = safe_open(path, framework="np")
-            self._bytes = np.memmap(path, np.uint8, "r")
-            self._status = path.stat()
+            self._file = cast(Any, safe_open(path, framework="np"))  # untyped
+            with path.open("rb") as file:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._status = os.fstat(file.fileno())
         except (OSError, SafetensorError) as error:
             raise ModelFolderError(
                 f"{path}: the weights cannot be read, as if truncated or foreign: {error}"
@@ -59,11 +63,6 @@ class StoredWeights(Mapping[str, NDArray[np.float32]]):
     def is_in_place(self) -> bool:
         """Return whether no other file has replaced this one."""
         try:
-            now = self._path.stat()
+            return os.path.samestat(self._status, self.path.stat())
         except OSError:
             return False
-        return (now.st_dev, now.st_ino, now.st_mtime_ns) == (
-            self._status.st_dev,
-            self._status.st_ino,
-            self._status.st_mtime_ns,
-        )

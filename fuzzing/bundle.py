@@ -27,7 +27,6 @@ with atheris.instrument_imports(include=["dragoman"]):
     from dragoman.evaluation.rows import Row, read_outputs, read_rows, write_rows
     from dragoman.model_folder.calibration import StoredCalibration, Threshold, read_calibration
     from dragoman.model_folder.folder import Bundle, dump_settings, read_bundle, write_bundle
-    from dragoman.model_folder.token_counts import read_token_counts
     from dragoman.reading.pairs import Pair
     from dragoman.settings import DecodingSettings, Settings, SideSettings, TokenizerSettings
     from dragoman.tokenizers.pair_tokenizer import PairTokenizer
@@ -197,7 +196,7 @@ CHECKS: dict[str, tuple[Callable[[Path], object], ...]] = {
     "metrics.json": (check_folder,),
     "model.safetensors": (check_folder,),
     "calibration.json": (read_calibration, check_folder),
-    "token_counts.json": (read_token_counts, check_folder),
+    "token_counts.json": (check_folder,),
     "evaluation/test/rows.jsonl": (check_rows, check_outputs),
     "evaluation/test/scores.json": (check_rows,),
     "words": (check_words,),

@@ -325,7 +325,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     content = path.read_bytes()
     for part in (0.01, 0.5, 0.99):
         path.write_bytes(content[: int(len(content) * part)])
-        with pytest.raises(ModelFolderError, match="is no JSON"):
+        with pytest.raises(ModelFolderError, match="not valid JSON"):
             PairTokenizer.load(path)
 
 

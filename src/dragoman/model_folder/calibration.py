@@ -15,14 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dragoman.configuration import flatten_settings, update_stored
 from dragoman.errors import ModelFolderError
 from dragoman.model_folder.constraint_files import CONSTRAINT_FILES, names_file
-from dragoman.model_folder.folder_files import read_optional_file
 from dragoman.settings import DecodingSettings
-from dragoman.storage import staged_file
+from dragoman.storage import read_bytes, staged_file
 from dragoman.versions import tell_later
 
 CALIBRATION = "calibration.json"
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
-_LARGEST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 # They say how an output is written down, not which one is chosen.
 _WRITING = {"num_hypotheses", "token_scores", "alignment", "batch_tokens", "truncation_mark"}
 
@@ -73,9 +72,9 @@ def read_calibration(folder: Path) -> StoredCalibration | None:
         ModelFolderError: The file cannot be read, or is not what `write_calibration` writes.
     """
     path = folder / CALIBRATION
-    content = read_optional_file(path, _LARGEST_BYTES)
-    if content is None:
+    if not path.exists():
         return None
+    content = read_bytes(path, _MAX_BYTES)
     try:
         return StoredCalibration.model_validate_json(content)
     except ValidationError as error:

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 from dragoman.errors import DataError, ModelFolderError, shorten
-from dragoman.model_folder.folder_files import FolderFile
 from dragoman.reading.text_files import check_file, open_text_file
 from dragoman.settings import DecodingSettings, Settings
 
@@ -18,7 +17,6 @@ CONSTRAINT_FILES = {
     "json_schema": "schema.json",
     "grammar": "grammar.lark",
 }
-_LARGEST_BYTES = 1 << 26
 
 
 def names_file(setting: str, value: str) -> bool:
@@ -55,7 +53,6 @@ def keep_constraint_files(folder: Path, settings: Settings) -> Settings:
         try:
             with open_text_file(Path(value)) as source, (folder / name).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
-            FolderFile(folder / name, _LARGEST_BYTES)
         except (DataError, OSError) as error:
             raise ModelFolderError(
                 f"decoding.{setting}: the file cannot be kept with the model: {error}"
@@ -80,12 +77,10 @@ def find_constraint_files(folder: Path, settings: Settings) -> Settings:
                 f"{folder}: decoding.{setting} names the file {shorten(value)}, and a model reads "
                 f"none but its own; copy it to {folder / name} and write {name} in config.yaml"
             )
-        try:
-            FolderFile(folder / name, _LARGEST_BYTES)
-        except FileNotFoundError as error:
+        if not (folder / name).is_file():
             raise ModelFolderError(
                 f"{folder / name}: missing, and decoding.{setting} names it; copy the folder again"
-            ) from error
+            )
         found[setting] = str(folder / name)
     return _with_decoding(settings, found)
 

@@ -43,28 +43,21 @@ from dragoman.model_folder.calibration import (
     write_calibration,
 )
 from dragoman.model_folder.constraint_files import find_constraint_files, keep_constraint_files
-from dragoman.model_folder.folder_files import (
-    parse_json,
-    read_file,
-    read_optional_file,
-)
-from dragoman.model_folder.token_counts import read_token_counts, write_token_counts
 from dragoman.model_folder.weights import StoredWeights
 from dragoman.settings import Settings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.versions import is_later
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
-METRICS, CARD = "metrics.json", "README.md"
+METRICS, CARD, TOKEN_COUNTS = "metrics.json", "README.md", "token_counts.json"
 CTRANSLATE2, ONNX = "ctranslate2", "onnx"  # folders in it, once exported
 EVALUATION, REPORT = "evaluation", "report.html"
 _FOLDED = "\x85\u2028\u2029\ufeff"  # ends of lines, and a byte order mark
 _NEEDED = (WEIGHTS, CONFIG, TOKENIZER, METRICS)
 
-_LARGEST_CONFIG_BYTES = 1 << 20
-_LARGEST_METRICS_BYTES = 1 << 28  # 64 samples, which may be long
-_LARGEST_CARD_BYTES = 1 << 24
-_MOST_METRICS = 100_000  # lists and objects
+_MAX_CONFIG_BYTES = 1 << 20
+_MAX_METRICS_BYTES = 1 << 28  # 64 samples, which may be long
+_MAX_TOKEN_COUNTS_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +128,8 @@ def fill_folder(folder: Path, bundle: Bundle) -> None:
     (folder / METRICS).write_text(metrics + "\n", encoding="utf-8")
     (folder / CARD).write_text(bundle.card, encoding="utf-8")
     if bundle.source_counts:
-        write_token_counts(folder, bundle.source_counts)
+        counts = json.dumps({"source": bundle.source_counts}, separators=(",", ":"))
+        (folder / TOKEN_COUNTS).write_text(counts + "\n", encoding="utf-8")
     if bundle.calibration is not None:
         write_calibration(folder, bundle.calibration)
 
@@ -201,20 +195,20 @@ def _read_bundle(path: Path) -> Bundle:
             "train it again with `dragoman fit`"
         )
     settings = _read_settings(path / CONFIG)
-    card = read_optional_file(path / CARD, _LARGEST_CARD_BYTES) or b""
+    card = path / CARD
     return Bundle(
         settings=find_constraint_files(path, settings),
         tokenizer=PairTokenizer.load(path / TOKENIZER),
         weights=StoredWeights(path / WEIGHTS),
         metrics=_read_metrics(path / METRICS),
-        card=card.decode("utf-8", errors="replace"),
+        card=card.read_text("utf-8", errors="replace") if card.is_file() else "",
         calibration=read_calibration(path),
-        source_counts=read_token_counts(path),
+        source_counts=_read_token_counts(path / TOKEN_COUNTS),
     )
 
 
 def _read_settings(path: Path) -> Settings:
-    content = read_file(path, _LARGEST_CONFIG_BYTES)
+    content = atomic.read_bytes(path, _MAX_CONFIG_BYTES)
     try:
         settings = parse_config(content, str(path))
     except SettingsError as error:
@@ -225,18 +219,22 @@ def _read_settings(path: Path) -> Settings:
                 f"know all of it; upgrade with `pip install --upgrade dragoman` ({error})"
             ) from error
         raise ModelFolderError(f"{path}: not settings of this version: {error}") from error
-    if settings.data.cache != Settings().data.cache:
-        raise ModelFolderError(
-            f"{path}: data.cache: it is a fact of a machine, not of a model; take the line out"
-        )
     return settings
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    try:
-        metrics = parse_json(read_file(path, _LARGEST_METRICS_BYTES), _MOST_METRICS)
-    except ValueError as error:
-        raise ModelFolderError(f"{path}: the metrics cannot be read: {error}") from error
+    metrics = atomic.read_json(path, _MAX_METRICS_BYTES)
     if not isinstance(metrics, dict):
         raise ModelFolderError(f"{path}: expected a JSON object, found {type(metrics).__name__}")
     return metrics
+
+
+def _read_token_counts(path: Path) -> tuple[int, ...]:
+    """Return how often each source token was in the training pairs, by id; (): not known."""
+    if not path.exists():
+        return ()
+    content = atomic.read_json(path, _MAX_TOKEN_COUNTS_BYTES)
+    counts = content.get("source") if isinstance(content, dict) else None
+    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+        raise ModelFolderError(f'{path}: expected {{"source": [counts of the tokens]}}')
+    return tuple(counts)

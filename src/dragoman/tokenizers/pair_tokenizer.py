@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dragoman.characters import find_surrogate
 from dragoman.errors import DataError, ModelFolderError, SettingsError, shorten
-from dragoman.model_folder.folder_files import parse_json, read_file
 from dragoman.settings import TokenizerSettings
-from dragoman.storage import staged_file
+from dragoman.storage import read_json, staged_file
 from dragoman.tokenizers.special_ids import BOS_ID, EOS_ID, UNKNOWN_ID, find_free_name
 from dragoman.tokenizers.tokenizer import Tokenizer, check_ids, find_side_faults
 from dragoman.versions import tell_later
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 _FORMAT: Final = "dragoman tokenizer"
 _VERSION: Final = 1
 _LARGEST_BYTES: Final = 1 << 27
-_MOST_LISTS: Final = 4_000_000  # BPE has one for each merge
 _LONGEST_SYMBOL: Final = 1000  # characters of a feature
 _REMEDY: Final = "copy the model folder anew from where it came, or train it again"
 
@@ -161,13 +159,11 @@ class PairTokenizer:
         Raises:
             ModelFolderError: the file is missing, broken, or not from `save`.
         """
-        content = read_file(path, _LARGEST_BYTES)
+        content = read_json(path, _LARGEST_BYTES)
         try:
-            return _from_content(parse_json(content, _MOST_LISTS))
+            return _from_content(content)
         except ModelFolderError as fault:
             raise ModelFolderError(f"{path}: {fault}") from fault
-        except ValueError as fault:  # not UTF-8, or not JSON
-            raise ModelFolderError(f"{path}: is no JSON: {fault}; {_REMEDY}") from fault
 
 
 def _dump(tokenizer: PairTokenizer) -> bytes:

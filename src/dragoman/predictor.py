@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -21,7 +20,6 @@ from dragoman.model_folder.folder import Bundle, read_bundle
 from dragoman.model_folder.weights import StoredWeights
 from dragoman.reading.pairs import InvalidRow, Source, take_features
 from dragoman.settings import Settings
-from dragoman.storage import consistent_read
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.special_ids import EOS_ID
 
@@ -106,20 +104,17 @@ class Predictor:
             SettingsError: The settings do not go together, or not with this model or engine.
         """
         paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
-        with ExitStack() as stack:
-            for one in paths:
-                stack.enter_context(consistent_read(one))
-            bundles = [read_bundle(one) for one in paths]
-            first = bundles[0]
-            for one, bundle in zip(paths, bundles, strict=True):
-                if bundle.tokenizer.to_dict() != first.tokenizer.to_dict():
-                    raise SettingsError(
-                        f"{one}: its tokenizer is not that of {paths[0]}, and an ensemble needs one; "
-                        "train its models on the same pairs, with different training.seed"
-                    )
-            merged = merge_for_use(settings or Settings(), first.settings)
-            config = resolve_search(merged.decoding, first.tokenizer)
-            made = load_engine(bundles, config, engine, device, threads, quantization)
+        bundles = [read_bundle(one) for one in paths]
+        first = bundles[0]
+        for one, bundle in zip(paths, bundles, strict=True):
+            if bundle.tokenizer.to_dict() != first.tokenizer.to_dict():
+                raise SettingsError(
+                    f"{one}: its tokenizer is not that of {paths[0]}, and an ensemble needs one; "
+                    "train its models on the same pairs, with different training.seed"
+                )
+        merged = merge_for_use(settings or Settings(), first.settings)
+        config = resolve_search(merged.decoding, first.tokenizer)
+        made = load_engine(bundles, config, engine, device, threads, quantization)
         found = [bundle.calibration for bundle in bundles if bundle.calibration is not None]
         return cls(made, first.tokenizer, merged, bundles, config=config, calibrations=found)
 

@@ -57,7 +57,7 @@ DAMAGE = {
         replace_text(
             "config.yaml", "version:", "x: !!python/object/apply:os.system [id]\nversion:"
         ),
-        "not valid YAML",
+        "could not determine a constructor",
     ),
     "settings of a later version": (
         replace_text("config.yaml", "version: 0.1.0", "version: 9.1.0\nmode: quick"),

@@ -117,12 +117,11 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         raise DragomanError("--references, --sources: belong to --hypotheses; leave them out")
     model = _load_model(arguments, words)
     from dragoman.commands.evaluate import evaluate_model, name_evaluation
-    from dragoman.commands.report import make_report
+    from dragoman.commands.report import report_model
     from dragoman.evaluation.evaluation import write_evaluation
     from dragoman.model_folder.calibration import write_calibration
     from dragoman.model_folder.folder import EVALUATION
     from dragoman.reading.pairs import RowErrors, read_pairs
-    from dragoman.reporting.page import write_report
     from dragoman.training.logs import read_curves
 
     faults, paths = RowErrors(), [Path(path) for path in arguments.pairs]
@@ -145,14 +144,14 @@ def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         write_calibration(arguments.model, stored)
     if arguments.report is not None:
         folder = arguments.model.resolve()  # "." has no name
-        report = make_report(
+        report_model(
+            arguments.report,
             model,
             folder.name,
             {name: evaluation},
             metrics=bundle.metrics,
             curves=read_curves(folder.with_name(f"{folder.name}.training")),
         )
-        write_report(arguments.report, report)
     _show_evaluation(evaluation, arguments, out, confidence.describe())
 
 
@@ -210,7 +209,6 @@ def _evaluate_files(arguments: argparse.Namespace, words: Sequence[str]) -> None
     from dragoman.commands.report import report_outputs
     from dragoman.evaluation.evaluation import evaluate_rows, write_evaluation
     from dragoman.evaluation.rows import read_outputs
-    from dragoman.reporting.page import write_report
 
     rows = read_outputs(arguments.hypotheses, arguments.references, arguments.sources)
     evaluation = evaluate_rows(rows, typed.evaluation)
@@ -218,7 +216,7 @@ def _evaluate_files(arguments: argparse.Namespace, words: Sequence[str]) -> None
         write_evaluation(arguments.out, evaluation)
     if arguments.report is not None:
         name = name_evaluation([arguments.hypotheses])
-        write_report(arguments.report, report_outputs(name, evaluation))
+        report_outputs(arguments.report, name, evaluation)
     _show_evaluation(evaluation, arguments, arguments.out)
 
 

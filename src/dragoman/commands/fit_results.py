@@ -7,7 +7,7 @@ from typing import Any
 from dragoman.commands.evaluate import evaluate_model
 from dragoman.commands.fit_setup import Run
 from dragoman.commands.inspect import inspect_pairs
-from dragoman.commands.report import make_report
+from dragoman.commands.report import report_model
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.engine import UnsupportedError
 from dragoman.engines.load import load_torch_engine
@@ -18,7 +18,6 @@ from dragoman.evaluation.rows import Row
 from dragoman.model_folder.folder import REPORT, Bundle
 from dragoman.predictor import Predictor
 from dragoman.presets import choose_settings
-from dragoman.reporting.page import write_report
 from dragoman.settings import Settings
 from dragoman.training.logs import read_curves
 from dragoman.training.memory import find_peak_memory_mib
@@ -95,7 +94,8 @@ def report_run(
     """
     inspection, told = _inspect(run)
     try:
-        report = make_report(
+        report_model(
+            folder / REPORT,
             predictor,
             run.out.name,
             evaluations,
@@ -103,7 +103,6 @@ def report_run(
             curves=read_curves(run.folder),
             inspection=inspection,
         )
-        write_report(folder / REPORT, report)
     except DragomanError as error:  # the model is written: a page less is no reason to fail
         return f"no report: {error}"
     return f"report: {run.out / REPORT}{told}"

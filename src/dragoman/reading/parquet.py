@@ -86,8 +86,11 @@ def _read(
                     ]
                     for fields in zip(*columns, strict=True):
                         number += 1
-                        errors = (find_line_error(str(path), number, text) for text in fields)
-                        yield next(filter(None, errors), None) or (number, fields)
+                        error = None
+                        for text in fields:
+                            if not text.isascii() or "\0" in text:
+                                error = error or find_line_error(str(path), number, text)
+                        yield error or (number, fields)
     except _BROKEN as error:
         raise DataError(
             f"{path}: the file is corrupt: reading ended after row {number} ({_first_line(error)})"

@@ -25,14 +25,8 @@ def is_hidden(character: str) -> bool:
     if category == "Cf":
         return character not in _VISIBLE_FORMATS
     if category == "Cn":
-        return is_noncharacter(character)
+        return 0xFDD0 <= ord(character) <= 0xFDEF or ord(character) & 0xFFFE == 0xFFFE
     return category in ("Cc", "Co", "Cs", "Zl", "Zp", "Zs") and character != " "
-
-
-def is_noncharacter(character: str) -> bool:
-    """Whether Unicode reserves this code point, so that no text may have it."""
-    code = ord(character)
-    return 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE
 
 
 def find_surrogate(text: str) -> int | None:

@@ -25,7 +25,7 @@ _TEXT_KINDS = (
     types.is_null,
 )
 # What pyarrow raises for a corrupt file; Python decodes names, texts and dates.
-_BROKEN = (pyarrow.ArrowException, OSError, ValueError, OverflowError, IndexError)
+_CORRUPT = (pyarrow.ArrowException, OSError, ValueError, OverflowError, IndexError)
 
 
 def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
@@ -42,7 +42,7 @@ def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
         names = tuple(schema.names)
-    except _BROKEN as error:
+    except _CORRUPT as error:
         raise DataError(
             f"{path}: it is not a complete Parquet file: {_first_line(error)}"
         ) from error
@@ -91,7 +91,7 @@ def _read(
                             if not text.isascii() or "\0" in text:
                                 error = error or find_line_error(str(path), number, text)
                         yield error or (number, fields)
-    except _BROKEN as error:
+    except _CORRUPT as error:
         raise DataError(
             f"{path}: the file is corrupt: reading ended after row {number} ({_first_line(error)})"
         ) from error

@@ -16,7 +16,7 @@ _WITH_TAGS = DataSettings(leading_tags=True)
 
 @dataclass(frozen=True, kw_only=True)
 class SideStatistics:
-    """One side of the measured rows, without leading tags; symbols stand between spaces."""
+    """One side of the measured rows, without leading tags; spaces separate symbols."""
 
     mean_characters: float
     mean_symbols: float
@@ -62,8 +62,8 @@ def split_of(
 ) -> Split:
     """Return the split of a source: the same on every machine, and in any order of the rows.
 
-    It depends on a hash of the source alone. `features` play no part, so that a source with
-    several features never stands in two splits. Changing one fraction moves no row between train
+    It depends on a hash of the source alone. `features` are ignored, so that a source with
+    several features is never in two splits. Changing one fraction moves no row between train
     and the other split, as long as the fractions sum to less than 1.
     """
     if valid_fraction == test_fraction == 0.0:

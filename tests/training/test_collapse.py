@@ -80,15 +80,6 @@ def test_random_outputs_of_an_untrained_model_do_not_count_as_sound():
     assert not warning.see(ALIKE, 200)
 
 
-def test_a_resumed_run_warns_as_an_uninterrupted_one():
-    warning, resumed = make_warning(1000), make_warning(1000)
-    assert not warning.see(HEALTHY, 1500)
-    resumed.load_state_dict(warning.state_dict())
-    assert resumed.see(ALIKE, 2000)
-    warning.load_state_dict(resumed.state_dict())
-    assert not warning.see(ALIKE, 2500)
-
-
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 1000), wrong=st.floats(0.0, 1.0))
 def test_outputs_that_differ_are_no_collapse_however_wrong_they_are(seed, wrong):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import lightning
 from lightning.pytorch.callbacks import Callback
@@ -236,7 +236,7 @@ def _escape(cell: str) -> str:
 
 
 class CollapseWarning(Callback):
-    """Warns once if the outputs have become all alike, empty, endless or repetitive.
+    """Warns once a process if the outputs have become all alike, empty, endless or repetitive.
 
     Outputs of an untrained model are so, too. So the warning needs outputs that were fine before,
     three such validations in a row after the warm-up, or the end of the training.
@@ -250,19 +250,6 @@ class CollapseWarning(Callback):
         )
         self._was_sound = self._has_warned = False
         self._num_collapsed = 0  # validations in a row
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the validations so far have shown."""
-        return {
-            "was_sound": self._was_sound,
-            "was_told": self._has_warned,
-            "num_collapsed": self._num_collapsed,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state."""
-        self._was_sound, self._has_warned = state_dict["was_sound"], state_dict["was_told"]
-        self._num_collapsed = state_dict["num_collapsed"]
 
     def on_validation_end(self, trainer: lightning.Trainer, *_: object) -> None:
         """Check the outputs of the validation; one outside of the fit is the last."""

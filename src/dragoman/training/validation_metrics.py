@@ -61,8 +61,11 @@ class TeacherForcedMetrics(Metric):
 
     def restore_sums(self, captured: Sequence[Sequence[float]]) -> None:
         """Continue from the sums of `capture_sums`."""
-        self.sums += torch.tensor([total for total, _ in captured], device=self.sums.device)
-        self.num_tokens += int(captured[0][1])
+        loss, nll, num_correct = torch.tensor([total for total, _ in captured]).to(self.sums.device)
+        num_tokens = torch.tensor(int(captured[0][1]), device=self.sums.device)
+        self.update(
+            LossSums(loss=loss, nll=nll, num_correct=num_correct.long(), num_tokens=num_tokens)
+        )
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,9 @@ def test_sums_and_gradients_are_those_of_torch(
     how = {"reduction": "sum", "ignore_index": -1 if pad_id is None else pad_id}
     expected = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, **how)
     with pytest.MonkeyPatch.context() as patch:  # pieces of any size give the same
-        patch.setattr(loss, "_HELD", {"cpu": held, "other": held})
-        patch.setattr(loss, "_LEAST_ROWS", 1)
-        patch.setattr(loss, "_MOST_ROWS", most_rows)
+        patch.setattr(loss, "_CHUNK_LOGITS", {"cpu": held, "other": held})
+        patch.setattr(loss, "_MIN_CHUNK_ROWS", 1)
+        patch.setattr(loss, "_BLOCK_ROWS", most_rows)
         sums = sum_cross_entropy(
             states, weight, given_bias, labels,
             vocab_size=vocab_size, pad_id=pad_id, label_smoothing=label_smoothing,

@@ -11,20 +11,24 @@ from dragoman.model.transformer import Transformer
 
 @pytest.fixture(autouse=True)
 def two_threads():
-    """The tests run with one; with it, nothing would be side by side."""
+    """The suite runs with one thread; then, nothing would run in parallel."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
 
-def make_part(rows, source_length, target_length, seed):
+def make_microbatch(rows, source_length, target_length, seed):
     target = random_ids(rows, target_length, 23, seed=seed + 1)
     target = F.pad(F.pad(target, (1, 0), value=BOS), (0, 1), value=EOS)
     return Batch(source_ids=random_ids(rows, source_length, 23, seed=seed), target_ids=target)
 
 
-PARTS = [make_part(3, 5, 4, 1), make_part(2, 7, 6, 3), make_part(4, 2, 9, 5)]
+MICROBATCHES = [
+    make_microbatch(3, 5, 4, 1),
+    make_microbatch(2, 7, 6, 3),
+    make_microbatch(4, 2, 9, 5),
+]
 
 
 def take(network, compute):
@@ -34,9 +38,9 @@ def take(network, compute):
     return sums, {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
 
 
-def join(parts):
-    sources = [part.source_ids for part in parts]
-    targets = [part.target_ids for part in parts]
+def join(batches):
+    sources = [batch.source_ids for batch in batches]
+    targets = [batch.target_ids for batch in batches]
     longest = [max(ids.shape[1] for ids in side) for side in (sources, targets)]
     return [
         torch.cat([pad_right(ids, length - ids.shape[1]) for ids in side])
@@ -45,16 +49,18 @@ def join(parts):
 
 
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
-def test_parts_give_the_sums_and_gradients_of_the_whole(network, implementation):
-    found, gradients = take(network, lambda: sum_losses_by_microbatches(network, PARTS, 0.1))
-    expected, wanted = take(network, lambda: sum_losses(network, *join(PARTS), 0.1, implementation))
+def test_microbatches_give_the_sums_and_gradients_of_the_batch(network, implementation):
+    found, gradients = take(network, lambda: sum_losses_by_microbatches(network, MICROBATCHES, 0.1))
+    expected, wanted = take(
+        network, lambda: sum_losses(network, *join(MICROBATCHES), 0.1, implementation)
+    )
     for name in ("loss", "nll", "num_correct", "num_tokens"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
     assert gradients.keys() == wanted.keys() == dict(network.named_parameters()).keys()
     torch.testing.assert_close(gradients, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_the_same_parts_and_seed_give_the_same_bits_on_one_thread_and_on_two():
+def test_one_thread_and_two_give_the_same_bits():
     torch.manual_seed(0)
     network = Transformer(23, 32, 4, 2, 64, dropout=0.3).train()
 
@@ -62,7 +68,7 @@ def test_the_same_parts_and_seed_give_the_same_bits_on_one_thread_and_on_two():
         torch.manual_seed(5)
         torch.set_num_threads(threads)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return take(network, lambda: sum_losses_by_microbatches(network, PARTS, 0.1))
+            return take(network, lambda: sum_losses_by_microbatches(network, MICROBATCHES, 0.1))
 
     (one, by_one), (two, by_two), (again, by_again) = run(1), run(2), run(2)
     assert one.loss == two.loss == again.loss
@@ -71,29 +77,29 @@ def test_the_same_parts_and_seed_give_the_same_bits_on_one_thread_and_on_two():
         assert torch.equal(gradient, by_again[name]), name
 
 
-def test_gradients_add_up_over_batches_as_autograd_adds_them():
+def test_gradients_accumulate_over_batches_as_in_autograd():
     network = Transformer(23, 16, 2, 1, 32).eval()
-    _, once = take(network, lambda: sum_losses_by_microbatches(network, PARTS))
+    _, once = take(network, lambda: sum_losses_by_microbatches(network, MICROBATCHES))
     network.zero_grad()
     for _ in range(2):
-        (sum_losses_by_microbatches(network, PARTS).loss / 7).backward()
+        (sum_losses_by_microbatches(network, MICROBATCHES).loss / 7).backward()
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.grad, 2 * once[name])
 
 
-def test_an_error_in_a_part_is_raised_and_the_threads_stay_as_they_were():
+def test_an_error_in_a_microbatch_is_raised_and_the_threads_are_restored():
     network = Transformer(23, 16, 2, 1, 32, max_seq_len=6, positions="learned")
     with pytest.raises(Exception, match="longer than the 6 learned positions"):
-        sum_losses_by_microbatches(network, PARTS)
+        sum_losses_by_microbatches(network, MICROBATCHES)
     assert torch.get_num_threads() == 2
 
 
 def test_autocast_gives_bfloat16_products_and_float32_gradients():
     torch.manual_seed(0)
     network = Transformer(23, 64, 4, 2, 128).eval()
-    exact, wanted = take(network, lambda: sum_losses_by_microbatches(network, PARTS))
+    exact, wanted = take(network, lambda: sum_losses_by_microbatches(network, MICROBATCHES))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, gradients = take(network, lambda: sum_losses_by_microbatches(network, PARTS))
+        found, gradients = take(network, lambda: sum_losses_by_microbatches(network, MICROBATCHES))
     assert found.loss != exact.loss
     torch.testing.assert_close(found.loss, exact.loss, rtol=1e-2, atol=0)
     for name, gradient in gradients.items():

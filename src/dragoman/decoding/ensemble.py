@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dragoman.model import inference
-from dragoman.model.inference import DecoderCache, Prepared, encode, prepare
+from dragoman.model.block import DecoderCache
+from dragoman.model.inference import PackedModel, pack
 from dragoman.model.transformer import Transformer
 
 Caches = tuple[DecoderCache, ...]
@@ -32,8 +33,8 @@ class Ensemble:
         self.longest_target = min(longest, default=None)
 
     @cached_property
-    def _prepared(self) -> tuple[Prepared, ...]:
-        return tuple(prepare(model) for model in self.models)
+    def _packed(self) -> tuple[PackedModel, ...]:
+        return tuple(pack(model) for model in self.models)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -50,9 +51,7 @@ class Ensemble:
 
     def start(self, source_ids: Int[Tensor, "N S"]) -> Caches:
         """Return the caches before the first token, a row a source."""
-        return tuple(
-            inference.start(prepared, encode(prepared, source_ids)) for prepared in self._prepared
-        )
+        return tuple(inference.start(packed, source_ids) for packed in self._packed)
 
     def step(
         self, ids: Int[Tensor, " R"], caches: Caches, rule: Rule | None = None
@@ -63,8 +62,8 @@ class Ensemble:
         logits of each model before the softmax.
         """
         by_model, following = [], []
-        for prepared, cache in zip(self._prepared, caches, strict=True):
-            logits, cache = inference.step(prepared, ids, cache)
+        for packed, cache in zip(self._packed, caches, strict=True):
+            logits, cache = inference.step(packed, ids, cache)
             logits = mask_tokens(logits.float(), (self.pad_id, self.bos_id))
             by_model.append(torch.log_softmax(logits if rule is None else rule(logits), dim=-1))
             following.append(cache)

@@ -1,9 +1,8 @@
 """The loss of a batch: sums over its tokens; the caller divides once, by the global token count.
 
-Usually the last product and the cross-entropy are one: logits are made a few rows at a time.
-Neither all logits nor their softmax is ever whole in float32: of a large vocabulary they would be
-the largest thing in memory, and most of their time is spent in reading and writing them. The
-gradient is made in the same pass, while the logits are at hand.
+The projection to the vocabulary and the cross-entropy are fused: logits are computed a few rows at
+a time, and their gradient in the same pass. With a large vocabulary, all logits and their softmax
+in float32 would be the largest tensors in memory, and reading and writing them takes most time.
 """
 
 from dataclasses import dataclass
@@ -15,26 +14,34 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from dragoman.model.training_path import FastPass, Parameters, draw_dropout, find_dtype
+from dragoman.model.block import (
+    Layers,
+    Weights,
+    decode,
+    encode,
+    make_layers,
+    start_decoder,
+)
+from dragoman.model.dropout import Dropout
 from dragoman.model.transformer import Transformer
 
 Implementation = Literal["fused", "reference"]
 
-# Logits of so many rows x tokens are held in float32 at a time: on the processor they stay in its
-# caches (8 to 64 times less, or 8 times more, is slower), a GPU wants larger pieces.
-_HELD = {"cpu": 2**20, "other": 2**25}
-_LEAST_ROWS = 32  # fewer make slow products
-# The gradients of so many rows are held in the dtype of the products, for one product with all.
-_MOST_ROWS = 4096
+# Logits (rows x tokens) in float32 at a time. On a CPU they fit its caches (8 to 64 times less, or 8
+# times more, is slower); a GPU needs larger chunks.
+_CHUNK_LOGITS = {"cpu": 2**20, "other": 2**25}
+_MIN_CHUNK_ROWS = 32  # products with fewer rows are slow
+# Rows whose gradients by the logits are kept, in the dtype of the products, for one product.
+_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSums:
-    """Sums over the labelled tokens of a batch; tensors without dimension, on the model's device."""
+    """Sums over the labelled tokens of a batch: scalar tensors on the model's device."""
 
-    loss: Float[Tensor, ""]  # label-smoothed cross-entropy, nats: what is minimised
-    nll: Float[Tensor, ""]  # cross-entropy without smoothing, nats: what perplexity is made of
-    num_correct: Int[Tensor, ""]  # tokens whose label has the highest logit, or one of them
+    loss: Float[Tensor, ""]  # label-smoothed cross-entropy in nats: the training objective
+    nll: Float[Tensor, ""]  # cross-entropy without smoothing in nats, for perplexity
+    num_correct: Int[Tensor, ""]  # tokens whose label has the highest logit; ties count
     num_tokens: Int[Tensor, ""]
 
 
@@ -47,35 +54,49 @@ def sum_losses(
 ) -> LossSums:
     """Return the sums over all tokens of `target_ids` (begin, tokens, end, padding) but the first.
 
-    Padding adds nothing; on the CPU, no logits are made for it. Both implementations compute the same.
+    Padding adds nothing; on the CPU, no logits are computed for it. Both implementations compute
+    the same function.
     """
     if implementation == "reference":
         return _sum_by_reference(model, source_ids, target_ids, label_smoothing)
-    operands = Parameters(find_dtype(model))
+    weights = Weights(find_dtype(model))
     with torch.autocast(source_ids.device.type, enabled=False):
-        fast_pass = FastPass(model, operands, draw_dropout(model))
-        return sum_by_fast_pass(fast_pass, source_ids, target_ids, label_smoothing)
+        layers = make_layers(model, weights, draw_dropout(model))
+        return sum_losses_of_layers(layers, source_ids, target_ids, label_smoothing)
 
 
-def sum_by_fast_pass(
-    fast_pass: FastPass,
+def find_dtype(model: Transformer) -> torch.dtype:
+    """Return the dtype of products: that of autocast, if it is on, or of the parameters."""
+    weight = model.target_embedding.weight
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def draw_dropout(model: Transformer) -> Dropout:
+    """Return the dropout of one forward pass; in evaluation it drops nothing."""
+    return Dropout(model.dropout.p if model.training else 0.0)
+
+
+def sum_losses_of_layers(
+    layers: Layers,
     source_ids: Int[Tensor, "B S"],
     target_ids: Int[Tensor, "B T"],
     label_smoothing: float,
 ) -> LossSums:
-    """Return the sums of `sum_losses`, from parameters given as operands; without autocast."""
-    model, operands = fast_pass.model, fast_pass.operands
-    states = fast_pass.compute(source_ids, target_ids[:, :-1]).flatten(0, 1)  # (B, T, D) -> (N, D)
+    """Return the sums of `sum_losses`, given the layers over some weights; without autocast."""
+    model, weights = layers.model, layers.weights
+    cache = start_decoder(layers, encode(layers, source_ids))
+    states = decode(layers, target_ids[:, :-1], cache).flatten(0, 1)  # (B, T, D) -> (N, D)
     labels = target_ids[:, 1:].flatten()
     pad_id: int | None = model.pad_id
-    if states.device.type == "cpu":  # a GPU would have to be waited for, to know how many there are
+    if states.device.type == "cpu":  # on a GPU, the selection would wait for the number of tokens
         has_label = labels != pad_id
         states, labels, pad_id = states[has_label], labels[has_label], None
     output = model.target_embedding if model.output is None else model.output
     return sum_cross_entropy(
-        states.to(operands.dtype),
-        operands.factor(output.weight),
-        None if model.output is None else operands.factor(model.output.bias),
+        states.to(weights.dtype),
+        weights.matmul_weight(output.weight),
+        None if model.output is None else weights.matmul_weight(model.output.bias),
         labels,
         pad_id=pad_id,
         vocab_size=model.target_vocab_size,
@@ -89,7 +110,7 @@ def _sum_by_reference(
     target_ids: Int[Tensor, "B T"],
     label_smoothing: float,
 ) -> LossSums:
-    """Return the sums as torch's own modules and functions make them."""
+    """Return the sums as computed by torch's own modules and functions."""
     states = model.decode_states(target_ids[:, :-1], model.encode(source_ids))
     labels = target_ids[:, 1:]
     has_label = labels != model.pad_id
@@ -120,8 +141,8 @@ def sum_cross_entropy(
     Source: Szegedy et al. 2016, section 7.
 
     Args:
-        weight: A row for each token of the vocabulary; rows from `vocab_size` on are no tokens.
-        pad_id: A label that is none: its row adds nothing. None: there is no such label.
+        weight: A row for each token of the vocabulary; rows from `vocab_size` on are ignored.
+        pad_id: Rows with this label add nothing; None: all rows count.
     """
     loss, nll, num_correct = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
         states, weight, bias, labels, _Rows(vocab_size, pad_id, label_smoothing)
@@ -133,7 +154,7 @@ def sum_cross_entropy(
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The sums, and in the same pass the gradients of the first by states, weight and bias."""
+    """Loss, nll and number of correct rows, with the gradients of the loss in the same pass."""
 
     @staticmethod
     def forward(
@@ -144,24 +165,23 @@ class _CrossEntropy(torch.autograd.Function):
         labels: Int[Tensor, " N"],
         rows: "_Rows",
     ) -> tuple[Tensor, Tensor, Tensor]:
-        held = max(
-            _LEAST_ROWS, _HELD["cpu" if states.device.type == "cpu" else "other"] // len(weight)
-        )
+        chunk_logits = _CHUNK_LOGITS["cpu" if states.device.type == "cpu" else "other"]
+        chunk = max(_MIN_CHUNK_ROWS, chunk_logits // len(weight))
         needs_grad = any(ctx.needs_input_grad)  # type: ignore[attr-defined]
         gradients = _Gradients(states, weight, bias) if needs_grad else None
         sums = torch.zeros(3, device=states.device)
-        for start in range(0, len(states), _MOST_ROWS):
-            block = slice(start, start + _MOST_ROWS)
+        for start in range(0, len(states), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
             count = len(states[block])
             by_logits = states.new_empty(count if needs_grad else 0, len(weight))
-            for first in range(0, count, held):
-                these = slice(start + first, start + min(first + held, count))
+            for first in range(0, count, chunk):
+                these = slice(start + first, start + min(first + chunk, count))
                 some = states[these]
                 logits = some @ weight.t() if bias is None else torch.addmm(bias, some, weight.t())
                 found, probs = rows.sum(logits, labels[these])
                 sums += found
                 if needs_grad:
-                    by_logits[first : first + held] = rows.differentiate(probs, labels[these])
+                    by_logits[first : first + chunk] = rows.differentiate(probs, labels[these])
             if gradients is not None:
                 gradients.add(block, by_logits)
         ctx.gradients = gradients  # type: ignore[attr-defined]
@@ -179,7 +199,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Rows:
-    """What is computed of some rows of logits."""
+    """The cross-entropy of a chunk of rows of logits, and its gradient."""
 
     vocab_size: int
     pad_id: int | None
@@ -188,14 +208,13 @@ class _Rows:
     def sum(
         self, logits: Float[Tensor, "n R"], labels: Int[Tensor, " n"]
     ) -> tuple[Float[Tensor, " 3"], Float[Tensor, "n R"]]:
-        """Return loss, nll and the number of right rows, summed; and the probabilities."""
+        """Return the sums of loss, nll and correct rows; and the probabilities."""
         wide, smoothing = logits.float(), self.label_smoothing
         wide[:, self.vocab_size :] = -torch.inf
         highest = wide.amax(dim=1, keepdim=True)  # (n, 1), as all below
         at_label = wide.gather(1, labels[:, None])
         probs = wide.softmax(dim=1)
-        # The likeliest token has exp(highest - log_sum): so the logarithm of the sum of all
-        # exponentials is known without a pass of its own.
+        # The highest probability is exp(highest - log_sum), so log_sum needs no pass over the logits.
         log_sum = highest - probs.amax(dim=1, keepdim=True).log()
         nll = log_sum - at_label
         loss = nll
@@ -210,7 +229,7 @@ class _Rows:
     def differentiate(
         self, probs: Float[Tensor, "n R"], labels: Int[Tensor, " n"]
     ) -> Float[Tensor, "n R"]:
-        """Return the gradient of the loss by the logits; takes the place of `probs`."""
+        """Return the gradient of the loss by the logits, computed in place of `probs`."""
         smoothing = self.label_smoothing
         if smoothing > 0.0:
             probs[:, : self.vocab_size] -= smoothing / self.vocab_size
@@ -222,7 +241,7 @@ class _Rows:
 
 
 class _Gradients:
-    """The gradients of the summed loss, block of rows by block of rows."""
+    """The gradients of the summed loss, accumulated over blocks of rows."""
 
     def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self._states, self._weight = states, weight
@@ -231,7 +250,7 @@ class _Gradients:
         self.by_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
 
     def add(self, block: slice, by_logits: Float[Tensor, "N R"]) -> None:
-        """Add those of a block, given those by its logits; over blocks they add up in float32."""
+        """Add those of a block, given those by its logits; sums over blocks are float32."""
         torch.mm(by_logits, self._weight, out=self.by_states[block])
         by_weight = by_logits.t() @ self._states[block]
         is_first = block.start == 0

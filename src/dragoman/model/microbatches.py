@@ -1,9 +1,8 @@
-"""The loss of a batch by micro-batches, one per core: for the CPU.
+"""The loss of a batch on the CPU, by micro-batches: one per core.
 
-At the sizes of a batch most operations are too small to be shared out among cores: they wait for
-one another at the end of each. Here a core takes a whole part of the batch instead, forward and
-backward. The gradients of the parts are added up in the order of the parts, so that the sum does
-not depend on which was done first.
+Most operations of a batch are too small to split among cores, which would wait for each other after
+each operation. Instead each core computes a whole micro-batch, forward and backward. The gradients
+are summed in the order of the micro-batches, so the sum does not depend on which finished first.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,38 +17,37 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from dragoman.data.batch import Batch
-from dragoman.model.loss import LossSums, sum_by_fast_pass
-from dragoman.model.training_path import FastPass, draw_dropout, find_dtype
+from dragoman.model.block import Weights, make_layers
+from dragoman.model.loss import LossSums, draw_dropout, find_dtype, sum_losses_of_layers
 from dragoman.model.transformer import Transformer
 
 Found = TypeVar("Found")
 
 
 def sum_losses_by_microbatches(
-    model: Transformer, parts: Sequence[Batch], label_smoothing: float = 0.0
+    model: Transformer, microbatches: Sequence[Batch], label_smoothing: float = 0.0
 ) -> LossSums:
-    """Return the sums of `sum_losses` over all `parts`.
+    """Return the sums of `sum_losses` over all `microbatches`.
 
-    The gradients are computed here, and handed to the parameters when the loss goes backward, which
-    it can do once. The same parts give the same numbers on any number of cores up to their own.
+    The gradients are computed here; `loss.backward()` gives them to the parameters, and can be
+    called once. The same micro-batches give the same bits on any number of cores, up to one each.
     """
     dtype = find_dtype(model)
-    factors: dict[Tensor, Tensor] = {p: p.detach().to(dtype) for p in model.parameters()}
-    leaves = [Leaves(dtype, factors) for _ in parts]
-    passes = [FastPass(model, of_part, draw_dropout(model)) for of_part in leaves]
+    cast: dict[Tensor, Tensor] = {p: p.detach().to(dtype) for p in model.parameters()}
+    dropouts = [draw_dropout(model) for _ in microbatches]  # seeds in order
 
-    def run(number: int) -> tuple[LossSums, PartGradients]:
-        sums = sum_by_fast_pass(
-            passes[number], parts[number].source_ids, parts[number].target_ids, label_smoothing
-        )
-        return sums, leaves[number].differentiate(sums.loss)
+    def run(number: int) -> tuple[LossSums, Gradients]:
+        leaves, batch = Leaves(dtype, cast), microbatches[number]
+        layers = make_layers(model, leaves, dropouts[number])
+        sums = sum_losses_of_layers(layers, batch.source_ids, batch.target_ids, label_smoothing)
+        return sums, leaves.differentiate(sums.loss)
 
     total, sums = GradientSum(), list[LossSums]()
-    for of_part, gradients in _run_side_by_side(run, len(parts)):
+    for of_one, gradients in _run_in_parallel(run, len(microbatches)):
         total.add(gradients)
-        sums.append(of_part)
+        sums.append(of_one)
     by_parameter = total.finish()
-    loss: Tensor = _HandOver.apply(  # type: ignore[no-untyped-call]
+    loss: Tensor = _KnownGradients.apply(  # type: ignore[no-untyped-call]
         torch.stack([one.loss.detach() for one in sums]).sum(),
         list(by_parameter.values()),
         *by_parameter,
@@ -62,15 +60,15 @@ def sum_losses_by_microbatches(
     )
 
 
-def _run_side_by_side(run: Callable[[int], Found], count: int) -> Iterator[Found]:
-    """Yield `run` of 0 to `count` - 1; the cores are shared out among as many as run at once."""
+def _run_in_parallel(run: Callable[[int], Found], count: int) -> Iterator[Found]:
+    """Yield `run` of 0 to `count` - 1, in order; the workers share the cores."""
     num_threads = torch.get_num_threads()
     num_workers = min(count, num_threads)
     if num_workers <= 1:
         yield from map(run, range(count))
         return
     try:
-        torch.set_num_threads(1)  # who adds up meanwhile must not wait for cores that are busy
+        torch.set_num_threads(1)  # the sums meanwhile must not wait for busy cores
         with ThreadPoolExecutor(
             num_workers, initializer=torch.set_num_threads, initargs=(num_threads // num_workers,)
         ) as pool:
@@ -79,8 +77,8 @@ def _run_side_by_side(run: Callable[[int], Found], count: int) -> Iterator[Found
         torch.set_num_threads(num_threads)
 
 
-class _HandOver(torch.autograd.Function):
-    """A loss whose gradients are known already; going backward, it gives them out."""
+class _KnownGradients(torch.autograd.Function):
+    """A loss whose gradients are already known: the backward pass returns them."""
 
     @staticmethod
     def forward(
@@ -97,83 +95,84 @@ class _HandOver(torch.autograd.Function):
         return None, None, *gradients
 
 
-class Leaves:
-    """Stand-ins for the parameters in the computation of one part of a batch.
+class Leaves(Weights):
+    """Copies of the parameters as leaves of one micro-batch's graph, so its gradients stay apart.
+
+    They share the memory of the parameters.
 
     Args:
-        factors: The parameters that go into products, in `dtype`; shared by all parts.
+        cast: The parameters in `dtype`, cast once for all micro-batches.
     """
 
-    def __init__(self, dtype: torch.dtype, factors: Mapping[Tensor, Tensor]) -> None:
-        self.dtype = dtype
-        self._factors = factors
-        self._factor_leaves: dict[Tensor, Tensor] = {}
-        self._plain_leaves: dict[Tensor, Tensor] = {}
-        self._row_leaves: list[tuple[Tensor, Int[Tensor, "*L"], Tensor]] = []
+    def __init__(self, dtype: torch.dtype, cast: Mapping[Tensor, Tensor]) -> None:
+        super().__init__(dtype)
+        self._shared = cast
+        self._leaves: dict[Tensor, Tensor] = {}
+        self._rows: list[tuple[Tensor, Int[Tensor, ...], Tensor]] = []
 
-    def factor(self, parameter: Tensor) -> Tensor:
-        """Return the stand-in for it, in the dtype of the products."""
-        if parameter not in self._factor_leaves:
-            leaf = self._factors[parameter].detach().requires_grad_()
-            self._factor_leaves[parameter] = leaf
-        return self._factor_leaves[parameter]
+    def matmul_weight(self, parameter: Tensor) -> Tensor:
+        """Return the leaf of a parameter, in the dtype of matrix products."""
+        return self._make_leaf(parameter, self._shared[parameter])
 
-    def plain(self, parameter: Tensor) -> Tensor:
-        """Return the stand-in for it, in its own dtype."""
-        if parameter not in self._plain_leaves:
-            self._plain_leaves[parameter] = parameter.detach().requires_grad_()
-        return self._plain_leaves[parameter]
+    def norm_weight(self, parameter: Tensor) -> Tensor:
+        """Return the leaf of a norm's parameter, in its own dtype."""
+        return self._make_leaf(parameter, parameter)
 
-    def rows(self, table: Tensor, ids: Int[Tensor, "*L"]) -> Float[Tensor, "*L D"]:
-        """Return the rows `ids` of an embedding; their gradient is of these rows only."""
+    def embedding_rows(self, table: Tensor, ids: Int[Tensor, "*L"]) -> Float[Tensor, "*L D"]:
+        """Return the rows `ids` of an embedding as a leaf: the gradient has these rows only."""
         rows = F.embedding(ids, table.detach()).requires_grad_()
-        self._row_leaves.append((table, ids, rows))
+        self._rows.append((table, ids, rows))
         return rows
 
-    def differentiate(self, loss: Float[Tensor, ""]) -> "PartGradients":
-        """Return the gradients of `loss` by all that was given out."""
-        leaves = [*self._factor_leaves.items(), *self._plain_leaves.items()]
-        rows = [leaf for _, _, leaf in self._row_leaves]
-        found = torch.autograd.grad(loss, [leaf for _, leaf in leaves] + rows)
-        owners = [parameter for parameter, _ in leaves]
-        tables = [(table, ids) for table, ids, _ in self._row_leaves]
-        return PartGradients(
-            by_parameter=list(zip(owners, found[: len(owners)], strict=True)),
-            by_rows=[(*one, grad) for one, grad in zip(tables, found[len(owners) :], strict=True)],
+    def differentiate(self, loss: Float[Tensor, ""]) -> "Gradients":
+        """Return the gradients of `loss` with respect to all leaves."""
+        leaves = [*self._leaves.values(), *(rows for _, _, rows in self._rows)]
+        found = torch.autograd.grad(loss, leaves)
+        count = len(self._leaves)
+        return Gradients(
+            by_parameter=list(zip(self._leaves, found[:count], strict=True)),
+            by_rows=[
+                (table, ids.flatten(), gradient.flatten(0, -2))  # (*L, D) -> (N, D)
+                for (table, ids, _), gradient in zip(self._rows, found[count:], strict=True)
+            ],
         )
+
+    def _make_leaf(self, parameter: Tensor, value: Tensor) -> Tensor:
+        if parameter not in self._leaves:
+            self._leaves[parameter] = value.detach().requires_grad_()
+        return self._leaves[parameter]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartGradients:
-    """The gradients of one part: by whole parameters, and by the rows taken of embeddings."""
+class Gradients:
+    """The gradients of one micro-batch: of whole parameters, and of rows of embeddings."""
 
     by_parameter: list[tuple[Tensor, Tensor]]
-    by_rows: list[tuple[Tensor, Int[Tensor, "..."], Float[Tensor, "..."]]]
+    by_rows: list[tuple[Tensor, Tensor, Tensor]]  # embedding, ids (N,), gradients (N, D)
 
 
 class GradientSum:
-    """The gradient of each parameter over parts, added up in the order in which they come."""
+    """The sum of the gradients of micro-batches, in the order of the calls of `add`."""
 
     def __init__(self) -> None:
         self._totals: dict[Tensor, Tensor] = {}
-        self._taken: dict[Tensor, list[tuple[Tensor, Tensor]]] = {}  # ids and gradients of rows
+        self._rows: dict[Tensor, list[tuple[Tensor, Tensor]]] = {}  # ids, and gradients by row
 
-    def add(self, part: PartGradients) -> None:
-        """Add those of a part; sums have the dtype of the parameter."""
-        for parameter, gradient in part.by_parameter:
+    def add(self, gradients: Gradients) -> None:
+        """Add those of a micro-batch; sums have the dtype of the parameter."""
+        for parameter, gradient in gradients.by_parameter:
             if parameter in self._totals:
                 self._totals[parameter] += gradient
             else:
                 self._totals[parameter] = gradient.to(parameter.dtype)
-        for table, ids, gradient in part.by_rows:
-            rows = (ids.flatten(), gradient.flatten(0, -2))
-            self._taken.setdefault(table, []).append(rows)
+        for table, ids, by_row in gradients.by_rows:
+            self._rows.setdefault(table, []).append((ids, by_row))
 
     def finish(self) -> dict[Tensor, Tensor]:
-        """Return the sums."""
-        for table, rows in self._taken.items():
-            ids, gradients = (torch.cat(each) for each in zip(*rows, strict=True))
-            # What autograd calls for an embedding: it adds the rows up one by one, in their order.
-            dense = torch.ops.aten.embedding_dense_backward(gradients, ids, len(table), -1, False)
+        """Return the sum for each parameter."""
+        for table, rows in self._rows.items():
+            ids, by_row = (torch.cat(each) for each in zip(*rows, strict=True))
+            # Autograd's own function for embeddings: it adds the rows one by one, in order.
+            dense = torch.ops.aten.embedding_dense_backward(by_row, ids, len(table), -1, False)
             self._totals[table] = self._totals[table] + dense if table in self._totals else dense
         return self._totals

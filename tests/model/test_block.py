@@ -4,8 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import pad_right, random_ids
-from dragoman.model import training_path
-from dragoman.model.training_path import DropoutSource
+from dragoman.model import block
+from dragoman.model.block import Weights, decode, encode, make_layers, start_decoder
+from dragoman.model.dropout import Dropout
+from dragoman.model.loss import draw_dropout, find_dtype
 from dragoman.model.transformer import Transformer
 
 
@@ -17,13 +19,20 @@ def take(network, source, target, compute):
     return states, {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
 
 
+def compute_ours(network, source, target):
+    weights = Weights(find_dtype(network))
+    with torch.autocast("cpu", enabled=False):
+        layers = make_layers(network, weights, draw_dropout(network))
+        return decode(layers, target, start_decoder(layers, encode(layers, source)))
+
+
 def compute_reference(network, source, target):
     return network.decode_states(target, network.encode(source))
 
 
-@pytest.mark.parametrize("most_plain_scores", [2**22, 3])
-def test_states_and_gradients_are_those_of_the_reference(network, most_plain_scores, monkeypatch):
-    monkeypatch.setattr(training_path, "_MOST_PLAIN_SCORES", most_plain_scores)
+@pytest.mark.parametrize("max_plain_scores", [2**22, 3])
+def test_states_and_gradients_are_those_of_the_reference(network, max_plain_scores, monkeypatch):
+    monkeypatch.setattr(block, "_MAX_PLAIN_SCORES", max_plain_scores)
     source, target = pad_right(random_ids(4, 7, 23), 2), random_ids(4, 6, 23, seed=1)
     source[1, 3:], source[2] = 0, 0
     network.train()
@@ -32,7 +41,7 @@ def test_states_and_gradients_are_those_of_the_reference(network, most_plain_sco
             module.dropout = 0.0
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    states, gradients = take(network, source, target, training_path.compute_states)
+    states, gradients = take(network, source, target, compute_ours)
     expected, expected_gradients = take(network, source, target, compute_reference)
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
     assert gradients.keys() == expected_gradients.keys()
@@ -49,32 +58,30 @@ def test_any_lengths_give_the_states_of_the_reference(lengths, length):
         source[row, kept:] = 0
     target = random_ids(len(lengths), length, 20, seed=1)
     torch.testing.assert_close(
-        training_path.compute_states(network, source, target),
+        compute_ours(network, source, target),
         compute_reference(network, source, target),
         rtol=1e-4,
         atol=1e-5,
     )
 
 
-def test_bfloat16_stays_near_float32_and_keeps_a_float32_result():
+def test_bfloat16_is_close_to_float32_and_gives_float32():
     torch.manual_seed(0)
     network = Transformer(20, 64, 4, 2, 128).eval()
     source, target = random_ids(8, 12, 20), random_ids(8, 9, 20, seed=1)
-    expected = training_path.compute_states(network, source, target)
+    expected = compute_ours(network, source, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = training_path.compute_states(network, source, target)
+        found = compute_ours(network, source, target)
     assert found.dtype == torch.float32
     assert (found - expected).norm() / expected.norm() < 0.02
 
 
-def test_dropout_changes_the_mean_of_the_states_no_more_than_the_reference():
+def test_dropout_gives_the_mean_and_spread_of_the_reference():
     torch.manual_seed(0)
     network = Transformer(20, 32, 4, 1, 64, dropout=0.2)
     source, target = random_ids(2, 5, 20), random_ids(2, 4, 20, seed=1)
     with torch.no_grad():
-        ours = torch.stack(
-            [training_path.compute_states(network, source, target) for _ in range(1500)]
-        )
+        ours = torch.stack([compute_ours(network, source, target) for _ in range(1500)])
         torchs = torch.stack([compute_reference(network, source, target) for _ in range(1500)])
     # Standard error of a mean of 1500: 0.026 of a standard deviation; the difference of two: 0.037.
     spread = torchs.std(0)
@@ -84,10 +91,10 @@ def test_dropout_changes_the_mean_of_the_states_no_more_than_the_reference():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
-def test_elements_are_dropped_one_by_one_with_the_probability_asked_for(dtype, p):
+def test_elements_are_dropped_independently_with_the_given_probability(dtype, p):
     torch.manual_seed(0)
     x = torch.ones(1000, 1003, dtype=dtype, requires_grad=True)
-    y = DropoutSource(p).drop(x)
+    y = Dropout(p).drop(x)
     y.sum().backward()
     kept = (y != 0).float()
     standard_error = (p * (1 - p) / x.numel()) ** 0.5
@@ -100,11 +107,11 @@ def test_elements_are_dropped_one_by_one_with_the_probability_asked_for(dtype, p
         assert abs(together) < 5 / x.numel() ** 0.5
 
 
-def test_the_masks_follow_from_torchs_seed():
+def test_the_masks_depend_on_torchs_seed():
     x = torch.ones(64)
 
     def drop():
-        return DropoutSource(0.5).drop(x)
+        return Dropout(0.5).drop(x)
 
     torch.manual_seed(7)
     first, second = drop(), drop()
@@ -113,8 +120,8 @@ def test_the_masks_follow_from_torchs_seed():
     assert not torch.equal(first, second)
 
 
-def test_without_dropout_nothing_is_drawn_and_nothing_changes():
+def test_dropout_of_zero_draws_and_changes_nothing():
     state = torch.get_rng_state()
     x = torch.randn(5, generator=torch.Generator().manual_seed(0))
-    assert DropoutSource(0.0).drop(x) is x
+    assert Dropout(0.0).drop(x) is x
     assert torch.equal(torch.get_rng_state(), state)

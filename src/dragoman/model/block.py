@@ -1,0 +1,403 @@
+"""The Transformer block, our own: one forward pass for training and for cached decoding.
+
+It computes the function of the stock `nn.Transformer`, from the same parameters, in less time. One
+product gives queries, keys and values. In training, short sequences attend by plain products (the
+backward pass of torch's flash attention is slow on the CPU), dropout uses cheap random bits, and
+products have the dtype of autocast, with each weight cast once. In inference, the encoder does no
+work for padding, and the decoder keeps keys and values of past tokens.
+
+B rows, S source tokens, T target tokens. In a beam several rows continue one source: N sources and
+R rows, R / N for each source. Keys and values of a source are kept once.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dragoman.model.dropout import Dropout
+from dragoman.model.transformer import LearnedPositions, Memory, Transformer
+
+Activation = Literal["none", "relu", "gelu"]
+Function = Callable[[Float[Tensor, "*N I"]], Float[Tensor, "*N O"]]
+
+_ACTIVATIONS: dict[object, Activation] = {F.relu: "relu", F.gelu: "gelu"}
+
+# With more scores than this, torch's fused attention takes over. It does not keep the scores in
+# memory, but is slower (1.2 to 1.3 times the processor time at 300 to 2,000 tokens, torch 2.13).
+_MAX_PLAIN_SCORES = 2**22
+
+
+class Weights:
+    """The parameters of a model in the forms that a forward pass needs.
+
+    This class is for training: autograd leads the gradients to the parameters. Subclasses are for
+    micro-batches and for inference.
+
+    Args:
+        dtype: Of the products; a parameter is cast once.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._cast: dict[Tensor, Tensor] = {}
+
+    def matmul_weight(self, parameter: Tensor) -> Tensor:
+        """Return it in the dtype of the products."""
+        if parameter not in self._cast:
+            self._cast[parameter] = parameter.to(self.dtype)
+        return self._cast[parameter]
+
+    def norm_weight(self, parameter: Tensor) -> Tensor:
+        """Return a parameter of a norm, in its own dtype."""
+        return parameter
+
+    def embedding_rows(self, table: Tensor, ids: Int[Tensor, "*L"]) -> Float[Tensor, "*L D"]:
+        """Return the rows `ids` of an embedding."""
+        return F.embedding(ids, table)
+
+    def linear(self, weight: Tensor, bias: Tensor, activation: Activation = "none") -> Function:
+        """Return the function x -> activation(x @ weight.T + bias), for (parts of) matmul weights."""
+        return lambda x: activate(F.linear(x.to(self.dtype), weight, bias), activation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """An encoder layer, as functions over its weights."""
+
+    norm_first: bool
+    num_heads: int
+    norms: tuple[Function, ...]
+    """One for each sub-layer, in their order."""
+    self_qkv: Function
+    self_output: Function
+    cross: "CrossAttention | None"
+    """None in the encoder."""
+    linear1: Function
+    """With the activation."""
+    linear2: Function
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttention:
+    """The attention of a decoder layer to the source, as functions over its weights."""
+
+    query: Function
+    key_value: Function
+    output: Function
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """A model ready for forward passes: its layers over some weights, and its dropout."""
+
+    model: Transformer
+    weights: Weights
+    dropout: Dropout
+    is_inference: bool
+    """Attention is always torch's fused one, and the encoder leaves padding out."""
+    encoder: tuple[Layer, ...]
+    encoder_norm: Function
+    decoder: tuple[Layer, ...]
+    decoder_norm: Function
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Where attention may go: the bias is 0 there and -inf elsewhere; None: everywhere."""
+
+    bias: Float[Tensor, "..."] | None = None
+    is_causal: bool = False  # it is the causal mask and nothing else
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderCache:
+    """The source, and the past of `length` target tokens, as keys and values of each layer.
+
+    Keys and values stand side by side: W is 2 D. C is the capacity, at least `length`.
+    """
+
+    source: tuple[Float[Tensor, "N S W"], ...]
+    source_mask: Mask
+    target: tuple[Float[Tensor, "R C W"], ...] = ()  # empty in training: nothing is kept
+    length: int = 0
+
+
+def make_layers(
+    model: Transformer, weights: Weights, dropout: Dropout, *, is_inference: bool = False
+) -> Layers:
+    """Return `model` with its layers as functions over `weights`."""
+    stock = model.transformer
+    return Layers(
+        model=model,
+        weights=weights,
+        dropout=dropout,
+        is_inference=is_inference,
+        encoder=tuple(_make_layer(weights, layer) for layer in stock.encoder.layers),
+        encoder_norm=_make_norm(weights, stock.encoder.norm),
+        decoder=tuple(_make_layer(weights, layer) for layer in stock.decoder.layers),
+        decoder_norm=_make_norm(weights, stock.decoder.norm),
+    )
+
+
+def encode(layers: Layers, source_ids: Int[Tensor, "B S"]) -> Memory:
+    """Return what `Transformer.encode` does; in inference, states at padding have no meaning."""
+    model = layers.model
+    is_token = model.find_tokens(source_ids)
+    mask = _make_mask(layers, is_token[:, None, None, :])
+    x = _embed(layers, source_ids, model.source_embedding, model.source_positions)
+    packing = _Packing(is_token) if layers.is_inference and mask.bias is not None else None
+    x = x if packing is None else packing.pack(x)
+    for layer in layers.encoder:
+        x = _apply_layer(layers, layer, x, mask, packing=packing)
+    x = layers.encoder_norm(x)
+    return Memory(states=x if packing is None else packing.unpack(x), is_token=is_token)
+
+
+def start_decoder(layers: Layers, memory: Memory) -> DecoderCache:
+    """Return the cache before the first target token: the source is projected once for all."""
+    states = memory.states.to(layers.weights.dtype)
+    return DecoderCache(
+        source=tuple(layer.cross.key_value(states) for layer in layers.decoder if layer.cross),
+        source_mask=_make_mask(layers, memory.is_token[:, None, None, :]),
+    )
+
+
+def decode(
+    layers: Layers, target_ids: Int[Tensor, "R T"], cache: DecoderCache
+) -> Float[Tensor, "*N D"]:
+    """Return the decoder's states of `target_ids`: (R, T, D), as `Transformer.decode_states` does.
+
+    With a past (`cache.target`), T is 1: the token is the next one, its keys and values are written
+    into the buffers, and the states are (R, D).
+    """
+    model, length, start = layers.model, target_ids.shape[1], cache.length
+    x = _embed(layers, target_ids, model.target_embedding, model.target_positions, start)
+    if cache.target:
+        assert length == 1
+        x, mask = x[:, 0], Mask()  # (R, 1, D) -> (R, D)
+    else:
+        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        mask = _make_mask(layers, causal[None, None], is_causal=True)
+    for number, layer in enumerate(layers.decoder):
+        x = _apply_layer(
+            layers,
+            layer,
+            x,
+            mask,
+            past=_Past(cache.target[number], start) if cache.target else None,
+            source=(cache.source[number], cache.source_mask),
+        )
+    return layers.decoder_norm(x)
+
+
+def _embed(
+    layers: Layers,
+    ids: Int[Tensor, "B L"],
+    embedding: nn.Embedding,
+    positions: nn.Module,
+    start: int = 0,
+) -> Float[Tensor, "B L D"]:
+    """Return what `Transformer.embed` does."""
+    stop, weights = start + ids.shape[1], layers.weights
+    scaled = weights.embedding_rows(embedding.weight, ids) * math.sqrt(layers.model.d_model)
+    added: Tensor = positions(start, stop)
+    if isinstance(positions, LearnedPositions):
+        added = weights.embedding_rows(
+            positions.weight, torch.arange(start, stop, device=ids.device)
+        )
+    return layers.dropout.drop(scaled + added)
+
+
+def _apply_layer(
+    layers: Layers,
+    layer: Layer,
+    x: Float[Tensor, "*N D"],
+    mask: Mask,
+    *,
+    packing: "_Packing | None" = None,
+    past: "_Past | None" = None,
+    source: tuple[Float[Tensor, "N S W"], Mask] | None = None,
+) -> Float[Tensor, "*N D"]:
+    """Return `x` after a layer of the encoder, or of the decoder, which has a source."""
+    x = _add(layers, layer, 0, x, lambda y: _attend_to_self(layers, layer, y, mask, packing, past))
+    if source is not None:
+        x = _add(layers, layer, 1, x, lambda y: _attend_to_source(layers, layer, y, *source))
+    return _add(
+        layers, layer, -1, x, lambda y: layer.linear2(layers.dropout.drop(layer.linear1(y)))
+    )
+
+
+def _add(
+    layers: Layers, layer: Layer, number: int, x: Float[Tensor, "*N D"], sublayer: Function
+) -> Float[Tensor, "*N D"]:
+    """Return `x` with a sub-layer added: x + f(norm(x)) with pre-norm, else norm(x + f(x))."""
+    norm, drop = layer.norms[number], layers.dropout.drop
+    return x + drop(sublayer(norm(x))) if layer.norm_first else norm(x + drop(sublayer(x)))
+
+
+def _attend_to_self(
+    layers: Layers,
+    layer: Layer,
+    x: Float[Tensor, "*N D"],
+    mask: Mask,
+    packing: "_Packing | None",
+    past: "_Past | None",
+) -> Float[Tensor, "*N D"]:
+    qkv = layer.self_qkv(x)
+    if packing is not None:
+        qkv = packing.unpack(qkv)
+    rows, width = len(qkv), x.shape[-1]
+    query, key, value = _split_heads(qkv, 3, layer.num_heads, rows)
+    if past is not None:
+        key, value = _split_heads(past.append(qkv[:, width:]), 2, layer.num_heads, rows)
+    mixed = _attend(layers, query, key, value, mask).reshape(*qkv.shape[:-1], width)
+    return layer.self_output(mixed if packing is None else packing.pack(mixed))
+
+
+def _attend_to_source(
+    layers: Layers,
+    layer: Layer,
+    x: Float[Tensor, "*R D"],
+    source: Float[Tensor, "N S W"],
+    mask: Mask,
+) -> Float[Tensor, "*R D"]:
+    """Rows that continue one source attend to it together, as if they were one row."""
+    assert layer.cross is not None
+    [query] = _split_heads(layer.cross.query(x), 1, layer.num_heads, len(source))
+    key, value = _split_heads(source, 2, layer.num_heads, len(source))
+    mixed = _attend(layers, query, key, value, mask).reshape(x.shape)  # (N, L, H, Dh) -> (R, T, D)
+    return layer.cross.output(mixed)
+
+
+def _attend(
+    layers: Layers,
+    query: Float[Tensor, "N H L Dh"],
+    key: Float[Tensor, "N H S Dh"],
+    value: Float[Tensor, "N H S Dh"],
+    mask: Mask,
+) -> Float[Tensor, "N L H Dh"]:
+    """Return the values, mixed by attention."""
+    p = layers.dropout.p
+    num_scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
+    # With dropout, torch's attention on the CPU keeps the scores too, and draws slow random numbers.
+    is_plain = not layers.is_inference and query.device.type == "cpu"
+    if is_plain and (p > 0.0 or num_scores <= _MAX_PLAIN_SCORES):
+        scores = (query * (query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)  # (N, H, L, S)
+        if mask.bias is not None:
+            scores = scores + mask.bias
+        mixed = layers.dropout.drop(scores.softmax(dim=-1)) @ value
+    else:
+        bias = None if mask.is_causal else mask.bias  # the fastest kernels take is_causal only
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, bias, dropout_p=p, is_causal=mask.is_causal
+        )
+    return mixed.transpose(1, 2)
+
+
+def _split_heads(
+    x: Float[Tensor, "*N W"], count: int, num_heads: int, rows: int
+) -> tuple[Float[Tensor, "N H L Dh"], ...]:
+    """Return the `count` parts of `x` (query, key, value) by head, in `rows` rows; no copy."""
+    width = x.shape[-1] // (count * num_heads)
+    if count == 1:
+        return (x.view(rows, -1, num_heads, width).transpose(1, 2),)
+    by_head = x.view(rows, -1, count, num_heads, width)
+    return by_head.permute(2, 0, 3, 1, 4).unbind(0)  # (N, L, count, H, Dh) -> count x (N, H, L, Dh)
+
+
+@dataclass(frozen=True)
+class _Past:
+    """The keys and values of a layer at past target tokens, in a buffer with room for more."""
+
+    buffer: Float[Tensor, "R C W"]
+    length: int
+
+    def append(self, key_value: Float[Tensor, "R W"]) -> Float[Tensor, "R L W"]:
+        """Write those of the next token into the buffer; return all so far."""
+        self.buffer[:, self.length] = key_value
+        return self.buffer[:, : self.length + 1]
+
+
+class _Packing:
+    """The tokens of a padded batch, (P, W): the places of padding are left out."""
+
+    def __init__(self, is_token: Bool[Tensor, "B S"]) -> None:
+        self._shape = is_token.shape
+        flat = is_token.flatten()
+        self._places = flat.nonzero()[:, 0]
+        # Padding gets the states of any token: they are finite, nothing more is needed there.
+        self._origins = (flat.cumsum(0) - 1).clamp_(min=0)
+
+    def pack(self, x: Float[Tensor, "B S W"]) -> Float[Tensor, "P W"]:
+        """Return the tokens of a padded batch."""
+        return x.flatten(0, 1).index_select(0, self._places)
+
+    def unpack(self, x: Float[Tensor, "P W"]) -> Float[Tensor, "B S W"]:
+        """Return the padded batch of the tokens."""
+        return x.index_select(0, self._origins).view(*self._shape, -1)
+
+
+def _make_mask(layers: Layers, may_attend: Bool[Tensor, "..."], *, is_causal: bool = False) -> Mask:
+    # In training on a GPU, the question would wait for the answer.
+    may_ask = layers.is_inference or may_attend.device.type == "cpu"
+    if may_ask and bool(may_attend.all()):
+        return Mask(None, is_causal)
+    bias = torch.zeros_like(may_attend, dtype=layers.weights.dtype)
+    return Mask(bias.masked_fill_(~may_attend, -torch.inf), is_causal)
+
+
+def _make_layer(weights: Weights, layer: nn.Module) -> Layer:
+    assert isinstance(layer, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer)
+    own, cross, norms = layer.self_attn, None, [layer.norm1, layer.norm2]
+    if isinstance(layer, nn.TransformerDecoderLayer):
+        other, width = layer.multihead_attn, layer.self_attn.embed_dim
+        (query_weight, kv_weight), (query_bias, kv_bias) = (
+            torch.split(weights.matmul_weight(parameter), [width, 2 * width])
+            for parameter in (other.in_proj_weight, other.in_proj_bias)
+        )
+        norms.append(layer.norm3)
+        cross = CrossAttention(
+            query=weights.linear(query_weight, query_bias),
+            key_value=weights.linear(kv_weight, kv_bias),
+            output=_make_linear(weights, other.out_proj),
+        )
+    return Layer(
+        norm_first=layer.norm_first,
+        num_heads=own.num_heads,
+        norms=tuple(_make_norm(weights, norm) for norm in norms),
+        self_qkv=weights.linear(
+            weights.matmul_weight(own.in_proj_weight), weights.matmul_weight(own.in_proj_bias)
+        ),
+        self_output=_make_linear(weights, own.out_proj),
+        cross=cross,
+        linear1=_make_linear(weights, layer.linear1, _ACTIVATIONS[layer.activation]),
+        linear2=_make_linear(weights, layer.linear2),
+    )
+
+
+def _make_linear(weights: Weights, linear: nn.Linear, activation: Activation = "none") -> Function:
+    weight, bias = weights.matmul_weight(linear.weight), weights.matmul_weight(linear.bias)
+    return weights.linear(weight, bias, activation)
+
+
+def _make_norm(weights: Weights, norm: nn.Module | None) -> Function:
+    assert isinstance(norm, nn.LayerNorm)
+    shape, eps = norm.normalized_shape, norm.eps
+    weight, bias = weights.norm_weight(norm.weight), weights.norm_weight(norm.bias)
+    return lambda x: F.layer_norm(x, shape, weight, bias, eps)
+
+
+def activate(x: Float[Tensor, "*N O"], activation: Activation) -> Float[Tensor, "*N O"]:
+    """Return `activation` of `x`."""
+    match activation:
+        case "relu":
+            return F.relu(x)
+        case "gelu":
+            return F.gelu(x)
+    return x

@@ -6,12 +6,11 @@ from typing import Final
 
 JOINERS: Final = "\u200c\u200d"
 """Hidden, but part of the spelling of many scripts, and of emoji."""
-# Format characters that are visible: signs around numbers, of prosody, of music, of hieroglyphs.
-_VISIBLE_FORMATS = {
-    *map(chr, range(0x600, 0x606)),
-    *"\u06dd\u070f\u0890\u0891\u08e2\u180e\U000110bd\U000110cd",
-    *map(chr, range(0x13430, 0x1D17B)),
-}
+# Format characters that are visible: signs around numbers, and of prosody.
+_VISIBLE_FORMATS = (
+    "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\u180e\U000110bd\U000110cd"
+)
+_MUSIC_AND_HIEROGLYPHS = ("\U00013430", "\U0001d17a")
 
 
 @cache
@@ -23,7 +22,8 @@ def is_hidden(character: str) -> bool:
     """
     category = unicodedata.category(character)
     if category == "Cf":
-        return character not in _VISIBLE_FORMATS
+        first, last = _MUSIC_AND_HIEROGLYPHS
+        return character not in _VISIBLE_FORMATS and not first <= character <= last
     if category == "Cn":
         return 0xFDD0 <= ord(character) <= 0xFDEF or ord(character) & 0xFFFE == 0xFFFE
     return category in ("Cc", "Co", "Cs", "Zl", "Zp", "Zs") and character != " "

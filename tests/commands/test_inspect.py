@@ -77,7 +77,7 @@ def scramble(seed: str) -> str:
     return "".join(random.Random(seed).choices("abcdefghijklmnopqrstuvwxyz", k=2400))
 
 
-FAULTS = {
+PROBLEMS = {
     "hidden_characters": (IN_RUSSIAN, lambda s, t: (s, f"{t[:6]}\u200b{t[6:]}")),
     "replacement_characters": (IN_RUSSIAN, lambda s, t: (f"\ufffd{s}", t)),
     "mojibake": (IN_FRENCH, lambda s, t: (garble(s), t)),
@@ -93,9 +93,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("kind", PROBLEMS)
 def test_exactly_the_planted_rows_are_named(file, kind):
-    language, plant = FAULTS[kind]
+    language, plant = PROBLEMS[kind]
     rows = invent_rows(NUM_ROWS)
     planted = of_language(language, 3)
     for i in planted:
@@ -136,7 +136,7 @@ def test_all_rows_of_a_source_with_several_targets_are_named(file):
     )  # of 856 rows, all but one; the others are held out
 
 
-def test_features_are_a_part_of_the_source(file):
+def test_features_belong_to_the_source(file):
     rows = [f"walk\t{tense}\twalk{tense} {n}\n" for n in range(2) for tense in ("ing", "ed")]
     more = [f"verb{n}\ted\tverbed{n}\n" for n in range(600)]
     file.write_text("".join(rows[:2] + more))
@@ -194,15 +194,15 @@ def test_a_target_of_many_rows_is_reported(file):
     kind=st.sampled_from(["hidden_characters", "empty_side", "copies", "duplicates"]),
     places=st.sets(st.integers(1, NUM_ROWS // len(SENTENCES) - 1), min_size=1, max_size=8),
 )
-def test_faults_at_any_places_are_found(file, kind, places):
+def test_problems_in_any_rows_are_found(file, kind, places):
     rows = invent_rows(NUM_ROWS)
     planted = sorted(place * len(SENTENCES) for place in places)  # in Russian
     for i in planted:
-        rows[i] = rows[0] if kind == "duplicates" else FAULTS[kind][1](*rows[i])
+        rows[i] = rows[0] if kind == "duplicates" else PROBLEMS[kind][1](*rows[i])
     assert find(write_rows(file, rows)) == {kind: [i + 1 for i in planted]}
 
 
-def test_faulty_rows_do_not_stop_it_and_are_faults_where_fit_would_stop(file):
+def test_invalid_rows_do_not_stop_it_and_are_faults_where_fit_would_stop(file):
     rows = invent_rows(NUM_ROWS)
     rows[4] = (rows[4][0], "")
     write_rows(file, rows)
@@ -216,7 +216,7 @@ def test_a_file_that_leaves_nothing_to_validate_on_is_a_fault(file):
     assert "empty_split" in find(file)
 
 
-def test_a_file_without_a_usable_row_is_refused(file):
+def test_a_file_without_a_valid_row_is_refused(file):
     file.write_text("a\t\nb\t\n")
     with pytest.raises(DataError, match="none of its 2 rows can be used"):
         inspect(file)

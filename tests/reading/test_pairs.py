@@ -126,7 +126,7 @@ def test_many_blocks_keep_their_line_numbers(tmp_path):
     assert all(pair.line == int(pair.target) for pair in found)
 
 
-def test_mark_windows_line_ends_and_empty_last_lines_are_not_text(tmp_path):
+def test_byte_order_mark_windows_line_ends_and_empty_last_lines_are_not_text(tmp_path):
     assert read(write(tmp_path, "p.tsv", b"\xef\xbb\xbfa\tb\r\nc\td\r\n\r\n\n")) == [
         ("a", "b"),
         ("c", "d"),
@@ -147,7 +147,7 @@ def test_line_ends_between_two_chunks_are_whole(tmp_path):
         assert errors.counts == {"empty line": 2}
 
 
-def test_two_packed_parts_in_one_file_are_read_to_the_end(tmp_path):
+def test_two_compressed_streams_in_one_file_are_read_to_the_end(tmp_path):
     for packing in (".gz", ".zst"):
         data = pack(b"a\tb\n", packing) + pack(b"c\td\n", packing)
         assert read(write(tmp_path, f"p.tsv{packing}", data)) == [("a", "b"), ("c", "d")]
@@ -203,7 +203,7 @@ any_text = st.text(st.characters(exclude_characters="\0", exclude_categories=["C
 @quick
 @given(pairs=st.lists(st.tuples(any_text, any_text), min_size=1, max_size=5))
 @pytest.mark.parametrize("layout", ["csv", "jsonl", "parquet"])
-def test_quoted_formats_carry_tabs_and_line_ends(tmp_path, layout, pairs):
+def test_quoted_formats_keep_tabs_and_line_ends(tmp_path, layout, pairs):
     assume(not any(side.isspace() for pair in pairs for side in pair))
     assert read(write(tmp_path, f"p.{layout}", dump(layout, pairs))) == pairs
 
@@ -253,7 +253,7 @@ def test_a_column_cannot_be_used_twice(tmp_path):
     assert "twice" in fail(write(tmp_path, "p.tsv", "a\tb\n"), source="2")
 
 
-def test_more_columns_than_two_must_be_chosen(tmp_path):
+def test_more_than_two_columns_must_be_chosen(tmp_path):
     message = fail(write(tmp_path, "p.tsv", "a\tb\tc\n"))
     assert "3 columns: 'a', 'b', 'c'" in message
     assert "data.source=1" in message
@@ -300,7 +300,7 @@ def test_leading_tags_become_features(tmp_path):
     assert errors.counts == {"empty side": 1}
 
 
-def test_column_features_stand_before_leading_tags(tmp_path):
+def test_column_features_precede_leading_tags(tmp_path):
     path = write(tmp_path, "p.tsv", "<V> a\tb\tde\n")
     chosen = DataSettings(features=("3",), leading_tags=True)
     assert next(read_pairs([path], chosen)).features == ("3=de", "<V>")
@@ -320,7 +320,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("reason", BROKEN)
-def test_a_invalid_row_is_named_by_file_and_line(tmp_path, reason):
+def test_an_invalid_row_is_named_by_file_and_line(tmp_path, reason):
     row, found = BROKEN[reason]
     path = write(tmp_path, "p.tsv", GOOD.encode() + row + b"\n" + GOOD.encode())
     pairs, errors = skip_errors(path)
@@ -354,7 +354,7 @@ def test_a_invalid_row_is_named_by_file_and_line(tmp_path, reason):
         ("", "empty line"),
     ],
 )
-def test_a_invalid_json_line_is_counted(tmp_path, line, reason):
+def test_an_invalid_json_line_is_counted(tmp_path, line, reason):
     good = '{"source": "a", "target": "b"}\n'
     path = write(tmp_path, "p.jsonl", f"{good}{line}\n{good}")
     pairs, errors = skip_errors(path)
@@ -382,7 +382,7 @@ def test_a_repeated_json_field_is_named(tmp_path):
         (f"a,{'b' * 140_000}", "over-long side"),
     ],
 )
-def test_a_invalid_csv_record_costs_no_other_row(tmp_path, rows, reason):
+def test_an_invalid_csv_record_costs_no_other_row(tmp_path, rows, reason):
     good = "".join(f"s{n},t{n}\n" for n in range(30_000))
     path = write(tmp_path, "p.csv", f"source,target\ns,t\n{rows}\n{good}")
     pairs, errors = skip_errors(path)
@@ -422,14 +422,14 @@ def test_an_error_comes_after_the_good_rows_and_counts_all(tmp_path):
     assert "and 21 more" in message
 
 
-def test_broken_and_long_rows_have_each_their_policy(tmp_path):
+def test_invalid_and_long_rows_have_separate_policies(tmp_path):
     path = write(tmp_path, "p.tsv", f"{GOOD}x\na\t{'b' * 6000}\n")
     assert "1 of 3 rows" in fail(path, broken_rows="skip")
     assert "1 of 3 rows" in fail(path, long_rows="skip")
     assert read(path, broken_rows="skip", long_rows="skip") == [("good", "fine")]
 
 
-def test_a_file_without_one_usable_row_is_refused_also_when_skipping(tmp_path):
+def test_a_file_without_a_valid_row_is_refused_even_when_skipping(tmp_path):
     message = fail(write(tmp_path, "p.tsv", "a\t\n\tb\n"), broken_rows="skip")
     assert "none of its 2 rows" in message
 
@@ -480,7 +480,7 @@ def test_a_file_with_a_header_only_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
-def test_a_packed_file_is_never_truncated_silently(tmp_path, packing):
+def test_a_truncated_compressed_file_is_refused(tmp_path, packing):
     data = pack(b"".join(b"source %d\ttarget %d\n" % (n, n * n) for n in range(90)), packing)
     name = f"p.tsv{packing}"
     for length in range(2, len(data)):
@@ -552,7 +552,7 @@ def test_a_parquet_file_with_a_changed_footer_is_refused(tmp_path, old, new, fou
 
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, packing):
+def test_an_endless_line_is_refused_before_it_fills_the_memory(tmp_path, packing):
     data = (
         gzip.compress(b"x" * (66 << 20), 1)
         if packing == ".gz"
@@ -570,7 +570,7 @@ def test_a_zstd_file_cannot_ask_for_much_memory(tmp_path):
     assert "memory" in message
 
 
-def test_many_packed_parts_without_a_line_end_are_read_in_time(tmp_path):
+def test_many_compressed_streams_without_a_line_end_are_read_in_time(tmp_path):
     data = gzip.compress(b"a", mtime=0) * 40_000 + gzip.compress(b"\tb\n", mtime=0)
     began = time.process_time()
     assert read(write(tmp_path, "p.tsv.gz", data), max_characters=50_000) == [("a" * 40_000, "b")]
@@ -613,7 +613,7 @@ def test_parallel_files_of_unequal_length_are_refused_with_both_counts(tmp_path)
         assert f"{paths[1]} has 3 lines" in message
 
 
-def test_a_invalid_line_of_parallel_text_names_its_file(tmp_path):
+def test_an_invalid_line_of_parallel_text_names_its_file(tmp_path):
     left = write(tmp_path, "a.txt", "a\n\nc\nd\n")
     right = write(tmp_path, "b.txt", b"a\nb\n\xff\nd\n")
     errors = RowErrors()
@@ -704,7 +704,7 @@ def is_pair(source: str, target: str, longest: int) -> bool:
 @quick
 @given(rows=tables)
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("p.tsv")])
-def test_a_row_of_any_table_is_read_back_or_refused_by_its_place(tmp_path, name, rows):
+def test_a_row_of_any_table_is_read_back_or_a_row_error_with_its_place(tmp_path, name, rows):
     layout, packing = name.split(".")[1], Path(name).suffix
     path = write(tmp_path, name, pack(dump_wild(layout, rows), packing))
     good = [row for row in rows if is_pair(*row, 20)]
@@ -724,7 +724,7 @@ def test_a_row_of_any_table_is_read_back_or_refused_by_its_place(tmp_path, name,
 @quick
 @given(rows=tables)
 @pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
-def test_each_line_of_any_tsv_is_a_pair_or_refused_by_its_number(tmp_path, packing, rows):
+def test_each_line_of_any_tsv_is_a_pair_or_a_row_error_with_its_number(tmp_path, packing, rows):
     data = dump_wild("tsv", rows)
     path = write(tmp_path, f"p.tsv{packing}", pack(data, packing))
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -863,7 +863,7 @@ def test_a_row_that_cannot_be_used_keeps_its_place():
     assert all(row.file == "standard input" for row in found if isinstance(row, InvalidRow))
 
 
-def test_columns_of_sources_are_those_of_training_with_or_without_target():
+def test_sources_have_the_columns_of_training_with_or_without_target():
     assert sources("a\tb\n") == [Source("a", (), 1)]
     chosen = {"features": ("3",)}
     assert sources("a\tb\tde\n", **chosen) == [Source("a", ("3=de",), 1)]
@@ -877,7 +877,7 @@ def test_a_feature_column_that_is_missing_is_refused():
         sources("a\n", features=("3",))
 
 
-def test_sources_come_in_every_format(tmp_path):
+def test_sources_are_read_in_every_format(tmp_path):
     wanted = [Source("a", (), 1), Source("b", (), 2)]
     assert sources('{"source": "a"}\n{"source": "b"}\n', format="jsonl") == wanted
     assert sources("a\tx\nb", format="parallel") == [Source("a\tx", (), 1), Source("b", (), 2)]
@@ -891,7 +891,7 @@ def test_sources_come_in_every_format(tmp_path):
         sources(b"", format="parquet")
 
 
-def test_the_whole_row_keeps_columns_of_one_name_apart(tmp_path):
+def test_the_whole_row_distinguishes_columns_with_the_same_name(tmp_path):
     path = write(tmp_path, "s.csv", "source,note,note,\na,b,c,d\n")
     (row,) = read_sources(path, DEFAULT, with_columns=True)
     wanted = {"source": "a", "note": "b", "note (3)": "c", "": "d"}
@@ -962,14 +962,14 @@ def test_statistics_count_pairs_sources_tags_and_symbols(tmp_path):
 
 @given(source=st.text(max_size=20), valid=st.floats(0, 0.5), test=st.floats(0, 0.49))
 @settings(deadline=None, max_examples=50)
-def test_a_source_stands_in_one_split_whatever_its_features(source, valid, test):
+def test_a_source_is_in_one_split_whatever_its_features(source, valid, test):
     split = split_of(source, (), valid, test)
     assert split == split_of(source, ("<V>", "3=x"), valid, test)
     assert split != "valid" or valid > 0
     assert split != "test" or test > 0
 
 
-def test_splits_have_about_the_sizes_asked_for():
+def test_splits_have_about_the_requested_sizes():
     names = [split_of(f"source {n}", (), 0.05, 0.1) for n in range(20_000)]
     assert 0.045 < names.count("valid") / len(names) < 0.055
     assert 0.09 < names.count("test") / len(names) < 0.11

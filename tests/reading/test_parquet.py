@@ -62,7 +62,9 @@ TABLE = pa.table(
 @pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "lz4", "brotli"])
 @pytest.mark.parametrize("use_dictionary", [True, False])
 @pytest.mark.parametrize("page_size", [100, MIB])
-def test_every_way_of_writing_is_read_whole(tmp_path, version, codec, use_dictionary, page_size):
+def test_every_way_of_writing_is_read_completely(
+    tmp_path, version, codec, use_dictionary, page_size
+):
     path = tmp_path / "p.parquet"
     pq.write_table(
         TABLE,

@@ -6,13 +6,17 @@ import random
 import numpy as np
 import pytest
 
-from dragoman.evaluation.intervals import bound_share, draw_counts, estimate, estimate_all
+from dragoman.evaluation.intervals import bound_share, draw_counts, estimate_all
 from dragoman.evaluation.metrics import choose_metrics
 from dragoman.evaluation.scores import collect_statistics
 from dragoman.settings import EvaluationSettings
 
 QUICK = EvaluationSettings(resamples=200)
 WORDS = [f"{first}{second}" for first in "bcdfghklmnprst" for second in ("an", "et", "is", "o")]
+
+
+def estimate(metric, statistics, settings):
+    return estimate_all([metric], {metric.name: statistics}, settings)[metric.name]
 
 
 def invent_texts(num_rows, part_wrong):

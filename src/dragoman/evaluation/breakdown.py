@@ -1,4 +1,4 @@
-"""Groups of rows: by the length of the source, by feature, by how rare its symbols are."""
+"""Scores of groups of rows: by the length of the source, by feature, by the rarity of its symbols."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.evaluation.intervals import Interval
+from dragoman.evaluation.intervals import estimate_all
+from dragoman.evaluation.metrics import Metric, Statistics
 from dragoman.evaluation.rows import Row
+from dragoman.settings import EvaluationSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.special_ids import UNKNOWN_ID
 
@@ -24,6 +26,46 @@ class Group:
 
     title: str
     rows: NDArray[np.intp]  # their indices
+
+
+def break_down(
+    rows: Sequence[Row],
+    metrics: Sequence[Metric],
+    statistics: Mapping[str, Statistics],
+    settings: EvaluationSettings,
+    rarest: Sequence[int] = (),
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the groups of each kind, with their rows and [value, low, high] of each score.
+
+    Kinds with fewer than two groups are left out. Without an interval, low and high are None.
+
+    Args:
+        rows: All rows.
+        metrics: All metrics; those with `by_group` are used.
+        statistics: By the name of the metric, (N, k).
+        settings: Of the intervals.
+        rarest: Of each row, as `count_rarest` returns it; empty: unknown.
+    """
+    kinds: dict[str, list[Group]] = {
+        "source length": group_by_length(rows) if any(row.source for row in rows) else [],
+        "feature": group_by_feature(rows),
+        "rare symbols": group_by_rarity(rarest) if len(rarest) else [],
+    }
+    by_group = [metric for metric in metrics if metric.by_group]
+
+    def describe(group: Group) -> dict[str, Any]:
+        chosen = {metric.name: statistics[metric.name][group.rows] for metric in by_group}
+        content: dict[str, Any] = {"group": group.title, "rows": len(group.rows)}
+        for name, found in estimate_all(by_group, chosen, settings).items():
+            numbers = (found.value, found.low, found.high)
+            content[name] = [None if one is None else round(one, 4) for one in numbers]
+        return content
+
+    return {
+        kind: [describe(group) for group in groups]
+        for kind, groups in kinds.items()
+        if len(groups) > 1
+    }
 
 
 def group_by_length(rows: Sequence[Row]) -> list[Group]:
@@ -72,26 +114,3 @@ def count_rarest(rows: Sequence[Row], tokenizer: PairTokenizer, counts: Sequence
     known[UNKNOWN_ID] = 0
     encoded = tokenizer.encode_sources([row.source for row in rows], [row.features for row in rows])
     return [min((known.get(id_, 0) for id_ in ids[:-1]), default=0) for ids in encoded]
-
-
-def describe_groups(
-    groups: Sequence[Group], intervals: Sequence[Mapping[str, Interval]]
-) -> list[dict[str, Any]]:
-    """Return the title, the number of rows, and [value, low, high] of each score of each group.
-
-    Without an interval, low and high are None.
-    """
-    return [
-        {
-            "group": group.title,
-            "rows": len(group.rows),
-            **{
-                name: [
-                    None if each is None else round(each, 4)
-                    for each in (one.value, one.low, one.high)
-                ]
-                for name, one in found.items()
-            },
-        }
-        for group, found in zip(groups, intervals, strict=True)
-    ]

@@ -17,17 +17,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dragoman.errors import DataError, ModelFolderError
-from dragoman.evaluation.breakdown import (
-    Group,
-    describe_groups,
-    group_by_feature,
-    group_by_length,
-    group_by_rarity,
-)
+from dragoman.evaluation.breakdown import break_down
 from dragoman.evaluation.confidence import Calibration
 from dragoman.evaluation.confusions import Confusion, find_confusions
-from dragoman.evaluation.intervals import estimate_all
-from dragoman.evaluation.metrics import Metric, choose_metrics, find_task
+from dragoman.evaluation.metrics import choose_metrics, find_task
 from dragoman.evaluation.rows import Row, read_rows, write_rows
 from dragoman.evaluation.scores import Scores, check_rows, collect_statistics, score_statistics
 from dragoman.settings import EvaluationSettings
@@ -127,7 +120,7 @@ def evaluate_rows(
             for metric in metrics
             if metric.by_row
         },
-        breakdown=_break_down(rows, metrics, statistics, settings, rarest),
+        breakdown=break_down(rows, metrics, statistics, settings, rarest),
         confusions=find_confusions(
             rows, separator=tokenization.separator if task == "phones" else None
         ),
@@ -220,36 +213,6 @@ def list_scores(scores: Mapping[str, Any]) -> list[str]:
         for name, title in titles.items()
         if f"{name}_signature" in scores
     ]
-
-
-def _break_down(
-    rows: Sequence[Row],
-    metrics: Sequence[Metric],
-    statistics: Mapping[str, NDArray[np.float64]],
-    settings: EvaluationSettings,
-    rarest: Sequence[int],
-) -> dict[str, list[dict[str, Any]]]:
-    kinds: dict[str, list[Group]] = {
-        "source length": group_by_length(rows) if any(row.source for row in rows) else [],
-        "feature": group_by_feature(rows),
-        "rare symbols": group_by_rarity(rarest) if len(rarest) else [],
-    }
-    by_group = [metric for metric in metrics if metric.by_group]
-    return {
-        kind: describe_groups(
-            groups,
-            [
-                estimate_all(
-                    by_group,
-                    {metric.name: statistics[metric.name][group.rows] for metric in by_group},
-                    settings,
-                )
-                for group in groups
-            ],
-        )
-        for kind, groups in kinds.items()
-        if len(groups) > 1
-    }
 
 
 def _list_groups(groups: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[str]:

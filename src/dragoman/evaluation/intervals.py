@@ -36,13 +36,6 @@ class Interval:
     high: float | None = None
 
 
-def estimate(
-    metric: Metric, statistics: Statistics, settings: EvaluationSettings | None = None
-) -> Interval:
-    """Return the score of the rows with these `statistics` (N, k), N > 0, with its interval."""
-    return estimate_all([metric], {metric.name: statistics}, settings)[metric.name]
-
-
 def estimate_all(
     metrics: Sequence[Metric],
     statistics: Mapping[str, Statistics],

@@ -186,17 +186,16 @@ def make_translation(
 def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
     """Return the metrics of records: whole records, all fields together, then each field."""
     counter = records.RecordCounter.of(references)
-    collect = counter.count_rows
     proportions = (
-        ("record_match", "all fields right", counter.whole_columns),
-        ("parsed", "outputs that parse", counter.parsed_columns),
+        ("record_match", "all fields right", records.WHOLE_COLUMNS),
+        ("parsed", "outputs that parse", records.PARSED_COLUMNS),
     )
     metrics = [
         Metric(
             name=name,
             title=title,
             is_higher_better=True,
-            count_rows=collect,
+            count_rows=counter.count_rows,
             from_sums=partial(_pick, columns=columns, formula=divide_hits),
             is_proportion=True,
         )
@@ -212,7 +211,7 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
                     by_row=name == "field_f1" and not field,
                     by_group=name == "field_f1" and not field,
                     is_tile=name == "field_f1" and not field,
-                    count_rows=collect,
+                    count_rows=counter.count_rows,
                     from_sums=partial(_pick, columns=counter.columns_of(place), formula=formula),
                 )
             )

@@ -23,7 +23,8 @@ Record = Counter[tuple[str, str]]
 _SEPARATORS: tuple[Format, ...] = ("\n", "|", ";")
 _MOST_FIELDS = 20  # with scores
 _LEAST_FIELDS = 2.0  # per record, on average: any text before a colon looks like one
-_PER_FIELD = 3  # statistics: matches, fields of the output, fields of the reference
+WHOLE_COLUMNS = (1, 0)  # rows with all fields right, rows
+PARSED_COLUMNS = (2, 0)  # rows whose output parses, rows
 # A field begins with a letter, is short, and a space stands after its colon: 12:30, https://.
 _FIELD = re.compile(r"\s*([^\W\d_][^:|;\n]{0,39}?)\s*:(?:\s+|\Z)(.*)", re.DOTALL)
 
@@ -56,9 +57,8 @@ def parse_record(text: str, form: Format) -> Record | None:
 class RecordCounter:
     """The statistics of rows of records: (N, 3 + 3 * (1 + fields)).
 
-    A column for records that are right in all fields, one for outputs that parse; then, over all
-    fields and for each of `fields`: matches, fields of the output, fields of the reference. The
-    last column is 1.
+    The columns are 1, whether all fields are right, whether the output parses; then, over all
+    fields and for each of `fields`: matches, fields of the output, fields of the reference.
     """
 
     form: Format
@@ -86,8 +86,8 @@ class RecordCounter:
         The closest of several references counts: the one with the fewest missing and extra
         fields, then with the fewest fields. An output that does not parse has no fields.
         """
-        statistics = np.zeros((len(hypotheses), 3 + _PER_FIELD * (1 + len(self.fields))))
-        statistics[:, -1] = 1.0
+        statistics = np.zeros((len(hypotheses), 3 + 3 * (1 + len(self.fields))))
+        statistics[:, 0] = 1.0
         for counts, hypothesis, texts in zip(statistics, hypotheses, references, strict=True):
             parsed = parse_record(hypothesis, self.form)
             output = parsed or Counter()
@@ -96,28 +96,18 @@ class RecordCounter:
                 key=lambda record: (_count_differences(output, record), record.total()),
             )
             matches = output & reference
-            counts[0] = parsed is not None and output == reference
-            counts[1] = parsed is not None
+            counts[1] = parsed is not None and output == reference
+            counts[2] = parsed is not None
             for place, record in enumerate((matches, output, reference)):
-                counts[2 + place] = record.total()
+                counts[3 + place] = record.total()
                 per_field = _count_fields(record)
                 for number, field in enumerate(self.fields, start=1):
-                    counts[2 + _PER_FIELD * number + place] = per_field[field]
+                    counts[3 + 3 * number + place] = per_field[field]
         return statistics
-
-    @property
-    def whole_columns(self) -> tuple[int, int]:
-        """Columns of records that are right in all fields, and of rows."""
-        return 0, 2 + _PER_FIELD * (1 + len(self.fields))
-
-    @property
-    def parsed_columns(self) -> tuple[int, int]:
-        """Columns of outputs that parse, and of rows."""
-        return 1, 2 + _PER_FIELD * (1 + len(self.fields))
 
     def columns_of(self, number: int) -> tuple[int, int, int]:
         """Return the columns of (matches, output, reference); 0: all fields, then each one."""
-        first = 2 + _PER_FIELD * number
+        first = 3 + 3 * number
         return first, first + 1, first + 2
 
 

@@ -8,7 +8,7 @@ Arrays over runs hold all runs of the first system, then those of the second.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from dragoman.errors import DataError, shorten
 from dragoman.evaluation.intervals import draw_counts, draw_halves
 from dragoman.evaluation.metrics import Metric, Statistics
 from dragoman.evaluation.rows import Row
+from dragoman.evaluation.scores import collect_statistics
 from dragoman.settings import EvaluationSettings
 
 _FEWEST_DIFFERENT = 4  # rows, for an interval: a resample may well have none of fewer
@@ -123,7 +124,7 @@ def compare(
     """
     settings = settings or EvaluationSettings()
     check_same_rows(baseline, other, names)
-    statistics = _collect(metrics, [*baseline, *other])
+    statistics = _stack_statistics(metrics, [*baseline, *other])
     resampled = _resample_scores(metrics, statistics, settings)
     swapped = _swap_rows(metrics, statistics, len(baseline), settings)
     by = next((metric for metric in metrics if metric.by_row), metrics[0])
@@ -223,16 +224,19 @@ def _describe(
     )
 
 
-def _collect(metrics: Sequence[Metric], runs: Sequence[Sequence[Row]]) -> dict[str, Statistics]:
-    """Return the statistics of each metric: (runs, N, k); metrics may share them."""
-    known: dict[Callable[..., Statistics], Statistics] = {}
+def _stack_statistics(
+    metrics: Sequence[Metric], runs: Sequence[Sequence[Row]]
+) -> dict[str, Statistics]:
+    """Return the statistics of each metric, (runs, N, k), which metrics may share."""
     references = [row.references for row in runs[0]]
-    for metric in metrics:
-        if metric.count_rows not in known:
-            known[metric.count_rows] = np.stack(
-                [metric.count_rows([row.hypothesis for row in rows], references) for rows in runs]
-            )
-    return {metric.name: known[metric.count_rows] for metric in metrics}
+    of_runs = [
+        collect_statistics(metrics, [row.hypothesis for row in rows], references) for rows in runs
+    ]
+    stacked: dict[int, Statistics] = {}
+    for name, rows in of_runs[0].items():
+        if id(rows) not in stacked:
+            stacked[id(rows)] = np.stack([one[name] for one in of_runs])
+    return {name: stacked[id(rows)] for name, rows in of_runs[0].items()}
 
 
 def _resample_scores(

@@ -1,4 +1,4 @@
-"""A brief run in which much happens, and what is compared of two of them."""
+"""A short run with many events, and its results for comparison."""
 
 from safetensors.numpy import load_file
 
@@ -6,8 +6,8 @@ from conftest import BRIEF, SMALL
 from dragoman import read_settings
 from dragoman.training.logs import read_curves
 
-# Updates of two batches, epochs of 5 updates, validations every 4: all ends of an epoch, of an
-# update and of a validation meet.
+# Steps of two micro-batches, epochs of 5 steps, validations every 4 steps: the ends of epochs, steps
+# and validations meet in every way.
 STEPS = 14
 WORDS = [
     *SMALL, *BRIEF, "--model.dropout", "0.2", "--training.max_steps", str(STEPS),
@@ -24,7 +24,7 @@ def settings(*more):
 
 def curves_of(folder):
     curves = read_curves(folder)
-    del curves["tokens_per_s"]  # how quick it is may change
+    del curves["tokens_per_s"]  # the speed may differ
     return curves
 
 

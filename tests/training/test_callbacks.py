@@ -13,7 +13,7 @@ from dragoman.training.schedules import learning_rate_factor
 
 
 def run(tmp_path, *words, console=None, pairs=200):
-    """Train on words to be written in capitals; return what was told, and the curves."""
+    """Train to write words in capitals; return the output and the curves."""
     console = console or quiet_console()
     settings = read_settings(None, [*SMALL, *BRIEF, *words])
     write_pairs(tmp_path / "pairs.tsv", pairs)
@@ -21,7 +21,7 @@ def run(tmp_path, *words, console=None, pairs=200):
     return console.file.getvalue(), read_curves(tmp_path / "model.training")
 
 
-def test_the_log_has_all_curves_at_the_updates_they_belong_to(tmp_path):
+def test_the_log_has_all_curves_at_their_steps(tmp_path):
     words = ["--training.max_steps", "7", "--training.valid_every", "2"]
     _, curves = run(tmp_path, *words, "--optimization.warmup_steps", "4")
     every, validated = list(range(1, 8)), [2, 4, 6, 7]
@@ -38,8 +38,8 @@ def test_the_log_has_all_curves_at_the_updates_they_belong_to(tmp_path):
 
 
 @pytest.mark.parametrize("accumulate", ["1", "3"])
-def test_the_loss_of_an_update_is_over_its_own_tokens(tmp_path, accumulate):
-    """Across the ends of epochs: the pairs are few, so that an epoch has an update or two."""
+def test_the_loss_of_a_step_is_over_its_own_tokens(tmp_path, accumulate):
+    """Across the ends of epochs: with few pairs, an epoch has a step or two."""
     words = ["--training.valid_every", "1", "--training.max_steps", "5"]
     _, curves = run(tmp_path, *words, "--training.accumulate", accumulate, pairs=60)
     assert dict(curves["update_loss"]).keys() == {1, 2, 3, 4, 5}
@@ -49,7 +49,7 @@ def test_the_loss_of_an_update_is_over_its_own_tokens(tmp_path, accumulate):
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_the_bar_names_the_score_its_best_and_the_time_left(tmp_path, width):
+def test_the_bar_shows_the_score_the_best_score_and_the_time_left(tmp_path, width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, legacy_windows=False)
     words = ["--training.valid_every", "1", "--training.monitor", "token_error_rate"]
     told, _ = run(tmp_path, *words, "--training.max_steps", "4", console=console)
@@ -59,7 +59,7 @@ def test_the_bar_names_the_score_its_best_and_the_time_left(tmp_path, width):
     assert "…" not in last
 
 
-def test_the_best_score_is_told_with_its_update(tmp_path):
+def test_the_best_score_is_printed_with_its_step(tmp_path):
     words = ["--training.valid_every", "1", "--training.max_steps", "6"]
     for monitor, better in (("loss", min), ("exact_match", max)):
         (tmp_path / monitor).mkdir()
@@ -79,7 +79,7 @@ def test_outputs_that_are_all_alike_in_the_end_are_reported_with_usual_causes(tm
     assert "optimization.learning_rate 1e-09, try 3.3e-10" in told
 
 
-def test_a_run_that_learns_is_not_warned_of(trained):
+def test_a_run_that_learns_prints_no_warning(trained):
     told = trained[0].with_name("console.txt").read_text()
     assert "step 400:" in told
     assert "warning" not in told

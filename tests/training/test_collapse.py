@@ -100,7 +100,7 @@ def test_outputs_that_differ_are_no_collapse_however_wrong_they_are(seed, wrong)
     seed=st.integers(0, 99),
 )
 def test_data_whose_references_are_alike_are_no_collapse(target, share, seed):
-    """Whatever the one target is: empty, one token over and over, or sense."""
+    """Whatever the one target is: empty, one repeated token, or text."""
     chance = random.Random(seed)
 
     def refer(source):

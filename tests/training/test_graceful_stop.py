@@ -1,4 +1,4 @@
-"""Signals, limits of time and sudden deaths: what was done is kept, and gone on with."""
+"""Signals, time limits and kills: the run keeps its work, and can be resumed."""
 
 import fcntl
 import os
@@ -32,7 +32,7 @@ LONG = ["--training.max_steps", "120", "--training.valid_every", "20", "--traini
 
 @pytest.fixture(autouse=True)
 def takes_signals():
-    """A run takes no signals that are ignored, as they are behind nohup, where these tests may be."""
+    """A run leaves ignored signals alone, and under nohup some are ignored: make them default."""
     before = {
         number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)
     }
@@ -55,7 +55,7 @@ def whole(pairs, tmp_path_factory):
 
 
 def send_at(monkeypatch, name, place, numbers):
-    """Send this process signals when the method `name` of the module is called for that time."""
+    """Send signals to this process at the given call of the module's method `name`."""
     calls, plain = [], getattr(TransformerTraining, name)
 
     def step(module, batch, batch_idx):
@@ -67,7 +67,7 @@ def send_at(monkeypatch, name, place, numbers):
     monkeypatch.setattr(TransformerTraining, name, step)
 
 
-# Two batches an update, 5 updates an epoch, a validation of one batch every 4 updates.
+# Two micro-batches per step, 5 steps per epoch, a validation of one batch every 4 steps.
 MOMENTS = [
     ("training_step", 1, "SIGTERM"), ("training_step", 5, "SIGTERM"), ("training_step", 6, "SIGHUP SIGHUP"),
     ("training_step", 8, "SIGTERM"), ("training_step", 10, "SIGTERM"), ("training_step", 27, "SIGINT"),
@@ -76,7 +76,7 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize(("name", "place", "sent"), MOMENTS)
-def test_a_signal_costs_nothing_wherever_it_comes(
+def test_a_signal_at_any_moment_loses_no_step(
     monkeypatch, pairs, whole, tmp_path, name, place, sent
 ):
     out, rare = tmp_path / "model", settings("--training.checkpoint_every", "100")
@@ -95,7 +95,7 @@ def test_a_signal_costs_nothing_wherever_it_comes(
     assert results_of(out) == whole
 
 
-def test_the_second_signal_stops_at_once_and_the_checkpoint_before_it_stays(
+def test_a_second_signal_stops_at_once_and_keeps_the_last_checkpoint(
     monkeypatch, pairs, whole, tmp_path
 ):
     out = tmp_path / "model"
@@ -111,7 +111,7 @@ def test_the_second_signal_stops_at_once_and_the_checkpoint_before_it_stays(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_limit_of_time_ends_a_run_that_can_go_on(monkeypatch, pairs, whole, tmp_path):
+def test_a_run_stopped_by_its_time_limit_can_be_resumed(monkeypatch, pairs, whole, tmp_path):
     out = tmp_path / "model"
     brief = settings("--training.checkpoint_every", "100", "--training.max_minutes", "1e-6")
     fit(pairs, out, brief, console=quiet_console())
@@ -125,10 +125,8 @@ def test_a_limit_of_time_ends_a_run_that_can_go_on(monkeypatch, pairs, whole, tm
     assert curves["train_loss"][-1] == whole[1]["train_loss"][-1]
 
 
-def test_a_checkpoint_that_cannot_be_written_is_told_and_the_others_stay(
-    monkeypatch, pairs, whole, tmp_path
-):
-    """The disk is full after two checkpoints: no file may grow over some bytes, then."""
+def test_a_failed_checkpoint_is_reported_and_the_others_stay(monkeypatch, pairs, whole, tmp_path):
+    """As on a full disk: at two steps, no file may grow beyond some bytes."""
     import resource
 
     out, console = tmp_path / "model", quiet_console()
@@ -157,7 +155,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_others_stay(
     assert results_of(out) == whole
 
 
-def test_a_folder_that_vanishes_is_made_again(monkeypatch, pairs, whole, tmp_path):
+def test_a_deleted_checkpoint_folder_is_created_again(monkeypatch, pairs, whole, tmp_path):
     out = tmp_path / "model"
     plain = TransformerTraining.on_train_start
 
@@ -197,7 +195,7 @@ def long_whole(pairs, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_ends_within_10_s_with_the_code_of_the_signal(
+def test_the_command_ends_within_10_s_with_the_exit_code_of_the_signal(
     pairs, long_whole, tmp_path, number
 ):
     out = tmp_path / "model"
@@ -216,7 +214,7 @@ def test_the_command_ends_within_10_s_with_the_code_of_the_signal(
     assert results_of(out) == long_whole
 
 
-def test_a_training_whose_reader_goes_says_by_its_code_that_there_is_no_model(pairs, tmp_path):
+def test_a_broken_pipe_ends_the_training_with_an_exit_code(pairs, tmp_path):
     process = start(pairs, tmp_path / "model")
     wait_for(process, "step 20:")
     process.stderr.close()
@@ -225,7 +223,7 @@ def test_a_training_whose_reader_goes_says_by_its_code_that_there_is_no_model(pa
     assert list_checkpoints(tmp_path / "model.training" / "checkpoints")
 
 
-def test_a_terminal_that_goes_costs_nothing(pairs, long_whole, tmp_path):
+def test_a_lost_terminal_loses_no_step(pairs, long_whole, tmp_path):
     try:
         ours, theirs = pty.openpty()
     except OSError as error:  # as in a container without /dev/pts
@@ -249,7 +247,7 @@ def test_a_terminal_that_goes_costs_nothing(pairs, long_whole, tmp_path):
     assert results_of(out) == long_whole
 
 
-def test_a_signal_is_taken_where_nobody_reads_what_is_said_of_it(monkeypatch):
+def test_a_signal_is_handled_even_if_its_message_cannot_be_printed(monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
     nobody = os.fdopen(writer, "w")
@@ -265,8 +263,8 @@ def test_a_signal_is_taken_where_nobody_reads_what_is_said_of_it(monkeypatch):
         nobody.close()
 
 
-def test_a_killed_run_goes_on_and_nothing_is_left_lying_about(pairs, long_whole, tmp_path):
-    """The full test, with a hundred kills, is reliability/kill.py."""
+def test_a_killed_run_resumes_and_leaves_no_temporary_files(pairs, long_whole, tmp_path):
+    """reliability/kill.py is the full test, with a hundred kills."""
     out, chance = tmp_path / "model", random.Random(7)
     for _ in range(3):
         process = start(pairs, out, "--training.checkpoint_every", "5")
@@ -289,8 +287,8 @@ def test_a_killed_run_goes_on_and_nothing_is_left_lying_about(pairs, long_whole,
     assert curves["valid_loss"] == long_whole[1]["valid_loss"]
 
 
-def test_too_little_memory_names_the_batch_and_the_setting_to_lower(pairs, tmp_path):
-    """The address space ends where a large batch begins; a smaller one then fits."""
+def test_out_of_memory_names_the_batch_and_the_setting_to_lower(pairs, tmp_path):
+    """The address space is too small for the large batch."""
     out, rows = tmp_path / "model", "".join(f"{'a' * 400}\t{'b' * 400}\n" for _ in range(900))
     (tmp_path / "long.tsv").write_text(rows + pairs.read_text() * 3)
     code = (

@@ -33,19 +33,19 @@ def test_the_csv_file_is_always_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_loggers_are_typed_with_commas_and_kept_in_the_config(tmp_path):
+def test_loggers_are_separated_by_commas_and_stored_in_the_config(tmp_path):
     settings = read_settings(None, ["--training.loggers", "tensorboard,wandb"])
     assert settings.training.loggers == ("tensorboard", "wandb")
     (tmp_path / "config.yaml").write_text(dump_settings(settings))
     assert read_settings(tmp_path / "config.yaml") == Settings.model_validate(settings.model_dump())
 
 
-def test_an_unknown_logger_gets_the_likely_one():
+def test_an_unknown_logger_gets_a_suggestion():
     with pytest.raises(SettingsError, match=r"'tensorbord' is not one of .*mean tensorboard\?"):
         read_settings(None, ["--training.loggers", "none,tensorbord"])
 
 
-def test_a_missing_package_is_told_before_the_data_are_read(tmp_path):
+def test_a_missing_package_is_reported_before_the_data_are_read(tmp_path):
     name = missing_logger()
     settings = read_settings(None, ["--training.loggers", name])
     with pytest.raises(SettingsError, match=f"{name} needs a package .* pip install"):
@@ -79,7 +79,7 @@ def test_tensorboard_gets_curves_samples_and_settings(tmp_path):
     assert "training.max_steps: 3" in (folder / "hparams.yaml").read_text()
 
 
-def test_settings_from_before_these_choices_still_load(tmp_path):
+def test_settings_without_loggers_still_load(tmp_path):
     content = yaml.safe_load(dump_settings(Settings()))
     del content["training"]["loggers"]
     content["training"]["monitor"] = "token_error_rate"
@@ -98,7 +98,7 @@ def write_log(folder, rows):
         writer.writerows(rows)
 
 
-def test_each_curve_has_its_points_by_updates_done(tmp_path):
+def test_each_curve_has_its_points_by_step(tmp_path):
     write_log(
         tmp_path,
         [
@@ -115,7 +115,7 @@ def test_each_curve_has_its_points_by_updates_done(tmp_path):
     }
 
 
-def test_no_log_gives_no_curves_and_a_foreign_file_is_told(tmp_path):
+def test_no_log_gives_no_curves_and_a_foreign_file_is_an_error(tmp_path):
     assert read_curves(tmp_path) == {}
     write_log(tmp_path, [{"a": "x", "b": "y"}])
     with pytest.raises(DataError, match="not the log of a training"):

@@ -1,4 +1,4 @@
-"""A run that goes on is the run that was never interrupted."""
+"""A resumed run equals an uninterrupted one."""
 
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ from runs import STEPS, results_of, settings
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted run of which every checkpoint is kept."""
+    """An uninterrupted run with all its checkpoints."""
     folder = tmp_path_factory.mktemp("whole")
     pairs = write_pairs(folder / "pairs.tsv", 400)
     with pytest.MonkeyPatch.context() as patch:
@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
 
 
 def take_up(whole, to, step):
-    """Copy the run as it was after `step` updates; return where its model folder will be."""
+    """Copy the run as it was after `step` steps; return its future model folder."""
     shutil.copytree(whole / "model.training", to / "model.training")
     for path in (to / "model.training" / "checkpoints").iterdir():
         if path.name not in (f"step-{step}.ckpt", BEST):
@@ -42,20 +42,20 @@ def take_up(whole, to, step):
 
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_from_any_step_it_is_the_uninterrupted_run_bit_by_bit(whole, tmp_path, step):
+def test_resuming_from_any_step_is_bit_identical(whole, tmp_path, step):
     out = take_up(whole, tmp_path, step)
     fit((), out, resume="must", console=quiet_console())
     assert results_of(out) == results_of(whole / "model")
 
 
-def test_the_state_holds_what_the_equality_needs(whole):
+def test_a_checkpoint_holds_the_record_and_the_state_of_each_process(whole):
     path = whole / "model.training" / "checkpoints" / "step-7.ckpt"
     state = torch.load(path, weights_only=True)
     assert state["dragoman"]["settings"]["training"]["max_steps"] == STEPS
     assert len(state["callbacks"]["RankStates"]["ranks"]) == 1
 
 
-def test_a_longer_training_is_the_one_that_was_meant_to_be_longer(tmp_path):
+def test_training_longer_on_resume_equals_a_longer_run(tmp_path):
     pairs = write_pairs(tmp_path / "pairs.tsv", 300)
     longer, even = ["--training.max_steps", "12"], ["--optimization.schedule", "inverse_sqrt"]
     brief = settings("--training.max_steps", "7", *even)
@@ -70,7 +70,7 @@ def test_a_longer_training_is_the_one_that_was_meant_to_be_longer(tmp_path):
     assert metrics["num_steps"] == 12
 
 
-def test_what_may_not_change_is_refused_by_its_name_and_what_may_is_taken(whole, tmp_path):
+def test_a_forbidden_change_is_refused_by_name_and_an_allowed_one_is_applied(whole, tmp_path):
     out = take_up(whole, tmp_path, 5)
     typed = ["--model.dropout", "0.3", "--training.seed", "2", "--training.patience", "9"]
     with pytest.raises(SettingsError) as fault:
@@ -86,7 +86,7 @@ def test_what_may_not_change_is_refused_by_its_name_and_what_may_is_taken(whole,
     assert model.settings.model.dropout == 0.2
 
 
-def test_files_of_pairs_may_go_and_are_known_when_they_have_changed(whole, tmp_path):
+def test_data_files_may_be_deleted_and_changed_ones_are_refused(whole, tmp_path):
     out = take_up(whole, tmp_path, 12)
     (tmp_path / "same.tsv").write_bytes((whole / "pairs.tsv").read_bytes())
     (tmp_path / "other.tsv").write_text("a\tb\n")
@@ -104,7 +104,7 @@ def test_files_of_pairs_may_go_and_are_known_when_they_have_changed(whole, tmp_p
     assert dragoman.load(tmp_path / "gone", engine="torch").predict(["abc"])
 
 
-def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_taken(whole, tmp_path):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(whole, tmp_path):
     out = take_up(whole, tmp_path, 6)
     folder = tmp_path / "model.training" / "checkpoints"
     cut = (folder / "step-6.ckpt").read_bytes()
@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_taken(whole, tmp_
     assert results_of(out) == results_of(whole / "model")
 
 
-def test_with_no_whole_checkpoint_or_no_data_it_says_so_and_touches_nothing(whole, tmp_path):
+def test_without_a_usable_checkpoint_or_data_nothing_is_touched(whole, tmp_path):
     out = take_up(whole, tmp_path, 6)
     folder = tmp_path / "model.training"
     (folder / "data" / "valid.arrow").rename(tmp_path / "valid.arrow")
@@ -136,7 +136,7 @@ def test_with_no_whole_checkpoint_or_no_data_it_says_so_and_touches_nothing(whol
     assert {path.read_bytes() for path in (folder / "checkpoints").iterdir()} == {b"no checkpoint"}
 
 
-def test_auto_begins_where_there_is_nothing_and_does_nothing_where_all_is_done(tmp_path):
+def test_auto_starts_a_new_run_and_leaves_a_complete_one_alone(tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "model"
     brief = settings("--training.max_steps", "2")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
@@ -154,7 +154,7 @@ def test_auto_begins_where_there_is_nothing_and_does_nothing_where_all_is_done(t
         fit(pairs, out, brief, console=quiet_console())
 
 
-def test_auto_replaces_a_run_without_a_checkpoint_and_nothing_else(tmp_path):
+def test_auto_replaces_only_a_run_without_a_checkpoint(tmp_path):
     pairs, brief = write_pairs(tmp_path / "pairs.tsv", 200), settings("--training.max_steps", "1")
     for name in ("kept", "kept.training"):
         (tmp_path / name).mkdir()
@@ -171,7 +171,7 @@ def test_auto_replaces_a_run_without_a_checkpoint_and_nothing_else(tmp_path):
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
-def test_a_run_that_had_run_out_of_patience_has_ended(tmp_path):
+def test_a_run_stopped_early_is_complete(tmp_path):
     words = "".join(f"{word}\t{word}\n" for word in make_words(200))
     (tmp_path / "pairs.tsv").write_text(words)
     # A learning rate of next to nothing: no score is better than the first.
@@ -231,7 +231,7 @@ if __name__ == "__main__":
 """
 
 
-def test_two_ranks_go_on_bit_by_bit(tmp_path):
+def test_resuming_two_processes_is_bit_identical(tmp_path):
     (tmp_path / "two.py").write_text(TWO_RANKS)
     pairs = write_pairs(tmp_path / "pairs.tsv", 300)
 
@@ -252,7 +252,7 @@ def test_two_ranks_go_on_bit_by_bit(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(weights, again, strict=True))
 
 
-def test_a_best_checkpoint_that_is_damaged_is_told_of_and_made_anew(whole, tmp_path):
+def test_a_damaged_best_checkpoint_is_reported_and_replaced(whole, tmp_path):
     out = take_up(whole, tmp_path, 7)
     best = tmp_path / "model.training" / "checkpoints" / BEST
     best.write_bytes(best.read_bytes()[:-100])

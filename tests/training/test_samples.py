@@ -17,7 +17,7 @@ from dragoman.training.validation_metrics import DecodedRow, Texts
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
-    """Samples of a run over words of many lengths with a tag before each."""
+    """Samples of a run over words of many lengths, each with a tag."""
     folder = tmp_path_factory.mktemp("samples")
     words = make_words(300)
     rows = [(f"<x> {w * (1 + i % 5)}", (w * (1 + i % 5)).upper()) for i, w in enumerate(words)]
@@ -46,7 +46,7 @@ def test_samples_are_spread_over_the_lengths(samples):
 
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=40), count=st.integers(1, 12))
-def test_the_shortest_and_the_longest_are_among_them(lengths, count):
+def test_samples_include_the_shortest_and_the_longest_source(lengths, count):
     rows = [DecodedRow([4] * length, [], (), True) for length in lengths]
     chosen = [len(row.source) for row in choose_spread(rows, count)]
     assert len(chosen) == min(count, len(rows))
@@ -90,7 +90,7 @@ class TableLogger(Logger):
         self.tables.append((key, columns, data, step))
 
 
-def test_a_logger_of_tables_gets_a_table():
+def test_a_table_logger_gets_a_table():
     logger = TableLogger()
     _log_text(logger, [{"source": "a", "prediction": "b"}], 7)
     assert logger.tables == [("samples", ["source", "prediction"], [["a", "b"]], 7)]

@@ -38,7 +38,7 @@ def test_a_decoded_score_does_not_depend_on_the_batches(rows, cut):
     assert whole.compute() == parts.compute()
 
 
-def test_decoded_scores_are_those_counted_by_hand():
+def test_decoded_scores_equal_hand_counts():
     metrics = DecodedMetrics("valid")
     metrics.update([(3, 4), (5,), ()], [[3, 4], [5, 6], [7]])
     found = metrics.compute()
@@ -50,7 +50,7 @@ def sum_by_logits(logits, labels):
     return sum_cross_entropy(logits, torch.eye(7), None, labels, vocab_size=7)
 
 
-def test_teacher_forced_scores_are_means_over_tokens_and_not_over_batches():
+def test_teacher_forced_scores_are_means_over_tokens_not_batches():
     logits, labels = torch.randn(30, 7), torch.randint(0, 7, (30,))
     metrics = TeacherForcedMetrics("train")
     for part in (slice(0, 3), slice(3, 30)):
@@ -80,7 +80,7 @@ TEXT_ROWS = st.lists(
 
 
 def make_scoring(kind="bpe"):
-    """Scores over texts, and the ids of texts of any content: bytes lose nothing."""
+    """Scores over texts, and a tokenizer of bytes, which can encode any text."""
     side = SideSettings(kind=kind, vocab_size=300)
     pairs = [Pair("abc é.", "abc é.", (), 1, "x")]
     tokenizer = PairTokenizer.train(pairs, TokenizerSettings(source=side, target=side))
@@ -98,7 +98,7 @@ def add(metrics, rows):
 
 @settings(max_examples=50, deadline=None)
 @given(rows=TEXT_ROWS, cut=st.integers(0, 12))
-def test_text_scores_are_those_of_the_evaluation_over_any_batches_and_ranks(rows, cut):
+def test_text_scores_equal_the_evaluation_for_any_batches_and_ranks(rows, cut):
     expected = score([h for h, _ in rows], [[r] for _, r in rows]).to_dict()
     batches = [part for part in (rows[:cut], rows[cut:]) if part]
     whole, ranks = DecodedMetrics("valid", SCORING), []
@@ -124,7 +124,7 @@ def test_text_scores_are_those_of_the_evaluation_over_any_batches_and_ranks(rows
         ("bpe", "chrf", {"character_error_rate", "chrf", "bleu"}),
     ],
 )
-def test_the_scores_suit_the_tokens_and_hold_the_monitor(kind, monitor, names):
+def test_the_scores_suit_the_tokenizer_and_include_the_monitor(kind, monitor, names):
     values = {"tokenizer": {"target": {"kind": kind}}, "training": {"monitor": monitor}}
     scoring = choose_text_scores(Settings.model_validate(values), SCORING.texts)
     assert {one.name for one in scoring.scores} == names
@@ -133,8 +133,8 @@ def test_the_scores_suit_the_tokens_and_hold_the_monitor(kind, monitor, names):
     assert found.keys() == {f"valid_{n}" for n in names | {"exact_match", "token_error_rate"}}
 
 
-def test_copies_of_the_metrics_count_by_themselves():
-    """As the average of the weights makes one of the whole module."""
+def test_copies_of_the_metrics_count_separately():
+    """Weight averaging copies the whole module."""
     metrics = DecodedMetrics("valid", SCORING)
     other = copy.deepcopy(metrics)
     add(metrics, [("abc", "abc")])

@@ -96,7 +96,7 @@ def loaded_after(code: str) -> set[str]:
     "code",
     [
         "import dragoman",
-        "import dragoman.cli; dragoman.cli_options.build_parser()[1]['fit'].format_help()",
+        "import dragoman.cli; dragoman.cli_options.build_parser(dragoman.cli.COMMANDS)[1]['fit'].format_help()",
         "import dragoman; dragoman.Settings; dragoman.read_pairs; dragoman.Tokenizer",
         "import dragoman.model_folder.folder",
         "import dragoman.training.startup; dragoman.training.startup.StartClock()",

@@ -12,6 +12,7 @@ from typing import get_args
 import pytest
 
 from conftest import BRIEF, SMALL, make_words, write_pairs
+from dragoman.cli import COMMANDS
 from dragoman.cli_options import ENGINES, QUANTIZATIONS, read_command_line
 from dragoman.engines.engine import Quantization
 from dragoman.engines.load import EngineName
@@ -148,7 +149,7 @@ def test_outputs_of_any_system_are_evaluated_and_compared(tmp_path):
         (["evaluate"], "give MODEL and PAIRS"),
         (["evaluate", "--hypotheses", "x.txt"], "needs --references"),
         (["evaluate", "--hypotheses", "x.txt", "--references", "y.txt"], "x.txt: there is no such"),
-        (["evaluate", "model", "p.tsv", "--references", "y.txt"], "belong to --hypotheses"),
+        (["evaluate", "model", "p.tsv", "--references", "y.txt"], "are for --hypotheses"),
         (["compare", "a"], "give two runs or more"),
         (["compare", "a", "b"], "a: expected a model folder"),
     ],
@@ -344,9 +345,17 @@ def test_resume_takes_no_pairs_for_its_value_and_a_preset_is_no_misspelt_resume(
         (["a.tsv", "--resume"], "must", ["a.tsv"]),
         (["a.tsv", "--preset", "tiny"], "no", ["a.tsv"]),
     ):
-        arguments, settings = read_command_line(["fit", *words])
+        arguments, settings = read_command_line(["fit", *words], COMMANDS)
         assert (arguments.resume, arguments.pairs) == (resume, pairs)
         assert settings == (["--preset", "tiny"] if "--preset" in words else [])
+
+
+def test_fit_takes_valid_and_test_as_inspect_does(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 20)
+    missing = tmp_path / "dev.tsv"
+    for option in ("--valid", "--data.valid"):
+        for command in ("fit", "inspect"):
+            assert f"{missing}:" in fails(command, pairs, option, missing)
 
 
 def test_fit_without_pairs_or_with_both_ways_to_begin_is_refused(tmp_path):
@@ -362,14 +371,14 @@ def test_fit_without_pairs_or_with_both_ways_to_begin_is_refused(tmp_path):
     [("90m", 90), ("1h30m", 90), ("1.5h", 90), ("30s", 0.5), ("1d1s", 1440 + 1 / 60)],
 )
 def test_a_time_has_units(word, minutes):
-    arguments, _ = read_command_line(["fit", "pairs.tsv", "--max-time", word])
+    arguments, _ = read_command_line(["fit", "pairs.tsv", "--max-time", word], COMMANDS)
     assert arguments.max_time == pytest.approx(minutes)
 
 
 @pytest.mark.parametrize("word", ["", "90", "0m", "1m2h", "1..2h", "-3m", "inf"])
 def test_what_is_no_time_is_told(word, capsys):
     with pytest.raises(SystemExit):
-        read_command_line(["fit", "pairs.tsv", f"--max-time={word}"])
+        read_command_line(["fit", "pairs.tsv", f"--max-time={word}"], COMMANDS)
     assert "such as 90m or 1h30m" in capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ import pytest
 import dragoman
 from conftest import BRIEF, SMALL, make_words, quiet_console
 from dragoman import fit, read_settings
-from dragoman.commands.evaluate import score_pairs
+from dragoman.commands.evaluate import evaluate_model
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import DataError, DragomanError
@@ -68,7 +68,7 @@ def test_a_model_that_produces_nan_is_reported(trained, engine):
     with pytest.raises(DragomanError, match="NaN"):
         model.score(["abc"], ["ABC"])
     with pytest.raises(DragomanError, match="NaN"):
-        score_pairs(model, [Pair("abc", "ABC", (), 1, "pairs.tsv")])
+        evaluate_model(model, [Pair("abc", "ABC", (), 1, "pairs.tsv")])
     [(row, answers)] = model.predict_rows([Source("abc", (), 1)])
     assert isinstance(row, InvalidRow)
     assert "NaN" in row.reason
@@ -145,7 +145,7 @@ def test_learned_positions_bound_sources_and_outputs_without_losing_a_row(tmp_pa
         assert len(first.tokens) == 9
         pairs = [Pair("abc", "x", (), 1, "p.tsv"), Pair("a" * 9, "x", (), 2, "p.tsv")]
         with pytest.raises(DataError, match=r"p\.tsv:2: the source cannot be predicted: 10 tokens"):
-            score_pairs(model, pairs)
+            evaluate_model(model, pairs)
     quick = dragoman.load(tmp_path / "model", read_settings(None, long), engine="ctranslate2")
     [[found]] = [found for row, found in quick.predict_rows([Source("abc", (), 1)])]
     assert found.tokens == first.tokens

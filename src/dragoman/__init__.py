@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from dragoman.commands.compare import compare as compare
+    from dragoman.commands.evaluate import evaluate as evaluate
+    from dragoman.commands.evaluate import evaluate_outputs as evaluate_outputs
     from dragoman.commands.export import export as export
     from dragoman.commands.fit import fit as fit
     from dragoman.commands.inspect import inspect as inspect
@@ -24,9 +27,14 @@ if TYPE_CHECKING:
     from dragoman.data.batch import Batch as Batch
     from dragoman.engines.engine import Quantization
     from dragoman.engines.load import EngineName
-    from dragoman.evaluation.scores import Scores
+    from dragoman.errors import DataError as DataError
+    from dragoman.errors import SettingsError as SettingsError
+    from dragoman.evaluation.evaluation import Evaluation as Evaluation
+    from dragoman.evaluation.scores import Scores as Scores
     from dragoman.model.transformer import Transformer as Transformer
+    from dragoman.predictor import Prediction as Prediction
     from dragoman.predictor import Predictor as Predictor
+    from dragoman.reading.pairs import Pair as Pair
     from dragoman.reading.pairs import read_pairs as read_pairs
     from dragoman.settings import Settings as Settings
     from dragoman.tokenizers.pair_tokenizer import PairTokenizer as PairTokenizer
@@ -36,20 +44,29 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Batch": "dragoman.data.batch",
+    "DataError": "dragoman.errors",
+    "Evaluation": "dragoman.evaluation.evaluation",
     "LightningTransformer": "dragoman.training.lightning_transformer",
+    "Pair": "dragoman.reading.pairs",
     "PairDataModule": "dragoman.training.datamodule",
     "PairTokenizer": "dragoman.tokenizers.pair_tokenizer",
+    "Prediction": "dragoman.predictor",
     "Predictor": "dragoman.predictor",
+    "Scores": "dragoman.evaluation.scores",
     "Settings": "dragoman.settings",
+    "SettingsError": "dragoman.errors",
     "Tokenizer": "dragoman.tokenizers.tokenizer",
     "Transformer": "dragoman.model.transformer",
+    "compare": "dragoman.commands.compare",
+    "evaluate": "dragoman.commands.evaluate",
+    "evaluate_outputs": "dragoman.commands.evaluate",
     "export": "dragoman.commands.export",
     "fit": "dragoman.commands.fit",
     "inspect": "dragoman.commands.inspect",
     "read_pairs": "dragoman.reading.pairs",
     "read_settings": "dragoman.configuration",
 }
-__all__ = ["DragomanError", "evaluate", "load", "predict", *sorted(_HOMES)]
+__all__ = ["DragomanError", "load", "predict", *sorted(_HOMES)]
 
 
 def load(
@@ -76,15 +93,6 @@ def predict(
 ) -> list[str]:
     """Return the output of the model in the folder `path` for each source: `Predictor.predict`."""
     return load(path).predict(sources, features)
-
-
-def evaluate(path: "str | Path", pairs: "str | Path | Sequence[str | Path]") -> "Scores":
-    """Return the scores of the model in the folder `path` on a file of pairs (or two, parallel)."""
-    from dragoman.commands.evaluate import score_pairs
-    from dragoman.reading.pairs import read_pairs
-
-    model = load(path)
-    return score_pairs(model, read_pairs(pairs, model.settings.data))
 
 
 def __getattr__(name: str) -> object:

@@ -1,82 +1,166 @@
-"""The command line: one short function a command; what it needs is imported inside it.
+"""The command line: for each command its options and one short function, and a table of all.
 
-Results go to standard output, everything else to standard error.
+Results go to standard output, everything else to standard error. What a command needs is imported
+inside its function, so that the others start fast.
 """
 
-import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dragoman.cli_options import read_command_line
+from dragoman.cli_options import (
+    QUANTIZATIONS,
+    Command,
+    add_model,
+    fraction,
+    minutes,
+    positive,
+    read_command_line,
+)
 from dragoman.errors import DragomanError, Stopped
 
 if TYPE_CHECKING:
     from dragoman.evaluation.evaluation import Evaluation
     from dragoman.predictor import Predictor
+    from dragoman.settings import Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 2 for a fault that the user can mend."""
-    commands = {
-        "fit": fit, "predict": predict, "evaluate": evaluate, "compare": compare,
-        "inspect": inspect,
-        "export": export,
-    }  # fmt: skip
+    """Run the command line and return its exit code: 2 for an error that the user can fix."""
     try:
-        arguments, settings = read_command_line(sys.argv[1:] if argv is None else argv)
-        commands[arguments.command](arguments, settings)
+        arguments, words = read_command_line(sys.argv[1:] if argv is None else argv, COMMANDS)
+        COMMANDS[arguments.command].run(arguments, words)
         sys.stdout.flush()
     except DragomanError as error:
-        _say_at_last(str(error))
+        _print_last(str(error))
         return 2
     except KeyboardInterrupt as stop:
-        _say_at_last(str(stop) or "stopped")
+        _print_last(str(stop) or "stopped")
         return stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT
-    except (BrokenPipeError, SystemExit) as end:  # rich makes a SystemExit of a broken pipe
+    except (BrokenPipeError, SystemExit) as end:  # rich turns a broken pipe into SystemExit
         if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
             raise
-        return _leave_without_reader()
+        _discard_output()
+        return 128 + signal.SIGPIPE
     return 0
 
 
-def fit(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Train a model on a file of pairs."""
-    from dragoman.configuration import read_settings
+# ------------------------------------------------------------------ fit
+
+
+def _add_fit(command: ArgumentParser) -> None:
+    command.add_argument(
+        "pairs", nargs="*", metavar="PAIRS", help="training pairs: a file (.tsv .csv .jsonl "
+        ".parquet, also .gz or .zst), or two parallel text files; not needed with --resume",
+    )  # fmt: skip
+    _add_held_out(command)
+    command.add_argument(
+        "--out", type=Path, default=Path("model"), help="model folder to write (default: model)"
+    )
+    command.add_argument("--config", type=Path, help="YAML file of settings; arguments override it")
+    command.add_argument("--overwrite", action="store_true", help="replace the model folder")
+    command.add_argument(
+        "--resume", nargs="?", const="must", default="no", choices=("auto", "must"), metavar="auto",
+        help="resume the interrupted run of --out; auto: start a new run if there is none",
+    )  # fmt: skip
+    command.add_argument(
+        "--max-time", type=minutes, metavar="TIME",
+        help="stop training after this time, such as 90m or 1h30m, with a model and a checkpoint "
+        "to resume from; short for --training.max_minutes",
+    )  # fmt: skip
+    command.add_argument(
+        "--dry-run", action="store_true",
+        help="print sizes, steps and estimated time; train nothing",
+    )  # fmt: skip
+
+
+def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     from dragoman.training.startup import StartClock
 
     clock = StartClock.since_process_start()
     if not arguments.pairs and arguments.resume == "no":
         raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
     if arguments.resume != "no" and (arguments.overwrite or arguments.dry_run):
-        raise DragomanError("--resume: goes on with a run; leave out --overwrite and --dry-run")
+        raise DragomanError("--resume: leave out --overwrite and --dry-run")
     if arguments.max_time is not None:
         words = [*words, "--training.max_minutes", str(arguments.max_time)]
-    settings = read_settings(arguments.config, words)
+    settings = _read_settings_of_pairs(arguments, words)
     from dragoman.reading.pairs import check_files
 
-    # What is wrong with a file at first sight is told before seconds go into loading torch.
+    # Errors that the first lines show are reported before torch is loaded, which takes seconds.
     for files in (arguments.pairs, settings.data.valid, settings.data.test):
         check_files(files, settings.data)
-    from dragoman.commands import fit as run
+    from dragoman.commands import fit as command
 
     clock.mark("program and libraries")
     pairs, out, overwrite = arguments.pairs, arguments.out, arguments.overwrite
     if arguments.dry_run:
-        run.rehearse(pairs, out, settings, overwrite=overwrite, clock=clock)
+        command.rehearse(pairs, out, settings, overwrite=overwrite, clock=clock)
         return
-    run.fit(pairs, out, settings, overwrite=overwrite, resume=arguments.resume, clock=clock)
-    _show_outcome(arguments.out)
-    print(f"next: {_own_name()} predict {arguments.out} < sources.txt", file=sys.stderr)
+    command.fit(pairs, out, settings, overwrite=overwrite, resume=arguments.resume, clock=clock)
+    _print_results(out)
+    # The path of this interpreter, if a shell would not find `dragoman`.
+    name = "dragoman" if shutil.which("dragoman") else f"{sys.executable} -m dragoman"
+    print(f"next: {name} predict {shlex.quote(str(out))} < sources.txt", file=sys.stderr)
 
 
-def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Write the output of a model for each line of the input."""
+def _print_results(out: Path) -> None:
+    """Print the scores and some predictions of a model folder."""
+    from dragoman.evaluation.evaluation import list_scores
+
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    for split in ("valid", "test"):
+        if split in metrics:
+            print(f"{split}:", *list_scores(metrics[split]), sep="\n", file=sys.stderr)
+    for sample in metrics["samples"][:5]:
+        is_right = "=" if sample["prediction"] == sample["reference"] else "≠"
+        print(f"  {sample['source']} -> {sample['prediction']}  {is_right}  {sample['reference']}", file=sys.stderr)  # fmt: skip
+    print(f"model folder: {out}", file=sys.stderr)
+
+
+# ------------------------------------------------------------------ predict
+
+
+def _add_predict(command: ArgumentParser) -> None:
+    add_model(command)
+    command.add_argument("--input", type=Path, help="file of sources (default: standard input)")
+    command.add_argument(
+        "--output", type=Path,
+        help="file to write (default: standard output): .jsonl, .csv or .tsv with the columns of "
+        "the input, else lines of text; also .gz or .zst. Repeat the command to resume after a crash",
+    )  # fmt: skip
+    command.add_argument(
+        "--jsonl", action="store_true",
+        help="write JSON lines (text, score, confidence, is_complete), as for --output *.jsonl",
+    )  # fmt: skip
+    command.add_argument(
+        "--score", action="store_true",
+        help="read pairs, and give the log-probability of each target for its source",
+    )  # fmt: skip
+    command.add_argument(
+        "--prefix", default="", metavar="COLUMN",
+        help="column with the beginning of each output: a name, or a position from 1",
+    )  # fmt: skip
+    command.add_argument(
+        "--min-confidence", type=fraction, metavar="THRESHOLD",
+        help="send rows with calibrated confidence below THRESHOLD (0 to 1), truncated outputs and "
+        "invalid rows to --low-confidence-output; `dragoman evaluate` suggests thresholds",
+    )  # fmt: skip
+    command.add_argument("--low-confidence-output", type=Path, metavar="FILE", help="file for these rows: .jsonl, .csv or .tsv, also .gz or .zst")  # fmt: skip
+    command.add_argument(
+        "--restart", action="store_true",
+        help="start over, instead of resuming an interrupted prediction of --output",
+    )  # fmt: skip
+
+
+def _predict(arguments: Namespace, words: Sequence[str]) -> None:
     from dragoman.commands.predict import Job, run_job
 
     if arguments.score and arguments.prefix:
@@ -103,177 +187,15 @@ def predict(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         print(f"dragoman: {line}", file=sys.stderr)
 
 
-def evaluate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Score a model on a file of pairs, or outputs in a file; lines with one source are references."""
-    if arguments.hypotheses is not None:
-        _evaluate_files(arguments, words)
-        return
-    if arguments.model is None or not arguments.pairs:
-        raise DragomanError(
-            "evaluate: give MODEL and PAIRS, or outputs of any system by --hypotheses and "
-            "--references"
-        )
-    if arguments.references or arguments.sources:
-        raise DragomanError("--references, --sources: belong to --hypotheses; leave them out")
-    model = _load_model(arguments, words)
-    from dragoman.commands.evaluate import evaluate_model, name_evaluation
-    from dragoman.commands.report import report_model
-    from dragoman.evaluation.evaluation import write_evaluation
-    from dragoman.model_folder.calibration import write_calibration
-    from dragoman.model_folder.folder import EVALUATION
-    from dragoman.reading.pairs import RowErrors, read_pairs
-    from dragoman.training.logs import read_curves
-
-    faults, paths = RowErrors(), [Path(path) for path in arguments.pairs]
-    pairs = read_pairs(paths, model.settings.data, faults)
-    bundle = model.bundles[0]
-    evaluation, confidence = evaluate_model(
-        model, pairs, counts=bundle.source_counts, calibrates=arguments.calibrate
-    )
-    if faults.total:
-        print(f"dragoman: rows left out: {faults.report()}", file=sys.stderr)
-    name = name_evaluation(paths)
-    out = arguments.out or arguments.model / EVALUATION / name
-    if not model.is_in_place():
-        raise DragomanError(
-            f"{arguments.model}: another model has taken its place while it was evaluated; do it again"
-        )
-    write_evaluation(out, evaluation)
-    if arguments.calibrate:
-        stored = confidence.to_stored(list(map(str, paths)), model.settings.decoding)
-        write_calibration(arguments.model, stored)
-    if arguments.report is not None:
-        folder = arguments.model.resolve()  # "." has no name
-        report_model(
-            arguments.report,
-            model,
-            folder.name,
-            {name: evaluation},
-            metrics=bundle.metrics,
-            curves=read_curves(folder.with_name(f"{folder.name}.training")),
-        )
-    _show_evaluation(evaluation, arguments, out, confidence.describe())
-
-
-def compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Tell whether one run is better than another, or by chance."""
+def _load_model(arguments: Namespace, words: Sequence[str]) -> "Predictor":
     from dragoman.configuration import read_settings
 
-    typed = read_settings(None, words).evaluation
-    from dragoman.commands.compare import compare_runs, describe_comparison
-
-    found = compare_runs(arguments.runs, typed, on=arguments.on, num_rows=arguments.rows)
-    if arguments.json:
-        print(json.dumps([one.to_dict() for one in found], indent=2, ensure_ascii=False))
-    else:
-        print("\n\n".join("\n".join(describe_comparison(one)) for one in found))
-
-
-def inspect(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Look for problems in pairs before a model is trained on them."""
-    from dragoman.commands import inspect as command
-    from dragoman.configuration import merge_settings, read_settings
-
-    files = {"data.valid": arguments.valid, "data.test": arguments.test}
-    given = {name: paths for name, paths in files.items() if paths}
-    settings = merge_settings(read_settings(arguments.config, words), given, overrule=True)
-    inspection = command.inspect(arguments.pairs, settings)
-    if arguments.json:
-        print(json.dumps(inspection.to_dict(), indent=2, ensure_ascii=False))
-    else:
-        command.print_inspection(inspection)
-
-
-def export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Write a model in the form of another program, into its folder, and check it."""
-    if words:
-        raise DragomanError(f"{words[0]}: export takes no settings; see dragoman export --help")
-    from dragoman.commands import export as command
-
-    check = command.export(arguments.model, arguments.to, arguments.quantization)
-    print(f"{arguments.model / arguments.to}: {check}", file=sys.stderr)
-
-
-def _evaluate_files(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Score outputs of any system, that lie in a file."""
-    from dragoman.configuration import read_settings
-
-    typed = read_settings(None, words)
-    if arguments.model is not None or not arguments.references:
-        raise DragomanError(
-            "--hypotheses: takes the outputs from the file, and needs --references; no MODEL"
-        )
-    if arguments.calibrate:
-        raise DragomanError("--calibrate: makes the confidence of a model right; give MODEL")
-    from dragoman.commands.evaluate import name_evaluation
-    from dragoman.commands.report import report_outputs
-    from dragoman.evaluation.evaluation import evaluate_rows, write_evaluation
-    from dragoman.evaluation.rows import read_outputs
-
-    rows = read_outputs(arguments.hypotheses, arguments.references, arguments.sources)
-    evaluation = evaluate_rows(rows, typed.evaluation)
-    if arguments.out is not None:
-        write_evaluation(arguments.out, evaluation)
-    if arguments.report is not None:
-        name = name_evaluation([arguments.hypotheses])
-        report_outputs(arguments.report, name, evaluation)
-    _show_evaluation(evaluation, arguments, arguments.out)
-
-
-def _show_evaluation(
-    evaluation: "Evaluation",
-    arguments: argparse.Namespace,
-    out: Path | None,
-    told: Sequence[str] = (),
-) -> None:
-    from dragoman.evaluation.evaluation import summarize
-
-    content = evaluation.to_dict()
-    if arguments.json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
-    else:
-        print("\n".join([*summarize(content), *told]))
-    for path in (out, arguments.report):
-        if path is not None:
-            print(f"written: {path}", file=sys.stderr)
-
-
-def _say_at_last(message: str) -> None:
-    """Write a message to standard error, if anybody still reads it."""
-    try:
-        print(f"dragoman: {message}", file=sys.stderr)
-    except OSError:
-        _write_nowhere()
-
-
-def _leave_without_reader() -> int:
-    """Return the exit code of a process whose output nobody reads any longer, as in `| head`."""
-    _write_nowhere()
-    return 128 + signal.SIGPIPE
-
-
-def _write_nowhere() -> None:
-    """Let what is still to be written to a stream that has gone be lost, without a complaint."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
-
-
-def _own_name() -> str:
-    """Return how this program is called from here: by its path, where no shell would find it."""
-    return "dragoman" if shutil.which("dragoman") else f"{sys.executable} -m dragoman"
-
-
-def _load_model(arguments: argparse.Namespace, words: Sequence[str]) -> "Predictor":
-    """Return the model of a folder; settings typed on the command line replace its own."""
-    from dragoman.configuration import read_settings
-
-    typed = read_settings(None, words)
+    settings = read_settings(None, words)
     from dragoman.predictor import Predictor
 
     return Predictor.load(
         [arguments.model, *arguments.ensemble],
-        typed,
+        settings,
         engine=arguments.engine,
         device=arguments.device,
         threads=arguments.threads,
@@ -281,15 +203,258 @@ def _load_model(arguments: argparse.Namespace, words: Sequence[str]) -> "Predict
     )
 
 
-def _show_outcome(out: Path) -> None:
-    """Show the scores and some predictions of a model folder, and what to do next."""
-    from dragoman.evaluation.evaluation import list_scores
+# ------------------------------------------------------------------ evaluate, compare
 
-    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    for split in ("valid", "test"):
-        if split in metrics:
-            print(f"{split}:", *list_scores(metrics[split]), sep="\n", file=sys.stderr)
-    for sample in metrics["samples"][:5]:
-        is_right = "=" if sample["prediction"] == sample["reference"] else "≠"
-        print(f"  {sample['source']} -> {sample['prediction']}  {is_right}  {sample['reference']}", file=sys.stderr)  # fmt: skip
-    print(f"model folder: {out}", file=sys.stderr)
+
+def _add_evaluate(command: ArgumentParser) -> None:
+    add_model(command, is_optional=True)
+    command.add_argument("pairs", nargs="*", metavar="PAIRS", help="a file of pairs, or two parallel text files; rows with the same source are references of it")  # fmt: skip
+    command.add_argument(
+        "--hypotheses", type=Path, metavar="FILE",
+        help="score the lines of this file (or the objects of a .jsonl) instead of a model",
+    )  # fmt: skip
+    command.add_argument(
+        "--references", type=Path, nargs="+", default=[], metavar="FILE",
+        help="with --hypotheses: the expected lines; with several files, any of them is right",
+    )  # fmt: skip
+    command.add_argument("--sources", type=Path, metavar="FILE", help="with --hypotheses: the lines of the source")  # fmt: skip
+    command.add_argument(
+        "--out", type=Path, metavar="FOLDER",
+        help="folder to write: scores.json, and rows.jsonl with the output and scores of each row "
+        "(default: MODEL/evaluation/NAME, by the name of PAIRS; without a model: none)",
+    )  # fmt: skip
+    command.add_argument("--report", type=Path, metavar="FILE", help="HTML report to write; it opens offline")  # fmt: skip
+    command.add_argument(
+        "--calibrate", action="store_true",
+        help="calibrate MODEL's confidence on these pairs (use validation data)",
+    )  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print the scores as JSON")
+
+
+def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
+    if arguments.hypotheses is not None:
+        _evaluate_outputs(arguments, words)
+        return
+    if arguments.model is None or not arguments.pairs:
+        raise DragomanError(
+            "evaluate: give MODEL and PAIRS, or outputs of any system by --hypotheses and "
+            "--references"
+        )
+    if arguments.references or arguments.sources:
+        raise DragomanError("--references, --sources: are for --hypotheses; leave them out")
+    from dragoman.configuration import read_settings
+
+    settings = read_settings(None, words)
+    from dragoman.commands.evaluate import evaluate, name_evaluation
+    from dragoman.model_folder.folder import EVALUATION
+    from dragoman.reading.pairs import RowErrors
+
+    row_errors, name = RowErrors(), name_evaluation([Path(path) for path in arguments.pairs])
+    out = arguments.out or arguments.model / EVALUATION / name
+    evaluation = evaluate(
+        [arguments.model, *arguments.ensemble],
+        arguments.pairs,
+        settings,
+        engine=arguments.engine,
+        device=arguments.device,
+        threads=arguments.threads,
+        quantization=arguments.quantization,
+        calibrate=arguments.calibrate,
+        out=out,
+        report=arguments.report,
+        row_errors=row_errors,
+    )
+    if row_errors.total:
+        print(f"dragoman: rows skipped: {row_errors.report()}", file=sys.stderr)
+    _print_evaluation(evaluation, arguments, out)
+
+
+def _evaluate_outputs(arguments: Namespace, words: Sequence[str]) -> None:
+    if arguments.model is not None or not arguments.references:
+        raise DragomanError("--hypotheses: needs --references, and no MODEL")
+    if arguments.calibrate:
+        raise DragomanError("--calibrate: calibrates the confidence of a model; give MODEL")
+    from dragoman.commands.evaluate import evaluate_outputs
+    from dragoman.configuration import read_settings
+
+    evaluation = evaluate_outputs(
+        arguments.hypotheses,
+        arguments.references,
+        arguments.sources,
+        read_settings(None, words),
+        out=arguments.out,
+        report=arguments.report,
+    )
+    _print_evaluation(evaluation, arguments, arguments.out)
+
+
+def _print_evaluation(evaluation: "Evaluation", arguments: Namespace, out: Path | None) -> None:
+    from dragoman.evaluation.evaluation import summarize
+
+    content, confidence = evaluation.to_dict(), evaluation.confidence
+    if arguments.json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join([*summarize(content), *(confidence.describe() if confidence else ())]))
+    for path in (out, arguments.report):
+        if path is not None:
+            print(f"written: {path}", file=sys.stderr)
+
+
+def _add_compare(command: ArgumentParser) -> None:
+    command.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help="the baseline, then the runs to compare with it: model folders, folders that evaluate "
+        "wrote, or rows.jsonl files; join runs that differ only by their seed: a1,a2,a3",
+    )  # fmt: skip
+    command.add_argument("--on", default="", metavar="NAME", help="name of the evaluation in model folders (default: test, or the only one)")  # fmt: skip
+    command.add_argument("--rows", type=positive, default=10, help="show this many of the rows that differ most (default: %(default)s)")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+
+def _compare(arguments: Namespace, words: Sequence[str]) -> None:
+    from dragoman.configuration import read_settings
+
+    settings = read_settings(None, words)
+    from dragoman.commands.compare import compare, describe_comparison
+
+    found = compare(arguments.runs, settings, on=arguments.on, num_rows=arguments.rows)
+    if arguments.json:
+        print(json.dumps([one.to_dict() for one in found], indent=2, ensure_ascii=False))
+    else:
+        print("\n\n".join("\n".join(describe_comparison(one)) for one in found))
+
+
+# ------------------------------------------------------------------ inspect, export
+
+
+def _add_inspect(command: ArgumentParser) -> None:
+    command.add_argument("pairs", nargs="+", metavar="PAIRS", help="a file of pairs, or two parallel text files")  # fmt: skip
+    _add_held_out(command)
+    command.add_argument("--config", type=Path, help="YAML file of settings, as for fit")
+    command.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _add_held_out(command: ArgumentParser) -> None:
+    command.add_argument("--valid", nargs="+", default=[], metavar="FILE", help="validation pairs: a file, or two parallel ones; short for --data.valid")  # fmt: skip
+    command.add_argument("--test", nargs="+", default=[], metavar="FILE", help="test pairs: a file, or two parallel ones; short for --data.test")  # fmt: skip
+
+
+def _inspect(arguments: Namespace, words: Sequence[str]) -> None:
+    settings = _read_settings_of_pairs(arguments, words)
+    from dragoman.commands.inspect import inspect, print_inspection
+
+    inspection = inspect(arguments.pairs, settings)
+    if arguments.json:
+        print(json.dumps(inspection.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print_inspection(inspection)
+
+
+def _read_settings_of_pairs(arguments: Namespace, words: Sequence[str]) -> "Settings":
+    """Return the settings of --config, --valid, --test and `words`."""
+    from dragoman.configuration import merge_settings, read_settings
+
+    files = {"data.valid": arguments.valid, "data.test": arguments.test}
+    given = {name: paths for name, paths in files.items() if paths}
+    return merge_settings(read_settings(arguments.config, words), given, overrule=True)
+
+
+def _add_export(command: ArgumentParser) -> None:
+    command.add_argument("model", type=Path, metavar="MODEL", help="model folder; the export is written into it")  # fmt: skip
+    command.add_argument(
+        "--to", choices=("ctranslate2", "onnx"), default="ctranslate2",
+        help="ctranslate2: for other programs that use CTranslate2; onnx: for ONNX runtimes of other "
+        "languages and devices (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--quantization", choices=QUANTIZATIONS, default="float32",
+        help="number format of the weights, for ctranslate2 (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _export(arguments: Namespace, words: Sequence[str]) -> None:
+    if words:
+        raise DragomanError(f"{words[0]}: export takes no settings; see dragoman export --help")
+    from dragoman.commands.export import export
+
+    check = export(arguments.model, arguments.to, arguments.quantization)
+    print(f"{arguments.model / arguments.to}: {check}", file=sys.stderr)
+
+
+# ------------------------------------------------------------------ all commands
+
+COMMANDS = {
+    "fit": Command(
+        run=_fit,
+        add_options=_add_fit,
+        summary="train a model on a file of pairs",
+        examples=(
+            "dragoman fit pairs.tsv",
+            "dragoman fit train.csv --valid dev.csv --test test.csv --out g2p --max-time 1h",
+            "dragoman fit pairs.tsv --model.d_model 512 --optimization.learning_rate 0.0005",
+            "dragoman fit pairs.tsv --dry-run",
+            "dragoman fit --out g2p --resume",
+        ),
+        sections=(
+            "preset", "data.", "tokenizer.", "model.", "optimization.", "training.", "decoding.",
+            "evaluation.",
+        ),
+    ),
+    "predict": Command(
+        run=_predict,
+        add_options=_add_predict,
+        summary="write the output of a model for each line of the input",
+        examples=(
+            "dragoman predict model < sources.txt",
+            "dragoman predict model --input big.csv.gz --output out.jsonl --decoding.beam_size 5",
+        ),
+        sections=("data.", "decoding."),
+    ),
+    "evaluate": Command(
+        run=_evaluate,
+        add_options=_add_evaluate,
+        summary="score a model, or outputs in a file, with confidence intervals",
+        examples=(
+            "dragoman evaluate model test.tsv --report report.html",
+            "dragoman evaluate --hypotheses out.txt --references ref.txt",
+        ),
+        sections=("data.", "decoding.", "evaluation."),
+    ),
+    "compare": Command(
+        run=_compare,
+        add_options=_add_compare,
+        summary="test whether one run is better than another, or differs by chance",
+        examples=("dragoman compare baseline larger", "dragoman compare a1,a2,a3 b1,b2,b3"),
+        sections=("evaluation.",),
+    ),
+    "inspect": Command(
+        run=_inspect,
+        add_options=_add_inspect,
+        summary="look for problems in pairs before training",
+        examples=("dragoman inspect train.tsv --valid dev.tsv --test test.tsv",),
+        sections=("preset", "data.", "tokenizer."),
+    ),
+    "export": Command(
+        run=_export,
+        add_options=_add_export,
+        summary="write a model in the format of another program, and check it",
+        examples=("dragoman export model --to onnx",),
+        sections=(),
+    ),
+}  # fmt: skip
+
+
+def _print_last(message: str) -> None:
+    """Print a message to standard error, if it still has a reader."""
+    try:
+        print(f"dragoman: {message}", file=sys.stderr)
+    except OSError:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    """Discard pending output: the reader has closed the pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())

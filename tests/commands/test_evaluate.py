@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -79,3 +80,29 @@ def test_a_run_that_is_not_there_is_told(trained, tmp_path):
 )
 def test_an_evaluation_has_the_name_of_its_file(name, expected, tmp_path):
     assert name_evaluation([tmp_path / name]) == expected
+
+
+def test_evaluate_in_python_does_what_the_command_does(trained, tmp_path):
+    model = shutil.copytree(trained[0], tmp_path / "model")
+    pairs = tmp_path / "dev.tsv"
+    pairs.write_text("".join(f"{w}\t{w if i % 2 else w.upper()}\n" for i, w in enumerate(WORDS)))
+    out, report = tmp_path / "out", tmp_path / "report.html"
+    found = dragoman.evaluate(
+        model, pairs, engine="torch", threads=1, calibrate=True, out=out, report=report
+    )
+    assert isinstance(found, dragoman.Evaluation)
+    assert found.scores.to_dict() == json.loads((out / "scores.json").read_text())["scores"]
+    assert found.speed["engine"] == "torch"
+    assert json.loads((model / "calibration.json").read_text())["pairs"] == [str(pairs)]
+    assert "</html>" in report.read_text()
+    again = dragoman.evaluate(model, pairs, out=tmp_path / "again")
+    assert again.confidence.temperature == found.confidence.temperature
+    [comparison] = dragoman.compare([out, tmp_path / "again"])
+    assert comparison.comparison.rows == len(WORDS)
+
+
+def test_outputs_in_files_are_evaluated_in_python(tmp_path):
+    for name, lines in (("hyp", "a\nb\n"), ("ref", "a\nc\n")):
+        (tmp_path / f"{name}.txt").write_text(lines)
+    found = dragoman.evaluate_outputs(tmp_path / "hyp.txt", tmp_path / "ref.txt")
+    assert found.scores.to_dict()["exact_match"] == 50.0

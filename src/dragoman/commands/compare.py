@@ -1,4 +1,4 @@
-"""Runs that were evaluated on the same rows, compared: the first one with each of the others."""
+"""`dragoman compare`: compare the first of several evaluations, on the same rows, with the others."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from dragoman.configuration import merge_settings
 from dragoman.errors import DataError
 from dragoman.evaluation.evaluation import TargetTokenization
 from dragoman.evaluation.metrics import choose_metrics
-from dragoman.evaluation.significance import Comparison, compare
+from dragoman.evaluation.significance import Comparison
+from dragoman.evaluation.significance import compare as compare_rows
 from dragoman.settings import EvaluationSettings, Settings
 
 
@@ -35,32 +36,39 @@ class NamedComparison:
         }
 
 
-def compare_runs(
-    names: Sequence[str], settings: EvaluationSettings, *, on: str = "", num_rows: int = 10
+def compare(
+    runs: Sequence[str | Path],
+    settings: Settings | None = None,
+    *,
+    on: str = "",
+    num_rows: int = 10,
 ) -> list[NamedComparison]:
-    """Compare the first of `names` with each of the others.
+    """Compare the first of `runs`, the baseline, with each of the others.
 
     Args:
-        names: Model folders, folders that `evaluate` wrote, or files of rows; several runs of one
-            system, that differ by their seed, are joined by commas.
-        settings: What is not set is as in the evaluation of the first run.
-        on: Which evaluation of a model folder; "": test, or the only one.
-        num_rows: Rows to tell of, of those that differ most.
+        runs: Model folders, folders that `evaluate` wrote, or rows.jsonl files; runs of one system
+            with different seeds are joined by commas.
+        settings: Its evaluation section overrides that of the first run.
+        on: The name of the evaluation, for model folders; "": test, or the only one.
+        num_rows: How many rows to show of those that differ most.
 
     Raises:
-        DataError: There are fewer than two, one has no evaluation, or the rows are not the same.
+        DataError: There are fewer than two runs, one has no evaluation, or their rows differ.
     """
+    names = [str(run) for run in runs]
     if len(names) < 2:
         raise DataError(f"{' '.join(names)}: give two runs or more; the first is the baseline")
     systems = {name: [find_run(Path(one), on) for one in _split(name)] for name in names}
     if len(systems) < len(names):
-        raise DataError(f"{' '.join(names)}: a run stands there twice")
-    runs = {name: [rows for rows, _ in found] for name, found in systems.items()}
+        raise DataError(f"{' '.join(names)}: a run is given twice")
+    rows = {name: [of_seed for of_seed, _ in found] for name, found in systems.items()}
     baseline = names[0]
-    settings, tokenization = _find_settings(systems[baseline][0][1], settings, baseline)
+    evaluation, tokenization = _find_settings(
+        systems[baseline][0][1], (settings or Settings()).evaluation, baseline
+    )
     metrics = choose_metrics(
-        settings,
-        [row.references for row in runs[baseline][0]],
+        evaluation,
+        [row.references for row in rows[baseline][0]],
         separator=tokenization.separator,
         has_symbols=tokenization.has_symbols,
     )
@@ -68,12 +76,12 @@ def compare_runs(
         NamedComparison(
             baseline=baseline,
             other=other,
-            level=settings.confidence_level,
-            comparison=compare(
-                runs[baseline],
-                runs[other],
+            level=evaluation.confidence_level,
+            comparison=compare_rows(
+                rows[baseline],
+                rows[other],
                 metrics,
-                settings,
+                evaluation,
                 names=(baseline, other),
                 num_rows=num_rows,
             ),

@@ -1,4 +1,4 @@
-"""From a model and pairs to an evaluation, and from a folder to the evaluation in it."""
+"""`dragoman evaluate`: score a model on pairs, or outputs in files; and find stored evaluations."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dragoman.errors import DataError
+from dragoman.commands.report import report_model, report_outputs
+from dragoman.engines.engine import Quantization
+from dragoman.engines.load import EngineName
+from dragoman.errors import DataError, ModelFolderError
 from dragoman.evaluation.breakdown import count_rarest
 from dragoman.evaluation.confidence import Calibration, calibrate, find_confidence, measure
 from dragoman.evaluation.evaluation import (
@@ -16,14 +19,118 @@ from dragoman.evaluation.evaluation import (
     TargetTokenization,
     evaluate_rows,
     read_evaluation,
+    write_evaluation,
 )
-from dragoman.evaluation.rows import Row, group_references, read_rows
-from dragoman.evaluation.scores import Scores, score
+from dragoman.evaluation.rows import Row, group_references, read_outputs, read_rows
+from dragoman.model_folder.calibration import write_calibration
 from dragoman.model_folder.folder import EVALUATION, is_model_folder
 from dragoman.predictor import PRODUCED_NAN, Predictor
-from dragoman.reading.pairs import InvalidRow, Pair, Source
+from dragoman.reading.pairs import InvalidRow, Pair, RowErrors, Source, read_pairs
+from dragoman.settings import Settings
 
-_CLAIMS = ("is_exact", "is_complete")
+Paths = str | Path | Sequence[str | Path]
+
+
+def evaluate(
+    path: Paths,
+    pairs: Paths,
+    settings: Settings | None = None,
+    *,
+    engine: EngineName = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    quantization: Quantization = "float32",
+    calibrate: bool = False,
+    out: str | Path | None = None,
+    report: str | Path | None = None,
+    row_errors: RowErrors | None = None,
+) -> Evaluation:
+    """Evaluate the model in the folder `path` (several: an ensemble) on a file of pairs.
+
+    Pairs with the same source are references of it. A truncated output is scored as it is.
+
+    Args:
+        pairs: A file, or two of parallel text.
+        settings: Its data, decoding and evaluation sections override those of the model.
+        engine: This and the next three: as in `load`.
+        calibrate: Calibrate the model's confidence on these pairs (use validation pairs), and store
+            that in its folder.
+        out: Folder to write: rows.jsonl and scores.json; None: write neither.
+        report: HTML file to write.
+        row_errors: Gets the rows that could not be read, where data.broken_rows skips them.
+
+    Raises:
+        DataError: There are no pairs, or one is too long for the model.
+        ModelFolderError: The model was replaced meanwhile.
+    """
+    model = Predictor.load(
+        path, settings, engine=engine, device=device, threads=threads, quantization=quantization
+    )
+    folder = Path(path if isinstance(path, str | Path) else path[0])
+    paths = [Path(one) for one in ([pairs] if isinstance(pairs, str | Path) else pairs)]
+    bundle = model.bundles[0]
+    evaluation, confidence = evaluate_model(
+        model,
+        read_pairs(paths, model.settings.data, row_errors),
+        counts=bundle.source_counts,
+        calibrates=calibrate,
+    )
+    if not model.is_in_place():
+        raise ModelFolderError(
+            f"{folder}: the model was replaced while it was evaluated: try again"
+        )
+    if out is not None:
+        write_evaluation(Path(out), evaluation)
+    if calibrate:
+        stored = confidence.to_stored(list(map(str, paths)), model.settings.decoding)
+        write_calibration(folder, stored)
+    if report is not None:
+        from dragoman.training.logs import read_curves
+
+        folder = folder.resolve()  # "." has no name
+        report_model(
+            Path(report),
+            model,
+            folder.name,
+            {name_evaluation(paths): evaluation},
+            metrics=bundle.metrics,
+            curves=read_curves(folder.with_name(f"{folder.name}.training")),
+        )
+    return evaluation
+
+
+def evaluate_outputs(
+    hypotheses: str | Path,
+    references: Paths,
+    sources: str | Path | None = None,
+    settings: Settings | None = None,
+    *,
+    out: str | Path | None = None,
+    report: str | Path | None = None,
+) -> Evaluation:
+    """Evaluate outputs of any system, in a file.
+
+    Args:
+        hypotheses: A file of lines, or of JSON objects (.jsonl).
+        references: One or more files with the same lines; each is right.
+        sources: A file with the same lines of the source.
+        settings: Only its evaluation section is used.
+        out: Folder to write: rows.jsonl and scores.json; None: write neither.
+        report: HTML file to write.
+
+    Raises:
+        DataError: A file cannot be read, or the files differ in their number of lines.
+    """
+    paths = [
+        Path(one) for one in ([references] if isinstance(references, str | Path) else references)
+    ]
+    rows = read_outputs(Path(hypotheses), paths, None if sources is None else Path(sources))
+    evaluation = evaluate_rows(rows, (settings or Settings()).evaluation)
+    if out is not None:
+        write_evaluation(Path(out), evaluation)
+    if report is not None:
+        report_outputs(Path(report), name_evaluation([Path(hypotheses)]), evaluation)
+    return evaluation
 
 
 def evaluate_model(
@@ -33,12 +140,12 @@ def evaluate_model(
     counts: Sequence[int] = (),
     calibrates: bool = False,
 ) -> tuple[Evaluation, Calibration]:
-    """Return what is known of the outputs of `model` for `pairs`, and of their confidence.
+    """Return the evaluation of `model` on `pairs`, and of its confidence.
 
     Args:
-        counts: How often each source id stood in the training pairs; empty: that is not known.
-        calibrates: Find the temperature that makes the confidence right on these pairs; else it is
-            the model's, and is measured.
+        counts: How often each source id occurs in the training pairs; empty: unknown.
+        calibrates: Fit the temperature of the confidence to these pairs; else the model's
+            temperature is measured.
 
     Raises:
         DataError: There are no pairs, or one is too long for the model.
@@ -66,25 +173,6 @@ def evaluate_model(
         model={"decoding": settings.decoding.model_dump(mode="json")},
     )
     return evaluation, confidence
-
-
-def score_pairs(model: Predictor, pairs: Iterable[Pair]) -> Scores:
-    """Return the scores of `model` on `pairs`; rows with the same source are its references.
-
-    A truncated output is scored as it is, without the truncation mark.
-
-    Raises:
-        DataError: There are no pairs, or one is too long for the model.
-        DragomanError: The model produced NaN.
-    """
-    rows, target = predict_pairs(model, pairs), model.settings.tokenizer.target
-    return score(
-        [row.hypothesis for row in rows],
-        [row.references for row in rows],
-        target.separator,
-        settings=model.settings.evaluation,
-        has_symbols=target.kind == "symbols",
-    )
 
 
 def predict_pairs(model: Predictor, pairs: Iterable[Pair]) -> list[Row]:
@@ -119,7 +207,7 @@ def predict_pairs(model: Predictor, pairs: Iterable[Pair]) -> list[Row]:
 
 
 def name_evaluation(paths: Sequence[Path]) -> str:
-    """Return the name of an evaluation on files: of "test.tsv.gz", "test"."""
+    """Return the name of an evaluation on these files: "test" for "test.tsv.gz"."""
     return paths[0].name.partition(".")[0] or "pairs"
 
 
@@ -131,7 +219,7 @@ def find_run(path: Path, name: str = "") -> tuple[list[Row], dict[str, Any]]:
         name: Which evaluation of a model folder; "": test, or the only one.
 
     Raises:
-        DataError: Nothing of the kind is there.
+        DataError: There is no such evaluation.
     """
     if path.is_file():
         is_whole = path.name == ROWS and path.with_name(SCORES).is_file()
@@ -161,7 +249,7 @@ def list_evaluations(model: Path) -> list[str]:
 
 def _judge_confidence(model: Predictor, rows: Sequence[Row], *, calibrates: bool) -> Calibration:
     scores = [float("nan") if row.score is None else row.score for row in rows]
-    is_exact, is_complete = ([getattr(row, name) for row in rows] for name in _CLAIMS)
+    is_exact, is_complete = [row.is_exact for row in rows], [row.is_complete for row in rows]
     if calibrates:
         level = model.settings.evaluation.confidence_level
         return calibrate(scores, is_exact, is_complete, level=level)

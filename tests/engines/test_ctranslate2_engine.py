@@ -1,6 +1,7 @@
 """CTranslate2 = PyTorch: the same tokens, the same n-best lists, the same scores."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,6 +110,14 @@ def test_the_number_of_threads_and_the_batch_change_no_output():
     alone = [one.search([ids], config_of())[0] for ids in sources]
     for found in (alone, one.search(sources, config_of())):
         assert [[h.ids for h in row] for row in found] == [[h.ids for h in r] for r in together]
+
+
+def test_loading_leaves_the_number_of_pytorchs_threads_as_it_was():
+    engine, before = make_engines()[1], torch.get_num_threads()
+    assert before == 1
+    for count in (1, 12):
+        engine.search(draw_sources(0, count), config_of())
+        assert torch.get_num_threads() == before
 
 
 def test_int8_is_close_and_the_weights_stay_as_they_were():

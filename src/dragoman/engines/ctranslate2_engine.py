@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -215,7 +216,8 @@ class CTranslate2Engine:
         files = self._convert() if self._files is None else self._files
         self._files = None
         has_single_threads = replicas > 1 or self._has_single_threads
-        try:
+
+        def load() -> "Translator":
             return ctranslate2.Translator(
                 "model",
                 device,
@@ -223,5 +225,11 @@ class CTranslate2Engine:
                 intra_threads=1 if has_single_threads else self._threads,
                 files=files,
             )
+
+        try:
+            # In a thread of its own: CTranslate2 4.8.5 sets the number of OpenMP threads of the one
+            # that loads a model, and a later training in it would use that number.
+            with ThreadPoolExecutor(1) as loader:
+                return loader.submit(load).result()
         except (RuntimeError, ValueError) as error:
             raise SettingsError(f"--device {device}: CTranslate2 cannot use it: {error}") from error

@@ -68,7 +68,7 @@ def test_another_file_beside_an_evaluation_is_read_itself(trained, tmp_path):
     assert content == {}
 
 
-def test_a_run_that_is_not_there_is_told(trained, tmp_path):
+def test_a_missing_run_is_named(trained, tmp_path):
     with pytest.raises(DataError, match=r"no evaluation 'tset' \(it has: valid\)"):
         find_run(trained[0], "tset")
     with pytest.raises(DataError, match="expected a model folder"):

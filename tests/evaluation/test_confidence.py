@@ -37,7 +37,7 @@ def test_confidence_is_a_probability_that_never_falls_with_the_score(one, other,
 
 
 @given(scores, temperatures, temperatures)
-def test_a_higher_temperature_is_never_surer(score, one, other):
+def test_a_higher_temperature_never_raises_confidence(score, one, other):
     cool, hot = sorted((one, other))
     assert find_confidence(score, hot) <= find_confidence(score, cool)
 
@@ -48,25 +48,25 @@ def test_uncalibrated_confidence_is_the_probability(score):
 
 
 @given(scores, temperatures)
-def test_an_output_that_was_cut_is_never_confident(score, temperature):
+def test_a_truncated_output_has_no_confidence(score, temperature):
     assert find_confidence(score, temperature, is_complete=False) == 0.0
 
 
 @given(st.lists(st.tuples(scores, st.booleans()), min_size=1), temperatures)
-def test_many_confidences_are_each_as_found_alone(rows, temperature):
+def test_confidences_of_an_array_equal_those_of_single_scores(rows, temperature):
     found = find_confidences([s for s, _ in rows], temperature, [c for _, c in rows])
     alone = [find_confidence(s, temperature, is_complete=c) for s, c in rows]
     assert found == pytest.approx(alone, abs=1e-12)
     assert [round_confidence(c) for c in found] == np.round(found, 4).tolist()
 
 
-def test_what_cannot_be_has_no_confidence():
+def test_an_impossible_output_has_no_confidence():
     assert find_confidence(-math.inf, 0.5) == find_confidence(math.nan) == 0.0
     assert find_confidences([-math.inf, math.nan, 0.0], 0.5).tolist() == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.6, 1.0, 2.0, 5.0])
-def test_a_planted_temperature_is_found(temperature):
+def test_a_simulated_temperature_is_found(temperature):
     found = calibrate(*simulate(20_000, temperature)).temperature
     assert found == pytest.approx(temperature, rel=0.05)
 
@@ -89,7 +89,7 @@ def test_calibration_lowers_the_error_on_other_rows(temperature, seed):
         max_size=40,
     )
 )
-def test_whatever_the_rows_all_figures_are_finite_and_in_range(rows):
+def test_all_figures_of_any_rows_are_finite_and_in_range(rows):
     columns = [list(column) for column in zip(*rows, strict=True)]
     found = calibrate(*columns)
     assert LOWEST_TEMPERATURE <= found.temperature <= HIGHEST_TEMPERATURE
@@ -105,7 +105,7 @@ def test_whatever_the_rows_all_figures_are_finite_and_in_range(rows):
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
-def test_rows_that_are_all_right_or_all_wrong_make_no_model_sure_without_end(count):
+def test_rows_all_right_or_all_wrong_give_no_extreme_confidence(count):
     """One output of probability 1/2: right, its confidence is 2/3; wrong, 1/3."""
     half = [math.log(0.5)] * count
     for is_right, share in ((True, (count + 1) / (count + 2)), (False, 1 / (count + 2))):
@@ -113,7 +113,7 @@ def test_rows_that_are_all_right_or_all_wrong_make_no_model_sure_without_end(cou
         assert find_confidence(half[0], found.temperature) == pytest.approx(share, abs=1e-3)
 
 
-def test_outputs_that_were_cut_do_not_change_the_temperature():
+def test_truncated_outputs_do_not_change_the_temperature():
     scores, is_exact = simulate(300, 0.5)
     found = calibrate(scores, is_exact)
     more = calibrate(
@@ -124,7 +124,7 @@ def test_outputs_that_were_cut_do_not_change_the_temperature():
 
 
 @given(st.integers(0, 1000))
-def test_the_order_of_the_rows_plays_no_part(seed):
+def test_the_order_of_the_rows_has_no_influence(seed):
     scores, is_exact = simulate(60, 0.7, seed=seed)
     scores = np.round(scores, 1)  # many are equal
     order = np.random.default_rng(seed).permutation(60)
@@ -135,7 +135,7 @@ def test_the_order_of_the_rows_plays_no_part(seed):
     assert one.thresholds == other.thresholds
 
 
-def test_the_error_is_the_distance_of_confidence_and_share_exact():
+def test_the_error_is_the_distance_of_confidence_and_fraction_exact():
     """Ten equal bins: worked by hand with one row in each."""
     shares = np.linspace(0.05, 0.95, 10)
     is_exact = [False] * 5 + [True] * 5
@@ -146,7 +146,7 @@ def test_the_error_is_the_distance_of_confidence_and_share_exact():
     assert found.bins[0] == (pytest.approx(0.05), 0.0, 1)
 
 
-def test_the_curve_keeps_the_surest_first_and_is_bounded():
+def test_the_curve_keeps_the_most_confident_first_and_is_bounded():
     scores, is_exact = simulate(5000, 1.0)
     found = measure(scores, is_exact, temperature=1.0)
     assert len(found.curve) == 100
@@ -163,7 +163,7 @@ def test_the_curve_keeps_the_surest_first_and_is_bounded():
     assert perfect.area == pytest.approx((0 + 0 + 1 / 3 + 2 / 4) / 4)
 
 
-def test_thresholds_come_back_with_what_they_keep_elsewhere():
+def test_thresholds_are_measured_on_other_rows():
     found = calibrate(*simulate(2000, 0.7))
     assert {one.precision for one in found.thresholds} >= {0.9, 0.95}
     scores, is_exact = simulate(3000, 0.7, seed=1)
@@ -186,7 +186,7 @@ def test_the_description_names_thresholds_and_missing_ones():
     assert lines[-1] == "99% exact: no threshold can guarantee it"
 
 
-def test_rows_that_do_not_fit_are_refused():
+def test_rows_of_different_lengths_are_refused():
     for columns, message in (
         (([], []), "no rows"),
         (([-1.0], [True, False]), "1,"),

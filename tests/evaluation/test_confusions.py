@@ -14,7 +14,7 @@ def found(*pairs, **options):
     return [(c.expected, c.found, c.count) for c in find_confusions(rows(*pairs), **options)]
 
 
-def test_substitutions_deletions_and_insertions_are_told_apart():
+def test_substitutions_deletions_and_insertions_are_distinguished():
     assert found(("kat", "cat")) == [("k", "c", 1)]
     assert found(("katt", "kat")) == [("t", "", 1)]
     assert found(("kat", "kaat")) == [("", "a", 1)]
@@ -36,19 +36,19 @@ def test_phones_are_compared_whole_and_running_text_by_words():
     assert found(("the cat sat down", "the dog sat down")) == [("cat", "dog", 1)]
 
 
-def test_the_closest_reference_is_the_one_that_counts():
+def test_outputs_are_compared_with_the_closest_reference():
     row = Row(source="s", references=("zzzz", "kat"), hypothesis="cat")
     [confusion] = find_confusions([row])
     assert (confusion.expected, confusion.found) == ("k", "c")
 
 
-def test_exact_rows_have_none():
+def test_exact_rows_have_no_confusions():
     assert found(("a", "a"), ("b c d e", "b c d e")) == []
 
 
 @given(st.lists(st.tuples(st.text("ab c", max_size=6), st.text("ab c", max_size=6)), max_size=4))
-def test_every_edit_is_in_some_confusion(pairs):
+def test_every_edit_is_in_a_confusion(pairs):
     edits = sum(Levenshtein.distance(a, b) for a, b in pairs)
-    told = found(*pairs, separator="", most=10_000)
-    covered = sum(count * max(len(a), len(b)) for a, b, count in told)
+    lines = found(*pairs, separator="", most=10_000)
+    covered = sum(count * max(len(a), len(b)) for a, b, count in lines)
     assert edits <= covered <= 2 * edits

@@ -64,7 +64,7 @@ def test_the_rows_hold_their_own_scores(tmp_path):
     assert last["character_error_rate"] == last["token_error_rate"] == 0.0
 
 
-def test_each_part_of_the_rows_has_its_scores():
+def test_each_group_of_rows_has_its_scores():
     rows = rows_of()
     found = evaluate_rows(rows, SETTINGS, rarest=[0] * 10 + [500] * 30).breakdown
     assert {kind: sum(group["rows"] for group in groups) for kind, groups in found.items()} == {
@@ -89,14 +89,14 @@ def test_phones_are_compared_whole():
     assert found.scores["token_error_rate"] == 50.0
 
 
-def test_the_digest_tells_other_test_rows_and_not_other_outputs():
+def test_the_digest_depends_on_test_rows_but_not_on_outputs():
     rows = rows_of()
     assert digest_rows(rows) == digest_rows(rows_of(wrong=9))
     assert digest_rows(rows) != digest_rows(rows[:-1])
     assert digest_rows(rows) != digest_rows(rows[::-1])
 
 
-def test_a_folder_that_is_something_else_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_an_evaluation_is_never_replaced(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(DataError, match="exists and is not an evaluation"):
@@ -127,16 +127,16 @@ def test_scores_larger_than_the_limit_are_refused(tmp_path):
         read_evaluation(tmp_path / "test")
 
 
-def test_an_evaluation_that_is_written_again_takes_the_place_of_the_one_before(tmp_path):
+def test_writing_an_evaluation_again_replaces_it(tmp_path):
     for count in (1, 9):
         write_evaluation(tmp_path / "test", evaluate_rows(rows_of(wrong=count), SETTINGS))
     assert [path.name for path in tmp_path.iterdir()] == ["test"]
     assert read_evaluation(tmp_path / "test")[0] == rows_of(wrong=9)
 
 
-def test_the_summary_tells_scores_with_intervals_parts_and_confusions():
+def test_the_summary_has_scores_intervals_groups_and_confusions():
     evaluation = evaluate_rows(rows_of(), SETTINGS, speed={"rows_per_s": 12.0, "engine": "torch"})
-    told = "\n".join(summarize(evaluation.to_dict()))
+    lines = "\n".join(summarize(evaluation.to_dict()))
     low, high = evaluation.scores.to_dict()["intervals"]["exact_match"]
     for part in (f"90.00  [{low:.2f}, {high:.2f}]", "by feature:", "<odd>", "x 'X' -> '!'", "12.0 rows/s (torch)"):  # fmt: skip
-        assert part in told
+        assert part in lines

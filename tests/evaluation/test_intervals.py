@@ -106,7 +106,7 @@ def test_intervals_of_fields_hold_the_score_of_the_population_95_times_in_100(pa
         (1, 1, 20.6549, 100.0),
     ],
 )
-def test_a_share_has_wilsons_interval(hits, rows, low, high):
+def test_a_proportion_has_wilsons_interval(hits, rows, low, high):
     found = bound_share(hits, rows, 0.95)
     assert [100 * each for each in found] == pytest.approx([low, high], abs=1e-4)
 

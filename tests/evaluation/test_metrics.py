@@ -115,7 +115,7 @@ def test_bleu_chrf_and_ter_are_sacrebleus_to_the_last_digit(rows):
 
 
 @pytest.mark.parametrize("tokenizer", ["13a", "intl", "char", "zh", "none"])
-def test_bleu_cuts_words_as_it_is_told(tokenizer):
+def test_bleu_uses_the_tokenizer_of_the_settings(tokenizer):
     hypotheses = ["The dog bit the man, 3.5 times!", "我 喜欢 狗。 ok"]
     references = [["The dog bit a man, 3.5 times!"], ["我喜欢狗。 ok"]]
     bleu = sacrebleu.BLEU(tokenize=tokenizer, force=True)
@@ -191,7 +191,7 @@ def test_a_task_that_is_set_is_not_guessed():
     assert find_task(EvaluationSettings(task="text"), [["w ah"]], has_symbols=True) == "text"
 
 
-def test_the_word_error_rate_of_phones_is_the_part_of_the_rows_that_is_not_exact():
+def test_the_word_error_rate_of_phones_is_the_fraction_of_rows_not_exact():
     references = [["w ah n"], ["t uw", "t ah"], ["f ay v"]]
     found = metrics_of(references, task="phones")
     hypotheses = ["w ah n", "t ah", "f ay"]

@@ -66,14 +66,14 @@ def test_values_are_compared_as_json(one, other, is_same):
 @pytest.mark.parametrize(
     "text", ["", "3", "[1]", '{"a": 1', '{"a": NaN}', "a: 1", "[" * 9999, '{"a": 1} x', "{'a': 1}"]
 )
-def test_what_is_no_json_object_does_not_parse(text):
+def test_json_that_is_not_an_object_does_not_parse(text):
     assert parse_record(text, "json") is None
 
 
 @SEPARATORS
 @given(pairs=PAIRS)
 @settings(max_examples=50, deadline=None)
-def test_written_fields_come_back_whatever_parts_them(separator, pairs):
+def test_fields_are_parsed_with_every_separator(separator, pairs):
     text = f" {separator} ".join(f"{name}: {value}" for name, value in pairs)
     for written in (text, f"{text}{separator}", f"  {text} "):
         assert parse_record(written, separator) == Counter(pairs)
@@ -86,13 +86,13 @@ def test_text_that_begins_without_a_field_does_not_parse(text):
     assert parse_record(text, "|") is None
 
 
-def test_a_part_without_a_field_goes_on_with_the_value_before():
+def test_text_without_a_field_continues_the_value_before():
     assert parse_record("address: NO 1; LOT 2; total: 3", ";") == Counter(
         {("address", "NO 1; LOT 2"): 1, ("total", "3"): 1}
     )
 
 
-def test_a_field_without_a_value_is_none():
+def test_a_field_without_a_value_is_not_a_field():
     assert parse_record("total: | date: x", "|") == Counter({("date", "x"): 1})
 
 
@@ -129,12 +129,12 @@ def test_fields_are_scored_one_by_one_and_over_all():
     assert (scores["field_precision.c"], scores["field_f1.c"]) == (0, 0)
 
 
-def test_of_several_references_the_closest_counts():
+def test_the_closest_of_several_references_counts():
     scores = score_fields(["a: 1; b: 2"], [["a: 1; b: 9; c: 3", "a: 1; b: 2"]])
     assert scores["field_f1"] == scores["record_match"] == 100
 
 
-def test_a_field_too_many_costs_precision_only():
+def test_an_extra_field_lowers_precision_only():
     scores = score_fields(["a: 1; b: 2; z: 0"], [["a: 1; b: 2"]])
     assert (scores["field_precision"], scores["field_recall"]) == (pytest.approx(200 / 3), 100)
 
@@ -185,7 +185,7 @@ def test_fields_add_up_to_all_of_them(rows):
 
 @given(pairs=PAIRS, seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_the_order_of_fields_plays_no_part(pairs, seed):
+def test_the_order_of_fields_has_no_influence(pairs, seed):
     mixed = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))]
     one, other = ("; ".join(f"{n}: {v}" for n, v in each) for each in (pairs, mixed))
     assert score_fields([other], [[one]])["record_match"] == 100

@@ -45,7 +45,7 @@ def test_the_shorter_of_equally_close_references_counts():
         assert score(["a b c"], [references])["token_error_rate"] == pytest.approx(100 * 1 / 2)
 
 
-def test_the_closest_reference_is_chosen_for_tokens_and_characters_apart():
+def test_the_closest_reference_is_chosen_separately_for_tokens_and_characters():
     # Tokens: 1 edit to "xyz b", 2 to "aa bb". Characters: 2 edits of 5 to "aa bb".
     scores = score(["a b"], [["xyz b", "aa bb"]])
     assert scores["token_error_rate"] == pytest.approx(100 * 1 / 2)
@@ -66,7 +66,7 @@ def test_rates_may_pass_100():
     assert score(["b c d"], [["a"]])["token_error_rate"] == 300
 
 
-def test_the_separator_parts_tokens():
+def test_the_separator_splits_tokens():
     assert score(["a|b c|d"], [["a|x|d"]], separator="|")["token_error_rate"] == pytest.approx(
         100 / 3
     )
@@ -80,7 +80,7 @@ def test_an_empty_separator_means_white_space():
     assert score(["a\tb  c"], [["a b c"]], separator="")["token_error_rate"] == 0
 
 
-def test_bleu_and_chrf_are_those_of_sacrebleu():
+def test_bleu_and_chrf_equal_sacrebleus():
     hypotheses = ["The dog bit the man.", "It was not unexpected .", "The man bit him first."]
     first = ["The dog bit the man.", "It was not unexpected.", "The man bit him first."]
     second = ["The dog had bit the man.", "No one was surprised.", "The man had bitten the dog."]
@@ -180,7 +180,7 @@ def test_exact_match_agrees_with_a_count(rows):
 
 @given(rows=ROWS)
 @settings(max_examples=50, deadline=None)
-def test_another_reference_brings_no_more_edits(rows):
+def test_another_reference_never_adds_edits(rows):
     """Adding the hypothesis itself as a reference of each row leaves no edit."""
     scores = score_rows([(hypothesis, [*refs, hypothesis]) for hypothesis, refs in rows])
     assert scores.exact_match == 100

@@ -162,7 +162,7 @@ def test_the_same_outputs_have_no_difference_and_no_interval():
             assert difference.low is difference.high is None
 
 
-def test_the_other_way_round_the_difference_has_the_other_sign():
+def test_swapping_the_systems_changes_the_sign_of_the_difference():
     references = invent_references(60)
     runs = [invent_run(references, 0.3, 1)], [invent_run(references, 0.2, 2)]
     one, other = compare(*runs, METRICS, QUICK), compare(*runs[::-1], METRICS, QUICK)
@@ -227,7 +227,7 @@ def test_rows_that_differ_most_come_first():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             {"source": "else"},
@@ -237,14 +237,14 @@ def test_rows_that_differ_most_come_first():
         ({"features": ("<V>",)}, r"row 3 .* has the features \['<V>'\], old has \[\]"),
     ],
 )
-def test_other_test_rows_are_refused_by_the_first_that_differs(change, told):
+def test_the_first_different_test_row_is_named(change, message):
     rows = invent_run(invent_references(5), 0.2, 1)
     other = [*rows[:2], replace(rows[2], **change), rows[3], replace(rows[4], source="z")]
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         compare([rows], [other], METRICS, QUICK, names=("old", "new"))
 
 
-def test_fewer_test_rows_and_none_are_refused():
+def test_fewer_or_no_test_rows_are_refused():
     rows = invent_run(invent_references(5), 0.2, 1)
     with pytest.raises(DataError, match="other, run 2: 3 test rows, baseline has 5: row 4 is"):
         compare([rows], [rows, rows[:3]], METRICS, QUICK)

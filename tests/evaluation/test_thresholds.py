@@ -15,7 +15,7 @@ def simulate(num_rows, chance):
 
 
 @pytest.mark.parametrize("num_rows", [100, 450, 2000])
-def test_on_fresh_rows_a_threshold_holds_at_least_as_often_as_promised(num_rows):
+def test_a_threshold_holds_on_other_rows_as_often_as_promised(num_rows):
     chance = np.random.default_rng(num_rows)
     many, _ = simulate(1_000_000, chance)
     broken, found = dict.fromkeys(PRECISIONS, 0), dict.fromkeys(PRECISIONS, 0)
@@ -37,7 +37,7 @@ def test_more_rows_keep_more():
     assert covered[-1] > 0.95 * best
 
 
-def test_what_few_rows_cannot_promise_is_left_out():
+def test_too_few_rows_give_no_threshold():
     """59 rows, all exact, are the fewest for 95%: 0.95^59 < 0.05."""
     for count, precisions in ((28, []), (29, [0.9]), (58, [0.9]), (59, [0.9, 0.95]), (299, [0.9, 0.95, 0.99])):  # fmt: skip
         found = choose_thresholds(np.full(count, 0.8), np.ones(count, bool))
@@ -62,7 +62,7 @@ def test_rows_of_one_confidence_are_kept_together():
 
 @pytest.mark.parametrize("count", [1, 5, 40, 200])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_sure_is_what_the_binomial_distribution_says(count, precision):
+def test_is_sure_agrees_with_the_binomial_distribution(count, precision):
     for right in range(count + 1):
         tail = sum(
             math.comb(count, i) * precision**i * (1 - precision) ** (count - i)

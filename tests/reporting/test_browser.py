@@ -69,7 +69,7 @@ def report(request: pytest.FixtureRequest, reports: dict[str, Path]) -> Path:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_report_asks_for_nothing_but_itself_and_the_console_is_quiet(browser, report, scheme):
+def test_a_report_requests_nothing_and_logs_nothing(browser, report, scheme):
     browser.emulate(scheme=scheme)
     events = browser.open(report)
     asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]  # fmt: skip
@@ -78,7 +78,7 @@ def test_a_report_asks_for_nothing_but_itself_and_the_console_is_quiet(browser, 
     assert [event for event in events if event["method"] in loud] == []
 
 
-def test_whatever_gets_into_a_report_may_ask_for_nothing(browser, reports):
+def test_injected_elements_may_request_nothing(browser, reports):
     browser.open(reports["example"])
     browser.events.clear()
     blocked = browser.run(
@@ -123,7 +123,7 @@ def test_a_page_is_never_wider_than_the_window(browser, report, width):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out_from_what_is_behind_it(browser, reports, scheme):
+def test_all_text_has_enough_contrast(browser, reports, scheme):
     browser.resize(1280)
     browser.emulate(scheme=scheme)
     browser.open(reports["example"])
@@ -142,7 +142,7 @@ def test_hostile_texts_stay_text(browser, reports):
     assert browser.run("getComputedStyle(document.body).display") == "block"
 
 
-def test_charts_are_as_wide_as_their_place_and_follow_the_scheme(browser, reports):
+def test_charts_fill_their_column_and_follow_the_colour_scheme(browser, reports):
     browser.resize(390, is_phone=True)
     inks = []
     for scheme in ("light", "dark"):
@@ -179,7 +179,7 @@ def test_no_text_of_a_chart_is_cut_off(browser, reports, width):
     assert cut == []
 
 
-def test_what_is_folded_on_the_screen_is_printed(browser, reports, tmp_path):
+def test_folded_details_are_printed(browser, reports, tmp_path):
     browser.resize(1280)
     browser.emulate()
     browser.open(reports["example"])
@@ -195,7 +195,7 @@ def test_what_is_folded_on_the_screen_is_printed(browser, reports, tmp_path):
     browser.emulate()
 
 
-def test_a_reader_without_sight_or_mouse_finds_the_way(browser, reports):
+def test_the_page_is_accessible_by_screen_reader_and_keyboard(browser, reports):
     browser.open(reports["example"])
     assert browser.run("document.documentElement.lang") == "en"
     assert browser.run(

@@ -74,7 +74,7 @@ def test_a_section_is_there_alone_where_only_it_has_content(part):
     parse(page)
 
 
-def test_a_report_of_nothing_says_so():
+def test_an_empty_report_says_so():
     page = render_page(ReportContent(name="m"))
     assert sections_of(page) == []
     assert "nothing to report" in page
@@ -117,7 +117,7 @@ def test_a_page_loads_nothing_from_elsewhere(page):
     assert "@import" not in page
 
 
-def test_hostile_texts_make_no_element(page, hostile_page):
+def test_hostile_texts_create_no_elements(page, hostile_page):
     names = set(re.findall("<([a-zA-Z]+)", page))
     assert set(re.findall("<([a-zA-Z]+)", hostile_page)) <= names | {"i", "wbr"}
     assert "49" not in re.findall(r">\s*(49)\s*<", hostile_page)
@@ -197,7 +197,7 @@ def test_the_same_content_gives_the_same_bytes_also_in_another_process(tmp_path)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
 
 
-def test_a_report_replaces_the_one_that_is_there_and_leaves_nothing_else(tmp_path):
+def test_a_report_replaces_the_old_one_and_leaves_no_other_file(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("old")
     write_report(path, ReportContent(name="m"))

@@ -20,7 +20,7 @@ def test_lists_are_bounded_and_sorted():
     assert typical == sorted(set(typical))
 
 
-def test_the_furthest_off_have_the_most_edits_for_their_length():
+def test_the_furthest_off_have_the_most_edits_relative_to_their_length():
     rows = [make_row("abcx", "abcd"), make_row("xyz", "abc"), make_row("a" * 90 + "xx", "a" * 90)]
     furthest = choose_samples(rows)[-1].samples
     assert [sample.row.hypothesis[:3] for sample in furthest] == ["xyz", "abc", "aaa"]

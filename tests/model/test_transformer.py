@@ -57,7 +57,7 @@ def test_a_moved_target_token_changes_the_logits_after_it(network):
     assert (difference[:, 2:].abs() > 1e-4).any()
 
 
-def test_rows_of_a_batch_are_told_apart_by_content_and_not_by_place(network):
+def test_rows_of_a_batch_differ_by_content_not_by_place(network):
     # The usual answer adds the position of the *batch row* when B equals L.
     source, target = random_ids(1, 5, 23).expand(5, 5), random_ids(1, 5, 23, seed=1).expand(5, 5)
     logits = network(source, target)
@@ -83,7 +83,7 @@ def test_the_stock_transformer_takes_the_weights_and_gives_the_states(network):
     torch.testing.assert_close(network.project(states), network(source, target), **CLOSE)
 
 
-def test_evaluation_computes_what_training_does_without_dropout():
+def test_evaluation_equals_training_without_dropout():
     torch.manual_seed(0)
     network = Transformer(20, 16, 2, 2, 32, dropout=0.0)
     source, target = pad_right(random_ids(3, 6, 20), 3), random_ids(3, 5, 20, seed=1)
@@ -102,7 +102,7 @@ def test_a_source_of_padding_alone_makes_no_nan(network):
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
 
 
-def test_logits_have_a_column_for_each_id_and_no_more(network):
+def test_logits_have_exactly_a_column_for_each_id(network):
     logits = network(random_ids(1, 3, 23), random_ids(1, 3, 23))
     assert logits.shape[-1] == network.target_vocab_size
     assert network.target_embedding.num_embeddings % 8 == 0
@@ -119,7 +119,7 @@ def test_a_shared_vocabulary_is_tied_by_default_and_a_separate_one_is_not():
     assert separate.output is not None
 
 
-def test_sinusoidal_positions_have_no_longest_length():
+def test_sinusoidal_positions_are_unlimited():
     network = Transformer(20, 16, 2, 1, 32).eval()
     short = network(random_ids(1, 10, 20), random_ids(1, 5, 20))
     assert network(random_ids(1, 1100, 20), random_ids(1, 1050, 20)).isfinite().all()
@@ -129,14 +129,14 @@ def test_sinusoidal_positions_have_no_longest_length():
     torch.testing.assert_close(beyond[:24], table)
 
 
-def test_learned_positions_refuse_a_longer_sequence_and_name_the_way_out():
+def test_a_sequence_longer_than_learned_positions_is_an_error_with_a_remedy():
     network = Transformer(20, 16, 2, 1, 32, max_seq_len=8, positions="learned")
     with pytest.raises(DragomanError, match=r"9 tokens .* 8 learned positions.*max_positions"):
         network(random_ids(1, 9, 20), random_ids(1, 5, 20))
 
 
 @pytest.mark.parametrize("sizes", [{"d_model": 30, "nhead": 4}, {"pad_id": 1}, {"eos_id": 99}])
-def test_sizes_that_do_not_fit_are_refused(sizes):
+def test_sizes_that_do_not_fit_are_errors(sizes):
     with pytest.raises(SettingsError):
         Transformer(20, **{"d_model": 16, "nhead": 2, **sizes})
 

@@ -1,4 +1,4 @@
-"""From settings and weights to a `Transformer`, and from it back to weights."""
+"""Build a `Transformer` from settings and weights, and copy its weights."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ _SHOWN = 5  # tensors in a message
 
 
 def build_network(model: ModelSettings, tokenizer: PairTokenizer) -> Transformer:
-    """Return a new `Transformer` of the given sizes, for the vocabularies of `tokenizer`."""
+    """Return a new `Transformer` with random weights, for the vocabularies of `tokenizer`."""
     return Transformer(
         tokenizer.source_vocab_size,
         model.d_model,
@@ -60,7 +60,7 @@ def load_network(
 
 
 def copy_weights(network: Transformer) -> dict[str, NDArray[np.float32]]:
-    """Return copies of the parameters by name, each once even where parts share it, in float32."""
+    """Return float32 copies of the parameters by name; a shared (tied) one comes once."""
     return {
         name: parameter.detach().float().cpu().numpy().copy()
         for name, parameter in network.named_parameters()
@@ -82,15 +82,15 @@ def load_weights(network: Transformer, weights: Mapping[str, NDArray[np.float32]
 def _check_shapes(network: Transformer, weights: Mapping[str, NDArray[np.float32]]) -> None:
     expected = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     found = {name: weight.shape for name, weight in weights.items()}
-    faults = [
+    misfits = [
         f"{name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
         for name in sorted(expected.keys() | found.keys())
         if found.get(name) != expected.get(name)
     ]
-    if faults:
-        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    if misfits:
+        more = f"; and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
         raise ModelFolderError(
             "the weights do not fit the settings, as if from another model: "
-            + "; ".join(faults[:_SHOWN])
+            + "; ".join(misfits[:_SHOWN])
             + more
         )

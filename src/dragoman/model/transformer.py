@@ -1,8 +1,8 @@
 """The reference model: embeddings, positions, a stock `torch.nn.Transformer`, a projection.
 
-It makes every mask itself. Masks are boolean and True means "attend"; they are turned round at the
-call to torch, whose convention is the opposite. Everything quicker than this file computes the same
-function from the same parameters, and is tested against it.
+Masks are boolean and True means "attend"; they are inverted at the call to torch, whose convention
+is the opposite. The faster code in block.py computes the same function from the same parameters, and
+is tested against this file.
 """
 
 import math
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What the encoder knows of the sources: its states, and which of them are tokens."""
+    """The encoder's output: its states, and which of them are tokens (not padding)."""
 
     states: Float[Tensor, "B S D"]
     is_token: Bool[Tensor, "B S"]
@@ -32,19 +32,19 @@ class Transformer(nn.Module):
     """An encoder-decoder Transformer from ids to logits; `transformer` is the stock module.
 
     Args:
-        vocab_size: Ids of the source; of the target too unless `target_vocab_size` is given.
+        vocab_size: Ids of the source; also of the target, unless `target_vocab_size` is given.
         d_model: Width; a multiple of `nhead`.
-        num_layers: Layers of the encoder; of the decoder too unless `num_decoder_layers` is given.
-        max_seq_len: Number of learned positions; sinusoidal positions have no longest length.
-            Also the longest output of `generate`.
-        target_vocab_size: None: source and target share one vocabulary, and one embedding when tied.
-        norm_first: Pre-norm, which trains at depth without care. Source: Xiong et al. 2020.
+        num_layers: Encoder layers; also decoder layers, unless `num_decoder_layers` is given.
+        max_seq_len: Number of learned positions (sinusoidal ones are unlimited), and the longest
+            output of `generate`.
+        target_vocab_size: None: source and target share one vocabulary, and one embedding if tied.
+        norm_first: Pre-norm, which is more stable in deep models. Source: Xiong et al. 2020.
         tie_embeddings: One matrix for the target's embedding and the output (and for the source's
-            embedding, with a shared vocabulary); None: tied when the vocabulary is shared.
+            embedding, with a shared vocabulary); None: tied if the vocabulary is shared.
             Source: Press and Wolf 2017.
 
-    Sequences are padded on the right with `pad_id`. Logits have `vocab_size` columns, although the
-    matrices are rounded up to a multiple of 8 rows for speed: a row of padding is never predicted.
+    Sequences are padded on the right with `pad_id`. Matrices are rounded up to a multiple of 8 rows
+    for speed, but logits have only a column for each id of the vocabulary.
 
     Raises:
         SettingsError: The sizes do not fit together.
@@ -73,8 +73,8 @@ class Transformer(nn.Module):
         super().__init__()
         if d_model % nhead:
             raise SettingsError(
-                f"d_model {d_model} is not a multiple of nhead {nhead}: each head needs an equal "
-                f"part; take nhead {math.gcd(d_model, nhead)}, or d_model {-(-d_model // nhead) * nhead}"
+                f"d_model {d_model} is not a multiple of nhead {nhead}: heads have equal widths; "
+                f"use nhead {math.gcd(d_model, nhead)}, or d_model {-(-d_model // nhead) * nhead}"
             )
         is_shared = target_vocab_size is None
         self.is_tied = is_shared if tie_embeddings is None else tie_embeddings
@@ -117,7 +117,7 @@ class Transformer(nn.Module):
     def find_tokens(self, source_ids: Int[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
         """Return which of `source_ids` are attended to: all but padding.
 
-        A softmax over nothing is NaN: a row of padding alone attends to its first position.
+        A row with only padding attends to its first position: a softmax over nothing is NaN.
         """
         is_token = source_ids != self.pad_id
         is_empty = ~is_token.any(dim=1, keepdim=True)
@@ -128,9 +128,9 @@ class Transformer(nn.Module):
     def decode_states(
         self, target_ids: Int[Tensor, "B T"], memory: Memory
     ) -> Float[Tensor, "B T D"]:
-        """Return the decoder's states; the one at t depends on targets up to t and the source.
+        """Return the decoder's states; the state at t depends on the source and on targets up to t.
 
-        No padding mask for the target: padding stands behind the tokens, where causality hides it.
+        The target needs no padding mask: padding comes after the tokens, so causality hides it.
         """
         length = target_ids.shape[1]
         may_attend = torch.ones(length, length, dtype=torch.bool, device=target_ids.device).tril()
@@ -149,7 +149,7 @@ class Transformer(nn.Module):
             logits = F.linear(states, self.target_embedding.weight)
         else:
             logits = self.output(states)
-        return logits[..., : self.target_vocab_size]  # the rows that round the matrix up: never
+        return logits[..., : self.target_vocab_size]  # without the rows that round up
 
     def decode(self, target_ids: Int[Tensor, "B T"], memory: Memory) -> Float[Tensor, "B T V"]:
         """Return the logits of the token after each of `target_ids`."""
@@ -158,7 +158,7 @@ class Transformer(nn.Module):
     def forward(
         self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T V"]:
-        """Return the logits of the token after each of `target_ids`, which begin with `bos_id`."""
+        """Return the logits of the token after each of `target_ids`, which start with `bos_id`."""
         return self.decode(target_ids, self.encode(source_ids))
 
     def generate(
@@ -168,10 +168,9 @@ class Transformer(nn.Module):
 
         Args:
             max_length: Most tokens of an output, its end included; None: `max_seq_len`.
-            beam_size: Hypotheses that the search keeps; 1 is greedy search.
+            beam_size: 1: greedy search.
         """
-        # The imports against the rows of the layout: decoding stands on the model, and this
-        # method and the next are only short ways to it.
+        # Imports inside the functions: decoding imports the model.
         from dragoman.decoding.search import search
         from dragoman.decoding.search_config import SearchConfig
         from dragoman.settings import DecodingSettings
@@ -187,7 +186,7 @@ class Transformer(nn.Module):
     def score(
         self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]
     ) -> "list[Hypothesis]":
-        """Return how probable each target is as the output of its source, in all and by token.
+        """Return the log-probability of each target given its source, in total and by token.
 
         Args:
             target_ids: As in training: `bos_id`, tokens, `eos_id`, padding.
@@ -201,7 +200,7 @@ class Transformer(nn.Module):
 
     @property
     def longest_target(self) -> int | None:
-        """Most positions of a target; None: there is no end."""
+        """The number of learned target positions; None: unlimited."""
         positions = self.target_positions
         return len(positions.weight) if isinstance(positions, LearnedPositions) else None
 
@@ -212,7 +211,7 @@ class Transformer(nn.Module):
         positions: nn.Module,
         start: int = 0,
     ) -> Float[Tensor, "B L D"]:
-        """Return the scaled embeddings of `ids` plus their positions, from position `start` on."""
+        """Return the scaled embeddings of `ids`, plus the positions from `start` on."""
         scaled = embedding(ids) * math.sqrt(self.d_model)
         summed: Tensor = self.dropout(scaled + positions(start, start + ids.shape[1]))
         return summed
@@ -227,8 +226,10 @@ def _stock_transformer(
     activation: str,
     norm_first: bool,
 ) -> nn.Transformer:
-    """Return `nn.Transformer` with its own names, built by parts: the only way to keep its encoder
-    off nested tensors, which change shapes and results (pytorch 86120) and warn with pre-norm."""
+    """Return an `nn.Transformer` whose encoder uses no nested tensors.
+
+    They change shapes and results (pytorch 86120), and warn with pre-norm.
+    """
     layer = (d_model, nhead, dim_feedforward, dropout, activation)
     encoder = nn.TransformerEncoder(
         nn.TransformerEncoderLayer(*layer, batch_first=True, norm_first=norm_first),
@@ -248,7 +249,7 @@ def _stock_transformer(
 
 def _embedding(vocab_size: int, d_model: int) -> nn.Embedding:
     embedding = nn.Embedding(_round_up(vocab_size), d_model)
-    # Scaled by sqrt(d_model) on the way in, of unit variance on the way out (when tied).
+    # With the scale sqrt(d_model) of `embed`, inputs have unit variance; so have logits, if tied.
     nn.init.normal_(embedding.weight, std=d_model**-0.5)
     return embedding
 
@@ -278,13 +279,13 @@ def sinusoidal_positions(start: int, stop: int, d_model: int) -> Float[Tensor, "
 
 
 class SinusoidalPositions(nn.Module):
-    """Sinusoidal encodings: the first `length` from a table, any beyond it computed when asked."""
+    """Sinusoidal encodings: the first `length` from a table, later ones computed on demand."""
 
     def __init__(self, d_model: int, length: int = 1024) -> None:
         super().__init__()
         self.d_model = d_model
         self.table: Tensor
-        # Not persistent: it is computed, so no checkpoint depends on its length.
+        # Not persistent, so that checkpoints do not depend on its length.
         self.register_buffer("table", sinusoidal_positions(0, length, d_model), persistent=False)
 
     def forward(self, start: int, stop: int) -> Float[Tensor, "L D"]:
@@ -295,7 +296,7 @@ class SinusoidalPositions(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """One learned vector a position; a longer sequence is refused."""
+    """One learned vector per position; longer sequences are an error."""
 
     def __init__(self, d_model: int, length: int) -> None:
         super().__init__()
@@ -311,6 +312,6 @@ class LearnedPositions(nn.Module):
             raise DragomanError(
                 f"a sequence of {stop} tokens is longer than the {len(self.weight)} learned "
                 "positions: shorten it, or train with a larger model.max_positions or with "
-                "model.positions sinusoidal, which has no longest length"
+                "model.positions sinusoidal, which is unlimited"
             )
         return self.weight[start:stop]

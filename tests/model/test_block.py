@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 
 from conftest import pad_right, random_ids
 from dragoman.model import block
-from dragoman.model.block import Weights, decode, encode, make_layers, start_decoder
-from dragoman.model.dropout import Dropout
+from dragoman.model.block import Dropout, Weights, decode, encode, make_layers, start_decoder
 from dragoman.model.loss import draw_dropout, find_dtype
 from dragoman.model.transformer import Transformer
 

@@ -13,20 +13,17 @@ R rows, R / N for each source. Keys and values of a source are kept once.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
-from dragoman.model.dropout import Dropout
 from dragoman.model.transformer import LearnedPositions, Memory, Transformer
 
-Activation = Literal["none", "relu", "gelu"]
 Function = Callable[[Float[Tensor, "*N I"]], Float[Tensor, "*N O"]]
-
-_ACTIVATIONS: dict[object, Activation] = {F.relu: "relu", F.gelu: "gelu"}
 
 # With more scores than this, torch's fused attention takes over. It does not keep the scores in
 # memory, but is slower (1.2 to 1.3 times the processor time at 300 to 2,000 tokens, torch 2.13).
@@ -36,11 +33,11 @@ _MAX_PLAIN_SCORES = 2**22
 class Weights:
     """The parameters of a model in the forms that a forward pass needs.
 
-    This class is for training: autograd leads the gradients to the parameters. Subclasses are for
-    micro-batches and for inference.
+    This class is for training: autograd gives the gradients to the parameters. The subclasses are
+    `Leaves` for micro-batches and `PackedWeights` for inference.
 
     Args:
-        dtype: Of the products; a parameter is cast once.
+        dtype: Of matrix products; each parameter is cast once.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -48,7 +45,7 @@ class Weights:
         self._cast: dict[Tensor, Tensor] = {}
 
     def matmul_weight(self, parameter: Tensor) -> Tensor:
-        """Return it in the dtype of the products."""
+        """Return a parameter in the dtype of matrix products."""
         if parameter not in self._cast:
             self._cast[parameter] = parameter.to(self.dtype)
         return self._cast[parameter]
@@ -61,9 +58,11 @@ class Weights:
         """Return the rows `ids` of an embedding."""
         return F.embedding(ids, table)
 
-    def linear(self, weight: Tensor, bias: Tensor, activation: Activation = "none") -> Function:
-        """Return the function x -> activation(x @ weight.T + bias), for (parts of) matmul weights."""
-        return lambda x: activate(F.linear(x.to(self.dtype), weight, bias), activation)
+    def linear(self, weight: Tensor, bias: Tensor, activation: Function | None = None) -> Function:
+        """Return the function x -> activation(x @ weight.T + bias); both are matmul weights."""
+        if activation is not None:
+            return lambda x: activation(F.linear(x.to(self.dtype), weight, bias))
+        return lambda x: F.linear(x.to(self.dtype), weight, bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,7 @@ class Layers:
 
     model: Transformer
     weights: Weights
-    dropout: Dropout
+    dropout: "Dropout"
     is_inference: bool
     """Attention is always torch's fused one, and the encoder leaves padding out."""
     encoder: tuple[Layer, ...]
@@ -129,7 +128,7 @@ class DecoderCache:
 
 
 def make_layers(
-    model: Transformer, weights: Weights, dropout: Dropout, *, is_inference: bool = False
+    model: Transformer, weights: Weights, dropout: "Dropout", *, is_inference: bool = False
 ) -> Layers:
     """Return `model` with its layers as functions over `weights`."""
     stock = model.transformer
@@ -190,7 +189,7 @@ def decode(
             layer,
             x,
             mask,
-            past=_Past(cache.target[number], start) if cache.target else None,
+            past=cache.target[number][:, : start + 1] if cache.target else None,
             source=(cache.source[number], cache.source_mask),
         )
     return layers.decoder_norm(x)
@@ -221,7 +220,7 @@ def _apply_layer(
     mask: Mask,
     *,
     packing: "_Packing | None" = None,
-    past: "_Past | None" = None,
+    past: Float[Tensor, "R L W"] | None = None,
     source: tuple[Float[Tensor, "N S W"], Mask] | None = None,
 ) -> Float[Tensor, "*N D"]:
     """Return `x` after a layer of the encoder, or of the decoder, which has a source."""
@@ -247,15 +246,17 @@ def _attend_to_self(
     x: Float[Tensor, "*N D"],
     mask: Mask,
     packing: "_Packing | None",
-    past: "_Past | None",
+    past: Float[Tensor, "R L W"] | None,
 ) -> Float[Tensor, "*N D"]:
+    """`past` has the keys and values up to this token; its own are written into the last place."""
     qkv = layer.self_qkv(x)
     if packing is not None:
         qkv = packing.unpack(qkv)
     rows, width = len(qkv), x.shape[-1]
     query, key, value = _split_heads(qkv, 3, layer.num_heads, rows)
     if past is not None:
-        key, value = _split_heads(past.append(qkv[:, width:]), 2, layer.num_heads, rows)
+        past[:, -1] = qkv[:, width:]
+        key, value = _split_heads(past, 2, layer.num_heads, rows)
     mixed = _attend(layers, query, key, value, mask).reshape(*qkv.shape[:-1], width)
     return layer.self_output(mixed if packing is None else packing.pack(mixed))
 
@@ -311,19 +312,6 @@ def _split_heads(
     return by_head.permute(2, 0, 3, 1, 4).unbind(0)  # (N, L, count, H, Dh) -> count x (N, H, L, Dh)
 
 
-@dataclass(frozen=True)
-class _Past:
-    """The keys and values of a layer at past target tokens, in a buffer with room for more."""
-
-    buffer: Float[Tensor, "R C W"]
-    length: int
-
-    def append(self, key_value: Float[Tensor, "R W"]) -> Float[Tensor, "R L W"]:
-        """Write those of the next token into the buffer; return all so far."""
-        self.buffer[:, self.length] = key_value
-        return self.buffer[:, : self.length + 1]
-
-
 class _Packing:
     """The tokens of a padded batch, (P, W): the places of padding are left out."""
 
@@ -344,7 +332,7 @@ class _Packing:
 
 
 def _make_mask(layers: Layers, may_attend: Bool[Tensor, "..."], *, is_causal: bool = False) -> Mask:
-    # In training on a GPU, the question would wait for the answer.
+    # On a GPU, `all` would stall training.
     may_ask = layers.is_inference or may_attend.device.type == "cpu"
     if may_ask and bool(may_attend.all()):
         return Mask(None, is_causal)
@@ -376,12 +364,14 @@ def _make_layer(weights: Weights, layer: nn.Module) -> Layer:
         ),
         self_output=_make_linear(weights, own.out_proj),
         cross=cross,
-        linear1=_make_linear(weights, layer.linear1, _ACTIVATIONS[layer.activation]),
+        linear1=_make_linear(weights, layer.linear1, layer.activation),
         linear2=_make_linear(weights, layer.linear2),
     )
 
 
-def _make_linear(weights: Weights, linear: nn.Linear, activation: Activation = "none") -> Function:
+def _make_linear(
+    weights: Weights, linear: nn.Linear, activation: Function | None = None
+) -> Function:
     weight, bias = weights.matmul_weight(linear.weight), weights.matmul_weight(linear.bias)
     return weights.linear(weight, bias, activation)
 
@@ -393,11 +383,58 @@ def _make_norm(weights: Weights, norm: nn.Module | None) -> Function:
     return lambda x: F.layer_norm(x, shape, weight, bias, eps)
 
 
-def activate(x: Float[Tensor, "*N O"], activation: Activation) -> Float[Tensor, "*N O"]:
-    """Return `activation` of `x`."""
-    match activation:
-        case "relu":
-            return F.relu(x)
-        case "gelu":
-            return F.gelu(x)
-    return x
+class Dropout:
+    """Drops elements with probability `p`, with cheap random bits on the CPU.
+
+    torch draws one Bernoulli number per element there, which takes longer than the products around
+    it. Here a generator fills 16 random bits per element, and masks are applied by whole words.
+
+    Each forward pass makes one, which draws one seed from torch's global generator: restoring that
+    generator's state gives the same masks.
+    """
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+        # 15 bits: p is exact to 2e-5, and the subtraction below cannot overflow.
+        self._threshold = round(p * 2**15)
+        self._bits = np.random.SFC64(int(torch.randint(2**62, ()))) if p > 0.0 else None
+
+    def drop(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return `x` with elements dropped, and the others scaled to keep the mean."""
+        if self._bits is None:
+            return x
+        if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32):
+            return F.dropout(x, self.p)
+        dropped: Tensor = _Drop.apply(  # type: ignore[no-untyped-call]
+            x, self._draw_keep(x.shape), 1 / (1 - self._threshold / 2**15)
+        )
+        return dropped
+
+    def _draw_keep(self, shape: torch.Size) -> Tensor:
+        """Return int16 words: all bits set if an element is kept, none if it is dropped."""
+        assert self._bits is not None
+        count = shape.numel()
+        words = torch.from_numpy(self._bits.random_raw(-(-count // 4)).view(np.int16))[:count]
+        # The sign of (15 random bits - threshold), spread over the word: set means dropped.
+        words.bitwise_and_(0x7FFF).sub_(self._threshold).bitwise_right_shift_(15).bitwise_not_()
+        return words.view(shape)
+
+
+class _Drop(torch.autograd.Function):
+    """x * scale where `keep` is set, else 0; the same for the gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.keep, ctx.scale = keep, scale  # type: ignore[attr-defined]
+        return _mask(x, keep, scale)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _mask(grads[0], ctx.keep, ctx.scale), None, None  # type: ignore[attr-defined]
+
+
+def _mask(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    scaled = x * scale
+    words = torch.int16 if x.dtype == torch.bfloat16 else torch.int32
+    scaled.view(words).bitwise_and_(keep.to(words))
+    return scaled

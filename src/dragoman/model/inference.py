@@ -14,21 +14,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dragoman.model.block import (
-    Activation,
     DecoderCache,
+    Dropout,
     Function,
     Layers,
     Mask,
     Weights,
-    activate,
     decode,
     encode,
     make_layers,
     start_decoder,
 )
-from dragoman.model.dropout import Dropout
 from dragoman.model.transformer import Transformer
 
+_ACTIVATIONS: dict[object, str] = {None: "none", F.relu: "relu", F.gelu: "gelu"}  # oneDNN's names
 _FIRST_CAPACITY = 16  # target positions; doubled when full
 
 
@@ -48,7 +47,7 @@ class PackedWeights(Weights):
         """Return a parameter; autocast casts it, if it is on."""
         return parameter.detach()
 
-    def linear(self, weight: Tensor, bias: Tensor, activation: Activation = "none") -> Function:
+    def linear(self, weight: Tensor, bias: Tensor, activation: Function | None = None) -> Function:
         """Return the function x -> activation(x @ weight.T + bias)."""
         return packed_linear(weight, bias, activation)
 
@@ -120,7 +119,9 @@ def _select_past(
 
 
 def packed_linear(
-    weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None, activation: Activation = "none"
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, " O"] | None,
+    activation: Function | None = None,
 ) -> Function:
     """Return the function x -> activation(x @ weight.T + bias), with a packed copy of `weight`.
 
@@ -129,13 +130,16 @@ def packed_linear(
     """
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     if not _can_pack(weight):
-        return lambda x: activate(F.linear(x, weight, bias), activation)
+        if activation is not None:
+            return lambda x: activation(F.linear(x, weight, bias))
+        return lambda x: F.linear(x, weight, bias)
     # The operators behind torch's own compiler (2.13): there is no public way to keep the layout.
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    algorithm = "none" if activation == "gelu" else ""  # gelu: exact, not by tanh
+    name = _ACTIVATIONS[activation]
+    algorithm = "none" if name == "gelu" else ""  # gelu: exact, not by tanh
 
     def apply(x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], algorithm)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], algorithm)
         return y
 
     return apply

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from dragoman.model.block import (
+    Dropout,
     Layers,
     Weights,
     decode,
@@ -22,7 +23,6 @@ from dragoman.model.block import (
     make_layers,
     start_decoder,
 )
-from dragoman.model.dropout import Dropout
 from dragoman.model.transformer import Transformer
 
 Implementation = Literal["fused", "reference"]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
-_TESTS = ("tests/text", "tests/test_configuration.py")
+_TESTS = ("tests/reading", "tests/tokenizers", "tests/model_folder", "tests/test_configuration.py")
 _COUNTS = re.compile(r"(\d+) passing, (\d+) failing, and (\d+) invalid test cases")
 
 

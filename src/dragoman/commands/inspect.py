@@ -84,17 +84,18 @@ def inspect(
     if data.leading_tags and not settings.data.leading_tags:  # now without tags in the sources
         row_errors = RowErrors()
         train = list(read_pairs(paths, data, row_errors))
-    valid_fraction = 0.0 if data.valid else data.valid_fraction
-    test_fraction = 0.0 if data.test else data.test_fraction
-    pairs_by_split: list[tuple[str, Pair]] = [
-        (split_of(pair.source, pair.features, valid_fraction, test_fraction), pair)
-        for pair in train
-    ]
-    for split, files in (("valid", data.valid), ("test", data.test)):
-        if files:
-            pairs_by_split += [(split, pair) for pair in read_pairs(files, data, row_errors)]
+
+    def split_pairs() -> Iterator[tuple[str, Pair]]:
+        valid_fraction = 0.0 if data.valid else data.valid_fraction
+        test_fraction = 0.0 if data.test else data.test_fraction
+        for pair in train:
+            yield split_of(pair.source, pair.features, valid_fraction, test_fraction), pair
+        for split, files in (("valid", data.valid), ("test", data.test)):
+            if files:
+                yield from ((split, pair) for pair in read_pairs(files, data, row_errors))
+
     return inspect_pairs(
-        pairs_by_split,
+        split_pairs(),
         paths,
         choice.settings,
         tokenizer=tokenizer,

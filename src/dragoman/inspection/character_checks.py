@@ -242,13 +242,14 @@ def find_unseen_characters(
     Args:
         kinds: The tokenizer kind of each side.
     """
-    for side in _SIDES:
+    held_out = [rows for name, rows in files.items() if name != "train"]
+    for side in _SIDES if held_out else ():
         trained: set[str] = set()
         trained.update(*files["train"].side(side))
-        for name, rows in files.items():
+        for rows in held_out:
             texts = rows.side(side)
             found = [i for i, text in enumerate(texts) if not trained.issuperset(text)]
-            if name == "train" or not found:
+            if not found:
                 continue
             counts = Counter(c for i in found for c in texts[i] if c not in trained)
             most = counts.most_common(_MOST_SHOWN)

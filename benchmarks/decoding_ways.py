@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from decoding_contender import Entry
 
 from dragoman.decoding.hypothesis import limit_lengths
-from dragoman.model_folder.folder import CTRANSLATE2, read_bundle
+from dragoman.model_folder.folder import CTRANSLATE2, ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import take_features
 from dragoman.settings import DecodingSettings, Settings
@@ -29,8 +29,8 @@ class _OverIds:
     """Between texts and ids, by the tokenizer of the model; and how long its outputs may be."""
 
     def __init__(self, path: Path) -> None:
-        bundle = read_bundle(path)
-        self.tokenizer, self.settings = bundle.tokenizer, bundle.settings
+        model_folder = ModelFolder.read(path)
+        self.tokenizer, self.settings = model_folder.tokenizer, model_folder.settings
 
     def encode(self, texts: Sequence[str]) -> Ids:
         """Return the ids of each text; with data.leading_tags, of its tags too."""

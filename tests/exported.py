@@ -5,7 +5,7 @@ import string
 
 import torch
 
-from dragoman.model.building import build_network, copy_weights
+from dragoman.model.building import build_network
 from dragoman.model.transformer import Transformer
 from dragoman.settings import ModelSettings, SideSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
@@ -47,10 +47,6 @@ def make_model(
     head = network.target_embedding if network.output is None else network.output
     torch.nn.init.normal_(head.weight, std=0.5)
     return model, tokenizer, network
-
-
-def weights_of(network):
-    return lambda: copy_weights(network)
 
 
 def draw_sources(seed, count=12):

@@ -10,7 +10,7 @@ import dragoman
 from dragoman.cli import main
 from dragoman.commands.evaluate import find_run
 from dragoman.configuration import FORMAT
-from dragoman.model_folder.folder import CONFIG, read_bundle
+from dragoman.model_folder.folder import CONFIG, ModelFolder
 from dragoman.settings import DecodingSettings, Settings
 from dragoman.tokenizers.tokenizer import Tokenizer
 
@@ -89,15 +89,15 @@ def test_a_kept_folder_gives_its_n_best_lists(folder, engine):
 
 @each_folder
 def test_all_else_in_a_kept_folder_is_read(folder):
-    bundle = read_bundle(folder)
-    assert bundle.card.startswith(f"# {folder.name}\n")
-    assert bundle.metrics["data"]["pairs"]["train"] == 1945
-    assert bundle.calibration is not None
-    assert bundle.calibration.rows == 35
-    assert len(bundle.source_counts) == bundle.tokenizer.source_vocab_size
+    model_folder = ModelFolder.read(folder)
+    assert model_folder.card.startswith(f"# {folder.name}\n")
+    assert model_folder.metrics["data"]["pairs"]["train"] == 1945
+    assert model_folder.calibration is not None
+    assert model_folder.calibration.rows == 35
+    assert len(model_folder.source_counts) == model_folder.tokenizer.source_vocab_size
     rows, content = find_run(folder)
     assert len(rows) == 35
-    assert content["scores"] == bundle.metrics["valid"]
+    assert content["scores"] == model_folder.metrics["valid"]
     assert dragoman.load(folder).describe_calibration() == ""
 
 

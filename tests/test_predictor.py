@@ -13,7 +13,7 @@ from dragoman.errors import DataError, DragomanError
 from dragoman.evaluation.confidence import find_confidence
 from dragoman.model.building import load_network
 from dragoman.model_folder.calibration import StoredCalibration, read_calibration, write_calibration
-from dragoman.model_folder.folder import read_bundle
+from dragoman.model_folder.folder import ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import InvalidRow, Pair, Source
 from dragoman.settings import DecodingSettings, Settings
@@ -52,17 +52,17 @@ def test_an_output_that_was_cut_is_marked(trained):
 
 @pytest.mark.parametrize("engine", ["torch", "ctranslate2"])
 def test_a_model_that_produces_nan_is_reported(trained, engine):
-    bundle = read_bundle(trained[0])
-    weights = bundle.read_weights()
+    model_folder = ModelFolder.read(trained[0])
+    weights = dict(model_folder.weights)
     weights["transformer.encoder.norm.bias"][:] = np.nan
-    network = load_network(bundle.settings.model, bundle.tokenizer, weights)
+    network = load_network(model_folder.settings.model, model_folder.tokenizer, weights)
     if engine == "torch":
-        model = Predictor(TorchEngine([network]), bundle.tokenizer, bundle.settings)
+        model = Predictor(TorchEngine([network]), model_folder.tokenizer, model_folder.settings)
     else:
         made = CTranslate2Engine(
-            bundle.settings.model, bundle.tokenizer, lambda: weights, device="cpu"
+            model_folder.settings.model, model_folder.tokenizer, weights, device="cpu"
         )
-        model = Predictor(made, bundle.tokenizer, bundle.settings)
+        model = Predictor(made, model_folder.tokenizer, model_folder.settings)
     with pytest.raises(DragomanError, match="the model produced NaN"):
         model.predict(["abc"])
     with pytest.raises(DragomanError, match="NaN"):

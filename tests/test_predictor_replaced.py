@@ -12,12 +12,7 @@ from dataclasses import replace
 import pytest
 
 import dragoman
-from dragoman.model_folder.folder import (
-    fill_folder,
-    read_bundle,
-    staged_folder,
-    sweep_leftovers,
-)
+from dragoman.model_folder.folder import ModelFolder, staged_model_folder, sweep_model_folder
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 
 ROUNDS = int(os.environ.get("DRAGOMAN_REPLACED_ROUNDS", "40"))  # of each reader
@@ -32,24 +27,24 @@ def models(trained, tmp_path_factory):
     """
     top = tmp_path_factory.mktemp("models")
     one = shutil.copytree(trained[0], top / "one")
-    bundle = read_bundle(one)
-    weights = {name: value.copy() for name, value in bundle.weights.items()}
+    model_folder = ModelFolder.read(one)
+    weights = {name: value.copy() for name, value in model_folder.weights.items()}
     for name in ("target_embedding.weight", "output.weight", "output.bias"):
         if name in weights:
             weights[name][[4, 5]] = weights[name][[5, 4]]
-    content = bundle.tokenizer.to_dict()
+    content = model_folder.tokenizer.to_dict()
     tokens = content["target"]["tokens"]
     tokens[2], tokens[3] = tokens[3], tokens[2]
     (top / "tokenizer.json").write_text(json.dumps(content))
     tokenizer = PairTokenizer.load(top / "tokenizer.json")
-    with staged_folder(top / "other") as folder:
-        fill_folder(folder, replace(bundle, weights=weights, tokenizer=tokenizer))
+    with staged_model_folder(top / "other") as folder:
+        replace(model_folder, weights=weights, tokenizer=tokenizer).fill(folder)
         shutil.copytree(one / "evaluation", folder / "evaluation")
     answers = {}
     for folder in (one, top / "other"):
         for engine in ("ctranslate2", "torch"):
             model = dragoman.load(folder, engine=engine, threads=1)
-            answers.setdefault(model.fingerprints()[0], set()).add(tuple(model.predict(SOURCES)))
+            answers.setdefault(model.weights_sha256()[0], set()).add(tuple(model.predict(SOURCES)))
     assert all(len(found) == 1 for found in answers.values())
     assert len(set.union(*answers.values())) == 2
     return one, top / "other", {key: next(iter(found)) for key, found in answers.items()}
@@ -58,12 +53,12 @@ def models(trained, tmp_path_factory):
 REPLACE = """
 import shutil, sys, time
 from pathlib import Path
-from dragoman.model_folder.folder import staged_folder
+from dragoman.model_folder.folder import staged_model_folder
 place, *models = map(Path, sys.argv[1:])
 print("ready", flush=True)
 while True:
     for model in models:
-        with staged_folder(place) as folder:
+        with staged_model_folder(place) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)
         time.sleep(0.1)  # else no reader would ever finish
 """
@@ -81,7 +76,7 @@ while number < count:
         assert "replaced" in str(error) and "try again" in str(error), error
         continue
     number += 1
-    key, best = model.fingerprints()[0], model.predict(sources)
+    key, best = model.weights_sha256()[0], model.predict(sources)
     time.sleep(0.005)
     prefixes = [text[:1] for text in best]
     late = "torch" in sys.modules
@@ -130,7 +125,7 @@ def test_every_answer_is_that_of_one_of_two_models(models, tmp_path):
 def test_two_processes_predict_from_one_folder(models):
     one, _, answers = models
     readers = [start(PREDICT, one, json.dumps(SOURCES), 5, "auto", "torch") for _ in range(2)]
-    expected = answers[read_bundle(one).weights.sha256]
+    expected = answers[ModelFolder.read(one).weights.sha256]
     for reader in readers:
         output, _ = reader.communicate(timeout=250)
         assert reader.returncode == 0
@@ -142,15 +137,15 @@ def test_a_loaded_model_stays_the_same_after_its_folder_is_replaced(models, tmp_
     one, other, _ = models
     place = shutil.copytree(one, tmp_path / "model")
     model = dragoman.load(place, threads=2)
-    expected, key = model.predict(SOURCES), model.fingerprints()
+    expected, key = model.predict(SOURCES), model.weights_sha256()
     model = dragoman.load(place, threads=2)
-    with staged_folder(place) as folder:
+    with staged_model_folder(place) as folder:
         shutil.copytree(other, folder, dirs_exist_ok=True)
     assert model.predict(SOURCES[:1]) == expected[:1]
     assert model.predict(SOURCES) == expected
     found = model.predict_n_best(SOURCES, prefixes=[text[:2] for text in expected])
     assert [best[0].text for best in found] == expected
-    assert model.fingerprints() == key
+    assert model.weights_sha256() == key
     assert not model.is_in_place()
     assert dragoman.load(place).is_in_place()
     assert dragoman.load(place).predict(SOURCES) != expected
@@ -159,12 +154,12 @@ def test_a_loaded_model_stays_the_same_after_its_folder_is_replaced(models, tmp_
 WRITE = """
 import sys
 from pathlib import Path
-from dragoman.model_folder.folder import read_bundle, write_bundle
-bundles = [read_bundle(Path(model)) for model in sys.argv[2:]]
+from dragoman.model_folder.folder import ModelFolder
+model_folders = [ModelFolder.read(Path(model)) for model in sys.argv[2:]]
 print("ready", flush=True)
 while True:
-    for bundle in bundles:
-        write_bundle(Path(sys.argv[1]), bundle)
+    for model_folder in model_folders:
+        model_folder.write(Path(sys.argv[1]))
 """
 
 
@@ -179,7 +174,7 @@ def test_a_kill_while_a_model_is_replaced_leaves_a_complete_one(models, tmp_path
         writer.kill()
         writer.wait()
         writer.stdout.close()
-        sweep_leftovers(place)
+        sweep_model_folder(place)
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
         model = dragoman.load(place, engine="torch", threads=1)
-        assert tuple(model.predict(SOURCES)) == answers[model.fingerprints()[0]]
+        assert tuple(model.predict(SOURCES)) == answers[model.weights_sha256()[0]]

@@ -16,7 +16,7 @@ from dragoman.engines.load import EngineName, load_engine
 from dragoman.errors import DragomanError, SettingsError
 from dragoman.evaluation.confidence import find_confidence
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
-from dragoman.model_folder.folder import Bundle, read_bundle
+from dragoman.model_folder.folder import ModelFolder
 from dragoman.model_folder.weights import StoredWeights
 from dragoman.reading.pairs import InvalidRow, Source, take_features
 from dragoman.settings import Settings
@@ -55,7 +55,7 @@ class Predictor:
 
     Args:
         settings: The settings it was trained with; `settings.decoding` is how it predicts.
-        bundles: What was in the model folders that it came from, if it did.
+        model_folders: What was in the model folders that it came from, if it did.
         config: That of `settings.decoding`, where it is made already.
         calibrations: Those of its models, that have one: see `temperature`.
     """
@@ -65,7 +65,7 @@ class Predictor:
         engine: Engine,
         tokenizer: PairTokenizer,
         settings: Settings,
-        bundles: Sequence[Bundle] = (),
+        model_folders: Sequence[ModelFolder] = (),
         *,
         config: SearchConfig | None = None,
         calibrations: Sequence[StoredCalibration] = (),
@@ -75,7 +75,7 @@ class Predictor:
         self.settings = settings
         self.config = resolve_search(settings.decoding, tokenizer) if config is None else config
         self.calibrations = tuple(calibrations)
-        self.bundles = tuple(bundles)
+        self.model_folders = tuple(model_folders)
         model = settings.model
         self._longest_source = model.max_positions if model.positions == "learned" else None
 
@@ -104,19 +104,23 @@ class Predictor:
             SettingsError: The settings do not go together, or not with this model or engine.
         """
         paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
-        bundles = [read_bundle(one) for one in paths]
-        first = bundles[0]
-        for one, bundle in zip(paths, bundles, strict=True):
-            if bundle.tokenizer.to_dict() != first.tokenizer.to_dict():
+        model_folders = [ModelFolder.read(one) for one in paths]
+        first = model_folders[0]
+        for one, model_folder in zip(paths, model_folders, strict=True):
+            if model_folder.tokenizer.to_dict() != first.tokenizer.to_dict():
                 raise SettingsError(
                     f"{one}: its tokenizer is not that of {paths[0]}, and an ensemble needs one; "
                     "train its models on the same pairs, with different training.seed"
                 )
         merged = merge_for_use(settings or Settings(), first.settings)
         config = resolve_search(merged.decoding, first.tokenizer)
-        made = load_engine(bundles, config, engine, device, threads, quantization)
-        found = [bundle.calibration for bundle in bundles if bundle.calibration is not None]
-        return cls(made, first.tokenizer, merged, bundles, config=config, calibrations=found)
+        made = load_engine(model_folders, config, engine, device, threads, quantization)
+        found = [
+            model_folder.calibration
+            for model_folder in model_folders
+            if model_folder.calibration is not None
+        ]
+        return cls(made, first.tokenizer, merged, model_folders, config=config, calibrations=found)
 
     @property
     def temperature(self) -> float:
@@ -132,7 +136,7 @@ class Predictor:
         """Return why its confidences may be off, for people; "" if they are as they were measured."""
         if not self.calibrations:
             return "confidence: the model was never calibrated; `dragoman evaluate` does it"
-        if len(self.bundles) > 1:
+        if len(self.model_folders) > 1:
             return "confidence: calibrated for each model, not for them together"
         if changed := find_differences(self.calibrations[0], self.settings.decoding):
             return f"confidence: calibrated for outputs made otherwise: {', '.join(changed[:3])}"
@@ -242,12 +246,12 @@ class Predictor:
                 answers[good[i]] = best_first
         return list(zip(rows, answers, strict=True))
 
-    def fingerprints(self) -> list[str]:
-        """Return what tells the weights of each of its model folders from others."""
+    def weights_sha256(self) -> list[str]:
+        """Return the SHA-256 of the weights of each of its model folders."""
         return [one.sha256 for one in self._list_weights()]
 
     def is_in_place(self) -> bool:
-        """Return whether no other model has taken the place of one that it was loaded from."""
+        """Return whether none of its model folders has been replaced since it was loaded."""
         return all(one.is_in_place() for one in self._list_weights())
 
     def _refuse_nan(self, found: list[list[Prediction]]) -> list[list[Prediction]]:
@@ -261,7 +265,7 @@ class Predictor:
         return DragomanError(f"{PRODUCED_NAN}; use another model{other}")
 
     def _list_weights(self) -> list[StoredWeights]:
-        return [one.weights_file for one in self.bundles if one.weights_file is not None]
+        return [one.weights for one in self.model_folders if isinstance(one.weights, StoredWeights)]
 
     def _make_rows(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None

@@ -141,7 +141,7 @@ def test_a_compressed_output_has_the_same_rows_and_can_be_read(model, tmp_path, 
         model.engine,
         model.tokenizer,
         model.settings.model_copy(update={"data": nested.data}),
-        model.bundles,
+        model.model_folders,
     )
     predict(again, output, "again.jsonl")
     assert len(read_rows(tmp_path / "again.jsonl")) == len(WORDS)
@@ -282,7 +282,7 @@ def interrupt(model, path, output, rows=192):
         model.engine,
         model.tokenizer,
         model.settings,
-        model.bundles,
+        model.model_folders,
         calibrations=model.calibrations,
     )
     with pytest.raises(Dead):
@@ -414,7 +414,7 @@ def test_a_recalibrated_model_does_not_resume_an_interrupted_prediction(model, i
     path, output = interrupted
     other = StoredCalibration(temperature=9.0, rows=1, pairs=(), decoding=DecodingSettings())
     changed = Predictor(
-        model.engine, model.tokenizer, model.settings, model.bundles, calibrations=[other]
+        model.engine, model.tokenizer, model.settings, model.model_folders, calibrations=[other]
     )
     with pytest.raises(DragomanError, match=r"temperature of the calibration .* now it is 9\.0"):
         predict(changed, path, output.name)

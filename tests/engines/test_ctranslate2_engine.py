@@ -10,9 +10,10 @@ from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_r
 from dragoman.engines.engine import UnsupportedError
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import SettingsError
+from dragoman.model.building import copy_weights
 from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.tokenizer import EOS_ID
-from exported import OPTIONS, draw_sources, make_model, name_option, weights_of
+from exported import OPTIONS, draw_sources, make_model, name_option
 
 CLOSE = 2e-3  # nats, over a whole output
 TIE = 1e-4
@@ -21,7 +22,7 @@ TIE = 1e-4
 def make_engines(**options):
     """A random model, by PyTorch and by CTranslate2."""
     model, tokenizer, network = make_model(**options)
-    fast = CTranslate2Engine(model, tokenizer, weights_of(network), device="cpu", threads=2)
+    fast = CTranslate2Engine(model, tokenizer, copy_weights(network), device="cpu", threads=2)
     return TorchEngine([network], "cpu"), fast
 
 
@@ -102,7 +103,7 @@ def test_no_sources_give_no_outputs(engines):
 def test_the_number_of_threads_and_the_batch_change_no_output():
     model, tokenizer, network = make_model()
     both, one = (
-        CTranslate2Engine(model, tokenizer, weights_of(network), device="cpu", threads=n)
+        CTranslate2Engine(model, tokenizer, copy_weights(network), device="cpu", threads=n)
         for n in (2, 1)
     )
     sources = draw_sources(7, 40)
@@ -122,9 +123,9 @@ def test_loading_leaves_the_number_of_pytorchs_threads_as_it_was():
 
 def test_int8_is_close_and_the_weights_stay_as_they_were():
     model, tokenizer, network = make_model()
-    weights = weights_of(network)()
+    weights = copy_weights(network)
     before = {name: value.copy() for name, value in weights.items()}
-    engine = CTranslate2Engine(model, tokenizer, lambda: weights, device="cpu", quantization="int8")
+    engine = CTranslate2Engine(model, tokenizer, weights, device="cpu", quantization="int8")
     sources = draw_sources(5)
     expected = TorchEngine([network], "cpu").score(sources, [[5, 6]] * len(sources), config_of())
     found = engine.score(sources, [[5, 6]] * len(sources), config_of())
@@ -200,4 +201,4 @@ def test_sources_and_outputs_beyond_the_first_positions_are_computed(monkeypatch
 def test_a_device_that_it_does_not_have_is_refused():
     model, tokenizer, network = make_model()
     with pytest.raises(SettingsError, match="--device tpu"):
-        CTranslate2Engine(model, tokenizer, weights_of(network), device="tpu")
+        CTranslate2Engine(model, tokenizer, copy_weights(network), device="tpu")

@@ -10,49 +10,51 @@ from dragoman.engines.parity import compare
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import ModelFolderError
 from dragoman.model.building import build_network, load_network, load_weights
-from dragoman.model_folder.folder import read_bundle
+from dragoman.model_folder.folder import ModelFolder
 
 
 @pytest.fixture(scope="module")
-def bundle(trained):
-    return read_bundle(trained[0])
+def model_folder(trained):
+    return ModelFolder.read(trained[0])
 
 
-def engine_of(bundle):
-    network = load_network(bundle.settings.model, bundle.tokenizer, bundle.read_weights())
+def engine_of(model_folder):
+    network = load_network(
+        model_folder.settings.model, model_folder.tokenizer, model_folder.weights
+    )
     return TorchEngine([network], "cpu")
 
 
-def test_the_same_model_is_equal(bundle):
-    check = compare(engine_of(bundle), engine_of(bundle), bundle)
+def test_the_same_model_is_equal(model_folder):
+    check = compare(engine_of(model_folder), engine_of(model_folder), model_folder)
     assert (check.rows, check.equal_rows, check.largest_difference) == (64, 64, 0.0)
     assert check.is_equal
 
 
-def test_another_model_is_not(bundle):
+def test_another_model_is_not(model_folder):
     torch.manual_seed(0)
-    network = build_network(bundle.settings.model, bundle.tokenizer)
-    check = compare(engine_of(bundle), TorchEngine([network], "cpu"), bundle)
+    network = build_network(model_folder.settings.model, model_folder.tokenizer)
+    check = compare(engine_of(model_folder), TorchEngine([network], "cpu"), model_folder)
     assert not check.is_equal
     assert json.loads(json.dumps(check.to_dict()))["is_equal"] is False
 
 
-def test_a_model_that_produces_nan_is_not(bundle):
-    weights = {name: value * float("nan") for name, value in bundle.read_weights().items()}
-    network = build_network(bundle.settings.model, bundle.tokenizer)
+def test_a_model_that_produces_nan_is_not(model_folder):
+    weights = {name: value * float("nan") for name, value in model_folder.weights.items()}
+    network = build_network(model_folder.settings.model, model_folder.tokenizer)
     load_weights(network, weights)
     engine = TorchEngine([network], "cpu")
-    check = compare(engine, engine, bundle)
+    check = compare(engine, engine, model_folder)
     assert not check.is_equal
     assert check.to_dict()["largest_difference"] is None
 
 
-def test_ties_are_told_from_errors(bundle):
+def test_ties_are_told_from_errors(model_folder):
     """Outputs that differ first where both tokens are equally likely are equal; elsewhere not."""
-    network = build_network(bundle.settings.model, bundle.tokenizer)
-    weights = {name: value.copy() for name, value in bundle.read_weights().items()}
+    network = build_network(model_folder.settings.model, model_folder.tokenizer)
+    weights = {name: value.copy() for name, value in model_folder.weights.items()}
     head = weights.get("output.weight", weights["target_embedding.weight"])
-    a, b = bundle.tokenizer.target.encode("AB")
+    a, b = model_folder.tokenizer.target.encode("AB")
     head[b] = head[a]  # an output with A is as likely as one with B
     bias = weights.get("output.bias")
     if bias is not None:
@@ -80,10 +82,10 @@ def test_ties_are_told_from_errors(bundle):
         other = {a: b, b: a}[ids[places[-1]]]
         return (*ids[: places[-1]], other, *ids[places[-1] + 1 :])
 
-    tied = compare(engine, Swapping(swap_last), bundle)
+    tied = compare(engine, Swapping(swap_last), model_folder)
     assert tied.tied_rows > 0
     assert tied.is_equal
-    wrong = compare(engine, Swapping(lambda ids: (*ids[:-1], 3)), bundle)
+    wrong = compare(engine, Swapping(lambda ids: (*ids[:-1], 3)), model_folder)
     assert not wrong.is_equal
 
 
@@ -92,9 +94,9 @@ def test_ties_are_told_from_errors(bundle):
     [[1], [{}], [{"source": 1, "reference": "a", "features": []}], {"a": 1}, "abc",
      [{"source": "a", "reference": "a", "features": [1]}]],
 )  # fmt: skip
-def test_invalid_samples_are_named(bundle, samples):
-    engine = engine_of(bundle)
+def test_invalid_samples_are_named(model_folder, samples):
+    engine = engine_of(model_folder)
     with pytest.raises(ModelFolderError, match=r"metrics\.json: samples: expected rows"):
-        compare(engine, engine, replace(bundle, metrics={"samples": samples}))
+        compare(engine, engine, replace(model_folder, metrics={"samples": samples}))
     with pytest.raises(ModelFolderError, match=r"metrics\.json has no samples"):
-        compare(engine, engine, replace(bundle, metrics={}))
+        compare(engine, engine, replace(model_folder, metrics={}))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -97,12 +98,12 @@ def test_only_settings_that_choose_the_output_make_a_difference():
 
 
 def test_a_model_folder_keeps_it_and_a_broken_one_is_refused(trained, tmp_path):
-    from dragoman.model_folder.folder import read_bundle, write_bundle
+    from dragoman.model_folder.folder import ModelFolder
 
     folder = tmp_path / "model"
-    bundle = read_bundle(trained[0])
-    write_bundle(folder, type(bundle)(**{**vars(bundle), "calibration": STORED}))
-    assert read_bundle(folder).calibration == STORED
+    model_folder = ModelFolder.read(trained[0])
+    replace(model_folder, calibration=STORED).write(folder)
+    assert ModelFolder.read(folder).calibration == STORED
     assert dragoman.load(folder).temperature == 1.73
     (folder / "calibration.json").write_text("{")
     with pytest.raises(ModelFolderError, match=r"calibration\.json"):

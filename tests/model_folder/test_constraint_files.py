@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from dragoman.configuration import merge_settings
 from dragoman.errors import ModelFolderError
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.constraint_files import find_constraint_files, keep_constraint_files
-from dragoman.model_folder.folder import read_bundle, write_bundle
+from dragoman.model_folder.folder import ModelFolder
 from dragoman.settings import DecodingSettings, Settings
 
 
@@ -63,20 +64,20 @@ def test_another_name_than_ours_is_refused(name, tmp_path):
 
 def test_a_model_with_choices_says_them_wherever_it_is_moved(trained, tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("FCDB\nDBFC\n")
-    bundle = read_bundle(trained[0])
+    model_folder = ModelFolder.read(trained[0])
     settings = merge_settings(
-        bundle.settings, {"decoding.choices": str(tmp_path / "mine.txt")}, overrule=True
+        model_folder.settings, {"decoding.choices": str(tmp_path / "mine.txt")}, overrule=True
     )
-    write_bundle(tmp_path / "model", type(bundle)(**{**vars(bundle), "settings": settings}))
+    replace(model_folder, settings=settings).write(tmp_path / "model")
     (tmp_path / "mine.txt").unlink()
     shutil.move(tmp_path / "model", tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
     import dragoman
 
     assert dragoman.load("../moved").predict(["fcd", "cab"])[0] == "FCDB"
-    again = read_bundle(tmp_path / "moved")
-    write_bundle(tmp_path / "moved", again)  # from itself
-    assert read_bundle(tmp_path / "moved").settings == again.settings
+    again = ModelFolder.read(tmp_path / "moved")
+    again.write(tmp_path / "moved")  # from itself
+    assert ModelFolder.read(tmp_path / "moved").settings == again.settings
 
 
 def test_a_model_that_was_moved_is_calibrated_as_before():

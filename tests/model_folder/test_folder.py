@@ -10,12 +10,10 @@ from dragoman.configuration import read_settings
 from dragoman.errors import ModelFolderError
 from dragoman.model_folder.folder import (
     REPORT,
+    ModelFolder,
     dump_settings,
-    fill_folder,
-    read_bundle,
-    staged_folder,
-    sweep_leftovers,
-    write_bundle,
+    staged_model_folder,
+    sweep_model_folder,
 )
 from dragoman.settings import DataSettings, Settings
 
@@ -25,9 +23,9 @@ def folder(trained, tmp_path):
     return shutil.copytree(trained[0], tmp_path / "model")
 
 
-def test_a_bundle_is_read_as_it_was_written(folder, tmp_path):
-    bundle = read_bundle(folder)
-    write_bundle(tmp_path / "copy", bundle)
+def test_a_model_folder_is_read_as_it_was_written(folder, tmp_path):
+    model_folder = ModelFolder.read(folder)
+    model_folder.write(tmp_path / "copy")
     files = [path for path in folder.iterdir() if path.is_file() and path.name != REPORT]
     assert {"calibration.json", "model.safetensors"} <= {path.name for path in files}
     for path in files:
@@ -37,10 +35,10 @@ def test_a_bundle_is_read_as_it_was_written(folder, tmp_path):
 
 
 def test_nothing_half_written_is_left_when_writing_fails(folder, tmp_path):
-    bundle = read_bundle(folder)
+    model_folder = ModelFolder.read(folder)
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelFolderError, match="cannot be written"):
-        write_bundle(tmp_path / "file" / "model", bundle)
+        model_folder.write(tmp_path / "file" / "model")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "model"]
 
 
@@ -91,23 +89,26 @@ def test_weights_of_another_model_are_refused(folder):
 
 
 def test_a_folder_is_staged_with_all_that_belongs_to_it(folder, tmp_path):
-    bundle, place = read_bundle(folder), tmp_path / "out"
+    model_folder, place = ModelFolder.read(folder), tmp_path / "out"
     for text in ("first", "second"):
-        with staged_folder(place) as staged:
-            fill_folder(staged, bundle)
+        with staged_model_folder(place) as staged:
+            model_folder.fill(staged)
             (staged / REPORT).write_text(text)
             assert not place.exists() or (place / REPORT).read_text() == "first"
         assert (place / REPORT).read_text() == text
-        assert read_bundle(place).metrics == bundle.metrics
+        assert ModelFolder.read(place).metrics == model_folder.metrics
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
 def test_a_staged_folder_that_fails_leaves_the_model_as_it_was(folder, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    with pytest.raises(ModelFolderError, match="no place left"), staged_folder(folder) as staged:
+    with (
+        pytest.raises(ModelFolderError, match="no place left"),
+        staged_model_folder(folder) as staged,
+    ):
         (staged / "half").write_text("")
         raise OSError("no place left")
-    with pytest.raises(KeyboardInterrupt), staged_folder(folder):
+    with pytest.raises(KeyboardInterrupt), staged_model_folder(folder):
         raise KeyboardInterrupt
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -128,17 +129,17 @@ def test_leftovers_of_killed_processes_beside_and_in_a_model_folder_are_swept(fo
     stale = folder / ".calibration.json.tmp-11-0123abcd"
     stale.write_text("{")
     os.utime(stale, (1000, 1000))
-    sweep_leftovers(folder)
+    sweep_model_folder(folder)
     assert {path.relative_to(folder) for path in folder.rglob("*")} == kept
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["model", *mine])
 
 
 def test_the_old_folder_comes_back_if_its_writer_was_killed_between_two_renames(folder, tmp_path):
-    expected = read_bundle(folder).metrics
+    expected = ModelFolder.read(folder).metrics
     shutil.copytree(folder, tmp_path / ".model.tmp-11-0123abcd")
     folder.rename(tmp_path / ".model.old-11-0123abcd")
-    sweep_leftovers(folder)
-    assert read_bundle(folder).metrics == expected
+    sweep_model_folder(folder)
+    assert ModelFolder.read(folder).metrics == expected
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

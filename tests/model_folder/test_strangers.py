@@ -12,7 +12,7 @@ import pytest
 import dragoman
 from dragoman.errors import DragomanError, ModelFolderError
 from dragoman.evaluation.evaluation import read_evaluation
-from dragoman.model_folder.folder import read_bundle
+from dragoman.model_folder.folder import ModelFolder
 
 
 def replace_text(name, old, new):
@@ -104,7 +104,7 @@ def test_damage_is_named_by_its_file(name, trained, tmp_path):
     folder = shutil.copytree(trained[0], tmp_path / "model")
     change(folder)
     with pytest.raises(ModelFolderError, match=message):
-        read_bundle(folder)
+        ModelFolder.read(folder)
 
 
 def test_pickled_files_in_a_model_folder_are_never_read(trained, tmp_path):
@@ -121,7 +121,7 @@ def test_pickled_files_in_a_model_folder_are_never_read(trained, tmp_path):
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "best.ckpt").write_bytes(pickle.dumps(Trap()))
     assert dragoman.load(folder, engine="torch").predict(["abc"]) == before
-    assert read_bundle(folder).settings.model.d_model == 64
+    assert ModelFolder.read(folder).settings.model.d_model == 64
     assert not called.exists()
 
 

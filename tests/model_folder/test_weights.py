@@ -84,7 +84,7 @@ def test_tensors_that_do_not_fit_the_settings_are_named_with_both_shapes(weights
         assert expected in str(error.value)
 
 
-@pytest.mark.parametrize("engine", ["torch"])
+@pytest.mark.parametrize("engine", ["torch", "ctranslate2", "auto"])
 def test_settings_of_another_model_are_refused(engine, trained, tmp_path):
     folder = shutil.copytree(trained[0], tmp_path / "model")
     config = (folder / "config.yaml").read_text()

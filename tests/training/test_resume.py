@@ -13,7 +13,7 @@ from conftest import make_words, quiet_console, write_pairs
 from dragoman import read_settings
 from dragoman.commands.fit import fit
 from dragoman.errors import CheckpointError, DataError, ModelFolderError, SettingsError
-from dragoman.model_folder.folder import read_bundle
+from dragoman.model_folder.folder import ModelFolder
 from dragoman.settings import Settings
 from dragoman.training import checkpoints
 from dragoman.training.checkpoints import BEST
@@ -66,7 +66,7 @@ def test_training_longer_on_resume_equals_a_longer_run(tmp_path):
     assert {name: array.tolist() for name, array in one.items()} == {
         name: array.tolist() for name, array in two.items()
     }
-    metrics = read_bundle(tmp_path / "one").metrics
+    metrics = ModelFolder.read(tmp_path / "one").metrics
     assert metrics["num_steps"] == 12
 
 
@@ -178,14 +178,14 @@ def test_a_run_stopped_early_is_complete(tmp_path):
     still = ["--optimization.learning_rate", "1e-12", "--training.valid_every", "1"]
     out = tmp_path / "model"
     fit(tmp_path / "pairs.tsv", out, settings(*still), console=quiet_console())
-    steps = read_bundle(out).metrics["num_steps"]
+    steps = ModelFolder.read(out).metrics["num_steps"]
     assert steps < STEPS
     shutil.rmtree(out)
     fit((), out, resume="must", console=quiet_console())
-    assert read_bundle(out).metrics["num_steps"] == steps
+    assert ModelFolder.read(out).metrics["num_steps"] == steps
     patient = read_settings(None, ["--training.patience", "0"])
     fit((), out, patient, resume="must", console=quiet_console())
-    assert read_bundle(out).metrics["num_steps"] == STEPS
+    assert ModelFolder.read(out).metrics["num_steps"] == STEPS
 
 
 TWO_RANKS = """

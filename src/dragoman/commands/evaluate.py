@@ -68,11 +68,11 @@ def evaluate(
     )
     folder = Path(path if isinstance(path, str | Path) else path[0])
     paths = [Path(one) for one in ([pairs] if isinstance(pairs, str | Path) else pairs)]
-    bundle = model.bundles[0]
+    model_folder = model.model_folders[0]
     evaluation, confidence = evaluate_model(
         model,
         read_pairs(paths, model.settings.data, row_errors),
-        counts=bundle.source_counts,
+        counts=model_folder.source_counts,
         calibrates=calibrate,
     )
     if not model.is_in_place():
@@ -93,7 +93,7 @@ def evaluate(
             model,
             folder.name,
             {name_evaluation(paths): evaluation},
-            metrics=bundle.metrics,
+            metrics=model_folder.metrics,
             curves=read_curves(folder.with_name(f"{folder.name}.training")),
         )
     return evaluation

@@ -15,7 +15,7 @@ from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.model.building import load_network
 from dragoman.model.transformer import Transformer
-from dragoman.model_folder.folder import WEIGHTS, Bundle, read_bundle
+from dragoman.model_folder.folder import WEIGHTS, ModelFolder
 from dragoman.storage import sha256, staged_folder, sweep
 
 Target = Literal["ctranslate2", "onnx"]
@@ -48,8 +48,10 @@ def export(
             '`pip install "dragoman[onnx]"` installs what it needs'
         )
     path = Path(path)
-    bundle = read_bundle(path)
-    network = load_network(bundle.settings.model, bundle.tokenizer, bundle.read_weights())
+    model_folder = ModelFolder.read(path)
+    network = load_network(
+        model_folder.settings.model, model_folder.tokenizer, model_folder.weights
+    )
     try:
         sweep(path / to)
         with staged_folder(path / to) as folder:
@@ -59,9 +61,9 @@ def export(
                 "weights": sha256(path / WEIGHTS),
             }
             if to == "onnx":
-                check = _write_onnx(folder, bundle, network, about)
+                check = _write_onnx(folder, model_folder, network, about)
             else:
-                check = _write_ctranslate2(folder, bundle, network, about, quantization)
+                check = _write_ctranslate2(folder, model_folder, network, about, quantization)
             if not math.isfinite(check.largest_difference):
                 raise ModelFolderError(
                     f"{path}: not exported: the model or the export produced NaN; train it again"
@@ -80,23 +82,29 @@ def export(
 
 def _write_ctranslate2(
     folder: Path,
-    bundle: Bundle,
+    model_folder: ModelFolder,
     network: Transformer,
     about: dict[str, Any],
     quantization: Quantization,
 ) -> Check:
-    model, tokenizer, weights = bundle.settings.model, bundle.tokenizer, bundle.read_weights()
+    model, tokenizer, weights = (
+        model_folder.settings.model,
+        model_folder.tokenizer,
+        model_folder.weights,
+    )
     about["quantization"] = quantization
     for name, content in convert_model(model, tokenizer, weights, quantization).items():
         (folder / name).write_bytes(content)
-    engine = CTranslate2Engine(
-        model, tokenizer, lambda: weights, device="cpu", quantization=quantization
-    )
-    return compare(TorchEngine([network], "cpu"), engine, bundle)
+    engine = CTranslate2Engine(model, tokenizer, weights, device="cpu", quantization=quantization)
+    return compare(TorchEngine([network], "cpu"), engine, model_folder)
 
 
-def _write_onnx(folder: Path, bundle: Bundle, network: Transformer, about: dict[str, Any]) -> Check:
+def _write_onnx(
+    folder: Path, model_folder: ModelFolder, network: Transformer, about: dict[str, Any]
+) -> Check:
     from dragoman.engines.onnx_export import OnnxModel, write_onnx
 
     about.update(write_onnx(network, folder))
-    return compare(TorchEngine([network], "cpu"), OnnxModel(folder, network.longest_target), bundle)
+    return compare(
+        TorchEngine([network], "cpu"), OnnxModel(folder, network.longest_target), model_folder
+    )

@@ -21,13 +21,11 @@ from dragoman.evaluation.evaluation import Evaluation, write_evaluation
 from dragoman.model.building import copy_weights
 from dragoman.model_folder.folder import (
     EVALUATION,
-    Bundle,
+    ModelFolder,
     dump_settings,
-    fill_folder,
     is_model_folder,
-    read_bundle,
-    staged_folder,
-    sweep_leftovers,
+    staged_model_folder,
+    sweep_model_folder,
 )
 from dragoman.model_folder.model_card import write_model_card
 from dragoman.predictor import Predictor
@@ -88,7 +86,7 @@ def fit(
     with lock_folder(out), handle_signals(console) as watch, _telling_how_to_go_on(out, folder):
         around = Surroundings(console=console, clock=clock or StartClock(), watch=watch)
         sweep_temporary(out)
-        sweep_leftovers(out)
+        sweep_model_folder(out)
         resumption = _find_resume_point(folder, resume, around)
         opened: AbstractContextManager[Run]
         if resumption is not None:
@@ -169,7 +167,7 @@ def _is_written(run: Run) -> bool:
         return False
     if run.settings != resumption.record.settings or not is_model_folder(run.out):
         return False
-    return read_bundle(run.out).metrics.get("num_steps") == resumption.step
+    return ModelFolder.read(run.out).metrics.get("num_steps") == resumption.step
 
 
 def _claim(run: Run) -> None:
@@ -255,7 +253,7 @@ def _finish(run: Run, num_steps: int, started_at: float) -> Predictor:
     evaluations = evaluate_run(run, predictor, counts)
     minutes = (time.monotonic() - started_at) / 60
     metrics = gather_metrics(run, evaluations, num_steps, minutes)
-    bundle = Bundle(
+    model_folder = ModelFolder(
         settings=run.settings,
         tokenizer=run.data.tokenizer,
         weights=copy_weights(run.module.network),
@@ -264,10 +262,10 @@ def _finish(run: Run, num_steps: int, started_at: float) -> Predictor:
         calibration=predictor.calibrations[0],
         source_counts=counts,
     )
-    bundle.metrics[PARITY], message = check_parity(bundle)
+    model_folder.metrics[PARITY], message = check_parity(model_folder)
     run.around.tell(message)
     try:
-        told = _write_all(run, bundle, predictor, evaluations)
+        told = _write_all(run, model_folder, predictor, evaluations)
     except ModelFolderError as error:
         raise ModelFolderError(
             f"{error}; the training is kept: make room, then go on: dragoman fit --out "
@@ -279,7 +277,7 @@ def _finish(run: Run, num_steps: int, started_at: float) -> Predictor:
 
 
 def _write_all(
-    run: Run, bundle: Bundle, predictor: Predictor, evaluations: Mapping[str, Evaluation]
+    run: Run, model_folder: ModelFolder, predictor: Predictor, evaluations: Mapping[str, Evaluation]
 ) -> list[str]:
     """Write the model folder, all of which comes into its place at one stroke; return what is told.
 
@@ -287,10 +285,10 @@ def _write_all(
         ModelFolderError: It cannot be written; what stood there is as it was.
     """
     told = []
-    with staged_folder(run.out) as folder:
-        fill_folder(folder, bundle)
+    with staged_model_folder(run.out) as folder:
+        model_folder.fill(folder)
         for name, evaluation in evaluations.items():
             write_evaluation(folder / EVALUATION / name, evaluation)
         if run.settings.evaluation.report == "html":
-            told.append(report_run(run, folder, predictor, evaluations, bundle.metrics))
+            told.append(report_run(run, folder, predictor, evaluations, model_folder.metrics))
     return told

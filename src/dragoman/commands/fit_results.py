@@ -15,7 +15,7 @@ from dragoman.engines.parity import compare
 from dragoman.errors import DragomanError
 from dragoman.evaluation.evaluation import Evaluation
 from dragoman.evaluation.rows import Row
-from dragoman.model_folder.folder import REPORT, Bundle
+from dragoman.model_folder.folder import REPORT, ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.presets import choose_settings
 from dragoman.settings import Settings
@@ -63,15 +63,15 @@ def gather_metrics(
     }
 
 
-def check_parity(bundle: Bundle) -> tuple[dict[str, Any], str]:
+def check_parity(model_folder: ModelFolder) -> tuple[dict[str, Any], str]:
     """Return how CTranslate2 compares with PyTorch on held-out rows, and a message about it.
 
     `predict --engine auto` uses CTranslate2 unless `is_equal` is False.
     """
-    model, tokenizer = bundle.settings.model, bundle.tokenizer
+    model, tokenizer = model_folder.settings.model, model_folder.tokenizer
     try:
-        engine = CTranslate2Engine(model, tokenizer, bundle.read_weights, device="cpu")
-        check = compare(load_torch_engine([bundle], "cpu"), engine, bundle)
+        engine = CTranslate2Engine(model, tokenizer, model_folder.weights, device="cpu")
+        check = compare(load_torch_engine([model_folder], "cpu"), engine, model_folder)
     except UnsupportedError as error:
         reason = f"CTranslate2 cannot compute this model, PyTorch will predict: {error.reason}"
         return {"is_equal": False, "reason": error.reason}, reason

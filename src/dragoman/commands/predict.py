@@ -284,7 +284,7 @@ def _describe_job(model: Predictor, job: Job) -> dict[str, object]:
     assert job.output is not None
     return {
         "dragoman": version("dragoman"),
-        "model": model.fingerprints(),
+        "model": model.weights_sha256(),
         "--engine": model.engine.name,
         "--quantization": model.engine.quantization,
         "--score": job.scores_targets,

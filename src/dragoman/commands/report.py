@@ -86,7 +86,7 @@ def find_attention(model: Predictor, rows: Sequence[Row]) -> list[dict[str, Any]
         model.engine,
         model.tokenizer,
         settings,
-        model.bundles,
+        model.model_folders,
         config=replace(model.config, decoding=settings.decoding),
     )
     sources = [Source(row.source, row.features, row.line) for row in short]

@@ -1,7 +1,7 @@
 """The fast engine: CTranslate2, built in memory from the weights. PyTorch is not loaded."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,7 @@ class CTranslate2Engine:
     """A model in CTranslate2.
 
     Args:
-        read_weights: Returns the weights; called here, and again when more positions are needed, or
-            another number of replicas.
+        weights: Read here, and again when more positions are needed, or another number of replicas.
         device: "cpu", "cuda", or "auto": a GPU if there is one.
         threads: Processor threads; None: all cores. Small models take one each for as many
             replicas, which beats several threads in one; a single source takes one replica with
@@ -63,7 +62,7 @@ class CTranslate2Engine:
         self,
         model: ModelSettings,
         tokenizer: PairTokenizer,
-        read_weights: Callable[[], Mapping[str, NDArray[np.float32]]],
+        weights: Mapping[str, NDArray[np.float32]],
         *,
         device: str = "auto",
         threads: int | None = None,
@@ -76,7 +75,7 @@ class CTranslate2Engine:
         self._threads = threads or count_cores()
         self._num_learned = model.max_positions if model.positions == "learned" else None
         self._num_positions = self._num_learned or _FIRST_POSITIONS
-        self._model, self._tokenizer, self._read_weights = model, tokenizer, read_weights
+        self._model, self._tokenizer, self._weights = model, tokenizer, weights
         self._files: dict[str, bytes] | None = self._convert()  # until one is loaded
         # In int8 one thread alone is several times faster than two, whatever the size.
         self._has_single_threads = quantization.startswith("int8")
@@ -202,7 +201,7 @@ class CTranslate2Engine:
         return convert_model(
             self._model,
             self._tokenizer,
-            self._read_weights(),
+            self._weights,
             self.quantization,
             self._num_positions,
         )

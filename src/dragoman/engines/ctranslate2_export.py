@@ -116,13 +116,14 @@ def _map_weights(
     mapped: dict[str, Array] = {}
 
     def take(name: str, *shape: int) -> Array:
-        found = weights[name].shape if name in weights else "missing"
-        if found != shape:
+        array = weights.get(name)
+        found = "nothing" if array is None else array.shape
+        if array is None or found != shape:
             raise ModelFolderError(
                 f"the weights do not fit the settings, as if from another model: {name}: "
-                f"expected shape {shape}, found {found}"
+                f"found {found}, expected {shape}"
             )
-        return weights[name]
+        return array
 
     def put_linear(place: str, name: str, rows: int, columns: int) -> None:
         mapped[f"{place}/weight"] = take(f"{name}weight", rows, columns)

@@ -9,21 +9,21 @@ from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
 from dragoman.engines.engine import Engine, Quantization, UnsupportedError
 from dragoman.errors import SettingsError
-from dragoman.model_folder.folder import Bundle
+from dragoman.model_folder.folder import ModelFolder
 
 EngineName = Literal["auto", "torch", "ctranslate2"]
 PARITY = "ctranslate2"  # in metrics.json: how its outputs compared with PyTorch's after training
 
 
 def load_engine(
-    bundles: Sequence[Bundle],
+    model_folders: Sequence[ModelFolder],
     config: SearchConfig,
     name: EngineName = "auto",
     device: str = "auto",
     threads: int | None = None,
     quantization: Quantization = "float32",
 ) -> Engine:
-    """Return the engine for the models `bundles` (several: an ensemble), to search by `config`.
+    """Return the engine for the models `model_folders` (several: an ensemble), to search by `config`.
 
     "auto" is CTranslate2, if it supports what `config` asks and gave the same outputs as PyTorch after
     the training; PyTorch computes single requests that it does not support, such as a prefix.
@@ -34,12 +34,12 @@ def load_engine(
     """
 
     def load_torch() -> Engine:
-        return load_torch_engine(bundles, device, threads)
+        return load_torch_engine(model_folders, device, threads)
 
     reason = "PyTorch computes in float32"
     if name != "torch":
         try:
-            engine = _load_ctranslate2(bundles, config, device, threads, quantization)
+            engine = _load_ctranslate2(model_folders, config, device, threads, quantization)
         except UnsupportedError as error:
             if name == "ctranslate2":
                 raise
@@ -47,7 +47,7 @@ def load_engine(
         else:
             if name == "ctranslate2":
                 return engine
-            parity = bundles[0].metrics.get(PARITY)
+            parity = model_folders[0].metrics.get(PARITY)
             has_failed = isinstance(parity, dict) and parity.get("is_equal") is False
             if not has_failed or quantization != "float32":
                 return _FallbackEngine(engine, load_torch)
@@ -57,13 +57,13 @@ def load_engine(
 
 
 def _load_ctranslate2(
-    bundles: Sequence[Bundle],
+    model_folders: Sequence[ModelFolder],
     config: SearchConfig,
     device: str,
     threads: int | None,
     quantization: Quantization,
 ) -> CTranslate2Engine:
-    if len(bundles) > 1:
+    if len(model_folders) > 1:
         raise UnsupportedError("an ensemble is not supported")
     if reason := unsupported_reason(config.decoding):
         raise UnsupportedError(reason)
@@ -76,11 +76,11 @@ def _load_ctranslate2(
             f"--quantization {quantization}: not supported on this device; it supports "
             f"{', '.join(sorted(known))}"
         )
-    [bundle] = bundles
+    [model_folder] = model_folders
     return CTranslate2Engine(
-        bundle.settings.model,
-        bundle.tokenizer,
-        bundle.read_weights,
+        model_folder.settings.model,
+        model_folder.tokenizer,
+        model_folder.weights,
         device=device,
         threads=threads,
         quantization=quantization,
@@ -88,9 +88,9 @@ def _load_ctranslate2(
 
 
 def load_torch_engine(
-    bundles: Sequence[Bundle], device: str = "auto", threads: int | None = None
+    model_folders: Sequence[ModelFolder], device: str = "auto", threads: int | None = None
 ) -> Engine:
-    """Return the PyTorch engine for the models `bundles`; several are an ensemble."""
+    """Return the PyTorch engine for the models `model_folders`; several are an ensemble."""
     import torch
 
     from dragoman.engines.torch_engine import TorchEngine
@@ -99,8 +99,8 @@ def load_torch_engine(
     if threads is not None:
         torch.set_num_threads(threads)
     networks = [
-        load_network(bundle.settings.model, bundle.tokenizer, bundle.read_weights())
-        for bundle in bundles
+        load_network(model_folder.settings.model, model_folder.tokenizer, model_folder.weights)
+        for model_folder in model_folders
     ]
     return TorchEngine(networks, device)
 

@@ -10,7 +10,7 @@ from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.engine import Engine
 from dragoman.errors import ModelFolderError
-from dragoman.model_folder.folder import Bundle
+from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.pairs import take_features
 from dragoman.settings import DecodingSettings
 
@@ -50,21 +50,21 @@ class Check:
         )
 
 
-def compare(reference: Engine, engine: Engine, bundle: Bundle) -> Check:
-    """Return how `engine` compares with `reference` on the held-out rows in `bundle.metrics`.
+def compare(reference: Engine, engine: Engine, model_folder: ModelFolder) -> Check:
+    """Return how `engine` compares with `reference` on the held-out rows in `model_folder.metrics`.
 
     The outputs are greedy ones, within the lengths of the model's own settings.
 
     Raises:
         ModelFolderError: There are no such rows.
     """
-    decoding = bundle.settings.decoding
+    decoding = model_folder.settings.decoding
     config = SearchConfig(
         decoding=DecodingSettings(
             max_length_ratio=decoding.max_length_ratio, max_length_extra=decoding.max_length_extra
         )
     )
-    sources, targets = _encode_samples(bundle)
+    sources, targets = _encode_samples(model_folder)
     expected, found = ([one for [one] in e.search(sources, config)] for e in (reference, engine))
     scores = [e.score(sources, targets, config) for e in (reference, engine)]
     others = [
@@ -107,9 +107,9 @@ def _is_tie(
     return abs(first - second) < _TIE
 
 
-def _encode_samples(bundle: Bundle) -> tuple[list[list[int]], list[list[int]]]:
+def _encode_samples(model_folder: ModelFolder) -> tuple[list[list[int]], list[list[int]]]:
     """Return the ids of the sources, and of the targets without begin and end."""
-    samples, data = bundle.metrics.get("samples"), bundle.settings.data
+    samples, data = model_folder.metrics.get("samples"), model_folder.settings.data
     if not samples:
         raise ModelFolderError(
             "metrics.json has no samples, the held-out rows to check an export on; train the model "
@@ -122,10 +122,10 @@ def _encode_samples(bundle: Bundle) -> tuple[list[list[int]], list[list[int]]]:
         )
     samples = samples[:_MOST_SAMPLES]
     taken = [take_features(s["source"], s["features"], data.features, data) for s in samples]
-    sources = bundle.tokenizer.encode_sources(
+    sources = model_folder.tokenizer.encode_sources(
         [text for text, _ in taken], [symbols for _, symbols in taken]
     )
-    targets = bundle.tokenizer.encode_targets([sample["reference"] for sample in samples])
+    targets = model_folder.tokenizer.encode_targets([sample["reference"] for sample in samples])
     return sources, [ids[1:-1] for ids in targets]
 
 

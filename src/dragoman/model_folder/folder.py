@@ -1,24 +1,21 @@
-"""The model folder: the unit that people keep, copy and serve; written whole, read with checks.
+"""The model folder: what people keep, copy and serve. It is written atomically and read with checks.
 
     model.safetensors   weights
     config.yaml         every setting, resolved, with the version that wrote it
-    tokenizer.json      the tokens of both sides
+    tokenizer.json      the vocabularies of both sides
     metrics.json        scores, sizes, and what it was trained on
     README.md           a model card
-    token_counts.json   how often each source token stood in the training pairs
-    calibration.json    what makes its log-probabilities confidences, once calibrated
-    choices.txt, schema.json, grammar.lark   what its outputs must match, if a file says so
-    ctranslate2/        the model for CTranslate2, once exported; onnx/ likewise
-    evaluation/         by name, outputs and scores of an evaluation; report.html shows them
+    token_counts.json   how often each source token was in the training pairs
+    calibration.json    turns log-probabilities into confidences, once calibrated
+    choices.txt, schema.json, grammar.lark   constraints of the outputs, if a setting names a file
+    ctranslate2/, onnx/ exports for other programs; never read here
+    evaluation/         outputs and scores of each evaluation; report.html shows them
 
-It may come from a stranger. Nothing in it is pickled, and reading it runs none of it; no file of it
-is a link; no size that a file claims is believed before it is compared with the file itself and with
-the settings; no other file is read because a setting names it. Any other file in it is left alone,
-checkpoints above all.
+It may come from a stranger. Nothing in it is pickled, and reading it runs no code. Other files in it
+are never read.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -33,7 +30,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-import dragoman.storage as atomic
 from dragoman.configuration import FORMAT, parse_config
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.model_folder.calibration import (
@@ -45,6 +41,7 @@ from dragoman.model_folder.calibration import (
 from dragoman.model_folder.constraint_files import find_constraint_files, keep_constraint_files
 from dragoman.model_folder.weights import StoredWeights
 from dragoman.settings import Settings
+from dragoman.storage import consistent_read, read_bytes, read_json, staged_folder, sweep
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.versions import is_later
 
@@ -61,116 +58,119 @@ _MAX_TOKEN_COUNTS_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bundle:
+class ModelFolder:
     """The content of a model folder."""
 
     settings: Settings
     tokenizer: PairTokenizer
     weights: Mapping[str, NDArray[np.float32]]
+    """By the names of the parameters; `StoredWeights` if it was read from a folder."""
     metrics: dict[str, Any]
     card: str
     calibration: StoredCalibration | None = None
-    source_counts: tuple[int, ...] = ()  # by source id: how often it stood in the training pairs
+    source_counts: tuple[int, ...] = ()
+    """How often each source id was in the training pairs; (): not known."""
 
-    @property
-    def weights_file(self) -> StoredWeights | None:
-        """The weights as they were read; None: the model was not read from a folder."""
-        return self.weights if isinstance(self.weights, StoredWeights) else None
+    @classmethod
+    def read(cls, path: Path) -> "ModelFolder":
+        """Return the content of the model folder at `path`; the weights are read when needed.
 
-    def read_weights(self) -> dict[str, NDArray[np.float32]]:
-        """Return all weights, in memory."""
-        return dict(self.weights)
+        Whether the shapes of the weights fit the settings is checked when a network is built.
+
+        Raises:
+            ModelFolderError: It is missing, incomplete, truncated or foreign, or it was replaced
+                while being read; names the file.
+        """
+        with consistent_read(path):
+            if not path.is_dir():
+                found = "a file" if path.exists() else "nothing"
+                raise ModelFolderError(
+                    f"{path}: expected a model folder (as fit writes), found {found}"
+                )
+            if missing := [name for name in _NEEDED if not (path / name).exists()]:
+                raise ModelFolderError(
+                    f"{path}: not a complete model folder: {', '.join(missing)} missing; copy it "
+                    "again, or train it again with `dragoman fit`"
+                )
+            card = path / CARD
+            return cls(
+                settings=find_constraint_files(path, _read_settings(path / CONFIG)),
+                tokenizer=PairTokenizer.load(path / TOKENIZER),
+                weights=StoredWeights(path / WEIGHTS),
+                metrics=_read_metrics(path / METRICS),
+                card=card.read_text("utf-8", errors="replace") if card.is_file() else "",
+                calibration=read_calibration(path),
+                source_counts=_read_token_counts(path / TOKEN_COUNTS),
+            )
+
+    def write(self, path: Path) -> None:
+        """Write the model folder to `path`, atomically; a folder at `path` is replaced.
+
+        Raises:
+            ModelFolderError: It cannot be written; `path` is unchanged.
+        """
+        with staged_model_folder(path) as folder:
+            self.fill(folder)
+
+    def fill(self, folder: Path) -> None:
+        """Write the files of the model into `folder`, which exists and is empty.
+
+        Raises:
+            OSError: A file cannot be written.
+            ModelFolderError: A constraint file cannot be copied.
+        """
+        settings = keep_constraint_files(folder, self.settings)
+        save_file(dict(self.weights), folder / WEIGHTS)
+        (folder / CONFIG).write_text(dump_settings(settings), encoding="utf-8")
+        # safetensors 0.8 creates its file for the owner only, whatever the umask.
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)
+        self.tokenizer.save(folder / TOKENIZER)
+        metrics = json.dumps(self.metrics, indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / METRICS).write_text(metrics + "\n", encoding="utf-8")
+        (folder / CARD).write_text(self.card, encoding="utf-8")
+        if self.source_counts:
+            counts = json.dumps({"source": self.source_counts}, separators=(",", ":"))
+            (folder / TOKEN_COUNTS).write_text(counts + "\n", encoding="utf-8")
+        if self.calibration is not None:
+            write_calibration(folder, self.calibration)
 
 
 @contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `path`; what is in it at the end takes the place of `path`.
-
-    All that belongs to a model may be written into it, and comes into its place at one stroke. A
-    folder that stood there is removed. Where the body or the writing fails, `path` is as it was.
+def staged_model_folder(path: Path) -> Iterator[Path]:
+    """Give an empty temporary folder; at the end, it replaces the folder at `path` atomically.
 
     Raises:
-        ModelFolderError: It cannot be written.
+        ModelFolderError: It cannot be written; `path` is unchanged.
     """
     try:
-        with atomic.staged_folder(path) as folder:
+        with staged_folder(path) as folder:
             yield folder
-    except (OSError, SafetensorError) as error:  # the latter: a full disk, as safetensors tells it
+    except (OSError, SafetensorError) as error:  # the latter: a full disk, in words of safetensors
         raise ModelFolderError(f"{path}: the model folder cannot be written: {error}") from error
 
 
-def write_bundle(path: Path, bundle: Bundle) -> None:
-    """Write the model folder beside `path`, then put it into its place.
+def sweep_model_folder(path: Path) -> None:
+    """Remove what killed processes left beside and in the model folder at `path`.
 
-    A folder that stands at `path` is replaced.
-
-    Raises:
-        ModelFolderError: It cannot be written; what stood at `path` is as it was.
-    """
-    with staged_folder(path) as folder:
-        fill_folder(folder, bundle)
-
-
-def fill_folder(folder: Path, bundle: Bundle) -> None:
-    """Write a model into `folder`, which is there and empty, as that of `staged_folder` is.
+    If `path` is missing because its writer was killed while replacing it, the old folder is put back.
 
     Raises:
-        OSError: A file cannot be written.
-        ModelFolderError: A file that the outputs must match cannot be taken along.
+        ModelFolderError: It cannot be put back.
     """
-    settings = keep_constraint_files(folder, bundle.settings)
-    save_file(bundle.read_weights(), folder / WEIGHTS)
-    (folder / CONFIG).write_text(dump_settings(settings), encoding="utf-8")
-    # safetensors 0.8 lets nobody but the owner read its file, whatever the umask.
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)
-    bundle.tokenizer.save(folder / TOKENIZER)
-    metrics = json.dumps(bundle.metrics, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / METRICS).write_text(metrics + "\n", encoding="utf-8")
-    (folder / CARD).write_text(bundle.card, encoding="utf-8")
-    if bundle.source_counts:
-        counts = json.dumps({"source": bundle.source_counts}, separators=(",", ":"))
-        (folder / TOKEN_COUNTS).write_text(counts + "\n", encoding="utf-8")
-    if bundle.calibration is not None:
-        write_calibration(folder, bundle.calibration)
-
-
-def read_bundle(path: Path) -> Bundle:
-    """Return the content of the model folder at `path`, which may be replaced meanwhile.
-
-    Raises:
-        ModelFolderError: It is missing, incomplete, cut short, foreign or too large; says which
-            file.
-    """
-    with atomic.consistent_read(path):
-        return _read_bundle(path)
-
-
-def sweep_leftovers(path: Path) -> None:
-    """Remove what killed processes left of a model folder at `path`, beside it and in it.
-
-    Only temporary names of dragoman's own are touched, and no folder that a living process of this
-    machine writes. Where `path` is missing because its writer was killed while it replaced it, the
-    whole copy beside it is put back.
-
-    Raises:
-        ModelFolderError: That copy cannot be put back.
-    """
+    evaluations = path / EVALUATION
+    inner = [path / name for name in (CTRANSLATE2, ONNX, CALIBRATION)]
     try:
-        atomic.sweep(path)
-        inner, evaluations = [path / n for n in (CTRANSLATE2, ONNX, CALIBRATION)], path / EVALUATION
-        if evaluations.is_dir() and not evaluations.is_symlink():
-            inner += list(evaluations.iterdir())
-        for one in inner:
-            if not one.is_symlink():  # it leads elsewhere
-                atomic.sweep(one)
+        sweep(path)
+        for one in [*inner, *(evaluations.iterdir() if evaluations.is_dir() else [])]:
+            sweep(one)
     except OSError as error:
         raise ModelFolderError(
-            f"{path}: what a killed process left beside it cannot be put back: {error}"
+            f"{path}: the copy that a killed process left cannot be put back: {error}"
         ) from error
 
 
 def is_model_folder(path: Path) -> bool:
-    """Return whether `path` holds what only a model folder does."""
+    """Return whether `path` looks like a model folder."""
     return (path / WEIGHTS).is_file() and (path / CONFIG).is_file()
 
 
@@ -178,37 +178,13 @@ def dump_settings(settings: Settings) -> str:
     """Return every setting as YAML that `read_settings` takes."""
     content = {"format": FORMAT, **settings.model_dump(mode="json")}
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    if any(
-        mark in text for mark in _FOLDED
-    ):  # PyYAML 6 writes these as they are, and reads a space
+    if any(character in text for character in _FOLDED):  # PyYAML 6 would read a space instead
         text = yaml.safe_dump(content, sort_keys=False)
     return text
 
 
-def _read_bundle(path: Path) -> Bundle:
-    if not path.is_dir():
-        found = "a file" if path.exists() else "nothing"
-        raise ModelFolderError(f"{path}: expected a model folder (as fit writes), found {found}")
-    if missing := [name for name in _NEEDED if not os.path.lexists(path / name)]:
-        raise ModelFolderError(
-            f"{path}: not a whole model folder: {', '.join(missing)} missing; copy it again, or "
-            "train it again with `dragoman fit`"
-        )
-    settings = _read_settings(path / CONFIG)
-    card = path / CARD
-    return Bundle(
-        settings=find_constraint_files(path, settings),
-        tokenizer=PairTokenizer.load(path / TOKENIZER),
-        weights=StoredWeights(path / WEIGHTS),
-        metrics=_read_metrics(path / METRICS),
-        card=card.read_text("utf-8", errors="replace") if card.is_file() else "",
-        calibration=read_calibration(path),
-        source_counts=_read_token_counts(path / TOKEN_COUNTS),
-    )
-
-
 def _read_settings(path: Path) -> Settings:
-    content = atomic.read_bytes(path, _MAX_CONFIG_BYTES)
+    content = read_bytes(path, _MAX_CONFIG_BYTES)
     try:
         settings = parse_config(content, str(path))
     except SettingsError as error:
@@ -223,7 +199,7 @@ def _read_settings(path: Path) -> Settings:
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    metrics = atomic.read_json(path, _MAX_METRICS_BYTES)
+    metrics = read_json(path, _MAX_METRICS_BYTES)
     if not isinstance(metrics, dict):
         raise ModelFolderError(f"{path}: expected a JSON object, found {type(metrics).__name__}")
     return metrics
@@ -233,7 +209,7 @@ def _read_token_counts(path: Path) -> tuple[int, ...]:
     """Return how often each source token was in the training pairs, by id; (): not known."""
     if not path.exists():
         return ()
-    content = atomic.read_json(path, _MAX_TOKEN_COUNTS_BYTES)
+    content = read_json(path, _MAX_TOKEN_COUNTS_BYTES)
     counts = content.get("source") if isinstance(content, dict) else None
     if not isinstance(counts, list) or not all(type(count) is int for count in counts):
         raise ModelFolderError(f'{path}: expected {{"source": [counts of the tokens]}}')

@@ -100,7 +100,8 @@ def test_data_files_may_be_deleted_and_changed_ones_are_refused(whole, tmp_path)
     shutil.rmtree(tmp_path / "gone")
     pairs.unlink()
     fit((), tmp_path / "gone", resume="auto", console=console)
-    assert "without an inspection" in console.file.getvalue()
+    assert "report: " in console.file.getvalue()  # with the inspection of the stored pairs
+    assert "without an inspection" not in console.file.getvalue()
     assert dragoman.load(tmp_path / "gone", engine="torch").predict(["abc"])
 
 
@@ -125,7 +126,7 @@ def test_without_a_usable_checkpoint_or_data_nothing_is_touched(whole, tmp_path)
     out = take_up(whole, tmp_path, 6)
     folder = tmp_path / "model.training"
     (folder / "data" / "valid.arrow").rename(tmp_path / "valid.arrow")
-    with pytest.raises(DataError, match=r"not whole: valid\.arrow missing"):
+    with pytest.raises(DataError, match=r"are incomplete: valid\.arrow missing"):
         fit((), out, resume="auto", console=quiet_console())
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(b"no checkpoint")

@@ -17,7 +17,7 @@ from tables import table
 
 from dragoman.commands.evaluate import find_run
 from dragoman.evaluation.confidence import find_confidences
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 
 Values = NDArray[np.float64]
 

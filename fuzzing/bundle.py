@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["dragoman"]):
     from dragoman.configuration import find_conflicts, list_set_values, read_settings
     from dragoman.errors import DragomanError
     from dragoman.evaluation.evaluation import read_evaluation
-    from dragoman.evaluation.rows import Row, read_outputs, read_rows, write_rows
+    from dragoman.evaluation.output_rows import Row, read_outputs, read_rows, write_rows
     from dragoman.model_folder.calibration import StoredCalibration, Threshold, read_calibration
     from dragoman.model_folder.folder import Bundle, dump_settings, read_bundle, write_bundle
     from dragoman.reading.pairs import Pair

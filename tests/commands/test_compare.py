@@ -6,7 +6,7 @@ import pytest
 from dragoman.commands.compare import compare, describe_comparison
 from dragoman.errors import DataError
 from dragoman.evaluation.evaluation import TargetTokenization, evaluate_rows, write_evaluation
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 from dragoman.settings import EvaluationSettings, Settings
 
 SETTINGS = Settings(evaluation=EvaluationSettings(resamples=200))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman.evaluation.breakdown import group_by_feature, group_by_length, group_by_rarity
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 
 
 def rows_of(*sources, features=()):

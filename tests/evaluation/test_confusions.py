@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
 from dragoman.evaluation.confusions import find_confusions
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 
 
 def rows(*pairs):

@@ -11,7 +11,7 @@ from dragoman.evaluation.evaluation import (
     summarize,
     write_evaluation,
 )
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.scores import score
 from dragoman.settings import EvaluationSettings
 

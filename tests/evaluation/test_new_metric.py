@@ -13,7 +13,7 @@ from dragoman.evaluation.evaluation import (
     write_evaluation,
 )
 from dragoman.evaluation.metrics import Metric, choose_metrics, divide_edits, is_higher_better
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.significance import compare
 from dragoman.reporting.content import ReportContent
 from dragoman.reporting.page import render_page

@@ -14,7 +14,7 @@ from sacrebleu.significance import PairedTest
 
 from dragoman.errors import DataError
 from dragoman.evaluation.metrics import choose_metrics
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.significance import compare, find_p_value
 from dragoman.settings import EvaluationSettings
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dragoman.configuration import flatten_settings
 from dragoman.evaluation.confusions import find_confusions
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 from dragoman.reporting.content import ReportContent
 from dragoman.settings import DataSettings, ModelSettings, Settings, TrainingSettings
 

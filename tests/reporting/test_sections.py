@@ -1,4 +1,4 @@
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 from dragoman.reporting.sections import choose_samples
 from reporting.example import make_rows
 

@@ -21,7 +21,7 @@ from dragoman.evaluation.evaluation import (
     read_evaluation,
     write_evaluation,
 )
-from dragoman.evaluation.rows import Row, group_references, read_outputs, read_rows
+from dragoman.evaluation.output_rows import Row, group_references, read_outputs, read_rows
 from dragoman.model_folder.calibration import write_calibration
 from dragoman.model_folder.folder import EVALUATION, is_model_folder
 from dragoman.predictor import PRODUCED_NAN, Predictor

@@ -14,7 +14,7 @@ from dragoman.engines.load import load_torch_engine
 from dragoman.engines.parity import compare
 from dragoman.errors import DragomanError
 from dragoman.evaluation.evaluation import Evaluation
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 from dragoman.model_folder.folder import REPORT, ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.presets import choose_settings

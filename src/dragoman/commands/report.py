@@ -10,7 +10,7 @@ from typing import Any
 from dragoman.configuration import flatten_settings, merge_settings
 from dragoman.engines.engine import UnsupportedError
 from dragoman.evaluation.evaluation import Evaluation
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import Source
 from dragoman.reporting.content import ReportContent

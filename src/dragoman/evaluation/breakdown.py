@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dragoman.evaluation.intervals import estimate_all
 from dragoman.evaluation.metrics import Metric, Statistics
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 from dragoman.settings import EvaluationSettings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
 from dragoman.tokenizers.special_ids import UNKNOWN_ID

@@ -6,7 +6,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 
 _LONGEST = 3  # units of one difference; longer ones are split into single units
 _NUM_EXAMPLES = 3

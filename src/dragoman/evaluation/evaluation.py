@@ -21,7 +21,7 @@ from dragoman.evaluation.breakdown import break_down
 from dragoman.evaluation.confidence import Calibration
 from dragoman.evaluation.confusions import Confusion, find_confusions
 from dragoman.evaluation.metrics import choose_metrics, find_task
-from dragoman.evaluation.rows import Row, read_rows, write_rows
+from dragoman.evaluation.output_rows import Row, read_rows, write_rows
 from dragoman.evaluation.scores import Scores, check_rows, collect_statistics, score_statistics
 from dragoman.settings import EvaluationSettings
 from dragoman.storage import consistent_read, read_json, staged_folder

@@ -17,7 +17,7 @@ import numpy as np
 from dragoman.errors import DataError, shorten
 from dragoman.evaluation.intervals import draw_counts, draw_halves
 from dragoman.evaluation.metrics import Metric, Statistics
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.scores import collect_statistics
 from dragoman.settings import EvaluationSettings
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 
 
 @dataclass(frozen=True, kw_only=True)

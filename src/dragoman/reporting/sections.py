@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from dragoman.configuration import flatten_settings
-from dragoman.evaluation.rows import Row
+from dragoman.evaluation.output_rows import Row
 from dragoman.reporting.charts import (
     MOST_TOKENS,
     Chart,

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman.errors import DataError
-from dragoman.evaluation.rows import Row, group_references, read_outputs, read_rows, write_rows
+from dragoman.evaluation.output_rows import (
+    Row,
+    group_references,
+    read_outputs,
+    read_rows,
+    write_rows,
+)
 from dragoman.reading.pairs import Pair
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

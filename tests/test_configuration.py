@@ -149,6 +149,7 @@ def test_renamed_settings_of_a_stored_config_load_and_typed_ones_are_suggested(t
         in message
     )
     assert f"{config}:4: decoding.cut_mark" in message
+    assert "there is no such setting; it was removed" in errors_of(None, ["--training.export=none"])
 
 
 def test_every_setting_is_listed_once():

@@ -161,6 +161,8 @@ def _list_section(section: "type[Section]", prefix: str, sections: tuple[str, ..
             is_choice = get_origin(kind) is Literal
             choices = f" ({', '.join(map(str, get_args(kind)))})" if is_choice else ""
             lines.append(f"  --{dotted}{choices}")
+            if isinstance(default, str) and default != default.strip():
+                default = repr(default)
             text = f"{info.description} [{'none' if default == '' else default}]"
             lines += textwrap.wrap(text, 88, initial_indent=" " * 8, subsequent_indent=" " * 8)
     return lines

@@ -226,8 +226,9 @@ def list_settings(section: type[BaseModel] = Settings, prefix: str = "") -> Iter
 
 def suggest(name: str, known: Sequence[str]) -> str:
     """Return "; did you mean X?" with the most similar name of `known`, or ""."""
-    if now := _RENAMED.get(name):
-        return f"; did you mean {now}?"
+    if name in _RENAMED:
+        now = _RENAMED[name]
+        return f"; did you mean {now}?" if now else "; it was removed"
     by_last: dict[str, str] = {}
     for one in known:
         by_last.setdefault(one.rpartition(".")[2], one)

@@ -1,7 +1,7 @@
 """Every setting of dragoman: its name, type, default, unit and meaning.
 
-The string under a field is its help on the command line. A setting stands in one place only: the
-parts of the package take a section (or a few of its values), never a copy of it.
+The string under a field is its help on the command line. Each setting is defined here only: other
+files take a section, or a few of its values.
 """
 
 from typing import Annotated, Literal
@@ -10,17 +10,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _split_commas(value: object) -> object:
-    """Return "a,b" as the list that it means (so lists are typed on the command line), "" as none.
-
-    A value that stands alone, as a column by its position, is a list of one.
-    """
+    """Return "a,b" as a list, for the command line; "" as an empty one, a number as a list of one."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return [value] if isinstance(value, int) else value
 
 
 def _name_answer(value: object) -> object:
-    """Return true and false, which is what YAML makes of yes and no, as "yes" and "no"."""
+    """Return true and false as "yes" and "no": YAML reads those words as booleans."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
@@ -50,64 +47,64 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """Where the pairs are, how a file of them is laid out, and what happens to a faulty row."""
+    """Where the pairs are, the layout of their files, and what happens to invalid rows."""
 
     format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "parallel"] = "auto"
-    """Layout of the files; auto goes by the name (.tsv .csv .jsonl .parquet, also with .gz or .zst); parallel is two text files, line by line."""
+    """Layout of the files; auto: by the name (.tsv .csv .jsonl .parquet, also .gz or .zst); parallel: two text files, line by line."""
     header: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_name_answer)] = "auto"
     """Whether the first line of a TSV or CSV file names the columns; auto: yes for CSV, no for TSV."""
     source: Column = "auto"
-    """Column of the source: a name, or a position from 1; auto: the one named source, else the first."""
+    """Column of the source: a name, or a position from 1; auto: the column named source, else the first."""
     target: Column = "auto"
-    """Column of the target: a name, or a position from 1; auto: the one named target, else the second."""
+    """Column of the target: a name, or a position from 1; auto: the column named target, else the second."""
     features: Texts = ()
-    """Columns whose values become one symbol each before the source (tags, languages); names or positions from 1."""
+    """Columns whose values become one symbol each before the source (tags, languages): names, or positions from 1."""
     leading_tags: bool = False
-    """Read <tags> at the start of a source, as in "<V> <PST> walk", as features: one symbol each."""
+    """Read <tags> at the start of a source, such as "<V> <PST> walk", as features: one symbol each."""
     valid: Texts = ()
-    """File of validation pairs (two for parallel text); none: a part of the training pairs."""
+    """File of validation pairs (two for parallel text); none: a fraction of the training pairs."""
     valid_fraction: Fraction = 0.05
-    """Part of the sources held out for validation, by a hash of the source; used without data.valid."""
+    """Fraction of the sources held out for validation, by a hash of the source; used without data.valid."""
     test: Texts = ()
     """File of test pairs (two for parallel text), scored once, after training."""
     test_fraction: Fraction = 0.0
-    """Part of the sources held out for the test, by a hash of the source; used without data.test."""
+    """Fraction of the sources held out for the test, by a hash of the source; used without data.test."""
     broken_rows: RowPolicy = "error"
-    """What to do when rows are broken (columns, UTF-8, empty side, NUL): stop, or skip and count them."""
+    """Invalid rows (missing columns, not UTF-8, an empty side, NUL): stop with an error, or skip and count them."""
     long_rows: RowPolicy = "error"
-    """What to do when rows are over data.max_characters or data.max_tokens: stop, or skip and count them."""
+    """Rows longer than data.max_characters or data.max_tokens: stop with an error, or skip and count them."""
     max_characters: Positive = 5000
-    """Longest source or target, in characters."""
+    """Maximum length of a source or target, in characters."""
     max_tokens: Positive = 1024
-    """Longest source or target, in tokens."""
+    """Maximum length of a source or target, in tokens."""
     cache: str = "auto"
-    """Folder where tokens and ids are kept for the next run on the same files (a month after their last use, 10 GiB at most); auto: dragoman in XDG_CACHE_HOME or ~/.cache; none: nothing is kept. A fact of the machine: never written into a model folder."""
+    """Folder of prepared data (tokens and ids), reused by the next run on the same files; entries unused for 30 days, and the oldest beyond 10 GiB, are removed. auto: dragoman in XDG_CACHE_HOME or ~/.cache; none: no cache. Not stored in a model folder."""
 
 
 class SideSettings(Section):
-    """How the text of one side is cut into tokens."""
+    """How the text of one side is split into tokens."""
 
     kind: TokenizerKind = "bpe"
-    """characters; symbols (cut at separator: phonemes, words); bpe (bytes, lossless); unigram; regex (every match of pattern is a token)."""
+    """characters; symbols (split at separator: phonemes, words); bpe (on bytes, lossless); unigram; regex (each match of pattern is a token)."""
     vocab_size: Annotated[int, Field(ge=8, le=1_000_000)] = 8000
-    """Largest number of tokens, for bpe and unigram."""
+    """Maximum vocabulary size, for bpe and unigram."""
     separator: str = " "
-    """What stands between two tokens of kind symbols."""
+    """Separator between two tokens of kind symbols."""
     pattern: str = ""
     """Regular expression of kind regex."""
     unicode_form: UnicodeForm = "none"
-    """Unicode form of the text inside the model; nfd takes letters and accents apart, and Hangul into jamo; output is recomposed."""
+    """Unicode normalisation inside the model; nfd splits accents from letters, and Hangul into jamo; outputs are recomposed."""
 
 
 class TokenizerSettings(Section):
-    """The tokens of both sides."""
+    """The tokenizers of both sides."""
 
     source: SideSettings = SideSettings()
     target: SideSettings = SideSettings()
     shared: bool = False
-    """One vocabulary for both sides, which must then have the same settings."""
+    """One vocabulary for both sides; their settings must then be equal."""
     training_rows: Positive = 1_000_000
-    """Largest number of training rows that the tokenizer is trained on."""
+    """Maximum number of rows to train the tokenizer on."""
 
 
 class ModelSettings(Section):
@@ -116,151 +113,151 @@ class ModelSettings(Section):
     d_model: Positive = 256
     """Width of the model."""
     nhead: Positive = 4
-    """Attention heads; d_model must be a multiple of it."""
+    """Number of attention heads; d_model must be a multiple of it."""
     num_encoder_layers: Positive = 3
-    """Layers of the encoder."""
+    """Number of encoder layers."""
     num_decoder_layers: Positive = 3
-    """Layers of the decoder."""
+    """Number of decoder layers."""
     dim_feedforward: Positive = 1024
     """Width of the feed-forward layers."""
     dropout: Fraction = 0.1
-    """Part of the activations that is dropped in training."""
+    """Dropout probability in training."""
     activation: Literal["relu", "gelu"] = "relu"
-    """Function between the feed-forward layers."""
+    """Activation function of the feed-forward layers."""
     norm_first: bool = True
-    """Layer norm before each block (pre-norm: trains without care) or after it (post-norm)."""
+    """Layer norm before each block (pre-norm, trains more stably) or after it (post-norm)."""
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
-    """Sinusoidal positions have no longest length; learned ones end at max_positions."""
+    """Position encoding; sinusoidal has no maximum length, learned ends at max_positions."""
     max_positions: Positive = 1024
     """Number of learned positions."""
     tie_embeddings: bool = False
-    """One matrix for the target's embedding and the output; with a shared vocabulary, for the source's embedding too."""
+    """One matrix for the target embedding and the output layer; with a shared vocabulary, also for the source embedding."""
 
 
 class OptimizationSettings(Section):
-    """How the weights are updated."""
+    """The optimizer and its schedule."""
 
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     """Peak learning rate of AdamW."""
     schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"] = "linear"
-    """Course of the learning rate after the warm-up; cosine and linear reach zero at training.max_steps."""
+    """Learning-rate schedule after warm-up; cosine and linear reach zero at training.max_steps."""
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
-    """Updates over which the learning rate rises from zero to its peak."""
+    """Steps in which the learning rate rises from zero to its peak."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    """Decay of the matrices, a part of the learning rate; vectors do not decay."""
+    """Weight decay of AdamW; applied to matrices only."""
     beta1: Fraction = 0.9
-    """How slowly AdamW's mean of the gradients forgets."""
+    """AdamW beta1."""
     beta2: Fraction = 0.98
-    """How slowly AdamW's mean of their squares forgets."""
+    """AdamW beta2."""
     label_smoothing: Fraction = 0.1
-    """Weight that is spread evenly over all tokens of the vocabulary."""
+    """Label smoothing: probability spread evenly over the vocabulary."""
     average_decay: Fraction = 0.999
-    """Part of the running average of the weights that stays at each update; the average is what is validated and kept. 0: no average."""
+    """Decay of the exponential moving average of the weights, which is validated and saved; 0: no average."""
     clip_norm: Annotated[float, Field(ge=0.0)] = 1.0
-    """Largest norm of the gradient; 0 leaves it as it is."""
+    """Clip gradients to this norm; 0: no clipping."""
 
 
 class TrainingSettings(Section):
-    """How long, in what batches, and on what."""
+    """How long, in what batches, and on what device to train."""
 
     max_steps: Positive = 40_000
-    """Most updates of the weights."""
+    """Maximum number of optimizer steps."""
     max_minutes: Annotated[float, Field(ge=0.0)] = 0.0
-    """Wall-clock limit of the training, in minutes, counted anew where it goes on after an interruption; 0: none. The schedule still goes by max_steps."""
+    """Time limit of the training, in minutes (0: none); starts again when a run is resumed. Schedules still go by max_steps."""
     batch_tokens: Positive = 2048
-    """Largest batch, in tokens of its longer side, padding counted."""
+    """Maximum tokens per batch, on its longer side, with padding."""
     accumulate: Positive = 1
-    """Batches an update."""
+    """Batches per step (gradient accumulation)."""
     seed: Annotated[int, Field(ge=0)] = 1
     """Seed of the weights, the dropout and the order of the batches."""
     valid_every: Positive = 500
-    """Updates between two validations."""
+    """Validate every N steps."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
-    """Updates between two checkpoints, which is what a death may cost; 0: as valid_every."""
+    """Checkpoint every N steps (work lost in a crash); 0: same as valid_every."""
     valid_rows: Positive = 1000
-    """About how many validation rows are decoded at each validation, spread over all lengths; the loss is over all."""
+    """Decode about this many rows at each validation, of all lengths; the loss is always over all rows."""
     patience: Annotated[int, Field(ge=0)] = 10
-    """Validations without a better score before the training stops; 0: never."""
+    """Stop after this many validations without a better score; 0: never."""
     monitor: Monitor = "auto"
-    """Validation score that chooses the best checkpoint and stops the training. auto: chrf where targets are running text, token_error_rate where they are symbols or short strings, character_error_rate where those are cut into pieces."""
+    """Validation score for the best checkpoint and for early stopping. auto: chrf for running text, token_error_rate for symbols and short strings, character_error_rate for short strings in subwords."""
     loggers: Annotated[tuple[LoggerName, ...], BeforeValidator(_split_commas)] = ("auto",)
-    """Where curves and samples go, beside the CSV file that is always written: Lightning's loggers auto, none, tensorboard, wandb, mlflow, comet, litlogger; auto: TensorBoard where it is installed."""
+    """Lightning loggers for curves and samples, in addition to a CSV file: auto, none, tensorboard, wandb, mlflow, comet, litlogger; auto: TensorBoard if installed."""
     implementation: Literal["fused", "reference"] = "fused"
-    """Code that computes the model in training: fused (fast) or torch's own modules (reference); the same function."""
+    """Code that computes the model in training: fused is faster; reference is torch's own modules. Both compute the same function."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    """Number format of the products; auto: bf16 where the processor or the GPU has it."""
+    """Mixed precision (Lightning's names); auto: bf16 where the hardware supports it."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the model is trained; auto: on a GPU if there is one."""
+    """Device to train on; auto: a GPU if there is one."""
 
 
 class DecodingSettings(Section):
-    """How a prediction is made, how long it may be, and what it may say."""
+    """How outputs are searched, their length, and constraints on them."""
 
     method: Literal["beam", "diverse", "sampling"] = "beam"
-    """Beam search; diverse beam search (groups that avoid each other's tokens); or sampling by chance."""
+    """Beam search, diverse beam search (groups that avoid each other's tokens), or random sampling."""
     beam_size: Positive = 1
-    """Hypotheses that beam search keeps at each step; 1 is greedy search."""
+    """Hypotheses kept at each step of beam search; 1: greedy search."""
     num_hypotheses: Positive = 1
-    """Outputs of each source, the best first; more than one are written with --jsonl only."""
+    """Outputs per source, best first; with more than one, write --jsonl."""
     length_norm: Literal["average", "wu"] = "average"
-    """Hypotheses are compared by score / length^length_penalty (average), or by score / ((5 + length) / 6)^length_penalty (wu: Wu et al. 2016)."""
+    """Length normalisation: score / length^length_penalty (average), or score / ((5 + length) / 6)^length_penalty (wu: Wu et al. 2016)."""
     length_penalty: Annotated[float, Field(ge=0.0)] = 1.0
-    """Exponent of the length, its end included, in the comparison of hypotheses; 0: by their score alone."""
+    """Exponent of the length (end token included) in the length normalisation; 0: none."""
     stop: Literal["full", "exact"] = "full"
-    """Beam search ends when beam_size hypotheses have ended (full), or when no hypothesis that goes on could still be among the best (exact: slower)."""
+    """Stop beam search when beam_size hypotheses have ended (full), or when no open hypothesis can still be among the best (exact: slower)."""
     max_length_ratio: Annotated[float, Field(ge=0.0)] = 2.0
-    """Longest output: max_length_ratio * tokens of the source (rounded up to a multiple of 16) + max_length_extra, in tokens."""
+    """Maximum output length: max_length_ratio * source tokens (rounded up to a multiple of 16) + max_length_extra, in tokens."""
     max_length_extra: Annotated[int, Field(ge=1)] = 50
-    """Tokens that an output may have beyond the ratio; raised by itself where the training pairs need more."""
+    """Constant part of the maximum output length; fit raises it if training pairs need more."""
     min_length_ratio: Annotated[float, Field(ge=0.0)] = 0.0
-    """Shortest output: min_length_ratio * tokens of the source + min_length, in tokens."""
+    """Minimum output length: min_length_ratio * source tokens + min_length, in tokens."""
     min_length: Annotated[int, Field(ge=0)] = 0
-    """Fewest tokens of an output, whatever its source."""
+    """Constant part of the minimum output length."""
     no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
-    """No sequence of so many tokens comes twice in an output; 0: any may."""
+    """Never repeat an n-gram of this many tokens in an output; 0: no limit."""
     forbidden_tokens: Texts = ()
-    """Tokens of the target's vocabulary that no output may hold."""
+    """Target tokens that are never emitted."""
     diverse_groups: Positive = 2
     """Groups of diverse beam search; beam_size must be a multiple of it."""
     diverse_strength: Annotated[float, Field(ge=0.0)] = 0.5
-    """What a token costs, in nats, for each earlier group that took it at the same step."""
+    """Penalty on a token, in nats, for each earlier group that chose it at the same step."""
     num_samples: Positive = 1
-    """Outputs that sampling draws for each source; the best num_hypotheses of them are kept."""
+    """Outputs to sample per source; the best num_hypotheses are kept."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    """Sampling: below 1 likely tokens become likelier, above 1 less so."""
+    """Sampling temperature: below 1 favours likely tokens, above 1 flattens the distribution."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Sampling: only so many of the likeliest tokens; 0: all."""
+    """Sample only from the k most likely tokens; 0: from all."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Sampling: only the likeliest tokens that together reach this probability."""
+    """Sample only from the most likely tokens that together have this probability (nucleus sampling)."""
     seed: Annotated[int, Field(ge=0)] = 1
-    """Seed of the sampling; an output depends on it and on the source alone."""
+    """Seed of the sampling; an output depends only on the seed and its source."""
     minimum_risk: Literal["none", "edit", "chrf"] = "none"
-    """Minimum Bayes risk: choose the candidate that is closest, by edit distance or chrF, to all candidates (the beam, or the samples)."""
+    """Minimum Bayes risk: choose the candidate closest, by edit distance or chrF, to all candidates (of the beam, or the samples)."""
     regex: str = ""
-    """Regular expression that every output matches as a whole, written as for Rust's regex crate; computed by PyTorch, as all that constrains the output."""
+    """Regular expression that the whole output matches (syntax of Rust's regex crate). Constraints need the PyTorch engine."""
     json_schema: str = ""
-    """JSON schema that every output conforms to: a file, or the schema itself if it begins with {."""
+    """JSON schema that each output conforms to: a file, or the schema itself if it begins with {."""
     choices: str = ""
-    """File of the only possible outputs, one a line."""
+    """File of the only allowed outputs, one per line."""
     grammar: str = ""
-    """File of a grammar, in the Lark format, whose language every output is of."""
+    """File of a grammar in the Lark format that each output conforms to."""
     token_scores: bool = False
-    """Give the tokens of each output and the log-probability of each (--jsonl)."""
+    """Return the tokens of each output with their log-probabilities (--jsonl)."""
     alignment: bool = False
-    """Give the attention of each token of the output over the tokens of the source (--jsonl)."""
+    """Return the attention of each output token over the source tokens (--jsonl)."""
     batch_tokens: Positive = 8192
-    """Largest batch of sources, in tokens, padding counted; each hypothesis of a beam counts."""
+    """Maximum source tokens per batch, with padding; each hypothesis of a beam counts."""
     truncation_mark: str = " [truncated]"
-    """What is put behind an output that reached its longest length without ending by itself."""
+    """Appended to an output that was truncated at the maximum length."""
 
     @property
     def num_candidates(self) -> int:
-        """Hypotheses that a search makes for each source."""
+        """Number of hypotheses that a search produces for each source."""
         return self.num_samples if self.method == "sampling" else self.beam_size
 
     @property
     def num_searched(self) -> int:
-        """Hypotheses that a search returns: all candidates where the least risky are chosen."""
+        """Number of hypotheses that a search returns; all candidates with minimum_risk."""
         return self.num_hypotheses if self.minimum_risk == "none" else self.num_candidates
 
 
@@ -268,26 +265,26 @@ class EvaluationSettings(Section):
     """How outputs are compared with their references."""
 
     task: Literal["auto", "text", "phones", "records"] = "auto"
-    """What the targets are: text (WER over words, CER, BLEU, chrF, TER); phones (PER over symbols, where WER is the part of the rows that are not exact); records (JSON objects, or lines "field: value": precision, recall and F1 of the fields too). auto: records where every reference is one, phones where target tokens are symbols, else text, without BLEU and TER where no target has four words."""
+    """Kind of the targets: text (WER, CER, BLEU, chrF, TER); phones (PER over symbols; WER is the fraction of wrong rows); records (JSON objects, or "field: value" lines; also precision, recall and F1 of the fields). auto: by the references and the tokenizer."""
     bleu_tokenizer: Literal["13a", "intl", "char", "zh", "none"] = "13a"
-    """How sacrebleu cuts text into words for BLEU; char or zh for languages without spaces."""
+    """Tokenizer of sacrebleu for BLEU; char or zh for languages without spaces."""
     confidence_level: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
-    """How often an interval holds the score that more rows of the same kind would give."""
+    """Confidence level of the intervals."""
     resamples: Annotated[int, Field(ge=100)] = 1000
-    """Sets of rows that are drawn, with replacement, to make an interval."""
+    """Number of bootstrap resamples for an interval."""
     seed: Annotated[int, Field(ge=0)] = 1
-    """Seed of that drawing."""
+    """Seed of the bootstrap."""
     report: Literal["html", "none"] = "html"
-    """What fit writes of its run for people: report.html in the model folder, which opens offline."""
+    """Whether fit writes report.html into the model folder; it opens offline."""
 
 
 class Settings(Section):
     """All settings, by section."""
 
     version: str = ""
-    """Version of dragoman that wrote these settings; written by dragoman."""
+    """Version of dragoman that wrote these settings; set by dragoman."""
     preset: Literal["auto", "tiny", "small", "medium", "large"] = "auto"
-    """Values for all that is not set by hand; auto goes by the number of pairs and their lengths."""
+    """Defaults for all settings that are not set; auto: by the number and length of the pairs."""
     data: DataSettings = DataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()

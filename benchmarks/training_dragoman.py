@@ -20,12 +20,11 @@ from dragoman.tokenizers.special_ids import PAD_ID
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule
+from dragoman.training.device import choose_precision, find_device, plan_micro_batches
 from dragoman.training.graceful_stop import SignalHandler
 from dragoman.training.logs import make_loggers
 from dragoman.training.module import TransformerTraining
-from dragoman.training.precision import choose_precision, find_device, plan_micro_batches
-from dragoman.training.run_context import Surroundings
-from dragoman.training.startup import StartClock
+from dragoman.training.run_context import RunContext, StartTimer
 from dragoman.training.trainer import make_trainer
 from dragoman.training.validation_metrics import Texts, monitor_mode
 
@@ -52,7 +51,7 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
     precision, _ = choose_precision(settings.training, find_device(settings.training))
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         console = Console(file=nowhere, force_terminal=True, width=100)
-        around = Surroundings(console=console, clock=StartClock(), watch=SignalHandler(console))
+        context = RunContext(console=console, timer=StartTimer(), signals=SignalHandler(console))
         training = settings.training
         checkpoints = Checkpoints(
             folder / "checkpoints",
@@ -62,7 +61,7 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
             console=console,
         )
         texts = Texts(data.tokenizer)
-        trainer = make_trainer(settings, precision, folder, texts, checkpoints, around)
+        trainer = make_trainer(settings, precision, folder, texts, checkpoints, context)
         trainer.loggers = make_loggers(settings.training.loggers, folder)
         trainer.callbacks.append(
             Pacing(pacer, partial(count, plan_micro_batches(settings.training)))

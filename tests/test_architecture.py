@@ -99,7 +99,7 @@ def loaded_after(code: str) -> set[str]:
         "import dragoman.cli; dragoman.cli_options.build_parser(dragoman.cli.COMMANDS)[1]['fit'].format_help()",
         "import dragoman; dragoman.Settings; dragoman.read_pairs; dragoman.Tokenizer",
         "import dragoman.model_folder.folder",
-        "import dragoman.training.startup; dragoman.training.startup.StartClock()",
+        "import dragoman.training.run_context; dragoman.training.run_context.StartTimer()",
     ],
 )
 def test_neither_torch_nor_lightning_is_loaded_by(code):

@@ -82,9 +82,9 @@ def _add_fit(command: ArgumentParser) -> None:
 
 
 def _fit(arguments: Namespace, words: Sequence[str]) -> None:
-    from dragoman.training.startup import StartClock
+    from dragoman.training.run_context import StartTimer
 
-    clock = StartClock.since_process_start()
+    timer = StartTimer.since_process_start()
     if not arguments.pairs and arguments.resume == "no":
         raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
     if arguments.resume != "no" and (arguments.overwrite or arguments.dry_run):
@@ -99,12 +99,12 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         check_files(files, settings.data)
     from dragoman.commands import fit as command
 
-    clock.mark("program and libraries")
+    timer.mark("program and libraries")
     pairs, out, overwrite = arguments.pairs, arguments.out, arguments.overwrite
     if arguments.dry_run:
-        command.rehearse(pairs, out, settings, overwrite=overwrite, clock=clock)
+        command.dry_run(pairs, out, settings, overwrite=overwrite, timer=timer)
         return
-    command.fit(pairs, out, settings, overwrite=overwrite, resume=arguments.resume, clock=clock)
+    command.fit(pairs, out, settings, overwrite=overwrite, resume=arguments.resume, timer=timer)
     _print_results(out)
     # The path of this interpreter, if a shell would not find `dragoman`.
     name = "dragoman" if shutil.which("dragoman") else f"{sys.executable} -m dragoman"

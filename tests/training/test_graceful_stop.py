@@ -83,7 +83,7 @@ def test_a_signal_at_any_moment_loses_no_step(
     with monkeypatch.context() as patch:
         send_at(patch, name, place, [signal.Signals[one] for one in sent.split()])
         first = sent.split()[0]
-        with pytest.raises(Stopped, match=rf"{first}: stopped after update \d+; to go on") as stop:
+        with pytest.raises(Stopped, match=rf"{first}: stopped after step \d+; to resume") as stop:
             fit(pairs, out, rare, console=quiet_console())
     assert stop.value.exit_code == 128 + signal.Signals[first]
     done = -(-place // 2) if name == "training_step" else 4 * place
@@ -101,7 +101,7 @@ def test_a_second_signal_stops_at_once_and_keeps_the_last_checkpoint(
     out = tmp_path / "model"
     send_at(monkeypatch, "training_step", 20, [signal.SIGINT, signal.SIGINT])
     every = settings("--training.checkpoint_every", "3")
-    with pytest.raises(Stopped, match="SIGINT: stopped; to go on") as stop:
+    with pytest.raises(Stopped, match="SIGINT: stopped; to resume") as stop:
         fit(pairs, out, every, console=quiet_console())
     assert stop.value.exit_code == 130
     names = [path.name for path in list_checkpoints(tmp_path / "model.training" / "checkpoints")]
@@ -206,7 +206,7 @@ def test_the_command_ends_within_10_s_with_the_exit_code_of_the_signal(
     _, told = process.communicate(timeout=60)
     assert time.monotonic() - sent_at < 10
     assert process.returncode == 128 + number, told
-    assert f"to go on: dragoman fit --out {out} --resume auto" in told
+    assert f"to resume: dragoman fit --out {out} --resume auto" in told
     assert [path.name for path in tmp_path.iterdir()] == ["model.training"]
     again = start(pairs, out)
     told = again.communicate(timeout=120)[1]

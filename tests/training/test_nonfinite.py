@@ -8,11 +8,11 @@ from dragoman.errors import TrainingError
 from dragoman.model.transformer import Transformer
 from dragoman.settings import OptimizationSettings
 from dragoman.training.module import TransformerTraining
-from dragoman.training.nonfinite import MOST_IN_A_ROW, BrokenNumbers
+from dragoman.training.nonfinite import MOST_IN_A_ROW, NonFiniteSteps
 
 
 def train(tmp_path, rows, max_steps, break_network, accumulate=1, precision="32-true"):
-    """Train a network of which a part was broken; return it, the callback, and what was told."""
+    """Train a network of which a part was broken; return it, the callback, and what was message."""
     (tmp_path / "pairs.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
     (tmp_path / "valid.tsv").write_text("abc\tABC\n")
     words = ["--training.batch_tokens", "100", "--data.valid", str(tmp_path / "valid.tsv")]
@@ -26,7 +26,7 @@ def train(tmp_path, rows, max_steps, break_network, accumulate=1, precision="32-
     )  # fmt: skip
     break_network(network, data.tokenizer)
     console = quiet_console()
-    callback = BrokenNumbers(console, settings)
+    callback = NonFiniteSteps(console, settings)
     module = TransformerTraining(
         network, OptimizationSettings(schedule="constant", warmup_steps=0, weight_decay=0.1)
     )
@@ -40,8 +40,8 @@ def train(tmp_path, rows, max_steps, break_network, accumulate=1, precision="32-
     try:
         trainer.fit(module, data)
     finally:
-        told = console.file.getvalue()
-    return module, callback, told, before
+        message = console.file.getvalue()
+    return module, callback, message, before
 
 
 def poison(letter):
@@ -56,18 +56,18 @@ def poison(letter):
 
 
 @pytest.mark.parametrize(("accumulate", "precision"), [(1, "32-true"), (2, "bf16-mixed")])
-def test_an_update_that_is_no_number_is_left_out_and_its_row_is_named(
+def test_a_step_with_a_non_finite_loss_is_skipped_and_its_row_is_named(
     tmp_path, accumulate, precision
 ):
     rows = [(word, word.upper()) for word in make_words(200)]
     rows[136] = ("abz", "ABZ")
-    module, callback, told, before = train(
+    module, callback, message, before = train(
         tmp_path, rows, 20, poison("z"), accumulate=accumulate, precision=precision
     )
     steps = 20 * accumulate
     assert 0 < callback.num_skipped < steps / 2
-    assert f"1 rows: {tmp_path}/pairs.tsv:137" in told
-    assert f"({1} in a row, {callback.num_skipped} in all)" in told
+    assert f"1 rows: {tmp_path}/pairs.tsv:137" in message
+    assert f"({1} in a row, {callback.num_skipped} in all)" in message
     after = list(module.network.parameters())
     changed = [not torch.equal(a, b) for a, b in zip(after, before, strict=True)]
     assert sum(changed) > len(changed) / 2
@@ -75,7 +75,7 @@ def test_an_update_that_is_no_number_is_left_out_and_its_row_is_named(
     assert module.trainer.callback_metrics["train_loss"].isfinite()
 
 
-def test_an_update_that_is_left_out_changes_nothing_and_a_few_in_a_row_end_the_run(tmp_path):
+def test_a_few_skipped_steps_in_a_row_end_the_run(tmp_path):
     rows = [(word, word.upper()) for word in make_words(100)]
 
     def break_all(network, _):
@@ -84,16 +84,16 @@ def test_an_update_that_is_left_out_changes_nothing_and_a_few_in_a_row_end_the_r
 
     with pytest.raises(TrainingError) as fault:
         train(tmp_path, rows, 20, break_all)
-    told = str(fault.value)
-    assert f"update {MOST_IN_A_ROW}: a loss or a gradient that is not finite" in told
-    assert f"({MOST_IN_A_ROW} in a row, {MOST_IN_A_ROW} in all)" in told
-    assert "optimization.learning_rate" in told
-    assert "training.precision 32-true" in told
-    assert "pairs.tsv:" in told
-    assert ", …" in told
+    message = str(fault.value)
+    assert f"step {MOST_IN_A_ROW} skipped: non-finite loss or gradient" in message
+    assert f"({MOST_IN_A_ROW} in a row, {MOST_IN_A_ROW} in all)" in message
+    assert "optimization.learning_rate" in message
+    assert "training.precision 32-true" in message
+    assert "pairs.tsv:" in message
+    assert ", …" in message
 
 
-def test_weights_and_means_stay_as_they_are_without_a_gradient(tmp_path):
+def test_a_skipped_step_changes_neither_weights_nor_moments(tmp_path):
     rows = [("abz", "ABZ")] * 60
     module, callback, _, before = train(tmp_path, rows, MOST_IN_A_ROW - 1, poison("z"))
     assert callback.num_skipped == MOST_IN_A_ROW - 1

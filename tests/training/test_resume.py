@@ -90,7 +90,7 @@ def test_data_files_may_be_deleted_and_changed_ones_are_refused(whole, tmp_path)
     out = take_up(whole, tmp_path, 12)
     (tmp_path / "same.tsv").write_bytes((whole / "pairs.tsv").read_bytes())
     (tmp_path / "other.tsv").write_text("a\tb\n")
-    with pytest.raises(CheckpointError, match="not the pairs with which the run began"):
+    with pytest.raises(CheckpointError, match="not the pairs with which the run started"):
         fit(tmp_path / "other.tsv", out, resume="must", console=quiet_console())
     fit(tmp_path / "same.tsv", out, resume="must", console=quiet_console())
 
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(whole, tmp_p
     told = console.file.getvalue()
     assert f"{folder / 'step-8.ckpt'}: damaged" in told.replace("\n", "")
     assert f"{folder / 'step-7.ckpt'}: not a complete checkpoint" in told.replace("\n", "")
-    assert "goes on after update 6" in told
+    assert "resumed after step 6" in told
     assert results_of(out) == results_of(whole / "model")
 
 
@@ -132,7 +132,7 @@ def test_without_a_usable_checkpoint_or_data_nothing_is_touched(whole, tmp_path)
         path.write_bytes(b"no checkpoint")
     pairs = write_pairs(tmp_path / "pairs.tsv", 200)
     for resume in ("auto", "must"):
-        with pytest.raises(CheckpointError, match="no whole checkpoint to go on from"):
+        with pytest.raises(CheckpointError, match="no usable checkpoint"):
             fit(pairs, out, settings(), resume=resume, console=quiet_console())
     assert {path.read_bytes() for path in (folder / "checkpoints").iterdir()} == {b"no checkpoint"}
 
@@ -148,10 +148,10 @@ def test_auto_starts_a_new_run_and_leaves_a_complete_one_alone(tmp_path):
     before = (out / "model.safetensors").stat().st_mtime_ns
     console = quiet_console()
     model = fit(pairs, out, brief, resume="auto", console=console)
-    assert "nothing to do" in console.file.getvalue()
+    assert "already complete" in console.file.getvalue()
     assert (out / "model.safetensors").stat().st_mtime_ns == before
     assert model.predict(["abc"])
-    with pytest.raises(ModelFolderError, match="go on with --resume"):
+    with pytest.raises(ModelFolderError, match="resume with --resume"):
         fit(pairs, out, brief, console=quiet_console())
 
 
@@ -200,7 +200,7 @@ from dragoman.training.checkpoints import AtomicCheckpointIO
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.module import TransformerTraining
 from dragoman.training.resume import RngAndMetricState
-from dragoman.training.averaging import average_weights
+from dragoman.training.trainer import average_weights
 
 class Losses(lightning.Callback):
     def on_train_batch_end(self, trainer, module, outputs, *_):

@@ -19,8 +19,8 @@ from dragoman.model_folder.folder import REPORT, ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.presets import choose_settings
 from dragoman.settings import Settings
+from dragoman.training.device import find_peak_memory_mib
 from dragoman.training.logs import read_curves
-from dragoman.training.memory import find_peak_memory_mib
 
 _MOST_INSPECTED = 3_000_000  # pairs that the inspection holds in memory: 0.6 to 0.8 GiB a million
 _NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on them
@@ -40,7 +40,7 @@ def evaluate_run(run: Run, predictor: Predictor, counts: Sequence[int]) -> dict[
 
 
 def gather_metrics(
-    run: Run, evaluations: Mapping[str, Evaluation], num_steps: int, minutes: float
+    run: Run, evaluations: Mapping[str, Evaluation], minutes: float
 ) -> dict[str, Any]:
     """Return the content of metrics.json: scores, sizes, data, samples."""
     data = run.data
@@ -55,7 +55,7 @@ def gather_metrics(
         "num_parameters": sum(p.numel() for p in run.module.network.parameters()),
         "source_vocab_size": data.tokenizer.source_vocab_size,
         "target_vocab_size": data.tokenizer.target_vocab_size,
-        "num_steps": num_steps,
+        "num_steps": run.trainer.global_step,
         "minutes": round(minutes, 2),
         "peak_memory_mib": find_peak_memory_mib(),
         "precision": run.precision,

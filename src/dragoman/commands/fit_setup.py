@@ -1,52 +1,52 @@
-"""What a run is made of: its folders, settings, data, network and trainer, ready to train."""
+"""A run, ready to train: its folders, settings, data, model and trainer."""
 
+import glob
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import lightning
+from filelock import Timeout
 
-from dragoman.commands.run_folders import claim_folders, temporary_folder
 from dragoman.configuration import find_conflicts, list_set_values, merge_settings
 from dragoman.data.run_data import RunData
-from dragoman.errors import CheckpointError, SettingsError
+from dragoman.errors import CheckpointError, ModelFolderError, SettingsError
 from dragoman.model.building import build_network
 from dragoman.model_folder.constraint_files import find_constraint_faults
+from dragoman.model_folder.folder import is_model_folder, sweep_model_folder
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.settings import DataSettings, Settings
-from dragoman.storage import sha256
+from dragoman.storage import hold_lock, sha256
 from dragoman.tokenizers.tokenizer import find_side_faults
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule
-from dragoman.training.logs import find_logger_errors
-from dragoman.training.module import TransformerTraining
-from dragoman.training.precision import (
+from dragoman.training.device import (
     choose_precision,
+    fast_float32,
     find_device,
     name_device,
     plan_micro_batches,
-    quick_float32,
 )
-from dragoman.training.resume import (
-    CHECKPOINTS,
-    DATA,
-    ResumePoint,
-    RunRecord,
-    merge_for_resuming,
-)
-from dragoman.training.run_context import Surroundings
+from dragoman.training.logs import find_logger_errors
+from dragoman.training.module import TransformerTraining
+from dragoman.training.resume import CHECKPOINTS, DATA, ResumePoint, RunRecord, merge_for_resuming
+from dragoman.training.run_context import RunContext
 from dragoman.training.trainer import make_trainer
 from dragoman.training.validation_metrics import Texts, choose_text_scores, monitor_mode
 
 PairFiles = str | Path | Sequence[str | Path]
 
+_IDS = ".ids-"  # in the names of temporary folders
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run is made of, once the data are read."""
+    """All parts of a run, once the pairs are read."""
 
     settings: Settings
     typed: Settings  # before any was chosen
@@ -58,34 +58,41 @@ class Run:
     out: Path  # the model folder
     folder: Path  # checkpoints, data and logs
     precision: str
-    around: Surroundings
-    resumption: ResumePoint | None  # where it goes on; None: it begins
+    context: RunContext
+    resume_point: ResumePoint | None  # None: it starts
 
-    @property
-    def monitor(self) -> str:
-        """The name of the score that chooses the best checkpoint."""
-        return f"valid_{self.settings.training.monitor}"
+    def take_folder(self) -> None:
+        """Make the folder of the run: empty, except for its data.
+
+        Raises:
+            ModelFolderError: It cannot be written.
+        """
+        try:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.data.move(self.folder / DATA)
+        except OSError as error:
+            raise ModelFolderError(f"{self.folder}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager
-def open_run(
-    pairs: PairFiles,
-    out: Path,
-    settings: Settings,
-    overwrite: bool,
-    around: Surroundings,
+def start_run(
+    pairs: PairFiles, out: Path, settings: Settings, overwrite: bool, context: RunContext
 ) -> Iterator[Run]:
-    """Give a run that is ready to train; nothing is left of it but what the caller writes."""
+    """Read the pairs, choose the open settings, and give a run that is ready to train.
+
+    Nothing of it is left on the disk, except what the caller writes.
+    """
     _check_settings(settings)
-    out, folder = claim_folders(out, overwrite)
-    with temporary_folder(out) as ids, quick_float32():
+    out, folder = _check_folders(out, overwrite)
+    with _temporary_folder(out) as ids, fast_float32():
         hush_lightning()
-        around.tell("reading pairs")
+        context.report("reading pairs")
         data = RunData.read(list_files(pairs), settings, ids)
-        around.clock.mark("pairs")
+        context.timer.mark("pairs")
         choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
         data.encode(choice.settings)
-        around.clock.mark("tokenizer and ids")
+        context.timer.mark("tokenizer and ids")
         train = data.ids("train")
         resolved, room = leave_room_for_outputs(
             choice.settings, train.source_lengths, train.target_lengths
@@ -102,56 +109,128 @@ def open_run(
             pairs=tuple(map(str, data.paths)),
             sha256=data.sha256,
         )
-        run = _assemble(record, data, out, folder, around, None)
+        run = _assemble(record, data, out, folder, context, None)
         messages = [*choice.reasons, *data.notes, *room, *filter(None, [data.cache_note])]
         _report(run, messages, f"{precision} on {name_device(device_type)}: {why}")
         yield run
 
 
 @contextmanager
-def reopen_run(
-    pairs: PairFiles,
-    out: Path,
-    settings: Settings,
-    resumption: ResumePoint,
-    around: Surroundings,
+def resume_run(
+    pairs: PairFiles, out: Path, settings: Settings, point: ResumePoint, context: RunContext
 ) -> Iterator[Run]:
-    """Give a run that goes on where `resumption` tells, with the data and settings it began with.
+    """Give the run of `point`, ready to continue from there with its data and settings.
 
     Args:
-        pairs: Empty, or the files with which it began.
-        settings: What is to be changed about it.
+        pairs: Empty, or the files with which it started.
+        settings: The ones to change.
 
     Raises:
-        SettingsError: More is to be changed than may be.
-        CheckpointError: `pairs` are not those with which it began.
-        DataError: Its data are not whole.
+        SettingsError: Some of them may not change.
+        CheckpointError: `pairs` are not those with which it started.
+        DataError: Its data are incomplete.
     """
-    began = resumption.record
-    merged = _forget_cache(merge_for_resuming(began, settings))
+    merged = _forget_cache(merge_for_resuming(point.record, settings))
     _check_settings(merged)
-    _check_pairs(list_files(pairs), began)
-    out, folder = claim_folders(out, overwrite=True)
-    with quick_float32():
+    _check_pairs(list_files(pairs), point.record)
+    out, folder = _check_folders(out, overwrite=True)
+    with fast_float32():
         hush_lightning()
-        data = RunData.reopen(began.pairs, merged.data, folder / DATA)
-        data.sha256 = dict(began.sha256)
-        around.clock.mark("data of the run")
-        record = replace(began, settings=merged)
-        run = _assemble(record, data, out, folder, around, resumption)
+        data = RunData.reopen(point.record.pairs, merged.data, folder / DATA)
+        data.sha256 = dict(point.record.sha256)
+        context.timer.mark("data of the run")
+        record = replace(point.record, settings=merged)
+        run = _assemble(record, data, out, folder, context, point)
         device = name_device(find_device(merged.training))
-        told = [f"goes on after update {resumption.step:,}, from {resumption.path}"]
-        _report(run, told, f"{began.precision} on {device}: as the run began")
+        resumed = f"resumed after step {point.step:,}, from {point.path}"
+        _report(run, [resumed], f"{record.precision} on {device}: as the run started")
         yield run
 
 
 def list_files(pairs: PairFiles) -> list[Path]:
-    """Return the files of pairs, whether one or several were given."""
+    """Return the files of pairs, given as one or as several."""
     return [Path(pairs)] if isinstance(pairs, str | Path) else [Path(path) for path in pairs]
 
 
+def name_folders(out: Path) -> tuple[Path, Path]:
+    """Return the model folder, by a path with a name, and the folder for checkpoints and logs."""
+    if out.name in ("", ".."):
+        out = out.resolve()
+    return out, out.with_name(f"{out.name}.training") if out.name else out
+
+
+@contextmanager
+def lock_folder(out: Path) -> Iterator[None]:
+    """Keep other processes from training into `out`; the lock of a dead process holds nobody up.
+
+    Raises:
+        ModelFolderError: Another process trains there, or nothing can be written there.
+    """
+    nearest = _find_nearest(out)
+    lock = nearest / f".{'+'.join(out.absolute().relative_to(nearest).parts)}.lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(lock))
+        except Timeout as error:
+            raise ModelFolderError(
+                f"{out}: another process is training a model into this folder; wait for it, or "
+                "choose another --out"
+            ) from error
+        except OSError as error:
+            raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
+        yield
+
+
+def sweep_folders(out: Path) -> None:
+    """Remove what a killed run has left; to be called while `lock_folder` holds."""
+    for path in _find_nearest(out).glob(f".{glob.escape(out.name)}{_IDS}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    sweep_model_folder(out)
+
+
+@contextmanager
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """Give a folder on the disk of `out`, removed at the end.
+
+    Raises:
+        ModelFolderError: It cannot be made.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}{_IDS}", dir=_find_nearest(out))
+    except OSError as error:
+        raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
+
+
+def _find_nearest(out: Path) -> Path:
+    """Return the nearest folder above `out` that exists."""
+    return next(path for path in out.absolute().parents if path.exists())
+
+
+def _check_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
+    """Return the model folder, and the folder for checkpoints and logs; touch neither.
+
+    Raises:
+        ModelFolderError: One exists and may not be replaced, or `out` is not a model folder.
+    """
+    out, folder = name_folders(out)
+    existing = [path for path in (out, folder) if path.exists()]
+    if existing and not overwrite:
+        resume = ", resume with --resume auto" if folder in existing else ""
+        raise ModelFolderError(
+            f"{' and '.join(map(str, existing))}: already there; choose another --out{resume}, or "
+            "replace it with --overwrite"
+        )
+    if out.exists() and not is_model_folder(out):
+        raise ModelFolderError(
+            f"{out}: not a model folder, so --overwrite leaves it alone; choose another --out"
+        )
+    return out, folder
+
+
 def _forget_cache(settings: Settings) -> Settings:
-    """Return the settings without the cache: it is this machine's, the model folder goes to others."""
+    """Return the settings without the cache: it belongs to this machine, not to the model folder."""
     data = settings.data.model_copy(update={"cache": DataSettings().cache})
     return settings.model_copy(update={"data": data})
 
@@ -166,15 +245,15 @@ def _check_settings(settings: Settings) -> None:
 
 
 def _check_pairs(paths: Sequence[Path], record: RunRecord) -> None:
-    """Check that files that are given when a run goes on are those with which it began."""
-    began = [record.sha256.get(name) for name in record.pairs]
-    if not paths or not all(began):
+    """Check that files that are given to resume a run are those with which it started."""
+    started = [record.sha256.get(name) for name in record.pairs]
+    if not paths or not all(started):
         return
-    if [sha256(path) if path.is_file() else "" for path in paths] != began:
+    if [sha256(path) if path.is_file() else "" for path in paths] != started:
         raise CheckpointError(
-            f"{', '.join(map(str, paths))}: not the pairs with which the run began "
-            f"({', '.join(record.pairs)}, as they were then); leave them out to go on with those, "
-            "or begin anew with --overwrite"
+            f"{', '.join(map(str, paths))}: not the pairs with which the run started "
+            f"({', '.join(record.pairs)}, as they were then); leave them out to resume with those, "
+            "or start from scratch with --overwrite"
         )
 
 
@@ -183,35 +262,34 @@ def _assemble(
     data: RunData,
     out: Path,
     folder: Path,
-    around: Surroundings,
-    resumption: ResumePoint | None,
+    context: RunContext,
+    point: ResumePoint | None,
 ) -> Run:
     """Build the model and the trainer."""
-    settings = record.settings
-    lightning.seed_everything(settings.training.seed, verbose=False)
+    settings, training = record.settings, record.settings.training
+    lightning.seed_everything(training.seed, verbose=False)
     texts = Texts(data.tokenizer)
     module = TransformerTraining(
         build_network(settings.model, data.tokenizer),
         settings.optimization,
         decoding=settings.decoding,
-        max_steps=settings.training.max_steps,
-        decoded_fraction=min(1.0, settings.training.valid_rows / data.num_rows["valid"]),
-        implementation=settings.training.implementation,
-        micro_batch_tokens=plan_micro_batches(settings.training),
+        max_steps=training.max_steps,
+        decoded_fraction=min(1.0, training.valid_rows / data.num_rows["valid"]),
+        implementation=training.implementation,
+        micro_batch_tokens=plan_micro_batches(training),
         scoring=choose_text_scores(settings, texts),
     )
-    around.clock.mark("network")
-    training = settings.training
+    context.timer.mark("network")
     checkpoints = Checkpoints(
         folder / CHECKPOINTS,
         training.checkpoint_every or training.valid_every,
         f"valid_{training.monitor}",
         monitor_mode(training.monitor),
         record=record.to_dict(),
-        console=around.console,
+        console=context.console,
     )
-    trainer = make_trainer(settings, record.precision, folder, texts, checkpoints, around)
-    around.clock.mark("trainer")
+    trainer = make_trainer(settings, record.precision, folder, texts, checkpoints, context)
+    context.timer.mark("trainer")
     return Run(
         settings=settings,
         typed=merge_settings(Settings(), record.typed),
@@ -223,21 +301,21 @@ def _assemble(
         out=out,
         folder=folder,
         precision=record.precision,
-        around=around,
-        resumption=resumption,
+        context=context,
+        resume_point=point,
     )
 
 
-def _report(run: Run, told: Sequence[str], precision: str) -> None:
+def _report(run: Run, messages: Sequence[str], precision: str) -> None:
     rows, tokenizer, model = run.data.num_rows, run.data.tokenizer, run.settings.model
     num_parameters = sum(p.numel() for p in run.module.network.parameters())
-    for line in (
+    for message in (
         f"pairs: {rows['train']:,} for training, {rows['valid']:,} for validation, "
         f"{rows['test']:,} for the test",
-        *told,
+        *messages,
         f"vocabulary: {tokenizer.source_vocab_size:,} source, {tokenizer.target_vocab_size:,} target",
         f"model: {num_parameters:,} parameters (d_model {model.d_model}, {model.nhead} heads, "
         f"{model.num_encoder_layers} + {model.num_decoder_layers} layers)",
         f"precision: {precision}; {run.settings.training.implementation} implementation",
     ):
-        run.around.tell(line)
+        run.context.report(message)

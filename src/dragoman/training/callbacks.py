@@ -25,7 +25,7 @@ from dragoman.settings import Settings
 from dragoman.storage import staged_file
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.module import TransformerTraining
-from dragoman.training.startup import StartClock
+from dragoman.training.run_context import StartTimer
 from dragoman.training.validation_metrics import DecodedRow, Texts
 
 SAMPLES_FILE = "samples.jsonl"
@@ -42,14 +42,14 @@ class ProgressBar(Callback):
     micro-batch and replaces rich's global console. This one counts steps and reads twice a second.
 
     Args:
-        clock: Its phases end with the first step, which is reported.
+        timer: Its phases end with the first step, which is reported.
         max_minutes: Time limit of the training; 0: none.
     """
 
     def __init__(
-        self, console: Console, clock: StartClock, checkpoints: Checkpoints, max_minutes: float
+        self, console: Console, timer: StartTimer, checkpoints: Checkpoints, max_minutes: float
     ) -> None:
-        self._console, self._clock, self._checkpoints = console, clock, checkpoints
+        self._console, self._timer, self._checkpoints = console, timer, checkpoints
         self._max_s = 60.0 * max_minutes
         self._is_wide = console.width >= _WIDE
         bar = (TextColumn("{task.description}", style="bold"), BarColumn(bar_width=None))
@@ -76,9 +76,9 @@ class ProgressBar(Callback):
         """Report the first step; update the bar, at most twice a second: it waits for the device."""
         if self._is_starting and trainer.global_step > self._first_step:
             self._is_starting = False
-            self._clock.mark("first step")
+            self._timer.mark("first step")
             if trainer.is_global_zero:
-                message = f"first step after {self._clock.total_s:.1f} s"
+                message = f"first step after {self._timer.total_s:.1f} s"
                 self._console.print(message, highlight=False)
         if not self._bar.disable and (now_s := time.monotonic()) >= self._next_update_s:
             self._update(trainer)
@@ -350,7 +350,7 @@ def hush_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # A call of Lightning's own that torch 2.13 has deprecated (lightning 2.6.6).
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
-    # A rehearsal does not validate.
+    # A dry run does not validate.
     warnings.filterwarnings("ignore", "You defined a `validation_step` but have no")
     # A checkpoint of an older version holds states of callbacks that are gone.
     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to")

@@ -15,7 +15,7 @@ from dragoman.reading.pairs import Pair
 from dragoman.reading.statistics import Split
 from dragoman.settings import Settings
 from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.training.precision import plan_micro_batches
+from dragoman.training.device import plan_micro_batches
 
 
 class PairDataModule(lightning.LightningDataModule):

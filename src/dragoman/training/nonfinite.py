@@ -1,4 +1,4 @@
-"""What is said, and done, when a loss or a gradient is not finite: named, counted, stopped in the end."""
+"""Steps that were skipped for a non-finite loss or gradient: reported with their rows, counted."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -15,24 +15,22 @@ from dragoman.settings import Settings
 from dragoman.training.datamodule import PairDataModule
 from dragoman.training.module import Pairs, TransformerTraining, as_batch
 
-MOST_IN_A_ROW: Final = 5  # updates that may be left out one after another
+MOST_IN_A_ROW: Final = 5  # skipped steps, one after another, that end a training
 _MOST_NAMED: Final = 5  # rows
-_MOST_TRIED: Final = 256  # rows whose own loss is computed
+_MOST_COMPUTED: Final = 256  # rows of a step whose loss is computed separately
 
 
-class BrokenNumbers(Callback):
-    """Tells of each update that the module has left out, with its rows; stops after a few in a row."""
+class NonFiniteSteps(Callback):
+    """Reports each step that the module has skipped, with its rows; ends the run after a few."""
 
     def __init__(self, console: Console, settings: Settings) -> None:
         self.num_skipped = 0  # in all
         self._console, self._settings = console, settings
-        self._batches: list[Batch] = []  # of the update at hand
+        self._batches: list[Batch] = []  # of the current step
         self._step = 0
 
-    def on_train_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Take note of the updates that are done."""
+    def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Note the steps that a resumed run has done."""
         self._step = trainer.global_step
 
     def on_train_batch_end(
@@ -43,10 +41,10 @@ class BrokenNumbers(Callback):
         batch: Pairs,
         batch_idx: int,
     ) -> None:
-        """Tell of an update that was left out.
+        """Report the step if it was skipped.
 
         Raises:
-            TrainingError: It is one too many in a row.
+            TrainingError: Too many in a row were skipped.
         """
         assert isinstance(pl_module, TransformerTraining)
         self._batches.append(as_batch(batch))
@@ -56,47 +54,44 @@ class BrokenNumbers(Callback):
         if not pl_module.num_skipped:
             return
         self.num_skipped += 1
-        names = _name_rows(trainer, find_broken_rows(pl_module, batches))
-        told = (
-            f"update {trainer.global_step:,}: a loss or a gradient that is not finite: left out, the "
-            f"weights stay as they were ({pl_module.num_skipped} in a row, {self.num_skipped} in all); "
-            f"{names}"
+        message = (
+            f"step {trainer.global_step:,} skipped: non-finite loss or gradient "
+            f"({pl_module.num_skipped} in a row, {self.num_skipped} in all); "
+            f"{_name_rows(trainer, find_nonfinite_rows(pl_module, batches))}"
         )
         if trainer.is_global_zero:
-            self._console.print(f"warning: {told}", highlight=False, soft_wrap=True, markup=False)
+            self._console.print(
+                f"warning: {message}", highlight=False, soft_wrap=True, markup=False
+            )
         if pl_module.num_skipped >= MOST_IN_A_ROW:
-            raise TrainingError(f"{told}\n{self._advise()}")
-
-    def _advise(self) -> str:
-        rate, warmup = (
-            self._settings.optimization.learning_rate,
-            self._settings.optimization.warmup_steps,
-        )
-        return (
-            f"stopped after {MOST_IN_A_ROW} in a row. Usual causes, the likeliest first:\n"
-            f"  - too high a learning rate, or too short a warm-up: optimization.learning_rate "
-            f"{rate:g} (try {rate / 3:.2g}), optimization.warmup_steps {warmup}\n"
-            "  - a number format of too few bits: training.precision 32-true\n"
-            "  - rows of the data that are not what they should be: the ones named above; see "
-            "dragoman inspect\n"
-            "These make another run, which begins anew; the checkpoints of this one stay."
-        )
+            optimization = self._settings.optimization
+            rate, warmup_steps = optimization.learning_rate, optimization.warmup_steps
+            raise TrainingError(
+                f"{message}\nstopped after {MOST_IN_A_ROW} in a row. Usual causes, the likeliest "
+                "first:\n"
+                "  - the learning rate is too high, or the warm-up too short: "
+                f"optimization.learning_rate {rate:g} (try {rate / 3:.2g}), "
+                f"optimization.warmup_steps {warmup_steps}\n"
+                "  - the precision is too low: training.precision 32-true\n"
+                "  - rows of the data are wrong: those named above; see dragoman inspect\n"
+                "Changing these needs a new run; the checkpoints of this one stay."
+            )
 
 
-def find_broken_rows(module: TransformerTraining, batches: Sequence[Batch]) -> list[Batch]:
-    """Return the rows whose own loss is not finite, as batches of one; all, where none is alone so."""
+def find_nonfinite_rows(module: TransformerTraining, batches: Sequence[Batch]) -> list[Batch]:
+    """Return the rows with a non-finite loss, as batches of one; all rows if there is none."""
     network = module.network
     was_training = network.training
     network.eval()
-    broken: list[Batch] = []
     rows = [_take_row(batch, row) for batch in batches for row in range(len(batch))]
     with torch.no_grad():
-        for one in rows[:_MOST_TRIED]:
-            loss = sum_losses(network, one.source_ids, one.target_ids).loss
-            if not torch.isfinite(loss):
-                broken.append(one)
+        found = [
+            one
+            for one in rows[:_MOST_COMPUTED]
+            if not torch.isfinite(sum_losses(network, one.source_ids, one.target_ids).loss)
+        ]
     network.train(was_training)
-    return broken or rows
+    return found or rows
 
 
 def _take_row(batch: Batch, row: int) -> Batch:
@@ -109,9 +104,9 @@ def _take_row(batch: Batch, row: int) -> Batch:
 
 def _name_rows(trainer: lightning.Trainer, found: Sequence[Batch]) -> str:
     data = trainer.datamodule  # type: ignore[attr-defined]
-    told = f"{len(found):,} rows"
+    message = f"{len(found):,} rows"
     named = [one.rows for one in found[:_MOST_NAMED] if one.rows is not None]
     if named and isinstance(data, PairDataModule):
         names = [name for rows in named for name in data.data.name_rows(rows)]
-        told += f": {', '.join(names)}{', …' if len(found) > len(named) else ''}"
-    return told
+        message += f": {', '.join(names)}{', …' if len(found) > len(named) else ''}"
+    return message

@@ -26,9 +26,9 @@ from dragoman.training.checkpoints import (
     list_checkpoints,
     read_checkpoint,
 )
-from dragoman.training.early_stopping import is_out_of_patience
 from dragoman.training.module import TransformerTraining
 
+EARLY_STOPPING = "Patience"  # name of the state of early stopping, in every checkpoint
 CHECKPOINTS, DATA = "checkpoints", "data"  # folders in `{out}.training`
 
 # The settings that may change on resume; all others are part of what is being trained.
@@ -108,8 +108,10 @@ class ResumePoint:
         training = settings.training
         if self.step >= training.max_steps:
             return True
-        awaits_validation = find_state(self.checkpoint)["awaits_validation"]
-        return not awaits_validation and is_out_of_patience(self.checkpoint, training.patience)
+        if find_state(self.checkpoint)["awaits_validation"]:
+            return False
+        wait_count: int = self.checkpoint["callbacks"][EARLY_STOPPING]["wait_count"]
+        return 0 < training.patience <= wait_count
 
 
 def find_resume_point(folder: Path, faults: list[str]) -> ResumePoint | None:

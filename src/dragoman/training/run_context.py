@@ -1,21 +1,65 @@
-"""What a run speaks to, and is timed and stopped by."""
+"""Console, timer and signal handler of a run. Imports nothing heavy: the timer starts first."""
 
+import os
+import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dragoman.training.graceful_stop import SignalHandler
-from dragoman.training.startup import StartClock
+if TYPE_CHECKING:
+    from dragoman.training.graceful_stop import SignalHandler
+
+
+class StartTimer:
+    """Measures the seconds of each phase from the start to the first step.
+
+    Args:
+        age_s: How long ago the start was.
+    """
+
+    def __init__(self, age_s: float = 0.0) -> None:
+        self._started_s = self._marked_s = time.monotonic() - age_s
+        self.phases: dict[str, float] = {}
+
+    @classmethod
+    def since_process_start(cls) -> "StartTimer":
+        """Return a timer that began with this process; with now, if the system is not Linux."""
+        try:
+            after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+            started_s = int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # field 22, since the boot
+            return cls(max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s))
+        except (OSError, ValueError, IndexError, AttributeError):
+            return cls()
+
+    def mark(self, phase: str) -> None:
+        """End the phase that began with the last mark."""
+        now_s = time.monotonic()
+        self.phases[phase] = self.phases.get(phase, 0.0) + now_s - self._marked_s
+        self._marked_s = now_s
+
+    @property
+    def total_s(self) -> float:
+        """Seconds from the start to the last mark."""
+        return self._marked_s - self._started_s
+
+    def report(self) -> str:
+        """Return the phases as a table."""
+        width = max(map(len, self.phases), default=0)
+        lines = [f"first step after {self.total_s:.1f} s"]
+        lines += [f"  {phase:<{width}}  {spent:6.2f} s" for phase, spent in self.phases.items()]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """The terminal, the clock and the signals of a run."""
+class RunContext:
+    """Console, timer and signal handler of a run."""
 
     console: Console
-    clock: StartClock
-    watch: SignalHandler
+    timer: StartTimer
+    signals: "SignalHandler"
 
-    def tell(self, line: str) -> None:
-        """Write a line for people, as it is."""
-        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+    def report(self, message: str) -> None:
+        """Print a message as it is."""
+        self.console.print(message, highlight=False, soft_wrap=True, markup=False)

@@ -1,20 +1,22 @@
-"""Lightning's Trainer as the settings want it: checkpoints, early stopping, what is shown and kept."""
+"""Lightning's Trainer for the settings, with its callbacks: averaging, early stopping, and others."""
 
+import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import lightning
-from lightning.pytorch.callbacks import Callback
+import torch
+from lightning.pytorch import callbacks as lightning_callbacks
+from torch import Tensor
 
 from dragoman.settings import Settings, TrainingSettings
-from dragoman.training.averaging import average_weights
 from dragoman.training.callbacks import SAMPLES_FILE, CollapseWarning, ProgressBar, SampleLog
 from dragoman.training.checkpoints import AtomicCheckpointIO, Checkpoints
-from dragoman.training.early_stopping import Patience
+from dragoman.training.device import find_device
 from dragoman.training.graceful_stop import GracefulStop
-from dragoman.training.nonfinite import BrokenNumbers
-from dragoman.training.precision import find_device
-from dragoman.training.resume import RngAndMetricState
-from dragoman.training.run_context import Surroundings
+from dragoman.training.nonfinite import NonFiniteSteps
+from dragoman.training.resume import EARLY_STOPPING, RngAndMetricState
+from dragoman.training.run_context import RunContext
 from dragoman.training.validation_metrics import Texts
 
 
@@ -24,36 +26,33 @@ def make_trainer(
     folder: Path,
     texts: Texts,
     checkpoints: Checkpoints,
-    around: Surroundings,
+    context: RunContext,
 ) -> lightning.Trainer:
     """Return the Trainer of the resolved `settings`; samples go into `folder`.
 
-    It has no loggers yet: some of them write at once, which is for who trains in earnest.
+    It has no loggers yet: some of them write files as soon as they are made.
 
     Args:
-        precision: Lightning's name of the number format.
-        texts: Reads the ids of the pairs, for people.
+        precision: Lightning's name of the precision.
+        texts: Decodes the ids of the pairs.
     """
-    training, optimization = settings.training, settings.optimization
-    assert training.monitor != "auto"
-    console = around.console
-    monitor, mode = checkpoints.monitor, checkpoints.mode
-    callbacks: list[Callback] = [
+    training, optimization, console = settings.training, settings.optimization, context.console
+    callbacks: list[lightning_callbacks.Callback] = [
         RngAndMetricState(),
-        ProgressBar(console, around.clock, checkpoints, training.max_minutes),
+        ProgressBar(console, context.timer, checkpoints, training.max_minutes),
         SampleLog(folder / SAMPLES_FILE, texts),
         CollapseWarning(console, settings, texts),
-        BrokenNumbers(console, settings),
-        Patience(monitor, mode, training.patience),
+        NonFiniteSteps(console, settings),
+        EarlyStopping(checkpoints.monitor, checkpoints.mode, training.patience),
         checkpoints,
-        GracefulStop(around.watch, checkpoints, training.max_minutes),
+        GracefulStop(context.signals, checkpoints, training.max_minutes),
     ]
     if optimization.average_decay:
         callbacks.insert(0, average_weights(optimization.average_decay))
     return lightning.Trainer(
         accelerator=find_device(training),
         devices=1,
-        use_distributed_sampler=False,  # the loaders share out the batches themselves
+        use_distributed_sampler=False,  # the loaders deal out the batches themselves
         precision=precision,  # type: ignore[arg-type]
         max_steps=training.max_steps,
         max_epochs=-1,
@@ -75,3 +74,53 @@ def make_trainer(
 def _find_log_interval(training: TrainingSettings) -> int:
     """Return the steps between two points of a curve: 50, fewer in a short run, for 100 points."""
     return max(1, min(50, training.valid_every, training.max_steps // 100))
+
+
+class EarlyStopping(lightning_callbacks.EarlyStopping):
+    """Lightning's early stopping; a resumed run takes its patience from the settings.
+
+    Args:
+        patience: Validations without a better score before the training stops; 0: never.
+    """
+
+    def __init__(self, monitor: str, mode: Literal["min", "max"], patience: int) -> None:
+        super().__init__(monitor, mode=mode, patience=patience or sys.maxsize)
+
+    @property
+    def state_key(self) -> str:
+        """The name of this callback's state, in every checkpoint."""
+        return EARLY_STOPPING
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, except the patience."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Stop at once if the patience had run out before."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+def average_weights(decay: float) -> lightning_callbacks.WeightAveraging:
+    """Return the callback that keeps an exponential moving average of the weights.
+
+    Its decay is `decay` (in [0, 1)), but less in the first steps, (1 + n) / (10 + n) after n of
+    them, so that the random start is soon forgotten. Lightning swaps the average in for
+    validations, checkpoints, and at the end.
+    Source: Morales-Brotons et al. 2024; the warm-up is that of TensorFlow's moving average.
+    """
+    return lightning_callbacks.WeightAveraging(use_buffers=False, multi_avg_fn=_Average(decay))
+
+
+class _Average:
+    """The step of the average; a class, because spawned processes pickle it."""
+
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+
+    @torch.no_grad()
+    def __call__(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        n = int(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1.0 - min(self._decay, (1 + n) / (10 + n)))

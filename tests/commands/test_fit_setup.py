@@ -7,13 +7,13 @@ import pytest
 from conftest import BRIEF, SMALL, quiet_console, write_pairs
 from dragoman import read_settings
 from dragoman.commands.fit import fit
-from dragoman.commands.run_folders import lock_folder
+from dragoman.commands.fit_setup import lock_folder
 from dragoman.errors import ModelFolderError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from dragoman.commands.run_folders import lock_folder
+from dragoman.commands.fit_setup import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -37,7 +37,7 @@ def test_a_second_run_into_one_folder_is_refused_and_touches_nothing(tmp_path, n
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.tsv"]
 
 
-def test_a_killed_run_holds_nobody_up(tmp_path):
+def test_a_killed_run_leaves_no_lock(tmp_path):
     out = tmp_path / "model"
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE)
     assert process.stdout is not None

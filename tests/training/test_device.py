@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dragoman.settings import TrainingSettings
-from dragoman.training.precision import choose_precision, plan_micro_batches, quick_float32
+from dragoman.training.device import choose_precision, fast_float32, plan_micro_batches
 
 
 def find_error():
@@ -12,10 +12,10 @@ def find_error():
     return ((a @ b).double() - exact).norm() / exact.norm()
 
 
-def test_quick_products_are_as_exact_as_float32_and_end_with_the_run():
+def test_fast_products_are_as_exact_as_float32_and_end_with_the_run():
     before = torch.get_float32_matmul_precision()
     plain = find_error()
-    with pytest.raises(KeyError), quick_float32():
+    with pytest.raises(KeyError), fast_float32():
         assert find_error() < 2 * plain  # in bf16 it would be a thousand times as large
         raise KeyError
     assert torch.get_float32_matmul_precision() == before
@@ -27,7 +27,7 @@ def test_a_precision_that_was_set_is_kept_and_one_that_was_not_has_a_reason():
     assert (precision == "bf16-mixed") == ("bf16" in why and "no bf16" not in why)
 
 
-def test_only_the_quick_path_on_the_processor_has_parts():
+def test_only_the_fused_implementation_on_the_processor_has_micro_batches():
     settings = TrainingSettings(accelerator="cpu", batch_tokens=2048)
     assert plan_micro_batches(settings) in (256, 512, 1024)
     assert plan_micro_batches(settings.model_copy(update={"implementation": "reference"})) is None

@@ -1,0 +1,134 @@
+"""Where a run computes: the device, the precision, the size of micro-batches, the memory."""
+
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from dragoman.data.sampler import choose_micro_batch_tokens
+from dragoman.errors import SettingsError, TrainingError
+from dragoman.settings import Settings, TrainingSettings
+
+# Messages of torch, which has its own error only for GPUs, and of oneDNN below it.
+_CPU_MESSAGES = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "could not create a primitive",
+    "could not create a memory",
+    "could not execute a primitive",
+)
+
+
+def find_device(training: TrainingSettings) -> str:
+    """Return the device type to train on.
+
+    Raises:
+        SettingsError: The one that was set is not available.
+    """
+    is_available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if training.accelerator == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if is_available[name])
+    if not is_available[training.accelerator]:
+        raise SettingsError(
+            f"training.accelerator: {training.accelerator} was not found on this machine; "
+            "set auto, or cpu"
+        )
+    return training.accelerator
+
+
+def name_device(device_type: str) -> str:
+    """Return the device type, with the name of a CUDA GPU, for messages."""
+    if device_type != "cuda":
+        return device_type
+    return f"cuda ({torch.cuda.get_device_name()})"
+
+
+def plan_micro_batches(training: TrainingSettings) -> int | None:
+    """Return the tokens of a micro-batch; None: batches are not cut.
+
+    On the CPU the fused implementation computes one micro-batch on each core. Batches that are not
+    cut have rows of more similar lengths.
+    """
+    if training.implementation == "fused" and find_device(training) == "cpu":
+        return choose_micro_batch_tokens(training.batch_tokens, torch.get_num_threads())
+    return None
+
+
+def choose_precision(training: TrainingSettings, device_type: str) -> tuple[str, str]:
+    """Return Lightning's name of the precision for this device type, and the reason.
+
+    bf16 keeps weights and sums in float32 and halves the work of matrix products; it is chosen
+    where the hardware supports it.
+    """
+    if training.precision != "auto":
+        return training.precision, "as set"
+    if device_type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", "the GPU supports bf16"
+        return "16-mixed", "the GPU has no bf16"
+    if device_type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        for name in ("amx_bf16", "avx512_bf16"):
+            if capabilities.get(name):
+                return "bf16-mixed", f"the processor has {name}"
+    return "32-true", f"no bf16 found on {device_type}"
+
+
+@contextmanager
+def fast_float32() -> Iterator[None]:
+    """Let float32 products on the CPU go through oneDNN, where it is as exact, and faster.
+
+    torch uses MKL for them unless lower precision is allowed; it then uses oneDNN, which lowers the
+    precision only on processors with matrix instructions (AMX), or other than x86.
+    """
+    before = torch.get_float32_matmul_precision()
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if is_x86 and not torch.cpu.get_capabilities().get("amx_bf16"):
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def find_peak_memory_mib() -> int:
+    """Return the peak memory of this process so far: on its GPU if it used one, else resident."""
+    if torch.cuda.is_available() and (on_gpu := torch.cuda.max_memory_allocated()):
+        return on_gpu >> 20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> 20 if sys.platform == "darwin" else peak >> 10  # bytes on macOS, KiB on Linux
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether `error` says that the machine or a GPU has too little memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        message in str(error) for message in _CPU_MESSAGES
+    )
+
+
+def explain_out_of_memory(error: BaseException, batch: str, settings: Settings) -> TrainingError:
+    """Return an error that names the `batch` that did not fit, and the setting to lower."""
+    training, decoding = settings.training, settings.decoding
+    if batch.startswith("a training"):
+        remedy = (
+            f"lower training.batch_tokens (now {training.batch_tokens:,}; try "
+            f"{training.batch_tokens // 2}; training.accumulate {2 * training.accumulate} keeps the "
+            "steps as large), or data.max_tokens for a new run"
+        )
+    else:
+        remedy = (
+            f"lower decoding.batch_tokens (now {decoding.batch_tokens:,}; try "
+            f"{decoding.batch_tokens // 2})"
+        )
+    cause = str(error).partition("\n")[0]
+    return TrainingError(f"out of memory on {batch}: {remedy} ({cause})")

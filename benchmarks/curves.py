@@ -1,11 +1,11 @@
-"""Compares validation curves of the quick path with those of the reference in float32: a table a set.
+"""Compare validation curves of the fused code with those of the reference in float32.
 
 python benchmarks/curves.py PAIRS [PAIRS ...] [-- OPTION ...]
 
-Each set is trained on with each path and each seed, by `dragoman fit`, with the same settings but
-the path and the number format. Quick is what `fit` does by default; reference is torch's own
-modules, in float32. What is asked is whether the curves of the one lie among those of the other:
-the difference of their means is given beside its standard error over the seeds.
+`dragoman fit` trains on each data set with both implementations and several seeds; all other
+settings are equal, except the precision. "fused" is the default; "reference" is torch's own modules
+in float32. The table of each set shows the difference of the means and its standard error over the
+seeds.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from statistics import mean, stdev
 from tables import table
 
 WAYS = {
-    "quick": [],
+    "fused": [],
     "reference": ["--training.implementation", "reference", "--training.precision", "32-true"],
 }
 SCORES = ("valid_loss", "valid_token_error_rate")
@@ -88,18 +88,18 @@ def describe(name: str, runs: dict[str, list[dict[str, Curve]]]) -> str:
         rows = []
         steps = set.intersection(*(set(run[score]) for of_way in runs.values() for run in of_way))
         for step in sorted(steps):
-            quick, reference = ([run[score][step] for run in runs[way]] for way in WAYS)
-            error = ((stdev(quick) ** 2 + stdev(reference) ** 2) / len(quick)) ** 0.5
+            fused, reference = ([run[score][step] for run in runs[way]] for way in WAYS)
+            error = ((stdev(fused) ** 2 + stdev(reference) ** 2) / len(fused)) ** 0.5
             rows.append(
                 [
                     f"{step:,}",
-                    f"{mean(quick):.4g} ({min(quick):.4g}-{max(quick):.4g})",
+                    f"{mean(fused):.4g} ({min(fused):.4g}-{max(fused):.4g})",
                     f"{mean(reference):.4g} ({min(reference):.4g}-{max(reference):.4g})",
-                    f"{mean(quick) - mean(reference):+.3g}",
+                    f"{mean(fused) - mean(reference):+.3g}",
                     f"{error:.2g}",
                 ]
             )
-        heads = ["update", f"{score}, quick", "reference in fp32", "difference", "its error"]
+        heads = ["update", f"{score}, fused", "reference in fp32", "difference", "its error"]
         parts.append(table(heads, rows))
     return "\n\n".join(parts) + "\n"
 

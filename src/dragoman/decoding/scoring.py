@@ -44,16 +44,25 @@ def score_targets(
         log_probs = average(by_model).gather(-1, target_ids[:, 1:, None])[..., 0]
         if decoding.alignment:
             attentions = [align(m, source_ids, target_ids[:, :-1]) for m in ensemble.models]
-    return [
-        _make_hypothesis(
-            ids,
-            log_probs[i, : len(ids) + 1].tolist(),
-            torch.stack([a[i] for a in attentions]).mean(0) if attentions else None,
-            int((source_ids[i] != ensemble.pad_id).sum()),
-            decoding,
+        alignment = torch.stack(attentions).mean(0) if attentions else None
+    hypotheses = []
+    for i, ids in enumerate(targets):
+        scored = log_probs[i, : len(ids) + 1].tolist()
+        aligned: list[list[float]] = []
+        if alignment is not None:
+            source_length = int((source_ids[i] != ensemble.pad_id).sum())
+            aligned = alignment[i, : len(scored), :source_length].tolist()
+        hypotheses.append(
+            Hypothesis(
+                ids=tuple(ids),
+                score=sum(scored),
+                normalized_score=normalize(sum(scored), len(scored), decoding),
+                is_complete=True,
+                log_probs=tuple(scored),
+                alignment=tuple(map(tuple, aligned)),
+            )
         )
-        for i, ids in enumerate(targets)
-    ]
+    return hypotheses
 
 
 @torch.no_grad()
@@ -83,23 +92,3 @@ def align(
     )
     averaged: Tensor = weights
     return averaged
-
-
-def _make_hypothesis(
-    ids: Sequence[int],
-    log_probs: list[float],
-    attention: Float[Tensor, "T S"] | None,
-    source_length: int,
-    decoding: DecodingSettings,
-) -> Hypothesis:
-    score = sum(log_probs)
-    return Hypothesis(
-        ids=tuple(ids),
-        score=score,
-        normalized_score=normalize(score, len(log_probs), decoding),
-        is_complete=True,
-        log_probs=tuple(log_probs),
-        alignment=()
-        if attention is None
-        else tuple(tuple(row) for row in attention[: len(log_probs), :source_length].tolist()),
-    )

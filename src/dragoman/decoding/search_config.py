@@ -49,18 +49,13 @@ def resolve_search(decoding: DecodingSettings, tokenizer: PairTokenizer) -> Sear
             f"decoding.forbidden_tokens: {unknown[0]!r} is not in the target's vocabulary"
             f"{suggest(unknown[0], list(ids))}"
         )
+    constraint: ConstraintState | None = None
+    if decoding.choices:
+        constraint = constrain_to_choices(Path(decoding.choices), tokenizer)
+    elif decoding.regex or decoding.json_schema or decoding.grammar:
+        constraint = constrain_to_grammar(decoding, tokenizer)
     return SearchConfig(
         decoding=decoding,
         forbidden_ids=tuple(ids[token] for token in decoding.forbidden_tokens),
-        constraint=_make_constraint(decoding, tokenizer),
+        constraint=constraint,
     )
-
-
-def _make_constraint(
-    decoding: DecodingSettings, tokenizer: PairTokenizer
-) -> ConstraintState | None:
-    if decoding.choices:
-        return constrain_to_choices(Path(decoding.choices), tokenizer)
-    if decoding.regex or decoding.json_schema or decoding.grammar:
-        return constrain_to_grammar(decoding, tokenizer)
-    return None

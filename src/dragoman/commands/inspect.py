@@ -176,7 +176,7 @@ def _find_invalid_rows(row_errors: RowErrors, data: DataSettings) -> Iterator[Fi
             title=f"invalid rows: {kind}",
             severity="fault" if stops else "warning",
             count=count,
-            message=f"{count:,} rows: {kind}; "
+            message=f"{count:,} row{'s' * (count > 1)}: {kind}; "
             + ("fit stops at them" if stops else f"fit skips them ({setting}=skip)"),
             remedy=f"{remedy}, or skip them with {setting}=skip"
             if stops

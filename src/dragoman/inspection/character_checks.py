@@ -259,8 +259,8 @@ def find_unseen_characters(
                 title=f"{side} characters of {rows.shown} that are not in train",
                 severity="note",
                 count=len(found),
-                message=f"{len(counts):,} different {side} characters, in "
-                f"{describe_share(len(found), rows)}, are not in the training data: {shown}"
+                message=f"{describe_share(len(found), rows)} have {side} characters that are not in the "
+                f"training data, {len(counts):,} different ones: {shown}"
                 f"{', …' * (len(counts) > _MOST_SHOWN)}",
                 remedy=_describe_remedy(side, kinds[side]),
                 examples=tuple(

@@ -2,10 +2,10 @@ import math
 
 from dragoman.reporting.figures import (
     is_higher_better,
-    list_breakdowns,
     list_scores,
     show_estimate,
     show_number,
+    take_estimate,
 )
 from reporting.example import make_evaluation, make_rows
 
@@ -14,7 +14,9 @@ def test_scores_have_titles_and_intervals_and_signatures_are_not_scores():
     scores = list_scores(make_evaluation(make_rows(50, seed=0)))
     assert [score.title for score in scores[:3]] == ["exact match", "PER", "character error rate"]
     assert not any("signature" in score.name or score.name == "rows" for score in scores)
-    assert all(score.low <= score.value <= score.high for score in scores)
+    for score in scores:
+        value, low, high = score.estimate
+        assert low <= value <= high
 
 
 def test_a_score_without_an_interval_is_an_interval_of_itself():
@@ -40,8 +42,6 @@ def test_a_stored_direction_wins_over_the_name():
     ]
 
 
-def test_a_group_without_an_interval_shows_its_value_alone():
-    groups = [{"group": "x", "rows": 3, "chrf": [50.0, None, None]}]
-    (one,) = list_breakdowns({"breakdown": {"feature": groups}})
-    assert one["estimates"]["chrf"] == [(50.0, 50.0, 50.0)]
-    assert show_estimate(one["estimates"]["chrf"][0]) == "50.0"
+def test_an_estimate_without_an_interval_shows_its_value_alone():
+    assert show_estimate(take_estimate([50.0, None, None])) == "50.0"
+    assert take_estimate(None) is None

@@ -1,4 +1,4 @@
-"""Numbers of an evaluation as people read them: scores with intervals, and how groups of rows differ."""
+"""Scores of a scores.json with their titles, directions and intervals, and numbers as text."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,13 @@ class Score:
 
     name: str
     title: str
-    value: float
-    low: float
-    high: float
+    estimate: Estimate
     is_higher_better: bool
     is_tile: bool  # among the few at the top of the page
 
-    @property
-    def estimate(self) -> Estimate:
-        """The value and the two ends of its interval: the value itself where none is known."""
-        return self.value, self.low, self.high
-
 
 def list_scores(evaluation: Mapping[str, Any]) -> list[Score]:
-    """Return the scores of an evaluation's `scores.json`, in its order."""
+    """Return the scores of a scores.json, in its order."""
     scores = evaluation.get("scores", {})
     intervals, tiles = scores.get("intervals", {}), scores.get("tiles")
     if tiles is None:  # written before scores.json stored them
@@ -38,14 +31,11 @@ def list_scores(evaluation: Mapping[str, Any]) -> list[Score]:
     for name, value in scores.items():
         if name == "rows" or not _is_number(value):
             continue
-        low, high = intervals.get(name) or (value, value)
         found.append(
             Score(
                 name=name,
                 title=find_title(evaluation, name),
-                value=value,
-                low=low,
-                high=high,
+                estimate=(value, *(intervals.get(name) or (value, value))),
                 is_higher_better=is_higher_better(evaluation, name),
                 is_tile=name in tiles,
             )
@@ -54,20 +44,15 @@ def list_scores(evaluation: Mapping[str, Any]) -> list[Score]:
 
 
 def is_higher_better(evaluation: Mapping[str, Any], name: str) -> bool:
-    """Return the direction of a score as `scores.json` stores it; of an older file by its name."""
+    """Return the direction of a score from its scores.json; from an older one, by its name."""
     stored = evaluation.get("scores", {}).get("is_higher_better", {})
     return bool(stored.get(name, metrics.is_higher_better(name)))
 
 
 def find_title(evaluation: Mapping[str, Any], name: str) -> str:
-    """Return the title of a score as `scores.json` stores it, else one made of its name."""
-    return evaluation.get("scores", {}).get("titles", {}).get(name) or name_score(name)
-
-
-def name_score(name: str) -> str:
-    """Return the name of a score for people: "exact match" of "exact_match"."""
-    known = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
-    return known.get(name) or name.replace("_", " ")
+    """Return the title of a score from its scores.json; else one made of its name."""
+    title = evaluation.get("scores", {}).get("titles", {}).get(name)
+    return title or {"bleu": "BLEU", "chrf": "chrF"}.get(name) or name.replace("_", " ")
 
 
 def name_unit(*, is_higher_better: bool) -> str:
@@ -76,7 +61,7 @@ def name_unit(*, is_higher_better: bool) -> str:
 
 
 def show_number(value: float | None, digits: int = 1) -> str:
-    """Return a number for a table; small ones keep two digits that count."""
+    """Return a number for a table, with one more decimal below 1."""
     if value is None or not math.isfinite(value):
         return "–"
     if value and abs(value) < 1:
@@ -94,32 +79,14 @@ def show_estimate(estimate: Estimate | None) -> str:
     return shown[0] if low == high == value else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
-def list_breakdowns(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each breakdown with its scores' names, and its groups with their rows and estimates."""
-    found = []
-    for title, groups in (evaluation.get("breakdown") or {}).items():
-        names = [name for name in (groups[0] if groups else {}) if name not in ("group", "rows")]
-        estimates = {name: [_take_estimate(group.get(name)) for group in groups] for name in names}
-        found.append(
-            {
-                "title": title,
-                "names": {name: find_title(evaluation, name) for name in names},
-                "groups": [str(group["group"]) for group in groups],
-                "rows": [group["rows"] for group in groups],
-                "estimates": estimates,
-            }
-        )
-    return [one for one in found if one["groups"]]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _take_estimate(found: Sequence[float | None] | None) -> Estimate | None:
+def take_estimate(found: Sequence[float | None] | None) -> Estimate | None:
     """Return an estimate of scores.json; without an interval, its ends are the value."""
     if found is None:
         return None
     value, low, high = found
     assert value is not None
     return value, value if low is None else low, value if high is None else high
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

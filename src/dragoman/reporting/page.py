@@ -73,17 +73,18 @@ def _choose_tiles(content: ReportContent) -> list[dict[str, object]]:
     main = content.main_evaluation
     scores = list_scores(content.evaluations[main]) if main else []
     chosen = [score for score in scores if score.is_tile] or scores
-    return [
-        {
-            "title": score.title,
-            "value": show_number(score.value),
-            "interval": f"{show_number(score.low)} to {show_number(score.high)}"
-            if score.low < score.high
-            else "",
-            "better": "higher is better" if score.is_higher_better else "lower is better",
-        }
-        for score in chosen[:_MOST_TILES]
-    ]
+    tiles: list[dict[str, object]] = []
+    for score in chosen[:_MOST_TILES]:
+        value, low, high = score.estimate
+        tiles.append(
+            {
+                "title": score.title,
+                "value": show_number(value),
+                "interval": f"{show_number(low)} to {show_number(high)}" if low < high else "",
+                "better": "higher is better" if score.is_higher_better else "lower is better",
+            }
+        )
+    return tiles
 
 
 def _find_level(content: ReportContent) -> float:

@@ -2,11 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from dragoman.configuration import flatten_settings
 from dragoman.evaluation.output_rows import Row
@@ -25,10 +22,10 @@ from dragoman.reporting.figures import (
     Score,
     find_title,
     is_higher_better,
-    list_breakdowns,
     list_scores,
     name_unit,
     show_estimate,
+    take_estimate,
 )
 from dragoman.reporting.text import find_closest, show_differences
 from dragoman.settings import Settings
@@ -176,31 +173,49 @@ def _draw_scores(
 
 
 def show_breakdowns(content: ReportContent) -> Shown | None:
-    """Return, by evaluation, each breakdown with a chart of a score and of an error rate."""
+    """Return, by evaluation, a table of each breakdown, with charts of a score and an error rate."""
     shown = {}
     for number, (split, evaluation) in enumerate(content.evaluations.items()):
-        breakdowns = list_breakdowns(evaluation)
-        for place, one in enumerate(breakdowns):
-            by_kind: dict[bool, str] = {}
-            for name in one["names"]:
-                by_kind.setdefault(is_higher_better(evaluation, name), name)
-            one["charts"] = [
-                draw_intervals(
-                    f"group{number}x{place}x{kind:d}",
-                    one["names"][name],
-                    one["groups"],
-                    {one["names"][name]: one["estimates"][name]},
-                    unit=name_unit(is_higher_better=kind),
-                )
-                for kind, name in by_kind.items()
-            ]
-            one["cells"] = [
-                [show_estimate(one["estimates"][name][row]) for name in one["names"]]
-                for row in range(len(one["groups"]))
-            ]
-        if breakdowns:
-            shown[split] = breakdowns
+        tables = [
+            _show_breakdown(evaluation, kind, groups, f"group{number}x{place}")
+            for place, (kind, groups) in enumerate((evaluation.get("breakdown") or {}).items())
+            if groups
+        ]
+        if tables:
+            shown[split] = tables
     return _by_split(content, shown)
+
+
+def _show_breakdown(
+    evaluation: Mapping[str, Any], kind: str, groups: Sequence[Mapping[str, Any]], key: str
+) -> Shown:
+    names = [name for name in groups[0] if name not in ("group", "rows")]
+    titles = {name: find_title(evaluation, name) for name in names}
+    labels = [str(group["group"]) for group in groups]
+    estimates = {name: [take_estimate(group.get(name)) for group in groups] for name in names}
+    first_by_direction = {is_higher_better(evaluation, name): name for name in reversed(names)}
+    return {
+        "title": kind,
+        "columns": list(titles.values()),
+        "lines": [
+            {
+                "group": label,
+                "rows": group["rows"],
+                "cells": [show_estimate(estimates[name][place]) for name in names],
+            }
+            for place, (label, group) in enumerate(zip(labels, groups, strict=True))
+        ],
+        "charts": [
+            draw_intervals(
+                f"{key}x{is_higher:d}",
+                titles[name],
+                labels,
+                {titles[name]: estimates[name]},
+                unit=name_unit(is_higher_better=is_higher),
+            )
+            for is_higher, name in sorted(first_by_direction.items(), reverse=True)
+        ],
+    }
 
 
 def show_confusions(content: ReportContent) -> Shown | None:
@@ -262,29 +277,11 @@ def show_samples(content: ReportContent) -> Shown | None:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A row as it is shown."""
-
-    row: Row
-    shown: Markup  # the output, its differences to the closest reference marked
-    edits: int
-    place: str  # name of the file and line, as far as known
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleList:
-    """Rows chosen by one rule."""
-
-    title: str
-    note: str
-    samples: list[Sample]
-
-
-def choose_samples(rows: Sequence[Row], count: int = _MOST_SAMPLES) -> list[SampleList]:
+def choose_samples(rows: Sequence[Row], count: int = _MOST_SAMPLES) -> list[Shown]:
     """Return up to four lists of up to `count` rows each; empty lists are left out.
 
-    Ties keep the order of the rows.
+    Each has a title, a note, and samples: a row, its differences, its edits and its place. Ties keep
+    the order of the rows.
     """
     wrong = [row for row in rows if not row.is_exact]
     known = [row for row in rows if row.confidence is not None]
@@ -316,7 +313,7 @@ def choose_samples(rows: Sequence[Row], count: int = _MOST_SAMPLES) -> list[Samp
         ),
     ]
     return [
-        SampleList(title=title, note=note, samples=[_show_sample(row) for row in found[:count]])
+        {"title": title, "note": note, "samples": [_show_sample(row) for row in found[:count]]}
         for title, note, found in chosen
         if found
     ]
@@ -327,13 +324,12 @@ def _find_error_rate(row: Row) -> float:
     return edits / max(1, len(reference))
 
 
-def _show_sample(row: Row) -> Sample:
+def _show_sample(row: Row) -> Shown:
     reference, edits = find_closest(row.hypothesis, row.references)
     name = Path(row.file).name
     place = f"{name}:{row.line}" if name and row.line else name
-    return Sample(
-        row=row, shown=show_differences(reference, row.hypothesis), edits=edits, place=place
-    )
+    shown = show_differences(reference, row.hypothesis)
+    return {"row": row, "shown": shown, "edits": edits, "place": place}
 
 
 def show_attention(content: ReportContent) -> Shown | None:

@@ -3,10 +3,11 @@ import importlib.util
 import subprocess
 import sys
 import warnings
+from typing import ClassVar
 
 import pytest
 import yaml
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from conftest import BRIEF, SMALL, quiet_console, write_pairs
 from dragoman import read_settings
@@ -77,6 +78,34 @@ def test_tensorboard_gets_curves_samples_and_settings(tmp_path):
     [first, *_] = events.Tensors("samples/text_summary")
     assert b"| source | reference | prediction |" in first.tensor_proto.string_val[0]
     assert "training.max_steps: 3" in (folder / "hparams.yaml").read_text()
+
+
+def test_a_logger_object_gets_curves_samples_and_settings(tmp_path):
+    class Recorder(Logger):
+        name, version = "recorder", 0
+        scalars: ClassVar[set[str]] = set()
+        hyperparameters: ClassVar[dict[str, object]] = {}
+        texts: ClassVar[list[str]] = []
+
+        def log_metrics(self, metrics, step=None):
+            self.scalars.update(metrics)
+
+        def log_hyperparams(self, params):
+            self.hyperparameters.update(params)
+
+        def log_text(self, key, columns, data, step):
+            self.texts.append(key)
+
+    recorder = Recorder()
+    pairs, settings = (
+        write_pairs(tmp_path / "pairs.tsv", 200),
+        read_settings(None, [*SMALL, *BRIEF]),
+    )
+    fit(pairs, tmp_path / "model", settings, loggers=[recorder], console=quiet_console())
+    assert {"valid_loss", "update_loss", "learning_rate", "tokens_per_s"} <= recorder.scalars
+    assert recorder.hyperparameters["training.max_steps"] == 3
+    assert recorder.texts == ["samples"]
+    assert read_curves(tmp_path / "model.training")["update_loss"]
 
 
 def test_settings_without_loggers_still_load(tmp_path):

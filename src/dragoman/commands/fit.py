@@ -1,7 +1,7 @@
 """One training run, read from top to bottom: read the pairs, choose settings, train, score, write."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -9,6 +9,7 @@ from typing import Literal
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from dragoman.commands.fit_results import check_parity, evaluate_run, gather_metrics, report_run
@@ -58,6 +59,7 @@ def fit(
     *,
     overwrite: bool = False,
     resume: Resume = "no",
+    loggers: Sequence[Logger] = (),
     console: Console | None = None,
     timer: StartTimer | None = None,
 ) -> Predictor:
@@ -73,6 +75,7 @@ def fit(
             resume: those to change, among the ones that may (`resume.MAY_CHANGE`).
         overwrite: Replace a model folder at `out`.
         resume: must: resume the interrupted run; auto: resume if there is one, else start.
+        loggers: Lightning loggers, used together with those of `training.loggers`.
         console: Where progress is shown; None: standard error.
         timer: Measures the time to the first step; None: it starts now.
 
@@ -103,7 +106,7 @@ def fit(
             if _is_complete(run):
                 context.report(f"already complete: {out}")
                 return Predictor.load([out])
-            _train(run)
+            _train(run, loggers)
             _load_best_weights(run)
             return _score_and_write(run, started_s)
 
@@ -170,7 +173,7 @@ def _is_complete(run: Run) -> bool:
     return ModelFolder.read(run.out).metrics.get("num_steps") == point.step
 
 
-def _train(run: Run) -> None:
+def _train(run: Run, loggers: Sequence[Logger]) -> None:
     """Train to the end.
 
     Raises:
@@ -184,9 +187,8 @@ def _train(run: Run) -> None:
         sweep_partial(run.folder)
         truncate_samples(run.folder / SAMPLES_FILE, point.validated_step)
     trainer, settings = run.trainer, run.settings
-    trainer.loggers = make_loggers(
-        settings.training.loggers, run.folder, point.step if point else 0
-    )
+    made = make_loggers(settings.training.loggers, run.folder, point.step if point else 0)
+    trainer.loggers = [*made, *loggers]
     for logger in trainer.loggers[1:]:  # the first writes the CSV file
         logger.log_hyperparams(flatten_settings(settings))
     try:

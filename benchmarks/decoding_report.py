@@ -17,7 +17,7 @@ from decoding_contender import Entry, Turn
 from tables import Bar, spread, table
 
 from dragoman.model_folder.folder import TOKENIZER
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 
 BATCHES, LIST, SINGLE = "batches of 64", "one list", "single"  # how sentences are given
 

@@ -16,7 +16,7 @@ from dragoman.data.batch import Batch
 from dragoman.data.sampler import cut_batch
 from dragoman.model.building import build_network
 from dragoman.settings import Settings
-from dragoman.tokenizers.special_ids import PAD_ID
+from dragoman.tokenizers.tokenizer import PAD_ID
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule

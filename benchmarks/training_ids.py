@@ -41,7 +41,7 @@ def write_ids(task: Task) -> tuple[int, Lengths]:
     """
     os.environ["XDG_CACHE_HOME"] = str(task.folder / "cache")
     from dragoman.settings import Settings
-    from dragoman.tokenizers.special_ids import BOS_ID, EOS_ID, PAD_ID
+    from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, PAD_ID
     from dragoman.training.datamodule import PairDataModule
 
     settings = Settings.model_validate(task.make_settings("cpu", "auto", "fused"))

@@ -21,6 +21,8 @@ import numpy
 from findings import Findings
 
 with atheris.instrument_imports(include=["dragoman"]):
+    from dragoman.tokenizers.unicode_form import from_unicode_form, to_unicode_form
+
     from dragoman.configuration import find_conflicts, list_set_values, read_settings
     from dragoman.errors import DragomanError
     from dragoman.evaluation.evaluation import read_evaluation
@@ -29,9 +31,7 @@ with atheris.instrument_imports(include=["dragoman"]):
     from dragoman.model_folder.folder import Bundle, dump_settings, read_bundle, write_bundle
     from dragoman.reading.pairs import Pair
     from dragoman.settings import DecodingSettings, Settings, SideSettings, TokenizerSettings
-    from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-    from dragoman.tokenizers.tokenizer import UNKNOWN_ID, Tokenizer
-    from dragoman.tokenizers.unicode_form import from_unicode_form, to_unicode_form
+    from dragoman.tokenizers.tokenizer import UNKNOWN_ID, PairTokenizer, Tokenizer
 
 SIDES = (
     SideSettings(kind="characters", unicode_form="nfd"),

@@ -8,8 +8,7 @@ import torch
 from dragoman.model.building import build_network
 from dragoman.model.transformer import Transformer
 from dragoman.settings import ModelSettings, SideSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.tokenizer import EOS_ID, Tokenizer
+from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer, Tokenizer
 
 SIDE = SideSettings(kind="characters")
 SOURCE = Tokenizer.train([string.ascii_lowercase], SIDE)  # 30 tokens

@@ -13,7 +13,7 @@ import pytest
 
 import dragoman
 from dragoman.model_folder.folder import ModelFolder, staged_model_folder, sweep_model_folder
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 
 ROUNDS = int(os.environ.get("DRAGOMAN_REPLACED_ROUNDS", "40"))  # of each reader
 SOURCES = ["fcdb", "dbfc", "fffd", "cab"]

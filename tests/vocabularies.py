@@ -5,9 +5,7 @@ import functools
 from conftest import EOS
 from dragoman.decoding.search_config import resolve_search
 from dragoman.settings import DecodingSettings, SideSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.special_ids import FIRST_TEXT_ID
-from dragoman.tokenizers.tokenizer import Tokenizer
+from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, PairTokenizer, Tokenizer
 
 LINES = [
     '{"name":"ada","age":36,"tags":[true,false,null]}',

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dragoman.reading.pairs import Pair as Pair
     from dragoman.reading.pairs import read_pairs as read_pairs
     from dragoman.settings import Settings as Settings
-    from dragoman.tokenizers.pair_tokenizer import PairTokenizer as PairTokenizer
+    from dragoman.tokenizers.tokenizer import PairTokenizer as PairTokenizer
     from dragoman.tokenizers.tokenizer import Tokenizer as Tokenizer
     from dragoman.training.datamodule import PairDataModule as PairDataModule
     from dragoman.training.lightning_transformer import LightningTransformer as LightningTransformer
@@ -49,7 +49,7 @@ _HOMES = {
     "LightningTransformer": "dragoman.training.lightning_transformer",
     "Pair": "dragoman.reading.pairs",
     "PairDataModule": "dragoman.training.datamodule",
-    "PairTokenizer": "dragoman.tokenizers.pair_tokenizer",
+    "PairTokenizer": "dragoman.tokenizers.tokenizer",
     "Prediction": "dragoman.predictor",
     "Predictor": "dragoman.predictor",
     "Scores": "dragoman.evaluation.scores",

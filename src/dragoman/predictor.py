@@ -20,8 +20,7 @@ from dragoman.model_folder.folder import ModelFolder
 from dragoman.model_folder.weights import StoredWeights
 from dragoman.reading.pairs import InvalidRow, Source, take_features
 from dragoman.settings import Settings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.special_ids import EOS_ID
+from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer
 
 _FIRST_WINDOW_ROWS = 64
 _WINDOW_ROWS = 4096  # rows that are searched together: bounds the memory of a long input

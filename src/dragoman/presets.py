@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from dragoman.configuration import list_set_values, merge_settings
 from dragoman.reading.statistics import PairStatistics, SideStatistics
 from dragoman.settings import Monitor, Settings, TokenizerKind
+from dragoman.tokenizers.tokenizer import KINDS
 
 # The fewer the pairs, the smaller the model, the stronger the dropout, the smaller the batches:
 # the direction is that of Araabi and Monz 2020 (low-resource Transformers).
@@ -170,7 +171,7 @@ def _choose_monitor(kind: TokenizerKind, target: SideStatistics) -> tuple[Monito
     are right or wrong, token by token. An edit of one letter may change all pieces of a word, so
     that short strings in pieces are compared by their characters.
     """
-    if kind not in ("bpe", "unigram"):
+    if not KINDS[kind].spells_any_text:
         return "token_error_rate", f"targets are {kind}, right or wrong one by one"
     if _is_short_text(target):
         return "character_error_rate", "targets are short, and their tokens pieces of any length"

@@ -9,7 +9,7 @@ from dragoman.data.dataset import EncodedPairs, IdsWriter, encode_splits
 from dragoman.errors import DataError
 from dragoman.reading.pairs import Pair
 from dragoman.settings import DataSettings, SideSettings, TokenizerSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=9)
 chunks = st.lists(st.lists(st.tuples(ids, ids), min_size=1, max_size=6), max_size=4)

@@ -10,8 +10,7 @@ from conftest import EOS
 from dragoman.decoding.search_config import resolve_search
 from dragoman.errors import SettingsError
 from dragoman.settings import DecodingSettings, SideSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.tokenizer import Tokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer, Tokenizer
 from vocabularies import KINDS, make_tokenizer
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from conftest import EOS
 from dragoman.errors import SettingsError
 from dragoman.settings import SideSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.tokenizer import Tokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer, Tokenizer
 from vocabularies import (
     KINDS,
     LINES,

@@ -14,8 +14,7 @@ from dragoman.errors import ModelFolderError
 from dragoman.model.building import build_network, copy_weights, load_network
 from dragoman.model_folder.weights import StoredWeights
 from dragoman.settings import ModelSettings, SideSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.tokenizer import Tokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer, Tokenizer
 
 SIDE = SideSettings(kind="characters")
 TOKENIZER = PairTokenizer(

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.settings import SideSettings, TokenizerSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, UNKNOWN_ID
+from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, UNKNOWN_ID, PairTokenizer
 
 CHARACTERS = SideSettings(kind="characters")
 SYMBOLS = SideSettings(kind="symbols")
@@ -265,7 +264,7 @@ def test_a_side_without_text_is_refused():
         train(pairs=[Pair("a", "")])
 
 
-def test_all_faults_of_the_settings_are_named_at_once():
+def test_all_errors_of_the_settings_are_named_at_once():
     with pytest.raises(SettingsError) as caught:
         train(SideSettings(kind="regex"), SideSettings(kind="symbols", separator=""), shared=True)
     message = str(caught.value)
@@ -289,21 +288,21 @@ def save_changed(path, **changes):
     ("changes", "message"),
     [
         ({"version": 2}, r"its format is 2, and this dragoman \(.*pip install --upgrade dragoman"),
-        ({"version": "1"}, "has version '1', but this dragoman reads 1"),
-        ({"format": "other"}, "is not a dragoman tokenizer"),
-        ({"more": 1}, "nothing else"),
-        ({"source": {}}, "the source tokenizer is broken"),
-        ({"target": None}, "the target tokenizer is broken"),
-        ({"features": {"<V>": 9}}, "not a list"),
-        ({"features": [1]}, "not a list"),
-        ({"features": ["<V>", "<V>"]}, "a feature has two ids"),
+        ({"version": "1"}, "version: Input should be 1"),
+        ({"format": "other"}, "not a dragoman tokenizer"),
+        ({"more": 1}, "more: Extra inputs are not permitted"),
+        ({"source": {}}, "source.settings: Field required"),
+        ({"target": None}, "target"),
+        ({"features": {"<V>": 9}}, "features: .*list"),
+        ({"features": [1]}, "features.0: .*string"),
+        ({"features": ["<V>", "<V>"]}, "features: one of them has two ids"),
         (
             {"target": {"settings": {"kind": "characters"}, "tokens": ["a", "a"]}},
-            "'a' has two ids",
+            "target: the token 'a' has two ids",
         ),
     ],
 )
-def test_a_changed_file_is_refused_by_name_and_fault(changes, message, tmp_path):
+def test_a_changed_file_is_refused_by_name_and_error(changes, message, tmp_path):
     path = tmp_path / "tokenizer.json"
     save_changed(path, **changes)
     with pytest.raises(ModelFolderError, match=message) as caught:

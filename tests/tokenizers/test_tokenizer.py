@@ -312,7 +312,7 @@ def test_training_on_no_text_is_refused(name, texts):
 
 
 @pytest.mark.parametrize("name", SIDES)
-def test_a_fault_while_reading_the_texts_gets_through(name):
+def test_an_error_while_reading_the_texts_gets_through(name):
     def read():
         yield "one"
         raise DataError("pairs.tsv:2: broken")
@@ -378,8 +378,6 @@ BROKEN = {
             {"!!": tokens["model"]["vocab"].pop("!"), "!": 9999}
         )
     ),
-    "no bytes": break_bpe(lambda tokens: tokens.update(pre_tokenizer=None)),
-    "normalizer": break_bpe(lambda tokens: tokens.update(normalizer={"type": "Lowercase"})),
     "merge of nothing": break_bpe(lambda tokens: tokens["model"]["merges"].append(["zq", "qz"])),
 }
 
@@ -390,7 +388,14 @@ def test_broken_content_is_refused(name):
         Tokenizer.from_dict(BROKEN[name])
 
 
-def test_every_fault_is_a_dragoman_error_with_a_message():
+def test_only_pieces_and_merges_are_taken_from_a_file():
+    expected = TOKENIZERS["bpe"].to_dict()
+    for change in ({"pre_tokenizer": None}, {"normalizer": {"type": "Lowercase"}}):
+        content = break_bpe(lambda tokens, change=change: tokens.update(change))
+        assert Tokenizer.from_dict(content).to_dict() == expected
+
+
+def test_every_error_is_a_dragoman_error_with_a_message():
     with pytest.raises(DragomanError, match="two ids"):
         Tokenizer.from_dict(BROKEN["two ids"])
 

@@ -16,7 +16,7 @@ from dragoman import read_settings
 from dragoman.commands.fit import fit
 from dragoman.reading.pairs import Pair
 from dragoman.settings import Settings, SideSettings, TokenizerSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 from dragoman.training.callbacks import (
     NUM_SAMPLES,
     CollapseWarning,

@@ -11,7 +11,7 @@ from dragoman.evaluation.scores import score
 from dragoman.model.loss import sum_cross_entropy
 from dragoman.reading.pairs import Pair
 from dragoman.settings import Monitor, Settings, SideSettings, TokenizerSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 from dragoman.training.validation_metrics import (
     DecodedMetrics,
     TeacherForcedMetrics,

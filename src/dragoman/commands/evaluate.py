@@ -162,7 +162,9 @@ def evaluate_model(
     evaluation = evaluate_rows(
         rows,
         settings.evaluation,
-        TargetTokenization(separator=target.separator, has_symbols=target.kind == "symbols"),
+        TargetTokenization(
+            separator=target.separator, has_symbols=bool(model.tokenizer.target.separator)
+        ),
         rarest=count_rarest(rows, model.tokenizer, counts) if counts else (),
         confidence=confidence,
         speed={

@@ -21,7 +21,7 @@ from dragoman.model_folder.folder import is_model_folder, sweep_model_folder
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import hold_lock, sha256
-from dragoman.tokenizers.tokenizer import find_side_faults
+from dragoman.tokenizers.tokenizer import find_side_errors
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule
@@ -238,8 +238,8 @@ def _forget_cache(settings: Settings) -> Settings:
 def _check_settings(settings: Settings) -> None:
     faults = find_conflicts(settings) + find_logger_errors(settings.training.loggers)
     faults += find_constraint_faults(settings)
-    faults += find_side_faults(settings.tokenizer.source, "tokenizer.source.")
-    faults += find_side_faults(settings.tokenizer.target, "tokenizer.target.")
+    faults += find_side_errors(settings.tokenizer.source, "tokenizer.source.")
+    faults += find_side_errors(settings.tokenizer.target, "tokenizer.target.")
     if faults:
         raise SettingsError.gather(faults)
 

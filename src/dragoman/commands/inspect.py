@@ -43,7 +43,7 @@ from dragoman.reading.pairs import Pair, RowErrors, read_pairs
 from dragoman.reading.row_errors import OVER_LONG
 from dragoman.reading.statistics import collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 
 _SHOWN = 5  # examples of a finding
 _STYLES = {"fault": "bold red", "warning": "bold yellow", "note": "bold cyan"}

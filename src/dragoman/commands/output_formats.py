@@ -15,7 +15,7 @@ from dragoman.evaluation.confidence import round_confidence
 from dragoman.predictor import Prediction
 from dragoman.reading.pairs import InvalidRow, Source
 from dragoman.settings import DecodingSettings
-from dragoman.tokenizers.special_ids import find_free_name
+from dragoman.tokenizers.tokenizer import find_free_name
 
 Layout = Literal["text", "jsonl", "csv", "tsv"]
 _BY_SUFFIX: dict[str, Layout] = {

@@ -17,7 +17,7 @@ from dragoman.errors import DataError
 from dragoman.reading.pairs import Pair, RowErrors
 from dragoman.reading.statistics import Split
 from dragoman.settings import DataSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 
 ROWS_PER_CHUNK = 65_536
 _IDS = pa.list_(pa.int32())

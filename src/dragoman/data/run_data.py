@@ -30,7 +30,7 @@ from dragoman.reading.row_errors import RowError
 from dragoman.reading.statistics import PairStatistics, Split, collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import sha256
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from dragoman.errors import DataError, SettingsError
 from dragoman.reading.row_errors import EMPTY_LINE, RowErrors, find_line_error
 from dragoman.reading.text_files import open_text_file, read_blocks
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.special_ids import UNKNOWN_ID
+from dragoman.tokenizers.tokenizer import UNKNOWN_ID, PairTokenizer
 
 _UNKNOWN_SYMBOL = "symbol that the target's vocabulary lacks"
 

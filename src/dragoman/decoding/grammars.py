@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from dragoman.errors import DataError, SettingsError
 from dragoman.reading.text_files import check_file
 from dragoman.settings import DecodingSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.special_ids import EOS_ID
+from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer
 
 _MAX_TOKEN_BYTES: Final = 1024  # llguidance 1.9.1 panics at a longer token
 

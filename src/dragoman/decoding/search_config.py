@@ -12,7 +12,7 @@ from dragoman.decoding.choices import constrain_to_choices
 from dragoman.decoding.grammars import constrain_to_grammar
 from dragoman.errors import SettingsError
 from dragoman.settings import DecodingSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 
 
 @runtime_checkable

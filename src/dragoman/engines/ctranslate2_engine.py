@@ -14,8 +14,7 @@ from dragoman.engines.ctranslate2_export import convert_model, list_token_names
 from dragoman.engines.engine import Quantization, UnsupportedError, count_cores, find_unsupported
 from dragoman.errors import SettingsError
 from dragoman.settings import DecodingSettings, ModelSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.special_ids import EOS_ID
+from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer
 
 if TYPE_CHECKING:
     from ctranslate2 import Translator

@@ -16,8 +16,14 @@ from numpy.typing import NDArray
 from dragoman.engines.engine import Quantization, UnsupportedError
 from dragoman.errors import ModelFolderError
 from dragoman.settings import ModelSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.special_ids import BOS_ID, EOS_ID, PAD_ID, UNKNOWN_ID, find_free_name
+from dragoman.tokenizers.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    UNKNOWN_ID,
+    PairTokenizer,
+    find_free_name,
+)
 
 Array = NDArray[np.float32]
 

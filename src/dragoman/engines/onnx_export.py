@@ -20,7 +20,7 @@ from dragoman.model.transformer import (
     Transformer,
     sinusoidal_positions,
 )
-from dragoman.tokenizers.special_ids import BOS_ID, EOS_ID, PAD_ID
+from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 _ENCODER, _DECODER = "encoder.onnx", "decoder.onnx"
 _SIZES = {0: "rows", 1: "source"}

@@ -11,8 +11,7 @@ from dragoman.evaluation.intervals import estimate_all
 from dragoman.evaluation.metrics import Metric, Statistics
 from dragoman.evaluation.output_rows import Row
 from dragoman.settings import EvaluationSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.special_ids import UNKNOWN_ID
+from dragoman.tokenizers.tokenizer import UNKNOWN_ID, PairTokenizer
 
 _NUM_LENGTHS = 5  # groups of about equally many rows
 _MOST_FEATURES = 20

@@ -18,11 +18,12 @@ from dragoman.inspection.findings import (
     show_text,
 )
 from dragoman.inspection.rows import SplitRows
+from dragoman.settings import TokenizerKind
+from dragoman.tokenizers.tokenizer import KINDS
 
 _SAMPLED_ROWS = 100_000
 _SIDES = ("source", "target")
 _MOST_SHOWN = 12
-_SPELLS_ANY_TEXT = ("bpe", "unigram")
 # The first words of Unicode names by script. Scripts whose letters are not joined or separated by
 # zero-width characters, and names that tell no script:
 _UNJOINED = {"LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN", "CJK", "HIRAGANA", "KATAKANA", "HANGUL", "FULLWIDTH", "HALFWIDTH"}  # fmt: skip
@@ -235,7 +236,7 @@ def _compile_clusters(samples: Sequence[SplitRows], side: str) -> Callable[[str]
 
 
 def find_unseen_characters(
-    files: Mapping[str, SplitRows], kinds: Mapping[str, str]
+    files: Mapping[str, SplitRows], kinds: Mapping[str, TokenizerKind]
 ) -> Iterator[Finding]:
     """Find characters of the validation and test files that the training file never has.
 
@@ -270,8 +271,8 @@ def find_unseen_characters(
             )
 
 
-def _describe_remedy(side: str, kind: str) -> str:
-    if kind in _SPELLS_ANY_TEXT:
+def _describe_remedy(side: str, kind: TokenizerKind) -> str:
+    if KINDS[kind].spells_any_text:
         return (
             f"{kind} tokens can spell them, but the model learns nothing about them: add training "
             "rows with them"

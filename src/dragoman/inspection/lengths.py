@@ -14,7 +14,7 @@ from dragoman.inspection.findings import (
 )
 from dragoman.inspection.rows import SplitRows, spread
 from dragoman.settings import DataSettings, Settings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 
 _TRAINED_ROWS = 50_000
 _ENCODED_ROWS = 50_000

@@ -10,8 +10,7 @@ from dragoman.errors import ModelFolderError
 from dragoman.model.transformer import Transformer
 from dragoman.model_folder.weights import StoredWeights
 from dragoman.settings import ModelSettings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, PAD_ID, PairTokenizer
 
 _SHOWN = 5  # tensors in a message
 

@@ -42,7 +42,7 @@ from dragoman.model_folder.constraint_files import find_constraint_files, keep_c
 from dragoman.model_folder.weights import StoredWeights
 from dragoman.settings import Settings
 from dragoman.storage import consistent_read, read_bytes, read_json, staged_folder, sweep
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 from dragoman.versions import is_later
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"

@@ -1,20 +1,26 @@
-"""A vocabulary of the tokens seen in training, for text cut by a rule; all others are unknown."""
+"""A vocabulary of the tokens seen in training, for text that a rule cuts; and the special ids."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import chain, repeat
-from typing import Final
+from typing import Any, Final
 
+from pydantic import TypeAdapter
 from tokenizers.pre_tokenizers import Split
 
-from dragoman.errors import DataError, ModelFolderError, SettingsError
-from dragoman.settings import SideSettings
-from dragoman.tokenizers.special_ids import FIRST_TEXT_ID, UNKNOWN_ID
-from dragoman.tokenizers.unicode_form import to_unicode_form
+from dragoman.characters import find_surrogate
+from dragoman.errors import SettingsError
+from dragoman.settings import SideSettings, UnicodeForm
 from tokenizers import Regex
 
-LARGEST_VOCABULARY: Final = 1_000_000
-LONGEST_TOKEN: Final = 100_000  # characters
+# The same in every vocabulary. No text is encoded to them, except to UNKNOWN_ID.
+PAD_ID: Final = 0
+BOS_ID: Final = 1
+EOS_ID: Final = 2
+UNKNOWN_ID: Final = 3
+FIRST_TEXT_ID: Final = 4
+SPECIAL_NAMES: Final = ("<pad>", "<s>", "</s>", "<unk>")
 
 Cut = Callable[[str], Sequence[str]]
 
@@ -22,8 +28,10 @@ Cut = Callable[[str], Sequence[str]]
 class ClosedVocabulary:
     """The tokens of kind characters, symbols or regex, most frequent first, ties by code point.
 
-    What stands for a token in a file is its text, so a token that reads "<pad>" is as good as any.
+    In a file a token is its text, so a token that reads "<pad>" is as good as any.
     """
+
+    spells_any_text: Final = False
 
     def __init__(self, tokens: Sequence[str], settings: SideSettings) -> None:
         self._tokens = list(tokens)
@@ -33,15 +41,8 @@ class ClosedVocabulary:
 
     @classmethod
     def train(cls, texts: Iterable[str], settings: SideSettings) -> "ClosedVocabulary":
-        """Return the vocabulary of every token in `texts`.
-
-        Raises:
-            DataError: There are more tokens, or longer ones, than a model folder may hold.
-        """
-        cut = make_cut(settings)
-        counts = Counter(chain.from_iterable(map(cut, texts)))
-        if fault := _find_excess(counts):
-            raise DataError(f"{fault}: for such text, set tokenizer kind to bpe")
+        """Return the vocabulary of every token in `texts`."""
+        counts = Counter(chain.from_iterable(map(make_cut(settings), texts)))
         return cls(sorted(counts, key=lambda token: (-counts[token], token)), settings)
 
     @property
@@ -62,40 +63,33 @@ class ClosedVocabulary:
         )
 
     def names(self) -> list[str]:
-        """Return the tokens as people read them, each once, from FIRST_TEXT_ID on."""
+        """Return a readable, unique name of each token from FIRST_TEXT_ID on."""
         return list(self._tokens)
 
     def token_bytes(self) -> list[bytes | None]:
-        """Return the UTF-8 text of each token from FIRST_TEXT_ID on; a lone surrogate has none."""
-        return [_to_utf8(token) for token in self._tokens]
+        """Return the UTF-8 text of each token from FIRST_TEXT_ID on; None for a lone surrogate."""
+        return [token.encode() if find_surrogate(token) is None else None for token in self._tokens]
 
     def to_json(self) -> list[str]:
-        """Return what `from_json` takes."""
+        """Return plain JSON values for `from_json`."""
         return list(self._tokens)
 
     @classmethod
-    def from_json(cls, content: object, settings: SideSettings) -> "ClosedVocabulary":
+    def from_json(cls, content: Any, settings: SideSettings) -> "ClosedVocabulary":  # noqa: ANN401
         """Return the vocabulary that `to_json` wrote.
 
         Raises:
-            ModelFolderError: `content` is not a list of different tokens of this kind, not too many
-                and not too long.
+            ValueError: `content` is not a list of different tokens of this kind.
         """
-        if not isinstance(content, list) or not all(isinstance(token, str) for token in content):
-            raise ModelFolderError("its tokens are not a list of strings")
-        if fault := _find_excess(content):
-            raise ModelFolderError(fault)
-        if len(set(content)) != len(content):
+        vocabulary = cls(TypeAdapter(list[str]).validate_python(content, strict=True), settings)
+        if len(vocabulary._ids) != len(content):
             twice = next(token for token, count in Counter(content).items() if count > 1)
-            raise ModelFolderError(f"the token {twice!r} has two ids")
-        vocabulary = cls(content, settings)
+            raise ValueError(f"the token {twice!r} has two ids")
         for token in content:
-            if settings.kind == "characters" and len(token) != 1:
-                raise ModelFolderError(f"the token {token!r} is not one character")
-            if settings.kind == "symbols" and vocabulary.separator in token:
-                raise ModelFolderError(f"the token {token!r} holds the separator")
-            if settings.kind == "regex" and not token:
-                raise ModelFolderError("it has an empty token")
+            if not token and settings.kind != "symbols":
+                raise ValueError("a token is empty")
+            if token and len(vocabulary._cut(token)) != 1 and settings.kind != "regex":
+                raise ValueError(f"{token!r} is not one token of kind {settings.kind}")
         return vocabulary
 
 
@@ -103,7 +97,7 @@ def make_cut(settings: SideSettings) -> Cut:
     """Return the function that cuts a text, in its Unicode form, into tokens.
 
     Raises:
-        SettingsError: the pattern of kind regex is not a regular expression.
+        SettingsError: The pattern of kind regex is not a regular expression.
     """
     match settings.kind:
         case "characters":
@@ -118,21 +112,18 @@ def make_cut(settings: SideSettings) -> Cut:
             raise AssertionError(f"kind {settings.kind} has no closed vocabulary")
 
 
-def _find_excess(tokens: Collection[str]) -> str:
-    """Return what is too much of `tokens`, or ""."""
-    if len(tokens) > LARGEST_VOCABULARY:
-        return f"{len(tokens):,} different tokens, more than {LARGEST_VOCABULARY:,}"
-    longest = max(map(len, tokens), default=0)
-    if longest > LONGEST_TOKEN:
-        return f"a token of {longest:,} characters, more than {LONGEST_TOKEN:,}"
-    return ""
+def to_unicode_form(text: str, form: UnicodeForm) -> str:
+    """Return `text` in `form`; none leaves it as it is."""
+    if form == "none":
+        return text
+    return unicodedata.normalize("NFC" if form == "nfc" else "NFD", text)
 
 
-def _to_utf8(token: str) -> bytes | None:
-    try:
-        return token.encode()
-    except UnicodeEncodeError:
-        return None
+def find_free_name(name: str, taken: Container[str]) -> str:
+    """Return `name`, in angle brackets if it is taken, as many as needed."""
+    while name in taken:
+        name = f"<{name}>"
+    return name
 
 
 def _separator(settings: SideSettings) -> str:
@@ -142,19 +133,19 @@ def _separator(settings: SideSettings) -> str:
 def _make_pattern_cut(pattern: str) -> Cut:
     try:
         splitter = Split(Regex(pattern), behavior="isolated")
-    except Exception as fault:  # tokenizers raises no kind of its own
-        raise SettingsError(f"pattern {pattern!r} is not a regular expression: {fault}") from fault
+    except Exception as error:  # tokenizers raises no type of its own
+        raise SettingsError(f"pattern {pattern!r} is not a regular expression: {error}") from error
 
     def cut(text: str) -> Sequence[str]:
         try:
             return [piece for piece, _ in splitter.pre_tokenize_str(text)]
-        except BaseException as fault:
+        except BaseException as error:
             # tokenizers 0.23 panics when the engine gives up, and exports no name for the panic.
-            if type(fault).__name__ != "PanicException":
+            if type(error).__name__ != "PanicException":
                 raise
             raise SettingsError(
-                f"pattern {pattern!r} takes too many steps on the text {text[:40]!r} ({fault}): "
+                f"pattern {pattern!r} takes too many steps on the text {text[:40]!r} ({error}): "
                 "write it without a repetition inside a repetition"
-            ) from fault
+            ) from error
 
     return cut

@@ -1,33 +1,77 @@
-"""One vocabulary: text to ids and back."""
+"""Text to ids and back: one vocabulary (`Tokenizer`), and those of both sides (`PairTokenizer`)."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dragoman.characters import find_surrogate
 from dragoman.errors import DataError, ModelFolderError, SettingsError
-from dragoman.settings import SideSettings
-from dragoman.tokenizers.closed_vocabulary import ClosedVocabulary, make_cut
-from dragoman.tokenizers.special_ids import BOS_ID as BOS_ID
-from dragoman.tokenizers.special_ids import EOS_ID as EOS_ID
-from dragoman.tokenizers.special_ids import FIRST_TEXT_ID, SPECIAL_NAMES, find_free_name
-from dragoman.tokenizers.special_ids import PAD_ID as PAD_ID
-from dragoman.tokenizers.special_ids import UNKNOWN_ID as UNKNOWN_ID
+from dragoman.settings import SideSettings, TokenizerKind, TokenizerSettings
+from dragoman.storage import read_json, staged_file
+from dragoman.tokenizers.closed_vocabulary import BOS_ID as BOS_ID
+from dragoman.tokenizers.closed_vocabulary import EOS_ID as EOS_ID
+from dragoman.tokenizers.closed_vocabulary import FIRST_TEXT_ID as FIRST_TEXT_ID
+from dragoman.tokenizers.closed_vocabulary import PAD_ID as PAD_ID
+from dragoman.tokenizers.closed_vocabulary import SPECIAL_NAMES as SPECIAL_NAMES
+from dragoman.tokenizers.closed_vocabulary import UNKNOWN_ID as UNKNOWN_ID
+from dragoman.tokenizers.closed_vocabulary import ClosedVocabulary, make_cut, to_unicode_form
+from dragoman.tokenizers.closed_vocabulary import find_free_name as find_free_name
 from dragoman.tokenizers.subwords import SMALLEST_SUBWORD_VOCABULARY, Subwords
-from dragoman.tokenizers.unicode_form import from_unicode_form, to_unicode_form
+from dragoman.versions import tell_later
+
+if TYPE_CHECKING:
+    from dragoman.reading.pairs import Pair
+
+KINDS: Final[Mapping[TokenizerKind, type[ClosedVocabulary] | type[Subwords]]] = {
+    "characters": ClosedVocabulary,
+    "symbols": ClosedVocabulary,
+    "regex": ClosedVocabulary,
+    "bpe": Subwords,
+    "unigram": Subwords,
+}
+
+_FORMAT: Final = "dragoman tokenizer"
+_VERSION: Final = 1
+_MAX_BYTES: Final = 1 << 27
+_MAX_FEATURE_CHARACTERS: Final = 1000
+_REMEDY: Final = "copy the model folder again, or train it again"
+
+
+class _StoredSide(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    settings: SideSettings
+    tokens: Any  # what `to_json` of the kind gives
+
+
+class _StoredPair(BaseModel):
+    """The content of tokenizer.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["dragoman tokenizer"]
+    version: Literal[1]
+    features: list[str]
+    source: _StoredSide
+    target: _StoredSide | Literal["source"]
 
 
 class Tokenizer:
-    """The tokens of one side, or of both where they share them.
+    """The vocabulary of one side, or of both if they share it.
 
-    No text is encoded to PAD_ID, BOS_ID or EOS_ID, whatever it reads like, and to UNKNOWN_ID only
-    for a token that was not in the training text; bpe and unigram know no such token.
+    No text is encoded to PAD_ID, BOS_ID or EOS_ID, whatever it reads like. UNKNOWN_ID stands for a
+    token that was not in the training text; bpe and unigram have no such token.
 
-    Where no id is UNKNOWN_ID, `decode(encode(text))` is `text` for unicode_form none, and NFC(text)
-    for nfc and nfd.
+    If no id is UNKNOWN_ID, `decode(encode(text))` is `text` for unicode_form none, and NFC(text) for
+    nfc and nfd.
     """
 
     def __init__(self, settings: SideSettings, pieces: ClosedVocabulary | Subwords) -> None:
@@ -41,13 +85,12 @@ class Tokenizer:
         Reads `texts` once.
 
         Raises:
-            SettingsError: the settings do not suit their kind.
-            DataError: there is no text, or every text is empty; or, but for kinds characters and
-                symbols, a text holds a lone surrogate.
+            SettingsError: The settings do not suit their kind.
+            DataError: There is no text, or every text is empty; or, but for kinds characters and
+                symbols, A text holds a lone surrogate.
         """
-        faults = find_side_faults(settings)
-        if faults:
-            raise SettingsError.gather(faults)
+        if errors := find_side_errors(settings):
+            raise SettingsError.gather(errors)
         formed = (to_unicode_form(text, settings.unicode_form) for text in texts)
         first = next((text for text in formed if text), None)
         if first is None:
@@ -55,11 +98,11 @@ class Tokenizer:
                 "there is no text to train a tokenizer on (no rows, or every text is empty): "
                 "check the files and the columns that data.source and data.target name"
             )
-        kind = Subwords if settings.kind in ("bpe", "unigram") else ClosedVocabulary
         try:
-            return cls(settings, kind.train(itertools.chain([first], formed), settings))
+            pieces = KINDS[settings.kind].train(itertools.chain([first], formed), settings)
         except UnicodeEncodeError as error:
             raise _describe_surrogate(error.object, error.start) from error
+        return cls(settings, pieces)
 
     @property
     def vocab_size(self) -> int:
@@ -70,15 +113,15 @@ class Tokenizer:
         """Return the ids of `text`, without BOS_ID and EOS_ID.
 
         Raises:
-            DataError: as `encode_batch`.
+            DataError: As `encode_batch`.
         """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each of `texts`; quicker than one by one.
+        """Return the ids of each of `texts`; faster than one by one.
 
         Raises:
-            DataError: a text holds a lone surrogate; kinds characters and symbols take it.
+            DataError: A text holds a lone surrogate; kinds characters and symbols take it.
         """
         form = self.settings.unicode_form
         if form != "none":
@@ -95,19 +138,21 @@ class Tokenizer:
         """Return the text of `ids`; special ids give none.
 
         Raises:
-            ValueError: an id is not in 0 to vocab_size - 1.
+            ValueError: An id is not in 0 to vocab_size - 1.
         """
-        check_ids(ids, self.vocab_size)
-        return from_unicode_form(self._pieces.decode(ids), self.settings.unicode_form)
+        _check_ids(ids, self.vocab_size)
+        text = self._pieces.decode(ids)
+        # Output is always composed: jamo come back as Hangul syllables.
+        return text if self.settings.unicode_form == "none" else unicodedata.normalize("NFC", text)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Return a readable name for each of `ids`; no two ids have the same.
 
         Raises:
-            ValueError: an id is not in 0 to vocab_size - 1.
+            ValueError: An id is not in 0 to vocab_size - 1.
         """
         ids = list(ids)
-        check_ids(ids, self.vocab_size)
+        _check_ids(ids, self.vocab_size)
         return [self._names[id_] for id_ in ids]
 
     @property
@@ -134,17 +179,16 @@ class Tokenizer:
         Raises:
             ModelFolderError: `content` is not what `to_dict` writes.
         """
-        if not isinstance(content, dict) or content.keys() != {"settings", "tokens"}:
-            raise ModelFolderError("it does not hold settings and tokens, and nothing else")
         try:
-            settings = SideSettings.model_validate(content["settings"])
-        except ValidationError as fault:
-            raise ModelFolderError(f"its settings are broken: {fault}") from fault
-        faults = find_side_faults(settings)
-        if faults:
-            raise ModelFolderError(f"its settings are broken: {'; '.join(faults)}")
-        kind = Subwords if settings.kind in ("bpe", "unigram") else ClosedVocabulary
-        return cls(settings, kind.from_json(content["tokens"], settings))
+            stored = _StoredSide.model_validate(content)
+            settings = stored.settings
+            if errors := find_side_errors(settings):
+                raise ModelFolderError("; ".join(errors))
+            return cls(settings, KINDS[settings.kind].from_json(stored.tokens, settings))
+        except ValidationError as error:
+            raise ModelFolderError(_describe_first(error)) from error
+        except ValueError as error:
+            raise ModelFolderError(str(error)) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer.from_dict, (self.to_dict(),)
@@ -156,11 +200,236 @@ class Tokenizer:
         return [*(find_free_name(name, taken) for name in SPECIAL_NAMES), *texts]
 
 
-def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PairTokenizer:
+    """The vocabularies of both sides; if they are shared, `source` and `target` are one object.
+
+    `features` gives the source id of each feature symbol. They follow the ids of the text, so a text
+    that reads like a symbol is never taken for one.
+    """
+
+    source: Tokenizer
+    target: Tokenizer
+    features: dict[str, int]
+
+    @classmethod
+    def train(cls, pairs: "Iterable[Pair]", settings: TokenizerSettings) -> "PairTokenizer":
+        """Return tokenizers trained on the first `settings.training_rows` of `pairs`.
+
+        Reads `pairs` once, to the end: feature symbols are taken from all of them, the most
+        frequent first. Holds the texts of the training rows in memory.
+
+        Raises:
+            SettingsError: The settings do not suit their kinds, or shared sides differ.
+            DataError: One side has no text, a feature is long, or the tokens take too much space.
+        """
+        _check_settings(settings)
+        sources: list[str] = []
+        targets: list[str] = []
+        counts = Counter[str]()
+        for row, pair in enumerate(pairs):
+            if row < settings.training_rows:
+                sources.append(pair.source)
+                targets.append(pair.target)
+            counts.update(pair.features)
+        if settings.shared:
+            source = target = Tokenizer.train(sources + targets, settings.source)
+        else:
+            source = Tokenizer.train(sources, settings.source)
+            target = Tokenizer.train(targets, settings.target)
+        symbols = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
+        if (longest := max(map(len, symbols), default=0)) > _MAX_FEATURE_CHARACTERS:
+            raise DataError(
+                f"a feature has {longest:,} characters, more than {_MAX_FEATURE_CHARACTERS:,}: a "
+                "feature is one symbol; check the columns that data.features names"
+            )
+        trained = cls(source=source, target=target, features=_number(symbols, source))
+        if (size := len(trained._dump())) > _MAX_BYTES:  # `load` would refuse it
+            raise DataError(
+                f"the tokens take {size >> 20:,} MiB, more than the {_MAX_BYTES >> 20} that a model "
+                "may have: set tokenizer.source.kind and tokenizer.target.kind to bpe"
+            )
+        return trained
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether both sides have one vocabulary."""
+        return self.source is self.target
+
+    @property
+    def source_vocab_size(self) -> int:
+        """Number of source ids: special, text, features."""
+        return self.source.vocab_size + len(self.features)
+
+    @property
+    def target_vocab_size(self) -> int:
+        """Number of target ids; the source's if shared, since both use one embedding."""
+        return self.source_vocab_size if self.is_shared else self.target.vocab_size
+
+    def encode_sources(
+        self, texts: Sequence[str], features: Sequence[tuple[str, ...]]
+    ) -> list[list[int]]:
+        """Return the ids of each source: its features, its text, EOS_ID.
+
+        `features` has one tuple a text, empty for none; a symbol not seen in training becomes
+        UNKNOWN_ID.
+        """
+        find = self.features.get
+        return [
+            [*(find(symbol, UNKNOWN_ID) for symbol in symbols), *ids, EOS_ID]
+            if symbols
+            else [*ids, EOS_ID]  # spares a generator for each of millions of rows
+            for symbols, ids in zip(features, self.source.encode_batch(texts), strict=True)
+        ]
+
+    def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each target: BOS_ID, its text, EOS_ID."""
+        return [[BOS_ID, *ids, EOS_ID] for ids in self.target.encode_batch(texts)]
+
+    def count_unknown(self, ids: Sequence[int]) -> int:
+        """Return how many of `ids` stand for a symbol, of text or features, not in the vocabulary."""
+        return sum(id_ == UNKNOWN_ID for id_ in ids)
+
+    def decode_target(self, ids: Sequence[int]) -> str:
+        """Return the text of a target's `ids`; special ids, and features of the source, give none.
+
+        Raises:
+            ValueError: An id is not in 0 to target_vocab_size - 1.
+        """
+        _check_ids(ids, self.target_vocab_size)
+        if self.is_shared and self.features:
+            ids = [id_ for id_ in ids if id_ < self.target.vocab_size]
+        return self.target.decode(ids)
+
+    def decode_targets(self, rows: Iterable[Sequence[int]]) -> list[str]:
+        """Return the text of each of `rows`, as `decode_target` does."""
+        return [self.decode_target(ids) for ids in rows]
+
+    def source_names(self) -> list[str]:
+        """Return a readable name for each source id, in order and each once."""
+        names = self.source.tokens(range(self.source.vocab_size))
+        taken = set(names)
+        for symbol in self.features:
+            names.append(find_free_name(symbol, taken))
+            taken.add(names[-1])
+        return names
+
+    def target_names(self) -> list[str]:
+        """Return a readable name for each target id, in order and each once."""
+        if self.is_shared:
+            return self.source_names()
+        return self.target.tokens(range(self.target.vocab_size))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain JSON values."""
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "features": list(self.features),
+            "source": self.source.to_dict(),
+            "target": "source" if self.is_shared else self.target.to_dict(),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write everything to `path`, as JSON, atomically."""
+        with staged_file(path) as temporary:
+            temporary.write_bytes(self._dump())
+
+    @classmethod
+    def load(cls, path: Path) -> "PairTokenizer":
+        """Return the tokenizer that `save` wrote to `path`.
+
+        Raises:
+            ModelFolderError: The file is missing, broken, or not from `save`.
+        """
+        content = read_json(path, _MAX_BYTES)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ModelFolderError(f"{path}: not a dragoman tokenizer; {_REMEDY}")
+        if type(found := content.get("version")) is int and found > _VERSION:
+            raise ModelFolderError(f"{path}: {tell_later(found, _VERSION)}")
+        try:
+            stored = _StoredPair.model_validate(content)
+            if len(set(stored.features)) != len(stored.features):
+                raise ModelFolderError("features: one of them has two ids")
+            source = _load_side("source", content)
+            target = source if stored.target == "source" else _load_side("target", content)
+        except ValidationError as error:
+            raise ModelFolderError(f"{path}: {_describe_first(error)}; {_REMEDY}") from error
+        except ModelFolderError as error:
+            raise ModelFolderError(f"{path}: {error}; {_REMEDY}") from error
+        return cls(source=source, target=target, features=_number(stored.features, source))
+
+    def _dump(self) -> bytes:
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+        return text.encode("utf-8") + b"\n"
+
+
+def find_side_errors(settings: SideSettings, name: str = "") -> list[str]:
+    """Return what is wrong with the settings of a side; `name` ("tokenizer.source.") precedes each."""
+    match settings.kind:
+        case "bpe" | "unigram" if settings.vocab_size < SMALLEST_SUBWORD_VOCABULARY:
+            return [
+                f"{name}vocab_size is {settings.vocab_size}, but kind {settings.kind} needs at "
+                f"least {SMALLEST_SUBWORD_VOCABULARY}, for the 256 bytes and 4 special tokens: "
+                f"raise it, or set {name}kind to characters"
+            ]
+        case "symbols" if not settings.separator:
+            return [
+                f"{name}separator is empty, so it is unclear where a symbol ends: "
+                f"give the text between two symbols, or set {name}kind to characters"
+            ]
+        case "regex" if not settings.pattern:
+            return [
+                f"{name}pattern is empty, but kind regex needs one: "
+                r"give a regular expression, for example \w+"
+            ]
+        case "regex":
+            try:
+                make_cut(settings)
+            except SettingsError as error:
+                return [f"{name}{error}"]
+    return []
+
+
+def _check_settings(settings: TokenizerSettings) -> None:
+    errors = find_side_errors(settings.source, "tokenizer.source.")
+    errors += find_side_errors(settings.target, "tokenizer.target.")
+    if settings.shared and settings.source != settings.target:
+        fields = [
+            name
+            for name in type(settings.source).model_fields
+            if getattr(settings.source, name) != getattr(settings.target, name)
+        ]
+        errors.append(
+            "tokenizer.shared is true, but tokenizer.source and tokenizer.target differ in "
+            f"{', '.join(fields)}: give both sides the same, or set tokenizer.shared to false"
+        )
+    if errors:
+        raise SettingsError.gather(errors)
+
+
+def _number(symbols: Sequence[str], source: Tokenizer) -> dict[str, int]:
+    return {symbol: id_ for id_, symbol in enumerate(symbols, start=source.vocab_size)}
+
+
+def _load_side(side: Literal["source", "target"], content: Mapping[str, Any]) -> Tokenizer:
+    try:
+        return Tokenizer.from_dict(content[side])
+    except ModelFolderError as error:
+        raise ModelFolderError(f"{side}: {error}") from error
+
+
+def _describe_first(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))[:100]
+    return f"{where}: {first['msg'][:200]}" if where else first["msg"][:200]
+
+
+def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
     """Refuse ids that are not in 0 to `vocab_size` - 1.
 
     Raises:
-        ValueError: there is such an id.
+        ValueError: There is such an id.
     """
     if len(ids) and (min(ids) < 0 or max(ids) >= vocab_size):
         wrong = next(id_ for id_ in ids if not 0 <= id_ < vocab_size)
@@ -172,30 +441,3 @@ def _describe_surrogate(text: str, place: int) -> DataError:
         f"the text {text[:40]!r} holds a lone surrogate, \\u{ord(text[place]):04x}, at character "
         f"{place + 1}, which is no text: take it out"
     )
-
-
-def find_side_faults(settings: SideSettings, name: str = "") -> list[str]:
-    """Return what is wrong with the settings of a side; `name` ("tokenizer.source.") precedes each."""
-    match settings.kind:
-        case "bpe" | "unigram" if settings.vocab_size < SMALLEST_SUBWORD_VOCABULARY:
-            return [
-                f"{name}vocab_size is {settings.vocab_size}, but kind {settings.kind} needs at "
-                f"least {SMALLEST_SUBWORD_VOCABULARY}, for the 256 bytes and 4 special tokens: "
-                f"raise it, or set {name}kind to characters"
-            ]
-        case "symbols" if not settings.separator:
-            return [
-                f"{name}separator is empty, so nothing tells where a symbol ends: "
-                f"give the text between two symbols, or set {name}kind to characters"
-            ]
-        case "regex" if not settings.pattern:
-            return [
-                f"{name}pattern is empty, but kind regex needs one: "
-                r"give a regular expression, for example \w+"
-            ]
-        case "regex":
-            try:
-                make_cut(settings)
-            except SettingsError as fault:
-                return [f"{name}{fault}"]
-    return []

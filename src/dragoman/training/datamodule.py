@@ -14,7 +14,7 @@ from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.reading.pairs import Pair
 from dragoman.reading.statistics import Split
 from dragoman.settings import Settings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import PairTokenizer
 from dragoman.training.device import plan_micro_batches
 
 

@@ -18,8 +18,7 @@ from torchmetrics import Metric
 from dragoman.evaluation import metrics as evaluation
 from dragoman.model.loss import LossSums
 from dragoman.settings import Settings
-from dragoman.tokenizers.pair_tokenizer import PairTokenizer
-from dragoman.tokenizers.special_ids import UNKNOWN_ID
+from dragoman.tokenizers.tokenizer import KINDS, UNKNOWN_ID, PairTokenizer
 
 _OVER_IDS = ("exact_match", "token_error_rate")  # measured here, over ids
 _UNKNOWN: Final = "\ufffd"  # shown for a token outside of the vocabulary
@@ -127,7 +126,7 @@ def choose_text_scores(settings: Settings, texts: Texts) -> TextScoring:
     names: set[str] = {settings.training.monitor}
     if kind != "symbols":
         names.add("character_error_rate")
-    if kind in ("bpe", "unigram"):
+    if KINDS[kind].spells_any_text:
         names |= {"chrf", "bleu"}
     known = evaluation.list_known_metrics(settings.evaluation).values()
     scores = [one for one in known if one.name in names and one.name not in _OVER_IDS]

@@ -1,9 +1,9 @@
-"""Measures how far confidence can be believed, by several formulas: prints a table.
+"""Measures the calibration error of confidence for several formulas; prints a table.
 
 python benchmarks/calibration.py MODEL ...
 
-Each MODEL is a folder that `fit` wrote with data.test: its evaluations of the validation and of the
-test rows are read. The temperature of each formula is the likeliest one on the validation rows; the
+Each MODEL is a folder that `fit` wrote with data.test, with evaluations of the validation and the
+test rows. The temperature of each formula is the most likely one on the validation rows; the
 calibration error is that of the test rows.
 """
 
@@ -31,7 +31,7 @@ def raise_probability(scores: Values, temperature: float) -> Values:
 
 
 def divide_log_odds(scores: Values, temperature: float) -> Values:
-    """Return the probability whose log-odds are those of p, over T."""
+    """Return the probability whose log-odds are those of p divided by T."""
     log_odds = scores - np.log(-np.expm1(np.minimum(scores, -1e-9)))
     return np.asarray(1 / (1 + np.exp(-np.clip(log_odds / temperature, -500, 500))))
 
@@ -73,7 +73,7 @@ def read(rows: Sequence[Row]) -> tuple[Values, NDArray[np.bool_]]:
 def fit(
     formula: Callable[[Values, float], Values], scores: Values, is_exact: NDArray[np.bool_]
 ) -> float:
-    """Return the likeliest temperature."""
+    """Return the most likely temperature."""
 
     def loss(temperature: float) -> float:
         confidence = np.clip(formula(scores, temperature), 1e-9, 1 - 1e-9)

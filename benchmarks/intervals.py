@@ -1,8 +1,8 @@
-"""Measures how often 95% intervals hold the score that they are for: prints a table.
+"""Measures how often 95% intervals hold the true score; prints a table.
 
 python benchmarks/intervals.py
 
-Invented rows, of which few or most have an error. The score of all of them is the true one; sets of
+Invented rows, of which few or most have an error. The score of all of them is the true one. Sets of
 rows are drawn from them, and the interval of each set holds the true score, misses it, or is not
 shown, as too few rows are wrong. Beside dragoman's intervals, the percentiles of a plain bootstrap.
 """
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def invent(share: float) -> tuple[list[str], list[list[str]]]:
-    """Return outputs and references; `share` of the outputs have words replaced."""
+    """Return outputs and references; a fraction `share` of the outputs has words replaced."""
     chance = Random(1)
     hypotheses, references = [], []
     for _ in range(_POPULATION):

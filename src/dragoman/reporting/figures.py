@@ -52,7 +52,9 @@ def is_higher_better(evaluation: Mapping[str, Any], name: str) -> bool:
 def find_title(evaluation: Mapping[str, Any], name: str) -> str:
     """Return the title of a score from its scores.json; else one made of its name."""
     title = evaluation.get("scores", {}).get("titles", {}).get(name)
-    return title or {"bleu": "BLEU", "chrf": "chrF"}.get(name) or name.replace("_", " ")
+    return (
+        title or {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}.get(name) or name.replace("_", " ")
+    )
 
 
 def name_unit(*, is_higher_better: bool) -> str:

@@ -96,7 +96,7 @@ def test_features_are_given_as_values_of_their_columns(tmp_path):
 
 
 def test_one_string_is_no_list_of_sources(trained):
-    with pytest.raises(DragomanError, match="list of sources"):
+    with pytest.raises(DragomanError, match="expected a list of sources"):
         trained[1].predict("abc")
 
 
@@ -197,7 +197,7 @@ def test_a_folder_keeps_its_calibration_and_says_what_it_is_not_for(trained, tmp
     (folder / "calibration.json").unlink(missing_ok=True)
     model = dragoman.load(folder)
     assert model.temperature == 1.0
-    assert "never calibrated" in model.describe_calibration()
+    assert "not calibrated" in model.describe_calibration()
     write_calibration(folder, make_calibration(0.4, beam_size=1))
     assert read_calibration(folder).rows == 9
     plain = Settings(decoding=DecodingSettings(max_length_extra=50, token_scores=True))
@@ -209,4 +209,4 @@ def test_a_folder_keeps_its_calibration_and_says_what_it_is_not_for(trained, tmp
     assert "decoding.beam_size 3, not 1" in wider.describe_calibration()
     pair = dragoman.load([folder, folder])
     assert pair.temperature == pytest.approx(0.4)
-    assert "not for them together" in pair.describe_calibration()
+    assert "not for the ensemble" in pair.describe_calibration()

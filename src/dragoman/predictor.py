@@ -37,26 +37,26 @@ class Prediction:
     score: float  # log-probability of the output, in nats
     confidence: float  # probability, in [0, 1], that it is exactly right: see `find_confidence`
     normalized_score: float  # the score by which hypotheses are compared: decoding.length_norm
-    is_complete: bool  # False: cut at its longest length (see decoding.max_length_ratio)
-    num_unknown: int  # tokens of the source that the model has never seen
-    tokens: tuple[str, ...]  # of the output, and its end where it is complete
+    is_complete: bool  # False: truncated at its longest length (see decoding.max_length_ratio)
+    num_unknown: int  # source tokens that are not in the vocabulary
+    tokens: tuple[str, ...]  # of the output, with its end if it is complete
     log_probs: tuple[float, ...]  # of each of `tokens`, with decoding.token_scores
     source_tokens: tuple[str, ...]
     alignment: tuple[tuple[float, ...], ...]  # (tokens, source_tokens), with decoding.alignment
 
     def marked(self, truncation_mark: str) -> str:
-        """Return the text, with `truncation_mark` behind it if it was cut."""
+        """Return the text, followed by `truncation_mark` if it was truncated."""
         return self.text if self.is_complete else self.text + truncation_mark
 
 
 class Predictor:
-    """A trained model, computed by an engine.
+    """A trained model and its inference engine.
 
     Args:
-        settings: The settings it was trained with; `settings.decoding` is how it predicts.
-        model_folders: What was in the model folders that it came from, if it did.
-        config: That of `settings.decoding`, where it is made already.
-        calibrations: Those of its models, that have one: see `temperature`.
+        settings: The settings of the model; it predicts by `settings.decoding`.
+        model_folders: The content of the model folders that were loaded.
+        config: `settings.decoding`, resolved; None: it is resolved here.
+        calibrations: Of its models, where they have one: see `temperature`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Predictor:
         self.calibrations = tuple(calibrations)
         self.model_folders = tuple(model_folders)
         model = settings.model
-        self._longest_source = model.max_positions if model.positions == "learned" else None
+        self._num_positions = model.max_positions if model.positions == "learned" else None
 
     @classmethod
     def load(
@@ -89,18 +89,18 @@ class Predictor:
         threads: int | None = None,
         quantization: Quantization = "float32",
     ) -> "Predictor":
-        """Return the model in the folder `path`; several folders are an ensemble.
+        """Return the model in the folder `path`; several folders form an ensemble.
 
         Args:
-            settings: Its data and decoding sections replace what the model was trained with.
+            settings: Its data and decoding sections override the settings of the model.
             engine: "auto": CTranslate2 if it supports the request, else PyTorch.
             device: "cpu", "cuda", or "auto": a GPU if there is one.
             threads: Processor threads; None: all cores.
             quantization: Number format of the weights; PyTorch has float32 only.
 
         Raises:
-            ModelFolderError: A folder is missing, incomplete or foreign; says which file.
-            SettingsError: The settings do not go together, or not with this model or engine.
+            ModelFolderError: A folder is missing, incomplete or no model folder; names the file.
+            SettingsError: The settings conflict with each other, the model or the engine.
         """
         paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
         model_folders = [ModelFolder.read(one) for one in paths]
@@ -108,8 +108,9 @@ class Predictor:
         for one, model_folder in zip(paths, model_folders, strict=True):
             if model_folder.tokenizer.to_dict() != first.tokenizer.to_dict():
                 raise SettingsError(
-                    f"{one}: its tokenizer is not that of {paths[0]}, and an ensemble needs one; "
-                    "train its models on the same pairs, with different training.seed"
+                    f"{one}: its tokenizer differs from that of {paths[0]}, and an ensemble needs "
+                    "one tokenizer; train its models on the same pairs, with different "
+                    "training.seed"
                 )
         merged = merge_for_use(settings or Settings(), first.settings)
         config = resolve_search(merged.decoding, first.tokenizer)
@@ -123,33 +124,33 @@ class Predictor:
 
     @property
     def temperature(self) -> float:
-        """What makes log-probabilities confidences; 1 where nothing was calibrated.
+        """The temperature from log-probability to confidence; 1 without a calibration.
 
-        It is used as it is with other decoding settings than it was found for. An ensemble has none
-        of its own: the geometric mean of its models' stands in.
+        Other decoding settings than at the calibration do not change it. An ensemble takes the
+        geometric mean of its models' temperatures.
         """
         found = [one.temperature for one in self.calibrations]
         return float(math.prod(found) ** (1 / len(found))) if found else 1.0
 
     def describe_calibration(self) -> str:
-        """Return why its confidences may be off, for people; "" if they are as they were measured."""
+        """Return a warning if the calibration does not apply to these settings, else ""."""
         if not self.calibrations:
-            return "confidence: the model was never calibrated; `dragoman evaluate` does it"
+            return "confidence: not calibrated; run `dragoman evaluate MODEL PAIRS --calibrate`"
         if len(self.model_folders) > 1:
-            return "confidence: calibrated for each model, not for them together"
+            return "confidence: calibrated for each model, not for the ensemble"
         if changed := find_differences(self.calibrations[0], self.settings.decoding):
-            return f"confidence: calibrated for outputs made otherwise: {', '.join(changed[:3])}"
+            return f"confidence: calibrated with other settings: {', '.join(changed[:3])}"
         return ""
 
     def predict(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """Return the output for each source; one cut at its longest length ends with the cut mark.
+        """Return the output for each source; a truncated one ends with the truncation mark.
 
         With `data.leading_tags`, a source begins with its tags: "<de> 3. Oktober 2024".
 
         Args:
-            features: For a model with `data.features`: their values for each source, in that order.
+            features: Values of `data.features` for each source, in that order.
 
         Raises:
             DragomanError: `sources` is one string, or `features` do not fit the model.
@@ -167,8 +168,8 @@ class Predictor:
 
         Args:
             features: As in `predict`.
-            prefixes: What the output of each source begins with. It is cut into tokens by itself:
-                end it where a token may end, as at the end of a word.
+            prefixes: Text at the start of each output. It is tokenized separately: end it where a
+                token may end, such as the end of a word.
 
         Raises:
             DragomanError: `sources` is one string, `features` or `prefixes` do not fit, or the
@@ -188,7 +189,7 @@ class Predictor:
     ) -> list[Prediction]:
         """Return each of `targets` with its log-probability as the output of its source.
 
-        `log_probs` has it token by token, `score` in all, `text` what the tokens read.
+        `score` is the sum of `log_probs`, one for each token; `text` is the decoded target.
 
         Raises:
             DragomanError: `sources` is one string, `targets` or `features` do not fit, or the
@@ -196,54 +197,54 @@ class Predictor:
         """
         rows = self._make_rows(sources, features)
         _check_count("targets", targets, len(rows))
-        found = self._force(self._encode(rows), self._encode_targets(targets))
+        found = self._score(self._encode(rows), self._encode_targets(targets))
         return [one for [one] in self._refuse_nan(found)]
 
     def predict_rows(
         self, rows: Iterable[Source | InvalidRow]
     ) -> Iterator[tuple[Source | InvalidRow, list[Prediction]]]:
-        """Yield each row with its outputs, best first, in the order of the rows; a bad row has none.
+        """Yield each row with its outputs, best first, in order; an invalid row has none.
 
-        Holds some thousand rows at a time, whatever the length of the input.
+        Holds at most 4096 rows in memory.
         """
         for window in make_windows(rows):
             yield from self.predict_window(window)
 
     def predict_window(
-        self, window: Sequence[Source | InvalidRow], *, is_forced: bool = False
+        self, window: Sequence[Source | InvalidRow], *, scores_targets: bool = False
     ) -> list[tuple[Source | InvalidRow, list[Prediction]]]:
-        """Return each row with its outputs, best first; a bad row has none.
+        """Return each row with its outputs, best first; an invalid row has none.
 
-        A row that is too long for the model comes back as a bad one, with the reason; so does one
-        for which the model produced NaN.
+        A row that is too long for the model, or gives NaN, becomes an invalid row with the reason.
 
         Args:
-            is_forced: What a row gives is its output, to be scored; else what its output begins
-                with.
+            scores_targets: `given` of a row is a target to score, not the start of the output.
         """
-        rows = list(window)
-        good = [place for place, row in enumerate(rows) if isinstance(row, Source)]
+        rows, outputs = list(window), [list[Prediction]() for _ in window]
+        places = [place for place, row in enumerate(rows) if isinstance(row, Source)]
         read = [row for row in rows if isinstance(row, Source)]
         sources, given = self._encode(read), self._encode_given(read)
-        fitting: list[int] = []  # places in `good`
-        for i, place in enumerate(good):
-            if fault := self._find_fault(sources[i], given[i] if is_forced else None):
-                rows[place] = InvalidRow(read[i].line, "", fault, read[i].columns)
+
+        def reject(i: int, reason: str) -> None:
+            rows[places[i]] = InvalidRow(read[i].line, "", reason, read[i].columns)
+
+        kept: list[int] = []  # rows of `read`
+        for i, source in enumerate(sources):
+            if reason := self._find_excess(source, given[i] if scores_targets else None):
+                reject(i, reason)
             else:
-                fitting.append(i)
-        kept = [sources[i] for i in fitting]
-        if is_forced:
-            found = self._force(kept, [given[i] for i in fitting])
+                kept.append(i)
+        kept_sources, kept_given = [sources[i] for i in kept], [given[i] for i in kept]
+        if scores_targets:
+            found = self._score(kept_sources, kept_given)
         else:
-            prefixes = [given[i] for i in fitting]
-            found = self._search(kept, prefixes if any(prefixes) else None)
-        answers: list[list[Prediction]] = [[] for _ in rows]
-        for i, best_first in zip(fitting, found, strict=True):
+            found = self._search(kept_sources, kept_given if any(kept_given) else None)
+        for i, best_first in zip(kept, found, strict=True):
             if _has_nan(best_first):
-                rows[good[i]] = InvalidRow(read[i].line, "", PRODUCED_NAN, read[i].columns)
+                reject(i, PRODUCED_NAN)
             else:
-                answers[good[i]] = best_first
-        return list(zip(rows, answers, strict=True))
+                outputs[places[i]] = best_first
+        return list(zip(rows, outputs, strict=True))
 
     def weights_sha256(self) -> list[str]:
         """Return the SHA-256 of the weights of each of its model folders."""
@@ -281,7 +282,9 @@ class Predictor:
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None
     ) -> Sequence[Sequence[str]]:
         if isinstance(sources, str):
-            raise DragomanError("predict takes a list of sources: put the one in [ ]")
+            raise DragomanError(
+                "predict: expected a list of sources, found a string: put it in [ ]"
+            )
         columns = self.settings.data.features
         values = [()] * len(sources) if features is None else features
         if len(values) != len(sources) or any(len(row) != len(columns) for row in values):
@@ -291,16 +294,15 @@ class Predictor:
             )
         return values
 
-    def _find_fault(self, source: Sequence[int], target: Sequence[int] | None) -> str:
-        """Return why this source, with this target if one is forced, is too long; or ""."""
-        num_source, num_target = len(source), len(target) + 1 if target is not None else None
-        longest = self._longest_source
-        if longest is not None and max(num_source, num_target or 0) > longest:
-            return (
-                f"{max(num_source, num_target or 0):,} tokens, more than the {longest:,} learned "
-                "positions of the model"
-            )
-        return ""
+    def _find_excess(self, source: Sequence[int], target: Sequence[int] | None) -> str:
+        """Return why this source, or the target to score, is too long; or ""."""
+        length = max(len(source), 0 if target is None else len(target) + 1)
+        if self._num_positions is None or length <= self._num_positions:
+            return ""
+        return (
+            f"{length:,} tokens, more than the {self._num_positions:,} learned positions of the "
+            "model"
+        )
 
     def _search(
         self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]] | None
@@ -311,7 +313,7 @@ class Predictor:
         if decoding.minimum_risk != "none":
             found = [self._choose_least_risky(candidates) for candidates in found]
         if decoding.token_scores or decoding.alignment:
-            found = add_details(self.engine, sources, found, self.config, self._longest_source)
+            found = add_details(self.engine, sources, found, self.config, self._num_positions)
         return [
             self._describe(ids, hypotheses) for ids, hypotheses in zip(sources, found, strict=True)
         ]
@@ -324,10 +326,10 @@ class Predictor:
         texts = self.tokenizer.decode_targets([one.ids for one in candidates])
         return choose_least_risky(candidates, texts, self.settings.decoding)
 
-    def _force(
+    def _score(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
-        """Return each target as the one output of its source."""
+        """Return each target as the only output of its source."""
         scored = self.engine.score(sources, targets, self.config)
         return [self._describe(ids, [one]) for ids, one in zip(sources, scored, strict=True)]
 
@@ -375,10 +377,9 @@ class Predictor:
 
 
 def make_windows(rows: Iterable[T], first: int = 0) -> Iterator[list[T]]:
-    """Yield `rows` in windows of 64, 128, ... 4096: the first answers come soon, later ones cheaper.
+    """Yield `rows` in windows of 64, 128, ... 4096: the first outputs come early.
 
-    `first` is the number of rows that went before, at the end of a window: so the windows are the
-    same wherever one begins.
+    `first` is the number of earlier rows, at the end of a window: a resumed job has the same windows.
     """
     iterator, num_rows = iter(rows), first
     while window := list(islice(iterator, min(num_rows + _FIRST_WINDOW_ROWS, _WINDOW_ROWS))):

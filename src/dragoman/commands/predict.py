@@ -450,7 +450,7 @@ def _predict(
 ) -> list[str]:
     """Return the text that each output gets of the rows of a window."""
     texts: list[list[str]] = [[] for _ in writers]
-    for row, best_first in model.predict_window(window, is_forced=job.scores_targets):
+    for row, best_first in model.predict_window(window, scores_targets=job.scores_targets):
         best = next(iter(best_first), None)
         place = int(job.low_confidence_output is not None and _is_low(best, job.min_confidence))
         text, losses = writers[place].write(row, best_first)

@@ -87,32 +87,33 @@ class OnnxModel:
         config: SearchConfig,
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
-        """Return the greedy hypothesis of each source; of the settings, the lengths count."""
+        """Return the greedy hypothesis of each source; of the settings, only the lengths count."""
         assert prefixes is None
         limits = limit_lengths([len(ids) for ids in sources], config.decoding, self._num_positions)
-        longest = np.array([limit.longest for limit in limits])
         memory = self._encode(sources)
-        tokens = np.full((len(sources), 1), BOS_ID)
-        scores = np.zeros(len(sources))
-        is_running = np.ones(len(sources), bool)
-        while is_running.any():
-            log_probs = self._predict(tokens, memory)
-            best = np.where(is_running, log_probs.argmax(axis=1), PAD_ID)
-            scores += np.where(is_running, log_probs.max(axis=1), 0.0)
-            tokens = np.concatenate((tokens, best[:, None]), axis=1)
-            is_running &= (best != EOS_ID) & (tokens.shape[1] - 1 < longest)
-        rows = [[token for token in row[1:] if token != PAD_ID] for row in tokens.tolist()]
-        return [
-            [
-                Hypothesis(
-                    ids=tuple(token for token in row if token != EOS_ID),
-                    score=score,
-                    normalized_score=normalize(score, len(row), config.decoding),
-                    is_complete=EOS_ID in row,
-                )
-            ]
-            for row, score in zip(rows, scores.tolist(), strict=True)
-        ]
+        tokens, log_probs = np.full((len(sources), 1), BOS_ID), np.zeros((len(sources), 1))
+        has_ended = np.zeros(len(sources), bool)
+        while not has_ended.all():
+            predicted = self._predict(tokens, memory)
+            tokens = np.concatenate((tokens, predicted.argmax(axis=1)[:, None]), axis=1)
+            log_probs = np.concatenate((log_probs, predicted.max(axis=1)[:, None]), axis=1)
+            length = tokens.shape[1] - 1
+            has_ended |= (tokens[:, -1] == EOS_ID) | [length >= limit.longest for limit in limits]
+        found = []
+        for row, scores, limit in zip(
+            tokens[:, 1:].tolist(), log_probs[:, 1:].tolist(), limits, strict=True
+        ):
+            is_complete = EOS_ID in row[: limit.longest]
+            length = row.index(EOS_ID) + 1 if is_complete else limit.longest
+            score = sum(scores[:length])
+            one = Hypothesis(
+                ids=tuple(row[: length - is_complete]),
+                score=score,
+                normalized_score=normalize(score, length, config.decoding),
+                is_complete=is_complete,
+            )
+            found.append([one])
+        return found
 
     def score(
         self,

@@ -14,7 +14,6 @@ from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.pairs import take_features
 from dragoman.settings import DecodingSettings
 
-_MOST_SAMPLES = 1000
 _TIE = 1e-3  # nats: tokens whose log-probabilities differ by less are equally good
 
 
@@ -115,25 +114,15 @@ def _encode_samples(model_folder: ModelFolder) -> tuple[list[list[int]], list[li
             "metrics.json has no samples, the held-out rows to check an export on; train the model "
             "again with this version of dragoman"
         )
-    if not isinstance(samples, list) or not all(map(_is_sample, samples[:_MOST_SAMPLES])):
+    try:
+        taken = [take_features(s["source"], s["features"], data.features, data) for s in samples]
+        sources = model_folder.tokenizer.encode_sources(
+            [text for text, _ in taken], [symbols for _, symbols in taken]
+        )
+        targets = model_folder.tokenizer.encode_targets([sample["reference"] for sample in samples])
+    except (AttributeError, KeyError, TypeError) as error:
         raise ModelFolderError(
             "metrics.json: samples: expected rows of a source, features and a reference; copy the "
             "model folder again"
-        )
-    samples = samples[:_MOST_SAMPLES]
-    taken = [take_features(s["source"], s["features"], data.features, data) for s in samples]
-    sources = model_folder.tokenizer.encode_sources(
-        [text for text, _ in taken], [symbols for _, symbols in taken]
-    )
-    targets = model_folder.tokenizer.encode_targets([sample["reference"] for sample in samples])
+        ) from error
     return sources, [ids[1:-1] for ids in targets]
-
-
-def _is_sample(sample: object) -> bool:
-    return (
-        isinstance(sample, dict)
-        and isinstance(sample.get("source"), str)
-        and isinstance(sample.get("reference"), str)
-        and isinstance(sample.get("features"), list)
-        and all(isinstance(one, str) for one in sample["features"])
-    )

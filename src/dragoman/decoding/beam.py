@@ -40,7 +40,7 @@ class _Group:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidates:
-    """The best continuations of each group, best first; C is 2K / G, or less in a tiny vocabulary."""
+    """The best continuations of each group, best first; C is 2K / G (tiny vocabularies: less)."""
 
     ids: Int[Tensor, "N G C"]
     parents: Int[Tensor, "N G C"]

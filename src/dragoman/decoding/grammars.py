@@ -147,7 +147,7 @@ class GrammarState:
         return allowed
 
     def _find_tokens(self, masks: NDArray[np.bool_], *, is_joined: bool) -> NDArray[np.bool_]:
-        """Return which tokens may come next, (V,); `is_joined`: after a separator, if there is one."""
+        """Return which tokens may come next, (V,); `is_joined`: after the separator, if any."""
         language, size = self.language, len(self.language.pieces)
         if not language.separator:
             return masks[:size] & language.has_text
@@ -187,7 +187,7 @@ def constrain_to_grammar(decoding: DecodingSettings, tokenizer: PairTokenizer) -
     if form == "nfd":
         raise SettingsError(
             f"decoding.{setting}: the model emits letters and accents separately (its "
-            "tokenizer.target.unicode_form is nfd), so its tokens do not spell the composed output; "
+            "tokenizer.target.unicode_form is nfd), so its tokens cannot spell composed outputs; "
             "use decoding.choices, or train with unicode_form nfc"
         )
     grammars = _write_grammars(setting, getattr(decoding, setting))

@@ -162,7 +162,7 @@ def keep_top_p(log_probs: Float[Tensor, "R V"], mass: float) -> Float[Tensor, "R
 
 
 def pick(log_probs: Float[Tensor, "R V"], chances: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
-    """Return the token of each row at which the probabilities, summed by id, pass `chances` [0, 1)."""
+    """Return the token of each row at which the summed probabilities pass `chances` in [0, 1)."""
     sums = torch.softmax(log_probs.double(), dim=1).nan_to_num(0.0).cumsum(dim=1)
     passed = sums > (chances.double() * sums[:, -1])[:, None]
     return passed.long().argmax(dim=1)

@@ -67,12 +67,12 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """An encoder layer, as functions over its weights."""
+    """A layer of the encoder or the decoder, as functions over its weights."""
 
     norm_first: bool
     num_heads: int
     norms: tuple[Function, ...]
-    """One for each sub-layer, in their order."""
+    """One for each sub-layer, in order."""
     self_qkv: Function
     self_output: Function
     cross: "CrossAttention | None"
@@ -99,7 +99,7 @@ class Layers:
     weights: Weights
     dropout: "Dropout"
     is_inference: bool
-    """Attention is always torch's fused one, and the encoder leaves padding out."""
+    """Then attention is always torch's fused one, and the encoder leaves padding out."""
     encoder: tuple[Layer, ...]
     encoder_norm: Function
     decoder: tuple[Layer, ...]
@@ -108,22 +108,24 @@ class Layers:
 
 @dataclass(frozen=True)
 class Mask:
-    """Where attention may go: the bias is 0 there and -inf elsewhere; None: everywhere."""
+    """The positions that attention may use: bias 0 there, -inf elsewhere; None: all positions."""
 
     bias: Float[Tensor, "..."] | None = None
-    is_causal: bool = False  # it is the causal mask and nothing else
+    is_causal: bool = False  # exactly the causal mask
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderCache:
-    """The source, and the past of `length` target tokens, as keys and values of each layer.
+    """Keys and values of each layer: of the source, and of the `length` target tokens so far.
 
-    Keys and values stand side by side: W is 2 D. C is the capacity, at least `length`.
+    They are concatenated: W is 2 D. C is the capacity, at least `length`.
     """
 
     source: tuple[Float[Tensor, "N S W"], ...]
     source_mask: Mask
-    target: tuple[Float[Tensor, "R C W"], ...] = ()  # empty in training: nothing is kept
+    target: tuple[
+        Float[Tensor, "R C W"], ...
+    ] = ()  # empty in training, which decodes all tokens at once
     length: int = 0
 
 
@@ -159,7 +161,7 @@ def encode(layers: Layers, source_ids: Int[Tensor, "B S"]) -> Memory:
 
 
 def start_decoder(layers: Layers, memory: Memory) -> DecoderCache:
-    """Return the cache before the first target token: the source is projected once for all."""
+    """Return the cache before the first target token, with the source's keys and values."""
     states = memory.states.to(layers.weights.dtype)
     return DecoderCache(
         source=tuple(layer.cross.key_value(states) for layer in layers.decoder if layer.cross),
@@ -268,7 +270,7 @@ def _attend_to_source(
     source: Float[Tensor, "N S W"],
     mask: Mask,
 ) -> Float[Tensor, "*R D"]:
-    """Rows that continue one source attend to it together, as if they were one row."""
+    """All rows of a source attend to it together, as if they were one row."""
     assert layer.cross is not None
     [query] = _split_heads(layer.cross.query(x), 1, layer.num_heads, len(source))
     key, value = _split_heads(source, 2, layer.num_heads, len(source))
@@ -283,10 +285,10 @@ def _attend(
     value: Float[Tensor, "N H S Dh"],
     mask: Mask,
 ) -> Float[Tensor, "N L H Dh"]:
-    """Return the values, mixed by attention."""
+    """Return the mean of the values, weighted by attention."""
     p = layers.dropout.p
     num_scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-    # With dropout, torch's attention on the CPU keeps the scores too, and draws slow random numbers.
+    # With dropout, torch's attention on the CPU keeps the scores too, and draws slow random bits.
     is_plain = not layers.is_inference and query.device.type == "cpu"
     if is_plain and (p > 0.0 or num_scores <= _MAX_PLAIN_SCORES):
         scores = (query * (query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)  # (N, H, L, S)
@@ -313,21 +315,21 @@ def _split_heads(
 
 
 class _Packing:
-    """The tokens of a padded batch, (P, W): the places of padding are left out."""
+    """Converts between a padded batch, (B, S, W), and its tokens without padding, (P, W)."""
 
     def __init__(self, is_token: Bool[Tensor, "B S"]) -> None:
         self._shape = is_token.shape
         flat = is_token.flatten()
         self._places = flat.nonzero()[:, 0]
-        # Padding gets the states of any token: they are finite, nothing more is needed there.
+        # Padding gets the values of some token: finite, and never attended to.
         self._origins = (flat.cumsum(0) - 1).clamp_(min=0)
 
     def pack(self, x: Float[Tensor, "B S W"]) -> Float[Tensor, "P W"]:
-        """Return the tokens of a padded batch."""
+        """Leave the padding out."""
         return x.flatten(0, 1).index_select(0, self._places)
 
     def unpack(self, x: Float[Tensor, "P W"]) -> Float[Tensor, "B S W"]:
-        """Return the padded batch of the tokens."""
+        """Put the padding back."""
         return x.index_select(0, self._origins).view(*self._shape, -1)
 
 

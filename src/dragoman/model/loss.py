@@ -27,8 +27,8 @@ from dragoman.model.transformer import Transformer
 
 Implementation = Literal["fused", "reference"]
 
-# Logits (rows x tokens) in float32 at a time. On a CPU they fit its caches (8 to 64 times less, or 8
-# times more, is slower); a GPU needs larger chunks.
+# Logits (rows x tokens) in float32 at a time. On a CPU they fit its caches (8 to 64 times less, or
+# 8 times more, is slower); a GPU needs larger chunks.
 _CHUNK_LOGITS = {"cpu": 2**20, "other": 2**25}
 _MIN_CHUNK_ROWS = 32  # products with fewer rows are slow
 # Rows whose gradients by the logits are kept, in the dtype of the products, for one product.
@@ -214,7 +214,7 @@ class _Rows:
         highest = wide.amax(dim=1, keepdim=True)  # (n, 1), as all below
         at_label = wide.gather(1, labels[:, None])
         probs = wide.softmax(dim=1)
-        # The highest probability is exp(highest - log_sum), so log_sum needs no pass over the logits.
+        # The highest probability is exp(highest - log_sum): log_sum needs no pass over the logits.
         log_sum = highest - probs.amax(dim=1, keepdim=True).log()
         nll = log_sum - at_label
         loss = nll

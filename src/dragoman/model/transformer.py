@@ -1,7 +1,7 @@
 """The reference model: embeddings, positions, a stock `torch.nn.Transformer`, a projection.
 
 Masks are boolean and True means "attend"; they are inverted at the call to torch, whose convention
-is the opposite. The faster code in block.py computes the same function from the same parameters, and
+is the opposite. The faster code in block.py computes the same function from the same parameters; it
 is tested against this file.
 """
 

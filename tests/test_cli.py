@@ -1,4 +1,4 @@
-"""The command line as a user has it: real processes, real files."""
+"""The command line: real processes, real files."""
 
 import gzip
 import json
@@ -28,13 +28,13 @@ def run(*words, given: bytes = b"", **options):
 
 
 def fails(*words, given: bytes = b"", **options) -> str:
-    """Run, expect a fault of the user's, and return its one message."""
+    """Run, expect an error that the user can fix, and return its one message."""
     found = run(*words, given=given, **options)
-    told = found.stderr.decode()
-    assert found.returncode == 2, told
-    assert "Traceback" not in told
+    message = found.stderr.decode()
+    assert found.returncode == 2, message
+    assert "Traceback" not in message
     assert found.stdout == b""
-    return told
+    return message
 
 
 def test_predict_pipes_lines_to_lines(trained):
@@ -45,7 +45,7 @@ def test_predict_pipes_lines_to_lines(trained):
     assert found.stderr == b""
 
 
-def test_predict_reads_and_writes_files_and_tells_of_bad_rows(trained, tmp_path):
+def test_predict_reads_and_writes_files_and_reports_invalid_rows(trained, tmp_path):
     (tmp_path / "in.txt").write_bytes(b"abc\n\n\xff\nxyz\nabd\n")
     found = run(
         "predict", trained[0], "--input", tmp_path / "in.txt", "--output", tmp_path / "out.jsonl"
@@ -59,10 +59,10 @@ def test_predict_reads_and_writes_files_and_tells_of_bad_rows(trained, tmp_path)
     assert "empty" in rows[1]["error"]
     assert "UTF-8" in rows[2]["error"]
     assert rows[3]["num_unknown"] == 3
-    told = found.stderr.decode()
-    assert "1 rows with tokens that the model has never seen: line 4" in told
-    assert "line 2" in told
-    assert "line 3" in told
+    message = found.stderr.decode()
+    assert "1 rows with tokens that the model has never seen: line 4" in message
+    assert "line 2" in message
+    assert "line 3" in message
 
 
 def test_truncated_outputs_are_marked_and_reported(trained):
@@ -72,7 +72,7 @@ def test_truncated_outputs_are_marked_and_reported(trained):
     assert b"1 rows truncated at the maximum length" in found.stderr
 
 
-def test_predict_stops_quietly_when_its_reader_goes(trained):
+def test_predict_ends_quietly_when_the_pipe_is_closed(trained):
     predict = f"{sys.executable} -m dragoman predict {trained[0]}"
     command = f"yes abc | {predict} | head -1; exit ${{PIPESTATUS[1]}}"
     found = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=False)
@@ -81,7 +81,7 @@ def test_predict_stops_quietly_when_its_reader_goes(trained):
     assert b"Traceback" not in found.stderr
 
 
-def test_a_short_answer_that_nobody_reads_is_no_fault_of_the_program(tmp_path):
+def test_short_output_into_a_closed_pipe_is_not_an_exception(tmp_path):
     pairs = write_pairs(tmp_path / "pairs.tsv", 20)
     command = f"{sys.executable} -m dragoman inspect {pairs} --json | true; exit ${{PIPESTATUS[0]}}"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -135,16 +135,16 @@ def test_outputs_of_any_system_are_evaluated_and_compared(tmp_path):
         assert found.returncode == 0, found.stderr.decode()
         assert ("30 x 'cat' -> 'dog'" in found.stdout.decode()) == (name == "bad")
     words = ["compare", "bad", "good"]
-    told = run(*words, cwd=tmp_path).stdout.decode()
-    assert "good against bad: 30 rows" in told
-    assert "better" in told
+    message = run(*words, cwd=tmp_path).stdout.decode()
+    assert "good against bad: 30 rows" in message
+    assert "better" in message
     [content] = json.loads(run(*words, "--json", "--rows", "3", cwd=tmp_path).stdout)
     assert content["scores"]["exact_match"]["difference"] == 100.0
     assert len(content["different_rows"]) == 3
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["evaluate"], "give MODEL and PAIRS"),
         (["evaluate", "--hypotheses", "x.txt"], "needs --references"),
@@ -154,8 +154,8 @@ def test_outputs_of_any_system_are_evaluated_and_compared(tmp_path):
         (["compare", "a", "b"], "a: expected a model folder"),
     ],
 )
-def test_what_cannot_be_evaluated_or_compared_is_told(words, told, tmp_path):
-    assert told in fails(*words, cwd=tmp_path)
+def test_what_cannot_be_evaluated_or_compared_is_an_error(words, message, tmp_path):
+    assert message in fails(*words, cwd=tmp_path)
 
 
 def test_fit_writes_a_model_that_predicts(tmp_path):
@@ -166,10 +166,10 @@ def test_fit_writes_a_model_that_predicts(tmp_path):
     found = run("fit", "pairs.tsv.gz", "--config", config, "--model.d_model", "32", cwd=tmp_path)
     assert found.returncode == 0, found.stderr.decode()
     assert found.stdout == b""
-    told = found.stderr.decode()
+    message = found.stderr.decode()
     for part in ("preset tiny", "exact match", "precision:", "predict model < sources.txt"):
-        assert part in told
-    [told_next] = [line for line in told.splitlines() if line.startswith("next: ")]
+        assert part in message
+    [told_next] = [line for line in message.splitlines() if line.startswith("next: ")]
     command = told_next.removeprefix("next: ")
     (tmp_path / "sources.txt").write_text("abc\n")
     followed = subprocess.run(
@@ -179,7 +179,7 @@ def test_fit_writes_a_model_that_predicts(tmp_path):
 
 
 @pytest.mark.parametrize("command", [["--help"], ["fit", "--help"], ["predict", "--help"]])
-def test_help_tells_what_there_is(command):
+def test_help_lists_options_and_settings(command):
     found = run(*command)
     assert found.returncode == 0
     assert b"dragoman" in found.stdout
@@ -188,17 +188,17 @@ def test_help_tells_what_there_is(command):
         assert b"Peak learning rate of AdamW. [0.001]" in found.stdout
 
 
-def test_all_faults_of_the_settings_come_at_once(tmp_path):
+def test_all_errors_of_the_settings_are_reported_at_once(tmp_path):
     (tmp_path / "settings.yaml").write_text(
         "model:\n  d_modle: 3\n  nhed: 2\ntraining:\n  seed: x\n"
     )
-    told = fails(
+    message = fails(
         "fit", write_pairs(tmp_path / "p.tsv", 50), "--config", tmp_path / "settings.yaml",
         "--trainig.max_steps", "3", "--out", tmp_path / "model",
     )  # fmt: skip
-    assert "4 errors" in told
+    assert "4 errors" in message
     for part in ("did you mean model.d_model?", "did you mean model.nhead?", "'x' is not a whole", "did you mean training.max_steps?"):  # fmt: skip
-        assert part in told
+        assert part in message
     assert not (tmp_path / "model").exists()
 
 
@@ -217,7 +217,7 @@ def bad_files(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "told"),
+    ("name", "words", "message"),
     [
         ("empty.tsv", [], "empty.tsv: the file is empty"),
         ("one_column.tsv", [], "a pair needs two columns"),
@@ -232,15 +232,15 @@ def bad_files(folder):
         ("same.tsv", ["--data.valid", "nowhere.tsv"], "nowhere.tsv"),
     ],
 )
-def test_a_bad_file_is_one_clear_message_and_leaves_nothing(tmp_path, name, words, told):
+def test_an_invalid_file_is_one_message_and_leaves_no_file(tmp_path, name, words, message):
     bad_files(tmp_path)
     before = sorted(p.name for p in tmp_path.iterdir())
     found = fails("fit", name, "--out", "model", *words, cwd=tmp_path)
-    assert told in found
+    assert message in found
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
-def test_a_folder_in_the_way_and_one_that_cannot_be_made_are_told(trained, tmp_path):
+def test_an_existing_or_impossible_out_folder_is_an_error(trained, tmp_path):
     pairs = write_pairs(tmp_path / "p.tsv", 50)
     assert "--overwrite" in fails("fit", pairs, "--out", trained[0])
     (tmp_path / "file").write_text("")
@@ -248,24 +248,24 @@ def test_a_folder_in_the_way_and_one_that_cannot_be_made_are_told(trained, tmp_p
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_leave_to_write_is_told(tmp_path):
+def test_a_read_only_folder_is_an_error(tmp_path):
     pairs = write_pairs(tmp_path / "p.tsv", 50)
     (tmp_path / "shut").mkdir(mode=0o500)
     assert "cannot be written" in fails("fit", pairs, "--out", tmp_path / "shut" / "model")
 
 
-def test_a_missing_model_and_a_setting_of_the_training_are_told(trained):
+def test_a_missing_model_and_a_training_setting_are_errors(trained):
     assert "expected a model folder" in fails("predict", "nowhere", given=b"a\n")
-    told = fails("predict", trained[0], "--training.seed", "3", given=b"a\n")
-    assert "--training.seed: is for training only" in told
+    message = fails("predict", trained[0], "--training.seed", "3", given=b"a\n")
+    assert "--training.seed: is for training only" in message
 
 
-def test_an_output_that_cannot_be_written_is_told(trained, tmp_path):
-    told = fails("predict", trained[0], "--output", tmp_path / "no" / "out.txt", given=b"a\n")
-    assert "cannot be written" in told
+def test_an_output_that_cannot_be_written_is_an_error(trained, tmp_path):
+    message = fails("predict", trained[0], "--output", tmp_path / "no" / "out.txt", given=b"a\n")
+    assert "cannot be written" in message
 
 
-def test_an_input_that_is_the_output_is_read_before_it_is_replaced(trained, tmp_path):
+def test_an_output_may_replace_its_input(trained, tmp_path):
     path = tmp_path / "lines.txt"
     path.write_text("abc\nabd\n")
     assert run("predict", trained[0], "--input", path, "--output", path).returncode == 0
@@ -275,14 +275,14 @@ def test_an_input_that_is_the_output_is_read_before_it_is_replaced(trained, tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["lines.txt"]
 
 
-def test_a_misspelt_option_and_the_version_are_told(trained):
+def test_a_misspelt_option_gets_did_you_mean_and_version_is_printed(trained):
     assert "did you mean --output?" in fails("predict", trained[0], "--outptu", "x")
     assert "did you mean --score?" in fails("predict", trained[0], "--force-target")
     assert "did you mean --low-confidence-output?" in fails("predict", trained[0], "--rest", "x")
     assert run("--version").stdout.startswith(b"dragoman ")
 
 
-def test_an_unknown_command_is_told():
+def test_an_unknown_command_is_an_error():
     found = run("fitt")
     assert found.returncode == 2
     assert b"fitt" in found.stderr
@@ -298,18 +298,18 @@ def test_export_reports_its_check(trained, tmp_path):
     assert "takes no settings" in fails("export", folder, "--decoding.beam_size", "3")
 
 
-def test_two_models_of_one_tokenizer_predict_together(trained, tmp_path):
+def test_two_models_with_one_tokenizer_are_an_ensemble(trained, tmp_path):
     found = run("predict", trained[0], "--ensemble", trained[0], given=b"abc\n")
     assert found.stdout == b"ABC\n"
-    told = fails("predict", trained[0], "--ensemble", trained[0], "--engine", "ctranslate2")
-    assert "an ensemble is not supported" in told
+    message = fails("predict", trained[0], "--ensemble", trained[0], "--engine", "ctranslate2")
+    assert "an ensemble is not supported" in message
 
 
-def test_int8_is_asked_for_by_an_option(trained):
+def test_quantization_is_an_option(trained):
     words = ["--quantization", "int8", "--threads", "1"]
     assert run("predict", trained[0], *words, given=b"abc\n").stdout == b"ABC\n"
-    told = fails("predict", trained[0], "--quantization", "int8", "--engine", "torch")
-    assert "--quantization int8: needs CTranslate2" in told
+    message = fails("predict", trained[0], "--quantization", "int8", "--engine", "torch")
+    assert "--quantization int8: needs CTranslate2" in message
 
 
 def test_given_targets_are_scored(trained):
@@ -328,7 +328,7 @@ def test_the_choices_on_the_command_line_are_those_of_the_code():
     assert get_args(Quantization) == QUANTIZATIONS
 
 
-def test_options_with_values_that_cannot_be_are_told(trained):
+def test_invalid_values_of_options_are_errors(trained):
     for words in (["--threads", "0"], ["--engine", "tensorflow"]):
         found = run("predict", trained[0], *words, given=b"abc\n")
         assert found.returncode == 2
@@ -338,7 +338,7 @@ def test_options_with_values_that_cannot_be_are_told(trained):
         assert "--device tpu" in fails("predict", trained[0], *words, given=b"abc\n")
 
 
-def test_resume_takes_no_pairs_for_its_value_and_a_preset_is_no_misspelt_resume():
+def test_resume_does_not_take_pairs_as_its_value():
     for words, resume, pairs in (
         (["--resume", "a.tsv"], "must", ["a.tsv"]),
         (["--resume", "auto", "a.tsv"], "auto", ["a.tsv"]),
@@ -358,11 +358,11 @@ def test_fit_takes_valid_and_test_as_inspect_does(tmp_path):
             assert f"{missing}:" in fails(command, pairs, option, missing)
 
 
-def test_fit_without_pairs_or_with_both_ways_to_begin_is_refused(tmp_path):
+def test_fit_without_pairs_or_with_resume_and_overwrite_is_an_error(tmp_path):
     assert "give PAIRS" in fails("fit")
     assert "leave out --overwrite" in fails("fit", "--resume", "--overwrite")
-    told = fails("fit", "--resume", "--out", tmp_path / "model")
-    assert "no whole checkpoint to go on from" in told
+    message = fails("fit", "--resume", "--out", tmp_path / "model")
+    assert "no whole checkpoint to go on from" in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -376,13 +376,13 @@ def test_a_time_has_units(word, minutes):
 
 
 @pytest.mark.parametrize("word", ["", "90", "0m", "1m2h", "1..2h", "-3m", "inf"])
-def test_what_is_no_time_is_told(word, capsys):
+def test_an_invalid_time_is_an_error(word, capsys):
     with pytest.raises(SystemExit):
         read_command_line(["fit", "pairs.tsv", f"--max-time={word}"], COMMANDS)
     assert "such as 90m or 1h30m" in capsys.readouterr().err
 
 
-def test_a_limit_of_time_leaves_a_model_and_what_to_go_on_from(tmp_path):
+def test_max_time_leaves_a_model_and_a_checkpoint_to_resume_from(tmp_path):
     pairs = write_pairs(tmp_path / "pairs.tsv", 200)
     out = tmp_path / "model"
     words = [*SMALL, *BRIEF, "--evaluation.report", "none"]

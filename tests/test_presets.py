@@ -27,14 +27,14 @@ def test_phones_are_symbols_and_words_are_characters():
     assert not tokenizer.shared
 
 
-def test_words_alike_share_one_vocabulary_and_one_matrix():
+def test_similar_words_share_one_vocabulary_and_one_matrix():
     settings = choose_settings(Settings(), measure(*WORDS, times=50)).settings
     assert settings.tokenizer.source.kind == settings.tokenizer.target.kind == "characters"
     assert settings.tokenizer.shared
     assert settings.model.tie_embeddings
 
 
-def test_running_text_is_cut_into_pieces():
+def test_running_text_is_split_into_subwords():
     tokenizer = choose_settings(Settings(), measure(*SENTENCES)).settings.tokenizer
     assert tokenizer.source.kind == tokenizer.target.kind == "bpe"
 
@@ -44,7 +44,7 @@ def test_letters_of_two_scripts_are_not_shared():
     assert not choose_settings(Settings(), measure(*rows, times=50)).settings.tokenizer.shared
 
 
-def test_tags_before_every_source_are_features():
+def test_tags_at_the_start_of_every_source_are_features():
     assert choose_settings(Settings(), measure(("<V> <PST> go", "went"))).settings.data.leading_tags
     rows = [("<V> go", "went"), ("go", "went")]
     assert not choose_settings(Settings(), measure(*rows)).settings.data.leading_tags
@@ -54,14 +54,14 @@ def test_tags_before_every_source_are_features():
     ("num_pairs", "size"),
     [(50, "tiny"), (2_000, "small"), (30_000, "medium"), (1_000_000, "large")],
 )
-def test_the_size_goes_by_the_number_of_pairs(num_pairs, size):
+def test_the_size_depends_on_the_number_of_pairs(num_pairs, size):
     rows = (Pair("a", "b", (), i, "x") for i in range(num_pairs))
     choice = choose_settings(Settings(), collect_statistics(rows))
     assert choice.settings.preset == size
     assert f"preset {size}" in choice.reasons[0]
 
 
-def test_what_was_set_by_hand_stays():
+def test_settings_of_the_user_stay():
     words = ["--preset", "large", "--model.d_model", "64", "--tokenizer.target.kind", "bpe"]
     settings = choose_settings(read_settings(None, words), measure(*WORDS, times=50)).settings
     assert settings.model.d_model == 64
@@ -71,7 +71,7 @@ def test_what_was_set_by_hand_stays():
     assert not settings.tokenizer.shared
 
 
-def test_a_vocabulary_shared_by_hand_makes_both_sides_alike():
+def test_a_vocabulary_shared_by_the_user_makes_both_sides_equal():
     words = ["--tokenizer.shared", "true", "--tokenizer.target.unicode_form", "nfd"]
     tokenizer = choose_settings(
         read_settings(None, words), measure(*PHONES, times=50)
@@ -82,13 +82,13 @@ def test_a_vocabulary_shared_by_hand_makes_both_sides_alike():
 
 
 @pytest.mark.parametrize("size", _SIZES)
-def test_every_preset_goes_together(size):
+def test_no_preset_has_conflicting_settings(size):
     settings = choose_settings(Settings(preset=size), measure(*WORDS)).settings
     assert find_conflicts(settings) == []
     assert settings.optimization.warmup_steps < settings.training.max_steps
 
 
-def test_the_validation_part_is_5_percent_or_some_2000_pairs():
+def test_the_validation_fraction_is_5_percent_or_about_2000_pairs():
     rows = (Pair("a", "b", (), i, "x") for i in range(100_000))
     assert (
         choose_settings(Settings(), collect_statistics(rows)).settings.data.valid_fraction == 0.02
@@ -97,7 +97,7 @@ def test_the_validation_part_is_5_percent_or_some_2000_pairs():
     assert choose_settings(Settings(), measure(*WORDS)).settings.data.valid_fraction == 0.2
 
 
-def test_reasons_are_given_for_what_was_chosen_and_not_for_what_was_set():
+def test_reasons_are_given_for_choices_but_not_for_set_values():
     words = ["--tokenizer.source.kind", "bpe", "--data.leading_tags", "false", "--preset", "tiny"]
     reasons = choose_settings(read_settings(None, words), measure(("<V> go", "went"))).reasons
     assert not [
@@ -122,16 +122,16 @@ def test_a_shorter_run_still_reaches_the_peak_of_the_learning_rate():
         (SENTENCES, ["--training.monitor", "exact_match"], "exact_match"),
     ],
 )
-def test_the_monitor_goes_by_the_targets(rows, words, monitor):
+def test_the_monitor_depends_on_the_targets(rows, words, monitor):
     times = 1 if rows is SENTENCES else 50
     choice = choose_settings(read_settings(None, words), measure(*rows, times=times))
     assert choice.settings.training.monitor == monitor
-    told = [why for why in choice.reasons if why.startswith("best by ")]
+    message = [why for why in choice.reasons if why.startswith("best by ")]
     is_set = bool(words) and words[:2] == ["--training.monitor", "exact_match"]
-    assert told == [] if is_set else told[0].startswith(f"best by {monitor}: ")
+    assert message == [] if is_set else message[0].startswith(f"best by {monitor}: ")
 
 
-def test_an_auto_that_was_typed_is_resolved():
+def test_a_typed_auto_is_resolved():
     settings = read_settings(None, ["--preset", "auto", "--training.monitor", "auto"])
     choice = choose_settings(settings, measure(*WORDS, times=50))
     assert choice.settings.preset == "tiny"

@@ -1,4 +1,4 @@
-"""Values for every setting that the user leaves open, chosen by the number and shape of the pairs."""
+"""Values for all settings that the user leaves open, chosen from statistics of the pairs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -50,20 +50,20 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-# Words and short phrases, letter by letter, need less width, and a narrow model takes a higher rate.
+# Short sequences of letters need less width, and a narrow model allows a higher learning rate.
 _SHORT: dict[str, Any] = {
     "model.d_model": 128,
     "model.dim_feedforward": 512,
     "optimization.learning_rate": 2e-3,
 }
 _SHORT_CHARACTERS = 40.0  # mean length of the longer side
-_SHORT_SYMBOLS = 4.5  # mean symbols between spaces: above it is running text
-_MOST_CHARACTERS = 5000  # different ones that still make a vocabulary of characters
+_SHORT_SYMBOLS = 4.5  # mean number of words; longer is running text
+_MOST_CHARACTERS = 5000  # maximum size of a vocabulary of characters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The resolved settings, and the reasons for what was chosen, one a line."""
+    """The resolved settings, and a reason for each choice."""
 
     settings: Settings
     reasons: tuple[str, ...]
@@ -72,10 +72,10 @@ class Choice:
 def choose_settings(
     settings: Settings, statistics: PairStatistics, *, is_parallel: bool = False
 ) -> Choice:
-    """Return `settings` with a value for all that was left open; what the user set stays.
+    """Return `settings` with a value for each open one; values of the user stay.
 
-    `is_parallel`: the pairs came from two files; written down, so that a line to predict is a
-    source with its tabs.
+    `is_parallel`: the pairs came from two files. It is stored, so that a line to predict is a whole
+    source, with its tabs.
     """
     settings = _leave_open(settings)
     size, why_size = _choose_size(settings, statistics)
@@ -83,7 +83,9 @@ def choose_settings(
     reasons = {"preset": f"preset {size}: {why_size}"}
     if statistics.all_tagged:
         chosen["data.leading_tags"] = True
-        reasons["data.leading_tags"] = "every source begins with a <tag>: each is one symbol"
+        reasons["data.leading_tags"] = (
+            "every source begins with a <tag>: each tag becomes one symbol"
+        )
     if is_parallel:
         chosen["data.format"] = "parallel"
     chosen["data.valid_fraction"] = _choose_valid_fraction(statistics.num_pairs)
@@ -96,16 +98,18 @@ def choose_settings(
         chosen.update(_follow_shared(settings, chosen))
     if size in ("small", "medium") and _is_short(merge_settings(settings, chosen), statistics):
         chosen.update(_SHORT)
-        reasons["model.d_model"] = "a narrow model: short pairs of letters or symbols"
+        reasons["model.d_model"] = "a narrow model: short sequences of letters or symbols"
     if _is_shared(merge_settings(settings, chosen), statistics):
         chosen["tokenizer.shared"] = True
-        reasons["tokenizer.shared"] = "one vocabulary: both sides are cut and written alike"
+        reasons["tokenizer.shared"] = (
+            "one vocabulary: both sides have the same tokenizer and script"
+        )
     merged = merge_settings(settings, chosen)
     monitor, why_monitor = _choose_monitor(merged.tokenizer.target.kind, statistics.target)
     chosen["training.monitor"] = monitor
     reasons["training.monitor"] = f"best by {monitor}: {why_monitor}"
     chosen["model.tie_embeddings"] = merged.tokenizer.shared
-    # Whoever shortens the run still gets to the peak of the learning rate.
+    # A shorter run must still reach the peak of the learning rate.
     most = max(1, merged.training.max_steps // 4)
     chosen["optimization.warmup_steps"] = min(merged.optimization.warmup_steps, most)
     by_hand = dict(list_set_values(settings))
@@ -116,7 +120,7 @@ def choose_settings(
 
 
 def _leave_open(settings: Settings) -> Settings:
-    """Return `settings` without a typed "auto" where it stands for a choice that is made here."""
+    """Return `settings` without the values "auto" that are resolved here."""
     values = dict(list_set_values(settings))
     for name in ("preset", "training.monitor"):
         if values.get(name) == "auto":
@@ -125,7 +129,7 @@ def _leave_open(settings: Settings) -> Settings:
 
 
 def _choose_valid_fraction(num_pairs: int) -> float:
-    """Return 5%; more of a few pairs (some 40, 20% at most), less of many (some 2,000)."""
+    """Return 5%; more for few pairs (about 40, at most 20%), less for many (about 2,000)."""
     num_pairs = max(1, num_pairs)
     return round(min(max(0.05, min(0.2, 40 / num_pairs)), 2000 / num_pairs), 6)
 
@@ -135,7 +139,7 @@ def _choose_size(settings: Settings, statistics: PairStatistics) -> tuple[str, s
     if settings.preset != "auto":
         return settings.preset, "as set"
     if num_pairs < 2_000:
-        return "tiny", f"{num_pairs:,} pairs, less than 2,000"
+        return "tiny", f"{num_pairs:,} pairs, fewer than 2,000"
     if num_pairs < 30_000:
         return "small", f"{num_pairs:,} pairs, 2,000 to 30,000"
     if num_pairs < 1_000_000:
@@ -146,12 +150,12 @@ def _choose_size(settings: Settings, statistics: PairStatistics) -> tuple[str, s
 def _choose_kind(side: SideStatistics, num_pairs: int) -> tuple[TokenizerKind, str]:
     """Return the kind of tokens and the reason.
 
-    Symbols need a closed inventory: few distinct ones, of which few are met once only. Characters
-    suit words and short phrases; running text is cut into pieces (bpe), which keeps it short.
+    Symbols need a closed inventory: few distinct ones, most of them frequent. Characters suit words
+    and short phrases. Running text is split into subwords (bpe), which keeps sequences short.
     """
     few = side.num_symbols <= 500 and side.num_symbols * 10 <= num_pairs
     if few and side.mean_symbols >= 2.0 and side.num_rare_symbols <= 0.2 * side.num_symbols:
-        return "symbols", f"{side.num_symbols} different ones, set apart by spaces"
+        return "symbols", f"{side.num_symbols} different ones, separated by spaces"
     if _is_short_text(side):
         return (
             "characters",
@@ -167,21 +171,21 @@ def _is_short_text(side: SideStatistics) -> bool:
 def _choose_monitor(kind: TokenizerKind, target: SideStatistics) -> tuple[Monitor, str]:
     """Return the score that chooses the best checkpoint, and the reason.
 
-    Of running text many wordings are right: chrF gives each its part. Symbols and short strings
-    are right or wrong, token by token. An edit of one letter may change all pieces of a word, so
-    that short strings in pieces are compared by their characters.
+    Running text has many right wordings: chrF gives partial credit. Symbols and characters are
+    compared token by token. Short strings in subwords are compared by characters, because one
+    letter may change all subwords of a word.
     """
     if not KINDS[kind].spells_any_text:
-        return "token_error_rate", f"targets are {kind}, right or wrong one by one"
+        return "token_error_rate", f"targets are {kind}, compared one by one"
     if _is_short_text(target):
-        return "character_error_rate", "targets are short, and their tokens pieces of any length"
-    return "chrf", "targets are running text, of which many wordings may be right"
+        return "character_error_rate", "targets are short strings in subwords"
+    return "chrf", "targets are running text, with many right wordings"
 
 
 def _choose_vocab_size(num_pairs: int) -> int:
     """Return 1,000 below 10,000 pairs, then 4,000, 8,000 from 100,000 on, 16,000 from 1,000,000 on.
 
-    Source: the direction, fewer merges for fewer pairs, is that of Sennrich and Zhang 2019.
+    Source: Sennrich and Zhang 2019 (fewer merges for fewer pairs).
     """
     for least, size in ((1_000_000, 16_000), (100_000, 8000), (10_000, 4000)):
         if num_pairs >= least:
@@ -190,7 +194,7 @@ def _choose_vocab_size(num_pairs: int) -> int:
 
 
 def _follow_shared(settings: Settings, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that make both sides alike: what is set for one holds for the other."""
+    """Return values that make both sides equal: each setting of one side also goes to the other."""
     alike = {
         name.replace(".source.", ".target."): value
         for name, value in chosen.items()
@@ -209,7 +213,7 @@ def _is_short(settings: Settings, statistics: PairStatistics) -> bool:
 
 
 def _is_shared(settings: Settings, statistics: PairStatistics) -> bool:
-    """Whether both sides are cut alike and most characters of the target stand in sources too."""
+    """Whether both sides have one tokenizer, and most target characters also occur in sources."""
     if settings.tokenizer.source != settings.tokenizer.target:
         return False
     target = statistics.target.characters

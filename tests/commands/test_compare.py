@@ -42,13 +42,13 @@ def test_a_real_difference_is_distinguished_from_chance(write):
     assert "a39" in message
 
 
-def test_the_tokens_are_those_of_the_evaluation(write):
+def test_the_tokenization_is_that_of_the_evaluation(write):
     phones = TargetTokenization(has_symbols=True)
     [found] = compare([write("a", 40, cut=phones), write("b", 5, cut=phones)], SETTINGS)
     assert found.comparison.differences["token_error_rate"].title == "PER"
 
 
-def test_the_level_is_that_of_the_evaluation_unless_another_is_typed(write, monkeypatch):
+def test_the_level_is_that_of_the_evaluation_unless_another_is_given(write, monkeypatch):
     stored = Settings(evaluation=EvaluationSettings(confidence_level=0.8))
     monkeypatch.setattr(sys.modules[__name__], "SETTINGS", stored)
     runs = [write("a", 40), write("b", 5)]
@@ -67,14 +67,14 @@ def test_runs_joined_by_commas_are_one_system(write):
     assert "2 against 2 runs" in describe_comparison(found)[0]
 
 
-def test_other_test_rows_are_refused(write):
+def test_different_test_rows_are_an_error(write):
     with pytest.raises(DataError, match="only runs over the same test rows"):
         compare([write("a", 4), write("b", 4, first="x")], SETTINGS)
     with pytest.raises(DataError, match="79 test rows"):
         compare([write("c", 4), write("d", 4, count=79)], SETTINGS)
 
 
-def test_one_run_is_not_compared(write):
+def test_one_run_is_an_error(write):
     run = write("a", 4)
     with pytest.raises(DataError, match="two runs or more"):
         compare([run], SETTINGS)

@@ -18,7 +18,7 @@ def pairs_of(words):
 WORDS = make_words(60, seed=9)
 
 
-def test_fit_leaves_its_evaluations_in_the_folder(trained):
+def test_fit_writes_its_evaluations_into_the_folder(trained):
     folder, model = trained
     assert list_evaluations(folder) == ["valid"]
     rows, content = find_run(folder)
@@ -28,7 +28,7 @@ def test_fit_leaves_its_evaluations_in_the_folder(trained):
     assert {row.hypothesis for row in rows} == set(model.predict([row.source for row in rows]))
 
 
-def test_the_confidence_of_validation_rows_is_the_calibrated_one(trained):
+def test_the_confidence_of_validation_rows_is_calibrated(trained):
     folder, _ = trained
     rows, content = find_run(folder)
     temperature = content["confidence"]["temperature"]
@@ -39,7 +39,7 @@ def test_the_confidence_of_validation_rows_is_the_calibrated_one(trained):
         assert best.confidence == pytest.approx(row.confidence, abs=1e-4)
 
 
-def test_a_symbol_that_was_never_trained_on_makes_a_group(trained):
+def test_an_unseen_symbol_makes_a_group(trained):
     folder, model = trained
     counts = json.loads((folder / "token_counts.json").read_text())["source"]
     assert min(counts[4:]) > 0

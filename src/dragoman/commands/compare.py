@@ -19,15 +19,15 @@ from dragoman.settings import EvaluationSettings, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class NamedComparison:
-    """A comparison, and what was compared, as typed."""
+    """A comparison, with the names of the runs as given."""
 
     baseline: str
     other: str
-    level: float  # how often an interval holds what it is of
+    level: float  # confidence level of the intervals
     comparison: Comparison
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
+        """Return the comparison as JSON values."""
         return {
             "baseline": self.baseline,
             "other": self.other,
@@ -91,7 +91,7 @@ def compare(
 
 
 def describe_comparison(named: NamedComparison) -> list[str]:
-    """Return the lines to show."""
+    """Return the comparison as lines for the terminal."""
     found = named.comparison
     width = max(len(one.title) for one in found.differences.values())
     head = f"{named.other} against {named.baseline}: {found.rows:,} rows"
@@ -127,14 +127,14 @@ def describe_comparison(named: NamedComparison) -> list[str]:
 
 
 def _split(name: str) -> list[str]:
-    """Return the runs of one system; a path that has a comma itself is one."""
+    """Return the runs of one system, joined by commas; an existing path with a comma is one run."""
     return [name] if Path(name).exists() else [one for one in name.split(",") if one]
 
 
 def _find_settings(
     content: Mapping[str, Any], typed: EvaluationSettings, place: str
 ) -> tuple[EvaluationSettings, TargetTokenization]:
-    """Return the settings of an evaluation with those that were typed over them."""
+    """Return the settings of a stored evaluation, overridden by the typed ones."""
     if not content:
         return typed, TargetTokenization()
     try:

@@ -1,4 +1,4 @@
-"""How a row and its outputs are written: a line of text, a JSON object, or a row of a table."""
+"""Formats of predictions: a row becomes a line of text, a JSON object, or a row of a table."""
 
 import csv
 import gzip
@@ -25,30 +25,30 @@ _BY_SUFFIX: dict[str, Layout] = {
     ".tsv": "tsv",
 }
 _PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    # Each part is packed by itself, and the parts in a row are one file. No time of day in them.
+    # Each chunk is compressed alone; their concatenation is a valid file. No timestamps.
     ".gz": lambda data: gzip.compress(data, mtime=0),
     ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
 }
 
 
 def find_layout(path: Path) -> Layout:
-    """Return the layout that the name of a file asks for."""
+    """Return the layout for the name of a file."""
     bare = path.with_suffix("") if path.suffix.lower() in _PACKERS else path
     return _BY_SUFFIX.get(bare.suffix.lower(), "text")
 
 
 def find_packer(path: Path) -> Callable[[bytes], bytes]:
-    """Return what packs a part of the file `path`, by its name."""
+    """Return the function that compresses a chunk of the file `path`, by its name."""
     return _PACKERS.get(path.suffix.lower(), lambda data: data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowWriter:
-    """Makes the text of a row.
+    """Formats rows.
 
     Args:
         columns: Names of the input's columns, for a table.
-        scores_targets: The outputs were given: a line of text is the log-probability.
+        scores_targets: The outputs were given: a line of text is their log-probability.
     """
 
     layout: Layout
@@ -57,7 +57,7 @@ class RowWriter:
     scores_targets: bool = False
 
     def header(self) -> str:
-        """Return what stands before the first row."""
+        """Return the line before the first row, or ""."""
         if self.layout not in ("csv", "tsv"):
             return ""
         taken = {*self.columns}
@@ -68,9 +68,9 @@ class RowWriter:
     def write(
         self, row: Source | InvalidRow, best_first: Sequence[Prediction]
     ) -> tuple[str, Sequence[str]]:
-        """Return the text of a row, with its line end, and what the layout has no room for.
+        """Return the text of a row, with its line end, and messages about what the layout lost.
 
-        A bad row has no outputs.
+        An invalid row has no outputs.
         """
         if self.layout == "text":
             return self._write_line(best_first)
@@ -100,7 +100,7 @@ class RowWriter:
             if self.decoding.num_hypotheses > 1:
                 content["hypotheses"] = [self._describe(one) for one in best_first]
         start = f'{{"line": {row.line}'
-        if row.columns:  # is JSON: as it was written, types and all
+        if row.columns:  # JSON already, passed through unchanged
             start += f', "input": {row.columns}'
         return f"{start}, {json.dumps(content, ensure_ascii=False)[1:]}\n"
 
@@ -136,7 +136,7 @@ class RowWriter:
             cells += ["", "", "", "", row.reason if isinstance(row, InvalidRow) else ""]
         texts = [one if isinstance(one, str) else json.dumps(one) for one in cells]
         losses = []
-        if not values.keys() <= {*self.columns}:  # objects of JSON need not have the same fields
+        if not values.keys() <= {*self.columns}:  # JSON objects may have different fields
             losses.append(_NO_COLUMN)
         if self.layout == "tsv" and any(_flatten_cell(text) != text for text in texts):
             losses.append(_BROKEN_CELL)
@@ -146,7 +146,7 @@ class RowWriter:
         if self.layout == "tsv":
             return "\t".join(map(_flatten_cell, cells)) + "\n"
         text = io.StringIO()
-        # A cell is quoted if it has a character of the line end in it, \r as well as \n.
+        # With this line end, cells with \r or with \n are quoted.
         csv.writer(text, lineterminator="\r\n").writerow(cells)
         return text.getvalue().removesuffix("\r\n") + "\n"
 

@@ -47,7 +47,8 @@ class TransformerTraining(lightning.LightningModule):
 
     Logs `{stage}_loss`, `_perplexity`, `_token_accuracy` (teacher-forced) for train, valid and
     test, and `_exact_match` and `_token_error_rate` (decoded greedily) for valid and test, with the
-    scores of `scoring` beside them.
+    scores of `scoring` beside them. Every `log_every_n_steps` steps of the Trainer it logs
+    `update_loss` (of that step, over all ranks), `learning_rate` and `tokens_per_s`.
 
     After a validation, `decoded_rows` holds the rows that it decoded (of this rank, at most 2,000),
     the same each time.

@@ -14,7 +14,6 @@ PACKAGE = Path(dragoman.__file__).parent
 ROWS = [
     {"errors", "characters"},
     {
-        "versions",
         "settings",
         "configuration",
         "cli_options",

@@ -10,9 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dragoman.errors import SettingsError, shorten
+from dragoman.errors import SettingsError, later_format_reason, shorten
 from dragoman.settings import DecodingSettings, Section, Settings
-from dragoman.versions import tell_later
 
 FORMAT = 1
 """Of config.yaml; raised when an older dragoman would misread it."""
@@ -311,7 +310,7 @@ def _check_format(value: object, where: str) -> None:
     if type(value) is not int or value < 1:
         raise SettingsError(f"{where}: format: expected a whole number, as dragoman writes it")
     if value > FORMAT:
-        raise SettingsError(f"{where}: {tell_later(value, FORMAT)}")
+        raise SettingsError(f"{where}: {later_format_reason(value, FORMAT)}")
 
 
 def _read_arguments(arguments: Sequence[str], draft: _Draft) -> None:

@@ -50,3 +50,13 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def later_format_reason(found: object, known: int) -> str:
+    """Return why a file of format `found` cannot be read: `known` is the latest one known here."""
+    from importlib.metadata import version  # on demand: errors are imported at each start
+
+    return (
+        f"its format is {found}, and this dragoman ({version('dragoman')}) reads up to {known}: "
+        "a later version wrote it; upgrade with `pip install --upgrade dragoman`"
+    )

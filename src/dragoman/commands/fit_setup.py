@@ -16,7 +16,7 @@ from dragoman.configuration import find_conflicts, list_set_values, merge_settin
 from dragoman.data.run_data import RunData
 from dragoman.errors import CheckpointError, ModelFolderError, SettingsError
 from dragoman.model.building import build_network
-from dragoman.model_folder.constraint_files import find_constraint_faults
+from dragoman.model_folder.constraint_files import find_constraint_errors
 from dragoman.model_folder.folder import is_model_folder, sweep_model_folder
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.settings import DataSettings, Settings
@@ -237,7 +237,7 @@ def _forget_cache(settings: Settings) -> Settings:
 
 def _check_settings(settings: Settings) -> None:
     faults = find_conflicts(settings) + find_logger_errors(settings.training.loggers)
-    faults += find_constraint_faults(settings)
+    faults += find_constraint_errors(settings)
     faults += find_side_errors(settings.tokenizer.source, "tokenizer.source.")
     faults += find_side_errors(settings.tokenizer.target, "tokenizer.target.")
     if faults:

@@ -1,8 +1,8 @@
-"""The files that the outputs of a model must match, kept in its folder.
+"""The files of decoding constraints, kept in the model folder.
 
-`decoding.choices`, `decoding.json_schema` and `decoding.grammar` name a file of their writer's. In a
-model folder they stand for a copy in it, under one name each; a folder that names another file could
-have been made to read what is no business of its maker's, and is refused.
+`decoding.choices`, `decoding.json_schema` and `decoding.grammar` may name a file. A model folder
+holds a copy of it under a fixed name. A folder whose settings name any other file is refused: it
+could be made to read private files of its user.
 """
 
 import shutil
@@ -26,17 +26,17 @@ def names_file(setting: str, value: str) -> bool:
     return bool(value)
 
 
-def find_constraint_faults(settings: Settings) -> list[str]:
-    """Return which of the files that `settings.decoding` names cannot be kept with a model."""
-    faults = []
+def find_constraint_errors(settings: Settings) -> list[str]:
+    """Return an error for each constraint file that cannot be copied into a model folder."""
+    errors = []
     for setting in CONSTRAINT_FILES:
         value = getattr(settings.decoding, setting)
         if names_file(setting, value):
             try:
                 check_file(Path(value))
             except DataError as error:
-                faults.append(f"decoding.{setting}: {error}")
-    return faults
+                errors.append(f"decoding.{setting}: {error}")
+    return errors
 
 
 def keep_constraint_files(folder: Path, settings: Settings) -> Settings:
@@ -62,10 +62,10 @@ def keep_constraint_files(folder: Path, settings: Settings) -> Settings:
 
 
 def find_constraint_files(folder: Path, settings: Settings) -> Settings:
-    """Return `settings`, as they stand in `folder`, with the places of the files that they name.
+    """Return the `settings` of the model folder `folder` with full paths of its constraint files.
 
     Raises:
-        ModelFolderError: They name another one than that in the folder, or it is no plain file.
+        ModelFolderError: They name a file outside the folder, or it is missing.
     """
     found = {}
     for setting, name in CONSTRAINT_FILES.items():
@@ -74,8 +74,8 @@ def find_constraint_files(folder: Path, settings: Settings) -> Settings:
             continue
         if value != name:
             raise ModelFolderError(
-                f"{folder}: decoding.{setting} names the file {shorten(value)}, and a model reads "
-                f"none but its own; copy it to {folder / name} and write {name} in config.yaml"
+                f"{folder}: decoding.{setting} names the file {shorten(value)}, and a model may "
+                f"only read files in its folder; copy it to {folder / name} and write {name} in config.yaml"
             )
         if not (folder / name).is_file():
             raise ModelFolderError(
@@ -86,7 +86,5 @@ def find_constraint_files(folder: Path, settings: Settings) -> Settings:
 
 
 def _with_decoding(settings: Settings, values: dict[str, str]) -> Settings:
-    if not values:
-        return settings
     decoding: DecodingSettings = settings.decoding.model_copy(update=values)
     return settings.model_copy(update={"decoding": decoding})

@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ from dragoman.model_folder.weights import StoredWeights
 from dragoman.settings import Settings
 from dragoman.storage import consistent_read, read_bytes, read_json, staged_folder, sweep
 from dragoman.tokenizers.tokenizer import PairTokenizer
-from dragoman.versions import is_later
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
 METRICS, CARD, TOKEN_COUNTS = "metrics.json", "README.md", "token_counts.json"
@@ -189,7 +189,7 @@ def _read_settings(path: Path) -> Settings:
         settings = parse_config(content, str(path))
     except SettingsError as error:
         named = re.search(rb"^version: ['\"]?([0-9.]{1,30})", content, re.MULTILINE)
-        if named and is_later(written_by := named[1].decode()):
+        if named and _is_later(written_by := named[1].decode()):
             raise ModelFolderError(
                 f"{path}: dragoman {written_by} wrote it, and this is an older one, that does not "
                 f"know all of it; upgrade with `pip install --upgrade dragoman` ({error})"
@@ -214,3 +214,11 @@ def _read_token_counts(path: Path) -> tuple[int, ...]:
     if not isinstance(counts, list) or not all(type(count) is int for count in counts):
         raise ModelFolderError(f'{path}: expected {{"source": [counts of the tokens]}}')
     return tuple(counts)
+
+
+def _is_later(written_by: str) -> bool:
+    """Return whether version `written_by` of dragoman, such as "0.2.0", is later than this one."""
+    found, own = (
+        tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (written_by, version("dragoman"))
+    )
+    return found > own

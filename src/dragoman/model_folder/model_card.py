@@ -37,7 +37,7 @@ def write_model_card(name: str, settings: Settings, metrics: Mapping[str, Any]) 
         f"- source tokens: {settings.tokenizer.source.kind}, {metrics['source_vocab_size']:,}; "
         f"target tokens: {settings.tokenizer.target.kind}, {metrics['target_vocab_size']:,}"
         + ("; one vocabulary" if settings.tokenizer.shared else ""),
-        f"- {metrics['num_steps']:,} updates in {metrics['minutes']:.1f} minutes, "
+        f"- {metrics['num_steps']:,} steps in {metrics['minutes']:.1f} minutes, "
         f"{metrics['precision']}",
         "",
         "Every setting is in `config.yaml`; all figures are in `metrics.json`.",
@@ -66,8 +66,11 @@ def _score_table(metrics: Mapping[str, Any]) -> list[str]:
         if f"{name}_signature" in first
     ]
     if splits == ["valid"]:
-        rows += ["", "The best checkpoint was chosen by these validation pairs, so the scores lean "
-                 "to the bright side; no test pairs were given."]  # fmt: skip
+        rows += [
+            "",
+            "The best checkpoint was chosen by these validation pairs, so these scores are "
+            "optimistic; no test pairs were given.",
+        ]
     return rows
 
 

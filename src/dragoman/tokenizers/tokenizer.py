@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dragoman.characters import find_surrogate
-from dragoman.errors import DataError, ModelFolderError, SettingsError
+from dragoman.errors import DataError, ModelFolderError, SettingsError, later_format_reason
 from dragoman.settings import SideSettings, TokenizerKind, TokenizerSettings
 from dragoman.storage import read_json, staged_file
 from dragoman.tokenizers.closed_vocabulary import BOS_ID as BOS_ID
@@ -25,7 +25,6 @@ from dragoman.tokenizers.closed_vocabulary import UNKNOWN_ID as UNKNOWN_ID
 from dragoman.tokenizers.closed_vocabulary import ClosedVocabulary, make_cut, to_unicode_form
 from dragoman.tokenizers.closed_vocabulary import find_free_name as find_free_name
 from dragoman.tokenizers.subwords import SMALLEST_SUBWORD_VOCABULARY, Subwords
-from dragoman.versions import tell_later
 
 if TYPE_CHECKING:
     from dragoman.reading.pairs import Pair
@@ -346,7 +345,7 @@ class PairTokenizer:
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ModelFolderError(f"{path}: not a dragoman tokenizer; {_REMEDY}")
         if type(found := content.get("version")) is int and found > _VERSION:
-            raise ModelFolderError(f"{path}: {tell_later(found, _VERSION)}")
+            raise ModelFolderError(f"{path}: {later_format_reason(found, _VERSION)}")
         try:
             stored = _StoredPair.model_validate(content)
             if len(set(stored.features)) != len(stored.features):

@@ -8,7 +8,6 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,35 +209,28 @@ def _serialize(
     flags: Mapping[str, np.generic], arrays: Mapping[str, Array], quantization: Quantization
 ) -> bytes:
     """Return `model.bin`: the variables, then aliases for arrays that were written already."""
-    out = BytesIO()
-
-    def write_text(text: str) -> None:
-        out.write(struct.pack("<H", len(text) + 1) + text.encode() + b"\0")
-
-    def write_variable(name: str, value: NDArray[np.generic] | np.generic) -> None:
-        kind = "bfloat16" if value.dtype == np.uint16 else value.dtype.name
-        write_text(name)
-        out.write(struct.pack(f"<B{value.ndim}I", value.ndim, *value.shape))
-        out.write(struct.pack("<BI", _TYPES.index(kind), value.nbytes))
-        out.write(value.tobytes())
-
     first_names: dict[int, str] = {}
     for name, array in arrays.items():
         first_names.setdefault(id(array), name)
     aliases = {n: first_names[id(a)] for n, a in arrays.items() if first_names[id(a)] != n}
-    variables: dict[str, NDArray[np.generic] | np.generic] = dict(flags)
+    variables: dict[str, NDArray[np.generic]] = {n: np.asarray(v) for n, v in flags.items()}
     for name in first_names.values():
         variables.update(_quantize(name, arrays[name], quantization))
-    out.write(struct.pack("<I", _BINARY_VERSION))
-    write_text(_SPECIFICATION)
-    out.write(struct.pack("<II", _REVISION, len(variables)))
+
+    def text(value: str) -> bytes:
+        return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
+
+    parts: list[bytes | memoryview] = [struct.pack("<I", _BINARY_VERSION), text(_SPECIFICATION)]
+    parts.append(struct.pack("<II", _REVISION, len(variables)))
     for name, value in variables.items():
-        write_variable(name, value)
-    out.write(struct.pack("<I", len(aliases)))
+        kind = "bfloat16" if value.dtype == np.uint16 else value.dtype.name
+        parts += [text(name), struct.pack(f"<B{value.ndim}I", value.ndim, *value.shape)]
+        parts.append(struct.pack("<BI", _TYPES.index(kind), value.nbytes))
+        parts.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)  # not a copy
+    parts.append(struct.pack("<I", len(aliases)))
     for name, first in aliases.items():
-        write_text(name)
-        write_text(first)
-    return out.getvalue()
+        parts += [text(name), text(first)]
+    return b"".join(parts)
 
 
 def _is_matrix(name: str) -> bool:

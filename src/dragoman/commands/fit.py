@@ -209,7 +209,7 @@ def _train(run: Run, loggers: Sequence[Logger]) -> None:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise explain_out_of_memory(error, run.module.batch_at_hand, settings) from error
+            raise explain_out_of_memory(error, run.module.current_batch, settings) from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""What is left of a run to be read: scores of what the model writes, metrics.json, the report."""
+"""Results of a run: scores on held-out pairs, metrics.json, the parity check, the report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,12 +22,12 @@ from dragoman.settings import Settings
 from dragoman.training.device import find_peak_memory_mib
 from dragoman.training.logs import read_curves
 
-_MOST_INSPECTED = 3_000_000  # pairs that the inspection holds in memory: 0.6 to 0.8 GiB a million
+_MOST_INSPECTED = 3_000_000  # pairs; the inspection holds them in memory
 _NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on them
 
 
 def evaluate_run(run: Run, predictor: Predictor, counts: Sequence[int]) -> dict[str, Evaluation]:
-    """Score what the model writes for the held-out pairs; the validation's make it calibrated."""
+    """Score the model on the held-out pairs; calibrate its confidence on the validation pairs."""
     valid, confidence = evaluate_model(
         predictor, run.data.read_split("valid"), counts=counts, calibrates=True
     )
@@ -88,11 +88,8 @@ def report_run(
     evaluations: Mapping[str, Evaluation],
     metrics: Mapping[str, Any],
 ) -> str:
-    """Write the page that shows the run into `folder`, which will be the model folder.
-
-    Returns what is to be told, as where that failed.
-    """
-    inspection, told = _inspect(run)
+    """Write the report into `folder`, which becomes the model folder; return a message."""
+    inspection, note = _inspect(run)
     try:
         report_model(
             folder / REPORT,
@@ -103,13 +100,13 @@ def report_run(
             curves=read_curves(run.folder),
             inspection=inspection,
         )
-    except DragomanError as error:  # the model is written: a page less is no reason to fail
+    except DragomanError as error:  # the model is complete without it
         return f"no report: {error}"
-    return f"report: {run.out / REPORT}{told}"
+    return f"report: {run.out / REPORT}{note}"
 
 
 def _inspect(run: Run) -> tuple[dict[str, Any] | None, str]:
-    """Return what is found in the pairs; or None, and why they were not inspected."""
+    """Return the findings in the pairs; or None, and why they were not inspected."""
     if (num_rows := sum(run.data.num_rows.values())) > _MOST_INSPECTED:
         return None, f" (without an inspection: {num_rows:,} pairs do not fit into memory)"
     statistics, is_parallel = run.data.statistics, run.data.is_parallel
@@ -125,7 +122,7 @@ def _inspect(run: Run) -> tuple[dict[str, Any] | None, str]:
 
 
 def _show(row: Row, settings: Settings) -> dict[str, Any]:
-    """Return a row as it is typed, tags before the source, with what the model makes of it."""
+    """Return a row as a user types it, tags before the source, with the prediction."""
     num_columns = len(settings.data.features)
     return {
         "features": [one.partition("=")[2] for one in row.features[:num_columns]],

@@ -1,4 +1,4 @@
-"""A batch of pairs as padded ids: what the model and the loss take."""
+"""A batch of pairs as padded ids, for the model and the loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Batch:
     The shift is made here and in `sum_losses` only: `target_ids[:, :-1]` predicts
     `target_ids[:, 1:]`.
 
-    `rows` are their places among all pairs, where it is known: it tells which ones they are.
+    `rows` are their indices among all pairs of their split, if known.
     """
 
     source_ids: Int[Tensor, "B S"]

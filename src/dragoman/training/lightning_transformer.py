@@ -1,4 +1,4 @@
-"""The model by its sizes, with its training: what a script of one's own gives to Lightning's Trainer."""
+"""A Transformer by its sizes, with its training, for your own script with Lightning's Trainer."""
 
 from typing import Literal
 
@@ -8,14 +8,14 @@ from dragoman.training.module import TransformerTraining
 
 
 class LightningTransformer(TransformerTraining):
-    """The Transformer of the given sizes, with its training: trains under Lightning's Trainer.
+    """A Transformer of the given sizes that trains under Lightning's Trainer.
 
     Batches are `(source_ids, target_ids)` tensors, padded on the right; a target is `bos_id`,
     tokens, `eos_id`. The arguments are those of `Transformer`. The default optimization suits a
     small task: AdamW at a constant rate after a short warm-up.
 
     Raises:
-        SettingsError: The sizes do not fit together.
+        SettingsError: The sizes contradict each other.
     """
 
     def __init__(

@@ -33,34 +33,35 @@ from dragoman.training.validation_metrics import (
 Pairs = Batch | Sequence[Tensor]
 
 # A loss is divided by this before it goes backward, and its gradient multiplied by it again: it
-# keeps the sums of a batch within the range of float16, and changes nothing else.
+# keeps the sums of a batch within the range of float16; the result is the same.
 _USUAL_TOKENS = 1024.0
 _MOST_KEPT_ROWS = 2000  # of those that a validation decodes
 
 
 class TransformerTraining(lightning.LightningModule):
-    """Trains `network` under Lightning's Trainer: any callback, logger, strategy.
+    """Trains `network` under Lightning's Trainer, with any callback, logger and strategy.
 
     Batches are `Batch` objects or `(source_ids, target_ids)` tensors, padded on the right.
-    The loss of an update is the sum over all its target tokens (of all accumulated batches, on all
-    ranks) divided once by their number, before the gradient is clipped.
+    The loss of a step is the sum over all its target tokens (of all accumulated batches, on all
+    ranks), divided once by their number, before the gradient is clipped. A step with a non-finite
+    loss or gradient is skipped.
 
     Logs `{stage}_loss`, `_perplexity`, `_token_accuracy` (teacher-forced) for train, valid and
-    test, and `_exact_match` and `_token_error_rate` (decoded greedily) for valid and test, with the
-    scores of `scoring` beside them. Every `log_every_n_steps` steps of the Trainer it logs
-    `update_loss` (of that step, over all ranks), `learning_rate` and `tokens_per_s`.
+    test, and `_exact_match`, `_token_error_rate` and the scores of `scoring` (decoded greedily) for
+    valid and test. Every `log_every_n_steps` steps of the Trainer it logs `update_loss` (of that
+    step, over all ranks), `learning_rate` and `tokens_per_s`.
 
-    After a validation, `decoded_rows` holds the rows that it decoded (of this rank, at most 2,000),
-    the same each time.
+    After a validation, `decoded_rows` holds the rows that it decoded (of this rank, at most 2,000;
+    the same each time).
 
     Args:
-        max_steps: Updates in all, for the schedules that end at zero.
-        decoded_fraction: Part of each batch, at least a row, that a validation decodes; a test
-            decodes all.
+        max_steps: Total number of steps, for the schedules that end at zero.
+        decoded_fraction: Fraction of each batch (at least one row) that a validation decodes; a
+            test decodes all.
         implementation: Our fused training code, or torch's own modules; same function.
-        micro_batch_tokens: Tokens of the parts that the fused code cuts a batch into on the CPU; None: a
-            part for each of torch's threads, or more.
-        scoring: Scores over texts, beside those over ids; None: there is no text.
+        micro_batch_tokens: Size of the micro-batches of the fused code on the CPU; None: at least
+            one for each of torch's threads.
+        scoring: Scores of texts, besides those of ids; None: there is no text.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class TransformerTraining(lightning.LightningModule):
         self.decoding = decoding or DecodingSettings()
         self.max_steps = max_steps
         self.decoded_fraction = decoded_fraction
-        self.validated_step = -1  # updates done when the last validation was made
+        self.validated_step = -1  # step of the last validation
         self.implementation: Implementation = implementation
         self.micro_batch_tokens = micro_batch_tokens
         self.train_metrics = TeacherForcedMetrics("train")
@@ -90,18 +91,18 @@ class TransformerTraining(lightning.LightningModule):
         self.valid_decoded = DecodedMetrics("valid", scoring)
         self.test_decoded = DecodedMetrics("test", scoring)
         self.decoded_rows: list[DecodedRow] = []
-        # Target tokens of the update at hand, on this rank; on the device, so that no step waits.
-        self.update_tokens: Tensor
-        self.register_buffer("update_tokens", torch.tensor(0), persistent=False)
-        self.update_loss: Tensor  # summed likewise; not finite where a batch's is not
-        self.register_buffer("update_loss", torch.tensor(0.0), persistent=False)
-        self._gradient_norm = torch.tensor(0.0)  # of the update at hand, before it is clipped
+        # Sums of the current step, on this rank. They stay on the device: no step waits for them.
+        self._step_tokens: Tensor
+        self.register_buffer("_step_tokens", torch.tensor(0), persistent=False)
+        self._step_loss: Tensor  # of all its batches; non-finite if that of one is
+        self.register_buffer("_step_loss", torch.tensor(0.0), persistent=False)
+        self._gradient_norm = torch.tensor(0.0)  # of the current step, before it is clipped
         self.step_loss = torch.tensor(torch.nan)  # of the last step, per token, over all ranks
         self._tokens_since = torch.tensor(0.0)  # target tokens of all ranks since `_since_s`
         self._since_s = time.monotonic()
         self._logged_step = 0
-        self.num_skipped = 0  # updates in a row that were left out, their numbers being broken
-        self.batch_at_hand = ""  # what it was computing last, for who has to tell of it
+        self.num_skipped = 0  # steps in a row, for a non-finite loss or gradient
+        self.current_batch = ""  # what was computed last, for error messages
 
     def forward(self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]) -> Tensor:
         """Return the logits of the token after each of `target_ids`: see `Transformer.forward`."""
@@ -121,9 +122,9 @@ class TransformerTraining(lightning.LightningModule):
         return self.network.score(source_ids, target_ids)
 
     def on_fit_start(self) -> None:
-        """Forget what a validation before the training, or an interrupted update, has left."""
-        self.update_tokens.zero_()
-        self.update_loss.zero_()
+        """Reset the sums that an earlier validation or an interrupted step has left."""
+        self._step_tokens.zero_()
+        self._step_loss.zero_()
         self.train_metrics.reset()
 
     def on_train_start(self) -> None:
@@ -132,11 +133,11 @@ class TransformerTraining(lightning.LightningModule):
         self._restart_speed()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what tells whether the last update was validated."""
+        """Save the step of the last validation."""
         checkpoint["validated_step"] = self.validated_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what `on_save_checkpoint` has kept."""
+        """Restore what `on_save_checkpoint` saved."""
         self.validated_step = checkpoint.get("validated_step", -1)
 
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
@@ -144,26 +145,26 @@ class TransformerTraining(lightning.LightningModule):
         batch = as_batch(batch)
         if self.trainer.global_step == 0 and batch_idx == 0:
             self._warn_without_begin(batch)
-        self.batch_at_hand = _describe("training", batch)
+        self.current_batch = _describe("training", batch)
         sums = self._sum_losses(batch, self.optimization.label_smoothing)
-        self.update_tokens += sums.num_tokens
-        self.update_loss += sums.loss.detach()
-        self.train_metrics.update(_leave_out_if_broken(sums))
+        self._step_tokens += sums.num_tokens
+        self._step_loss += sums.loss.detach()
+        self.train_metrics.update(_drop_nonfinite(sums))
         return sums.loss / _USUAL_TOKENS
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the summed gradient by the target tokens of the update, over all ranks.
+        """Divide the summed gradient by the target tokens of the step, over all ranks.
 
-        Without a gradient, where the loss or the gradient is not finite: the weights and AdamW's
-        means stay as they are, on all ranks alike.
+        If the loss or the gradient is not finite, drop the gradient: weights and AdamW's moments
+        stay unchanged, on all ranks.
 
         Lightning calls this once the gradients of all accumulated batches and all ranks are in,
         unscaled, and before it clips them.
         """
-        gathered = self.all_gather(torch.stack((self.update_tokens.float(), self.update_loss)))
+        gathered = self.all_gather(torch.stack((self._step_tokens.float(), self._step_loss)))
         assert isinstance(gathered, Tensor)
         total, loss = gathered.reshape(-1, 2).sum(dim=0)  # (ranks, 2) -> (2,)
-        # Lightning has divided each loss by the batches an update, DDP the gradient by the ranks.
+        # Lightning has divided each loss by the batches per step, DDP the gradient by the ranks.
         divided_by = self.trainer.accumulate_grad_batches * self.trainer.world_size
         factor = _USUAL_TOKENS * divided_by / total.clamp(min=1)
         self.step_loss = loss / total.clamp(min=1)
@@ -171,15 +172,15 @@ class TransformerTraining(lightning.LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
         self._gradient_norm = get_total_norm(gradients)
-        # Of float16, the scaler expects gradients that are not finite now and then, and mends that.
+        # With float16, the scaler expects a non-finite gradient now and then, and handles it.
         checked = [loss] if self.trainer.precision == "16-mixed" else [loss, self._gradient_norm]
         if bool(torch.stack([number.float() for number in checked]).isfinite().all()):
             self.num_skipped = 0
         else:
             self.num_skipped += 1
             optimizer.zero_grad(set_to_none=True)
-        self.update_tokens.zero_()
-        self.update_loss.zero_()
+        self._step_tokens.zero_()
+        self._step_loss.zero_()
 
     def on_train_batch_end(self, outputs: object, batch: Pairs, batch_idx: int) -> None:
         """Log the loss of the step (smoothed, with dropout), the learning rate and the speed.
@@ -214,10 +215,10 @@ class TransformerTraining(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by value, or by the norm that is known already, also with a fused optimizer under bf16.
+        """Clip by value, or by the norm computed before; also with a fused optimizer under bf16.
 
-        Lightning 2.6.6 refuses that for fear of scaled gradients, which only float16 has (issue
-        21435); there, `configure_optimizers` takes none that is fused.
+        Lightning 2.6.6 refuses the latter because gradients could be scaled, which only float16
+        does (issue 21435); there, `configure_optimizers` uses no fused optimizer.
         """
         if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
             clip_grad_value_(self.parameters(), gradient_clip_val or 0.0)
@@ -225,9 +226,9 @@ class TransformerTraining(lightning.LightningModule):
             clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._gradient_norm)
 
     def on_train_epoch_end(self) -> None:
-        """Log the training metrics, unless a validation has just done it, or will.
+        """Log the training metrics, unless validations do it.
 
-        Validations that are counted in steps do it, but at the end of the training.
+        Validations at fixed steps do, except at the end of the training.
         """
         trainer = self.trainer
         validates_by_steps = trainer.enable_validation and trainer.check_val_every_n_epoch is None
@@ -236,16 +237,16 @@ class TransformerTraining(lightning.LightningModule):
             self._log_and_reset(self.train_metrics)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the rows of the last validation."""
+        """Drop the rows of the last validation."""
         self.decoded_rows = []
 
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:
-        """Score the batch under teacher forcing and, in part, by decoding it."""
+        """Score the batch under teacher forcing, and decode a fraction of it."""
         batch = as_batch(batch)
-        self.batch_at_hand = _describe("validation", batch)
+        self.current_batch = _describe("validation", batch)
         self.valid_metrics.update(self._sum_losses(batch))
-        part = _take_part(batch, self.decoded_fraction)
-        rows = self._decode_and_score(part, self.valid_decoded)
+        sample = _sample_rows(batch, self.decoded_fraction)
+        rows = self._decode_and_score(sample, self.valid_decoded)
         self.decoded_rows += rows[: _MOST_KEPT_ROWS - len(self.decoded_rows)]
 
     def on_validation_epoch_end(self) -> None:
@@ -257,13 +258,13 @@ class TransformerTraining(lightning.LightningModule):
         self._log_and_reset(self.valid_decoded)
 
     def on_validation_end(self) -> None:
-        """Leave the time of the validation out of the speed."""
+        """Exclude the validation from the measured speed."""
         self._restart_speed()
 
     def test_step(self, batch: Pairs, batch_idx: int) -> None:
-        """Score the batch under teacher forcing and by decoding it."""
+        """Score the batch under teacher forcing, and decode it."""
         batch = as_batch(batch)
-        self.batch_at_hand = _describe("test", batch)
+        self.current_batch = _describe("test", batch)
         self.test_metrics.update(self._sum_losses(batch))
         self._decode_and_score(batch, self.test_decoded)
 
@@ -273,25 +274,27 @@ class TransformerTraining(lightning.LightningModule):
         self._log_and_reset(self.test_decoded)
 
     def predict_step(self, batch: Pairs | Tensor, batch_idx: int) -> list[Hypothesis]:
-        """Return the greedy hypotheses of the sources (targets, if there are any, are not read)."""
+        """Return the greedy hypotheses of the sources; targets are ignored."""
         if isinstance(batch, Batch):
             return self._decode(batch.source_ids)
         return self._decode(batch if isinstance(batch, Tensor) else batch[0])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW, matrices decayed and vectors not, under the schedule, update by update.
+        """Return AdamW, with weight decay for matrices only, and the schedule, applied every step.
 
         Raises:
-            SettingsError: The schedule ends at zero, and neither `max_steps` nor the Trainer's says
-                when.
+            SettingsError: The schedule ends at zero, but neither `max_steps` nor the Trainer's is
+                set.
         """
         settings = self.optimization
         trainer_steps = self.trainer.max_steps
         max_steps = self.max_steps or (trainer_steps if trainer_steps > 0 else None)
-        learning_rate_factor(settings.warmup_steps, settings, max_steps)  # raises now, not later
+        learning_rate_factor(
+            settings.warmup_steps, settings, max_steps
+        )  # raises now rather than later
         decayed = [p for p in self.parameters() if p.ndim >= 2]
         others = [p for p in self.parameters() if p.ndim < 2]
-        # A fused AdamW unscales float16 gradients by itself, after Lightning would clip them.
+        # A fused AdamW unscales float16 gradients itself, after Lightning has clipped them.
         is_fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(
             [
@@ -313,19 +316,19 @@ class TransformerTraining(lightning.LightningModule):
     def _sum_losses(self, batch: Batch, label_smoothing: float = 0.0) -> LossSums:
         on_cpu = batch.source_ids.device.type == "cpu"
         if self.implementation == "fused" and on_cpu and self.training and torch.is_grad_enabled():
-            parts = cut_batch(
+            micro_batches = cut_batch(
                 batch,
                 self.micro_batch_tokens,
                 num_threads=torch.get_num_threads(),
                 pad_id=self.network.pad_id,
             )
-            return sum_losses_by_microbatches(self.network, parts, label_smoothing)
+            return sum_losses_by_microbatches(self.network, micro_batches, label_smoothing)
         return sum_losses(
             self.network, batch.source_ids, batch.target_ids, label_smoothing, self.implementation
         )
 
     def _decode(self, source_ids: Int[Tensor, "B S"]) -> list[Hypothesis]:
-        """Return the greedy output of each source: what a beam would add is for the trained model."""
+        """Return the greedy output of each source; a beam is for the trained model."""
         greedy = DecodingSettings(
             max_length_ratio=self.decoding.max_length_ratio,
             max_length_extra=self.decoding.max_length_extra,
@@ -358,7 +361,7 @@ class TransformerTraining(lightning.LightningModule):
     def _log_and_reset(self, metrics: TeacherForcedMetrics | DecodedMetrics) -> None:
         self.log_dict(metrics.compute(), sync_dist=True)
         if self.trainer.state.fn != TrainerFn.FITTING:
-            # Lightning counts updates from 0, but has gone on to the next one when the fit is over.
+            # Lightning counts steps from 0, but is one further when the fit is over.
             self.log("step", float(max(0, self.trainer.global_step - 1)))
         metrics.reset()
 
@@ -367,7 +370,7 @@ class TransformerTraining(lightning.LightningModule):
             rank_zero_warn(
                 f"no target of the first batch begins with bos_id {self.network.bos_id}: the "
                 "first token is never learned, and generate(), which starts from bos_id, will not "
-                "work; put bos_id before and eos_id behind each target"
+                "work; put bos_id before and eos_id after each target"
             )
 
 
@@ -377,18 +380,18 @@ def _describe(stage: str, batch: Batch) -> str:
     return f"a {stage} batch of {rows:,} rows, {source:,} source and {target:,} target tokens each"
 
 
-def _leave_out_if_broken(sums: LossSums) -> LossSums:
-    """Return the sums, or zeros where the loss is not finite; no device is waited for."""
-    is_sound = torch.isfinite(sums.loss.detach())
+def _drop_nonfinite(sums: LossSums) -> LossSums:
+    """Return the sums; zeros if the loss is not finite. Does not wait for the device."""
+    is_finite = torch.isfinite(sums.loss.detach())
     loss, nll, num_correct, num_tokens = (
-        torch.where(is_sound, number.detach(), 0)
+        torch.where(is_finite, number.detach(), 0)
         for number in (sums.loss, sums.nll, sums.num_correct, sums.num_tokens)
     )
     return LossSums(loss=loss, nll=nll, num_correct=num_correct, num_tokens=num_tokens)
 
 
-def _take_part(batch: Batch, fraction: float) -> Batch:
-    """Return evenly spread rows: a batch is sorted by length, so its first rows are no sample."""
+def _sample_rows(batch: Batch, fraction: float) -> Batch:
+    """Return evenly spread rows: batches are sorted by length, so the first rows are biased."""
     count = max(1, round(fraction * len(batch)))
     rows = torch.arange(count, device=batch.source_ids.device) * len(batch) // count
     return Batch(source_ids=batch.source_ids[rows], target_ids=batch.target_ids[rows])

@@ -1,4 +1,4 @@
-"""The course of the learning rate: the factor on its peak after a number of updates."""
+"""Schedules of the learning rate: the factor on its peak at each step."""
 
 import math
 
@@ -9,10 +9,10 @@ from dragoman.settings import OptimizationSettings
 def learning_rate_factor(
     step: int, optimization: OptimizationSettings, max_steps: int | None
 ) -> float:
-    """Return the factor on the peak learning rate for update `step` (0 is the first).
+    """Return the factor on the peak learning rate at `step`, from 0.
 
-    Every course rises in a line over `warmup_steps`, so that the update after it has factor 1.
-    `max_steps` is where cosine and linear reach zero; the others do without (None).
+    Every schedule rises linearly over `warmup_steps`, so that the step after them has factor 1.
+    cosine and linear reach zero at `max_steps`; the others do not need it (None).
 
     With warmup_steps 4, the first steps have 0.2, 0.4, 0.6, 0.8, then 1.0.
 
@@ -28,8 +28,8 @@ def learning_rate_factor(
         return 1.0
     if max_steps is None:
         raise SettingsError(
-            f"optimization.schedule: {optimization.schedule} falls to zero at the last update: "
-            "give max_steps, or take inverse_sqrt or constant"
+            f"optimization.schedule: {optimization.schedule} reaches zero at the last step: "
+            "give max_steps, or use inverse_sqrt or constant"
         )
     done = min(1.0, (step - warmup) / max(1, max_steps - warmup))
     if optimization.schedule == "linear":
@@ -38,7 +38,7 @@ def learning_rate_factor(
 
 
 def inverse_sqrt(step: int, warmup: int) -> float:
-    """Return sqrt((warmup + 1) / (step + 1)): 1.0 at `warmup`, a half at about four times that.
+    """Return sqrt((warmup + 1) / (step + 1)): 1.0 at `warmup`, 0.5 at about four times that.
 
     Source: Vaswani et al. 2017, section 5.3, rescaled to peak at 1.
     """

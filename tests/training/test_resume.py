@@ -140,7 +140,7 @@ def test_without_a_usable_checkpoint_or_data_nothing_is_touched(whole, tmp_path)
 def test_auto_starts_a_new_run_and_leaves_a_complete_one_alone(tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "model"
     brief = settings("--training.max_steps", "2")
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
         fit(pairs, out, brief, resume="must", console=quiet_console())
     with pytest.raises(CheckpointError, match="give PAIRS"):
         fit((), out, brief, resume="auto", console=quiet_console())

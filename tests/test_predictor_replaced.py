@@ -122,7 +122,7 @@ def test_every_answer_is_that_of_one_of_two_models(models, tmp_path):
     assert min(seen.count(key) for key in answers) > ROUNDS // 10
 
 
-def test_two_processes_predict_from_one_folder(models):
+def test_two_processes_can_predict_from_one_folder(models):
     one, _, answers = models
     readers = [start(PREDICT, one, json.dumps(SOURCES), 5, "auto", "torch") for _ in range(2)]
     expected = answers[ModelFolder.read(one).weights.sha256]

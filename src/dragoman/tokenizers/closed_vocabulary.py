@@ -28,7 +28,7 @@ Cut = Callable[[str], Sequence[str]]
 class ClosedVocabulary:
     """The tokens of kind characters, symbols or regex, most frequent first, ties by code point.
 
-    In a file a token is its text, so a token that reads "<pad>" is as good as any.
+    In a file a token is its text, so a token that reads "<pad>" is an ordinary token.
     """
 
     spells_any_text: Final = False
@@ -133,7 +133,7 @@ def _separator(settings: SideSettings) -> str:
 def _make_pattern_cut(pattern: str) -> Cut:
     try:
         splitter = Split(Regex(pattern), behavior="isolated")
-    except Exception as error:  # tokenizers raises no type of its own
+    except Exception as error:  # tokenizers raises plain Exceptions
         raise SettingsError(f"pattern {pattern!r} is not a regular expression: {error}") from error
 
     def cut(text: str) -> Sequence[str]:

@@ -121,7 +121,7 @@ class Subwords:
             subwords = cls(_build(content["model"], settings))
             ids = subwords.encode_batch([_PROBE])[0]
             works = min(ids) >= FIRST_TEXT_ID and subwords.decode(ids) == _PROBE
-        except Exception as error:  # tokenizers raises no type of its own
+        except Exception as error:  # tokenizers raises plain Exceptions
             raise ValueError(f"its pieces cannot be used: {str(error)[:200]}") from error
         if not works:
             raise ValueError("its pieces do not give back the text that they are made from")

@@ -55,7 +55,7 @@ def test_checkpoints_and_logs_stay_beside_the_model_and_hold_no_pickle(trained):
 def test_evaluate_gives_the_scores_of_the_folder(trained, tmp_path):
     pairs = tmp_path / "unseen.tsv"
     pairs.write_text("".join(f"{w}\t{w.upper()}\n{w}\tno\n" for w in UNSEEN))
-    scores = dragoman.evaluate(trained[0], pairs)
+    scores = dragoman.evaluate(trained[0], pairs).scores
     assert scores.rows == len(UNSEEN)
     assert scores.exact_match > 90
 

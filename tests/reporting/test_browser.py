@@ -34,7 +34,7 @@ FAINT_TEXTS = """
     return [255, 255, 255];
   };
   const found = new Set();
-  for (const e of document.querySelectorAll('body *')) {
+  for (const e of document.querySelectorAll('body *:not(style)')) {
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
     const style = getComputedStyle(e);
     const ink = parse(e instanceof SVGElement ? style.fill : style.color);

@@ -85,35 +85,23 @@ def draw_curves(
     Args:
         key: Unique on the page.
         title: Of the chart.
-        curves: By name, (step, value) points.
+        curves: (step, value) points by name.
         unit: Of the values.
         best: The name of a curve and a point of it, which is ringed.
-        begins_at_zero: The axis of the values begins at 0.
+        begins_at_zero: Linear axis of values from 0.
     """
     notes = []
     with _drawing(key) as axes:
-        for place, (name, points) in enumerate(curves.items()):
-            steps, values = zip(*_thin(points), strict=True)
-            axes.plot(
-                steps,
-                values,
-                color=_SERIES[place],
-                linestyle=_LINES[place],
-                marker=_MARKERS[place] if len(points) <= _MOST_MARKED else None,
-                label=write_plain(name, _LONGEST_LABEL),
-            )
+        _plot_lines(axes, {name: _thin(points) for name, points in curves.items()})
         if best is not None:
             name, (step, value) = best
             axes.plot([step], [value], "o", markersize=10, markerfacecolor="none", color=_GRAY)
             notes.append(f"Ringed: best {name}: {value:.4g} after {step:,.0f} steps.")
+        if any(len(points) > _MOST_POINTS for points in curves.values()):
+            notes.append(f"Drawn: means of {_MOST_POINTS} stretches.")
         _scale(axes, [value for points in curves.values() for _, value in points], begins_at_zero)
         axes.set(xlabel="steps", ylabel=unit)
-        if len(curves) > 1:
-            _show_legend(axes)
-        drawing = _finish(axes, f"{title}, {unit}, by steps")
-    if any(len(points) > _MOST_POINTS for points in curves.values()):
-        notes.append(f"Drawn: means of {_MOST_POINTS} stretches.")
-    return Chart(title=title, drawing=drawing, note=" ".join(notes))
+        return _finish(axes, title, f"{title}, {unit}, by steps", " ".join(notes))
 
 
 def draw_intervals(
@@ -130,7 +118,7 @@ def draw_intervals(
         key: Unique on the page.
         title: Of the chart.
         groups: Names of the lines.
-        series: By name, an estimate for each of `groups`; None: there is none.
+        series: By name, an estimate for each of `groups`; None: unknown.
         unit: Of the values.
     """
     height = 48 + _ROW_HEIGHT * max(2, len(groups)) + 16 * (len(series) > 1)
@@ -160,10 +148,7 @@ def draw_intervals(
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel(unit)
-        if len(series) > 1:
-            _show_legend(axes)
-        drawing = _finish(axes, f"{title}, {unit}, with intervals")
-    return Chart(title=title, drawing=drawing)
+        return _finish(axes, title, f"{title}, {unit}, with intervals")
 
 
 def draw_calibration(key: str, series: Mapping[str, Sequence[Point]]) -> Chart:
@@ -172,25 +157,15 @@ def draw_calibration(key: str, series: Mapping[str, Sequence[Point]]) -> Chart:
         axes.plot(
             [0, 100], [0, 100], color=_GRAY, linewidth=1, linestyle=(0, (2, 2)), label="ideal"
         )
-        for place, (name, points) in enumerate(series.items()):
-            confidence, exact = zip(*points, strict=True)
-            axes.plot(
-                confidence,
-                exact,
-                color=_SERIES[place],
-                linestyle=_LINES[place],
-                marker=_MARKERS[place],
-                label=write_plain(name, _LONGEST_LABEL),
-            )
+        _plot_lines(axes, series)
         axes.set(xlim=(-2, 102), ylim=(-2, 102))
         axes.set(xlabel="mean confidence, percent", ylabel="exactly right, percent")
-        _show_legend(axes)
-        drawing = _finish(axes, "Exactly right by mean confidence, in percent")
-    return Chart(
-        title="Calibration",
-        drawing=drawing,
-        note="On the dotted line confidence is as it should be; below it the model is too sure.",
-    )
+        return _finish(
+            axes,
+            "Calibration",
+            "Exactly right by mean confidence, in percent",
+            "On the dotted line confidence is as it should be; below it the model is too sure.",
+        )
 
 
 def draw_risk(key: str, curve: Sequence[Point], marks: Mapping[str, Point]) -> Chart:
@@ -215,14 +190,13 @@ def draw_risk(key: str, curve: Sequence[Point], marks: Mapping[str, Point]) -> C
                 ha="right",
             )
         axes.set(xlabel="kept, percent of the rows", ylabel="wrong among the kept, percent")
-        axes.set_xlim(0, 102)
-        axes.set_ylim(0, max(1.0, *wrong) * 1.12)
-        drawing = _finish(axes, "Wrong outputs among the kept by kept outputs, in percent")
-    return Chart(
-        title="Risk and coverage",
-        drawing=drawing,
-        note="The most confident outputs are kept first. The lower the line, the better.",
-    )
+        axes.set(xlim=(0, 102), ylim=(0, max(1.0, *wrong) * 1.12))
+        return _finish(
+            axes,
+            "Risk and coverage",
+            "Wrong outputs among the kept by kept outputs, in percent",
+            "The most confident outputs are kept first. The lower the line, the better.",
+        )
 
 
 def draw_attention(
@@ -261,8 +235,8 @@ def draw_attention(
         axes.set(xlabel="source tokens", ylabel="output tokens")
         axes.set_aspect("equal")
         axes.grid(visible=False)
-        drawing = _finish(axes, f"Attention of output tokens over source tokens: {title}")
-    return Chart(title=title, drawing=drawing)
+        label = f"Attention of output tokens over source tokens: {title}"
+        return _finish(axes, title, label)
 
 
 @contextmanager
@@ -289,30 +263,44 @@ def _drawing(key: str, height: float = 210) -> Iterator["Axes"]:
         log.setLevel(level)
 
 
-def _finish(axes: "Axes", label: str) -> Markup:
-    """Return the SVG element; call inside `_drawing`. `label` is for screen readers."""
+def _plot_lines(axes: "Axes", lines: Mapping[str, Sequence[Point]]) -> None:
+    """Draw up to four lines by name, the short ones with markers."""
+    for place, (name, points) in enumerate(lines.items()):
+        axes.plot(
+            *zip(*points, strict=True),
+            color=_SERIES[place],
+            linestyle=_LINES[place],
+            marker=_MARKERS[place] if len(points) <= _MOST_MARKED else None,
+            label=write_plain(name, _LONGEST_LABEL),
+        )
+
+
+def _finish(axes: "Axes", title: str, label: str, note: str = "") -> Chart:
+    """Return the chart, with a legend for two series or more; `label` is for screen readers.
+
+    Call inside `_drawing`.
+    """
+    handles, names = axes.get_legend_handles_labels()
+    if len(names) > 1:
+        axes.legend(
+            handles,
+            names,
+            ncols=len(names) if sum(map(len, names)) < 34 else 2,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            borderaxespad=0.2,
+            columnspacing=1.2,
+        )
     file = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     axes.get_figure(root=True).savefig(file, format="svg", metadata=metadata)  # type: ignore[union-attr]
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]  # without the XML declaration
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # numbered from 1 in each drawing: not unique
-    return Markup('<div class="chart" role="img" aria-label="{}">{}</div>').format(
+    drawing = Markup('<div class="chart" role="img" aria-label="{}">{}</div>').format(
         write_plain(label, 200), Markup(svg)
     )
-
-
-def _show_legend(axes: "Axes") -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
-        handles,
-        labels,
-        ncols=len(labels) if sum(map(len, labels)) < 34 else 2,
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        borderaxespad=0.2,
-        columnspacing=1.2,
-    )
+    return Chart(title=title, drawing=drawing, note=note)
 
 
 def _scale(axes: "Axes", values: Sequence[float], begins_at_zero: bool) -> None:

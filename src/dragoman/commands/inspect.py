@@ -23,11 +23,8 @@ from dragoman.inspection.findings import (
     Finding,
     Inspection,
     SplitFigures,
-)
-from dragoman.inspection.lengths import (
-    find_long_rows,
-    measure_split,
-    train_tokenizer,
+    SplitRows,
+    group_rows,
 )
 from dragoman.inspection.repeats import (
     find_copies,
@@ -36,8 +33,13 @@ from dragoman.inspection.repeats import (
     find_leaks,
     find_several_targets,
 )
-from dragoman.inspection.rows import SplitRows, group_rows
-from dragoman.inspection.sides import find_odd_lengths, find_swapped
+from dragoman.inspection.sides import (
+    find_long_rows,
+    find_odd_lengths,
+    find_swapped,
+    measure_split,
+    train_tokenizer,
+)
 from dragoman.presets import choose_settings
 from dragoman.reading.pairs import Pair, RowErrors, read_pairs
 from dragoman.reading.row_errors import OVER_LONG
@@ -47,12 +49,6 @@ from dragoman.tokenizers.tokenizer import PairTokenizer
 
 _SHOWN = 5  # examples of a finding
 _STYLES = {"fault": "bold red", "warning": "bold yellow", "note": "bold cyan"}
-_MEASURES = {
-    "source_characters": "source characters",
-    "target_characters": "target characters",
-    "source_tokens": "source tokens",
-    "target_tokens": "target tokens",
-}
 _WIDE = 1000  # characters per line in a file or a pipe
 
 
@@ -137,7 +133,18 @@ def inspect_pairs(
             notes += more
         for rows in files.values():
             findings += find_long_rows(rows, tokenizer, settings.data)
-        findings += _find_all(files, settings)
+        findings += find_leaks(files)
+        findings += find_swapped(files)
+        findings += find_mojibake(files)
+        findings += find_replacements(files)
+        findings += find_hidden_characters(files)
+        findings += find_mixed_forms(files)
+        findings += find_duplicates(files)
+        findings += find_several_targets(files)
+        findings += find_dominant_target(files["train"])
+        findings += find_copies(files)
+        findings += find_unseen_characters(files, settings.tokenizer)
+        findings += find_odd_lengths(files)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Inspection(
         splits=figures,
@@ -146,22 +153,6 @@ def inspect_pairs(
         reasons=tuple(reasons),
         notes=tuple(notes),
     )
-
-
-def _find_all(files: Mapping[str, SplitRows], settings: Settings) -> Iterator[Finding]:
-    kinds = {"source": settings.tokenizer.source.kind, "target": settings.tokenizer.target.kind}
-    yield from find_leaks(files)
-    yield from find_swapped(files)
-    yield from find_mojibake(files)
-    yield from find_replacements(files)
-    yield from find_hidden_characters(files)
-    yield from find_mixed_forms(files)
-    yield from find_duplicates(files)
-    yield from find_several_targets(files)
-    yield from find_dominant_target(files["train"])
-    yield from find_copies(files)
-    yield from find_unseen_characters(files, kinds)
-    yield from find_odd_lengths(files)
 
 
 def _find_invalid_rows(row_errors: RowErrors, data: DataSettings) -> Iterator[Finding]:
@@ -226,8 +217,11 @@ def print_inspection(inspection: Inspection) -> None:
     for finding in inspection.findings:
         console.print()
         _show_finding(finding, console)
+    severities = [finding.severity for finding in inspection.findings]
+    counts = [(one, severities.count(one)) for one in SEVERITIES if one in severities]
+    found = ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts)
     console.print()
-    console.print(Text(_count_by_severity(inspection)))
+    console.print(Text(f"found: {found}" if found else "nothing found"))
 
 
 def _list_lengths(inspection: Inspection) -> Table:
@@ -239,11 +233,10 @@ def _list_lengths(inspection: Inspection) -> Table:
         table.add_column(heading, justify="right")
     for name, figures in inspection.splits.items():
         first = [name, f"{figures.rows:,}", f"{figures.sources:,}"]
-        for measure, label in _MEASURES.items():
-            values = figures.lengths[measure]
+        for measure, values in figures.lengths.items():
             limit = data.max_tokens if measure.endswith("tokens") else data.max_characters
             shown = [f"{values[key]:,.0f}" for key in ("median", "p95", "p99", "max")]
-            table.add_row(*first, label, *shown, f"{limit:,}")
+            table.add_row(*first, measure.replace("_", " "), *shown, f"{limit:,}")
             first = ["", "", ""]
     return table
 
@@ -259,14 +252,4 @@ def _show_finding(finding: Finding, console: Console) -> None:
         console.print(Padding(Text("..."), (0, 0, 0, 4), expand=False))
     console.print(
         Padding(Text(f"to do: {finding.remedy}", style="italic"), (0, 0, 0, 2), expand=False)
-    )
-
-
-def _count_by_severity(inspection: Inspection) -> str:
-    severities: list[str] = [finding.severity for finding in inspection.findings]
-    if not severities:
-        return "nothing found"
-    counts = [(severity, severities.count(severity)) for severity in _STYLES]
-    return "found: " + ", ".join(
-        f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts if count
     )

@@ -13,12 +13,12 @@ from dragoman.characters import JOINERS, is_hidden
 from dragoman.inspection.findings import (
     MOST_EXAMPLES,
     Finding,
+    SplitRows,
     describe_share,
     show_row,
     show_text,
 )
-from dragoman.inspection.rows import SplitRows
-from dragoman.settings import TokenizerKind
+from dragoman.settings import TokenizerKind, TokenizerSettings
 from dragoman.tokenizers.tokenizer import KINDS
 
 _SAMPLED_ROWS = 100_000
@@ -221,8 +221,7 @@ def find_mixed_forms(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
 
 def _compile_clusters(samples: Sequence[SplitRows], side: str) -> Callable[[str], list[str]]:
     """Return a function that finds the letters with marks in a text, and what is outside ASCII."""
-    characters: set[str] = set()
-    characters.update(*(text for rows in samples for text in rows.side(side)))
+    characters = set[str]().union(*(text for rows in samples for text in rows.side(side)))
     marks = "".join(
         character
         for character in characters
@@ -236,17 +235,13 @@ def _compile_clusters(samples: Sequence[SplitRows], side: str) -> Callable[[str]
 
 
 def find_unseen_characters(
-    files: Mapping[str, SplitRows], kinds: Mapping[str, TokenizerKind]
+    files: Mapping[str, SplitRows], tokenizer: TokenizerSettings
 ) -> Iterator[Finding]:
-    """Find characters of the validation and test files that the training file never has.
-
-    Args:
-        kinds: The tokenizer kind of each side.
-    """
+    """Find characters of the validation and test files that the training file never has."""
     held_out = [rows for name, rows in files.items() if name != "train"]
     for side in _SIDES if held_out else ():
-        trained: set[str] = set()
-        trained.update(*files["train"].side(side))
+        kind = tokenizer.source.kind if side == "source" else tokenizer.target.kind
+        trained = set[str]().union(*files["train"].side(side))
         for rows in held_out:
             texts = rows.side(side)
             found = [i for i, text in enumerate(texts) if not trained.issuperset(text)]
@@ -263,7 +258,7 @@ def find_unseen_characters(
                 message=f"{describe_share(len(found), rows)} have {side} characters that are not in the "
                 f"training data, {len(counts):,} different ones: {shown}"
                 f"{', …' * (len(counts) > _MOST_SHOWN)}",
-                remedy=_describe_remedy(side, kinds[side]),
+                remedy=_describe_remedy(side, kind),
                 examples=tuple(
                     show_row(rows, i, at=next(c for c in texts[i] if c not in trained))
                     for i in found[:MOST_EXAMPLES]

@@ -1,18 +1,76 @@
-"""The result of an inspection: findings with example rows, and the sizes of each split."""
+"""The rows to inspect, by file and by split, and the result: findings with example rows, sizes."""
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dragoman.characters import JOINERS, is_hidden
-from dragoman.inspection.rows import SplitRows
-from dragoman.settings import Settings
+from dragoman.reading.pairs import Pair
+from dragoman.settings import DataSettings, Settings
 
 Severity = Literal["fault", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
 MOST_EXAMPLES = 10
 _MOST_CHARACTERS = 48  # of each side of an example
 _VISIBLE = {"\n": "↵", "\t": "⇥"}
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it is reversible
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRows:
+    """The valid rows of a file, or of a split of it.
+
+    `name` is train, valid or test; `shown` is for messages: the file's name where the splits are
+    parts of it.
+    """
+
+    name: str
+    shown: str
+    files: tuple[str, ...]
+    pairs: list[Pair]
+    sampled_from: int = 0
+    """Number of rows that these are a sample of; 0: these are all."""
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """The sources of all rows."""
+        return [pair.source for pair in self.pairs]
+
+    @cached_property
+    def targets(self) -> list[str]:
+        """The targets of all rows."""
+        return [pair.target for pair in self.pairs]
+
+    @cached_property
+    def source_keys(self) -> NDArray[np.uint64]:
+        """A 64-bit hash of each source with its features, (N,); valid in this process only."""
+        return _hash(self.sources) * _MIX + _hash([pair.features for pair in self.pairs])
+
+    @cached_property
+    def pair_keys(self) -> NDArray[np.uint64]:
+        """A 64-bit hash of each row, (N,); valid in this process only."""
+        return self.source_keys * _MIX + _hash(self.targets)
+
+    def side(self, name: str) -> list[str]:
+        """Return the texts of "source" or "target"."""
+        return self.sources if name == "source" else self.targets
+
+    def sample(self, most: int) -> "SplitRows":
+        """Return at most `most` of the rows, evenly spread, in their order."""
+        if len(self) <= most:
+            return self
+        pairs = [self.pairs[i] for i in spread(len(self), most)]
+        return dataclasses.replace(self, pairs=pairs, sampled_from=len(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +99,9 @@ class Finding:
     examples: tuple[Example, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON values; the message is called "told"."""
-        return {
-            "kind": self.kind,
-            "title": self.title,
-            "severity": self.severity,
-            "count": self.count,
-            "told": self.message,
-            "remedy": self.remedy,
-            "examples": [asdict(example) for example in self.examples],
-        }
+        """Return it as plain JSON values; the message is called "told", as in version 0.1."""
+        content = asdict(self)
+        return {**content, "told": content.pop("message"), "examples": list(content["examples"])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +141,9 @@ class Inspection:
         }
 
 
-def show_rows(rows: SplitRows, indices: Iterable[int], note: str = "") -> tuple[Example, ...]:
-    """Return the first of the rows at `indices` as examples, each followed by `note`."""
-    first = (int(i) for i, _ in zip(indices, range(MOST_EXAMPLES), strict=False))
-    return tuple(show_row(rows, i, note=note) for i in first)
+def show_rows(rows: SplitRows, indices: Iterable[int]) -> tuple[Example, ...]:
+    """Return the first of the rows at `indices` as examples."""
+    return tuple(show_row(rows, int(i)) for i in itertools.islice(indices, MOST_EXAMPLES))
 
 
 def show_row(rows: SplitRows, i: int, at: str = "", note: str = "") -> Example:
@@ -125,3 +175,44 @@ def describe_share(count: int, rows: SplitRows) -> str:
     shown = f"{share:.1f}%" if share >= 0.1 else f"{share:.2f}%" if share >= 0.01 else "under 0.01%"
     sample = f" (a sample of its {rows.sampled_from:,} rows)" if rows.sampled_from else ""
     return f"{count:,} of {len(rows):,} rows ({shown}) of {rows.shown}{sample}"
+
+
+def group_rows(
+    pairs: Iterable[tuple[str, Pair]], paths: Sequence[str | Path], data: DataSettings
+) -> tuple[dict[str, SplitRows], dict[str, SplitRows]]:
+    """Return the rows of each file, and the rows of each split, both by name; none is empty.
+
+    They are the same, except where validation or test rows are part of the training file.
+
+    Args:
+        pairs: Each with the name of its split.
+        paths: The training file, or both files of parallel text.
+    """
+    by_split: dict[str, list[Pair]] = {"train": [], "valid": [], "test": []}
+    for split, pair in pairs:
+        by_split[split].append(pair)
+    training_files = tuple(map(str, paths))
+    given = {"valid": data.valid, "test": data.test}
+    splits = {
+        name: SplitRows(name=name, shown=name, files=given.get(name) or training_files, pairs=rows)
+        for name, rows in by_split.items()
+        if rows
+    }
+    files = {name: rows for name, rows in splits.items() if name == "train" or given[name]}
+    if held_out := [name for name in splits if name not in files]:
+        whole = [pair for name in ("train", *held_out) for pair in by_split[name]]
+        whole.sort(key=lambda pair: pair.line)
+        shown = Path(whole[0].file).name
+        files["train"] = SplitRows(name="train", shown=shown, files=training_files, pairs=whole)
+    return files, splits
+
+
+def spread(total: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` of the numbers below `total`, evenly spread."""
+    if total <= most:
+        return np.arange(total)
+    return np.linspace(0, total - 1, most).astype(np.int64)
+
+
+def _hash(values: Sequence[object]) -> NDArray[np.uint64]:
+    return np.fromiter(map(hash, values), np.int64, len(values)).view(np.uint64)

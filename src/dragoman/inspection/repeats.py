@@ -8,14 +8,13 @@ from numpy.typing import NDArray
 
 from dragoman.inspection.findings import (
     MOST_EXAMPLES,
-    Example,
     Finding,
+    SplitRows,
     describe_share,
     show_row,
     show_rows,
     show_text,
 )
-from dragoman.inspection.rows import SplitRows
 
 _MANY_DUPLICATES = 0.05  # of the rows of a split
 _MANY_LEAKS = 0.01
@@ -34,6 +33,10 @@ def find_leaks(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
             continue
         same_target = int(np.isin(rows.pair_keys, seen.pair_keys).sum())
         is_many = len(found) > _MANY_LEAKS * len(rows)
+        first = {
+            i: seen.pairs[np.argmax(seen.source_keys == rows.source_keys[i])]
+            for i in found[:MOST_EXAMPLES]
+        }
         yield Finding(
             kind="leakage",
             title=f"sources of {rows.shown} that are also in {seen.shown}",
@@ -43,7 +46,9 @@ def find_leaks(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
             f"{seen.shown}, {same_target:,} of them with the same target",
             remedy=f"scores on {name} partly measure memory: remove these rows from {seen.shown}, "
             "or score the others separately",
-            examples=tuple(_show_leak(rows, i, seen) for i in found[:MOST_EXAMPLES]),
+            examples=tuple(
+                show_row(rows, i, note=f"{pair.file}:{pair.line}") for i, pair in first.items()
+            ),
         )
 
 
@@ -148,8 +153,3 @@ def _group_by_source(keys: NDArray[np.uint64], found: NDArray[np.int64]) -> list
         if i not in shown:
             shown += found[keys[found] == keys[i]].tolist()
     return shown
-
-
-def _show_leak(rows: SplitRows, i: int, seen: SplitRows) -> Example:
-    earlier = seen.pairs[int(np.argmax(seen.source_keys == rows.source_keys[i]))]
-    return show_row(rows, i, note=f"{earlier.file}:{earlier.line}")

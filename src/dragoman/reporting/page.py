@@ -11,8 +11,7 @@ from markupsafe import Markup
 
 from dragoman.errors import DragomanError
 from dragoman.reporting import sections
-from dragoman.reporting.content import ReportContent
-from dragoman.reporting.figures import list_scores, show_number
+from dragoman.reporting.content import ReportContent, list_scores, show_number
 from dragoman.reporting.text import show_text, write_plain
 from dragoman.storage import staged_file
 

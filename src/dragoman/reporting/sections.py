@@ -17,8 +17,8 @@ from dragoman.reporting.charts import (
     draw_intervals,
     draw_risk,
 )
-from dragoman.reporting.content import ReportContent
-from dragoman.reporting.figures import (
+from dragoman.reporting.content import (
+    ReportContent,
     Score,
     find_title,
     is_higher_better,

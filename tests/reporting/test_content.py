@@ -1,6 +1,6 @@
 import math
 
-from dragoman.reporting.figures import (
+from dragoman.reporting.content import (
     is_higher_better,
     list_scores,
     show_estimate,

@@ -245,6 +245,13 @@ def test_a_folder_that_is_replaced_while_it_is_read_is_refused(tmp_path):
         write(folder, "new")
 
 
+def test_a_file_added_to_a_folder_while_it_is_read_is_no_replacement(tmp_path):
+    place = tmp_path / "model"
+    write(place, "old")
+    with consistent_read(place), staged_file(place / "report.html") as temporary:
+        temporary.write_text("report")
+
+
 def test_an_error_while_a_folder_is_replaced_is_its_replacement(tmp_path):
     place = tmp_path / "model"
     write(place, "old")

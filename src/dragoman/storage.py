@@ -65,11 +65,26 @@ def staged_folder(path: Path) -> Iterator[Path]:
     place = _resolve(path)
     temporary = _name_beside(place, "tmp")
     place.parent.mkdir(parents=True, exist_ok=True)
-    with hold_lock(_name_lock(temporary)):  # tells `sweep` that the writer lives
+    with hold_lock(_name_lock(temporary)):  # `sweep` leaves it alone meanwhile
         try:
             temporary.mkdir()
             yield temporary
-            _replace_folder(place, temporary)
+            if os.path.lexists(place) and not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(place))
+            for one in (*temporary.rglob("*"), temporary):
+                _flush(one)
+            old = _name_beside(place, "old")
+            with contextlib.suppress(FileNotFoundError):
+                place.rename(old)
+            try:
+                temporary.rename(place)
+            except OSError:
+                if old.exists() and not place.exists():
+                    old.rename(place)
+                raise
+            _flush(place.parent)
+            with contextlib.suppress(FileNotFoundError):
+                old.rename(temporary)  # a name that `sweep` never puts back
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -91,13 +106,13 @@ def sweep(path: Path) -> None:
             copy.rename(place)
             _flush(place.parent)
     for found in place.parent.glob(f".{glob.escape(place.name)}.tmp-*"):
-        if found.is_symlink() or not is_staged(found.with_name(found.name.removesuffix(".lock"))):
+        if not is_staged(found.with_name(found.name.removesuffix(".lock"))):
             continue
-        if found.is_dir() or found.suffix == ".lock":
-            with contextlib.suppress(OSError, Timeout), hold_lock(_name_lock(found)):
-                shutil.rmtree(found, ignore_errors=True)
-        elif time.time() - found.stat().st_mtime > _OLD_FILE_S:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, Timeout):  # another process holds or removes it
+            if found.is_dir() or found.suffix == ".lock":
+                with hold_lock(_name_lock(found)):
+                    shutil.rmtree(found, ignore_errors=True)
+            elif time.time() - found.stat().st_mtime > _OLD_FILE_S:
                 found.unlink()
 
 
@@ -106,22 +121,23 @@ def consistent_read(path: Path) -> Iterator[None]:
     """Refuse what the body reads from the folder `path`, if the folder is replaced meanwhile.
 
     Raises:
-        ModelFolderError: It was replaced or changed.
+        ModelFolderError: It was replaced.
     """
     before = _identify(path)
+    failure: Exception | None = None
     try:
         yield
     except (DragomanError, OSError) as error:
-        if _identify(path) == before:
-            if before is not None or not (copies := _list_copies(path)):
-                raise
-            raise ModelFolderError(
-                f"{path}: it is being replaced: try again; if its writer was killed, rename "
-                f"{copies[0]} to {path.name}"
-            ) from error
-        raise ModelFolderError(f"{path}: it was replaced while being read: try again") from error
+        failure = error
     if _identify(path) != before:
-        raise ModelFolderError(f"{path}: it was replaced while being read: try again")
+        raise ModelFolderError(f"{path}: it was replaced while being read: try again") from failure
+    if before is None and (copies := _list_copies(path)):
+        raise ModelFolderError(
+            f"{path}: it is being replaced: try again; if its writer was killed, rename "
+            f"{copies[0]} to {path.name}"
+        ) from failure
+    if failure is not None:
+        raise failure
 
 
 @contextmanager
@@ -177,25 +193,6 @@ def read_json(path: Path, max_bytes: int) -> Any:  # noqa: ANN401
         raise ModelFolderError(f"{path}: not valid JSON: {error}") from error
 
 
-def _replace_folder(path: Path, temporary: Path) -> None:
-    if os.path.lexists(path) and not path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(path))
-    for one in (*temporary.rglob("*"), temporary):
-        _flush(one)
-    old = _name_beside(path, "old")
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(old)
-    try:
-        temporary.rename(path)
-    except OSError:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
-    _flush(path.parent)
-    if old.exists():  # under a name that `sweep` never puts back
-        old.rename(temporary)
-
-
 def _resolve(path: Path) -> Path:
     """Return `path` with a name, and without a symbolic link at its end."""
     return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
@@ -216,12 +213,13 @@ def _list_copies(path: Path) -> list[Path]:
     return sorted(copies, key=lambda one: one.stat().st_mtime_ns, reverse=True)
 
 
-def _identify(path: Path) -> tuple[int, ...] | None:
+def _identify(path: Path) -> tuple[int, int] | None:
+    """Return what differs between a folder and its replacement: both exist for a moment."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_ctime_ns
+    return status.st_dev, status.st_ino
 
 
 def _flush(path: Path) -> None:

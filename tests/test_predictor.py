@@ -17,6 +17,7 @@ from dragoman.model_folder.folder import ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import InvalidRow, Pair, Source
 from dragoman.settings import DecodingSettings, Settings
+from dragoman.tokenizers.tokenizer import UNKNOWN_ID
 
 WORDS = make_words(60, seed=5)
 
@@ -89,7 +90,7 @@ def test_features_are_given_as_values_of_their_columns(tmp_path):
                 console=quiet_console())  # fmt: skip
     assert len(model.predict(["abc"], features=[("up",)])) == 1
     [row] = model.tokenizer.encode_sources(["abc"], [("1=up",)])
-    assert model.tokenizer.count_unknown(row) == 0
+    assert UNKNOWN_ID not in row
     with pytest.raises(DragomanError, match="give 1 values for each of the 2 sources"):
         model.predict(["abc", "abd"])
     assert "features=[['" in (tmp_path / "model" / "README.md").read_text()

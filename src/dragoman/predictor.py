@@ -20,7 +20,7 @@ from dragoman.model_folder.folder import ModelFolder
 from dragoman.model_folder.weights import StoredWeights
 from dragoman.reading.pairs import InvalidRow, Source, take_features
 from dragoman.settings import Settings
-from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer
+from dragoman.tokenizers.tokenizer import EOS_ID, UNKNOWN_ID, PairTokenizer
 
 _FIRST_WINDOW_ROWS = 64
 _WINDOW_ROWS = 4096  # rows that are searched together: bounds the memory of a long input
@@ -358,7 +358,7 @@ class Predictor:
                 confidence=find_confidence(one.score, temperature, is_complete=one.is_complete),
                 normalized_score=one.normalized_score,
                 is_complete=one.is_complete,
-                num_unknown=self.tokenizer.count_unknown(source_ids),
+                num_unknown=source_ids.count(UNKNOWN_ID),
                 tokens=(*(names[i] for i in one.ids), *([end] if one.is_complete else [])),
                 log_probs=one.log_probs,
                 source_tokens=tuple(self._source_names[i] for i in source_ids),

@@ -83,12 +83,11 @@ def test_features_are_numbered_by_frequency_then_code_point_after_the_text():
     assert tokenizer.target_vocab_size == tokenizer.target.vocab_size
 
 
-def test_unseen_symbols_and_features_are_counted_as_unknown():
+def test_unseen_symbols_and_features_are_unknown():
     tokenizer = train()
     ids = tokenizer.encode_sources(["w\u4e2d"], [("<V>", "<ADJ>")])[0]
     assert ids[:2] == [tokenizer.features["<V>"], UNKNOWN_ID]
-    assert tokenizer.count_unknown(ids) == 2
-    assert tokenizer.count_unknown([]) == 0
+    assert ids.count(UNKNOWN_ID) == 2
 
 
 def test_one_tuple_of_features_is_needed_for_each_text():
@@ -105,7 +104,7 @@ def test_shared_sides_are_one_vocabulary_of_both_texts(kind):
     assert tokenizer.source_vocab_size == tokenizer.source.vocab_size + 4
     for pair in PAIRS:
         ids = tokenizer.encode_sources([pair.target], [()])[0]
-        assert tokenizer.count_unknown(ids) == 0
+        assert UNKNOWN_ID not in ids
 
 
 def test_separate_sides_know_only_their_own_text():

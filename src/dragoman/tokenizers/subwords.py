@@ -26,8 +26,6 @@ _WORDS: Final = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 # A space is never a character of a piece: it is written "Ġ". So no text gives these.
 _SPECIAL_PIECES: Final = [f"{name} " for name in SPECIAL_NAMES]
 
-_PROBE: Final = "  <pad>\x00▁Ġ \u0301é\r\n가 "
-
 
 class _BpeModel(BaseModel):
     vocab: dict[str, int]
@@ -59,8 +57,7 @@ class Subwords:
     def train(cls, texts: Iterable[str], settings: SideSettings) -> "Subwords":
         """Return at most `settings.vocab_size` pieces, trained on `texts` (one not empty)."""
         _guard_forks()
-        train = _train_bpe if settings.kind == "bpe" else _train_unigram
-        return cls(_build(train(texts, settings.vocab_size), settings))
+        return cls(_build(_train(texts, settings), settings))
 
     @property
     def vocab_size(self) -> int:
@@ -118,14 +115,9 @@ class Subwords:
             ValueError: They are not those of a tokenizer of this kind that dragoman trained.
         """
         try:
-            subwords = cls(_build(content["model"], settings))
-            ids = subwords.encode_batch([_PROBE])[0]
-            works = min(ids) >= FIRST_TEXT_ID and subwords.decode(ids) == _PROBE
+            return cls(_build(content["model"], settings))
         except Exception as error:  # tokenizers raises plain Exceptions
             raise ValueError(f"its pieces cannot be used: {str(error)[:200]}") from error
-        if not works:
-            raise ValueError("its pieces do not give back the text that they are made from")
-        return subwords
 
 
 def _build(model: Any, settings: SideSettings) -> Backend:  # noqa: ANN401
@@ -147,40 +139,30 @@ def _build(model: Any, settings: SideSettings) -> Backend:  # noqa: ANN401
     return backend
 
 
-def _train_bpe(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
-    backend = Backend(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,  # a pair seen once teaches nothing about other text
-        special_tokens=_SPECIAL_PIECES,
-        initial_alphabet=sorted(_byte_alphabet()),
-        show_progress=False,
-    )
-    return _train(backend, trainer, texts)
-
-
-def _train_unigram(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
-    backend = Backend(models.Unigram())
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size,
-        special_tokens=_SPECIAL_PIECES,
-        initial_alphabet=sorted(_byte_alphabet()),
-        show_progress=False,
-    )
-    model = _train(backend, trainer, texts)
-    settled = _settle_scores(model["vocab"])
-    if len(settled) > vocab_size:  # tokenizers 0.23 misses the limit where only the bytes fit
-        settled = [entry for entry in settled if len(entry[0]) == 1 or entry[0] in _SPECIAL_PIECES]
-    return {"vocab": settled}
-
-
-def _train(
-    backend: Backend, trainer: trainers.BpeTrainer | trainers.UnigramTrainer, texts: Iterable[str]
-) -> dict[str, Any]:
+def _train(texts: Iterable[str], settings: SideSettings) -> dict[str, Any]:
+    """Return the part "model" of the file of a trained tokenizer."""
+    options: dict[str, Any] = {
+        "vocab_size": settings.vocab_size,
+        "special_tokens": _SPECIAL_PIECES,
+        "initial_alphabet": sorted(_byte_alphabet()),
+        "show_progress": False,
+    }
+    trainer: trainers.BpeTrainer | trainers.UnigramTrainer
+    if settings.kind == "bpe":
+        backend = Backend(models.BPE())
+        trainer = trainers.BpeTrainer(min_frequency=2, **options)  # a pair seen once is by chance
+    else:
+        backend = Backend(models.Unigram())
+        trainer = trainers.UnigramTrainer(**options)
     backend.pre_tokenizer = _make_cut()
     backend.train_from_iterator(iter(texts), trainer)
     model: dict[str, Any] = json.loads(backend.to_str())["model"]
-    return model
+    if settings.kind == "bpe":
+        return model
+    vocab = _settle_scores(model["vocab"])
+    if len(vocab) > settings.vocab_size:  # tokenizers 0.23 misses the limit if only bytes fit
+        vocab = [entry for entry in vocab if len(entry[0]) == 1 or entry[0] in _SPECIAL_PIECES]
+    return {"vocab": vocab}
 
 
 def _make_cut() -> pre_tokenizers.PreTokenizer:

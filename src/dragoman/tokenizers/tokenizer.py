@@ -86,7 +86,7 @@ class Tokenizer:
         Raises:
             SettingsError: The settings do not suit their kind.
             DataError: There is no text, or every text is empty; or, but for kinds characters and
-                symbols, A text holds a lone surrogate.
+                symbols, a text holds a lone surrogate.
         """
         if errors := find_side_errors(settings):
             raise SettingsError.gather(errors)
@@ -109,11 +109,7 @@ class Tokenizer:
         return self._pieces.vocab_size
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, without BOS_ID and EOS_ID.
-
-        Raises:
-            DataError: As `encode_batch`.
-        """
+        """Return the ids of `text`, without BOS_ID and EOS_ID: see `encode_batch`."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -222,7 +218,19 @@ class PairTokenizer:
             SettingsError: The settings do not suit their kinds, or shared sides differ.
             DataError: One side has no text, a feature is long, or the tokens take too much space.
         """
-        _check_settings(settings)
+        errors = find_side_errors(settings.source, "tokenizer.source.")
+        errors += find_side_errors(settings.target, "tokenizer.target.")
+        if settings.shared and settings.source != settings.target:
+            source_values, target_values = dict(settings.source), dict(settings.target)
+            differing = [
+                name for name in source_values if source_values[name] != target_values[name]
+            ]
+            errors.append(
+                "tokenizer.shared is true, but tokenizer.source and tokenizer.target differ in "
+                f"{', '.join(differing)}: give both sides the same, or set tokenizer.shared to false"
+            )
+        if errors:
+            raise SettingsError.gather(errors)
         sources: list[str] = []
         targets: list[str] = []
         counts = Counter[str]()
@@ -277,7 +285,7 @@ class PairTokenizer:
         return [
             [*(find(symbol, UNKNOWN_ID) for symbol in symbols), *ids, EOS_ID]
             if symbols
-            else [*ids, EOS_ID]  # spares a generator for each of millions of rows
+            else [*ids, EOS_ID]  # no generator for each of millions of rows
             for symbols, ids in zip(features, self.source.encode_batch(texts), strict=True)
         ]
 
@@ -285,16 +293,8 @@ class PairTokenizer:
         """Return the ids of each target: BOS_ID, its text, EOS_ID."""
         return [[BOS_ID, *ids, EOS_ID] for ids in self.target.encode_batch(texts)]
 
-    def count_unknown(self, ids: Sequence[int]) -> int:
-        """Return how many of `ids` stand for a symbol, of text or features, not in the vocabulary."""
-        return sum(id_ == UNKNOWN_ID for id_ in ids)
-
     def decode_target(self, ids: Sequence[int]) -> str:
-        """Return the text of a target's `ids`; special ids, and features of the source, give none.
-
-        Raises:
-            ValueError: An id is not in 0 to target_vocab_size - 1.
-        """
+        """Return the text of a target's `ids`: see `Tokenizer.decode`. Features give none."""
         _check_ids(ids, self.target_vocab_size)
         if self.is_shared and self.features:
             ids = [id_ for id_ in ids if id_ < self.target.vocab_size]
@@ -339,7 +339,7 @@ class PairTokenizer:
         """Return the tokenizer that `save` wrote to `path`.
 
         Raises:
-            ModelFolderError: The file is missing, broken, or not from `save`.
+            ModelFolderError: The file is missing, invalid, or not from `save`.
         """
         content = read_json(path, _MAX_BYTES)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -390,23 +390,6 @@ def find_side_errors(settings: SideSettings, name: str = "") -> list[str]:
     return []
 
 
-def _check_settings(settings: TokenizerSettings) -> None:
-    errors = find_side_errors(settings.source, "tokenizer.source.")
-    errors += find_side_errors(settings.target, "tokenizer.target.")
-    if settings.shared and settings.source != settings.target:
-        fields = [
-            name
-            for name in type(settings.source).model_fields
-            if getattr(settings.source, name) != getattr(settings.target, name)
-        ]
-        errors.append(
-            "tokenizer.shared is true, but tokenizer.source and tokenizer.target differ in "
-            f"{', '.join(fields)}: give both sides the same, or set tokenizer.shared to false"
-        )
-    if errors:
-        raise SettingsError.gather(errors)
-
-
 def _number(symbols: Sequence[str], source: Tokenizer) -> dict[str, int]:
     return {symbol: id_ for id_, symbol in enumerate(symbols, start=source.vocab_size)}
 
@@ -425,11 +408,6 @@ def _describe_first(error: ValidationError) -> str:
 
 
 def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """Refuse ids that are not in 0 to `vocab_size` - 1.
-
-    Raises:
-        ValueError: There is such an id.
-    """
     if len(ids) and (min(ids) < 0 or max(ids) >= vocab_size):
         wrong = next(id_ for id_ in ids if not 0 <= id_ < vocab_size)
         raise ValueError(f"id {wrong} is not in 0 to {vocab_size - 1}")

@@ -1,4 +1,4 @@
-"""Model folders of earlier formats say today what they said then: see folders/README.md."""
+"""Model folders of earlier formats give the same outputs as then: see folders/README.md."""
 
 import json
 import shutil
@@ -88,7 +88,7 @@ def test_a_kept_folder_gives_its_n_best_lists(folder, engine):
 
 
 @each_folder
-def test_all_else_in_a_kept_folder_is_read(folder):
+def test_every_file_of_a_kept_folder_is_read(folder):
     model_folder = ModelFolder.read(folder)
     assert model_folder.card.startswith(f"# {folder.name}\n")
     assert model_folder.metrics["data"]["pairs"]["train"] == 1945
@@ -110,7 +110,7 @@ def test_a_kept_folder_is_exported(folder, tmp_path):
 
 
 @each_folder
-def test_a_kept_folder_is_evaluated_and_reported_anew(folder, tmp_path):
+def test_a_kept_folder_can_be_evaluated_and_reported(folder, tmp_path):
     copy, answers = shutil.copytree(folder, tmp_path / folder.name), read_answers(folder)
     sources, features = columns(answers)
     names = ["source", "target", *(["language"] if features else [])]
@@ -125,7 +125,7 @@ def test_a_kept_folder_is_evaluated_and_reported_anew(folder, tmp_path):
 
 
 @pytest.mark.parametrize("of_format", FORMATS, ids=lambda path: path.name)
-def test_kept_tokenizers_of_every_kind_cut_text_as_they_did(of_format):
+def test_kept_tokenizers_of_every_kind_give_the_same_ids(of_format):
     kept = json.loads((of_format / "tokenizers.json").read_text(encoding="utf-8"))
     kinds = {one["side"]["settings"]["kind"] for one in kept["tokenizers"]}
     assert kinds == {"bpe", "unigram", "characters", "symbols", "regex"}

@@ -1,4 +1,4 @@
-"""The file of a calibration: what was written, or a clear refusal."""
+"""A calibration is read as it was written, or an error says what is wrong."""
 
 import json
 import os
@@ -33,10 +33,10 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["calibration.json"]
 
 
-CRAFTED = {
+INVALID = {
     "temperature": ["1", 0.0, -1.0, 1e9, float("nan"), float("inf"), None, [1.0], True],
-    "rows": [-1, 1.5, "450", 10**30],
-    "pairs": [[1], "valid.tsv", ["x" * 5000], ["x"] * 101],
+    "rows": [-1, 1.5, "450"],
+    "pairs": [[1], "valid.tsv"],
     "decoding": [{"beam_sise": 3}, {"beam_size": 0}, [], {"beam_size": "x"}],
     "thresholds": [
         [{"precision": 2.0, "threshold": 0.5, "coverage": 0.5, "exact": 0.5}],
@@ -44,14 +44,14 @@ CRAFTED = {
         [0.9],
     ],
     "version": [0, 2, "1"],
-    "more": [1],
+    "unknown": [1],
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in CRAFTED.items() for value in values]
+    ("name", "value"), [(name, value) for name, values in INVALID.items() for value in values]
 )
-def test_a_crafted_file_is_refused_with_what_is_wrong(tmp_path, name, value):
+def test_an_invalid_value_is_named(tmp_path, name, value):
     write_calibration(tmp_path, STORED)
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
@@ -63,20 +63,20 @@ def test_a_crafted_file_is_refused_with_what_is_wrong(tmp_path, name, value):
     "content",
     [b"", b"{", b"[]", b"null", b"\x80\x04\xff", b"[" * 100_000, b'{"rows": ' + b"9" * 100_000 + b"}", b" " * (1 << 20) + b"{}"],
 )  # fmt: skip
-def test_what_is_no_calibration_is_refused_without_harm(tmp_path, content):
+def test_an_invalid_file_gives_a_short_error(tmp_path, content):
     (tmp_path / "calibration.json").write_bytes(content)
     with pytest.raises(ModelFolderError, match=r"calibration\.json") as error:
         read_calibration(tmp_path)
     assert len(str(error.value)) < 600
 
 
-def test_a_value_that_is_missing_is_named(tmp_path):
+def test_a_missing_value_is_named(tmp_path):
     (tmp_path / "calibration.json").write_text('{"version": 1, "rows": 3}')
     with pytest.raises(ModelFolderError, match="temperature"):
         read_calibration(tmp_path)
 
 
-def test_a_folder_of_its_name_is_told_and_what_cannot_be_written_leaves_nothing(tmp_path):
+def test_a_folder_in_place_of_the_file_is_an_error_and_stays(tmp_path):
     (tmp_path / "calibration.json").mkdir()
     with pytest.raises(ModelFolderError, match="cannot be read"):
         read_calibration(tmp_path)
@@ -85,7 +85,7 @@ def test_a_folder_of_its_name_is_told_and_what_cannot_be_written_leaves_nothing(
     assert os.listdir(tmp_path) == ["calibration.json"]  # noqa: PTH208
 
 
-def test_only_settings_that_choose_the_output_make_a_difference():
+def test_only_settings_that_change_outputs_count_as_differences():
     same = DecodingSettings(
         beam_size=5, forbidden_tokens=("a", "b"), token_scores=True, truncation_mark=""
     )
@@ -97,7 +97,7 @@ def test_only_settings_that_choose_the_output_make_a_difference():
     ]
 
 
-def test_a_model_folder_keeps_it_and_a_broken_one_is_refused(trained, tmp_path):
+def test_a_model_folder_keeps_its_calibration_and_refuses_an_invalid_one(trained, tmp_path):
     from dragoman.model_folder.folder import ModelFolder
 
     folder = tmp_path / "model"

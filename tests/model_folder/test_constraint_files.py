@@ -1,4 +1,4 @@
-"""What the outputs must match is kept with the model, and no other file is read for it."""
+"""A model folder keeps the files of its constraints, and reads no others."""
 
 import gzip
 import shutil
@@ -22,7 +22,7 @@ def settings_with(**values):
     ("setting", "kept"),
     [("choices", "choices.txt"), ("grammar", "grammar.lark"), ("json_schema", "schema.json")],
 )
-def test_a_file_is_copied_under_its_name_and_found_again(setting, kept, tmp_path):
+def test_a_file_is_copied_under_a_fixed_name_and_found_again(setting, kept, tmp_path):
     mine, folder = tmp_path / "mine", tmp_path / "model"
     mine.write_text("one\ntwo\n")
     folder.mkdir()
@@ -34,35 +34,35 @@ def test_a_file_is_copied_under_its_name_and_found_again(setting, kept, tmp_path
     assert (folder / kept).read_text() == "one\ntwo\n"
 
 
-def test_a_packed_file_is_kept_unpacked(tmp_path):
+def test_a_compressed_file_is_kept_uncompressed(tmp_path):
     (tmp_path / "mine.gz").write_bytes(gzip.compress(b"one\n"))
     keep_constraint_files(tmp_path, settings_with(choices=str(tmp_path / "mine.gz")))
     assert (tmp_path / "choices.txt").read_text() == "one\n"
 
 
 @pytest.mark.parametrize("schema", ['{"type": "object"}', "true", ' {"a": 1}', ""])
-def test_a_schema_that_is_no_file_stays_in_the_settings(schema, tmp_path):
+def test_an_inline_schema_stays_in_the_settings(schema, tmp_path):
     settings = settings_with(json_schema=schema)
     assert keep_constraint_files(tmp_path, settings) == settings
     assert find_constraint_files(tmp_path, settings) == settings
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_gone_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ModelFolderError, match=r"decoding\.choices: .*no such file"):
-        keep_constraint_files(tmp_path, settings_with(choices=str(tmp_path / "gone")))
+        keep_constraint_files(tmp_path, settings_with(choices=str(tmp_path / "missing")))
 
 
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../choices.txt", "./choices.txt", "sub/choices.txt", "/dev/zero"]
 )
-def test_another_name_than_ours_is_refused(name, tmp_path):
+def test_any_other_file_name_is_refused(name, tmp_path):
     (tmp_path / "choices.txt").write_text("one\n")
     with pytest.raises(ModelFolderError, match=r"decoding\.choices names the file"):
         find_constraint_files(tmp_path, settings_with(choices=name))
 
 
-def test_a_model_with_choices_says_them_wherever_it_is_moved(trained, tmp_path, monkeypatch):
+def test_a_model_with_choices_emits_them_after_it_was_moved(trained, tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("FCDB\nDBFC\n")
     model_folder = ModelFolder.read(trained[0])
     settings = merge_settings(
@@ -80,7 +80,7 @@ def test_a_model_with_choices_says_them_wherever_it_is_moved(trained, tmp_path, 
     assert ModelFolder.read(tmp_path / "moved").settings == again.settings
 
 
-def test_a_model_that_was_moved_is_calibrated_as_before():
+def test_only_the_names_of_constraint_files_are_compared():
     made = StoredCalibration(
         temperature=1.0, rows=1, pairs=(), decoding=DecodingSettings(choices="choices.txt")
     )

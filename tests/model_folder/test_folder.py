@@ -34,7 +34,7 @@ def test_a_model_folder_is_read_as_it_was_written(folder, tmp_path):
         assert copy.stat().st_mode == (tmp_path / "copy" / "README.md").stat().st_mode
 
 
-def test_nothing_half_written_is_left_when_writing_fails(folder, tmp_path):
+def test_a_failed_write_leaves_nothing(folder, tmp_path):
     model_folder = ModelFolder.read(folder)
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelFolderError, match="cannot be written"):
@@ -63,13 +63,13 @@ def test_a_truncated_file_is_named(folder, name, kept):
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "config.yaml", "tokenizer.json", "metrics.json"]
 )
-def test_a_foreign_file_is_named(folder, name):
+def test_an_invalid_file_is_named(folder, name):
     (folder / name).write_bytes(b"\x80\x04\x95 something else \xff")
     with pytest.raises(ModelFolderError, match=name):
         dragoman.load(folder)
 
 
-def test_a_setting_that_this_version_does_not_know_is_named(folder):
+def test_an_unknown_setting_is_named(folder):
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("d_model", "d_modell"))
     with pytest.raises(ModelFolderError, match=r"model\.d_modell"):
@@ -88,7 +88,7 @@ def test_weights_of_another_model_are_refused(folder):
         dragoman.load(folder, engine="torch")
 
 
-def test_a_folder_is_staged_with_all_that_belongs_to_it(folder, tmp_path):
+def test_a_staged_folder_replaces_all_files_together(folder, tmp_path):
     model_folder, place = ModelFolder.read(folder), tmp_path / "out"
     for text in ("first", "second"):
         with staged_model_folder(place) as staged:
@@ -100,21 +100,21 @@ def test_a_folder_is_staged_with_all_that_belongs_to_it(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
-def test_a_staged_folder_that_fails_leaves_the_model_as_it_was(folder, tmp_path):
+def test_an_error_while_staging_leaves_the_model_unchanged(folder, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with (
-        pytest.raises(ModelFolderError, match="no place left"),
+        pytest.raises(ModelFolderError, match="disk full"),
         staged_model_folder(folder) as staged,
     ):
         (staged / "half").write_text("")
-        raise OSError("no place left")
+        raise OSError("disk full")
     with pytest.raises(KeyboardInterrupt), staged_model_folder(folder):
         raise KeyboardInterrupt
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_leftovers_of_killed_processes_beside_and_in_a_model_folder_are_swept(folder, tmp_path):
+def test_temporary_files_of_killed_processes_are_swept(folder, tmp_path):
     mine = ["model.training", ".model.tmp-mine", ".model.lock"]
     for name in mine:
         (tmp_path / name).mkdir()
@@ -134,7 +134,7 @@ def test_leftovers_of_killed_processes_beside_and_in_a_model_folder_are_swept(fo
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["model", *mine])
 
 
-def test_the_old_folder_comes_back_if_its_writer_was_killed_between_two_renames(folder, tmp_path):
+def test_the_old_folder_is_put_back_if_its_writer_was_killed_between_renames(folder, tmp_path):
     expected = ModelFolder.read(folder).metrics
     shutil.copytree(folder, tmp_path / ".model.tmp-11-0123abcd")
     folder.rename(tmp_path / ".model.old-11-0123abcd")
@@ -143,9 +143,9 @@ def test_the_old_folder_comes_back_if_its_writer_was_killed_between_two_renames(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("sign", ["\x85", "\u2028", "\u2029", "\ufeff", "\x85x", "a\u2028b", "é"])
-def test_settings_are_read_back_whatever_signs_are_in_them(sign, tmp_path):
-    settings = Settings(data=DataSettings(features=(sign, "x")), decoding={"truncation_mark": sign})
+@pytest.mark.parametrize("text", ["\x85", "\u2028", "\u2029", "\ufeff", "\x85x", "a\u2028b", "é"])
+def test_settings_with_any_characters_are_read_back(text, tmp_path):
+    settings = Settings(data=DataSettings(features=(text, "x")), decoding={"truncation_mark": text})
     (tmp_path / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
     found = read_settings(tmp_path / "config.yaml")
-    assert (found.data.features, found.decoding.truncation_mark) == ((sign, "x"), sign)
+    assert (found.data.features, found.decoding.truncation_mark) == ((text, "x"), text)

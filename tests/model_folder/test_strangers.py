@@ -1,4 +1,4 @@
-"""A model folder of a stranger: it runs no code, reads no other file, and damage is named."""
+"""A model folder from a stranger runs no code and reads no other file; errors name the file."""
 
 import contextlib
 import json
@@ -99,7 +99,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_named_by_its_file(name, trained, tmp_path):
+def test_an_error_names_the_damaged_file(name, trained, tmp_path):
     change, message = DAMAGE[name]
     folder = shutil.copytree(trained[0], tmp_path / "model")
     change(folder)
@@ -148,7 +148,7 @@ def change_bytes(content, chance):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_change_of_a_file_makes_a_traceback(seed, trained, tmp_path):
+def test_a_changed_file_never_gives_a_traceback(seed, trained, tmp_path):
     chance = random.Random(seed)
     folder = shutil.copytree(trained[0], tmp_path / "model")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]

@@ -58,7 +58,7 @@ def test_weights_stay_the_same_after_their_file_is_replaced(trained, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"x" * 100])
-def test_a_foreign_file_is_named(content, tmp_path):
+def test_an_invalid_file_is_named(content, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(ModelFolderError, match=r"w\.safetensors: the weights cannot be read"):
         StoredWeights(tmp_path / "w.safetensors")
@@ -92,7 +92,7 @@ def test_settings_of_another_model_are_refused(engine, trained, tmp_path):
         dragoman.load(folder, engine=engine)
 
 
-def test_no_memory_is_taken_for_a_network_before_its_weights_are_known_to_fit():
+def test_a_network_is_allocated_only_if_its_weights_fit():
     huge = ModelSettings(d_model=1 << 16, nhead=1, dim_feedforward=1 << 20, num_encoder_layers=900)
     start_s = time.monotonic()
     with pytest.raises(ModelFolderError, match="do not fit the settings"):

@@ -35,8 +35,8 @@ from dragoman.model_folder.folder import (
     dump_settings,
     is_model_folder,
     staged_model_folder,
+    write_model_card,
 )
-from dragoman.model_folder.model_card import write_model_card
 from dragoman.predictor import Predictor
 from dragoman.settings import Settings
 from dragoman.training.callbacks import SAMPLES_FILE, truncate_samples

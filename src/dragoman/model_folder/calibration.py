@@ -6,13 +6,13 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dragoman.configuration import flatten_settings, update_stored
 from dragoman.errors import ModelFolderError, later_format_reason
-from dragoman.model_folder.constraint_files import CONSTRAINT_FILES, names_file
+from dragoman.model_folder.constraint_files import list_constraint_files
 from dragoman.settings import DecodingSettings
 from dragoman.storage import read_bytes, staged_file
 
@@ -47,13 +47,13 @@ class StoredCalibration(_Checked):
 
     version: Literal[1] = 1
     temperature: Annotated[float, Field(ge=LOWEST_TEMPERATURE, le=HIGHEST_TEMPERATURE)]
-    rows: Annotated[int, Field(ge=0, le=10**12)]
+    rows: Annotated[int, Field(ge=0)]
     """Number of rows that it was fitted on."""
-    pairs: Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=100)]
+    pairs: tuple[str, ...]
     """Files of these rows, for people to read."""
     decoding: DecodingSettings
     """Decoding settings of the outputs; for other settings the confidences may be off."""
-    thresholds: Annotated[tuple[Threshold, ...], Field(max_length=100)] = ()
+    thresholds: tuple[Threshold, ...] = ()
     """Useful values of --min-confidence, for people to read."""
 
     @field_validator("decoding", mode="before")
@@ -104,7 +104,8 @@ def write_calibration(folder: Path, calibration: StoredCalibration) -> None:
 def find_differences(calibration: StoredCalibration, decoding: DecodingSettings) -> list[str]:
     """Return the decoding settings that differ from those of the calibration."""
     made, now = (
-        {name: _comparable(name, value) for name, value in flatten_settings(one).items()}
+        flatten_settings(one)  # only the names of files count: a model folder may be moved
+        | {setting: Path(name).name for setting, name in list_constraint_files(one).items()}
         for one in (calibration.decoding, decoding)
     )
     return [
@@ -112,13 +113,6 @@ def find_differences(calibration: StoredCalibration, decoding: DecodingSettings)
         for name in now
         if name not in _WRITING and now[name] != made[name]
     ]
-
-
-def _comparable(name: str, value: Any) -> Any:  # noqa: ANN401
-    """Return a value to compare; of a file only its name, since a model folder may be moved."""
-    if name in CONSTRAINT_FILES and names_file(name, value):
-        return Path(value).name
-    return value
 
 
 _REMEDY = "delete it, and calibrate again with `dragoman evaluate MODEL PAIRS --calibrate`"

@@ -19,23 +19,23 @@ CONSTRAINT_FILES = {
 }
 
 
-def names_file(setting: str, value: str) -> bool:
-    """Return whether the value of one of `CONSTRAINT_FILES` is the name of a file."""
-    if setting == "json_schema":
-        return not (value.strip().startswith("{") or value.strip() in ("", "true", "false"))
-    return bool(value)
+def list_constraint_files(decoding: DecodingSettings) -> dict[str, str]:
+    """Return the settings of `CONSTRAINT_FILES` that name a file, with its name."""
+    named = {setting: getattr(decoding, setting) for setting in CONSTRAINT_FILES}
+    schema = decoding.json_schema.strip()
+    if schema.startswith("{") or schema in ("", "true", "false"):
+        del named["json_schema"]
+    return {setting: name for setting, name in named.items() if name}
 
 
 def find_constraint_errors(settings: Settings) -> list[str]:
     """Return an error for each constraint file that cannot be copied into a model folder."""
     errors = []
-    for setting in CONSTRAINT_FILES:
-        value = getattr(settings.decoding, setting)
-        if names_file(setting, value):
-            try:
-                check_file(Path(value))
-            except DataError as error:
-                errors.append(f"decoding.{setting}: {error}")
+    for setting, name in list_constraint_files(settings.decoding).items():
+        try:
+            check_file(Path(name))
+        except DataError as error:
+            errors.append(f"decoding.{setting}: {error}")
     return errors
 
 
@@ -46,12 +46,10 @@ def keep_constraint_files(folder: Path, settings: Settings) -> Settings:
         ModelFolderError: One cannot be copied.
     """
     kept = {}
-    for setting, name in CONSTRAINT_FILES.items():
-        value = getattr(settings.decoding, setting)
-        if not names_file(setting, value):
-            continue
+    for setting, given in list_constraint_files(settings.decoding).items():
+        name = CONSTRAINT_FILES[setting]
         try:
-            with open_text_file(Path(value)) as source, (folder / name).open("wb") as copy:
+            with open_text_file(Path(given)) as source, (folder / name).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
         except (DataError, OSError) as error:
             raise ModelFolderError(
@@ -68,13 +66,11 @@ def find_constraint_files(folder: Path, settings: Settings) -> Settings:
         ModelFolderError: They name a file outside the folder, or it is missing.
     """
     found = {}
-    for setting, name in CONSTRAINT_FILES.items():
-        value = getattr(settings.decoding, setting)
-        if not names_file(setting, value):
-            continue
-        if value != name:
+    for setting, given in list_constraint_files(settings.decoding).items():
+        name = CONSTRAINT_FILES[setting]
+        if given != name:
             raise ModelFolderError(
-                f"{folder}: decoding.{setting} names the file {shorten(value)}, and a model may "
+                f"{folder}: decoding.{setting} names the file {shorten(given)}, and a model may "
                 f"only read files in its folder; copy it to {folder / name} and write {name} in config.yaml"
             )
         if not (folder / name).is_file():

@@ -78,8 +78,8 @@ class ModelFolder:
         Whether the shapes of the weights fit the settings is checked when a network is built.
 
         Raises:
-            ModelFolderError: It is missing, incomplete, truncated or foreign, or it was replaced
-                while being read; names the file.
+            ModelFolderError: It is missing, incomplete or invalid, or it was replaced while being
+                read; names the file.
         """
         with consistent_read(path):
             if not path.is_dir():
@@ -92,12 +92,15 @@ class ModelFolder:
                     f"{path}: not a complete model folder: {', '.join(missing)} missing; copy it "
                     "again, or train it again with `dragoman fit`"
                 )
+            metrics = read_json(path / METRICS, _MAX_METRICS_BYTES)
+            if not isinstance(metrics, dict):
+                raise ModelFolderError(f"{path / METRICS}: expected a JSON object")
             card = path / CARD
             return cls(
                 settings=find_constraint_files(path, _read_settings(path / CONFIG)),
                 tokenizer=PairTokenizer.load(path / TOKENIZER),
                 weights=StoredWeights(path / WEIGHTS),
-                metrics=_read_metrics(path / METRICS),
+                metrics=metrics,
                 card=card.read_text("utf-8", errors="replace") if card.is_file() else "",
                 calibration=read_calibration(path),
                 source_counts=_read_token_counts(path / TOKEN_COUNTS),
@@ -183,10 +186,49 @@ def dump_settings(settings: Settings) -> str:
     return text
 
 
+def write_model_card(name: str, settings: Settings, metrics: Mapping[str, Any]) -> str:
+    """Return the model card, in Markdown, from the content of `metrics.json`."""
+    model, data = settings.model, metrics["data"]
+    lines = [
+        f"# {name}",
+        "",
+        "An encoder-decoder Transformer trained with dragoman "
+        f"{settings.version} on pairs of text.",
+        "",
+        "## Use",
+        "```",
+        f"dragoman predict {name} < sources.txt",
+        "```",
+        "```python",
+        f"import dragoman\nmodel = dragoman.load({name!r})\nmodel.predict({_example(metrics)})",
+        "```",
+        "",
+        "## Data",
+        f"- files: {', '.join(data['files'])}",
+        *(f"- {split}: {rows:,} pairs" for split, rows in data["pairs"].items() if rows),
+        "",
+        "## Scores",
+        *_score_table(metrics),
+        "",
+        "## Sizes",
+        f"- {metrics['num_parameters']:,} parameters: d_model {model.d_model}, {model.nhead} heads, "
+        f"{model.num_encoder_layers} + {model.num_decoder_layers} layers, "
+        f"feed-forward {model.dim_feedforward}",
+        f"- source tokens: {settings.tokenizer.source.kind}, {metrics['source_vocab_size']:,}; "
+        f"target tokens: {settings.tokenizer.target.kind}, {metrics['target_vocab_size']:,}"
+        + ("; one vocabulary" if settings.tokenizer.shared else ""),
+        f"- {metrics['num_steps']:,} steps in {metrics['minutes']:.1f} minutes, "
+        f"{metrics['precision']}",
+        "",
+        "Every setting is in `config.yaml`; all figures are in `metrics.json`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _read_settings(path: Path) -> Settings:
     content = read_bytes(path, _MAX_CONFIG_BYTES)
     try:
-        settings = parse_config(content, str(path))
+        return parse_config(content, str(path))
     except SettingsError as error:
         named = re.search(rb"^version: ['\"]?([0-9.]{1,30})", content, re.MULTILINE)
         if named and _is_later(written_by := named[1].decode()):
@@ -195,14 +237,6 @@ def _read_settings(path: Path) -> Settings:
                 f"know all of it; upgrade with `pip install --upgrade dragoman` ({error})"
             ) from error
         raise ModelFolderError(f"{path}: not settings of this version: {error}") from error
-    return settings
-
-
-def _read_metrics(path: Path) -> dict[str, Any]:
-    metrics = read_json(path, _MAX_METRICS_BYTES)
-    if not isinstance(metrics, dict):
-        raise ModelFolderError(f"{path}: expected a JSON object, found {type(metrics).__name__}")
-    return metrics
 
 
 def _read_token_counts(path: Path) -> tuple[int, ...]:
@@ -222,3 +256,48 @@ def _is_later(written_by: str) -> bool:
         tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (written_by, version("dragoman"))
     )
     return found > own
+
+
+def _score_table(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a row for each score, with its interval, and a column for each split."""
+    splits = [split for split in ("valid", "test") if split in metrics]
+    first = metrics[splits[0]]
+    rows = ["| score | " + " | ".join(splits) + " |", "|---|" + "---|" * len(splits)]
+    for name, title in first["titles"].items():
+        cells = (_show(metrics[split], name) for split in splits)
+        rows.append(f"| {title} | {' | '.join(cells)} |")
+    rows.append("| sources | " + " | ".join(f"{metrics[s]['rows']:,}" for s in splits) + " |")
+    level = f"{100 * metrics['confidence_level']:g}%"
+    rows += [
+        "",
+        f"In percent, or points of 100; in brackets the {level} interval, unless too few rows "
+        "are wrong (or right) for one.",
+    ]
+    rows += [
+        f"{title}: `{first[f'{name}_signature']}`"
+        for name, title in first["titles"].items()
+        if f"{name}_signature" in first
+    ]
+    if splits == ["valid"]:
+        rows += [
+            "",
+            "The best checkpoint was chosen by these validation pairs, so these scores are "
+            "optimistic; no test pairs were given.",
+        ]
+    return rows
+
+
+def _show(scores: Mapping[str, Any], name: str) -> str:
+    if name not in scores:  # a field that no record of this split has
+        return ""
+    interval = scores["intervals"][name]
+    if interval is None:
+        return f"{scores[name]:.2f}"
+    return f"{scores[name]:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _example(metrics: Mapping[str, Any]) -> str:
+    """Return the arguments of a call of `predict`."""
+    sample = metrics["samples"][0]
+    features = f", features=[{sample['features']!r}]" if sample["features"] else ""
+    return f"[{sample['source']!r}]{features}"

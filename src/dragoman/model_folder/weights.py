@@ -21,7 +21,7 @@ class StoredWeights(Mapping[str, NDArray[np.float32]]):
     The file is mapped into memory: the tensors stay the same if another file replaces it later.
 
     Raises:
-        ModelFolderError: The file is missing, truncated or foreign, or a tensor is not float32.
+        ModelFolderError: The file is missing or invalid, or a tensor is not float32.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +33,7 @@ class StoredWeights(Mapping[str, NDArray[np.float32]]):
                 self._status = os.fstat(file.fileno())
         except (OSError, SafetensorError) as error:
             raise ModelFolderError(
-                f"{path}: the weights cannot be read, as if truncated or foreign: {error}"
+                f"{path}: the weights cannot be read: truncated, or not a safetensors file: {error}"
             ) from error
         self._names = sorted(self._file.keys())
         for name in self._names:

@@ -18,6 +18,8 @@ from dragoman.evaluation import records, sacrebleu_metrics
 from dragoman.settings import EvaluationSettings
 
 Statistics = NDArray[np.float64]
+CountRows = Callable[[Sequence[str], Sequence[Sequence[str]]], Statistics]
+"""Hypotheses, and one or more references of each -> statistics, (N, k)."""
 Task = Literal["text", "phones", "records"]
 
 
@@ -38,8 +40,7 @@ class Metric:
     is_tile: bool = False
     """Among the few scores at the top of the report."""
     signature: str = ""  # sacrebleu's: only scores with the same one can be compared
-    count_rows: Callable[[Sequence[str], Sequence[Sequence[str]]], Statistics]
-    """Hypotheses, and one or more references of each -> statistics, (N, k)."""
+    count_rows: CountRows
     from_sums: Callable[[Statistics], Statistics]
     """Sums over rows, (..., k) -> the score in percent or points of 100, (...)."""
     is_proportion: bool = False

@@ -16,9 +16,8 @@ import numpy as np
 
 from dragoman.errors import DataError, shorten
 from dragoman.evaluation.intervals import draw_counts, draw_halves
-from dragoman.evaluation.metrics import Metric, Statistics
+from dragoman.evaluation.metrics import CountRows, Metric, Statistics
 from dragoman.evaluation.output_rows import Row
-from dragoman.evaluation.scores import collect_statistics
 from dragoman.settings import EvaluationSettings
 
 _FEWEST_DIFFERENT = 4  # rows, for an interval: a resample may well have none of fewer
@@ -124,27 +123,48 @@ def compare(
     """
     settings = settings or EvaluationSettings()
     check_same_rows(baseline, other, names)
-    statistics = _stack_statistics(metrics, [*baseline, *other])
+    references = [row.references for row in baseline[0]]
+    statistics: dict[CountRows, Statistics] = {  # each (runs, N, k); metrics may share them
+        count_rows: np.stack(
+            [count_rows([row.hypothesis for row in run], references) for run in [*baseline, *other]]
+        )
+        for count_rows in dict.fromkeys(metric.count_rows for metric in metrics)
+    }
     resampled = _resample_scores(metrics, statistics, settings)
     swapped = _swap_rows(metrics, statistics, len(baseline), settings)
+    differences = {}
+    for metric in metrics:
+        rows = statistics[metric.count_rows]
+        scores = metric.from_sums(rows.sum(axis=1))  # (runs,)
+        difference = float(_subtract_means(scores, len(baseline)))
+        chance = _draw_chance(scores, resampled[metric.name], len(baseline), settings.seed)
+        low = high = None
+        if np.count_nonzero((rows != rows[0]).any(axis=(0, 2))) >= _FEWEST_DIFFERENT:
+            # Symmetric, like the p-value: it is below 0.05 where the interval excludes 0.
+            half = float(np.quantile(np.abs(chance), settings.confidence_level))
+            low, high = difference - half, difference + half
+        differences[metric.name] = Difference(
+            title=metric.title,
+            is_higher_better=metric.is_higher_better,
+            baseline=float(scores[: len(baseline)].mean()),
+            other=float(scores[len(baseline) :].mean()),
+            baseline_by_run=tuple(map(float, scores[: len(baseline)])),
+            other_by_run=tuple(map(float, scores[len(baseline) :])),
+            difference=difference,
+            low=low,
+            high=high,
+            bootstrap_p=find_p_value(chance, difference),
+            randomization_p=find_p_value(swapped[metric.name], difference),
+        )
     by = next((metric for metric in metrics if metric.by_row), metrics[0])
+    by_statistics = statistics[by.count_rows]
     return Comparison(
         rows=len(baseline[0]),
         baseline_runs=len(baseline),
         other_runs=len(other),
-        differences={
-            metric.name: _describe(
-                metric,
-                statistics[metric.name],
-                resampled[metric.name],
-                swapped[metric.name],
-                len(baseline),
-                settings,
-            )
-            for metric in metrics
-        },
+        differences=differences,
         different_by=by.name,
-        different_rows=_find_different_rows(baseline, other, by, statistics[by.name], num_rows),
+        different_rows=_find_different_rows(baseline, other, by, by_statistics, num_rows),
     )
 
 
@@ -183,79 +203,25 @@ def find_p_value(chance: Statistics, difference: float) -> float:
     return float(1 + np.count_nonzero(np.abs(chance) >= edge)) / (1 + len(chance))
 
 
-def _describe(
-    metric: Metric,
-    rows: Statistics,
-    resampled: Statistics,
-    swapped: Statistics,
-    num_baseline: int,
-    settings: EvaluationSettings,
-) -> Difference:
-    """Return the difference of one score.
-
-    Args:
-        metric: Which score.
-        rows: Statistics of all runs, (runs, N, k).
-        resampled: Scores of the runs over rows drawn again, (runs, resamples).
-        swapped: Differences when rows swap systems, (resamples,).
-        num_baseline: Number of runs of the baseline, the first ones.
-        settings: Level and seed.
-    """
-    scores = metric.from_sums(rows.sum(axis=1))  # (runs,)
-    difference = float(_subtract_means(scores, num_baseline))
-    chance = _draw_chance(scores, resampled, num_baseline, settings.seed)
-    low = high = None
-    if np.count_nonzero((rows != rows[0]).any(axis=(0, 2))) >= _FEWEST_DIFFERENT:
-        # Symmetric, like the p-value: it is below 0.05 where the interval excludes 0.
-        half = float(np.quantile(np.abs(chance), settings.confidence_level))
-        low, high = difference - half, difference + half
-    return Difference(
-        title=metric.title,
-        is_higher_better=metric.is_higher_better,
-        baseline=float(scores[:num_baseline].mean()),
-        other=float(scores[num_baseline:].mean()),
-        baseline_by_run=tuple(map(float, scores[:num_baseline])),
-        other_by_run=tuple(map(float, scores[num_baseline:])),
-        difference=difference,
-        low=low,
-        high=high,
-        bootstrap_p=find_p_value(chance, difference),
-        randomization_p=find_p_value(swapped, difference),
-    )
-
-
-def _stack_statistics(
-    metrics: Sequence[Metric], runs: Sequence[Sequence[Row]]
-) -> dict[str, Statistics]:
-    """Return the statistics of each metric, (runs, N, k), which metrics may share."""
-    references = [row.references for row in runs[0]]
-    of_runs = [
-        collect_statistics(metrics, [row.hypothesis for row in rows], references) for rows in runs
-    ]
-    stacked: dict[int, Statistics] = {}
-    for name, rows in of_runs[0].items():
-        if id(rows) not in stacked:
-            stacked[id(rows)] = np.stack([one[name] for one in of_runs])
-    return {name: stacked[id(rows)] for name, rows in of_runs[0].items()}
-
-
 def _resample_scores(
-    metrics: Sequence[Metric], statistics: Mapping[str, Statistics], settings: EvaluationSettings
+    metrics: Sequence[Metric],
+    statistics: Mapping[CountRows, Statistics],
+    settings: EvaluationSettings,
 ) -> dict[str, Statistics]:
     """Return the scores of all runs on the same resampled rows: (runs, resamples)."""
     num_rows = next(iter(statistics.values())).shape[1]
     found: dict[str, list[Statistics]] = {metric.name: [] for metric in metrics}
     generator = np.random.default_rng(settings.seed)
     counts = draw_counts(num_rows, settings.resamples, generator)
-    for sums in _weigh(_distinct(statistics), counts):
+    for sums in _weigh(statistics, counts):
         for metric in metrics:
-            found[metric.name].append(metric.from_sums(sums[id(statistics[metric.name])]))
+            found[metric.name].append(metric.from_sums(sums[metric.count_rows]))
     return {name: np.concatenate(chunks, axis=1) for name, chunks in found.items()}
 
 
 def _swap_rows(
     metrics: Sequence[Metric],
-    statistics: Mapping[str, Statistics],
+    statistics: Mapping[CountRows, Statistics],
     num_baseline: int,
     settings: EvaluationSettings,
 ) -> dict[str, Statistics]:
@@ -267,14 +233,14 @@ def _swap_rows(
     num_runs, num_rows = next(iter(statistics.values())).shape[:2]
     pairs = np.arange(math.lcm(num_baseline, num_runs - num_baseline))
     first, second = pairs % num_baseline, num_baseline + pairs % (num_runs - num_baseline)
-    gaps = {key: rows[second] - rows[first] for key, rows in _distinct(statistics).items()}
+    gaps = {key: rows[second] - rows[first] for key, rows in statistics.items()}
     found: dict[str, list[Statistics]] = {metric.name: [] for metric in metrics}
     generator = np.random.default_rng(settings.seed)
     swaps = draw_halves(num_rows, settings.resamples, generator)
     for moved in _weigh(gaps, swaps):
         for metric in metrics:
-            key = id(statistics[metric.name])
-            sums = statistics[metric.name].sum(axis=1)[:, None]  # (runs, 1, k)
+            key = metric.count_rows
+            sums = statistics[key].sum(axis=1)[:, None]  # (runs, 1, k)
             baseline = metric.from_sums(sums[first] + moved[key]).mean(axis=0)
             other = metric.from_sums(sums[second] - moved[key]).mean(axis=0)
             found[metric.name].append(other - baseline)
@@ -325,13 +291,9 @@ def _pool_variance(scores: Statistics, num_baseline: int) -> Statistics:
     return np.asarray((squares[0] + squares[1]) / (len(scores) - 2))
 
 
-def _distinct(statistics: Mapping[str, Statistics]) -> dict[int, Statistics]:
-    return {id(rows): rows for rows in statistics.values()}
-
-
 def _weigh(
-    arrays: Mapping[int, Statistics], weights: Iterable[Statistics]
-) -> Iterator[dict[int, Statistics]]:
+    arrays: Mapping[CountRows, Statistics], weights: Iterable[Statistics]
+) -> Iterator[dict[CountRows, Statistics]]:
     """Yield the weighted sums of `arrays`, (runs, N, k), for each (chunk, N) of `weights`.
 
     They are (runs, chunk, k). All columns are multiplied in one product: one by one, most of the

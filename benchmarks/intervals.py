@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tables import table
 
+from dragoman.evaluation.evaluation import collect_statistics
 from dragoman.evaluation.intervals import estimate_all, resample_sums
 from dragoman.evaluation.metrics import Metric, choose_metrics
-from dragoman.evaluation.scores import collect_statistics
 from dragoman.settings import EvaluationSettings
 
 _POPULATION = 5000

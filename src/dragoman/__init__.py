@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dragoman.errors import DataError as DataError
     from dragoman.errors import SettingsError as SettingsError
     from dragoman.evaluation.evaluation import Evaluation as Evaluation
-    from dragoman.evaluation.scores import Scores as Scores
+    from dragoman.evaluation.evaluation import Scores as Scores
     from dragoman.model.transformer import Transformer as Transformer
     from dragoman.predictor import Prediction as Prediction
     from dragoman.predictor import Predictor as Predictor
@@ -52,7 +52,7 @@ _HOMES = {
     "PairTokenizer": "dragoman.tokenizers.tokenizer",
     "Prediction": "dragoman.predictor",
     "Predictor": "dragoman.predictor",
-    "Scores": "dragoman.evaluation.scores",
+    "Scores": "dragoman.evaluation.evaluation",
     "Settings": "dragoman.settings",
     "SettingsError": "dragoman.errors",
     "Tokenizer": "dragoman.tokenizers.tokenizer",

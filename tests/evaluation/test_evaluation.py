@@ -12,8 +12,8 @@ from dragoman.evaluation.evaluation import (
     write_evaluation,
 )
 from dragoman.evaluation.output_rows import Row
-from dragoman.evaluation.scores import score
 from dragoman.settings import EvaluationSettings
+from evaluation.scoring import score
 
 SETTINGS = EvaluationSettings(resamples=100)
 

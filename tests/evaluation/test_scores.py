@@ -11,9 +11,10 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dragoman.evaluation.evaluation import Scores, collect_statistics
 from dragoman.evaluation.metrics import choose_metrics
-from dragoman.evaluation.scores import Scores, collect_statistics, score
 from dragoman.settings import EvaluationSettings
+from evaluation.scoring import score
 
 LINES = st.text(alphabet="ab é語", max_size=12)
 ROWS = st.lists(st.tuples(LINES, st.lists(LINES, min_size=1, max_size=3)), min_size=1, max_size=6)
@@ -246,7 +247,11 @@ def test_single_rows_have_the_same_statistics_as_their_sum():
 
 def test_scoring_loads_neither_torch_nor_lightning():
     code = (
-        "import sys; from dragoman.evaluation.scores import score; score(['a'], [['a']]);"
+        "import sys; from dragoman.evaluation.evaluation import evaluate_rows;"
+        "from dragoman.evaluation.output_rows import Row;"
+        "from dragoman.settings import EvaluationSettings;"
+        "rows = [Row(source='a', references=('a',), hypothesis='a')];"
+        "evaluate_rows(rows, EvaluationSettings(task='text'));"
         "sys.exit(any(name in sys.modules for name in ('torch', 'lightning')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dragoman.evaluation.scores import score
 from dragoman.model.loss import sum_cross_entropy
 from dragoman.reading.pairs import Pair
 from dragoman.settings import Monitor, Settings, SideSettings, TokenizerSettings
@@ -19,6 +18,7 @@ from dragoman.training.validation_metrics import (
     choose_text_scores,
     monitor_mode,
 )
+from evaluation.scoring import score
 
 rows = st.lists(
     st.tuples(

@@ -1,5 +1,6 @@
 """Confusions: what outputs have in place of what the references have, the most frequent first."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -89,32 +90,20 @@ def _split(text: str, separator: str) -> Sequence[str]:
 def _list_differences(
     reference: Sequence[str], output: Sequence[str], separator: str
 ) -> Iterator[tuple[str, str]]:
-    """Yield (expected, found) for each run of differences."""
-    run: list[tuple[int, int, int, int]] = []  # indices of neighbouring differences
-    for one in Levenshtein.opcodes(reference, output):
-        if one.tag == "equal":
-            yield from _close(run, reference, output, separator)
-            run = []
-        else:
-            run.append((one.src_start, one.src_end, one.dest_start, one.dest_end))
-    yield from _close(run, reference, output, separator)
-
-
-def _close(
-    run: list[tuple[int, int, int, int]],
-    reference: Sequence[str],
-    output: Sequence[str],
-    separator: str,
-) -> Iterator[tuple[str, str]]:
-    if not run:
-        return
-    (i1, _, j1, _), (_, i2, _, j2) = run[0], run[-1]
-    if max(i2 - i1, j2 - j1) <= _LONGEST:
-        yield separator.join(reference[i1:i2]), separator.join(output[j1:j2])
-        return
-    for start, end, begin, stop in run:  # one unit each, side by side as far as both go
-        for k in range(max(end - start, stop - begin)):
-            yield (
-                reference[start + k] if start + k < end else "",
-                output[begin + k] if begin + k < stop else "",
+    """Yield (expected, found) for each run of neighbouring differences."""
+    edits = Levenshtein.opcodes(reference, output)
+    for is_same, group in itertools.groupby(edits, key=lambda edit: edit.tag == "equal"):
+        if is_same:
+            continue
+        run = list(group)
+        expected = reference[run[0].src_start : run[-1].src_end]
+        found = output[run[0].dest_start : run[-1].dest_end]
+        if max(len(expected), len(found)) <= _LONGEST:
+            yield separator.join(expected), separator.join(found)
+            continue
+        for edit in run:  # single units, side by side
+            yield from itertools.zip_longest(
+                reference[edit.src_start : edit.src_end],
+                output[edit.dest_start : edit.dest_end],
+                fillvalue="",
             )

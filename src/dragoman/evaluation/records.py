@@ -148,11 +148,10 @@ def _count_if_all_parse(texts: Sequence[str], form: Format) -> int:
 def _guess_format(references: Sequence[Sequence[str]]) -> Format:
     texts = [text for row in references for text in row]
     forms: tuple[Format, ...] = ("json", *_SEPARATORS)
-    numbers = {
-        form: sum((parse_record(text, form) or Counter()).total() for text in texts)
-        for form in forms
-    }
-    return max(forms, key=lambda form: numbers[form])
+    return max(
+        forms,
+        key=lambda form: sum((parse_record(text, form) or Counter()).total() for text in texts),
+    )
 
 
 def _count_differences(record: Record, other: Record) -> int:

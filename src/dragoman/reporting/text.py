@@ -1,5 +1,6 @@
 """Text from data as HTML: escaped, hidden characters as codes, bounded; and differences of texts."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -77,20 +78,18 @@ def compare_texts(reference: str, output: str) -> list[Stretch]:
     "same" and "missing" make the reference; "same" and "extra" make the output.
     """
     stretches: list[Stretch] = []
-    missing = extra = ""  # neighbouring edits are one
-    for edit in [*Levenshtein.opcodes(reference, output), None]:
-        if edit is not None and edit.tag != "equal":
-            missing += reference[edit.src_start : edit.src_end]
-            extra += output[edit.dest_start : edit.dest_end]
+    edits = Levenshtein.opcodes(reference, output)
+    for is_same, group in itertools.groupby(edits, key=lambda edit: edit.tag == "equal"):
+        run = list(group)
+        expected = reference[run[0].src_start : run[-1].src_end]
+        extra = output[run[0].dest_start : run[-1].dest_end]
+        if is_same:
+            stretches.append(Stretch(kind="same", text=expected))
             continue
-        if missing:
-            stretches.append(Stretch(kind="missing", text=missing))
+        if expected:
+            stretches.append(Stretch(kind="missing", text=expected))
         if extra:
             stretches.append(Stretch(kind="extra", text=extra))
-        missing = extra = ""
-        if edit is not None:
-            text = reference[edit.src_start : edit.src_end]
-            stretches.append(Stretch(kind="same", text=text))
     return stretches
 
 

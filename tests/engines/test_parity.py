@@ -9,7 +9,7 @@ import torch
 from dragoman.engines.parity import compare
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import ModelFolderError
-from dragoman.model.building import build_network, load_network, load_weights
+from dragoman.model.building import build_network, load_network
 from dragoman.model_folder.folder import ModelFolder
 
 
@@ -41,17 +41,15 @@ def test_another_model_is_not(model_folder):
 
 def test_a_model_that_produces_nan_is_not(model_folder):
     weights = {name: value * float("nan") for name, value in model_folder.weights.items()}
-    network = build_network(model_folder.settings.model, model_folder.tokenizer)
-    load_weights(network, weights)
+    network = load_network(model_folder.settings.model, model_folder.tokenizer, weights)
     engine = TorchEngine([network], "cpu")
     check = compare(engine, engine, model_folder)
     assert not check.is_equal
     assert check.to_dict()["largest_difference"] is None
 
 
-def test_ties_are_told_from_errors(model_folder):
+def test_ties_count_as_equal_and_other_differences_do_not(model_folder):
     """Outputs that differ first where both tokens are equally likely are equal; elsewhere not."""
-    network = build_network(model_folder.settings.model, model_folder.tokenizer)
     weights = {name: value.copy() for name, value in model_folder.weights.items()}
     head = weights.get("output.weight", weights["target_embedding.weight"])
     a, b = model_folder.tokenizer.target.encode("AB")
@@ -59,7 +57,7 @@ def test_ties_are_told_from_errors(model_folder):
     bias = weights.get("output.bias")
     if bias is not None:
         bias[b] = bias[a]
-    load_weights(network, weights)
+    network = load_network(model_folder.settings.model, model_folder.tokenizer, weights)
     engine = TorchEngine([network], "cpu")
 
     class Swapping:

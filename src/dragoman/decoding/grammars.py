@@ -2,7 +2,7 @@
 
 This works for every kind of tokenizer: llguidance sees the bytes of each token, never our
 tokenizer. A symbol, which a separator joins to the next, is four tokens for llguidance: "b" as the
-first symbol, " b" as a later one, and both with a separator behind them, "b " and " b ", which show
+first symbol, " b" as a later one, and both with a separator after them, "b " and " b ", which show
 whether another symbol may follow.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from dragoman.errors import DataError, SettingsError
 from dragoman.reading.text_files import check_file
 from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 _MAX_TOKEN_BYTES: Final = 1024  # llguidance 1.9.1 panics at a longer token
 
@@ -40,19 +43,6 @@ _REMEDIES: Final = {
     "json_schema": f"change the schema; what is supported: {_DOCS}/json_schema.md",
     "grammar": f"change the grammar; how it is written: {_DOCS}/syntax.md",
 }
-
-
-@runtime_checkable
-class _Matcher(Protocol):
-    """The methods of llguidance.LLMatcher in use: the state of one output in its grammar."""
-
-    def deep_copy(self) -> "_Matcher": ...
-    def consume_token(self, sampled_token: int) -> bool: ...
-    def compute_bitmask(self) -> bytes: ...
-    def validate_tokens(self, tokens: list[int]) -> int: ...
-    def is_accepting(self) -> bool: ...
-    def is_error(self) -> bool: ...
-    def get_error(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +88,7 @@ class GrammarState:
     """State of a constraint after a hypothesis: a value; its matcher is never advanced."""
 
     language: _Language
-    matcher: _Matcher
+    matcher: "LLMatcher"
     text: bytes = b""
     is_first: bool = True
 
@@ -154,8 +144,8 @@ class GrammarState:
         first = size * is_joined
         found = masks[first : first + size] & language.has_text
         # A symbol is whole, followed by the separator or the end: "ja" is no start of "jab".
-        goes_on = masks[2 * size + first : 3 * size + first]
-        for token in np.flatnonzero(found & ~goes_on).tolist():
+        can_continue = masks[2 * size + first : 3 * size + first]
+        for token in np.flatnonzero(found & ~can_continue).tolist():
             found[token] = self.matcher.validate_tokens([first + token, EOS_ID]) == 2
         return found
 
@@ -230,7 +220,7 @@ class _Vocabulary:
         raise NotImplementedError  # called only for forced bytes: see _OPTIONS
 
 
-def _make_matcher(language: _Language, grammars: list[dict[str, Any]]) -> _Matcher:
+def _make_matcher(language: _Language, grammars: list[dict[str, Any]]) -> "LLMatcher":
     llguidance = _import_llguidance(language.setting)
     vocabulary = _Vocabulary(language)
     if (longest := max(map(len, vocabulary.tokens))) > _MAX_TOKEN_BYTES:
@@ -240,7 +230,7 @@ def _make_matcher(language: _Language, grammars: list[dict[str, Any]]) -> _Match
         )
     # Slices save time only with far larger vocabularies, and take 10-60 ms to build.
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), slices=[])
-    matcher: _Matcher = llguidance.LLMatcher(
+    matcher: LLMatcher = llguidance.LLMatcher(
         tokenizer,
         json.dumps({"grammars": grammars}),
         log_level=0,

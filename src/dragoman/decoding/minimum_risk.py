@@ -38,7 +38,7 @@ def rank_by_risk(
     "xy" 2/3.
     """
     distances: dict[tuple[str, str], float] = {}
-    distance = _edit_distance if measure == "edit" else _chrf_distance
+    distance = Levenshtein.normalized_distance if measure == "edit" else _chrf_distance
     risks = []
     for text in texts:
         risk = 0.0
@@ -54,10 +54,6 @@ def weigh(scores: Sequence[float]) -> list[float]:
     """Return the relative probabilities of hypotheses, given their log-probabilities."""
     highest = max(scores, default=0.0)
     return [math.exp(score - highest) for score in scores]
-
-
-def _edit_distance(text: str, other: str) -> float:
-    return float(Levenshtein.normalized_distance(text, other))
 
 
 def _chrf_distance(text: str, other: str) -> float:

@@ -34,7 +34,7 @@ def score_targets(
         rows, batch_first=True, padding_value=ensemble.pad_id
     )
     with ensemble.evaluating():
-        by_model, attentions = [], []
+        by_model, alignment = [], None
         for model in ensemble.models:
             memory = model.encode(source_ids)
             logits = model.decode(target_ids[:, :-1], memory).float()
@@ -44,7 +44,7 @@ def score_targets(
         log_probs = average(by_model).gather(-1, target_ids[:, 1:, None])[..., 0]
         if decoding.alignment:
             attentions = [align(m, source_ids, target_ids[:, :-1]) for m in ensemble.models]
-        alignment = torch.stack(attentions).mean(0) if attentions else None
+            alignment = torch.stack(attentions).mean(0)
     hypotheses = []
     for i, ids in enumerate(targets):
         scored = log_probs[i, : len(ids) + 1].tolist()

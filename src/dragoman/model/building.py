@@ -46,15 +46,26 @@ def load_network(
         ModelFolderError: The name or the shape of a tensor does not fit the settings.
     """
     loaded = dict(weights)
-    try:
-        with torch.device("meta"):  # no memory before the sizes are known to be right
-            _check_shapes(build_network(model, tokenizer), loaded)
-    except ModelFolderError as error:
-        if isinstance(weights, StoredWeights):
-            raise ModelFolderError(f"{weights.path}: {error}") from error
-        raise
+    with torch.device("meta"):  # no memory before the sizes are known to be right
+        parameters = build_network(model, tokenizer).named_parameters()
+        expected = {name: tuple(parameter.shape) for name, parameter in parameters}
+    found = {name: weight.shape for name, weight in loaded.items()}
+    misfits = [
+        f"{name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+        for name in sorted(expected.keys() | found.keys())
+        if found.get(name) != expected.get(name)
+    ]
+    if misfits:
+        where = f"{weights.path}: " if isinstance(weights, StoredWeights) else ""
+        more = f"; and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
+        raise ModelFolderError(
+            f"{where}the weights do not fit the settings, as if from another model: "
+            f"{'; '.join(misfits[:_SHOWN])}{more}"
+        )
     network = build_network(model, tokenizer)
-    load_weights(network, loaded)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(torch.from_numpy(loaded[name]))
     return network
 
 
@@ -64,32 +75,3 @@ def copy_weights(network: Transformer) -> dict[str, NDArray[np.float32]]:
         name: parameter.detach().float().cpu().numpy().copy()
         for name, parameter in network.named_parameters()
     }
-
-
-def load_weights(network: Transformer, weights: Mapping[str, NDArray[np.float32]]) -> None:
-    """Copy `weights` into `network`.
-
-    Raises:
-        ModelFolderError: The name or the shape of a tensor does not fit the network.
-    """
-    _check_shapes(network, weights)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(torch.from_numpy(weights[name]))
-
-
-def _check_shapes(network: Transformer, weights: Mapping[str, NDArray[np.float32]]) -> None:
-    expected = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-    found = {name: weight.shape for name, weight in weights.items()}
-    misfits = [
-        f"{name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
-        for name in sorted(expected.keys() | found.keys())
-        if found.get(name) != expected.get(name)
-    ]
-    if misfits:
-        more = f"; and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
-        raise ModelFolderError(
-            "the weights do not fit the settings, as if from another model: "
-            + "; ".join(misfits[:_SHOWN])
-            + more
-        )

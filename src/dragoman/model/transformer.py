@@ -82,7 +82,12 @@ class Transformer(nn.Module):
         self.target_vocab_size = vocab_size if target_vocab_size is None else target_vocab_size
         self.d_model, self.nhead, self.max_seq_len = d_model, nhead, max_seq_len
         self.pad_id, self.bos_id, self.eos_id = pad_id, bos_id, eos_id
-        _check_special_ids((pad_id, bos_id, eos_id), self.target_vocab_size)
+        ids = (pad_id, bos_id, eos_id)
+        if len(set(ids)) < 3 or not all(0 <= i < self.target_vocab_size for i in ids):
+            raise SettingsError(
+                f"pad_id, bos_id and eos_id are {pad_id}, {bos_id} and {eos_id}: they must be "
+                f"different ids below the target's vocabulary size, {self.target_vocab_size}"
+            )
 
         self.transformer = _stock_transformer(
             d_model, nhead, (num_layers, num_decoder_layers or num_layers), dim_feedforward,
@@ -256,14 +261,6 @@ def _embedding(vocab_size: int, d_model: int) -> nn.Embedding:
 
 def _round_up(vocab_size: int) -> int:
     return -(-vocab_size // 8) * 8
-
-
-def _check_special_ids(ids: tuple[int, int, int], vocab_size: int) -> None:
-    if len(set(ids)) < 3 or not all(0 <= i < vocab_size for i in ids):
-        raise SettingsError(
-            f"pad_id, bos_id and eos_id are {ids[0]}, {ids[1]} and {ids[2]}: they must be three "
-            f"different ids below the target's vocabulary size, {vocab_size}"
-        )
 
 
 def sinusoidal_positions(start: int, stop: int, d_model: int) -> Float[Tensor, "L D"]:

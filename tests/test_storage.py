@@ -121,14 +121,14 @@ def test_if_the_second_rename_fails_the_old_folder_is_put_back(tmp_path, monkeyp
     assert names_in(tmp_path) == ["model"]
 
 
-def test_only_temporary_names_of_this_program_are_swept(tmp_path):
+def test_only_our_own_temporary_names_are_swept(tmp_path):
     write(tmp_path / "model", "mine")
-    foreign = [
+    others = [
         ".model.tmp-", ".model.tmp-12x", ".model.tmp-12-abc", ".model.tmp", ".model.old",
         "model.tmp-12", ".model2.tmp-12", ".model.tmp-12-0123456789", ".model.training",
         ".other.tmp-12-0123abcd", ".model.tmp-12-0123abcd.bak", ".model.new-12-0123abcd",
     ]  # fmt: skip
-    for name in [*foreign, ".model.tmp-12-0123abcd", ".model.old-7-ffffffff"]:
+    for name in [*others, ".model.tmp-12-0123abcd", ".model.old-7-ffffffff"]:
         (tmp_path / name).mkdir()
     (tmp_path / ".model.tmp-13-0123abcd.lock").touch()
     (tmp_path / ".model.tmp-99-0123abcd").write_text("a file, just written")
@@ -136,7 +136,7 @@ def test_only_temporary_names_of_this_program_are_swept(tmp_path):
     os.utime(tmp_path / ".model.tmp-97-0123abcd", (1000, 1000))
     (tmp_path / ".model.tmp-98-0123abcd").symlink_to(tmp_path / "model")
     sweep(tmp_path / "model")
-    kept = ["model", *foreign, ".model.tmp-98-0123abcd", ".model.tmp-99-0123abcd"]
+    kept = ["model", *others, ".model.tmp-98-0123abcd", ".model.tmp-99-0123abcd"]
     assert names_in(tmp_path) == sorted(kept)
     assert read(tmp_path / "model") == "mine"
 

@@ -34,7 +34,7 @@ NUMBER: /[0-9]{1,3}/
 CHOICES = ["yes", "yes no", "no", "maybe yes", "12", "no no no", "yes no maybe"]
 
 
-def conforms_to_schema(text):
+def matches_schema(text):
     value = json.loads(text)
     return (
         set(value) in ({"name", "age"}, {"name", "age", "tags"})
@@ -54,7 +54,7 @@ def is_sum_in_parentheses(text):
 
 CHECKS = {
     "regex": lambda text: re.fullmatch(REGEX, text) is not None,
-    "json_schema": conforms_to_schema,
+    "json_schema": matches_schema,
     "grammar": lambda text: is_sum_in_parentheses(text) and not re.search(r"\d +\d", text),
     "choices": CHOICES.__contains__,
 }
@@ -213,12 +213,12 @@ def test_a_prefix_and_a_constraint_hold_together(kind, method, constraints):
     networks = networks_of(tokenizer, 1)
     prefixes = [tokenizer.target.encode(text) for text in ["no no", "abc", "yes"]]
     config = config_of(tokenizer, 40, **constraints["choices"], **METHODS[method])
-    first, broken, second = search(networks, sources, config, prefixes)
+    first, unmatched, second = search(networks, sources, config, prefixes)
     assert all(h.is_complete for h in [*first, *second])
     assert {tokenizer.decode_target(h.ids) for h in first} == {"no no no"}
     texts = {tokenizer.decode_target(h.ids) for h in second}
     assert texts <= {"yes", "yes no", "yes no maybe"}
-    assert not any(h.is_complete for h in broken)  # no choice begins with it
+    assert not any(h.is_complete for h in unmatched)  # no choice begins with it
 
 
 def test_an_end_of_a_single_hypothesis_is_not_lost():

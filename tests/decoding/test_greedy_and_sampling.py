@@ -92,7 +92,7 @@ def draw(network, source, count, limit=1, **values):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_samples_come_as_often_as_they_are_probable(temperature):
+def test_samples_are_as_frequent_as_they_are_probable(temperature):
     network, source = make_network(4), random_ids(1, 5, 20, seed=4)
     log_probs = score_plainly(network, source, [])
     expected = torch.softmax(log_probs / temperature, dim=0)

@@ -129,7 +129,7 @@ def test_large_and_small_logits_stay_finite():
     assert all(g.isfinite().all() for g in take(sums.loss, [states, weight]))
 
 
-def test_nothing_is_kept_for_a_gradient_that_nobody_wants():
+def test_no_gradient_is_kept_if_none_is_needed():
     (states, weight, bias), labels = make(4, 3, 8, torch.float32)
     with torch.no_grad():
         sums = sum_cross_entropy(states, weight, bias, labels, vocab_size=8)

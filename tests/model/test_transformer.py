@@ -11,7 +11,7 @@ from dragoman.model.transformer import Transformer
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def test_a_changed_target_token_changes_no_logit_before_it(network):
+def test_a_target_token_changes_no_logit_before_it(network):
     source, target = random_ids(2, 7, 23), random_ids(2, 9, 23, seed=1)
     before = network(source, target)
     for position in range(9):
@@ -31,7 +31,7 @@ def test_padding_changes_no_logit(network):
 
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_neighbours_change_no_logit(lengths, seed):
+def test_other_rows_change_no_logit(lengths, seed):
     torch.manual_seed(seed)
     network = Transformer(20, 16, 2, 1, 32).eval()
     sources = [random_ids(1, n, 20, seed=seed + i) for i, n in enumerate(lengths)]
@@ -42,14 +42,14 @@ def test_neighbours_change_no_logit(lengths, seed):
         torch.testing.assert_close(batched[row : row + 1], network(source, target), **CLOSE)
 
 
-def test_a_moved_source_token_changes_the_logits(network):
+def test_moving_a_source_token_changes_the_logits(network):
     source, target = random_ids(1, 6, 23), random_ids(1, 4, 23, seed=1)
     swapped = source[:, [1, 0, 2, 3, 4, 5]]
     assert not torch.equal(source, swapped)
     assert not torch.allclose(network(source, target), network(swapped, target), **CLOSE)
 
 
-def test_a_moved_target_token_changes_the_logits_after_it(network):
+def test_moving_a_target_token_changes_the_logits_after_it(network):
     source, target = random_ids(1, 6, 23), random_ids(1, 4, 23, seed=1)
     swapped = target[:, [1, 0, 2, 3]]
     assert not torch.equal(target, swapped)
@@ -57,14 +57,14 @@ def test_a_moved_target_token_changes_the_logits_after_it(network):
     assert (difference[:, 2:].abs() > 1e-4).any()
 
 
-def test_rows_of_a_batch_differ_by_content_not_by_place(network):
+def test_logits_depend_on_the_content_of_a_row_not_its_index(network):
     # The usual answer adds the position of the *batch row* when B equals L.
     source, target = random_ids(1, 5, 23).expand(5, 5), random_ids(1, 5, 23, seed=1).expand(5, 5)
     logits = network(source, target)
     torch.testing.assert_close(logits, logits[:1].expand_as(logits), **CLOSE)
 
 
-def test_the_stock_transformer_takes_the_weights_and_gives_the_states(network):
+def test_a_stock_transformer_with_the_weights_gives_the_states(network):
     layer = network.transformer.decoder.layers[0]
     stock = nn.Transformer(
         32, 4, 2, 3, 64,

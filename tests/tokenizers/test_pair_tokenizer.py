@@ -129,7 +129,7 @@ def test_feature_ids_are_refused_in_a_separate_target():
 
 @pytest.mark.parametrize("is_shared", [False, True])
 @pytest.mark.parametrize("kind", SIDES)
-def test_every_id_has_a_name_of_its_own(kind, is_shared):
+def test_every_id_has_a_unique_name(kind, is_shared):
     tokenizer = train(SIDES[kind], SIDES[kind], shared=is_shared)
     for names, size in (
         (tokenizer.source_names(), tokenizer.source_vocab_size),
@@ -221,9 +221,7 @@ json_values = st.recursive(
 
 @given(content=st.sampled_from(CHANGED), value=json_values, data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_any_value_in_the_place_of_another_is_refused_or_serves(
-    tmp_path_factory, content, value, data
-):
+def test_a_file_with_any_changed_value_is_refused_or_works(tmp_path_factory, content, value, data):
     content = copy.deepcopy(content)
     part: Any = content
     while True:
@@ -245,9 +243,9 @@ def test_any_value_in_the_place_of_another_is_refused_or_serves(
 
 
 def test_pickling_keeps_shared_sides_one():
-    twin = pickle.loads(pickle.dumps(train(BPE, BPE, shared=True)))
-    assert twin.is_shared
-    assert twin.decode_targets(twin.encode_targets(["a <V>"])) == ["a <V>"]
+    restored = pickle.loads(pickle.dumps(train(BPE, BPE, shared=True)))
+    assert restored.is_shared
+    assert restored.decode_targets(restored.encode_targets(["a <V>"])) == ["a <V>"]
 
 
 def test_training_twice_gives_the_same_file(tmp_path):
@@ -273,7 +271,7 @@ def test_all_errors_of_the_settings_are_named_at_once():
     assert "differ in kind, separator: give both sides the same" in message
 
 
-def test_a_broken_pattern_is_named_as_typed():
+def test_an_invalid_pattern_is_quoted_as_typed():
     with pytest.raises(SettingsError, match=r"tokenizer\.target\.pattern '\['"):
         train(target=SideSettings(kind="regex", pattern="["))
 
@@ -310,7 +308,7 @@ def test_a_changed_file_is_refused_by_name_and_error(changes, message, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\xfe", b'{"format": 1}', b"{"])
-def test_a_foreign_file_is_refused(content, tmp_path):
+def test_an_invalid_file_is_refused(content, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(ModelFolderError, match=r"tokenizer\.json"):

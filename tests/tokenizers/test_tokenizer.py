@@ -91,7 +91,7 @@ def test_closed_vocabularies_give_text_back_unless_a_token_is_unknown(name, text
 @given(texts=st.lists(st.text(min_size=1), min_size=1, max_size=5))
 @settings(max_examples=100, deadline=None)
 @pytest.mark.parametrize("name", CLOSED)
-def test_closed_vocabularies_know_all_that_they_were_trained_on(name, texts):
+def test_closed_vocabularies_have_every_token_of_their_training(name, texts):
     tokenizer = Tokenizer.train(texts, SIDES[name])
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         assert UNKNOWN_ID not in ids
@@ -100,7 +100,7 @@ def test_closed_vocabularies_know_all_that_they_were_trained_on(name, texts):
 
 @pytest.mark.parametrize("name", SIDES)
 @pytest.mark.parametrize("text", HARD + SPECIAL_LOOKALIKES)
-def test_hard_text_comes_back_once_trained_on(name, text):
+def test_hard_text_round_trips_if_trained_on(name, text):
     tokenizer = Tokenizer.train([*TEXTS, text], SIDES[name])
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -108,7 +108,7 @@ def test_hard_text_comes_back_once_trained_on(name, text):
 
 
 @pytest.mark.parametrize("name", ["symbols", "regex"])
-def test_a_token_that_reads_like_a_special_one_is_unknown_where_unseen(name):
+def test_an_unseen_token_that_reads_like_a_special_one_is_unknown(name):
     tokenizer = Tokenizer.train(["a b"], SIDES[name])
     for text in SPECIAL_LOOKALIKES:
         assert not {PAD_ID, BOS_ID, EOS_ID} & set(tokenizer.encode(text))
@@ -124,7 +124,7 @@ def test_unicode_forms_give_nfc_text_back(name, form, text):
         assert FORMED[name, form].decode(ids) == unicodedata.normalize("NFC", text)
 
 
-def test_nfd_takes_hangul_into_jamo_and_recomposes_it():
+def test_nfd_splits_hangul_and_decoding_recomposes_it():
     tokenizer = FORMED["characters", "nfd"]
     ids = tokenizer.encode("\ud55c\uad6d")
     assert tokenizer.tokens(ids) == list("\u1112\u1161\u11ab\u1100\u116e\u11a8")
@@ -132,7 +132,7 @@ def test_nfd_takes_hangul_into_jamo_and_recomposes_it():
     assert UNKNOWN_ID not in tokenizer.encode("\uad6d\ud55c")
 
 
-def test_a_separator_is_brought_to_the_form_of_the_text():
+def test_a_separator_gets_the_unicode_form_of_the_text():
     side = SideSettings(kind="symbols", separator="\u00e9", unicode_form="nfd")
     tokenizer = Tokenizer.train(["a\u00e9b"], side)
     assert len(tokenizer.encode("b\u00e9a")) == 2
@@ -167,7 +167,7 @@ def test_batches_and_single_texts_give_the_same_ids(name):
 
 
 @pytest.mark.parametrize("name", SIDES)
-def test_every_id_has_a_name_of_its_own(name):
+def test_every_id_has_a_unique_name(name):
     tokenizer = TOKENIZERS[name]
     names = tokenizer.tokens(range(tokenizer.vocab_size))
     assert len(set(names)) == tokenizer.vocab_size
@@ -214,7 +214,7 @@ def test_vocab_size_limits_all_ids(name, vocab_size):
 
 @pytest.mark.parametrize("name", LOSSLESS)
 @pytest.mark.parametrize("text", ["a", " ", "\n", "\x00", "aaaa" * 1000, "\u4e2d" * 500])
-def test_subwords_train_on_next_to_nothing(name, text):
+def test_subwords_train_on_tiny_texts(name, text):
     tokenizer = Tokenizer.train([text], SIDES[name])
     assert tokenizer.decode(tokenizer.encode(text + "b")) == text + "b"
     assert 260 <= tokenizer.vocab_size <= 300
@@ -274,17 +274,17 @@ def test_unigram_training_is_repeatable(vocab_size):
 
 
 @pytest.mark.parametrize("name", SIDES)
-def test_a_tokenizer_survives_json_pickle_and_copy(name):
+def test_json_pickle_and_copy_keep_a_tokenizer(name):
     tokenizer = TOKENIZERS[name]
     texts = HARD + TEXTS
-    for twin in (
+    for restored in (
         Tokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict()))),
         pickle.loads(pickle.dumps(tokenizer)),
         copy.deepcopy(tokenizer),
     ):
-        assert twin.to_dict() == tokenizer.to_dict()
-        assert twin.settings == tokenizer.settings
-        assert twin.encode_batch(texts) == tokenizer.encode_batch(texts)
+        assert restored.to_dict() == tokenizer.to_dict()
+        assert restored.settings == tokenizer.settings
+        assert restored.encode_batch(texts) == tokenizer.encode_batch(texts)
 
 
 @pytest.mark.parametrize("name", SIDES)
@@ -312,10 +312,10 @@ def test_training_on_no_text_is_refused(name, texts):
 
 
 @pytest.mark.parametrize("name", SIDES)
-def test_an_error_while_reading_the_texts_gets_through(name):
+def test_an_error_while_reading_the_texts_is_raised(name):
     def read():
         yield "one"
-        raise DataError("pairs.tsv:2: broken")
+        raise DataError("pairs.tsv:2: invalid")
 
     with pytest.raises(DataError, match=r"pairs\.tsv:2"):
         Tokenizer.train(read(), SIDES[name])
@@ -336,7 +336,7 @@ def test_settings_that_do_not_suit_their_kind_are_refused(side, message):
         Tokenizer.train(TEXTS, side)
 
 
-def test_a_pattern_that_runs_away_is_the_users_fault():
+def test_a_pattern_with_catastrophic_backtracking_is_a_settings_error():
     with pytest.raises(SettingsError, match="too many steps"):
         Tokenizer.train(["a" * 60], SideSettings(kind="regex", pattern="(a+)+b"))
 
@@ -352,7 +352,7 @@ def swap_ids(tokens):
     vocab["<pad> "], vocab["a"] = vocab["a"], vocab["<pad> "]
 
 
-BROKEN = {
+INVALID = {
     "not a dict": [],
     "empty": {},
     "hugging face alone": TOKENIZERS["bpe"].to_dict()["tokens"],
@@ -382,10 +382,10 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_broken_content_is_refused(name):
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_content_is_refused(name):
     with pytest.raises(ModelFolderError):
-        Tokenizer.from_dict(BROKEN[name])
+        Tokenizer.from_dict(INVALID[name])
 
 
 def test_only_pieces_and_merges_are_taken_from_a_file():
@@ -397,7 +397,7 @@ def test_only_pieces_and_merges_are_taken_from_a_file():
 
 def test_every_error_is_a_dragoman_error_with_a_message():
     with pytest.raises(DragomanError, match="two ids"):
-        Tokenizer.from_dict(BROKEN["two ids"])
+        Tokenizer.from_dict(INVALID["two ids"])
 
 
 FORK_SCRIPT = """
@@ -441,7 +441,7 @@ PLAIN_TEXTS = st.lists(
 
 @given(texts=PLAIN_TEXTS, others=PLAIN_TEXTS, side=ANY_SIDE)
 @settings(max_examples=60, deadline=None)
-def test_any_side_gives_back_what_it_knows_alone_in_a_batch_and_once_saved(texts, others, side):
+def test_any_side_round_trips_alone_in_a_batch_and_after_saving(texts, others, side):
     tokenizer = Tokenizer.train(["a b", *texts], side)
     batch = tokenizer.encode_batch([*texts, *others])
     assert batch == [tokenizer.encode(text) for text in [*texts, *others]]
@@ -455,8 +455,8 @@ def test_any_side_gives_back_what_it_knows_alone_in_a_batch_and_once_saved(texts
         else:
             assert place >= len(texts)
             assert side.kind not in ("bpe", "unigram")
-    twin = Tokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict())))
-    assert twin.to_dict() == tokenizer.to_dict()
-    assert twin.encode_batch([*texts, *others]) == batch
+    restored = Tokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict())))
+    assert restored.to_dict() == tokenizer.to_dict()
+    assert restored.encode_batch([*texts, *others]) == batch
     names = tokenizer.tokens(range(tokenizer.vocab_size))
     assert len(set(names)) == tokenizer.vocab_size

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -19,8 +20,6 @@ from transformers import (
     Seq2SeqTrainingArguments,
     TrainerCallback,
 )
-
-from tokenizers import Tokenizer
 
 _NO_LABEL = -100  # where a label is padding
 _NEVER = 1_000_000_000

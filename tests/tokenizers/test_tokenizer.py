@@ -361,9 +361,6 @@ INVALID = {
     "tokens a dict": {"settings": {"kind": "characters"}, "tokens": {}},
     "tokens no strings": {"settings": {"kind": "characters"}, "tokens": [1]},
     "two ids": {"settings": {"kind": "characters"}, "tokens": ["a", "a"]},
-    "two characters": {"settings": {"kind": "characters"}, "tokens": ["ab"]},
-    "separator inside": {"settings": {"kind": "symbols"}, "tokens": ["a b"]},
-    "empty token": {"settings": {"kind": "regex", "pattern": "a"}, "tokens": [""]},
     "list for bpe": {"settings": {"kind": "bpe"}, "tokens": ["a"]},
     "unigram as bpe": {
         "settings": {"kind": "bpe"},

@@ -29,13 +29,9 @@ def search_greedily(
     Args:
         longest: Most tokens of each output, its end included.
     """
-
-    def choose(
-        log_probs: Float[Tensor, "R V"], rows: Int[Tensor, " R"], position: int
-    ) -> Int[Tensor, " R"]:
-        return log_probs.argmax(dim=-1)
-
-    return _decode(ensemble, source_ids, longest, rules, decoding, choose)
+    return _decode(
+        ensemble, source_ids, longest, rules, decoding, lambda log_probs, *_: log_probs.argmax(-1)
+    )
 
 
 def sample(

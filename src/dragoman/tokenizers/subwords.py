@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
+from tokenizers import Regex, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
 
 from dragoman.settings import SideSettings
 from dragoman.tokenizers.closed_vocabulary import FIRST_TEXT_ID, SPECIAL_NAMES, find_free_name
-from tokenizers import Regex, models, pre_tokenizers, trainers
-from tokenizers import Tokenizer as Backend
 
 SMALLEST_SUBWORD_VOCABULARY: Final = FIRST_TEXT_ID + 256
 

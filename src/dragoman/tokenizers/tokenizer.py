@@ -48,7 +48,7 @@ class _StoredSide(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     settings: SideSettings
-    tokens: Any  # what `to_json` of the kind gives
+    tokens: Any  # by `to_json` of the kind
 
 
 class _StoredPair(BaseModel):

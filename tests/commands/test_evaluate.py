@@ -92,7 +92,7 @@ def test_evaluate_in_python_does_what_the_command_does(trained, tmp_path):
     )
     assert isinstance(found, dragoman.Evaluation)
     assert found.scores.to_dict() == json.loads((out / "scores.json").read_text())["scores"]
-    assert found.speed["engine"] == "torch"
+    assert (found.speed["engine"], found.speed["quantization"]) == ("torch", "float32")
     assert json.loads((model / "calibration.json").read_text())["pairs"] == [str(pairs)]
     assert "</html>" in report.read_text()
     again = dragoman.evaluate(model, pairs, out=tmp_path / "again")

@@ -171,6 +171,7 @@ def evaluate_model(
             "rows_per_s": round(len(rows) / seconds, 2),
             "seconds": round(seconds, 3),
             "engine": model.engine.name,
+            "quantization": model.engine.quantization,
         },
         model={"decoding": settings.decoding.model_dump(mode="json")},
     )

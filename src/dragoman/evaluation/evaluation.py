@@ -95,7 +95,9 @@ class Evaluation:
     settings: EvaluationSettings
     tokenization: TargetTokenization
     confidence: Calibration | None = None
-    speed: Mapping[str, Any] = field(default_factory=dict)  # rows_per_s, seconds, engine
+    speed: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # rows_per_s, seconds, engine, quantization
     model: Mapping[str, Any] = field(default_factory=dict)  # which one, and how it decoded
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def evaluate_rows(
         tokenization: Of the targets; None: words.
         rarest: Count of the rarest token of each source in the training pairs; empty: unknown.
         confidence: Of these rows.
-        speed: As `rows_per_s`, `seconds` and `engine`.
+        speed: `rows_per_s`, `seconds`, `engine` and `quantization`.
         model: What made the outputs.
 
     Raises:
@@ -278,7 +280,8 @@ def summarize(content: Mapping[str, Any]) -> list[str]:
             for one in content["confusions"][:_NUM_CONFUSIONS]
         ]
     if speed := content["speed"]:
-        lines += ["", f"{speed['rows_per_s']:,.1f} rows/s ({speed['engine']})"]
+        engine = ", ".join(speed[name] for name in ("engine", "quantization") if name in speed)
+        lines += ["", f"{speed['rows_per_s']:,.1f} rows/s ({engine})"]
     return lines
 
 

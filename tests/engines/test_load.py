@@ -64,6 +64,14 @@ def test_what_it_does_not_support_is_done_by_pytorch_unless_it_was_asked_for_by_
         named.predict_n_best(["abc"], prefixes=["B"])
 
 
+def test_a_device_that_ctranslate2_does_not_have_is_pytorchs(trained):
+    assert dragoman.load(trained[0], device="cpu:0").engine.name == "torch"
+    with pytest.raises(SettingsError, match="--engine ctranslate2: --device tpu is not supported"):
+        dragoman.load(trained[0], engine="ctranslate2", device="tpu")
+    with pytest.raises(SettingsError, match="--device tpu: PyTorch cannot use it"):
+        dragoman.load(trained[0], device="tpu")
+
+
 def test_int8_is_computed_by_ctranslate2_or_refused(trained):
     model = dragoman.load(trained[0], quantization="int8")
     assert (model.engine.name, model.engine.quantization) == ("ctranslate2", "int8")

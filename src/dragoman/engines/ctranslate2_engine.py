@@ -1,7 +1,8 @@
 """The fast engine: CTranslate2, built in memory from the weights. PyTorch is not loaded."""
 
+import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,15 @@ from numpy.typing import NDArray
 from dragoman.decoding.hypothesis import Hypothesis, Limits, limit_lengths, normalize
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_export import convert_model, list_token_names
-from dragoman.engines.engine import Quantization, UnsupportedError, count_cores, find_unsupported
-from dragoman.errors import SettingsError
+from dragoman.engines.engine import Engine, Quantization, UnsupportedError
+from dragoman.errors import DragomanError
 from dragoman.settings import DecodingSettings, ModelSettings
 from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer
 
 if TYPE_CHECKING:
     from ctranslate2 import Translator
 
-# Beam search with `beam` and what stands around a search; `method` itself is refused otherwise.
+# Of beam search. Every other setting must be at its default: a new one is never ignored silently.
 _SUPPORTED = frozenset({
     "beam_size", "num_hypotheses", "length_penalty", "max_length_ratio", "max_length_extra",
     "min_length_ratio", "min_length", "no_repeat_ngram", "forbidden_tokens", "minimum_risk",
@@ -27,16 +28,19 @@ _SUPPORTED = frozenset({
     # Without effect in beam search:
     "diverse_groups", "diverse_strength", "num_samples", "temperature", "top_k", "top_p", "seed",
 })  # fmt: skip
-_OF_BEAMS = frozenset({"stop", "length_norm"})  # without effect in greedy search
+_BEAM_ONLY = frozenset({"stop", "length_norm"})  # without effect in greedy search
 _FIRST_POSITIONS = 4096  # sinusoidal ones; doubled when a longer source or output comes
 _SMALL_BYTES = 200_000_000  # a smaller model is faster with one thread for each replica
 
 
 def unsupported_reason(decoding: DecodingSettings) -> str:
     """Return why CTranslate2 cannot search by these settings, or ""."""
-    return find_unsupported(
-        decoding, _SUPPORTED | _OF_BEAMS if decoding.beam_size == 1 else _SUPPORTED
-    )
+    for name, field in type(decoding).model_fields.items():
+        is_supported = name in _SUPPORTED or (decoding.beam_size == 1 and name in _BEAM_ONLY)
+        if not is_supported and (value := getattr(decoding, name)) != field.default:
+            shown = f" {value}" if len(str(value)) <= 20 else ""
+            return f"decoding.{name}{shown} is not supported"
+    return ""
 
 
 class CTranslate2Engine:
@@ -48,9 +52,10 @@ class CTranslate2Engine:
         threads: Processor threads; None: all cores. Small models take one each for as many
             replicas, which beats several threads in one; a single source takes one replica with
             all threads, but for int8, which is fastest with one.
+        load_fallback: Returns the engine for requests that CTranslate2 does not support, such as a
+            prefix; called for each of them. None: they raise UnsupportedError.
 
     Raises:
-        SettingsError: CTranslate2 has no such device.
         ModelFolderError: The weights do not fit the settings.
         UnsupportedError: CTranslate2 cannot compute the model.
     """
@@ -66,12 +71,12 @@ class CTranslate2Engine:
         device: str = "auto",
         threads: int | None = None,
         quantization: Quantization = "float32",
+        load_fallback: Callable[[], Engine] | None = None,
     ) -> None:
-        if device not in ("auto", "cpu", "cuda"):
-            raise SettingsError(f"--device {device}: CTranslate2 runs on auto, cpu and cuda")
         self.quantization: Quantization = quantization
         self._device = device
-        self._threads = threads or count_cores()
+        self._threads = threads or _count_cores()
+        self._load_fallback = load_fallback
         self._num_learned = model.max_positions if model.positions == "learned" else None
         self._num_positions = self._num_learned or _FIRST_POSITIONS
         self._model, self._tokenizer, self._weights = model, tokenizer, weights
@@ -92,10 +97,11 @@ class CTranslate2Engine:
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
         decoding = config.decoding
-        if reason := unsupported_reason(decoding):
-            raise UnsupportedError(reason)
+        reason = unsupported_reason(decoding)
         if prefixes is not None:
-            raise UnsupportedError("the score of an output with a prefix is computed by PyTorch")
+            reason = "the score of an output with a prefix is computed by PyTorch"
+        if reason:
+            return self._fall_back(reason).search(sources, config, prefixes)
         lengths = [len(ids) for ids in sources]
         limits = limit_lengths(lengths, decoding, self._num_learned)
         longest = max([*lengths, *(limit.longest for limit in limits)], default=0)
@@ -111,7 +117,10 @@ class CTranslate2Engine:
                 max_batch_size=max(1, decoding.batch_tokens // decoding.beam_size),
                 batch_type="tokens",
                 beam_size=decoding.beam_size,
-                num_hypotheses=decoding.num_searched,
+                # As `num_searched`: for minimum risk, the whole beam.
+                num_hypotheses=decoding.num_hypotheses
+                if decoding.minimum_risk == "none"
+                else decoding.beam_size,
                 length_penalty=decoding.length_penalty,
                 no_repeat_ngram_size=decoding.no_repeat_ngram,
                 suppress_sequences=[[self._target_names[i]] for i in config.forbidden_ids] or None,
@@ -140,7 +149,9 @@ class CTranslate2Engine:
     ) -> list[Hypothesis]:
         """Return each target with its log-probabilities: see `Engine.score`."""
         if config.decoding.alignment:
-            raise UnsupportedError(unsupported_reason(config.decoding))
+            return self._fall_back("decoding.alignment is not supported").score(
+                sources, targets, config
+            )
         lengths = [*map(len, sources), *(len(ids) + 1 for ids in targets)]
         translator = self._get_translator(len(sources), max(lengths, default=0))
         scored = translator.score_batch(
@@ -163,6 +174,11 @@ class CTranslate2Engine:
             for ids, result in zip(targets, scored, strict=True)
         ]
 
+    def _fall_back(self, reason: str) -> Engine:
+        if self._load_fallback is None:
+            raise UnsupportedError(reason)
+        return self._load_fallback()
+
     def _name_source(self, ids: Sequence[int]) -> list[str]:
         return [self._source_names[i] for i in ids]
 
@@ -183,8 +199,9 @@ class CTranslate2Engine:
         """Return one for so many rows, of at most `longest` tokens, loaded where it was not."""
         if longest > self._num_positions:
             if self._num_learned is not None:
-                raise UnsupportedError(
-                    f"{longest:,} tokens are more than the {self._num_learned:,} learned positions"
+                raise DragomanError(
+                    f"a sequence of {longest:,} tokens is longer than the {self._num_learned:,} "
+                    "learned positions: shorten it, or train with a larger model.max_positions"
                 )
             while longest > self._num_positions:
                 self._num_positions *= 2
@@ -230,4 +247,11 @@ class CTranslate2Engine:
             with ThreadPoolExecutor(1) as loader:
                 return loader.submit(load).result()
         except (RuntimeError, ValueError) as error:
-            raise SettingsError(f"--device {device}: CTranslate2 cannot use it: {error}") from error
+            raise UnsupportedError(f"--device {device}: it cannot be used: {error}") from error
+
+
+def _count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

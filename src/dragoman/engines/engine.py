@@ -1,17 +1,11 @@
-"""What an inference engine offers: ids in, hypotheses out. It needs no torch.
+"""What an inference engine offers: ids in, hypotheses out. It needs no torch."""
 
-An engine lists the decoding settings that it supports, and refuses every other one that is not at
-its default: a new setting is never ignored silently.
-"""
-
-import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.errors import SettingsError
-from dragoman.settings import DecodingSettings
 
 Quantization = Literal["float32", "int8", "int8_float32", "int8_float16", "float16", "bfloat16"]
 
@@ -69,16 +63,6 @@ class Engine(Protocol):
         ...
 
 
-def find_unsupported(decoding: DecodingSettings, supported: Container[str]) -> str:
-    """Return the first setting that is not `supported` and not at its default, or ""."""
-    for name, field in type(decoding).model_fields.items():
-        value = getattr(decoding, name)
-        if name not in supported and value != field.default:
-            shown = f" {value}" if len(str(value)) <= 20 else ""
-            return f"decoding.{name}{shown} is not supported"
-    return ""
-
-
 def make_batches(costs: Sequence[int], limit: int) -> Iterator[list[int]]:
     """Yield the rows, cheapest first, in batches of at most `limit`, padded to the most expensive.
 
@@ -125,10 +109,3 @@ def add_details(
             log_probs = (*log_probs[:-1], one.score - sum(log_probs[:-1]))
         detailed[i].append(one._replace(log_probs=log_probs, alignment=details.alignment[:length]))
     return detailed
-
-
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux only
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,10 +1,9 @@
 """Choose the engine for model folders: CTranslate2 where it can do what is asked, else PyTorch."""
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
-from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
 from dragoman.engines.engine import Engine, Quantization, UnsupportedError
@@ -33,40 +32,45 @@ def load_engine(
         ModelFolderError: The weights do not fit the settings.
     """
 
+    @cache
     def load_torch() -> Engine:
         return load_torch_engine(model_folders, device, threads)
 
-    reason = "PyTorch computes in float32"
-    if name != "torch":
+    if name == "torch":
+        reason = "PyTorch computes in float32"
+    elif len(model_folders) > 1:
+        reason = "an ensemble is not supported"
+    elif device not in ("auto", "cpu", "cuda"):
+        reason = f"--device {device} is not supported"
+    else:
+        reason = unsupported_reason(config.decoding)
+    if not reason:
+        _check_quantization(quantization, device)
         try:
-            engine = _load_ctranslate2(model_folders, config, device, threads, quantization)
+            engine = CTranslate2Engine(
+                model_folders[0].settings.model,
+                model_folders[0].tokenizer,
+                model_folders[0].weights,
+                device=device,
+                threads=threads,
+                quantization=quantization,
+                load_fallback=load_torch if name == "auto" else None,
+            )
         except UnsupportedError as error:
-            if name == "ctranslate2":
-                raise
             reason = error.reason
         else:
-            if name == "ctranslate2":
-                return engine
             parity = model_folders[0].metrics.get(PARITY)
             has_failed = isinstance(parity, dict) and parity.get("is_equal") is False
-            if not has_failed or quantization != "float32":
-                return _FallbackEngine(engine, load_torch)
+            if name == "ctranslate2" or not has_failed or quantization != "float32":
+                return engine
+    if name == "ctranslate2":
+        raise UnsupportedError(reason)
     if quantization != "float32":
         raise SettingsError(f"--quantization {quantization}: needs CTranslate2: {reason}")
     return load_torch()
 
 
-def _load_ctranslate2(
-    model_folders: Sequence[ModelFolder],
-    config: SearchConfig,
-    device: str,
-    threads: int | None,
-    quantization: Quantization,
-) -> CTranslate2Engine:
-    if len(model_folders) > 1:
-        raise UnsupportedError("an ensemble is not supported")
-    if reason := unsupported_reason(config.decoding):
-        raise UnsupportedError(reason)
+def _check_quantization(quantization: Quantization, device: str) -> None:
     import ctranslate2
 
     has_gpu = device != "cpu" and ctranslate2.get_cuda_device_count() > 0
@@ -76,15 +80,6 @@ def _load_ctranslate2(
             f"--quantization {quantization}: not supported on this device; it supports "
             f"{', '.join(sorted(known))}"
         )
-    [model_folder] = model_folders
-    return CTranslate2Engine(
-        model_folder.settings.model,
-        model_folder.tokenizer,
-        model_folder.weights,
-        device=device,
-        threads=threads,
-        quantization=quantization,
-    )
 
 
 def load_torch_engine(
@@ -103,38 +98,3 @@ def load_torch_engine(
         for model_folder in model_folders
     ]
     return TorchEngine(networks, device)
-
-
-class _FallbackEngine:
-    """`engine`, and for what it does not support the one that `load` returns, loaded when needed."""
-
-    def __init__(self, engine: Engine, load: Callable[[], Engine]) -> None:
-        self.name, self.quantization = engine.name, engine.quantization
-        self._engine = engine
-        self._load = load
-
-    def search(
-        self,
-        sources: Sequence[Sequence[int]],
-        config: SearchConfig,
-        prefixes: Sequence[Sequence[int]] | None = None,
-    ) -> list[list[Hypothesis]]:
-        try:
-            return self._engine.search(sources, config, prefixes)
-        except UnsupportedError:
-            return self._fallback.search(sources, config, prefixes)
-
-    def score(
-        self,
-        sources: Sequence[Sequence[int]],
-        targets: Sequence[Sequence[int]],
-        config: SearchConfig,
-    ) -> list[Hypothesis]:
-        try:
-            return self._engine.score(sources, targets, config)
-        except UnsupportedError:
-            return self._fallback.score(sources, targets, config)
-
-    @cached_property
-    def _fallback(self) -> Engine:
-        return self._load()

@@ -264,6 +264,8 @@ def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
         report=arguments.report,
         row_errors=row_errors,
     )
+    for line in row_errors.layouts:
+        print(f"dragoman: {line}", file=sys.stderr)
     if row_errors.total:
         print(f"dragoman: rows skipped: {row_errors.report()}", file=sys.stderr)
     _print_evaluation(evaluation, arguments, out)

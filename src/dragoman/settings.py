@@ -4,9 +4,10 @@ The string under a field is its help on the command line. Each setting is define
 files take a section, or a few of its values.
 """
 
+import codecs
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _split_commas(value: object) -> object:
@@ -21,6 +22,27 @@ def _name_answer(value: object) -> object:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
+def _check_separator(separator: str) -> str:
+    """Return the character, or "auto"; tab may be typed as a word or as \\t."""
+    separator = {"tab": "\t", "\\t": "\t"}.get(separator, separator)
+    if separator != "auto" and (len(separator) != 1 or separator in '"\r\n'):
+        raise ValueError("expected one character, tab, or auto")
+    return separator
+
+
+def _check_encoding(encoding: str) -> str:
+    """Return the name of an encoding that Python knows, or "auto"."""
+    if encoding == "auto":
+        return encoding
+    try:
+        "".encode(encoding)
+    except LookupError as error:
+        raise ValueError(
+            "expected auto, or an encoding that Python knows, such as utf-8, utf-16, cp1252"
+        ) from error
+    return codecs.lookup(encoding).name
+
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Column = str
@@ -28,6 +50,8 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 TokenizerKind = Literal["characters", "symbols", "bpe", "unigram", "regex"]
 UnicodeForm = Literal["none", "nfc", "nfd"]
 RowPolicy = Literal["error", "skip"]
+Separator = Annotated[str, AfterValidator(_check_separator)]
+Encoding = Annotated[str, AfterValidator(_check_encoding)]
 Monitor = Literal[
     "auto", "token_error_rate", "character_error_rate", "exact_match", "chrf", "bleu", "loss"
 ]
@@ -52,11 +76,15 @@ class DataSettings(Section):
     format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "parallel"] = "auto"
     """Layout of the files; auto: by the name (.tsv .csv .jsonl .parquet, also .gz or .zst); parallel: two text files, line by line."""
     header: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_name_answer)] = "auto"
-    """Whether the first line of a TSV or CSV file names the columns; auto: yes for CSV, no for TSV."""
+    """Whether the first line of a TSV or CSV file names the columns; auto: if it has usual names (source, target, input, word, english ...) or those of data.source, data.target and data.features."""
+    separator: Separator = "auto"
+    """Character between two columns, such as ";", "," or tab; auto: tab for TSV; for CSV the comma, or a semicolon or tab found by itself. Quotes are syntax, except in a TSV file whose quotes do not look so."""
+    encoding: Encoding = "auto"
+    """Encoding of text files, such as utf-8, utf-16, cp1252, shift_jis; auto: UTF-8, or UTF-16 by its byte order mark."""
     source: Column = "auto"
-    """Column of the source: a name, or a position from 1; auto: the column named source, else the first."""
+    """Column of the source: a name, or a position from 1; auto: the column named source (or input, word ...), else the first. Of nested JSON objects a path: translation.en."""
     target: Column = "auto"
-    """Column of the target: a name, or a position from 1; auto: the column named target, else the second."""
+    """Column of the target: a name, or a position from 1; auto: the column named target (or output, answer ...), else the second."""
     features: Texts = ()
     """Columns whose values become one symbol each before the source (tags, languages): names, or positions from 1."""
     leading_tags: bool = False

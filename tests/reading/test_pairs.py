@@ -6,6 +6,7 @@ import os
 import random
 import time
 import tracemalloc
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -216,7 +217,7 @@ def test_columns_are_found_by_position_and_by_name(tmp_path):
     by_name = DataSettings(header="yes", source="lemma", target="form", features=("tense",))
     found = list(read_pairs([path], by_name))
     assert [pair.features for pair in found] == [("tense=PST",), ("tense=",)]
-    by_position = DataSettings(source="2", target="1", features=("3",))
+    by_position = DataSettings(header="no", source="2", target="1", features=("3",))
     first = next(read_pairs([path], by_position))
     assert first[:4] == ("form", "lemma", ("3=tense",), 1)
 
@@ -268,7 +269,7 @@ def test_more_than_two_columns_must_be_chosen(tmp_path):
         ("p.tsv", "a ||| b", "'|||'"),
         ("p.tsv", "a   b", "runs of spaces"),
         ("p.tsv", '{"source": "a", "target": "b"}', "data.format=jsonl"),
-        ("p.csv", "a\tb", "data.format=tsv"),
+        ("p.csv", "a|b", "data.separator='|'"),
         ("p.tsv", "word", "a tab"),
         ("p.jsonl", '{"text": "a"}', "two columns"),
     ],
@@ -516,7 +517,8 @@ def test_a_corrupt_gz_file_is_refused(tmp_path):
         ("p.parquet", GOOD.encode(), "not a complete Parquet file"),
         ("p.parquet", dump("parquet", PAIRS)[:-9], "not a complete Parquet file"),
         ("p.parquet.gz", gzip.compress(b"x", mtime=0), "unpack the file"),
-        ("p.tsv", "a\tb\n".encode("utf-16"), "save it as UTF-8"),
+        ("p.tsv", "a\tb\n".encode("utf-16-le"), "data.encoding=utf-16-le"),
+        ("p.tsv", "ä\tЖ\n".encode("utf-16-be"), "data.encoding=utf-16-be"),
         ("p.jsonl", GOOD.encode(), "not JSONL"),
         ("p.jsonl", b"{}\n", "not JSONL"),
     ],
@@ -967,6 +969,12 @@ def test_a_source_is_in_one_split_whatever_its_features(source, valid, test):
     assert split == split_of(source, ("<V>", "3=x"), valid, test)
     assert split != "valid" or valid > 0
     assert split != "test" or test > 0
+
+
+def test_a_source_in_two_unicode_forms_is_in_one_split():
+    for n in range(200):
+        forms = [unicodedata.normalize(form, f"é한 {n}") for form in ("NFC", "NFD")]
+        assert len({split_of(form, (), 0.3, 0.3) for form in forms}) == 1
 
 
 def test_splits_have_about_the_requested_sizes():

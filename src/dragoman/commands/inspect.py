@@ -151,7 +151,7 @@ def inspect_pairs(
         findings=tuple(findings),
         settings=settings,
         reasons=tuple(reasons),
-        notes=tuple(notes),
+        notes=(*(row_errors.layouts if row_errors else ()), *notes),
     )
 
 

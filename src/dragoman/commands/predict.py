@@ -421,6 +421,7 @@ def _read_rows(model: Predictor, job: Job, position: FilePosition | None = None)
         prefix=job.prefix,
         with_columns=job.layouts[0] != "text",  # then no output is text
         position=position,
+        report=lambda line: print(f"dragoman: {line}", file=sys.stderr),
     )
 
 

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from dragoman.data.cache import Cache, make_key
 from dragoman.data.dataset import ROWS_PER_CHUNK, EncodedPairs, encode_splits
 from dragoman.errors import DataError, ModelFolderError
-from dragoman.reading.pairs import Pair, RowErrors, describe_columns, read_pairs
+from dragoman.reading.pairs import Pair, RowErrors, describe_layout, read_pairs
 from dragoman.reading.row_errors import RowError
 from dragoman.reading.statistics import PairStatistics, Split, collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings
@@ -218,8 +218,8 @@ class RunData:
         return statistics
 
     def _encode(self, settings: Settings, used: dict[str, Any]) -> _Findings:
-        columns = describe_columns(self.paths, settings.data)
-        notes = [f"columns: {columns}"] if columns else []
+        given = [files for files in self._list_files().values() if files]
+        notes = [note for files in given if (note := describe_layout(files, settings.data))]
         self.tokenizer = PairTokenizer.train(self.read_split("train"), settings.tokenizer)
         num_rows, long_rows = encode_splits(
             self.read_splits(),

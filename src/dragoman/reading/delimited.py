@@ -1,12 +1,15 @@
 """Reads TSV (a tab always separates), CSV (with quotes), and parallel text (line by line)."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from operator import itemgetter
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 from dragoman.errors import DataError
+from dragoman.reading.headers import is_header, is_prediction
 from dragoman.reading.row_errors import (
     BAD_CSV,
     EMPTY_LINE,
@@ -16,31 +19,187 @@ from dragoman.reading.row_errors import (
     find_line_error,
 )
 from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, empty_table, label_columns
-from dragoman.reading.text_files import Block, read_blocks
+from dragoman.reading.text_files import Block, Utf8Stream, read_blocks
+from dragoman.settings import DataSettings
 
+if TYPE_CHECKING:
+    import _csv
+
+_SAMPLE_LINES = 200
+_EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?\r?')
+_QUOTED_CELL = re.compile(r'^"|\t"', re.MULTILINE)
 _MOST_RECORD_LINES = 1 << 16
 _LARGEST_LIMIT = (1 << 31) - 1  # of csv, on every system
 
 
-def open_tsv(blocks: Iterator[Block], file: str, *, has_header: bool) -> Table:
-    """Return the table of a TSV file; its first line that is not empty gives the columns.
+@dataclass(frozen=True, kw_only=True)
+class _Dialect:
+    """How a line is split into cells."""
+
+    separator: str
+    has_quotes: bool
+    """Quotes are syntax: a cell in quotes may hold the separator, line ends, and quotes, twice."""
+    drops_spaces: bool = False
+    """Spaces after a separator are not text."""
+
+    def read(self, lines: Iterable[str]) -> "_csv.Reader":
+        """Return the cells of each row of `lines`."""
+        return csv.reader(
+            lines, strict=True, delimiter=self.separator, skipinitialspace=self.drops_spaces
+        )
+
+    def describe(self, usual: "_Dialect") -> Iterator[str]:
+        """Yield in words what is not as in `usual`."""
+        if self.separator != usual.separator:
+            name = {"\t": "tabs", ";": "semicolons", ",": "commas"}.get(self.separator)
+            yield f"separated by {name or repr(self.separator)}"
+        if self.has_quotes and not usual.has_quotes:
+            yield "quotes around a cell are not text"
+        if self.drops_spaces:
+            yield "spaces after a separator are not text"
+
+
+_FOUND_IN_CSV = [_Dialect(separator=one, has_quotes=True) for one in ";\t"]
+
+
+def open_delimited(
+    blocks: Iterator[Block],
+    file: str,
+    settings: DataSettings,
+    *,
+    is_csv: bool,
+    is_stream: bool = False,
+) -> Table:
+    """Return the table of a TSV or CSV file; its first row that is not empty gives the columns.
+
+    What the settings leave open is found in the first lines, and named in the notes of the table;
+    of a stream, a live one perhaps, nothing is.
 
     Raises: DataError, here and while rows are read, when the file cannot be read.
     """
     first = next(blocks, None)
     if first is None:
         return empty_table(file)
-    names = None
-    if has_header:
-        error = find_line_error(file, 1, first.lines[0])
-        if error is not None:
-            raise DataError(f"{file}:1: the header cannot be read: {error.detail}")
-        names = tuple(first.lines[0].split("\t"))
+    separator, notes = settings.separator, list[str]()
+    if not is_stream and (found := _EXCEL_SEPARATOR.fullmatch(first.lines[0])):
+        separator = found[1] if separator == "auto" else separator
+        notes.append(f"line 1 ({found[0].strip()}) names the separator")
         first = Block(first.first + 1, first.lines[1:], first.is_clean)
-    held = [first]
+    usual = _Dialect(separator="," if is_csv else "\t", has_quotes=is_csv)
+    dialect = usual
+    if separator != "auto":
+        dialect = _Dialect(separator=separator, has_quotes=is_csv or separator != "\t")
+    sample = [line for line in first.lines[:_SAMPLE_LINES] if line.strip()]
+    if not is_stream and dialect.has_quotes:
+        dialect = _find_dialect(
+            sample, [dialect, *_FOUND_IN_CSV] if separator == "auto" else [dialect]
+        )
+    elif not is_stream and settings.format == "auto" and not is_prediction(sample[:1]):
+        if _needs_quotes(sample):
+            dialect = replace(dialect, has_quotes=True)
+        elif _QUOTED_CELL.search("\n".join(sample)):
+            notes.append("quotes around a cell are text (data.format=csv data.separator=tab: not)")
+    notes += dialect.describe(usual)
+
+    def names_columns(cells: Sequence[str]) -> bool:
+        if settings.header == "auto" and not is_stream:
+            wanted = (settings.source, settings.target, *settings.features)
+            is_named = is_header(cells, wanted=wanted, is_csv=dialect.has_quotes)
+            place = "the first line is"
+            notes.append(f"{place} the header" if is_named else f"{place} a row, not a header")
+            return is_named
+        return settings.header == "yes"
+
+    blocks = chain([first], blocks)
+    if dialect.has_quotes:
+        # The limit belongs to the whole process; it is only ever raised.
+        longest = min(settings.max_characters + 1, _LARGEST_LIMIT)
+        csv.field_size_limit(max(csv.field_size_limit(), longest))
+        return _open_quoted(blocks, file, dialect, names_columns, notes, first.first - 1)
+    return _open_plain(blocks, file, dialect.separator, names_columns, notes)
+
+
+def _needs_quotes(sample: Sequence[str]) -> bool:
+    """Return whether quotes are syntax in these lines of TSV, as Excel and pandas write them.
+
+    They must be: a cell holds a tab, or a quote written twice; or all cells are in quotes.
+    """
+    text = "\n".join(sample)
+    if not _QUOTED_CELL.search(text):
+        return False
+    quoted = _Dialect(separator="\t", has_quotes=True)
+    width = _find_width(quoted, sample)
+    if width < 2:
+        return False
+    for line in sample:
+        if _QUOTED_CELL.search(line) and _find_width(quoted, [line]) == width:
+            cells = next(quoted.read([line]))
+            if line.count("\t") >= width or ('""' in line and any('"' in cell for cell in cells)):
+                return True
+    return len(sample) >= 10 and all(line.count('"') == 2 * width for line in sample)
+
+
+def _find_dialect(sample: Sequence[str], candidates: Sequence[_Dialect]) -> _Dialect:
+    """Return the first of `candidates` that fits the first lines of a CSV file.
+
+    The first one is the usual one: others are tried only if it sees one column. Spaces before a
+    quote are dropped if the lines fit then.
+    """
+    usual = candidates[0]
+    is_one_column = _find_width(usual, sample[:1]) < 2
+    for candidate in candidates if is_one_column else [usual]:
+        without_spaces = replace(candidate, drops_spaces=True)
+        if _has_spaces_before_quotes(candidate, sample) and _find_width(without_spaces, sample) > 1:
+            return without_spaces
+        if _find_width(candidate, sample) > 1:
+            return candidate
+    return usual
+
+
+def _has_spaces_before_quotes(dialect: _Dialect, sample: Sequence[str]) -> bool:
+    if f'{dialect.separator} "' not in "\n".join(sample):
+        return False
+    lines = [line.removesuffix("\r") for line in sample if "\r" not in line[:-1]]
+    reader = csv.reader(lines, delimiter=dialect.separator)
+    return any(cell.startswith(' "') for cells in reader for cell in cells)
+
+
+def _find_width(dialect: _Dialect, lines: Sequence[str]) -> int:
+    """Return how many cells each row has; 0: they differ, or a quote is wrong."""
+    widths = set[int]()
+    try:
+        for cells in dialect.read(line + "\n" for line in lines):
+            widths.add(len(cells))
+    except csv.Error as error:
+        if "unexpected end" not in str(error) or len(lines) < _SAMPLE_LINES:
+            return 0  # the last row may go on after a sample
+    return widths.pop() if len(widths) == 1 else 0
+
+
+def _open_plain(
+    blocks: Iterator[Block],
+    file: str,
+    separator: str,
+    names_columns: Callable[[Sequence[str]], bool],
+    notes: list[str],
+) -> Table:
+    """Return the table of a file in which quotes are text."""
+    held = [next(blocks)]
     while not any(held[-1].lines) and (block := next(blocks, None)):
         held.append(block)
-    sample = names or tuple(next(filter(None, held[-1].lines), "").split("\t"))
+    names = None
+    sample = tuple(next(filter(None, held[-1].lines), "").split(separator))
+    if names_columns(sample):
+        # Empty lines before the header are rows, and errors.
+        number = next((n for n, line in enumerate(held[-1].lines) if line), 0)
+        header = held.pop()
+        error = find_line_error(file, header.first + number, header.lines[number])
+        if error is not None:
+            raise DataError(f"{file}:{error.line}: the header cannot be read: {error.detail}")
+        names = sample
+        place = header.first + number + 1
+        held.append(Block(header.first, header.lines[:number], header.is_clean))
+        held.append(Block(place, header.lines[number + 1 :], header.is_clean))
     width = len(sample)
 
     def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
@@ -49,7 +208,7 @@ def open_tsv(blocks: Iterator[Block], file: str, *, has_header: bool) -> Table:
             is_clean = block.is_clean
             for number, line in enumerate(block.lines, block.first):
                 error = None if is_clean else find_line_error(file, number, line)
-                fields = line.split("\t")
+                fields = line.split(separator)
                 if error is not None:
                     yield error
                 elif len(fields) != width:
@@ -57,19 +216,22 @@ def open_tsv(blocks: Iterator[Block], file: str, *, has_header: bool) -> Table:
                 else:
                     yield number, choose(fields)
 
-    return Table(file=file, names=names, sample=sample, read=read)
+    return Table(file=file, names=names, sample=sample, read=read, notes=notes)
 
 
-def open_csv(blocks: Iterator[Block], file: str, *, has_header: bool, max_characters: int) -> Table:
-    """Return the table of a CSV file; fields of `max_characters` characters can be read.
-
-    Raises: DataError, here and while rows are read, when the file cannot be read.
-    """
-    # The limit belongs to the whole process; it is only ever raised.
-    csv.field_size_limit(max(csv.field_size_limit(), min(max_characters + 1, _LARGEST_LIMIT)))
-    records = _read_records(blocks, file)
+def _open_quoted(
+    blocks: Iterator[Block],
+    file: str,
+    dialect: _Dialect,
+    names_columns: Callable[[Sequence[str]], bool],
+    notes: list[str],
+    num_skipped: int,
+) -> Table:
+    """Return the table of a file in which quotes are syntax, after `num_skipped` lines of it."""
+    records = _read_records(blocks, file, dialect, num_skipped)
     held: list[tuple[int, list[str]] | RowError] = []
     sample: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
     while not sample:
         first = next(records, None)
         if first is None:
@@ -77,9 +239,11 @@ def open_csv(blocks: Iterator[Block], file: str, *, has_header: bool, max_charac
         if isinstance(first, RowError):
             raise DataError(f"{file}:{first.line}: the first line cannot be read: {first.detail}")
         sample = tuple(first[1])
-        if not (sample and has_header):
+        if sample and names_columns(sample):
+            names = sample
+        else:
             held.append(first)
-    names, width = sample if has_header else None, len(sample)
+    width = len(sample)
 
     def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
         choose = _choose(columns, label_columns(names, width))
@@ -91,10 +255,12 @@ def open_csv(blocks: Iterator[Block], file: str, *, has_header: bool, max_charac
             else:
                 yield record[0], choose(record[1])
 
-    return Table(file=file, names=names, sample=sample, read=read)
+    return Table(file=file, names=names, sample=sample, read=read, notes=notes)
 
 
-def _read_records(blocks: Iterator[Block], file: str) -> Iterator[tuple[int, list[str]] | RowError]:
+def _read_records(
+    blocks: Iterator[Block], file: str, dialect: _Dialect, num_skipped: int
+) -> Iterator[tuple[int, list[str]] | RowError]:
     """Yield each record with the number of its first line, or the error in it.
 
     Raises: DataError, when a quote is not closed: the rest cannot be split into rows.
@@ -112,19 +278,18 @@ def _read_records(blocks: Iterator[Block], file: str) -> Iterator[tuple[int, lis
                     line_error = line_error or find_line_error(file, number, line)
                 yield line + "\n"
 
-    reader = csv.reader(read_lines(), strict=True)
+    reader = dialect.read(read_lines())
     while True:
-        first, line_error = reader.line_num + 1, None
+        first, line_error = num_skipped + reader.line_num + 1, None
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             found = str(error)
-            if reader.line_num > first or "unexpected end" in found:
-                raise _describe_open_quote(
-                    file, first, f"line {reader.line_num}: {found}"
-                ) from error
+            last = num_skipped + reader.line_num
+            if last > first or "unexpected end" in found:
+                raise _describe_open_quote(file, first, f"line {last}: {found}") from error
             if "field limit" in found:
                 detail = f"a field has over {csv.field_size_limit()} characters"
                 yield RowError(file, first, OVER_LONG, detail)
@@ -143,7 +308,7 @@ def _describe_open_quote(file: str, line: int, found: str) -> DataError:
     )
 
 
-def open_parallel(streams: Sequence[BinaryIO], files: Sequence[str]) -> Table:
+def open_parallel(streams: Sequence[Utf8Stream], files: Sequence[str]) -> Table:
     """Return the table of one text stream (one column), or of two (source and target).
 
     Raises: DataError, here and while rows are read, when a file cannot be read, and at the end
@@ -172,7 +337,7 @@ def open_parallel(streams: Sequence[BinaryIO], files: Sequence[str]) -> Table:
     return Table(file=files[0], names=None, sample=("",) * len(files), read=read)
 
 
-def _read_lines(stream: BinaryIO, file: str) -> Iterator[str | RowError]:
+def _read_lines(stream: Utf8Stream, file: str) -> Iterator[str | RowError]:
     for block in read_blocks(stream, file):
         if block.is_clean:
             yield from block.lines

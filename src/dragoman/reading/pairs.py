@@ -1,16 +1,18 @@
 """Reads pairs to train on, and sources to predict, from files of any format."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
-from dragoman.errors import DataError
-from dragoman.reading.delimited import open_csv, open_parallel, open_tsv
+from dragoman.errors import DataError, shorten
+from dragoman.reading.delimited import open_delimited, open_parallel
 from dragoman.reading.jsonl import open_jsonl
 from dragoman.reading.parquet import open_parquet
 from dragoman.reading.row_errors import (
+    INVALID_UTF8,
     OVER_LONG,
     InvalidRow,
     RowError,
@@ -19,12 +21,19 @@ from dragoman.reading.row_errors import (
 )
 from dragoman.reading.tables import (
     WHOLE_ROW,
+    Columns,
     Table,
     choose_columns,
     choose_prefix_column,
     choose_source_columns,
 )
-from dragoman.reading.text_files import FilePosition, open_text_file, read_blocks, strip_packing
+from dragoman.reading.text_files import (
+    FilePosition,
+    Utf8Stream,
+    open_text_file,
+    read_blocks,
+    strip_packing,
+)
 from dragoman.settings import DataSettings
 
 __all__ = [
@@ -34,7 +43,7 @@ __all__ = [
     "RowErrors",
     "Source",
     "check_files",
-    "describe_columns",
+    "describe_layout",
     "list_source_columns",
     "read_pairs",
     "read_sources",
@@ -106,6 +115,8 @@ def read_pairs(
         columns = choose_columns(table, settings)
         assert columns.target is not None
         file, longest = table.file, settings.max_characters
+        if row_errors is not None and (layout := _describe(table, columns)):
+            row_errors.layouts.append(layout)
         has_features = bool(columns.features) or settings.leading_tags
         features: tuple[str, ...] = ()
         num_pairs = 0
@@ -140,6 +151,8 @@ def _check_errors(file: str, num_pairs: int, found: RowErrors, stopping: RowErro
     num_rows = num_pairs + found.total
     if stopping.total:
         remedies = []
+        if INVALID_UTF8 in stopping.counts:
+            remedies.append("set data.encoding to the encoding of the file, such as cp1252")
         if stopping.counts.keys() - {OVER_LONG}:
             remedies.append("set data.broken_rows=skip to leave invalid rows out")
         if OVER_LONG in stopping.counts:
@@ -166,21 +179,30 @@ def check_files(paths: Sequence[str | Path], settings: DataSettings) -> None:
     Raises: DataError, when a file cannot be used.
     """
     if paths:
-        describe_columns(paths, settings)
+        describe_layout(paths, settings)
 
 
-def describe_columns(paths: Sequence[str | Path], settings: DataSettings) -> str:
-    """Return which named columns are read, for messages; "" if columns have no names.
+def describe_layout(paths: Sequence[str | Path], settings: DataSettings) -> str:
+    """Return in one line how files of pairs are read: what was found, and the columns by name.
 
     Raises: DataError, when a file cannot be used.
     """
     with _open_pairs([Path(path) for path in paths], settings) as table:
-        columns, names = choose_columns(table, settings), table.names
-        if names is None:
-            return ""
-        assert columns.target is not None
-        features = "".join(f", feature {names[i]!r}" for i in columns.features)
-        return f"source {names[columns.source]!r}, target {names[columns.target]!r}{features}"
+        return _describe(table, choose_columns(table, settings))
+
+
+def _describe(table: Table, columns: Columns) -> str:
+    """Return how a table is read, in one line; "" if nothing was found and no column is named."""
+    notes, names = list(table.notes), table.names
+    if names is not None:
+        sides = {"source": columns.source, "target": columns.target}
+        used = [f"{side} {names[i]!r}" for side, i in sides.items() if i is not None]
+        used += [f"feature {names[i]!r}" for i in columns.features]
+        notes.append(f"columns: {', '.join(used)}")
+        indices = {columns.source, columns.target, *columns.features}
+        if unused := [repr(name) for i, name in enumerate(names) if i not in indices]:
+            notes.append(f"not used: {shorten(', '.join(unused))}")
+    return f"{table.file}: {'; '.join(notes)}" if notes else ""
 
 
 def read_sources(
@@ -192,6 +214,7 @@ def read_sources(
     prefix: str = "",
     with_columns: bool = False,
     position: FilePosition | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Source | InvalidRow]:
     """Yield the rows to predict in order; a row that cannot be used is an `InvalidRow`.
 
@@ -204,6 +227,7 @@ def read_sources(
         prefix: Column with prefixes of the outputs, for `given`.
         with_columns: Give the whole row as `columns`.
         position: Updated with how much of a file has been read.
+        report: Gets one line on how a file is read, if something was found or columns have names.
 
     Raises: DataError, when the file or the stream cannot be read or lacks a column.
     """
@@ -213,6 +237,8 @@ def read_sources(
             return
         choose = choose_columns if has_target else choose_source_columns
         columns = choose(table, settings)
+        if layout := _describe(table, columns):
+            report(layout)
         extra = []
         if has_target or prefix:
             target = choose_prefix_column(table, prefix) if prefix else columns.target
@@ -289,6 +315,7 @@ def _open_sources(
 ) -> Iterator[Table]:
     """Open the table of rows to predict; `name` is that of a stream in messages."""
     layout: Format = "tsv" if settings.format == "auto" else settings.format
+    is_stream = not isinstance(source, Path)
     with ExitStack() as stack:
         if isinstance(source, Path):
             if settings.format == "auto":
@@ -300,9 +327,10 @@ def _open_sources(
             source = stack.enter_context(open_text_file(source, position))
         elif layout == "parquet":
             raise DataError(f"{name}: Parquet cannot be read from a stream; give the file's name")
-        elif settings.header == "auto":  # a stream of lines: each is a source
-            settings = settings.model_copy(update={"header": "no"})
-        yield _open_table([source], [name], layout, settings, drops_blank_end=False)
+        # A stream may be live: nothing is found in its first lines, and each is a source.
+        yield _open_table(
+            [source], [name], layout, settings, drops_blank_end=False, is_stream=is_stream
+        )
 
 
 def _open_table(
@@ -312,18 +340,24 @@ def _open_table(
     settings: DataSettings,
     *,
     drops_blank_end: bool,
+    is_stream: bool = False,
 ) -> Table:
+    text = [
+        Utf8Stream(stream, name, settings.encoding, waits=not is_stream)
+        for stream, name in zip(streams, names, strict=True)
+    ]
     if layout == "parallel":
-        return open_parallel(streams, names)
-    blocks = read_blocks(
-        streams[0], names[0], keeps_returns=layout == "csv", drops_blank_end=drops_blank_end
-    )
-    if layout == "tsv":
-        return open_tsv(blocks, names[0], has_header=settings.header == "yes")
-    if layout == "jsonl":
-        return open_jsonl(blocks, names[0])
-    longest = settings.max_characters
-    return open_csv(blocks, names[0], has_header=settings.header != "no", max_characters=longest)
+        table = open_parallel(text, names)
+    else:
+        blocks = read_blocks(
+            text[0], names[0], keeps_returns=layout == "csv", drops_blank_end=drops_blank_end
+        )
+        if layout == "jsonl":
+            table = open_jsonl(blocks, names[0])
+        else:
+            is_csv = layout == "csv"
+            table = open_delimited(blocks, names[0], settings, is_csv=is_csv, is_stream=is_stream)
+    return replace(table, notes=[*(note for one in text for note in one.notes), *table.notes])
 
 
 def _find_layout(paths: Sequence[Path], settings: DataSettings) -> Format:

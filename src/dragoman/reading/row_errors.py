@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,8 @@ class RowErrors:
         self._counts: Counter[str] = Counter()
         self.examples: list[RowError] = []
         """The first errors of each kind, in their order."""
+        self.layouts: list[str] = []
+        """How each file was read, in one line: its encoding, separator, header, columns."""
 
     @classmethod
     def restore(cls, counts: Mapping[str, int], examples: Iterable[RowError]) -> "RowErrors":
@@ -90,9 +93,10 @@ def find_line_error(file: str, line: int, text: str) -> RowError | None:
     if at is None:
         return None
     byte = ord(text[at]) - 0xDC00
-    return RowError(
-        file, line, INVALID_UTF8, f"byte 0x{byte:02x} at character {at + 1} is not UTF-8"
-    )
+    found = f"byte 0x{byte:02x} at character {at + 1} is not UTF-8"
+    with suppress(UnicodeDecodeError):
+        found += f" ({bytes([byte]).decode('cp1252')!r} in Windows-1252)"
+    return RowError(file, line, INVALID_UTF8, found)
 
 
 def find_value_error(file: str, line: int, name: str, value: str) -> RowError | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
+from unicodedata import normalize
 
 from dragoman.reading.pairs import Pair, take_features
 from dragoman.settings import DataSettings
@@ -62,12 +63,14 @@ def split_of(
 ) -> Split:
     """Return the split of a source: the same on every machine, and in any order of the rows.
 
-    It depends on a hash of the source alone. `features` are ignored, so that a source with
+    It depends on a hash of the source alone, in the Unicode form NFC: a source in two forms is one.
+    `features` are ignored, so that a source with
     several features is never in two splits. Changing one fraction moves no row between train
     and the other split, as long as the fractions sum to less than 1.
     """
     if valid_fraction == test_fraction == 0.0:
         return "train"
+    source = normalize("NFC", source)
     digest = blake2b(source.encode(errors="surrogatepass"), digest_size=8).digest()
     place = (int.from_bytes(digest, "big") >> 11) / 2**53
     if place < valid_fraction:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from dragoman.errors import DataError, shorten
+from dragoman.reading.headers import find_pair
 from dragoman.reading.row_errors import RowError
 from dragoman.settings import DataSettings
 
@@ -16,11 +17,11 @@ WHOLE_ROW: Final = -1
 """Requested as a column: the whole row, as a JSON object."""
 _DEFAULTS = {"data.source": ("source", "1"), "data.target": ("target", "2")}
 _SEPARATORS = {
-    "\t": "tabs: set data.format=tsv",
+    "\t": "tabs: set data.format=tsv, or data.separator=tab if cells have quotes",
     "|||": "'|||': replace it by one tab",
-    ";": "semicolons: replace them by tabs, or save it as CSV with commas",
+    ";": "semicolons: set data.separator=';'",
     ",": "commas: set data.format=csv (and data.header=no if the first line is a pair)",
-    "|": "'|': replace it by a tab",
+    "|": "'|': set data.separator='|'",
     "  ": "runs of spaces: replace them by one tab",
 }
 
@@ -36,6 +37,8 @@ class Table:
     """The header, or the fields of the first row; (): the file is empty."""
     read: Callable[[Sequence[int]], Iterator[Row | RowError]]
     """Yields the rows, once, with the columns at these indices, from 0, or WHOLE_ROW."""
+    notes: Sequence[str] = ()
+    """How the file is read, in words, where that was found and not set."""
 
     def labels(self) -> tuple[str, ...]:
         """Return the names of the columns in WHOLE_ROW; positions if they have no names."""
@@ -84,7 +87,7 @@ def choose_columns(table: Table, settings: DataSettings) -> Columns:
     Raises: DataError, naming the columns that were found.
     """
     names = table.names or ()
-    is_named = settings.source == settings.target == "auto" and {"source", "target"} <= {*names}
+    is_named = settings.source == settings.target == "auto" and _find_named_pair(names) is not None
     by_hand = settings.source != "auto" or settings.target != "auto" or settings.features
     if len(table.sample) == 1:
         raise DataError(_describe_one_column(table))
@@ -95,6 +98,8 @@ def choose_columns(table: Table, settings: DataSettings) -> Columns:
         )
     wanted = [("data.source", settings.source), ("data.target", settings.target)]
     wanted += [("data.features", column) for column in settings.features]
+    if is_named and (named := _find_named_pair(names)):
+        wanted[:2] = [(setting, names[i]) for (setting, _), i in zip(wanted, named, strict=False)]
     source, target, *features = _find_columns(table, wanted)
     # Labels as typed: files with and without a header give the same symbols.
     return Columns(source, target, tuple(features), settings.features)
@@ -127,8 +132,17 @@ def choose_source_columns(table: Table, settings: DataSettings) -> Columns:
     is_shorter = table.names is None and len(table.sample) == highest - 1
     wanted = [("data.source", settings.source)]
     wanted += [("data.features", column) for column in settings.features]
+    named = _find_named_pair(table.names or ())
+    if settings.source == settings.target == "auto" and table.names and named:
+        wanted[0] = ("data.source", table.names[named[0]])
     source, *features = _find_columns(table, wanted, absent=target if is_shorter else None)
     return Columns(source, None, tuple(features), settings.features)
+
+
+def _find_named_pair(names: Sequence[str]) -> tuple[int, int] | None:
+    if names.count("source") == names.count("target") == 1:
+        return names.index("source"), names.index("target")
+    return find_pair(names)
 
 
 def _find_columns(

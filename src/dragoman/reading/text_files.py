@@ -1,5 +1,6 @@
 """Opens text files, plain, .gz or .zst, and reads them as blocks of whole lines."""
 
+import codecs
 import difflib
 import gzip
 import os
@@ -18,6 +19,12 @@ _CHUNK_BYTES = 1 << 16
 _LONGEST_LINE_BYTES = 1 << 26
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PACKERS = {".gz": ("gzip", _GZIP), ".zst": ("zstd", _ZSTD)}
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _FOREIGN = {
     _GZIP: "is compressed with gzip: give it a name that ends in .gz",
     _ZSTD: "is compressed with zstd: give it a name that ends in .zst",
@@ -120,8 +127,105 @@ def check_file(path: Path) -> None:
         raise DataError(f"{path}: no permission to read it")
 
 
+class Utf8Stream:
+    """A stream of text as UTF-8, with line ends that have a \\n, from any encoding.
+
+    Args:
+        encoding: Of `stream`; auto: by its byte order mark, else UTF-8.
+        waits: Look at the first 64 KiB; else only at what is there, for a live stream.
+
+    Raises: DataError, when the text looks like UTF-16 without a byte order mark.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str, encoding: str, *, waits: bool) -> None:
+        # read1 returns what is available: nothing before a truncation is lost.
+        self._read = getattr(stream, "read1", stream.read)
+        self._error: Exception | None = None
+        self._is_at_end = False
+        head = self._read_head(waits=waits)
+        found = next((found for mark, found in _MARKS.items() if head.startswith(mark)), "utf-8")
+        if encoding == "auto" and found == "utf-8" and (guess := _guess_utf16(head)):
+            raise DataError(
+                f"{name}: the text looks like UTF-16 without a byte order mark; set "
+                f"data.encoding={guess}, or save it as UTF-8"
+            )
+        if encoding == "auto":
+            encoding = found
+        self.notes: list[str] = []
+        """What was found, for messages: the encoding, and the line ends, where unusual."""
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._errors = "surrogatepass" if encoding.lower().startswith("utf") else "surrogateescape"
+        if codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig"):
+            self._decoder = codecs.getincrementaldecoder(encoding)(self._errors)
+            self.notes.append(f"encoding {encoding.upper()}")
+        self._head = b""
+        try:
+            self._head = self._recode(head)
+        except UnicodeDecodeError as error:  # raised when it is read
+            self._error = error
+        self._has_returns = waits and b"\r" in self._head[:-1] and b"\n" not in self._head
+        if self._has_returns:
+            self.notes.append("lines end with a carriage return")
+            self._head = self._head.replace(b"\r", b"\n")
+
+    def read1(self, size: int) -> bytes:
+        """Return the next bytes, about `size`; b"" at the end."""
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        if self._error is not None:
+            raise self._error
+        data = b""
+        while not data and not self._is_at_end:  # a chunk may end within its first character
+            data = self._read(size)
+            self._is_at_end = not data
+            data = self._recode(data)
+        return data.replace(b"\r", b"\n") if self._has_returns else data
+
+    read = read1
+
+    def _read_head(self, *, waits: bool) -> bytes:
+        head = bytearray()
+        try:
+            while waits or not head:
+                chunk = self._read(_CHUNK_BYTES)
+                head += chunk
+                self._is_at_end = not chunk
+                if self._is_at_end or len(head) >= _CHUNK_BYTES:
+                    break
+        except (EOFError, zlib.error, OSError) as error:  # after what could be read
+            self._error = error
+        return bytes(head)
+
+    def _recode(self, data: bytes) -> bytes:
+        if self._decoder is None:
+            return data
+        text = self._decoder.decode(data, final=self._is_at_end)
+        return text.encode("utf-8", self._errors)
+
+
+def _guess_utf16(head: bytes) -> str:
+    """Return the encoding of text that looks like UTF-16 without a mark, else ""."""
+    ends = head.count(b"\n")
+    zeros = [head[i::2].count(0) for i in (0, 1)]  # in Latin text, all in the high bytes
+    for name, end, high in (("utf-16-le", b"\n\0", 1), ("utf-16-be", b"\0\n", 0)):
+        if not ends or head.count(end) < 0.9 * ends or 10 * zeros[1 - high] > zeros[high]:
+            continue
+        try:
+            text = head[: len(head) // 2 * 2].decode(name)
+        except UnicodeDecodeError:
+            continue
+        if sum(character.isalnum() for character in text) > 1:
+            return name
+    return ""
+
+
 def read_blocks(
-    stream: BinaryIO, name: str, *, keeps_returns: bool = False, drops_blank_end: bool = False
+    stream: BinaryIO | Utf8Stream,
+    name: str,
+    *,
+    keeps_returns: bool = False,
+    drops_blank_end: bool = False,
 ) -> Iterator[Block]:
     r"""Yield the lines of `stream`, some kilobytes at a time; they end at \n, \r\n or the file's end.
 
@@ -159,7 +263,7 @@ def read_blocks(
             number += len(lines)
 
 
-def _read_whole_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
+def _read_whole_lines(stream: BinaryIO | Utf8Stream, name: str) -> Iterator[bytes]:
     """Yield some complete lines at a time, without the line end of the last one."""
     # read1 returns what is available: nothing before a truncation is lost, and a pipe does not wait.
     read = getattr(stream, "read1", stream.read)
@@ -168,6 +272,11 @@ def _read_whole_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
     while True:
         try:
             chunk = read(_CHUNK_BYTES)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}: near line {number} the text is not {error.encoding}: {error.reason}; set "
+                "data.encoding to the file's, or copy the file again"
+            ) from error
         except (EOFError, zlib.error, OSError) as error:
             is_cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
             raise DataError(

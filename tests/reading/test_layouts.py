@@ -1,0 +1,189 @@
+"""How files are read that say nothing of it: headers, separators, quotes, encodings, line ends."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from dragoman.commands.inspect import inspect
+from dragoman.errors import DataError
+from dragoman.reading.pairs import RowErrors, describe_layout, read_pairs, read_sources
+from dragoman.settings import DataSettings, Settings
+
+CASES = Path(__file__).with_name("cases")
+HEADER, ROW = "the first line is the header", "the first line is a row, not a header"
+OUTER = [(" abc ", " cba "), (" abd ", " dba "), (" abe ", " eba ")]
+GERMAN = [("Tür", "t y ː ɐ"), ("öl", "ø ː l"), ("a;b", "x")]
+LATIN = [("Tür", "rüT"), ("öl", "lö"), ("Grüße", "eßürG")]
+WORDS = [("abc", "cba"), ("abd", "dba"), ("abe", "eba")]
+
+
+def read(path: Path, **options: object) -> tuple[list[tuple[str, str]], str]:
+    """Return the pairs of a file, and the line on how it is read."""
+    errors = RowErrors()
+    found = list(read_pairs(path, DataSettings.model_validate(options), errors))
+    assert len(errors.layouts) <= 1
+    return [(pair.source, pair.target) for pair in found], "".join(errors.layouts)
+
+
+def read_text(folder: Path, name: str, data: str | bytes, **options: object):
+    path = folder / name
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return read(path, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "pairs", "notes"),
+    [
+        ("german_excel.csv", {}, GERMAN, ["semicolons", HEADER, "not used: 'sprache'"]),
+        ("german_excel_cp1252.csv", {"encoding": "cp1252"}, LATIN, ["CP1252", "semicolons"]),
+        ("excel_unicode_text.txt", {}, [("été", "été"), ("日本", "本日")], ["UTF-16", HEADER]),
+        ("utf16_without_bom.tsv", {"encoding": "utf-16-le"}, WORDS[:1], ["UTF-16-LE", HEADER]),
+        ("sep_line.csv", {}, WORDS[:2], ["line 1 (sep=,) names the separator", HEADER]),
+        ("headerless.csv", {}, WORDS, [ROW]),
+        ("header.tsv", {}, WORDS[:2], [HEADER, "source 'input_text', target 'target_text'"]),
+        ("capital_header_swapped.csv", {}, WORDS[:2], [HEADER, "source 'Source'"]),
+        (
+            "quoted.tsv",
+            {},
+            [('hello, "1"', "bonjour"), ("two\tcells", "deux"), ("plain", "simple")],
+            ["quotes around a cell are not text"],
+        ),
+        ("space_before_quote.csv", {}, [("a, 1", "b, 1"), ("c, 2", "d, 2")], ["spaces", HEADER]),
+        ("cr_only.tsv", {}, WORDS, ["carriage return"]),
+        ("outer_spaces.tsv", {}, OUTER, [ROW]),
+    ],
+)
+def test_each_case_gives_its_pairs_and_reports_what_was_found(name, options, pairs, notes):
+    found, layout = read(CASES / name, **options)
+    assert found == pairs
+    for note in notes:
+        assert note in layout
+    inspection = inspect(CASES / name, Settings(data=DataSettings.model_validate(options)))
+    assert inspection.notes[0] == layout == describe_layout([CASES / name], DataSettings(**options))
+
+
+def test_text_in_another_encoding_is_refused_with_a_guess():
+    with pytest.raises(DataError, match=r"'ü' in Windows-1252(.|\n)*data\.encoding"):
+        read(CASES / "german_excel_cp1252.csv")
+    with pytest.raises(DataError, match=r"looks like UTF-16 .* set data.encoding=utf-16-le"):
+        read(CASES / "utf16_without_bom.tsv")
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "is_header"),
+    [
+        ("p.tsv", "word\tphonemes", True),
+        ("p.tsv", "English\tGerman", True),
+        ("p.tsv", "inputText\toutputText", True),
+        ("p.tsv", "Wort\tword", False),  # a German-English dictionary
+        ("p.tsv", "it\tes", False),  # words, and codes of languages
+        ("p.tsv", "some source\tsome target", False),
+        ("p.tsv", "source\tsource", False),
+        ("p.csv", "en,de", True),
+        ("p.csv", "id,word", True),
+        ("p.csv", "hello,bonjour", False),
+    ],
+)
+def test_usual_names_are_a_header(tmp_path, name, line, is_header):
+    separator = "," if name == "p.csv" else "\t"
+    found, layout = read_text(tmp_path, name, f"{line}\nx{separator}y\n")
+    assert (HEADER if is_header else ROW) in layout
+    assert found == [("x", "y")] if is_header else [tuple(line.split(separator)), ("x", "y")]
+
+
+def test_columns_that_the_settings_name_are_a_header(tmp_path):
+    found, layout = read_text(tmp_path, "p.tsv", "foo\tbar\na\tb\n", source="bar", target="foo")
+    assert found == [("b", "a")]
+    assert HEADER in layout
+
+
+def test_a_row_is_never_lost_where_the_header_is_set(tmp_path):
+    assert read_text(tmp_path, "p.csv", "source,target\na,b\n", header="no")[0][0] == (
+        "source",
+        "target",
+    )
+    assert read_text(tmp_path, "q.csv", "x,y\na,b\n", header="yes")[0] == [("a", "b")]
+
+
+def test_a_table_that_predict_writes_is_read_back(tmp_path):
+    names = "source\tline\tprediction\tscore\tconfidence\tis_complete\terror"
+    row = '"a\t1\tb""\t-0.5\t0.9\ttrue\t'
+    path = tmp_path / "out.tsv"
+    path.write_text(f"{names}\n{row}\n")
+    assert [one.source for one in read_sources(path, DataSettings())] == ['"a']
+    assert read(path)[0] == [('"a', 'b""')]
+
+
+def test_separators_are_set_or_found(tmp_path):
+    pairs = [("a", "b"), ("c", "d")]
+    assert read_text(tmp_path, "a.csv", "a\tb\nc\td\n")[0] == pairs
+    assert read_text(tmp_path, "b.txt", "a;b\nc;d\n", separator=";")[0] == pairs
+    assert read_text(tmp_path, "c.csv", "a|b\nc|d\n", separator="|")[0] == pairs
+    assert read_text(tmp_path, "d.csv", '"a"\tb\nc\td\n', separator="tab")[0] == pairs
+    assert read_text(tmp_path, "e.csv", '"sep=|"\na|b\nc|d\n')[0] == pairs
+    assert read_text(tmp_path, "f.csv", "a,b;x\nc,d;x\n")[0] == [("a", "b;x"), ("c", "d;x")]
+
+
+def test_a_row_after_the_separator_line_keeps_its_number(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("sep=;\na;b\nc;d;e\n")
+    with pytest.raises(DataError, match=r"p\.csv:3: 3 columns"):
+        list(read_pairs(path))
+
+
+def test_quotes_in_tsv_are_text_unless_they_must_be_syntax(tmp_path):
+    spoken = '"Yes."\t"Oui."\n"No."\t"Non."\n'
+    found, layout = read_text(tmp_path, "p.tsv", spoken)
+    assert found[0] == ('"Yes."', '"Oui."')
+    assert "quotes around a cell are text" in layout
+    assert read_text(tmp_path, "p.tsv", spoken, format="csv", separator="tab")[0][0] == (
+        "Yes.",
+        "Oui.",
+    )
+    unclosed = '"Yes, he said.\ta\nGo ""home"".\tb\n'
+    assert read_text(tmp_path, "q.tsv", unclosed)[0][0] == ('"Yes, he said.', "a")
+    text = (CASES / "quoted.tsv").read_text()
+    assert read_text(tmp_path, "r.tsv", text, format="tsv", broken_rows="skip")[0][0] == (
+        '"hello, ""1"""',
+        "bonjour",
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding):
+    rows = "".join(f"Häuser {n}\tЖ😀 {n}\r\n" for n in range(9000))  # several chunks
+    found, _ = read_text(tmp_path, "p.tsv", rows.encode(encoding))
+    assert found == [(f"Häuser {n}", f"Ж😀 {n}") for n in range(9000)]
+
+
+@pytest.mark.parametrize("encoding", ["shift_jis", "gb18030", "euc_kr", "utf-16-be"])
+def test_any_encoding_can_be_set(tmp_path, encoding):
+    text = "한국" if encoding == "euc_kr" else "日本"
+    rows = f"{text}\tx\n" * 9000
+    found, _ = read_text(tmp_path, "p.tsv", rows.encode(encoding), encoding=encoding)
+    assert found == [(text, "x")] * 9000
+
+
+def test_bytes_that_an_encoding_does_not_have_are_row_errors(tmp_path):
+    (tmp_path / "p.tsv").write_bytes(b"a\tb\n\x81\tb\n")
+    errors = RowErrors()
+    found = read_pairs(
+        tmp_path / "p.tsv", DataSettings(encoding="cp1252", broken_rows="skip"), errors
+    )
+    assert len(list(found)) == errors.total == 1
+    (tmp_path / "q.tsv").write_bytes("a\tb\n".encode("utf-16") + b"\n")
+    with pytest.raises(DataError, match=r"near line 1 the text is not utf-16"):
+        read(tmp_path / "q.tsv")
+
+
+def test_wrong_names_of_encodings_and_separators_are_refused():
+    for wrong in ({"encoding": "utf-99"}, {"encoding": "zip"}, {"separator": ";;"}):
+        with pytest.raises(ValueError, match="expected"):
+            DataSettings.model_validate(wrong)
+
+
+def test_a_stream_is_read_line_by_line_as_it_is():
+    stream = io.BytesIO(b'source\ttarget\n"a ""b"""\tc\n')
+    found = [row.source for row in read_sources(stream, DataSettings())]
+    assert found == ["source", '"a ""b"""']

@@ -2,7 +2,6 @@ from collections.abc import Sequence
 
 from dragoman.evaluation.evaluation import (
     Scores,
-    check_rows,
     collect_statistics,
     score_statistics,
 )
@@ -19,7 +18,6 @@ def score(
     has_symbols: bool = False,
 ) -> Scores:
     """Return the scores of `hypotheses`, as running text without `settings`."""
-    check_rows(hypotheses, references)
     settings = settings or EvaluationSettings(task="text")
     metrics = choose_metrics(settings, references, separator=separator, has_symbols=has_symbols)
     return score_statistics(metrics, collect_statistics(metrics, hypotheses, references), settings)

@@ -188,20 +188,6 @@ def test_another_reference_never_adds_edits(rows):
     assert scores["character_error_rate"] == 0
 
 
-@pytest.mark.parametrize(
-    ("hypotheses", "references", "message"),
-    [
-        (["a"], [["a"], ["b"]], "1 hypotheses, but references for 2 rows"),
-        ([], [], "no rows"),
-        (["a", "b"], [["a"], []], "row 1 has no reference"),
-        (["abc"], ["abc"], "row 0: .* not the string 'abc'"),
-    ],
-)
-def test_rows_that_cannot_be_scored_are_refused(hypotheses, references, message):
-    with pytest.raises(ValueError, match=message):
-        score(hypotheses, references)
-
-
 def test_to_dict_gives_plain_values_by_name():
     hypotheses = ["a b c d", "e"] * 10
     values = score(hypotheses, [["a b c d"], ["f"]] * 10).to_dict()

@@ -145,7 +145,10 @@ def evaluate_rows(
     tokenization = tokenization or TargetTokenization()
     hypotheses = [row.hypothesis for row in rows]
     references = [row.references for row in rows]
-    check_rows(hypotheses, references)
+    if not rows:
+        raise ValueError("there are no rows to score")
+    if (place := next((i for i, row in enumerate(rows) if not row.references), None)) is not None:
+        raise ValueError(f"row {place} has no reference")
     metrics = choose_metrics(
         settings,
         references,
@@ -202,21 +205,6 @@ def score_statistics(
         tiles=tuple(metric.name for metric in metrics if metric.is_tile),
         signatures={metric.name: metric.signature for metric in metrics if metric.signature},
     )
-
-
-def check_rows(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """Raise a ValueError unless there are rows, each with a list of references."""
-    if len(hypotheses) != len(references):
-        raise ValueError(f"{len(hypotheses)} hypotheses, but references for {len(references)} rows")
-    if not references:
-        raise ValueError("there are no rows to score")
-    for row, texts in enumerate(references):
-        if isinstance(texts, str):  # a string is a sequence of strings too: its characters
-            raise ValueError(
-                f"row {row}: references are a list of strings, not the string {texts!r}"
-            )
-        if not texts:
-            raise ValueError(f"row {row} has no reference")
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:

@@ -1,6 +1,7 @@
 """What each section of the page shows, from the content of a report; None leaves the section out."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ _MOST_CURVES = 4
 _MOST_SCORES = 9  # with a chart; a table has them all
 _MOST_MAPS = 6
 _MOST_CONFUSIONS = 30
-_MOST_EXAMPLES = 5
 _MOST_SAMPLES = 12  # of a list
 _LOSSES = {
     "train_loss": "training",
@@ -50,8 +50,10 @@ _SEVERITIES = ("fault", "warning", "note")
 
 def show_training(content: ReportContent) -> Shown | None:
     """Return the charts of the training: losses, validation scores, learning rate, speed."""
-    curves = {name: _keep_finite(points) for name, points in content.curves.items()}
-    curves = {name: points for name, points in curves.items() if points}
+    curves: dict[str, Sequence[Point]] = {}
+    for name, points in content.curves.items():
+        if finite := [(step, value) for step, value in points if math.isfinite(value)]:
+            curves[name] = finite
     losses = {title: curves[name] for name, title in _LOSSES.items() if name in curves}
     scores = {
         name.removeprefix("valid_"): points
@@ -99,16 +101,9 @@ def show_inspection(content: ReportContent) -> Shown | None:
         content.inspection.get("findings", []),
         key=lambda finding: _SEVERITIES.index(finding.get("severity", "note")),
     )
-    counts = {
-        severity: sum(finding.get("severity") == severity for finding in findings)
-        for severity in _SEVERITIES
-    }
     return {
-        "findings": [
-            {**finding, "examples": finding.get("examples", [])[:_MOST_EXAMPLES]}
-            for finding in findings
-        ],
-        "counts": {severity: count for severity, count in counts.items() if count},
+        "findings": findings,
+        "counts": Counter(finding.get("severity", "note") for finding in findings),
         "splits": content.inspection.get("splits", {}),
         "measures": ("source_characters", "target_characters", "source_tokens", "target_tokens"),
         "preset": content.inspection.get("preset"),
@@ -174,48 +169,45 @@ def _draw_scores(
 
 def show_breakdowns(content: ReportContent) -> Shown | None:
     """Return, by evaluation, a table of each breakdown, with charts of a score and an error rate."""
-    shown = {}
+    shown: dict[str, list[Shown]] = {}
     for number, (split, evaluation) in enumerate(content.evaluations.items()):
-        tables = [
-            _show_breakdown(evaluation, kind, groups, f"group{number}x{place}")
-            for place, (kind, groups) in enumerate((evaluation.get("breakdown") or {}).items())
-            if groups
-        ]
-        if tables:
-            shown[split] = tables
-    return _by_split(content, shown)
-
-
-def _show_breakdown(
-    evaluation: Mapping[str, Any], kind: str, groups: Sequence[Mapping[str, Any]], key: str
-) -> Shown:
-    names = [name for name in groups[0] if name not in ("group", "rows")]
-    titles = {name: find_title(evaluation, name) for name in names}
-    labels = [str(group["group"]) for group in groups]
-    estimates = {name: [take_estimate(group.get(name)) for group in groups] for name in names}
-    first_by_direction = {is_higher_better(evaluation, name): name for name in reversed(names)}
-    return {
-        "title": kind,
-        "columns": list(titles.values()),
-        "lines": [
-            {
-                "group": label,
-                "rows": group["rows"],
-                "cells": [show_estimate(estimates[name][place]) for name in names],
+        for place, (kind, groups) in enumerate((evaluation.get("breakdown") or {}).items()):
+            if not groups:
+                continue
+            titles = {
+                name: find_title(evaluation, name)
+                for name in groups[0]
+                if name not in ("group", "rows")
             }
-            for place, (label, group) in enumerate(zip(labels, groups, strict=True))
-        ],
-        "charts": [
-            draw_intervals(
-                f"{key}x{is_higher:d}",
-                titles[name],
-                labels,
-                {titles[name]: estimates[name]},
-                unit=name_unit(is_higher_better=is_higher),
+            labels = [str(group["group"]) for group in groups]
+            estimates = {
+                name: [take_estimate(group.get(name)) for group in groups] for name in titles
+            }
+            lines = [
+                {
+                    "group": label,
+                    "rows": group["rows"],
+                    "cells": [show_estimate(estimates[name][row]) for name in titles],
+                }
+                for row, (label, group) in enumerate(zip(labels, groups, strict=True))
+            ]
+            first_by_direction = {
+                is_higher_better(evaluation, name): name for name in reversed(titles)
+            }
+            charts = [
+                draw_intervals(
+                    f"group{number}x{place}x{is_higher:d}",
+                    titles[name],
+                    labels,
+                    {titles[name]: estimates[name]},
+                    unit=name_unit(is_higher_better=is_higher),
+                )
+                for is_higher, name in sorted(first_by_direction.items(), reverse=True)
+            ]
+            shown.setdefault(split, []).append(
+                {"title": kind, "columns": [*titles.values()], "lines": lines, "charts": charts}
             )
-            for is_higher, name in sorted(first_by_direction.items(), reverse=True)
-        ],
-    }
+    return _by_split(content, shown)
 
 
 def show_confusions(content: ReportContent) -> Shown | None:
@@ -261,8 +253,10 @@ def show_confidence(content: ReportContent) -> Shown | None:
             charts.append(draw_calibration(f"calibration{number}", drawn))
         curve = [(100 * point[0], 100 * point[1]) for point in confidence.get("curve", [])]
         if curve:
-            marks = {
-                f"{one['precision']:.0%} exact": _find_nearest(curve, 100 * one["coverage"])
+            marks = {  # the nearest point of the curve
+                f"{one['precision']:.0%} exact": min(
+                    (abs(point[0] - 100 * one["coverage"]), point) for point in curve
+                )[1]
                 for one in confidence.get("thresholds", [])
             }
             charts.append(draw_risk(f"risk{number}", curve, marks))
@@ -283,70 +277,73 @@ def choose_samples(rows: Sequence[Row], count: int = _MOST_SAMPLES) -> list[Show
     Each has a title, a note, and samples: a row, its differences, its edits and its place. Ties keep
     the order of the rows.
     """
-    wrong = [row for row in rows if not row.is_exact]
-    known = [row for row in rows if row.confidence is not None]
-    spread = [rows[place * len(rows) // count] for place in range(count)]
-    chosen = [
+    closest = [find_closest(row.hypothesis, row.references) for row in rows]
+    places = range(len(rows))
+    wrong = [place for place in places if not rows[place].is_exact]
+    confidence = {
+        place: row.confidence for place, row in enumerate(rows) if row.confidence is not None
+    }
+    lists = (
         (
             "Typical rows",
             "Spread evenly over the file, right or wrong: what to expect.",
-            spread if len(rows) > count else rows,
+            [place * len(rows) // count for place in range(count)] if len(rows) > count else places,
         ),
         (
             "Confident and wrong",
             "Outputs that are not exact, with the highest confidence: errors above every threshold, "
             "or references worth a second look.",
             sorted(
-                (row for row in wrong if row.confidence is not None),
-                key=lambda row: -(row.confidence or 0.0),
+                (place for place in wrong if place in confidence),
+                key=lambda place: -confidence[place],
             ),
         ),
         (
             "Least confident",
             "The lowest confidence, right or wrong: the first rows to check by hand.",
-            sorted(known, key=lambda row: row.confidence or 0.0),
+            sorted(confidence, key=lambda place: confidence[place]),
         ),
         (
             "Furthest off",
             "The most edits to the closest reference, relative to its length.",
-            sorted(wrong, key=lambda row: -_find_error_rate(row)),
+            sorted(wrong, key=lambda place: -closest[place][1] / max(1, len(closest[place][0]))),
         ),
-    ]
+    )
+
+    def show(place: int) -> Shown:
+        row, (reference, edits) = rows[place], closest[place]
+        name = Path(row.file).name
+        return {
+            "row": row,
+            "shown": show_differences(reference, row.hypothesis),
+            "edits": edits,
+            "place": f"{name}:{row.line}" if name and row.line else name,
+        }
+
     return [
-        {"title": title, "note": note, "samples": [_show_sample(row) for row in found[:count]]}
-        for title, note, found in chosen
-        if found
+        {"title": title, "note": note, "samples": [show(place) for place in chosen[:count]]}
+        for title, note, chosen in lists
+        if chosen
     ]
-
-
-def _find_error_rate(row: Row) -> float:
-    reference, edits = find_closest(row.hypothesis, row.references)
-    return edits / max(1, len(reference))
-
-
-def _show_sample(row: Row) -> Shown:
-    reference, edits = find_closest(row.hypothesis, row.references)
-    name = Path(row.file).name
-    place = f"{name}:{row.line}" if name and row.line else name
-    shown = show_differences(reference, row.hypothesis)
-    return {"row": row, "shown": shown, "edits": edits, "place": place}
 
 
 def show_attention(content: ReportContent) -> Shown | None:
     """Return a heat map for each of up to six outputs."""
-    maps = [one for one in content.attention if one["tokens"] and one["source_tokens"]]
+    maps = [one for one in content.attention if one["tokens"] and one["source_tokens"]][:_MOST_MAPS]
+    if not maps:
+        return None
     charts = [
         draw_attention(
-            f"attention{number}", one.get("source") or f"Output {number}", one["source_tokens"], one["tokens"],
+            f"attention{number}",
+            one.get("source") or f"Output {number}",
+            one["source_tokens"],
+            one["tokens"],
             one["weights"],
         )
-        for number, one in enumerate(maps[:_MOST_MAPS], start=1)
-    ]  # fmt: skip
-    is_truncated = any(
-        max(len(one["tokens"]), len(one["source_tokens"])) > MOST_TOKENS
-        for one in maps[:_MOST_MAPS]
-    )
-    return {"charts": charts, "is_truncated": is_truncated, "most": MOST_TOKENS} if charts else None
+        for number, one in enumerate(maps, start=1)
+    ]
+    longest = max(len(side) for one in maps for side in (one["tokens"], one["source_tokens"]))
+    return {"charts": charts, "is_truncated": longest > MOST_TOKENS, "most": MOST_TOKENS}
 
 
 def show_settings(content: ReportContent) -> Shown | None:
@@ -380,11 +377,3 @@ def _by_split(content: ReportContent, shown: Mapping[str, Any]) -> Shown | None:
         return None
     names = sorted(shown, key=lambda name: name != content.main_evaluation)
     return {"splits": {name: shown[name] for name in names}}
-
-
-def _keep_finite(points: Sequence[tuple[int, float]]) -> list[Point]:
-    return [(step, value) for step, value in points if math.isfinite(value)]
-
-
-def _find_nearest(curve: Sequence[Point], coverage: float) -> Point:
-    return min(curve, key=lambda point: abs(point[0] - coverage))

@@ -28,7 +28,7 @@ from dragoman.commands.output_formats import Layout, RowWriter, find_layout, fin
 from dragoman.configuration import flatten_settings
 from dragoman.errors import DragomanError
 from dragoman.evaluation.confidence import round_confidence
-from dragoman.predictor import Prediction, Predictor, make_windows
+from dragoman.predictor import Predictor, make_windows
 from dragoman.reading.pairs import (
     FilePosition,
     InvalidRow,
@@ -36,11 +36,10 @@ from dragoman.reading.pairs import (
     list_source_columns,
     read_sources,
 )
-from dragoman.settings import DecodingSettings
 from dragoman.storage import hold_lock, sha256, staged_file
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
 Row = Source | InvalidRow
 
@@ -62,7 +61,7 @@ class Job:
             outputs and invalid rows; None: all rows go to `output`.
         is_jsonl: Write JSON lines whatever the names of the files.
         scores_targets: The rows are pairs; score their targets.
-        prefix: Column with the beginning of each output; "": none.
+        prefix: Column with the start of each output; "": none.
         restart: Discard an interrupted prediction of the same output.
     """
 
@@ -90,12 +89,10 @@ class Job:
         return [default if path is None or self.is_jsonl else find_layout(path) for path in paths]
 
     @property
-    def replaces_input(self) -> bool:
-        """Whether an output has the name of the input, and so may have replaced it."""
-        given = self.input
-        return given is not None and any(
-            path.exists() and path.samefile(given) for path in self.files.values()
-        )
+    def named_outputs(self) -> str:
+        """The outputs, as typed, for messages."""
+        named = [f"{option} {path}" for option, path in self.files.items()]
+        return ", ".join([*(["standard output"] if self.output is None else []), *named])
 
 
 def run_job(model: Predictor, job: Job) -> list[str]:
@@ -108,30 +105,31 @@ def run_job(model: Predictor, job: Job) -> list[str]:
     Raises:
         DragomanError: The input, an output, or an interrupted prediction of it is unsuitable.
     """
-    _check_outputs(job)
-    if job.output is None or (job.output.exists() and not job.output.is_file()):
-        return _stream(model, job).report(job)
-    with _lock_files(job.files):
-        return _write_files(model, job).report(job)
-
-
-def _check_outputs(job: Job) -> None:
-    """Raise an error if the second output could lose rows."""
-    path = job.low_confidence_output
-    if path is None:
-        return
-    if path.exists() and not path.is_file():
-        raise DragomanError(f"--low-confidence-output {path}: it is not a file; give another name")
-    if job.output is not None and job.output.resolve() == path.resolve():
-        raise DragomanError(f"--low-confidence-output {path}: this is the --output too")
-    if "text" in job.layouts:
-        named = [("--output", job.output), ("--low-confidence-output", path)]
-        option, file = named[job.layouts.index("text")]
-        raise DragomanError(
-            f"{option} {file or '(standard output)'}: lines of text do not say to which rows they "
-            "belong when other rows are in another file; name it .jsonl, .csv or .tsv, or give "
-            "--jsonl"
-        )
+    low = job.low_confidence_output
+    if low is not None:
+        if low.exists() and not low.is_file():
+            raise DragomanError(
+                f"--low-confidence-output {low}: it is not a file; give another name"
+            )
+        if job.output is not None and job.output.resolve() == low.resolve():
+            raise DragomanError(f"--low-confidence-output {low}: this is the --output too")
+        if "text" in job.layouts:
+            named = [("--output", job.output), ("--low-confidence-output", low)]
+            option, file = named[job.layouts.index("text")]
+            raise DragomanError(
+                f"{option} {file or '(standard output)'}: lines of text do not say to which rows "
+                "they belong when other rows are in another file; name it .jsonl, .csv or .tsv, or "
+                "give --jsonl"
+            )
+    try:
+        if job.output is None or (job.output.exists() and not job.output.is_file()):
+            return _stream(model, job).report(job)
+        with _lock_files(job.files):
+            return _write_files(model, job).report(job)
+    except BrokenPipeError:  # nobody reads standard output or standard error any more
+        raise
+    except OSError as error:
+        raise DragomanError(f"{job.named_outputs}: cannot be written: {error.strerror}") from error
 
 
 @dataclass(kw_only=True)
@@ -207,11 +205,20 @@ def _write_files(model: Predictor, job: Job) -> State:
     digest = hashlib.blake2b(digest_size=16)
     try:
         rows = _read_rows(model, job, position)
-        is_input_there = not (is_complete and job.replaces_input)
-        if is_input_there:
-            _skip_done(rows, state, digest, job.output)
+        is_input_replaced = is_complete and any(
+            job.input is not None and path.exists() and path.samefile(job.input)
+            for path in job.files.values()
+        )
+        if not is_input_replaced:
+            num_skipped = _update_digest(digest, islice(rows, state.rows))
+            if state.rows and (num_skipped < state.rows or digest.hexdigest() != state.digest):
+                raise DragomanError(
+                    f"{job.output}: its prediction was interrupted after row {state.rows:,}, and "
+                    "these rows of the input are no longer the same: give the same input, or "
+                    f"{_REMEDY}"
+                )
         if is_complete:
-            if is_input_there and next(rows, None) is not None:
+            if not is_input_replaced and next(rows, None) is not None:
                 raise DragomanError(
                     f"{job.output}: all {state.rows:,} rows of the input were done, and now it has "
                     f"more: give the same input, or {_REMEDY}"
@@ -248,25 +255,10 @@ def _write_files(model: Predictor, job: Job) -> State:
         raise KeyboardInterrupt(
             f"stopped; the same command resumes after row {state.rows:,}"
         ) from stop
-    except BrokenPipeError:  # standard error has no reader
-        raise
-    except OSError as error:
-        named = ", ".join(f"{option} {path}" for option, path in job.files.items())
-        raise DragomanError(f"{named}: cannot be written: {error.strerror}") from error
     finally:
         if not state.rows:  # nothing to resume from
             journal.discard()
     return state
-
-
-def _skip_done(rows: Iterator[Row], state: State, digest: "hashlib.blake2b", output: Path) -> None:
-    """Skip the rows that are done, or raise an error if they are not the rows of `state`."""
-    count = _update_digest(digest, islice(rows, state.rows))
-    if state.rows and (count < state.rows or digest.hexdigest() != state.digest):
-        raise DragomanError(
-            f"{output}: its prediction was interrupted after row {state.rows:,}, and these rows of "
-            f"the input are no longer the same: give the same input, or {_REMEDY}"
-        )
 
 
 def _update_digest(digest: "hashlib.blake2b", rows: Iterable[Row]) -> int:
@@ -281,6 +273,9 @@ def _update_digest(digest: "hashlib.blake2b", rows: Iterable[Row]) -> int:
 def _describe_job(model: Predictor, job: Job) -> dict[str, object]:
     """Return everything that the outputs depend on, except the input."""
     settings, low = flatten_settings(model.settings), job.low_confidence_output
+    decoding = model.settings.decoding
+    schema = "" if decoding.json_schema.lstrip().startswith("{") else decoding.json_schema
+    constraints = [Path(name) for name in (decoding.choices, schema, decoding.grammar) if name]
     assert job.output is not None
     return {
         "dragoman": version("dragoman"),
@@ -293,16 +288,9 @@ def _describe_job(model: Predictor, job: Job) -> dict[str, object]:
         "--low-confidence-output": low and os.path.relpath(low, job.output.parent),
         "--min-confidence": low and job.min_confidence,
         "temperature of the calibration": model.temperature,
-        "files of the constraint": _list_constraint_files(model.settings.decoding),
+        "files of the constraint": [sha256(path) for path in constraints if path.is_file()],
         **{name: settings[name] for name in settings if name.startswith(("data.", "decoding."))},
     }
-
-
-def _list_constraint_files(decoding: DecodingSettings) -> list[str]:
-    """Return a digest of each file that constrains the outputs."""
-    schema = "" if decoding.json_schema.lstrip().startswith("{") else decoding.json_schema
-    names = (decoding.choices, schema, decoding.grammar)
-    return [sha256(Path(name)) for name in names if name and Path(name).is_file()]
 
 
 class Journal:
@@ -429,10 +417,9 @@ def _make_writers(model: Predictor, job: Job) -> list[RowWriter]:
     columns: tuple[str, ...] = ()
     if {"csv", "tsv"} & set(job.layouts):
         if job.input is None:
-            named = ", ".join(f"{option} {path}" for option, path in job.files.items())
             raise DragomanError(
-                f"{named}: a table has the columns of its input; give the input by --input, or "
-                "write .jsonl"
+                f"{job.named_outputs}: a table has the columns of its input; give the input by "
+                "--input, or write .jsonl"
             )
         columns = list_source_columns(job.input, model.settings.data)
     return [
@@ -449,41 +436,31 @@ def _make_writers(model: Predictor, job: Job) -> list[RowWriter]:
 def _predict(
     model: Predictor, job: Job, window: Sequence[Row], writers: Sequence[RowWriter], state: State
 ) -> list[str]:
-    """Return the text that each output gets of the rows of a window."""
+    """Return the text that each output gets of the rows of a window; count them in `state`."""
     texts: list[list[str]] = [[] for _ in writers]
     for row, best_first in model.predict_window(window, scores_targets=job.scores_targets):
         best = next(iter(best_first), None)
-        place = int(job.low_confidence_output is not None and _is_low(best, job.min_confidence))
-        text, losses = writers[place].write(row, best_first)
-        _count(state, row, best, place, losses)
-        texts[place].append(text)
+        is_low = job.low_confidence_output is not None and (
+            best is None
+            or not best.is_complete
+            or round_confidence(best.confidence) < job.min_confidence
+        )
+        text, losses = writers[int(is_low)].write(row, best_first)
+        texts[int(is_low)].append(text)
+        state.rows_by_file[int(is_low)] += 1
+        kinds = list(losses)
+        if best is None:
+            kinds.append(f"without an output ({row.reason if isinstance(row, InvalidRow) else ''})")
+        elif not best.is_complete:
+            kinds.append("truncated at the maximum length (raise decoding.max_length_extra)")
+        if best is not None and best.num_unknown:
+            kinds.append("with tokens that the model has never seen")
+        for kind in kinds:
+            counted = state.row_errors.setdefault(kind, [0])
+            counted[0] += 1
+            if len(counted) <= _NAMED_ROWS:
+                counted.append(row.line)
     return ["".join(parts) for parts in texts]
-
-
-def _is_low(best: Prediction | None, min_confidence: float) -> bool:
-    """Return whether a row with this output belongs to the low-confidence output."""
-    if best is None or not best.is_complete:
-        return True
-    return round_confidence(best.confidence) < min_confidence
-
-
-def _count(
-    state: State, row: Row, best: Prediction | None, place: int, losses: Sequence[str]
-) -> None:
-    """Count a row, its problems, and what its output (number `place`) cannot hold."""
-    state.rows_by_file[place] += 1
-    kinds = list(losses)
-    if best is None:
-        kinds.append(f"without an output ({row.reason if isinstance(row, InvalidRow) else ''})")
-    elif not best.is_complete:
-        kinds.append("truncated at the maximum length (raise decoding.max_length_extra)")
-    if best is not None and best.num_unknown:
-        kinds.append("with tokens that the model has never seen")
-    for kind in kinds:
-        counted = state.row_errors.setdefault(kind, [0])
-        counted[0] += 1
-        if len(counted) <= _NAMED_ROWS:
-            counted.append(row.line)
 
 
 class ProgressDisplay:
@@ -498,7 +475,6 @@ class ProgressDisplay:
         self._start_s = self._last_line_s = time.monotonic()
         self._first_rows, self._first_fraction = num_rows, fraction or 0.0
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
 
     def stop(self) -> None:
         """Remove the bar."""
@@ -516,20 +492,16 @@ class ProgressDisplay:
             left_s = elapsed_s * (1.0 - fraction) / (fraction - self._first_fraction)
             message += f", {timedelta(seconds=round(left_s))} left"
         if sys.stderr.isatty():
-            self._show(message, fraction)
+            if self._bar is None:
+                from rich.console import Console
+                from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+                columns = (TextColumn("predicting"), BarColumn(), TaskProgressColumn())
+                text = TextColumn("{task.description}")
+                self._bar = Progress(*columns, text, console=Console(stderr=True), transient=True)
+                self._bar.add_task(message, total=None if fraction is None else 1.0)
+                self._bar.start()
+            self._bar.update(self._bar.task_ids[0], description=message, completed=fraction or 0.0)
         elif now_s - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = now_s
             print(f"dragoman: {message}", file=sys.stderr, flush=True)
-
-    def _show(self, message: str, fraction: float | None) -> None:
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-            columns = (TextColumn("predicting"), BarColumn(), TaskProgressColumn())
-            text = TextColumn("{task.description}")
-            self._bar = Progress(*columns, text, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(message, total=None if fraction is None else 1.0)
-            self._bar.start()
-        assert self._task is not None
-        self._bar.update(self._task, description=message, completed=fraction or 0.0)

@@ -169,8 +169,8 @@ def test_fit_writes_a_model_that_predicts(tmp_path):
     message = found.stderr.decode()
     for part in ("preset tiny", "exact match", "precision:", "predict model < sources.txt"):
         assert part in message
-    [told_next] = [line for line in message.splitlines() if line.startswith("next: ")]
-    command = told_next.removeprefix("next: ")
+    [next_line] = [line for line in message.splitlines() if line.startswith("next: ")]
+    command = next_line.removeprefix("next: ")
     (tmp_path / "sources.txt").write_text("abc\n")
     followed = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=120, check=True
@@ -183,6 +183,7 @@ def test_help_lists_options_and_settings(command):
     found = run(*command)
     assert found.returncode == 0
     assert b"dragoman" in found.stdout
+    assert (b"NAME in the YAML file of --config" in found.stdout) == (command[0] == "fit")
     if command[0] == "fit":
         assert b"--model.d_model" in found.stdout
         assert b"Peak learning rate of AdamW. [0.001]" in found.stdout
@@ -263,6 +264,8 @@ def test_a_missing_model_and_a_training_setting_are_errors(trained):
 def test_an_output_that_cannot_be_written_is_an_error(trained, tmp_path):
     message = fails("predict", trained[0], "--output", tmp_path / "no" / "out.txt", given=b"a\n")
     assert "cannot be written" in message
+    message = fails("predict", trained[0], "--output", tmp_path, given=b"a\n")
+    assert f"--output {tmp_path}: cannot be written: Is a directory" in message
 
 
 def test_an_output_may_replace_its_input(trained, tmp_path):

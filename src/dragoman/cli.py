@@ -28,7 +28,6 @@ from dragoman.errors import DragomanError, Stopped
 
 if TYPE_CHECKING:
     from dragoman.evaluation.evaluation import Evaluation
-    from dragoman.predictor import Predictor
     from dragoman.settings import Settings
 
 
@@ -56,29 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_fit(command: ArgumentParser) -> None:
-    command.add_argument(
-        "pairs", nargs="*", metavar="PAIRS", help="training pairs: a file (.tsv .csv .jsonl "
-        ".parquet, also .gz or .zst), or two parallel text files; not needed with --resume",
-    )  # fmt: skip
+    add = command.add_argument
+    add("pairs", nargs="*", metavar="PAIRS",
+        help="training pairs: a file (.tsv .csv .jsonl .parquet, also .gz or .zst), or two parallel "
+        "text files; not needed with --resume")  # fmt: skip
     _add_held_out(command)
-    command.add_argument(
-        "--out", type=Path, default=Path("model"), help="model folder to write (default: model)"
-    )
-    command.add_argument("--config", type=Path, help="YAML file of settings; arguments override it")
-    command.add_argument("--overwrite", action="store_true", help="replace the model folder")
-    command.add_argument(
-        "--resume", nargs="?", const="must", default="no", choices=("auto", "must"), metavar="auto",
-        help="resume the interrupted run of --out; auto: start a new run if there is none",
-    )  # fmt: skip
-    command.add_argument(
-        "--max-time", type=minutes, metavar="TIME",
-        help="stop training after this time, such as 90m or 1h30m, with a model and a checkpoint "
-        "to resume from; short for --training.max_minutes",
-    )  # fmt: skip
-    command.add_argument(
-        "--dry-run", action="store_true",
-        help="print sizes, steps and estimated time; train nothing",
-    )  # fmt: skip
+    add("--out", type=Path, default=Path("model"), help="model folder to write (default: model)")
+    add("--config", type=Path, help="YAML file of settings; arguments override it")
+    add("--overwrite", action="store_true", help="replace the model folder")
+    add("--resume", nargs="?", const="must", default="no", choices=("auto", "must"), metavar="auto",
+        help="resume the interrupted run of --out; auto: start a new run if there is none")  # fmt: skip
+    add("--max-time", type=minutes, metavar="TIME",
+        help="stop training after this time, such as 90m or 1h30m, with a model and a checkpoint to "
+        "resume from; short for --training.max_minutes")  # fmt: skip
+    add("--dry-run", action="store_true",
+        help="print sizes, steps and estimated time; train nothing")  # fmt: skip
 
 
 def _fit(arguments: Namespace, words: Sequence[str]) -> None:
@@ -130,39 +121,27 @@ def _print_results(out: Path) -> None:
 
 def _add_predict(command: ArgumentParser) -> None:
     add_model(command)
-    command.add_argument("--input", type=Path, help="file of sources (default: standard input)")
-    command.add_argument(
-        "--output", type=Path,
+    add = command.add_argument
+    add("--input", type=Path, help="file of sources (default: standard input)")
+    add("--output", type=Path,
         help="file to write (default: standard output): .jsonl, .csv or .tsv with the columns of "
-        "the input, else lines of text; also .gz or .zst. Repeat the command to resume after a crash",
-    )  # fmt: skip
-    command.add_argument(
-        "--jsonl", action="store_true",
-        help="write JSON lines (text, score, confidence, is_complete), as for --output *.jsonl",
-    )  # fmt: skip
-    command.add_argument(
-        "--score", action="store_true",
-        help="read pairs, and give the log-probability of each target for its source",
-    )  # fmt: skip
-    command.add_argument(
-        "--prefix", default="", metavar="COLUMN",
-        help="column with the beginning of each output: a name, or a position from 1",
-    )  # fmt: skip
-    command.add_argument(
-        "--min-confidence", type=fraction, metavar="THRESHOLD",
+        "the input, else lines of text; also .gz or .zst. Repeat the command to resume after a crash")  # fmt: skip
+    add("--jsonl", action="store_true",
+        help="write JSON lines (text, score, confidence, is_complete), as for --output *.jsonl")  # fmt: skip
+    add("--score", action="store_true",
+        help="read pairs, and give the log-probability of each target for its source")  # fmt: skip
+    add("--prefix", default="", metavar="COLUMN",
+        help="column with the start of each output: a name, or a position from 1")  # fmt: skip
+    add("--min-confidence", type=fraction, metavar="THRESHOLD",
         help="send rows with calibrated confidence below THRESHOLD (0 to 1), truncated outputs and "
-        "invalid rows to --low-confidence-output; `dragoman evaluate` suggests thresholds",
-    )  # fmt: skip
-    command.add_argument("--low-confidence-output", type=Path, metavar="FILE", help="file for these rows: .jsonl, .csv or .tsv, also .gz or .zst")  # fmt: skip
-    command.add_argument(
-        "--restart", action="store_true",
-        help="start over, instead of resuming an interrupted prediction of --output",
-    )  # fmt: skip
+        "invalid rows to --low-confidence-output; `dragoman evaluate` suggests thresholds")  # fmt: skip
+    add("--low-confidence-output", type=Path, metavar="FILE",
+        help="file for these rows: .jsonl, .csv or .tsv, also .gz or .zst")  # fmt: skip
+    add("--restart", action="store_true",
+        help="start over, instead of resuming an interrupted prediction of --output")  # fmt: skip
 
 
 def _predict(arguments: Namespace, words: Sequence[str]) -> None:
-    from dragoman.commands.predict import Job, run_job
-
     if arguments.score and arguments.prefix:
         raise DragomanError("--prefix: --score gives the whole output; leave one of them out")
     if (arguments.min_confidence is None) != (arguments.low_confidence_output is None):
@@ -170,7 +149,20 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
             "--min-confidence and --low-confidence-output must be given together: low-confidence "
             "rows are written to --low-confidence-output"
         )
-    model = _load_model(arguments, words)
+    from dragoman.configuration import read_settings
+
+    settings = read_settings(None, words)
+    from dragoman.commands.predict import Job, run_job
+    from dragoman.predictor import Predictor
+
+    model = Predictor.load(
+        [arguments.model, *arguments.ensemble],
+        settings,
+        engine=arguments.engine,
+        device=arguments.device,
+        threads=arguments.threads,
+        quantization=arguments.quantization,
+    )
     if arguments.low_confidence_output and (warning := model.describe_calibration()):
         print(f"dragoman: {warning}", file=sys.stderr)
     job = Job(
@@ -187,48 +179,27 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
         print(f"dragoman: {line}", file=sys.stderr)
 
 
-def _load_model(arguments: Namespace, words: Sequence[str]) -> "Predictor":
-    from dragoman.configuration import read_settings
-
-    settings = read_settings(None, words)
-    from dragoman.predictor import Predictor
-
-    return Predictor.load(
-        [arguments.model, *arguments.ensemble],
-        settings,
-        engine=arguments.engine,
-        device=arguments.device,
-        threads=arguments.threads,
-        quantization=arguments.quantization,
-    )
-
-
 # ------------------------------------------------------------------ evaluate, compare
 
 
 def _add_evaluate(command: ArgumentParser) -> None:
     add_model(command, is_optional=True)
-    command.add_argument("pairs", nargs="*", metavar="PAIRS", help="a file of pairs, or two parallel text files; rows with the same source are references of it")  # fmt: skip
-    command.add_argument(
-        "--hypotheses", type=Path, metavar="FILE",
-        help="score the lines of this file (or the objects of a .jsonl) instead of a model",
-    )  # fmt: skip
-    command.add_argument(
-        "--references", type=Path, nargs="+", default=[], metavar="FILE",
-        help="with --hypotheses: the expected lines; with several files, any of them is right",
-    )  # fmt: skip
-    command.add_argument("--sources", type=Path, metavar="FILE", help="with --hypotheses: the lines of the source")  # fmt: skip
-    command.add_argument(
-        "--out", type=Path, metavar="FOLDER",
+    add = command.add_argument
+    add("pairs", nargs="*", metavar="PAIRS",
+        help="a file of pairs, or two parallel text files; rows with the same source are references "
+        "of it")  # fmt: skip
+    add("--hypotheses", type=Path, metavar="FILE",
+        help="score the lines of this file (or the objects of a .jsonl) instead of a model")  # fmt: skip
+    add("--references", type=Path, nargs="+", default=[], metavar="FILE",
+        help="with --hypotheses: the expected lines; with several files, any of them is right")  # fmt: skip
+    add("--sources", type=Path, metavar="FILE", help="with --hypotheses: the lines of the source")
+    add("--out", type=Path, metavar="FOLDER",
         help="folder to write: scores.json, and rows.jsonl with the output and scores of each row "
-        "(default: MODEL/evaluation/NAME, by the name of PAIRS; without a model: none)",
-    )  # fmt: skip
-    command.add_argument("--report", type=Path, metavar="FILE", help="HTML report to write; it opens offline")  # fmt: skip
-    command.add_argument(
-        "--calibrate", action="store_true",
-        help="calibrate MODEL's confidence on these pairs (use validation data)",
-    )  # fmt: skip
-    command.add_argument("--json", action="store_true", help="print the scores as JSON")
+        "(default: MODEL/evaluation/NAME, by the name of PAIRS; without a model: none)")  # fmt: skip
+    add("--report", type=Path, metavar="FILE", help="HTML report to write; it opens offline")
+    add("--calibrate", action="store_true",
+        help="calibrate MODEL's confidence on these pairs (use validation data)")  # fmt: skip
+    add("--json", action="store_true", help="print the scores as JSON")
 
 
 def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
@@ -304,14 +275,15 @@ def _print_evaluation(evaluation: "Evaluation", arguments: Namespace, out: Path 
 
 
 def _add_compare(command: ArgumentParser) -> None:
-    command.add_argument(
-        "runs", nargs="+", metavar="RUN",
+    add = command.add_argument
+    add("runs", nargs="+", metavar="RUN",
         help="the baseline, then the runs to compare with it: model folders, folders that evaluate "
-        "wrote, or rows.jsonl files; join runs that differ only by their seed: a1,a2,a3",
-    )  # fmt: skip
-    command.add_argument("--on", default="", metavar="NAME", help="name of the evaluation in model folders (default: test, or the only one)")  # fmt: skip
-    command.add_argument("--rows", type=positive, default=10, help="show this many of the rows that differ most (default: %(default)s)")  # fmt: skip
-    command.add_argument("--json", action="store_true", help="print the comparison as JSON")
+        "wrote, or rows.jsonl files; join runs that differ only by their seed: a1,a2,a3")  # fmt: skip
+    add("--on", default="", metavar="NAME",
+        help="name of the evaluation in model folders (default: test, or the only one)")  # fmt: skip
+    add("--rows", type=positive, default=10,
+        help="show this many of the rows that differ most (default: %(default)s)")  # fmt: skip
+    add("--json", action="store_true", help="print the comparison as JSON")
 
 
 def _compare(arguments: Namespace, words: Sequence[str]) -> None:
@@ -331,15 +303,17 @@ def _compare(arguments: Namespace, words: Sequence[str]) -> None:
 
 
 def _add_inspect(command: ArgumentParser) -> None:
-    command.add_argument("pairs", nargs="+", metavar="PAIRS", help="a file of pairs, or two parallel text files")  # fmt: skip
+    add = command.add_argument
+    add("pairs", nargs="+", metavar="PAIRS", help="a file of pairs, or two parallel text files")
     _add_held_out(command)
-    command.add_argument("--config", type=Path, help="YAML file of settings, as for fit")
-    command.add_argument("--json", action="store_true", help="print the findings as JSON")
+    add("--config", type=Path, help="YAML file of settings, as for fit")
+    add("--json", action="store_true", help="print the findings as JSON")
 
 
 def _add_held_out(command: ArgumentParser) -> None:
-    command.add_argument("--valid", nargs="+", default=[], metavar="FILE", help="validation pairs: a file, or two parallel ones; short for --data.valid")  # fmt: skip
-    command.add_argument("--test", nargs="+", default=[], metavar="FILE", help="test pairs: a file, or two parallel ones; short for --data.test")  # fmt: skip
+    for name, pairs in (("valid", "validation"), ("test", "test")):
+        command.add_argument(f"--{name}", nargs="+", default=[], metavar="FILE",
+            help=f"{pairs} pairs: a file, or two parallel ones; short for --data.{name}")  # fmt: skip
 
 
 def _inspect(arguments: Namespace, words: Sequence[str]) -> None:
@@ -363,16 +337,13 @@ def _read_settings_of_pairs(arguments: Namespace, words: Sequence[str]) -> "Sett
 
 
 def _add_export(command: ArgumentParser) -> None:
-    command.add_argument("model", type=Path, metavar="MODEL", help="model folder; the export is written into it")  # fmt: skip
-    command.add_argument(
-        "--to", choices=("ctranslate2", "onnx"), default="ctranslate2",
+    add = command.add_argument
+    add("model", type=Path, metavar="MODEL", help="model folder; the export is written into it")
+    add("--to", choices=("ctranslate2", "onnx"), default="ctranslate2",
         help="ctranslate2: for other programs that use CTranslate2; onnx: for ONNX runtimes of other "
-        "languages and devices (default: %(default)s)",
-    )  # fmt: skip
-    command.add_argument(
-        "--quantization", choices=QUANTIZATIONS, default="float32",
-        help="number format of the weights, for ctranslate2 (default: %(default)s)",
-    )  # fmt: skip
+        "languages and devices (default: %(default)s)")  # fmt: skip
+    add("--quantization", choices=QUANTIZATIONS, default="float32",
+        help="number format of the weights, for ctranslate2 (default: %(default)s)")  # fmt: skip
 
 
 def _export(arguments: Namespace, words: Sequence[str]) -> None:

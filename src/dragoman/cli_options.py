@@ -78,23 +78,19 @@ def build_parser(commands: Mapping[str, Command]) -> "tuple[_Parser, dict[str, _
 
 def add_model(command: argparse.ArgumentParser, *, is_optional: bool = False) -> None:
     """Add the options of a command that uses a model."""
-    nargs = "?" if is_optional else None
-    command.add_argument("model", type=Path, nargs=nargs, metavar="MODEL", help="model folder")
-    command.add_argument(
-        "--ensemble", type=Path, action="append", default=[], metavar="MODEL",
-        help="another model with the same tokenizer: average the predictions; may be repeated",
-    )  # fmt: skip
-    command.add_argument(
-        "--engine", choices=ENGINES, default="auto",
-        help="inference engine; auto: CTranslate2 if it supports the request, else PyTorch",
-    )  # fmt: skip
-    command.add_argument(
-        "--quantization", choices=QUANTIZATIONS, default="float32",
+    add = command.add_argument
+    add(
+        "model", type=Path, nargs="?" if is_optional else None, metavar="MODEL", help="model folder"
+    )
+    add("--ensemble", type=Path, action="append", default=[], metavar="MODEL",
+        help="another model with the same tokenizer: average the predictions; may be repeated")  # fmt: skip
+    add("--engine", choices=ENGINES, default="auto",
+        help="inference engine; auto: CTranslate2 if it supports the request, else PyTorch")  # fmt: skip
+    add("--quantization", choices=QUANTIZATIONS, default="float32",
         help="number format of the weights in CTranslate2; int8 is smaller and faster "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    command.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")  # fmt: skip
-    command.add_argument("--threads", type=positive, help="processor threads (default: all cores)")
+        "(default: %(default)s)")  # fmt: skip
+    add("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")
+    add("--threads", type=positive, help="processor threads (default: all cores)")
 
 
 def positive(word: str) -> int:
@@ -141,7 +137,10 @@ class _Parser(argparse.ArgumentParser):
         from dragoman.settings import Settings
 
         lines = _list_section(Settings, "", self.sections)
-        title = "settings (--NAME VALUE, or NAME in a YAML file):"
+        file = ", or NAME in the YAML file of --config"
+        title = (
+            f"settings (--NAME VALUE{file if '--config' in self._option_string_actions else ''}):"
+        )
         return super().format_help() + "\n" + "\n".join([title, *lines]) + "\n"
 
 
@@ -171,7 +170,7 @@ def _list_section(section: "type[Section]", prefix: str, sections: tuple[str, ..
 def _split_settings(
     words: list[str], command: argparse.ArgumentParser
 ) -> tuple[list[str], list[str]]:
-    """Return the words that argparse knows, and the settings: every other option with its value."""
+    """Return the words for argparse, and the settings: every other option with its value."""
     known = {option for action in command._actions for option in action.option_strings}
     options, settings = [], []
     rest = list(words)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dragoman.errors import SettingsError, later_format_reason, shorten
-from dragoman.settings import DecodingSettings, Section, Settings
+from dragoman.settings import Section, Settings
 
 FORMAT = 1
 """Of config.yaml; raised when an older dragoman would misread it."""
@@ -116,11 +116,7 @@ def find_conflicts(settings: Settings, places: Mapping[str, str] | None = None) 
         )
     if settings.data.valid_fraction + settings.data.test_fraction >= 1.0:
         errors.append("data.valid_fraction and data.test_fraction leave nothing to train on")
-    return errors + _find_decoding_conflicts(settings.decoding)
-
-
-def _find_decoding_conflicts(decoding: DecodingSettings) -> list[str]:
-    errors = []
+    decoding = settings.decoding
     if decoding.num_hypotheses > decoding.num_candidates:
         name = "num_samples" if decoding.method == "sampling" else "beam_size"
         errors.append(
@@ -213,16 +209,6 @@ def flatten_settings(section: BaseModel, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def list_settings(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted name of every setting."""
-    for name, info in section.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from list_settings(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def suggest(name: str, known: Sequence[str]) -> str:
     """Return "; did you mean X?" with the most similar name of `known`, or ""."""
     if name in _RENAMED:
@@ -269,7 +255,12 @@ def _take_file(content: bytes, place: str, draft: _Draft) -> None:
     for name, value, line in found:
         where = f"{place}:{line}"
         if name == "format":
-            _check_format(value, where)
+            if type(value) is not int or value < 1:
+                raise SettingsError(
+                    f"{where}: format: expected a whole number, as dragoman writes it"
+                )
+            if value > FORMAT:
+                raise SettingsError(f"{where}: {later_format_reason(value, FORMAT)}")
             continue
         if name in draft.values:
             draft.errors.append(f"{where}: {shorten(name)} is set twice in this file")
@@ -306,13 +297,6 @@ def _flatten_yaml(
 _BAD_VALUES = (ValueError, OverflowError, LookupError, AttributeError, TypeError)
 
 
-def _check_format(value: object, where: str) -> None:
-    if type(value) is not int or value < 1:
-        raise SettingsError(f"{where}: format: expected a whole number, as dragoman writes it")
-    if value > FORMAT:
-        raise SettingsError(f"{where}: {later_format_reason(value, FORMAT)}")
-
-
 def _read_arguments(arguments: Sequence[str], draft: _Draft) -> None:
     """Put `--name=value` or `--name value` into `draft`; a `--name` without a value is true."""
     rest = list(arguments)
@@ -345,52 +329,44 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(details: ErrorDetails, draft: _Draft) -> list[str]:
-    """Return the messages of one pydantic error: the place, what was found, what to do."""
+    """Return the messages of one pydantic error."""
     name = ".".join(str(part) for part in details["loc"] if not isinstance(part, int))
     if details["type"] == "extra_forbidden":  # for a section: each setting typed in it
-        known = list(list_settings())
+        known = list(flatten_settings(Settings()))
         return [
             f"{place}: there is no such setting{suggest(typed, known)}"
             for typed, place in draft.places.items()
             if typed == name or typed.startswith(f"{name}.")
         ]
-    return [_describe_value(name, details, draft)]
-
-
-def _describe_value(name: str, details: ErrorDetails, draft: _Draft) -> str:
     place = draft.places.get(name) or next(
         (typed for set_name, typed in draft.places.items() if set_name.startswith(f"{name}.")), name
     )
-    found, context = _show(details["input"]), details.get("ctx", {})
-    quoted = repr(found) if isinstance(details["input"], str) else found
+    value, context = details["input"], details.get("ctx", {})
+    found = shorten(value) if isinstance(value, str) else f"a {type(value).__name__}"
+    if isinstance(value, int | float):
+        found = "a huge number" if abs(value) >= 1e30 else str(value)
+    quoted = repr(found) if isinstance(value, str) else found
     match details["type"]:
         case "literal_error":
             choices = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-            hint = suggest(str(details["input"])[:80], choices)
-            return f"{place}: {quoted} is not one of {', '.join(choices)}{hint}"
+            hint = suggest(str(value)[:80], choices)
+            problem = f"{quoted} is not one of {', '.join(choices)}{hint}"
         case "int_parsing" | "int_type" | "int_from_float":
-            return f"{place}: {quoted} is not a whole number"
+            problem = f"{quoted} is not a whole number"
         case "float_parsing" | "float_type":
-            return f"{place}: {quoted} is not a number"
+            problem = f"{quoted} is not a number"
         case "bool_parsing" | "bool_type":
-            return f"{place}: {quoted} is neither true nor false"
+            problem = f"{quoted} is neither true nor false"
         case "greater_than_equal":
-            return f"{place}: {found} is too small: at least {context['ge']}"
+            problem = f"{found} is too small: at least {context['ge']}"
         case "greater_than":
-            return f"{place}: {found} is too small: more than {context['gt']}"
+            problem = f"{found} is too small: more than {context['gt']}"
         case "less_than":
-            return f"{place}: {found} is too large: less than {context['lt']}"
+            problem = f"{found} is too large: less than {context['lt']}"
         case "less_than_equal":
-            return f"{place}: {found} is too large: at most {context['le']}"
+            problem = f"{found} is too large: at most {context['le']}"
         case "model_type" | "model_attributes_type":
-            return f"{place}: this is a group of settings ({name}.…), not a setting with a value"
-    return f"{place}: {details['msg']}"
-
-
-def _show(value: object) -> str:
-    """Return a value for a message, shortened; lists and the like by their type."""
-    if isinstance(value, str):
-        return shorten(value)
-    if isinstance(value, int) and abs(value) >= 10**30:
-        return "a huge number"
-    return str(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
+            problem = f"this is a group of settings ({name}.…), not a setting with a value"
+        case _:
+            problem = details["msg"]
+    return [f"{place}: {problem}"]

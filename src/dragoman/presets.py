@@ -77,8 +77,13 @@ def choose_settings(
     `is_parallel`: the pairs came from two files. It is stored, so that a line to predict is a whole
     source, with its tabs.
     """
-    settings = _leave_open(settings)
-    size, why_size = _choose_size(settings, statistics)
+    by_hand = dict(list_set_values(settings))
+    for name in ("preset", "training.monitor"):  # chosen here
+        if by_hand.get(name) == "auto":
+            del by_hand[name]
+    settings = merge_settings(Settings(), by_hand)
+    num_pairs = statistics.num_pairs
+    size, why_size = _choose_size(settings, num_pairs)
     chosen: dict[str, Any] = {"preset": size, **_SIZES[size]}
     reasons = {"preset": f"preset {size}: {why_size}"}
     if statistics.all_tagged:
@@ -88,18 +93,28 @@ def choose_settings(
         )
     if is_parallel:
         chosen["data.format"] = "parallel"
-    chosen["data.valid_fraction"] = _choose_valid_fraction(statistics.num_pairs)
+    chosen["data.valid_fraction"] = _choose_valid_fraction(num_pairs)
+    # Fewer merges for fewer pairs. Source: Sennrich and Zhang 2019.
+    sizes = ((1_000_000, 16_000), (100_000, 8000), (10_000, 4000), (0, 1000))
+    vocab_size = next(vocab_size for least, vocab_size in sizes if num_pairs >= least)
     for side, found in (("source", statistics.source), ("target", statistics.target)):
-        kind, why = _choose_kind(found, statistics.num_pairs)
+        kind, why = _choose_kind(found, num_pairs)
         chosen[f"tokenizer.{side}.kind"] = kind
-        chosen[f"tokenizer.{side}.vocab_size"] = _choose_vocab_size(statistics.num_pairs)
+        chosen[f"tokenizer.{side}.vocab_size"] = vocab_size
         reasons[f"tokenizer.{side}.kind"] = f"{side} tokens {kind}: {why}"
     if settings.tokenizer.shared:
         chosen.update(_follow_shared(settings, chosen))
-    if size in ("small", "medium") and _is_short(merge_settings(settings, chosen), statistics):
+    tokenizer = merge_settings(settings, chosen).tokenizer
+    longest = max(statistics.source.mean_characters, statistics.target.mean_characters)
+    is_short = longest < _SHORT_CHARACTERS and (
+        {tokenizer.source.kind, tokenizer.target.kind} <= {"characters", "symbols"}
+    )
+    if size in ("small", "medium") and is_short:
         chosen.update(_SHORT)
         reasons["model.d_model"] = "a narrow model: short sequences of letters or symbols"
-    if _is_shared(merge_settings(settings, chosen), statistics):
+    characters = statistics.target.characters
+    num_common = len(characters & statistics.source.characters)
+    if tokenizer.source == tokenizer.target and num_common >= 0.7 * len(characters):
         chosen["tokenizer.shared"] = True
         reasons["tokenizer.shared"] = (
             "one vocabulary: both sides have the same tokenizer and script"
@@ -112,20 +127,10 @@ def choose_settings(
     # A shorter run must still reach the peak of the learning rate.
     most = max(1, merged.training.max_steps // 4)
     chosen["optimization.warmup_steps"] = min(merged.optimization.warmup_steps, most)
-    by_hand = dict(list_set_values(settings))
     return Choice(
         settings=merge_settings(settings, chosen),
         reasons=tuple(why for name, why in reasons.items() if name not in by_hand),
     )
-
-
-def _leave_open(settings: Settings) -> Settings:
-    """Return `settings` without the values "auto" that are resolved here."""
-    values = dict(list_set_values(settings))
-    for name in ("preset", "training.monitor"):
-        if values.get(name) == "auto":
-            del values[name]
-    return merge_settings(Settings(), values)
 
 
 def _choose_valid_fraction(num_pairs: int) -> float:
@@ -134,8 +139,7 @@ def _choose_valid_fraction(num_pairs: int) -> float:
     return round(min(max(0.05, min(0.2, 40 / num_pairs)), 2000 / num_pairs), 6)
 
 
-def _choose_size(settings: Settings, statistics: PairStatistics) -> tuple[str, str]:
-    num_pairs = statistics.num_pairs
+def _choose_size(settings: Settings, num_pairs: int) -> tuple[str, str]:
     if settings.preset != "auto":
         return settings.preset, "as set"
     if num_pairs < 2_000:
@@ -182,17 +186,6 @@ def _choose_monitor(kind: TokenizerKind, target: SideStatistics) -> tuple[Monito
     return "chrf", "targets are running text, with many right wordings"
 
 
-def _choose_vocab_size(num_pairs: int) -> int:
-    """Return 1,000 below 10,000 pairs, then 4,000, 8,000 from 100,000 on, 16,000 from 1,000,000 on.
-
-    Source: Sennrich and Zhang 2019 (fewer merges for fewer pairs).
-    """
-    for least, size in ((1_000_000, 16_000), (100_000, 8000), (10_000, 4000)):
-        if num_pairs >= least:
-            return size
-    return 1000
-
-
 def _follow_shared(settings: Settings, chosen: dict[str, Any]) -> dict[str, Any]:
     """Return values that make both sides equal: each setting of one side also goes to the other."""
     alike = {
@@ -204,20 +197,6 @@ def _follow_shared(settings: Settings, chosen: dict[str, Any]) -> dict[str, Any]
         for name, value in list_set_values(getattr(settings.tokenizer, side)):
             alike[f"tokenizer.{other}.{name}"] = value
     return alike
-
-
-def _is_short(settings: Settings, statistics: PairStatistics) -> bool:
-    kinds = {settings.tokenizer.source.kind, settings.tokenizer.target.kind}
-    longest = max(statistics.source.mean_characters, statistics.target.mean_characters)
-    return kinds <= {"characters", "symbols"} and longest < _SHORT_CHARACTERS
-
-
-def _is_shared(settings: Settings, statistics: PairStatistics) -> bool:
-    """Whether both sides have one tokenizer, and most target characters also occur in sources."""
-    if settings.tokenizer.source != settings.tokenizer.target:
-        return False
-    target = statistics.target.characters
-    return len(target & statistics.source.characters) >= 0.7 * len(target)
 
 
 def leave_room_for_outputs(

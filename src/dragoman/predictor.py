@@ -223,15 +223,20 @@ class Predictor:
         rows, outputs = list(window), [list[Prediction]() for _ in window]
         places = [place for place, row in enumerate(rows) if isinstance(row, Source)]
         read = [row for row in rows if isinstance(row, Source)]
-        sources, given = self._encode(read), self._encode_given(read)
+        sources, given = self._encode(read), self._encode_targets([row.given for row in read])
 
         def reject(i: int, reason: str) -> None:
             rows[places[i]] = InvalidRow(read[i].line, "", reason, read[i].columns)
 
         kept: list[int] = []  # rows of `read`
         for i, source in enumerate(sources):
-            if reason := self._find_excess(source, given[i] if scores_targets else None):
-                reject(i, reason)
+            length = max(len(source), len(given[i]) + 1 if scores_targets else 0)
+            if self._num_positions is not None and length > self._num_positions:
+                reject(
+                    i,
+                    f"{length:,} tokens, more than the {self._num_positions:,} learned positions "
+                    "of the model",
+                )
             else:
                 kept.append(i)
         kept_sources, kept_given = [sources[i] for i in kept], [given[i] for i in kept]
@@ -270,39 +275,22 @@ class Predictor:
     def _make_rows(
         self, sources: Sequence[str], features: Sequence[Sequence[str]] | None
     ) -> list[Source]:
+        if isinstance(sources, str):
+            raise DragomanError(
+                "predict: expected a list of sources, found a string: put it in [ ]"
+            )
         data = self.settings.data
-        values = self._check_features(sources, features)
+        values = [()] * len(sources) if features is None else features
+        if len(values) != len(sources) or any(len(row) != len(data.features) for row in values):
+            raise DragomanError(
+                f"features: give {len(data.features)} values for each of the {len(sources)} sources "
+                f"(data.features of this model: {', '.join(data.features) or 'none'})"
+            )
         rows = []
         for line, (text, row) in enumerate(zip(sources, values, strict=True), start=1):
             rest, symbols = take_features(text, row, data.features, data)
             rows.append(Source(source=rest, features=symbols, line=line))
         return rows
-
-    def _check_features(
-        self, sources: Sequence[str], features: Sequence[Sequence[str]] | None
-    ) -> Sequence[Sequence[str]]:
-        if isinstance(sources, str):
-            raise DragomanError(
-                "predict: expected a list of sources, found a string: put it in [ ]"
-            )
-        columns = self.settings.data.features
-        values = [()] * len(sources) if features is None else features
-        if len(values) != len(sources) or any(len(row) != len(columns) for row in values):
-            raise DragomanError(
-                f"features: give {len(columns)} values for each of the {len(sources)} sources "
-                f"(data.features of this model: {', '.join(columns) or 'none'})"
-            )
-        return values
-
-    def _find_excess(self, source: Sequence[int], target: Sequence[int] | None) -> str:
-        """Return why this source, or the target to score, is too long; or ""."""
-        length = max(len(source), 0 if target is None else len(target) + 1)
-        if self._num_positions is None or length <= self._num_positions:
-            return ""
-        return (
-            f"{length:,} tokens, more than the {self._num_positions:,} learned positions of the "
-            "model"
-        )
 
     def _search(
         self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]] | None
@@ -311,20 +299,18 @@ class Predictor:
         found = self.engine.search(sources, self.config, prefixes)
         decoding = self.settings.decoding
         if decoding.minimum_risk != "none":
-            found = [self._choose_least_risky(candidates) for candidates in found]
+            from dragoman.decoding.minimum_risk import choose_least_risky  # rapidfuzz, on demand
+
+            for i, candidates in enumerate(found):
+                if self.config.constraint is not None:  # only complete ones conform
+                    candidates = [one for one in candidates if one.is_complete] or candidates
+                texts = self.tokenizer.decode_targets([one.ids for one in candidates])
+                found[i] = choose_least_risky(candidates, texts, decoding)
         if decoding.token_scores or decoding.alignment:
             found = add_details(self.engine, sources, found, self.config, self._num_positions)
         return [
             self._describe(ids, hypotheses) for ids, hypotheses in zip(sources, found, strict=True)
         ]
-
-    def _choose_least_risky(self, candidates: Sequence[Hypothesis]) -> list[Hypothesis]:
-        from dragoman.decoding.minimum_risk import choose_least_risky  # rapidfuzz, on demand
-
-        if self.config.constraint is not None:  # only complete ones conform
-            candidates = [one for one in candidates if one.is_complete] or candidates
-        texts = self.tokenizer.decode_targets([one.ids for one in candidates])
-        return choose_least_risky(candidates, texts, self.settings.decoding)
 
     def _score(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
@@ -337,10 +323,6 @@ class Predictor:
         return self.tokenizer.encode_sources(
             [row.source for row in rows], [row.features for row in rows]
         )
-
-    def _encode_given(self, rows: Sequence[Source]) -> list[list[int]]:
-        texts = [row.given for row in rows]
-        return self._encode_targets(texts) if any(texts) else [[] for _ in texts]
 
     def _encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids[1:-1] for ids in self.tokenizer.encode_targets(texts)]

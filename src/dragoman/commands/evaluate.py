@@ -155,9 +155,25 @@ def evaluate_model(
     seconds = time.perf_counter() - start_s
     if not rows:
         raise DataError("there are no pairs to evaluate on")
-    confidence = _judge_confidence(model, rows, calibrates=calibrates)
+    scores = [float("nan") if row.score is None else row.score for row in rows]
+    is_exact, is_complete = [row.is_exact for row in rows], [row.is_complete for row in rows]
     if calibrates:
-        rows = [_set_confidence(row, confidence.temperature) for row in rows]
+        level = model.settings.evaluation.confidence_level
+        confidence = calibrate(scores, is_exact, is_complete, level=level)
+        rows = [
+            replace(
+                row,
+                confidence=find_confidence(
+                    score, confidence.temperature, is_complete=row.is_complete
+                ),
+            )
+            for row, score in zip(rows, scores, strict=True)
+        ]
+    else:
+        thresholds = model.calibrations[0].thresholds if len(model.calibrations) == 1 else ()
+        confidence = measure(
+            scores, is_exact, is_complete, temperature=model.temperature, thresholds=thresholds
+        )
     settings, target = model.settings, model.settings.tokenizer.target
     evaluation = evaluate_rows(
         rows,
@@ -248,21 +264,3 @@ def list_evaluations(model: Path) -> list[str]:
     """Return the names of the evaluations in a model folder."""
     folder = model / EVALUATION
     return sorted(one.parent.name for one in folder.glob(f"*/{SCORES}"))
-
-
-def _judge_confidence(model: Predictor, rows: Sequence[Row], *, calibrates: bool) -> Calibration:
-    scores = [float("nan") if row.score is None else row.score for row in rows]
-    is_exact, is_complete = [row.is_exact for row in rows], [row.is_complete for row in rows]
-    if calibrates:
-        level = model.settings.evaluation.confidence_level
-        return calibrate(scores, is_exact, is_complete, level=level)
-    thresholds = model.calibrations[0].thresholds if len(model.calibrations) == 1 else ()
-    return measure(
-        scores, is_exact, is_complete, temperature=model.temperature, thresholds=thresholds
-    )
-
-
-def _set_confidence(row: Row, temperature: float) -> Row:
-    assert row.score is not None
-    found = find_confidence(row.score, temperature, is_complete=row.is_complete)
-    return replace(row, confidence=found)

@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.ctranslate2_export import convert_model
-from dragoman.engines.engine import Quantization
+from dragoman.engines.engine import Engine, Quantization
 from dragoman.engines.parity import Check, compare
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.model.building import load_network
-from dragoman.model.transformer import Transformer
 from dragoman.model_folder.folder import WEIGHTS, ModelFolder
 from dragoman.storage import sha256, staged_folder, sweep
 
@@ -49,21 +48,28 @@ def export(
         )
     path = Path(path)
     model_folder = ModelFolder.read(path)
-    network = load_network(
-        model_folder.settings.model, model_folder.tokenizer, model_folder.weights
-    )
+    parts = (model_folder.settings.model, model_folder.tokenizer, model_folder.weights)
+    network = load_network(*parts)
     try:
         sweep(path / to)
         with staged_folder(path / to) as folder:
-            about = {
+            about: dict[str, Any] = {
                 "version": version("dragoman"),
                 "format": _FORMAT,
                 "weights": sha256(path / WEIGHTS),
             }
+            engine: Engine
             if to == "onnx":
-                check = _write_onnx(folder, model_folder, network, about)
+                from dragoman.engines.onnx_export import OnnxModel, write_onnx
+
+                about.update(write_onnx(network, folder))
+                engine = OnnxModel(folder, network.longest_target)
             else:
-                check = _write_ctranslate2(folder, model_folder, network, about, quantization)
+                about["quantization"] = quantization
+                for name, content in convert_model(*parts, quantization).items():
+                    (folder / name).write_bytes(content)
+                engine = CTranslate2Engine(*parts, device="cpu", quantization=quantization)
+            check = compare(TorchEngine([network], "cpu"), engine, model_folder)
             if not math.isfinite(check.largest_difference):
                 raise ModelFolderError(
                     f"{path}: not exported: the model or the export produced NaN; train it again"
@@ -78,33 +84,3 @@ def export(
     except OSError as error:
         raise ModelFolderError(f"{path / to}: cannot be written: {error}") from error
     return check
-
-
-def _write_ctranslate2(
-    folder: Path,
-    model_folder: ModelFolder,
-    network: Transformer,
-    about: dict[str, Any],
-    quantization: Quantization,
-) -> Check:
-    model, tokenizer, weights = (
-        model_folder.settings.model,
-        model_folder.tokenizer,
-        model_folder.weights,
-    )
-    about["quantization"] = quantization
-    for name, content in convert_model(model, tokenizer, weights, quantization).items():
-        (folder / name).write_bytes(content)
-    engine = CTranslate2Engine(model, tokenizer, weights, device="cpu", quantization=quantization)
-    return compare(TorchEngine([network], "cpu"), engine, model_folder)
-
-
-def _write_onnx(
-    folder: Path, model_folder: ModelFolder, network: Transformer, about: dict[str, Any]
-) -> Check:
-    from dragoman.engines.onnx_export import OnnxModel, write_onnx
-
-    about.update(write_onnx(network, folder))
-    return compare(
-        TorchEngine([network], "cpu"), OnnxModel(folder, network.longest_target), model_folder
-    )

@@ -73,10 +73,10 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
 def test_each_validation_is_told_where_no_bar_can_be_seen(tmp_path):
     pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
     fit(pairs, tmp_path / "model", short("--training.valid_every", "1"), console=console)
-    told = console.file.getvalue()
+    logged = console.file.getvalue()
     for step in (1, 2, 3):
-        assert f"step {step}: train_loss" in told
-    assert "token_error_rate" in told
+        assert f"step {step}: train_loss" in logged
+    assert "token_error_rate" in logged
 
 
 def test_a_model_folder_in_the_way_is_refused_and_kept(trained, tmp_path):
@@ -103,7 +103,7 @@ def test_overwrite_replaces_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "logged"),
     [
         ("one\tONE\n", "leave none for"),
         ("one\tONE\n" * 200, "200 pairs with 1 different sources leave none for"),
@@ -113,9 +113,9 @@ def test_overwrite_replaces_it(tmp_path):
         ("a\tb\nc\n", r"pairs.tsv:2: 1 column"),
     ],
 )
-def test_bad_data_leaves_nothing_behind(tmp_path, rows, told):
+def test_bad_data_leaves_nothing_behind(tmp_path, rows, logged):
     (tmp_path / "pairs.tsv").write_text(rows)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=logged):
         fit(tmp_path / "pairs.tsv", tmp_path / "model", short(), console=quiet_console())
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
 
@@ -188,18 +188,18 @@ def test_rows_left_out_are_counted_and_named(tmp_path):
     console = quiet_console()
     words = ["--data.broken_rows", "skip", "--data.long_rows", "skip", "--data.max_tokens", "30"]
     model = fit(pairs, tmp_path / "model", short(*words), console=console)
-    told = console.file.getvalue()
-    assert "pairs.tsv:201" in told
-    assert "pairs.tsv:202: 41 tokens, over data.max_tokens 30" in told
+    logged = console.file.getvalue()
+    assert "pairs.tsv:201" in logged
+    assert "pairs.tsv:202: 41 tokens, over data.max_tokens 30" in logged
     assert model.predict(["abc"])
 
 
 def test_a_dry_run_prints_sizes_and_time_and_leaves_nothing(tmp_path):
     pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
     dry_run(pairs, tmp_path / "model", short(), console=console)
-    told = console.file.getvalue()
+    logged = console.file.getvalue()
     for part in ("parameters", "estimated time", "steps are", "would write", "d_model: 64"):
-        assert part in told
+        assert part in logged
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
 
 
@@ -208,9 +208,9 @@ def test_the_start_tells_how_it_computes_and_how_long_it_took(tmp_path):
     words = ["--training.accelerator", "cpu", "--training.precision", "32-true"]
     settings = short(*words, "--training.implementation", "reference", "--training.accumulate", "2")
     fit(pairs, tmp_path / "model", settings, console=console)
-    told = console.file.getvalue()
-    assert "precision: 32-true on cpu: as set; reference implementation\n" in told
-    [line] = [line for line in told.splitlines() if line.startswith("first step after")]
+    logged = console.file.getvalue()
+    assert "precision: 32-true on cpu: as set; reference implementation\n" in logged
+    [line] = [line for line in logged.splitlines() if line.startswith("first step after")]
     assert 0.0 < float(line.split()[3]) < 100.0
 
 
@@ -221,8 +221,8 @@ def test_a_dry_run_prints_the_time_of_each_phase(tmp_path):
     lines = console.file.getvalue().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("first step after"))
     phases = ("program", "pairs", "tokenizer", "network", "trainer", "first")
-    told = [line.split()[0] for line in lines[first + 1 :] if line.endswith(" s")]
-    assert [name for name in told if name in phases] == list(phases)
+    logged = [line.split()[0] for line in lines[first + 1 :] if line.endswith(" s")]
+    assert [name for name in logged if name in phases] == list(phases)
     assert abs(sum(clock.phases.values()) - clock.total_s) < 0.1
 
 
@@ -234,11 +234,11 @@ def test_a_second_run_takes_prepared_data_from_the_cache_and_gives_the_same_weig
     weights = []
     # The first run in a process has other last bits than those after CTranslate2 has computed in it.
     fit(tmp_path / "valid.tsv", tmp_path / "zero", short(*where), console=quiet_console())
-    for name, told in (("one", "kept in the cache"), ("two", "from the cache")):
+    for name, logged in (("one", "kept in the cache"), ("two", "from the cache")):
         console = quiet_console()
         settings = short(*where, "--training.max_steps", "1")
         fit(tmp_path / "pairs.tsv", tmp_path / name, settings, console=console)
-        assert f"prepared data: {told} {tmp_path / 'cache'}" in console.file.getvalue()
+        assert f"prepared data: {logged} {tmp_path / 'cache'}" in console.file.getvalue()
         weights.append((tmp_path / name / "model.safetensors").read_bytes())
         config = (tmp_path / name / "config.yaml").read_text()
         assert str(tmp_path / "cache") not in config

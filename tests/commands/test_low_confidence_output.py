@@ -34,11 +34,11 @@ def middle(model):
     return round(found[len(found) // 2], 4)
 
 
-def make_job(source, output, rest, min_confidence):
+def make_job(source, output, low, min_confidence):
     return Job(
         input=source,
         output=output,
-        low_confidence_output=rest,
+        low_confidence_output=low,
         min_confidence=min_confidence,
     )
 
@@ -62,9 +62,9 @@ def names_in(folder):
 
 def test_each_row_is_in_the_file_of_its_confidence_and_none_is_lost(model, middle, tmp_path):
     source = write_words(tmp_path / "in.txt")
-    sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl.gz"
-    report = list(run_job(model, make_job(source, sure, rest, middle)))
-    kept, others = read_rows(sure), read_rows(rest)
+    sure, low = tmp_path / "sure.jsonl", tmp_path / "low.jsonl.gz"
+    report = list(run_job(model, make_job(source, sure, low, middle)))
+    kept, others = read_rows(sure), read_rows(low)
     assert all(row["confidence"] >= middle and row["is_complete"] for row in kept)
     assert all("error" in row or row["confidence"] < middle for row in others)
     assert len(kept) > 50
@@ -81,18 +81,18 @@ def test_each_row_is_in_the_file_of_its_confidence_and_none_is_lost(model, middl
     assert f"{len(others)} (" in message
 
 
-@pytest.mark.parametrize("name", ["rest.csv", "rest.tsv", "rest.csv.gz", "rest.ndjson.zst"])
+@pytest.mark.parametrize("name", ["low.csv", "low.tsv", "low.csv.gz", "low.ndjson.zst"])
 def test_each_file_has_the_layout_of_its_name(model, middle, tmp_path, name):
     source = tmp_path / "in.csv"
     source.write_text("id,source\n" + "".join(f"{i},{w}\n" for i, w in enumerate(WORDS)))
-    sure, rest = tmp_path / "sure.tsv", tmp_path / name
-    run_job(model, make_job(source, sure, rest, middle))
+    sure, low = tmp_path / "sure.tsv", tmp_path / name
+    run_job(model, make_job(source, sure, low, middle))
     with sure.open(newline="") as file:
         kept = list(csv.DictReader(file, dialect="excel-tab", quoting=csv.QUOTE_NONE))
     assert all(float(row["confidence"]) >= middle for row in kept)
     assert all(WORDS[int(row["id"])] == row["source"] for row in kept)
-    if name == "rest.csv":
-        with rest.open(newline="") as file:
+    if name == "low.csv":
+        with low.open(newline="") as file:
             others = list(csv.DictReader(file))
         assert {row["id"] for row in kept + others} == {str(i) for i in range(len(WORDS))}
         assert all(float(row["confidence"]) < middle for row in others)
@@ -102,29 +102,29 @@ def test_truncated_outputs_are_low_confidence_at_any_threshold(trained, tmp_path
     decoding = DecodingSettings(max_length_ratio=0.0, max_length_extra=4)
     model = Predictor.load(trained[0], Settings(decoding=decoding), threads=1)
     source = write_words(tmp_path / "in.txt")
-    sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
-    run_job(model, make_job(source, sure, rest, 0.0))
+    sure, low = tmp_path / "sure.jsonl", tmp_path / "low.jsonl"
+    run_job(model, make_job(source, sure, low, 0.0))
     assert all(row["is_complete"] for row in read_rows(sure))
-    assert all("error" in row or not row["is_complete"] for row in read_rows(rest))
-    assert all(row["confidence"] == 0.0 for row in read_rows(rest) if "error" not in row)
+    assert all("error" in row or not row["is_complete"] for row in read_rows(low))
+    assert all(row["confidence"] == 0.0 for row in read_rows(low) if "error" not in row)
     assert read_rows(sure)
-    assert read_rows(rest)
+    assert read_rows(low)
 
 
 def test_a_low_confidence_output_without_rows_is_an_empty_file(model, tmp_path):
     (tmp_path / "in.txt").write_text("abc\n")
-    rest = tmp_path / "rest.jsonl.gz"
-    run_job(model, make_job(tmp_path / "in.txt", tmp_path / "sure.jsonl", rest, 0.0))
-    assert gzip.decompress(rest.read_bytes()) == b""
+    low = tmp_path / "low.jsonl.gz"
+    run_job(model, make_job(tmp_path / "in.txt", tmp_path / "sure.jsonl", low, 0.0))
+    assert gzip.decompress(low.read_bytes()) == b""
     assert len(read_rows(tmp_path / "sure.jsonl")) == 1
 
 
 # ------------------------------------------------------------------ killed, and resumed
 
 
-def command(folder, source, sure, rest, share, *more):
+def command(folder, source, sure, low, share, *more):
     words = [
-        "predict", folder, "--input", source, "--output", sure, "--low-confidence-output", rest,
+        "predict", folder, "--input", source, "--output", sure, "--low-confidence-output", low,
         "--min-confidence", share, "--threads", "1", *more,
     ]  # fmt: skip
     return [sys.executable, "-m", "dragoman", *map(str, words)]
@@ -148,33 +148,33 @@ def test_after_several_sigkills_both_files_are_the_same_as_without(trained, midd
             file.write(
                 "broken\n" if number % 97 == 5 else f'{{"id": {number}, "source": "{word}"}}\n'
             )
-    whole = [tmp_path / "whole.jsonl", tmp_path / "whole-rest.csv.gz"]
-    cut = [tmp_path / "cut.jsonl", tmp_path / "rest.csv.gz"]
+    whole = [tmp_path / "whole.jsonl", tmp_path / "whole-low.csv.gz"]
+    resumed = [tmp_path / "resumed.jsonl", tmp_path / "low.csv.gz"]
     first = subprocess.run(command(trained[0], source, *whole, middle), capture_output=True, check=True)  # fmt: skip
     kills = 0
     for rows in (64, 448, 960, 1984):
         process = subprocess.Popen(
-            command(trained[0], source, *cut, middle), stderr=subprocess.PIPE
+            command(trained[0], source, *resumed, middle), stderr=subprocess.PIPE
         )
-        wait_for_rows(tmp_path / ".cut.jsonl.journal", rows)
+        wait_for_rows(tmp_path / ".resumed.jsonl.journal", rows)
         time.sleep(chance.random() * 0.05)
         process.kill()
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
-        assert process.returncode == 0 or not any(path.exists() for path in cut)
+        assert process.returncode == 0 or not any(path.exists() for path in resumed)
     assert kills >= 3
-    last = subprocess.run(command(trained[0], source, *cut, middle), capture_output=True, check=True)  # fmt: skip
+    last = subprocess.run(command(trained[0], source, *resumed, middle), capture_output=True, check=True)  # fmt: skip
     assert b"resuming after row" in last.stderr
-    for one, other in zip(whole, cut, strict=True):
+    for one, other in zip(whole, resumed, strict=True):
         assert one.read_bytes() == other.read_bytes()
-    for message, paths in ((first.stderr, whole), (last.stderr, cut)):
+    for message, paths in ((first.stderr, whole), (last.stderr, resumed)):
         [counts] = [line for line in message.decode().splitlines() if "of 6,000 rows" in line]
         assert all(str(path) in counts for path in paths)
         numbers = counts.split(": ", 1)[1].replace(str(tmp_path), "")
         assert numbers.split(" in ")[0] == "of 6,000 rows " + f"{len(read_rows(whole[0])):,} " + (
             f"({len(read_rows(whole[0])) / 6000:.1%})"
         )
-    names = {"in.jsonl.gz", *(path.name for path in (*whole, *cut))}
+    names = {"in.jsonl.gz", *(path.name for path in (*whole, *resumed))}
     assert set(names_in(tmp_path)) == names
 
 
@@ -217,17 +217,17 @@ def test_a_crash_at_any_rename_loses_nothing(model, middle, tmp_path, dying, is_
     source = write_words(tmp_path / "whole" / "in.jsonl")
     source.write_text("".join(f'{{"source": "{word}"}}\n' for word in WORDS))
     given = source.read_bytes()
-    whole = [tmp_path / "whole" / "sure.jsonl", tmp_path / "whole" / "rest.jsonl"]
+    whole = [tmp_path / "whole" / "sure.jsonl", tmp_path / "whole" / "low.jsonl"]
     run_job(model, make_job(source, *whole, middle))
     expected = [path.read_bytes() for path in whole]
 
     for at in range(1, 20):
         folder = tmp_path / f"{at}"
         folder.mkdir()
-        source, rest = folder / "in.jsonl", folder / "rest.jsonl"
+        source, low = folder / "in.jsonl", folder / "low.jsonl"
         source.write_bytes(given)
         sure = source if is_own_input else folder / "sure.jsonl"
-        job, has_ended = make_job(source, sure, rest, middle), False
+        job, has_ended = make_job(source, sure, low, middle), False
         arming = dying(at, is_done=is_done)
         next(arming)
         try:
@@ -237,11 +237,11 @@ def test_a_crash_at_any_rename_loses_nothing(model, middle, tmp_path, dying, is_
             pass
         next(arming, None)
         if sure.read_bytes() != given if is_own_input else sure.exists():
-            assert rest.exists()  # the main file comes last
+            assert low.exists()  # the main file comes last
         if not has_ended:
             run_job(model, job)
-        assert [sure.read_bytes(), rest.read_bytes()] == expected
-        assert names_in(folder) == sorted({"in.jsonl", sure.name, "rest.jsonl"})
+        assert [sure.read_bytes(), low.read_bytes()] == expected
+        assert names_in(folder) == sorted({"in.jsonl", sure.name, "low.jsonl"})
         if has_ended:
             break
     assert has_ended
@@ -261,10 +261,10 @@ def die_at_the_names(model, job, dying, changes_left=1):
 def test_an_input_changed_after_the_last_row_is_an_error(model, middle, tmp_path, dying):
     source = write_words(tmp_path / "in.txt")
     given = source.read_text()
-    sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
-    job = make_job(source, sure, rest, middle)
+    sure, low = tmp_path / "sure.jsonl", tmp_path / "low.jsonl"
+    job = make_job(source, sure, low, middle)
     die_at_the_names(model, job, dying)
-    assert rest.exists()
+    assert low.exists()
     assert not sure.exists()
     source.write_text("zzz\n" + given)
     with pytest.raises(DragomanError, match="no longer the same"):
@@ -274,34 +274,34 @@ def test_an_input_changed_after_the_last_row_is_an_error(model, middle, tmp_path
         run_job(model, job)
     source.write_text(given)
     run_job(model, job)
-    assert len(read_rows(sure)) + len(read_rows(rest)) == len(WORDS)
+    assert len(read_rows(sure)) + len(read_rows(low)) == len(WORDS)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"share": 0.5}, "--min-confidence"),
-        ({"rest": "other.jsonl"}, "--low-confidence-output rest.jsonl"),
+        ({"low": "other.jsonl"}, "--low-confidence-output low.jsonl"),
     ],
 )
 def test_another_threshold_or_file_does_not_resume(model, middle, tmp_path, dying, change, message):
     source = write_words(tmp_path / "in.txt")
-    sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
+    sure, low = tmp_path / "sure.jsonl", tmp_path / "low.jsonl"
     arming = dying(2, is_done=True)
     next(arming)
     with pytest.raises(Dead):
-        run_job(model, make_job(source, sure, rest, middle))
+        run_job(model, make_job(source, sure, low, middle))
     next(arming, None)
-    other = tmp_path / change.get("rest", "rest.jsonl")
+    other = tmp_path / change.get("low", "low.jsonl")
     with pytest.raises(DragomanError, match=message.replace(" ", " '?")):
         run_job(model, make_job(source, sure, other, change.get("share", middle)))
-    run_job(model, make_job(source, sure, rest, middle))
-    assert len(read_rows(sure)) + len(read_rows(rest)) == len(WORDS)
+    run_job(model, make_job(source, sure, low, middle))
+    assert len(read_rows(sure)) + len(read_rows(low)) == len(WORDS)
 
 
 def test_two_predictions_may_share_a_low_confidence_output(model, middle, tmp_path, dying):
-    source, rest = write_words(tmp_path / "in.txt"), tmp_path / "rest.jsonl"
-    jobs = [make_job(source, tmp_path / f"{name}.jsonl", rest, middle) for name in "ab"]
+    source, low = write_words(tmp_path / "in.txt"), tmp_path / "low.jsonl"
+    jobs = [make_job(source, tmp_path / f"{name}.jsonl", low, middle) for name in "ab"]
     for job in jobs:
         arming = dying(2, is_done=True)
         next(arming)
@@ -310,7 +310,7 @@ def test_two_predictions_may_share_a_low_confidence_output(model, middle, tmp_pa
         next(arming, None)
     for job in jobs:
         run_job(model, job)
-        assert len(read_rows(job.output)) + len(read_rows(rest)) == len(WORDS)
+        assert len(read_rows(job.output)) + len(read_rows(low)) == len(WORDS)
 
 
 # ------------------------------------------------------------------ the command
@@ -324,41 +324,41 @@ def run(*words, given=b""):
 
 
 def test_high_confidence_rows_may_go_to_standard_output(trained, tmp_path):
-    rest = tmp_path / "rest.jsonl"
+    low = tmp_path / "low.jsonl"
     words = [
         "--jsonl",
         "--min-confidence",
         "0.5",
         "--low-confidence-output",
-        rest,
+        low,
         "--threads",
         "1",
     ]
     found = run(trained[0], *words, given=b"abc\n\nabd\n")
     assert found.returncode == 0, found.stderr
     assert [json.loads(line)["line"] for line in found.stdout.splitlines()] == [1, 3]
-    assert [row["line"] for row in read_rows(rest)] == [2]
+    assert [row["line"] for row in read_rows(low)] == [2]
     assert b"of 3 rows 2 (66.7%) in standard output, 1 (33.3%) in" in found.stderr
-    assert names_in(tmp_path) == ["rest.jsonl"]
+    assert names_in(tmp_path) == ["low.jsonl"]
 
 
 def test_a_second_file_that_could_lose_rows_is_an_error(trained, tmp_path):
     (tmp_path / "in.txt").write_text("abc\n")
-    sure, rest = tmp_path / "sure.jsonl", tmp_path / "rest.jsonl"
+    sure, low = tmp_path / "sure.jsonl", tmp_path / "low.jsonl"
     for words, message in (
         (["--min-confidence", "0.5"], "must be given together"),
-        (["--low-confidence-output", rest], "must be given together"),
-        (["--min-confidence", "1.5", "--low-confidence-output", rest], "not a number from 0 to 1"),
-        (["--min-confidence", "nan", "--low-confidence-output", rest], "not a number from 0 to 1"),
+        (["--low-confidence-output", low], "must be given together"),
+        (["--min-confidence", "1.5", "--low-confidence-output", low], "not a number from 0 to 1"),
+        (["--min-confidence", "nan", "--low-confidence-output", low], "not a number from 0 to 1"),
         (["--min-confidence", "0.5", "--low-confidence-output", sure], "the --output too"),
         (["--min-confidence", "0.5", "--low-confidence-output", tmp_path], "not a file"),
         (["--min-confidence", "0.5", "--low-confidence-output", os.devnull], "not a file"),
         (
-            ["--min-confidence", "0.5", "--low-confidence-output", tmp_path / "no" / "rest.jsonl"],
+            ["--min-confidence", "0.5", "--low-confidence-output", tmp_path / "no" / "low.jsonl"],
             "cannot be written",
         ),
         (
-            ["--min-confidence", "0.5", "--low-confidence-output", tmp_path / "rest.txt"],
+            ["--min-confidence", "0.5", "--low-confidence-output", tmp_path / "low.txt"],
             "--low-confidence-output",
         ),
         (
@@ -366,7 +366,7 @@ def test_a_second_file_that_could_lose_rows_is_an_error(trained, tmp_path):
                 "--min-confidence",
                 "0.5",
                 "--low-confidence-output",
-                rest,
+                low,
                 "--output",
                 tmp_path / "a.txt",
             ],

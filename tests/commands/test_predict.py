@@ -240,25 +240,29 @@ def wait_for_rows(journal, rows):
 def test_after_several_sigkills_the_file_is_the_same_as_without(trained, tmp_path):
     source = tmp_path / "in.jsonl.gz"
     write_input(source, 6000)
-    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
     first = subprocess.run(command(trained[0], source, whole), capture_output=True, check=True)
-    chance, journal, kills = random.Random(1), tmp_path / ".cut.jsonl.journal", 0
+    chance, journal, kills = random.Random(1), tmp_path / ".resumed.jsonl.journal", 0
     for rows in (64, 448, 960, 1984):
-        process = subprocess.Popen(command(trained[0], source, cut), stderr=subprocess.PIPE)
+        process = subprocess.Popen(command(trained[0], source, resumed), stderr=subprocess.PIPE)
         wait_for_rows(journal, rows)
         time.sleep(chance.random() * 0.05)
         process.kill()
         _, _ = process.communicate()
         kills += process.returncode == -signal.SIGKILL
-        assert not cut.exists() or process.returncode == 0
+        assert not resumed.exists() or process.returncode == 0
     assert kills >= 3
-    last = subprocess.run(command(trained[0], source, cut), capture_output=True, check=True)
+    last = subprocess.run(command(trained[0], source, resumed), capture_output=True, check=True)
     assert b"resuming after row" in last.stderr
-    assert cut.read_bytes() == whole.read_bytes()
+    assert resumed.read_bytes() == whole.read_bytes()
     message = [line for line in first.stderr.splitlines() if b"without an output" in line]
     assert message
     assert set(message) <= set(last.stderr.splitlines())  # the report counts what was done before
-    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl.gz", "whole.jsonl", "cut.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "in.jsonl.gz",
+        "whole.jsonl",
+        "resumed.jsonl",
+    }
 
 
 def interrupt(model, path, output, rows=192):
@@ -340,7 +344,9 @@ def test_a_changed_input_is_an_error_and_nothing_is_lost(model, interrupted):
     path.write_text("\n".join(lines[:100]) + "\n")
     with pytest.raises(DragomanError, match="no longer the same"):
         predict(model, path, "out.jsonl")
-    path.write_text("\n".join(lines) + "\nabc\n")  # more behind what was done: it goes on
+    path.write_text(
+        "\n".join(lines) + "\nabc\n"
+    )  # more rows after those that were done: they are predicted too
     predict(model, path, "out.jsonl")
     assert len(read_rows(output)) == len(WORDS) + 1
 

@@ -31,11 +31,11 @@ def write(tmp_path):
 def test_a_real_difference_is_distinguished_from_chance(write):
     baseline, better, equal = write("a", 40), write("b", 5), write("c", 39)
     clear, chance = compare([baseline, better, equal], SETTINGS)
-    exact = clear.comparison.differences["exact_match"]
+    exact = clear.differences["exact_match"]
     assert exact.difference == pytest.approx(43.75)
     assert exact.low > 0
     assert max(exact.bootstrap_p, exact.randomization_p) < 0.01
-    exact = chance.comparison.differences["exact_match"]
+    exact = chance.differences["exact_match"]
     assert min(exact.bootstrap_p, exact.randomization_p) > 0.1
     message = "\n".join(describe_comparison(chance))
     assert "better, may be chance" in message
@@ -45,7 +45,7 @@ def test_a_real_difference_is_distinguished_from_chance(write):
 def test_the_tokenization_is_that_of_the_evaluation(write):
     phones = TargetTokenization(has_symbols=True)
     [found] = compare([write("a", 40, cut=phones), write("b", 5, cut=phones)], SETTINGS)
-    assert found.comparison.differences["token_error_rate"].title == "PER"
+    assert found.differences["token_error_rate"].title == "PER"
 
 
 def test_the_level_is_that_of_the_evaluation_unless_another_is_given(write, monkeypatch):
@@ -62,8 +62,8 @@ def test_the_level_is_that_of_the_evaluation_unless_another_is_given(write, monk
 def test_runs_joined_by_commas_are_one_system(write):
     baseline = ",".join([write("a1", 40), write("a2", 44)])
     [found] = compare([baseline, ",".join([write("b1", 5), write("b2", 9)])], SETTINGS)
-    assert (found.comparison.baseline_runs, found.comparison.other_runs) == (2, 2)
-    assert found.comparison.differences["exact_match"].baseline == pytest.approx(47.5)
+    assert (found.baseline_runs, found.other_runs) == (2, 2)
+    assert found.differences["exact_match"].baseline == pytest.approx(47.5)
     assert "2 against 2 runs" in describe_comparison(found)[0]
 
 

@@ -1,7 +1,6 @@
 """`dragoman compare`: compare the first of several evaluations, on the same rows, with the others."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +16,13 @@ from dragoman.evaluation.significance import compare as compare_rows
 from dragoman.settings import EvaluationSettings, Settings
 
 
-@dataclass(frozen=True, kw_only=True)
-class NamedComparison:
-    """A comparison, with the names of the runs as given."""
-
-    baseline: str
-    other: str
-    level: float  # confidence level of the intervals
-    comparison: Comparison
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as JSON values."""
-        return {
-            "baseline": self.baseline,
-            "other": self.other,
-            "confidence_level": self.level,
-            **self.comparison.to_dict(),
-        }
-
-
 def compare(
     runs: Sequence[str | Path],
     settings: Settings | None = None,
     *,
     on: str = "",
     num_rows: int = 10,
-) -> list[NamedComparison]:
+) -> list[Comparison]:
     """Compare the first of `runs`, the baseline, with each of the others.
 
     Args:
@@ -73,31 +53,25 @@ def compare(
         has_symbols=tokenization.has_symbols,
     )
     return [
-        NamedComparison(
-            baseline=baseline,
-            other=other,
-            level=evaluation.confidence_level,
-            comparison=compare_rows(
-                rows[baseline],
-                rows[other],
-                metrics,
-                evaluation,
-                names=(baseline, other),
-                num_rows=num_rows,
-            ),
+        compare_rows(
+            rows[baseline],
+            rows[other],
+            metrics,
+            evaluation,
+            names=(baseline, other),
+            num_rows=num_rows,
         )
         for other in names[1:]
     ]
 
 
-def describe_comparison(named: NamedComparison) -> list[str]:
+def describe_comparison(found: Comparison) -> list[str]:
     """Return the comparison as lines for the terminal."""
-    found = named.comparison
     width = max(len(one.title) for one in found.differences.values())
-    head = f"{named.other} against {named.baseline}: {found.rows:,} rows"
+    head = f"{found.other} against {found.baseline}: {found.rows:,} rows"
     if max(found.baseline_runs, found.other_runs) > 1:
         head += f", {found.other_runs} against {found.baseline_runs} runs"
-    level = f"{100 * named.level:g}%"
+    level = f"{100 * found.level:g}%"
     lines = [
         head,
         f"  {'':<{width}}  baseline    other  difference [{level}]          p (bootstrap, swaps)",
@@ -107,7 +81,7 @@ def describe_comparison(named: NamedComparison) -> list[str]:
         if one.low is not None:
             interval += f" [{one.low:+.2f}, {one.high:+.2f}]"
         better = "better" if one.is_better else "worse" if one.difference else "equal"
-        is_sure = max(one.bootstrap_p, one.randomization_p) < 1 - named.level
+        is_sure = max(one.bootstrap_p, one.randomization_p) < 1 - found.level
         verdict = better if is_sure or better == "equal" else f"{better}, may be chance"
         lines.append(
             f"  {one.title:<{width}}  {one.baseline:>8.2f} {one.other:>8.2f}  {interval:<26}  "

@@ -64,6 +64,9 @@ class DifferentRow:
 class Comparison:
     """Two systems over the same rows."""
 
+    baseline: str  # name
+    other: str
+    level: float  # confidence level of the intervals
     rows: int
     baseline_runs: int
     other_runs: int
@@ -74,6 +77,9 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as `compare --json` prints them."""
         return {
+            "baseline": self.baseline,
+            "other": self.other,
+            "confidence_level": self.level,
             "rows": self.rows,
             "baseline_runs": self.baseline_runs,
             "other_runs": self.other_runs,
@@ -112,7 +118,7 @@ def compare(
         other: Its runs, over the same rows.
         metrics: What to compare, at least one metric.
         settings: Level, number of resamples, and seed.
-        names: What errors call the two.
+        names: Of the two.
         num_rows: Number of rows to return, of those that differ most.
 
     Raises:
@@ -159,6 +165,9 @@ def compare(
     by = next((metric for metric in metrics if metric.by_row), metrics[0])
     by_statistics = statistics[by.count_rows]
     return Comparison(
+        baseline=names[0],
+        other=names[1],
+        level=settings.confidence_level,
         rows=len(baseline[0]),
         baseline_runs=len(baseline),
         other_runs=len(other),

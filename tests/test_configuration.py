@@ -63,7 +63,7 @@ def test_all_errors_are_reported_at_once_with_place_and_likely_name(tmp_path):
     assert (
         "--training.max_step: there is no such setting; did you mean training.max_steps?" in message
     )
-    assert "--model.dropout: 1.5 is too large: less than 1" in message
+    assert "--model.dropout: 1.5 is too large: give less than 1" in message
     assert "'word': expected --name value" in message
     assert message.startswith("8 errors:")
 

@@ -358,13 +358,13 @@ def _describe(details: ErrorDetails, draft: _Draft) -> list[str]:
         case "bool_parsing" | "bool_type":
             problem = f"{quoted} is neither true nor false"
         case "greater_than_equal":
-            problem = f"{found} is too small: at least {context['ge']}"
+            problem = f"{found} is too small: give at least {context['ge']}"
         case "greater_than":
-            problem = f"{found} is too small: more than {context['gt']}"
+            problem = f"{found} is too small: give more than {context['gt']}"
         case "less_than":
-            problem = f"{found} is too large: less than {context['lt']}"
+            problem = f"{found} is too large: give less than {context['lt']}"
         case "less_than_equal":
-            problem = f"{found} is too large: at most {context['le']}"
+            problem = f"{found} is too large: give at most {context['le']}"
         case "model_type" | "model_attributes_type":
             problem = f"this is a group of settings ({name}.…), not a setting with a value"
         case _:

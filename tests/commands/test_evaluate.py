@@ -98,7 +98,7 @@ def test_evaluate_in_python_does_what_the_command_does(trained, tmp_path):
     again = dragoman.evaluate(model, pairs, out=tmp_path / "again")
     assert again.confidence.temperature == found.confidence.temperature
     [comparison] = dragoman.compare([out, tmp_path / "again"])
-    assert comparison.comparison.rows == len(WORDS)
+    assert comparison.rows == len(WORDS)
 
 
 def test_outputs_in_files_are_evaluated_in_python(tmp_path):

@@ -16,8 +16,7 @@ from dragoman.engines.load import EngineName, load_engine
 from dragoman.errors import DragomanError, SettingsError
 from dragoman.evaluation.confidence import find_confidence
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
-from dragoman.model_folder.folder import ModelFolder
-from dragoman.model_folder.weights import StoredWeights
+from dragoman.model_folder.folder import ModelFolder, StoredWeights
 from dragoman.reading.pairs import InvalidRow, Source, take_features
 from dragoman.settings import Settings
 from dragoman.tokenizers.tokenizer import EOS_ID, UNKNOWN_ID, PairTokenizer

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import dragoman
 from dragoman.errors import ModelFolderError
 from dragoman.model.building import build_network, copy_weights, load_network
-from dragoman.model_folder.weights import StoredWeights
+from dragoman.model_folder.folder import StoredWeights
 from dragoman.settings import ModelSettings, SideSettings
 from dragoman.tokenizers.tokenizer import PairTokenizer, Tokenizer
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dragoman.errors import ModelFolderError
 from dragoman.model.transformer import Transformer
-from dragoman.model_folder.weights import StoredWeights
+from dragoman.model_folder.folder import StoredWeights
 from dragoman.settings import ModelSettings
 from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, PAD_ID, PairTokenizer
 

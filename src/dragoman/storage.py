@@ -47,6 +47,18 @@ def staged_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name; copy it if the disk is another one, or has no links.
+
+    Raises:
+        OSError: `source` is missing, or `target` cannot be written.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def is_staged(path: Path) -> bool:
     """Return whether `path` has a temporary name, as `staged_file` and `staged_folder` give them."""
     return _TEMPORARY.fullmatch(path.name) is not None

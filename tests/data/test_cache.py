@@ -171,6 +171,17 @@ def test_taking_is_using(tmp_path):
     assert cache.prune(largest_bytes=15_000) == [newer]
 
 
+def test_entries_of_earlier_versions_are_removed_by_age_and_size(tmp_path):
+    cache, (new,) = make_entries(tmp_path, [0], size=10_000)
+    aged = {f"survey-{'0' * 64}": 31, f"ids-{'1' * 64}": 2}
+    for key, age in aged.items():
+        write(cache.folder / key, {"manifest.json": bytes(10_000)})
+        os.utime(cache.folder / key, (time.time() - age * DAY_S,) * 2)
+    assert cache.prune() == [f"survey-{'0' * 64}"]
+    assert cache.prune(largest_bytes=15_000) == [f"ids-{'1' * 64}"]
+    assert [path.name for path in cache.folder.iterdir()] == [new]
+
+
 def test_what_is_not_the_caches_is_left_alone(tmp_path):
     cache, _ = make_entries(tmp_path, [99])
     write(cache.folder / "photos")

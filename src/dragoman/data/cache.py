@@ -22,21 +22,20 @@ from pathlib import Path
 
 from dragoman.configuration import list_set_values
 from dragoman.settings import Settings
+from dragoman.storage import link_or_copy
 
 # Raise it whenever the same files and settings give other statistics, tokens, ids or file layouts.
 FORMAT = 3
 UNUSED_DAYS = 30  # entries unused for so long are removed
 LARGEST_BYTES = 10 * 2**30  # then the entries unused for longest are removed, down to this size
 
-_ENTRY, _STAGED = re.compile(r"data-[0-9a-f]{64}"), ".staged-"
+# Earlier versions made entries with other prefixes: they are pruned as well.
+_ENTRY, _STAGED = re.compile(r"[a-z]+-[0-9a-f]{64}"), ".staged-"
 _DAY_S = 86_400.0  # temporary folders that are older were left by a run that died
 
 
 def make_key(digests: Mapping[str, object], settings: Settings) -> str:
-    """Return the name of the entry for these files, by the settings typed for data and tokenizer.
-
-    Those that are left open are chosen by the pairs, so they add nothing.
-    """
+    """Return the name of the entry for these files and the settings typed for data and tokenizer."""
     made_from = {
         "format": FORMAT,
         "versions": {name: version(name) for name in ("dragoman", "tokenizers", "pyarrow")},
@@ -84,7 +83,7 @@ class Cache:
         try:
             with tempfile.TemporaryDirectory(prefix=".taking-", dir=into) as taken:
                 for file in list(entry.iterdir()):
-                    _link_or_copy(file, Path(taken) / file.name)
+                    link_or_copy(file, Path(taken) / file.name)
                 for file in list(Path(taken).iterdir()):
                     file.replace(into / file.name)
         except OSError:  # no such entry, or another run has just removed it
@@ -103,7 +102,7 @@ class Cache:
         staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=self.folder))
         try:
             for file in files:
-                _link_or_copy(file, staged / file.name)
+                link_or_copy(file, staged / file.name)
             staged.rename(self.folder / key)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another run was faster
@@ -118,10 +117,8 @@ class Cache:
             (self.folder / key).rename(staged)  # first, so that nobody takes half of it
         shutil.rmtree(staged, ignore_errors=True)
 
-    def prune(
-        self, unused_days: float = UNUSED_DAYS, largest_bytes: int = LARGEST_BYTES
-    ) -> list[str]:
-        """Remove entries unused for `unused_days`; then those unused for longest over the limit.
+    def prune(self, largest_bytes: int = LARGEST_BYTES) -> list[str]:
+        """Remove entries unused for `UNUSED_DAYS`; then those unused for longest over the limit.
 
         Nothing else in the folder is touched. Returns the keys of the removed entries.
         """
@@ -136,17 +133,8 @@ class Cache:
                     entries.append((used_s, path.name, size))
         total = sum(size for *_, size in entries)
         for used_s, key, size in sorted(entries):
-            if now_s - used_s > unused_days * _DAY_S or total > largest_bytes:
+            if now_s - used_s > UNUSED_DAYS * _DAY_S or total > largest_bytes:
                 self.remove(key)
                 removed.append(key)
                 total -= size
         return removed
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)

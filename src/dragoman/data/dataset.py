@@ -45,41 +45,27 @@ def encode_splits(
         while chunk := list(islice(iterator, ROWS_PER_CHUNK)):
             for split, writer in writers.items():
                 rows = [pair for name, pair in chunk if name == split]
-                counts[split] += _encode_rows(
-                    rows, tokenizer, writer, settings.max_tokens, long_rows
+                sources = tokenizer.encode_sources(
+                    [pair.source for pair in rows], [pair.features for pair in rows]
                 )
+                targets = tokenizer.encode_targets([pair.target for pair in rows])
+                kept = []
+                for pair, source, target in zip(rows, sources, targets, strict=True):
+                    length = max(len(source), len(target))
+                    if length <= settings.max_tokens:
+                        kept.append((source, target, pair.line))
+                    else:
+                        detail = f"{length:,} tokens, over data.max_tokens {settings.max_tokens:,}"
+                        long_rows.add(pair.file, pair.line, "over data.max_tokens", detail)
+                if kept:
+                    writer.write(*map(list, zip(*kept, strict=True)))
+                counts[split] += len(kept)
         if long_rows.total and settings.long_rows == "error":
             raise DataError(
                 f"{long_rows.report()}\nraise data.max_tokens, or set data.long_rows skip to train "
                 "without these rows"
             )
     return counts, long_rows
-
-
-def _encode_rows(
-    rows: list[Pair],
-    tokenizer: PairTokenizer,
-    writer: "IdsWriter",
-    max_tokens: int,
-    long_rows: RowErrors,
-) -> int:
-    sources = tokenizer.encode_sources(
-        [pair.source for pair in rows], [pair.features for pair in rows]
-    )
-    targets = tokenizer.encode_targets([pair.target for pair in rows])
-    kept = []
-    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        length = max(len(source), len(target))
-        if length <= max_tokens:
-            kept.append(i)
-        else:
-            detail = f"{length:,} tokens, over data.max_tokens {max_tokens:,}"
-            long_rows.add(rows[i].file, rows[i].line, "over data.max_tokens", detail)
-    if kept:
-        writer.write(
-            [sources[i] for i in kept], [targets[i] for i in kept], [rows[i].line for i in kept]
-        )
-    return len(kept)
 
 
 class IdsWriter:

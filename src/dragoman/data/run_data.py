@@ -9,7 +9,6 @@ Once `encode` has returned, a run no longer needs its files of pairs: they may c
 
 import gc
 import json
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -81,11 +80,11 @@ class RunData:
         self.notes: list[str] = []
         self.cache_note = ""
         self._settings = settings  # with which the text is split
-        self._stamps = self._stamp_files()
         self._ids: dict[Split, EncodedPairs] = {}
         self.invalid_rows = RowErrors()
-        self._cached: _Findings | None = None
+        self._digests: dict[str, list[list[str]]] = {}
         self._cache: Cache | None = None
+        self._cached: _Findings | None = None
         self._key = ""
 
     @classmethod
@@ -99,16 +98,17 @@ class RunData:
             DataError: A file cannot be read, or has invalid rows that are not to be skipped.
         """
         data = cls(paths, settings.data, folder)
-        digests = data._digest_files()
-        data.sha256 = {name: digest for files in digests.values() for name, digest in files}
-        data._cache = Cache.open(settings.data.cache) if digests else None
+        data._digests = data._digest_files()
+        data.sha256 = {name: digest for files in data._digests.values() for name, digest in files}
+        data._cache = Cache.open(settings.data.cache) if data._digests else None
         if data._cache:
-            data._key = make_key(digests, settings)
-            data._cached = data._take_from_cache(data._cache)
-        if data._cached:
-            data.statistics = data._cached.statistics
-        else:
-            data.statistics = data._read_files()
+            data._key = make_key(data._digests, settings)
+            if data._cache.take(data._key, folder):
+                try:
+                    data._cached = data._load()
+                except DataError:  # damaged
+                    data._cache.remove(data._key)
+        data.statistics = data._cached.statistics if data._cached else data._read_files()
         return data
 
     def encode(self, settings: Settings) -> None:
@@ -128,15 +128,38 @@ class RunData:
         if self._cached or has_new_tags:  # without their tags, other rows may be invalid
             self._read_files()
         with _without_garbage_collection():
-            findings = self._encode(settings, used)
-        _write_json(self.folder / _FINDINGS, asdict(findings))
+            self.tokenizer = PairTokenizer.train(self.read_split("train"), settings.tokenizer)
+            num_rows, long_rows = encode_splits(
+                self.read_splits(),
+                self.tokenizer,
+                {split: self.folder / f"{split}.arrow" for split in SPLITS},
+                settings.data,
+            )
+            self._check_counts(num_rows)
+            given = [files for files in self._list_files().values() if files]
+            notes = [note for files in given if (note := describe_layout(files, settings.data))]
+            notes += self._find_leaks()
+        for errors in (self.invalid_rows, long_rows):
+            if errors.total:
+                notes.append(f"rows left out: {errors.report()}")
+        findings = _Findings(
+            statistics=self.statistics,
+            num_rows=num_rows,
+            notes=notes,
+            invalid_rows=dict(self.invalid_rows.counts),
+            invalid_examples=self.invalid_rows.examples,
+            settings=used,
+        )
         self.tokenizer.save(self.folder / _TOKENIZER)
+        path = self.folder / _FINDINGS
+        path.unlink(missing_ok=True)  # it may be a link to a file of the cache
+        path.write_text(json.dumps(asdict(findings), default=sorted), encoding="utf-8")
         self._adopt(findings)
         characters = self.statistics.num_pairs * (
             self.statistics.source.mean_characters + self.statistics.target.mean_characters
         )
         if self._cache and characters >= _FEWEST_CHARACTERS:
-            self.cache_note = f"prepared data: {self._keep_in(self._cache)}"
+            self._keep_in(self._cache)
 
     @classmethod
     def reopen(cls, paths: Sequence[str | Path], settings: DataSettings, folder: Path) -> "RunData":
@@ -217,30 +240,6 @@ class RunData:
                         pass
         return statistics
 
-    def _encode(self, settings: Settings, used: dict[str, Any]) -> _Findings:
-        given = [files for files in self._list_files().values() if files]
-        notes = [note for files in given if (note := describe_layout(files, settings.data))]
-        self.tokenizer = PairTokenizer.train(self.read_split("train"), settings.tokenizer)
-        num_rows, long_rows = encode_splits(
-            self.read_splits(),
-            self.tokenizer,
-            {split: self.folder / f"{split}.arrow" for split in SPLITS},
-            settings.data,
-        )
-        self._check_counts(num_rows)
-        notes += self._find_leaks()
-        for errors in (self.invalid_rows, long_rows):
-            if errors.total:
-                notes.append(f"rows left out: {errors.report()}")
-        return _Findings(
-            statistics=self.statistics,
-            num_rows=num_rows,
-            notes=notes,
-            invalid_rows=dict(self.invalid_rows.counts),
-            invalid_examples=self.invalid_rows.examples,
-            settings=used,
-        )
-
     def _find_leaks(self) -> Iterator[str]:
         """Count the sources, features included, of given files that are training sources too."""
         given = [split for split in SPLITS[1:] if self._list_files()[split]]
@@ -294,33 +293,16 @@ class RunData:
     def _open_ids(self) -> None:
         self._ids = {split: EncodedPairs(self.folder / f"{split}.arrow") for split in SPLITS}
 
-    def _take_from_cache(self, cache: Cache) -> _Findings | None:
-        """Return what the cache has; an entry that cannot be used is removed."""
-        if not cache.take(self._key, self.folder):
-            return None
-        try:
-            return self._load()
-        except DataError:
-            cache.remove(self._key)
-            return None
-
-    def _keep_in(self, cache: Cache) -> str:
-        """Keep the data in the cache; return what became of them."""
-        if self._stamp_files() != self._stamps:
-            return "not kept, the files have changed while they were read"
+    def _keep_in(self, cache: Cache) -> None:
+        self.cache_note = f"prepared data: kept in the cache {cache.folder}"
+        if self._digest_files() != self._digests:
+            self.cache_note = "prepared data: not kept, the files have changed while they were read"
+            return
         try:
             cache.keep(self._key, [self.folder / name for name in _FILES])
         except OSError as error:
-            return f"not kept, {cache.folder} cannot be written ({error.strerror})"
-        return f"kept in the cache {cache.folder}"
-
-    def _stamp_files(self) -> list[tuple[int, int]]:
-        """Return size and time of the last change of each file; nothing if one is missing."""
-        try:
-            stats = [Path(name).stat() for names in self._list_files().values() for name in names]
-        except (OSError, ValueError):
-            return []  # reading them reports what is wrong
-        return [(one.st_size, one.st_mtime_ns) for one in stats if stat.S_ISREG(one.st_mode)]
+            reason = f"{cache.folder} cannot be written ({error.strerror})"
+            self.cache_note = f"prepared data: not kept, {reason}"
 
     def _digest_files(self) -> dict[str, list[list[str]]]:
         """Return name and SHA-256 of each file by role; nothing if one is not a regular file.
@@ -328,12 +310,15 @@ class RunData:
         The names count: messages name rows by file, and the suffix tells the format.
         """
         files = self._list_files()
-        if len(self._stamps) < sum(map(len, files.values())):
-            return {}
-        return {
-            split: [[str(name), sha256(Path(name))] for name in names]
-            for split, names in files.items()
-        }
+        try:
+            if not all(Path(name).is_file() for names in files.values() for name in names):
+                return {}
+            return {
+                split: [[str(name), sha256(Path(name))] for name in names]
+                for split, names in files.items()
+            }
+        except OSError:
+            return {}  # reading them reports what is wrong
 
 
 def _write_text(pairs: Iterable[Pair], path: Path) -> Iterator[Pair]:
@@ -357,11 +342,6 @@ def _read_text(path: Path, files: Sequence[str | Path]) -> Iterator[Pair]:
         rows = [tuple(symbols[a:b]) for a, b in pairwise(features.offsets.tolist())]
         file = repeat(str(files[0]))
         yield from map(Pair, *sides, rows if symbols else repeat(()), line.tolist(), file)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.unlink(missing_ok=True)  # it may be a link to a file of the cache
-    path.write_text(json.dumps(content, default=sorted), encoding="utf-8")
 
 
 @contextmanager

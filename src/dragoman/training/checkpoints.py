@@ -11,7 +11,6 @@ truncated file where $TMPDIR is on another disk, and torch.load accepts a file w
 import math
 import os
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -26,7 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from dragoman.errors import CheckpointError
-from dragoman.storage import is_staged, staged_file
+from dragoman.storage import is_staged, link_or_copy, staged_file
 
 BEST = "best.ckpt"
 RECORD = "dragoman"  # key of a checkpoint: the run that it belongs to
@@ -177,10 +176,7 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(path)
             if also is not None and trainer.is_global_zero:
                 with staged_file(also) as partial:
-                    try:
-                        os.link(path, partial)
-                    except OSError:
-                        shutil.copyfile(path, partial)
+                    link_or_copy(path, partial)
         except OSError as error:
             if trainer.world_size > 1:  # the other ranks are waiting
                 raise

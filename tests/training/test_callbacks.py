@@ -25,7 +25,7 @@ from dragoman.training.callbacks import (
     describe_collapse,
 )
 from dragoman.training.logs import read_curves
-from dragoman.training.schedules import learning_rate_factor
+from dragoman.training.module import learning_rate_factor
 from dragoman.training.validation_metrics import DecodedRow, Texts
 
 

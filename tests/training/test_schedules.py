@@ -2,7 +2,7 @@ import pytest
 
 from dragoman.errors import SettingsError
 from dragoman.settings import OptimizationSettings
-from dragoman.training.schedules import learning_rate_factor
+from dragoman.training.module import learning_rate_factor
 
 SCHEDULES = ["inverse_sqrt", "cosine", "linear", "constant"]
 

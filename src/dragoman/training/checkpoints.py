@@ -10,7 +10,6 @@ truncated file where $TMPDIR is on another disk, and torch.load accepts a file w
 
 import math
 import os
-import re
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -32,7 +31,6 @@ RECORD = "dragoman"  # key of a checkpoint: the run that it belongs to
 
 _NUM_KEPT = 2  # beside the best: the newest, and the one before in case the newest is damaged
 _STATE = "Checkpoints"
-_STEP = re.compile(r"step-(\d+)\.ckpt")
 _PROBE_BYTES = 1 << 20
 
 
@@ -79,7 +77,7 @@ class Checkpoints(Checkpoint):
         return _STATE
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score so far, and whether the last step is complete and validated."""
+        """Return the best score, and whether the last step is complete and validated."""
         return {
             "best_score": self.best_score,
             "best_step": self.best_step,
@@ -111,13 +109,22 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             sweep_partial(self.folder)
         if self.awaits_validation:
-            _validate_again(trainer)
+            # As Lightning's training loop does, which would skip it (lightning 2.6.6).
+            val_loop = trainer.fit_loop.epoch_loop.val_loop
+            val_loop.restarting = False
+            trainer.validating = True
+            val_loop.run()
+            trainer.training = True
+            torch.set_grad_enabled(True)
+            val_loop._has_run = False  # so that the training loop counts the step as validated
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
         """Write a checkpoint if one is due; after the validation, if that is due as well."""
         self.is_whole = trainer.global_step > self._last_step
         self._last_step = trainer.global_step
-        self.awaits_validation = _will_validate(trainer)
+        fit_loop = trainer.fit_loop  # Lightning 2.6.6 has no public way to ask
+        assert fit_loop._data_fetcher is not None
+        self.awaits_validation = fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
         if self.may_save and self._is_due(trainer):
             self.save(trainer)
 
@@ -161,7 +168,10 @@ class Checkpoints(Checkpoint):
         is_written = self._write(trainer, path, also=self.folder / BEST if is_best else None)
         self._saved_step = trainer.global_step  # or tried to: the next is tried when it is due
         if is_written and trainer.is_global_zero:
-            _remove_old(self.folder)
+            numbered = [path for path in list_checkpoints(self.folder) if path.name != BEST]
+            for old in numbered[_NUM_KEPT:]:
+                with suppress(OSError):
+                    old.unlink()
         return is_written
 
     def _is_due(self, trainer: lightning.Trainer) -> bool:
@@ -228,10 +238,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of `folder`, the newest first; the best, whose step is unknown, last."""
-    found = [(int(name[1]), path) for path in _list(folder) if (name := _STEP.fullmatch(path.name))]
-    paths = [path for _, path in sorted(found, reverse=True)]
-    best = folder / BEST
-    return [*paths, best] if best.is_file() else paths
+    numbered = [path for path in folder.glob("step-*.ckpt") if path.stem[5:].isdecimal()]
+    numbered.sort(key=lambda path: int(path.stem[5:]), reverse=True)
+    return [*numbered, *folder.glob(BEST)]
 
 
 def read_checkpoint(path: Path, *, is_mapped: bool = False) -> dict[str, Any]:
@@ -266,39 +275,6 @@ def find_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def sweep_partial(folder: Path) -> None:
     """Remove the unfinished files of a killed run."""
-    for path in _list(folder):
-        if is_staged(path):
-            with suppress(OSError):
-                path.unlink()
-
-
-def _remove_old(folder: Path) -> None:
-    """Remove all but the newest checkpoints and the best, as far as the folder is writable."""
-    for path in [path for path in list_checkpoints(folder) if path.name != BEST][_NUM_KEPT:]:
+    for path in filter(is_staged, folder.glob(".*")):
         with suppress(OSError):
             path.unlink()
-
-
-def _list(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def _will_validate(trainer: lightning.Trainer) -> bool:
-    """Return whether a validation follows the batch that has just ended."""
-    fit_loop = trainer.fit_loop  # Lightning 2.6.6 has no public way to ask
-    assert fit_loop._data_fetcher is not None
-    return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
-
-
-def _validate_again(trainer: lightning.Trainer) -> None:
-    """Run the validation of the step at which the run resumes.
-
-    The same way as Lightning's training loop, which would skip it (lightning 2.6.6).
-    """
-    val_loop = trainer.fit_loop.epoch_loop.val_loop
-    val_loop.restarting = False
-    trainer.validating = True
-    val_loop.run()
-    trainer.training = True
-    torch.set_grad_enabled(True)
-    val_loop._has_run = False  # so that the training loop counts the step as validated

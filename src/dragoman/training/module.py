@@ -1,5 +1,6 @@
 """How a Transformer is trained: the step, the validation that decodes, the optimizer."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +19,11 @@ from dragoman.data.sampler import cut_batch
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search import search
 from dragoman.decoding.search_config import SearchConfig
+from dragoman.errors import SettingsError
 from dragoman.model.loss import Implementation, LossSums, sum_losses
 from dragoman.model.microbatches import sum_losses_by_microbatches
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
-from dragoman.training.schedules import learning_rate_factor
 from dragoman.training.validation_metrics import (
     DecodedMetrics,
     DecodedRow,
@@ -122,7 +123,7 @@ class TransformerTraining(lightning.LightningModule):
         return self.network.score(source_ids, target_ids)
 
     def on_fit_start(self) -> None:
-        """Reset the sums that an earlier validation or an interrupted step has left."""
+        """Reset the sums of an earlier validation or an interrupted step."""
         self._step_tokens.zero_()
         self._step_loss.zero_()
         self.train_metrics.reset()
@@ -144,7 +145,13 @@ class TransformerTraining(lightning.LightningModule):
         """Return the summed loss of the batch; `on_before_optimizer_step` makes it a mean."""
         batch = as_batch(batch)
         if self.trainer.global_step == 0 and batch_idx == 0:
-            self._warn_without_begin(batch)
+            bos_id = self.network.bos_id
+            if not (batch.target_ids[:, 0] == bos_id).any():
+                rank_zero_warn(
+                    f"no target of the first batch begins with bos_id {bos_id}: the first token is "
+                    "never learned, and generate(), which starts from bos_id, will not work; put "
+                    "bos_id before and eos_id after each target"
+                )
         self.current_batch = _describe("training", batch)
         sums = self._sum_losses(batch, self.optimization.label_smoothing)
         self._step_tokens += sums.num_tokens
@@ -245,7 +252,10 @@ class TransformerTraining(lightning.LightningModule):
         batch = as_batch(batch)
         self.current_batch = _describe("validation", batch)
         self.valid_metrics.update(self._sum_losses(batch))
-        sample = _sample_rows(batch, self.decoded_fraction)
+        # Evenly spread rows: batches are sorted by length, so the first ones would be biased.
+        count = max(1, round(self.decoded_fraction * len(batch)))
+        places = torch.arange(count, device=batch.source_ids.device) * len(batch) // count
+        sample = Batch(source_ids=batch.source_ids[places], target_ids=batch.target_ids[places])
         rows = self._decode_and_score(sample, self.valid_decoded)
         self.decoded_rows += rows[: _MOST_KEPT_ROWS - len(self.decoded_rows)]
 
@@ -289,13 +299,9 @@ class TransformerTraining(lightning.LightningModule):
         settings = self.optimization
         trainer_steps = self.trainer.max_steps
         max_steps = self.max_steps or (trainer_steps if trainer_steps > 0 else None)
-        learning_rate_factor(
-            settings.warmup_steps, settings, max_steps
-        )  # raises now rather than later
+        learning_rate_factor(settings.warmup_steps, settings, max_steps)  # raises now, not later
         decayed = [p for p in self.parameters() if p.ndim >= 2]
         others = [p for p in self.parameters() if p.ndim < 2]
-        # A fused AdamW unscales float16 gradients itself, after Lightning has clipped them.
-        is_fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": settings.weight_decay},
@@ -303,7 +309,8 @@ class TransformerTraining(lightning.LightningModule):
             ],
             lr=settings.learning_rate,
             betas=(settings.beta1, settings.beta2),
-            fused=is_fused,
+            # A fused one unscales float16 gradients itself, after Lightning has clipped them.
+            fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, settings, max_steps)
@@ -329,34 +336,30 @@ class TransformerTraining(lightning.LightningModule):
 
     def _decode(self, source_ids: Int[Tensor, "B S"]) -> list[Hypothesis]:
         """Return the greedy output of each source; a beam is for the trained model."""
-        greedy = DecodingSettings(
+        decoding = DecodingSettings(
             max_length_ratio=self.decoding.max_length_ratio,
             max_length_extra=self.decoding.max_length_extra,
         )
-        return [
-            best[0] for best in search([self.network], source_ids, SearchConfig(decoding=greedy))
-        ]
+        config = SearchConfig(decoding=decoding)
+        return [best for best, *_ in search([self.network], source_ids, config)]
 
     def _decode_and_score(self, batch: Batch, metrics: DecodedMetrics) -> list[DecodedRow]:
         """Decode the rows that have a target, add their scores to `metrics`, and return them."""
         has_target = (batch.target_ids != self.network.pad_id).any(dim=1)
         source_ids, target_ids = batch.source_ids[has_target], batch.target_ids[has_target]
+        special = {self.network.pad_id, self.network.bos_id, self.network.eos_id}
+        sources, references = (
+            [[id_ for id_ in row if id_ not in special] for row in ids.tolist()]
+            for ids in (source_ids, target_ids)
+        )
         rows = [
             DecodedRow(source, reference, hypothesis.ids, hypothesis.is_complete)
             for source, reference, hypothesis in zip(
-                self._list_tokens(source_ids),
-                self._list_tokens(target_ids),
-                self._decode(source_ids),
-                strict=True,
+                sources, references, self._decode(source_ids), strict=True
             )
         ]
-        metrics.update([row.hypothesis for row in rows], [row.reference for row in rows])
+        metrics.update([row.hypothesis for row in rows], references)
         return rows
-
-    def _list_tokens(self, ids: Int[Tensor, "B L"]) -> list[list[int]]:
-        """Return the ids of each row that are not begin, end or padding."""
-        special = {self.network.pad_id, self.network.bos_id, self.network.eos_id}
-        return [[id_ for id_ in row if id_ not in special] for row in ids.tolist()]
 
     def _log_and_reset(self, metrics: TeacherForcedMetrics | DecodedMetrics) -> None:
         self.log_dict(metrics.compute(), sync_dist=True)
@@ -364,14 +367,6 @@ class TransformerTraining(lightning.LightningModule):
             # Lightning counts steps from 0, but is one further when the fit is over.
             self.log("step", float(max(0, self.trainer.global_step - 1)))
         metrics.reset()
-
-    def _warn_without_begin(self, batch: Batch) -> None:
-        if not (batch.target_ids[:, 0] == self.network.bos_id).any():
-            rank_zero_warn(
-                f"no target of the first batch begins with bos_id {self.network.bos_id}: the "
-                "first token is never learned, and generate(), which starts from bos_id, will not "
-                "work; put bos_id before and eos_id after each target"
-            )
 
 
 def _describe(stage: str, batch: Batch) -> str:
@@ -390,16 +385,43 @@ def _drop_nonfinite(sums: LossSums) -> LossSums:
     return LossSums(loss=loss, nll=nll, num_correct=num_correct, num_tokens=num_tokens)
 
 
-def _sample_rows(batch: Batch, fraction: float) -> Batch:
-    """Return evenly spread rows: batches are sorted by length, so the first rows are biased."""
-    count = max(1, round(fraction * len(batch)))
-    rows = torch.arange(count, device=batch.source_ids.device) * len(batch) // count
-    return Batch(source_ids=batch.source_ids[rows], target_ids=batch.target_ids[rows])
-
-
 def as_batch(batch: Pairs) -> Batch:
     """Return `batch` itself, or the batch of a (source_ids, target_ids) tuple or list."""
     if isinstance(batch, Batch):
         return batch
     source_ids, target_ids = batch
     return Batch(source_ids=source_ids, target_ids=target_ids)
+
+
+def learning_rate_factor(
+    step: int, optimization: OptimizationSettings, max_steps: int | None
+) -> float:
+    """Return the factor on the peak learning rate at `step`, from 0.
+
+    Every schedule rises linearly over `warmup_steps`, so that the step after them has factor 1.
+    cosine and linear reach zero at `max_steps`; the others do not need it (None).
+
+    With warmup_steps 4, the first steps have 0.2, 0.4, 0.6, 0.8, then 1.0. After them, inverse_sqrt
+    is sqrt((warmup_steps + 1) / (step + 1)): 0.5 at about four times the warm-up.
+
+    Source of inverse_sqrt: Vaswani et al. 2017, section 5.3, rescaled to peak at 1.
+
+    Raises:
+        SettingsError: cosine or linear without `max_steps`.
+    """
+    warmup = optimization.warmup_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if optimization.schedule == "inverse_sqrt":
+        return math.sqrt((warmup + 1) / (step + 1))
+    if optimization.schedule == "constant":
+        return 1.0
+    if max_steps is None:
+        raise SettingsError(
+            f"optimization.schedule: {optimization.schedule} reaches zero at the last step: "
+            "give max_steps, or use inverse_sqrt or constant"
+        )
+    done = min(1.0, (step - warmup) / max(1, max_steps - warmup))
+    if optimization.schedule == "linear":
+        return 1.0 - done
+    return 0.5 * (1.0 + math.cos(math.pi * done))

@@ -83,7 +83,15 @@ def find_nonfinite_rows(module: TransformerTraining, batches: Sequence[Batch]) -
     network = module.network
     was_training = network.training
     network.eval()
-    rows = [_take_row(batch, row) for batch in batches for row in range(len(batch))]
+    rows = [
+        Batch(
+            source_ids=batch.source_ids[i : i + 1],
+            target_ids=batch.target_ids[i : i + 1],
+            rows=None if batch.rows is None else batch.rows[i : i + 1],
+        )
+        for batch in batches
+        for i in range(len(batch))
+    ]
     with torch.no_grad():
         found = [
             one
@@ -92,14 +100,6 @@ def find_nonfinite_rows(module: TransformerTraining, batches: Sequence[Batch]) -
         ]
     network.train(was_training)
     return found or rows
-
-
-def _take_row(batch: Batch, row: int) -> Batch:
-    return Batch(
-        source_ids=batch.source_ids[row : row + 1],
-        target_ids=batch.target_ids[row : row + 1],
-        rows=None if batch.rows is None else batch.rows[row : row + 1],
-    )
 
 
 def _name_rows(trainer: lightning.Trainer, found: Sequence[Batch]) -> str:

@@ -1,7 +1,7 @@
 """Resuming an interrupted run: which run it is, what may change, and the state of each process."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class RunRecord:
     sha256: Mapping[str, str]  # by file
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain values."""
+        """Return the record as JSON values."""
         return {
             "format": _FORMAT,
             "version": self.version,
@@ -114,10 +114,10 @@ class ResumePoint:
         return 0 < training.patience <= wait_count
 
 
-def find_resume_point(folder: Path, faults: list[str]) -> ResumePoint | None:
+def find_resume_point(folder: Path, errors: list[str]) -> ResumePoint | None:
     """Return the newest usable checkpoint in the folder of a run, if any.
 
-    Damaged ones are skipped, and their faults appended to `faults`.
+    Damaged ones are skipped, and messages about them appended to `errors`.
     """
     found: list[ResumePoint] = []
     for path in list_checkpoints(folder / CHECKPOINTS):
@@ -132,9 +132,9 @@ def find_resume_point(folder: Path, faults: list[str]) -> ResumePoint | None:
             )
             is_whole = bool(find_state(checkpoint)["is_whole"])
         except CheckpointError as error:
-            faults.append(str(error))
+            errors.append(str(error))
         except (KeyError, TypeError, ValueError) as error:
-            faults.append(f"{path}: not a checkpoint of a run: {error!r}")
+            errors.append(f"{path}: not a checkpoint of a run: {error!r}")
         else:
             if is_whole:
                 found.append(point)
@@ -149,25 +149,24 @@ def merge_for_resuming(record: RunRecord, typed: Settings) -> Settings:
     Raises:
         SettingsError: Settings were typed that may not change; names each.
     """
-    ours = flatten_settings(record.settings)
+    started = flatten_settings(record.settings)
     values = dict(list_set_values(typed))
-    if faults := list(_find_changes(ours, values)):
-        raise SettingsError.gather(faults)
-    return merge_settings(record.settings, values, overrule=True)
-
-
-def _find_changes(ours: Mapping[str, Any], typed: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in typed.items():
-        is_free = any(
+    errors = []
+    for name, value in values.items():
+        may_change = any(
             name == one or (one[-1] == "." and name.startswith(one)) for one in MAY_CHANGE
         )
         # auto was typed: it was resolved when the run started.
-        if not is_free and _make_plain(value) not in (ours[name], "auto"):
-            yield (
-                f"--{name}: {_make_plain(value)!r}, but the run was started with {ours[name]!r}; "
-                "leave it out to resume, or start from scratch with --overwrite. May change: "
+        if not may_change and _make_plain(value) not in (started[name], "auto"):
+            errors.append(
+                f"--{name}: {_make_plain(value)!r}, but the run was started with "
+                f"{started[name]!r}; leave it out to resume, or start from scratch with "
+                "--overwrite. May change: "
                 + ", ".join(f"{one}*" if one[-1] == "." else one for one in MAY_CHANGE)
             )
+    if errors:
+        raise SettingsError.gather(errors)
+    return merge_settings(record.settings, values, overrule=True)
 
 
 def _make_plain(value: object) -> object:

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import callbacks as lightning_callbacks
 from torch import Tensor
 
-from dragoman.settings import Settings, TrainingSettings
+from dragoman.settings import Settings
 from dragoman.training.callbacks import SAMPLES_FILE, CollapseWarning, ProgressBar, SampleLog
 from dragoman.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from dragoman.training.device import find_device
@@ -62,18 +62,14 @@ def make_trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=False,
-        log_every_n_steps=_find_log_interval(training),
+        # 50 steps between two points of a curve; fewer in a short run, for 100 points.
+        log_every_n_steps=max(1, min(50, training.valid_every, training.max_steps // 100)),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
-
-
-def _find_log_interval(training: TrainingSettings) -> int:
-    """Return the steps between two points of a curve: 50, fewer in a short run, for 100 points."""
-    return max(1, min(50, training.valid_every, training.max_steps // 100))
 
 
 class EarlyStopping(lightning_callbacks.EarlyStopping):

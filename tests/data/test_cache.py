@@ -44,7 +44,7 @@ contents = st.dictionaries(st.sampled_from(["a", "b", "c.json"]), st.binary(), m
 
 @settings(max_examples=30)
 @given(files=contents)
-def test_what_is_kept_comes_back_byte_for_byte(files, tmp_path_factory):
+def test_kept_files_come_back_byte_for_byte(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
     assert take(kept(folder, files), folder / "taken", files) == files
 
@@ -111,7 +111,7 @@ def start_worker(tmp_path, name, made):
     return worker
 
 
-def test_processes_that_keep_take_and_remove_at_once_never_see_half_an_entry(tmp_path):
+def test_concurrent_processes_never_see_half_an_entry(tmp_path):
     write(tmp_path / "made")
     workers = [start_worker(tmp_path, f"worker{i}", tmp_path / "made") for i in range(3)]
     for worker in workers:
@@ -123,7 +123,7 @@ def test_processes_that_keep_take_and_remove_at_once_never_see_half_an_entry(tmp
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.003, 0.01, 0.02, 0.05])
-def test_a_run_that_is_killed_leaves_nothing_that_is_read(tmp_path, after_s):
+def test_a_killed_run_leaves_no_partial_entry(tmp_path, after_s):
     files = {f"{i}": bytes([i]) * 2_000_000 for i in range(10)}
     write(tmp_path / "made", files)
     worker = start_worker(tmp_path, "worker", tmp_path / "made")
@@ -152,20 +152,20 @@ def make_entries(tmp_path, ages_days, size=100):
     return cache, keys
 
 
-def test_what_was_not_used_for_thirty_days_is_removed(tmp_path):
+def test_an_entry_unused_for_thirty_days_is_removed(tmp_path):
     cache, (_new, _month, old) = make_entries(tmp_path, [0, 29, 31])
     assert cache.prune() == [old]
     assert cache.prune() == []
 
 
-def test_beyond_the_limit_what_was_not_used_for_longest_goes_first(tmp_path):
+def test_over_the_size_limit_the_entry_unused_for_longest_goes_first(tmp_path):
     cache, (oldest, old, new) = make_entries(tmp_path, [3, 2, 1], size=10_000)
     assert cache.prune(largest_bytes=25_000) == [oldest]
     assert cache.prune(largest_bytes=15_000) == [old]
     assert [path.name for path in cache.folder.iterdir()] == [new]
 
 
-def test_taking_is_using(tmp_path):
+def test_taking_an_entry_counts_as_use(tmp_path):
     cache, (older, newer) = make_entries(tmp_path, [29, 28], size=10_000)
     take(cache, tmp_path / "taken", {"x": b""}, older)
     assert cache.prune(largest_bytes=15_000) == [newer]
@@ -182,7 +182,7 @@ def test_entries_of_earlier_versions_are_removed_by_age_and_size(tmp_path):
     assert [path.name for path in cache.folder.iterdir()] == [new]
 
 
-def test_what_is_not_the_caches_is_left_alone(tmp_path):
+def test_other_files_in_the_folder_stay(tmp_path):
     cache, _ = make_entries(tmp_path, [99])
     write(cache.folder / "photos")
     (cache.folder / "data-1").write_text("mine")

@@ -18,7 +18,7 @@ SKIP = ["--data.broken_rows", "skip", "--data.long_rows", "skip", "--data.max_to
 
 @pytest.fixture
 def files(tmp_path):
-    """Files with a leak, broken rows and long rows, large enough to be kept."""
+    """Files with a leak, invalid rows and long rows, large enough to be kept."""
     words = make_words(1500)
     rows = {
         "train": [f"{w * 100}\t{w.upper() * 100}" for w in words[:1400]] + ["broken"],
@@ -60,9 +60,9 @@ def test_the_cache_gives_byte_for_byte_what_preparing_does(files, more):
     first, second = (prepare(files, *more) for _ in range(2))
     assert (plain.cache_note, is_hit(first), is_hit(second)) == ("", False, True)
     assert result_of(plain) == result_of(first) == result_of(second)
-    told = "\n".join(second.notes)
+    output = "\n".join(second.notes)
     for part in ("leak: 1 of the 101", "train.tsv:1401", "valid.tsv:102", "over data.max_tokens"):
-        assert part in told
+        assert part in output
 
 
 def test_ids_from_the_cache_make_the_same_batches(files):
@@ -119,14 +119,14 @@ def test_another_model_finds_the_same_entry(files, words):
     assert result_of(after) == result_of(prepare(files, *words, "--data.cache", "none"))
 
 
-def test_a_note_that_depends_on_decoding_is_made_anew(files):
+def test_a_note_that_depends_on_decoding_is_not_cached(files):
     prepare(files)
     words = ["--decoding.max_length_extra", "1", "--decoding.max_length_ratio", "0"]
     [note] = [note for note in prepare(files, *words).notes if "longest output" in note]
     assert "training targets are longer" in note
 
 
-def test_an_entry_that_was_cut_short_is_made_again(files):
+def test_a_truncated_entry_is_replaced(files):
     first = prepare(files)
     [path] = (files / "cache").glob("data-*/train.arrow")
     content = path.read_bytes()
@@ -140,7 +140,7 @@ def test_an_entry_that_was_cut_short_is_made_again(files):
 
 @pytest.mark.parametrize("name", ["findings.json", "tokenizer.json"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"no JSON", b"\xff"])
-def test_an_entry_that_is_not_ours_is_made_again(files, name, content):
+def test_an_entry_with_other_content_is_replaced(files, name, content):
     first = prepare(files)
     [path] = (files / "cache").glob(f"*/{name}")
     path.unlink()  # the data of the run have the same file under another name
@@ -174,7 +174,7 @@ def test_files_that_change_while_they_are_read_are_not_kept(files):
     assert not (files / "cache").exists()
 
 
-def test_nothing_is_kept_of_a_small_set_nor_where_that_is_switched_off(files):
+def test_small_data_are_not_cached_nor_any_with_cache_none(files):
     (files / "small.tsv").write_text("".join(f"{w}\t{w}\n" for w in make_words(300)))
     words = ["--data.cache", f"{files}/cache"]
     data = PairDataModule(files / "small.tsv", read_settings(None, words))
@@ -201,8 +201,8 @@ def test_two_runs_at_once_prepare_the_same(files):
     assert len(list((files / "cache").iterdir())) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_told_of_and_the_run_goes_on(files):
-    (files / "cache").write_text("a file stands here")
+def test_an_unwritable_cache_is_reported_and_the_run_continues(files):
+    (files / "cache").write_text("a file")
     data = prepare(files)
     assert data.cache_note == (
         f"prepared data: not kept, {files / 'cache'} cannot be written (File exists)"
@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_written_is_told_of_and_the_run_goes_on(files):
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is read-only for root")
-def test_a_read_only_folder_is_read_and_told_of(files):
+def test_a_read_only_cache_is_read_and_reported(files):
     prepare(files)
     (files / "cache").chmod(0o500)
     try:

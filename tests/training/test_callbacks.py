@@ -69,8 +69,8 @@ def test_the_loss_of_a_step_is_over_its_own_tokens(tmp_path, accumulate):
 def test_the_bar_shows_the_score_the_best_score_and_the_time_left(tmp_path, width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, legacy_windows=False)
     words = ["--training.valid_every", "1", "--training.monitor", "token_error_rate"]
-    told, _ = run(tmp_path, *words, "--training.max_steps", "4", console=console)
-    last = Text.from_ansi(told[told.rindex("4/4") :]).plain.splitlines()[0]
+    output, _ = run(tmp_path, *words, "--training.max_steps", "4", console=console)
+    last = Text.from_ansi(output[output.rindex("4/4") :]).plain.splitlines()[0]
     figures = r"4/4 +loss \d+\.\d{3}  token_error_rate [\d.]+ \(.*best.*\)  [\d,]+ tokens/s *"
     assert re.match(figures + r"0:00:00", last), last
     assert "…" not in last
@@ -80,26 +80,26 @@ def test_the_best_score_is_printed_with_its_step(tmp_path):
     words = ["--training.valid_every", "1", "--training.max_steps", "6"]
     for monitor, better in (("loss", min), ("exact_match", max)):
         (tmp_path / monitor).mkdir()
-        told, curves = run(tmp_path / monitor, *words, "--training.monitor", monitor)
-        last = next(line for line in told.splitlines() if line.startswith("step 6:"))
+        output, curves = run(tmp_path / monitor, *words, "--training.monitor", monitor)
+        last = next(line for line in output.splitlines() if line.startswith("step 6:"))
         best = better(score for _, score in curves[f"valid_{monitor}"])
         at = next(step for step, score in curves[f"valid_{monitor}"] if score == best)
         assert ("the best so far" if at == 6 else f"best {best:.4g} at {at}") in last
 
 
-def test_outputs_that_are_all_alike_in_the_end_are_reported_with_usual_causes(tmp_path):
+def test_equal_outputs_at_the_end_are_reported_with_usual_causes(tmp_path):
     words = ["--data.valid_fraction", "0.3", "--optimization.learning_rate", "1e-9"]
-    told, _ = run(tmp_path, *words)
-    assert told.count("warning: step 3: ") == 1
-    assert "for example: '" in told
-    assert told.count("usual causes: too high a learning rate") == 1
-    assert "optimization.learning_rate 1e-09, try 3.3e-10" in told
+    output, _ = run(tmp_path, *words)
+    assert output.count("warning: step 3: ") == 1
+    assert "for example: '" in output
+    assert output.count("usual causes: too high a learning rate") == 1
+    assert "optimization.learning_rate 1e-09, try 3.3e-10" in output
 
 
 def test_a_run_that_learns_prints_no_warning(trained):
-    told = trained[0].with_name("console.txt").read_text()
-    assert "step 400:" in told
-    assert "warning" not in told
+    output = trained[0].with_name("console.txt").read_text()
+    assert "step 400:" in output
+    assert "warning" not in output
 
 
 @pytest.fixture(scope="module")
@@ -132,30 +132,30 @@ def test_samples_are_spread_over_the_lengths(samples):
     assert lengths[-1] >= 24
 
 
-@given(lengths=st.lists(st.integers(1, 50), max_size=40), count=st.integers(1, 12))
-def test_samples_include_the_shortest_and_the_longest_source(lengths, count):
+@given(lengths=st.lists(st.integers(1, 50), max_size=40))
+def test_samples_include_the_shortest_and_the_longest_source(lengths):
     rows = [DecodedRow([4] * length, [], (), True) for length in lengths]
-    chosen = [len(row.source) for row in choose_spread(rows, count)]
-    assert len(chosen) == min(count, len(rows))
+    chosen = [len(row.source) for row in choose_spread(rows)]
+    assert len(chosen) == min(NUM_SAMPLES, len(rows))
     assert chosen == sorted(chosen)
     if len(chosen) > 1:
         assert (chosen[0], chosen[-1]) == (min(lengths), max(lengths))
 
 
 @pytest.mark.parametrize(
-    ("kind", "known", "new", "told"),
+    ("kind", "known", "new", "output"),
     [("symbols", "A B C", "A X X C", "A � � C"), ("characters", "abc", "axbyy", "a�b��")],
 )
-def test_an_unknown_token_of_a_reference_is_marked(kind, known, new, told):
+def test_an_unknown_token_of_a_reference_is_marked(kind, known, new, output):
     side = SideSettings(kind=kind)
     pairs = [Pair(known, known, ("t=<V>",), 1, "x")]
     tokenizer = PairTokenizer.train(pairs, TokenizerSettings(source=side, target=side))
     texts = Texts(tokenizer)
     ids = tokenizer.target.encode(new)
-    assert texts.read_reference(ids) == told
+    assert texts.read_reference(ids) == output
     assert texts.read_output(ids) == tokenizer.decode_target(ids)
     [source] = tokenizer.encode_sources([new], [("t=<V>",)])
-    assert texts.read_source(source[:-1]) == f"t=<V> {told}"
+    assert texts.read_source(source[:-1]) == f"t=<V> {output}"
 
 
 class TableLogger(Logger):
@@ -290,6 +290,6 @@ def test_one_source_with_many_references_is_no_collapse():
     assert describe_collapse(rows) == ""
 
 
-def test_few_rows_say_nothing():
+def test_fewer_than_sixteen_rows_are_not_judged():
     assert describe_collapse(make_rows(COLLAPSED["all alike"])[:8]) == ""
     assert describe_collapse([]) == ""

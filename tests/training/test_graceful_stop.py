@@ -148,9 +148,9 @@ def test_a_failed_checkpoint_is_reported_and_the_others_stay(monkeypatch, pairs,
         fit(pairs, out, settings("--training.checkpoint_every", "1"), console=console)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    told = console.file.getvalue()
-    assert "warning: step 9: no checkpoint" in told
-    assert "cannot be written: File too large; training continues" in told
+    output = console.file.getvalue()
+    assert "warning: step 9: no checkpoint" in output
+    assert "cannot be written: File too large; training continues" in output
     assert steps[8:11] == ["step-8.ckpt", "step-8.ckpt", "step-11.ckpt"]
     assert results_of(out) == whole
 
@@ -179,12 +179,12 @@ def start(pairs, out, *more, **options):
     )  # fmt: skip
 
 
-def wait_for(process, told):
+def wait_for(process, message):
     assert process.stderr is not None
     for line in process.stderr:
-        if told in line:
+        if message in line:
             return
-    raise AssertionError(f"{told!r} was not told")
+    raise AssertionError(f"{message!r} was not printed")
 
 
 @pytest.fixture(scope="module")
@@ -203,14 +203,14 @@ def test_the_command_ends_within_10_s_with_the_exit_code_of_the_signal(
     wait_for(process, "step 20:")
     sent_at = time.monotonic()
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=60)
     assert time.monotonic() - sent_at < 10
-    assert process.returncode == 128 + number, told
-    assert f"to resume: dragoman fit --out {out} --resume auto" in told
+    assert process.returncode == 128 + number, output
+    assert f"to resume: dragoman fit --out {out} --resume auto" in output
     assert [path.name for path in tmp_path.iterdir()] == ["model.training"]
     again = start(pairs, out)
-    told = again.communicate(timeout=120)[1]
-    assert again.returncode == 0, told
+    output = again.communicate(timeout=120)[1]
+    assert again.returncode == 0, output
     assert results_of(out) == long_whole
 
 
@@ -242,8 +242,8 @@ def test_a_lost_terminal_loses_no_step(pairs, long_whole, tmp_path):
     assert process.wait(timeout=60) == 128 + signal.SIGHUP
     assert list_checkpoints(folder)[0].name.startswith("step-")  # none was due
     again = start(pairs, out)
-    told = again.communicate(timeout=120)[1]
-    assert again.returncode == 0, told
+    output = again.communicate(timeout=120)[1]
+    assert again.returncode == 0, output
     assert results_of(out) == long_whole
 
 
@@ -275,8 +275,8 @@ def test_a_killed_run_resumes_and_leaves_no_temporary_files(pairs, long_whole, t
         for path in list_checkpoints(tmp_path / "model.training" / "checkpoints"):
             read_checkpoint(path)
     process = start(pairs, out, "--training.checkpoint_every", "5")
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, told
+    output = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, output
     weights, curves, samples = results_of(out)
     assert weights == long_whole[0]
     assert samples == long_whole[2]
@@ -311,6 +311,6 @@ def test_out_of_memory_names_the_batch_and_the_setting_to_lower(pairs, tmp_path)
     )  # fmt: skip
     assert found.returncode == 2, found.stderr
     assert "Traceback" not in found.stderr
-    told = found.stderr.splitlines()[-1]
-    assert "out of memory on a training batch of" in told
-    assert "lower training.batch_tokens (now 400,000; try 200000" in told
+    output = found.stderr.splitlines()[-1]
+    assert "out of memory on a training batch of" in output
+    assert "lower training.batch_tokens (now 400,000; try 200000" in output

@@ -12,7 +12,7 @@ from dragoman.training.nonfinite import MOST_IN_A_ROW, NonFiniteSteps
 
 
 def train(tmp_path, rows, max_steps, break_network, accumulate=1, precision="32-true"):
-    """Train a network of which a part was broken; return it, the callback, and what was message."""
+    """Train a network with non-finite weights; return it, the callback and the messages."""
     (tmp_path / "pairs.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
     (tmp_path / "valid.tsv").write_text("abc\tABC\n")
     words = ["--training.batch_tokens", "100", "--data.valid", str(tmp_path / "valid.tsv")]
@@ -45,7 +45,7 @@ def train(tmp_path, rows, max_steps, break_network, accumulate=1, precision="32-
 
 
 def poison(letter):
-    """Let the embedding of one letter of the source be no number."""
+    """Set the embedding of one source letter to NaN."""
 
     def apply(network, tokenizer):
         [[id_, _]] = tokenizer.encode_sources([letter], [()])

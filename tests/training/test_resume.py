@@ -75,11 +75,11 @@ def test_a_forbidden_change_is_refused_by_name_and_an_allowed_one_is_applied(who
     typed = ["--model.dropout", "0.3", "--training.seed", "2", "--training.patience", "9"]
     with pytest.raises(SettingsError) as fault:
         fit((), out, read_settings(None, typed), resume="must", console=quiet_console())
-    told = str(fault.value)
-    assert "2 errors" in told
-    assert "--model.dropout: 0.3, but the run was started with 0.2" in told
-    assert "--training.seed: 2, but the run was started with 1" in told
-    assert all(name.rstrip(".") in told for name in MAY_CHANGE)
+    output = str(fault.value)
+    assert "2 errors" in output
+    assert "--model.dropout: 0.3, but the run was started with 0.2" in output
+    assert "--training.seed: 2, but the run was started with 1" in output
+    assert all(name.rstrip(".") in output for name in MAY_CHANGE)
     free = ["--training.max_steps", "6", "--training.batch_tokens", "128", "--model.dropout", "0.2"]
     model = fit((), out, read_settings(None, free), resume="must", console=quiet_console())
     assert model.settings.training.batch_tokens == 128
@@ -115,10 +115,10 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(whole, tmp_p
     (folder / "step-8.ckpt").write_bytes(flipped)
     console = quiet_console()
     fit((), out, resume="must", console=console)
-    told = console.file.getvalue()
-    assert f"{folder / 'step-8.ckpt'}: damaged" in told.replace("\n", "")
-    assert f"{folder / 'step-7.ckpt'}: not a complete checkpoint" in told.replace("\n", "")
-    assert "resumed after step 6" in told
+    output = console.file.getvalue()
+    assert f"{folder / 'step-8.ckpt'}: damaged" in output.replace("\n", "")
+    assert f"{folder / 'step-7.ckpt'}: not a complete checkpoint" in output.replace("\n", "")
+    assert "resumed after step 6" in output
     assert results_of(out) == results_of(whole / "model")
 
 

@@ -97,7 +97,7 @@ def fit(
         if point is not None:
             prepared = resume_run(pairs, out, settings, point, context)
         elif list_files(pairs):
-            # A run that was stopped before its first checkpoint has left its folder.
+            # The folder of a run that was stopped before its first checkpoint.
             restarts = resume == "auto" and not out.exists() and (folder / DATA).is_dir()
             prepared = start_run(pairs, out, settings, overwrite or restarts, context)
         else:

@@ -182,7 +182,7 @@ def lock_folder(out: Path) -> Iterator[None]:
 
 
 def sweep_folders(out: Path) -> None:
-    """Remove what a killed run has left; to be called while `lock_folder` holds."""
+    """Remove the temporary folders of a killed run; call it while `lock_folder` holds."""
     for path in _find_nearest(out).glob(f".{glob.escape(out.name)}{_IDS}*"):
         shutil.rmtree(path, ignore_errors=True)
     sweep_model_folder(out)

@@ -62,7 +62,7 @@ class ProgressBar(Callback):
             refresh_per_second=2,
         )
         self._task = self._bar.add_task("training", total=None, numbers="", left="")
-        self._is_starting, self._first_step = True, 0
+        self._first_step = 0
         self._started_s = self._next_update_s = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
@@ -74,8 +74,7 @@ class ProgressBar(Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
         """Report the first step; update the bar, at most twice a second: it waits for the device."""
-        if self._is_starting and trainer.global_step > self._first_step:
-            self._is_starting = False
+        if "first step" not in self._timer.phases and trainer.global_step > self._first_step:
             self._timer.mark("first step")
             if trainer.is_global_zero:
                 message = f"first step after {self._timer.total_s:.1f} s"
@@ -118,22 +117,20 @@ class ProgressBar(Callback):
 
     def _update(self, trainer: lightning.Trainer) -> None:
         module, scores = _as_training(trainer), trainer.callback_metrics
-        numbers = []
-        if trainer.global_step > self._first_step:
-            numbers.append(f"loss {float(module.step_loss):.3f}")
+        numbers, left = [], ""
         if (score := scores.get(self._checkpoints.monitor)) is not None:
             name = self._checkpoints.monitor.removeprefix("valid_")
             numbers.append(f"{name} {float(score):.2f} ({self._describe_best(trainer)})")
-        if trainer.global_step > self._first_step:
-            speed = scores.get("tokens_per_s")
-            numbers.append(
-                f"{float(module.measure_speed() if speed is None else speed):,.0f} tokens/s"
-            )
+        if (done := trainer.global_step - self._first_step) > 0:
+            speed = float(scores.get("tokens_per_s", module.measure_speed()))
+            numbers = [f"loss {float(module.step_loss):.3f}", *numbers, f"{speed:,.0f} tokens/s"]
+            spent_s = time.monotonic() - self._started_s  # validations included
+            left_s = spent_s / done * (trainer.max_steps - trainer.global_step)
+            if self._max_s:
+                left_s = min(left_s, max(0.0, self._max_s - spent_s))
+            left = f"{timedelta(seconds=round(left_s))}{' left' if self._is_wide else ''}"
         self._bar.update(
-            self._task,
-            completed=trainer.global_step,
-            numbers="  ".join(numbers),
-            left=self._estimate_time_left(trainer),
+            self._task, completed=trainer.global_step, numbers="  ".join(numbers), left=left
         )
 
     def _describe_best(self, trainer: lightning.Trainer) -> str:
@@ -146,16 +143,6 @@ class ProgressBar(Callback):
         if is_best or checkpoints.best_step in (-1, step):
             return "the best so far"
         return f"best {checkpoints.best_score:.4g} at {checkpoints.best_step:,}"
-
-    def _estimate_time_left(self, trainer: lightning.Trainer) -> str:
-        """Return the time left, validations included, by the speed so far and the time limit."""
-        spent_s, done = time.monotonic() - self._started_s, trainer.global_step - self._first_step
-        if done <= 0:
-            return ""
-        left_s = spent_s / done * (trainer.max_steps - trainer.global_step)
-        if self._max_s:
-            left_s = min(left_s, max(0.0, self._max_s - spent_s))
-        return f"{timedelta(seconds=round(left_s))}{' left' if self._is_wide else ''}"
 
 
 class SampleLog(Callback):
@@ -212,10 +199,10 @@ def truncate_samples(path: Path, step: int) -> None:
         partial.write_text("".join(kept), "utf-8")
 
 
-def choose_spread(rows: Sequence[DecodedRow], count: int = NUM_SAMPLES) -> list[DecodedRow]:
-    """Return `count` rows, or all if there are fewer, evenly spread over the source lengths."""
+def choose_spread(rows: Sequence[DecodedRow]) -> list[DecodedRow]:
+    """Return `NUM_SAMPLES` rows, or all if there are fewer, spread over the source lengths."""
     by_length = sorted(rows, key=lambda row: len(row.source))
-    count = min(count, len(rows))
+    count = min(NUM_SAMPLES, len(rows))
     return [by_length[place * (len(rows) - 1) // max(1, count - 1)] for place in range(count)]
 
 
@@ -226,13 +213,10 @@ def _log_text(logger: Logger, samples: Sequence[dict[str, str]], step: int) -> N
     if log_text := getattr(logger, "log_text", None):
         log_text("samples", columns=columns, data=rows, step=step)
     elif add_text := getattr(getattr(logger, "experiment", None), "add_text", None):
-        lines = (columns, ["---"] * len(columns), *rows)
-        table = "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
-        add_text("samples", table, step)
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+        escapes = str.maketrans({"\\": "\\\\", "|": "\\|", "\n": " "})
+        lines = [columns, ["---"] * len(columns), *rows]
+        table = [f"| {' | '.join(cell.translate(escapes) for cell in line)} |" for line in lines]
+        add_text("samples", "\n".join(table), step)
 
 
 class CollapseWarning(Callback):
@@ -264,14 +248,15 @@ class CollapseWarning(Callback):
     def see(self, fault: str, step: int, *, is_last: bool = False) -> bool:
         """Take the result of `describe_collapse` after `step` steps; return whether to warn."""
         is_early = step < self._patient_until
-        self._num_collapsed = self._num_collapsed + 1 if fault else 0
-        is_due = is_last or self._was_sound or (self._num_collapsed >= 3 and not is_early)
         if not fault:
+            self._num_collapsed = 0
             self._was_sound = self._was_sound or not is_early
-        if not fault or self._has_warned or not is_due:
             return False
-        self._has_warned = True
-        return True
+        self._num_collapsed += 1
+        is_due = is_last or self._was_sound or (self._num_collapsed >= 3 and not is_early)
+        warns = is_due and not self._has_warned
+        self._has_warned = self._has_warned or warns
+        return warns
 
     def _check(self, trainer: lightning.Trainer, *, is_last: bool) -> None:
         rows, step = _as_training(trainer).decoded_rows, trainer.global_step
@@ -302,9 +287,8 @@ def describe_collapse(rows: Sequence[DecodedRow]) -> str:
     """
     if len(rows) < _FEWEST_ROWS:
         return ""
-    sources, references = (
-        [tuple(side) for side in sides] for sides in list(zip(*rows, strict=True))[:2]
-    )
+    sources = [tuple(row.source) for row in rows]
+    references = [tuple(row.reference) for row in rows]
     outputs = [row.hypothesis for row in rows]
     faults = []
     expected = max(_find_likeness(references), _find_likeness(sources))
@@ -314,19 +298,19 @@ def describe_collapse(rows: Sequence[DecodedRow]) -> str:
             f"{num_same / len(rows):.0%} of the outputs are the same ({len(set(outputs)):,} "
             f"different outputs of {len(rows):,} rows, {len(set(references)):,} different references)"
         )
-    is_endless = [
+    num_endless = sum(
         not row.is_complete and len(row.hypothesis) > 1.5 * len(row.reference) + 5 for row in rows
-    ]
-    for name, found, usual in (
-        ("are empty", [not ids for ids in outputs], [not ids for ids in references]),
+    )
+    for name, num_found, num_expected in (
+        ("are empty", outputs.count(()), references.count(())),
         (
             "repeat one token",
-            list(map(_is_repetitive, outputs)),
-            list(map(_is_repetitive, references)),
+            sum(map(_is_repetitive, outputs)),
+            sum(map(_is_repetitive, references)),
         ),
-        ("are truncated, far longer than their references", is_endless, []),
+        ("are truncated, far longer than their references", num_endless, 0),
     ):
-        fraction, expected = sum(found) / len(rows), sum(usual) / len(rows)
+        fraction, expected = num_found / len(rows), num_expected / len(rows)
         if fraction >= 0.5 and fraction - expected >= 0.3:
             faults.append(f"{fraction:.0%} of the outputs {name} (references: {expected:.0%})")
     return "; ".join(faults)

@@ -32,7 +32,9 @@ class SignalHandler:
         self._before: dict[signal.Signals, object] = {}
 
     def install(self) -> None:
-        """Install the handler; ignored signals stay ignored, as under nohup."""
+        """Handle the signals, in the main thread only; ignored ones stay ignored, as under nohup."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python refuses it
         for number in (*_STOP_SIGNALS, signal.SIGALRM):
             handler = signal.getsignal(number)
             if handler not in (signal.SIG_IGN, self._handle):
@@ -76,11 +78,8 @@ class SignalHandler:
 
 @contextmanager
 def handle_signals(console: Console) -> Iterator[SignalHandler]:
-    """Handle the stop signals of this process; not outside of its main thread, which Python refuses."""
+    """Handle the stop signals of this process, if this is its main thread."""
     handler = SignalHandler(console)
-    if threading.current_thread() is not threading.main_thread():
-        yield handler
-        return
     try:
         handler.install()
         yield handler
@@ -113,8 +112,7 @@ class GracefulStop(Checkpoint):
     def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
         """Start the time limit; take the signals from Lightning, which would save nothing."""
         self._started_s = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            self._signals.install()
+        self._signals.install()
         self._signals.is_training = True
 
     def on_train_batch_start(self, *_: object) -> None:
@@ -162,9 +160,7 @@ class GracefulStop(Checkpoint):
         return self._signals.is_training and self._checkpoints.is_whole
 
     def _check_time_limit(self, trainer: lightning.Trainer) -> None:
-        if not self._max_s:
-            return
-        if self._agree(trainer, time.monotonic() - self._started_s >= self._max_s):
+        if self._max_s and self._agree(trainer, time.monotonic() - self._started_s >= self._max_s):
             self._checkpoints.save(trainer)  # before a validation that no other run would do
             trainer.should_stop = True
 

@@ -97,8 +97,6 @@ class Texts:
         tokenizer = self.tokenizer
         side = tokenizer.source if is_source else tokenizer.target
         decode = side.decode if is_source else tokenizer.decode_target
-        if UNKNOWN_ID not in ids:
-            return decode(ids)
         parts: list[str] = []
         for is_unknown, run in groupby(ids, key=lambda id_: id_ == UNKNOWN_ID):
             part = list(run)

@@ -183,7 +183,7 @@ def test_repeated_runs_change_no_mean():
         same = repeated.differences[name]
         assert same.difference == pytest.approx(difference.difference)
         assert same.randomization_p == difference.randomization_p
-        # Seeds that give the same outputs bring no spread of their own.
+        # Seeds that give the same outputs add no spread.
         assert (same.low, same.high) == pytest.approx((difference.low, difference.high))
 
 

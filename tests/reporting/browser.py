@@ -29,7 +29,7 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """One page of a browser of its own, with a fresh profile in `folder`."""
+    """One page of a browser that is started here, with a fresh profile in `folder`."""
 
     def __init__(self, program: str, folder: Path) -> None:
         to_browser, self._output = os.pipe()
@@ -117,9 +117,9 @@ class Browser:
         end = time.monotonic() + _TIMEOUT_S
         while b"\0" not in self._unread:
             ready, _, _ = select.select([self._input], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"the browser said nothing for {_TIMEOUT_S} s"
+            assert ready, f"no answer from the browser for {_TIMEOUT_S} s"
             found = os.read(self._input, 1 << 20)
-            assert found, f"the browser has gone: exit code {self._process.wait()}"
+            assert found, f"the browser exited with code {self._process.wait()}"
             self._unread += found
         message, _, self._unread = self._unread.partition(b"\0")
         return json.loads(message)

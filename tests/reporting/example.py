@@ -123,7 +123,7 @@ def make_inspection() -> dict[str, Any]:
             {
                 "kind": "several targets", "severity": "note", "count": 8_334,
                 "title": "One source with several targets",
-                "told": "8,334 sources have more than one target: on these no model can be right each time by one output.",
+                "told": "8,334 sources have more than one target: one output cannot match all of them.",
                 "remedy": "Nothing, if several are right: they count as references. Else add a feature that tells them apart.",
                 "examples": [
                     {"file": "data/train.tsv", "line": 118, "text": "abstract → ˈ æ b s t ɹ æ k t | æ b ˈ s t ɹ æ k t"},
@@ -132,7 +132,7 @@ def make_inspection() -> dict[str, Any]:
             {
                 "kind": "leakage", "severity": "fault", "count": 611,
                 "title": "The same source in train and test",
-                "told": "611 of 1,200 test sources (50.9%) are among the training sources: the scores will tell how well the model remembers.",
+                "told": "611 of 1,200 test sources (50.9%) are among the training sources: the scores partly measure memory.",
                 "remedy": "Take them out of the training pairs, or split again by source: leave data.test out and set data.test_fraction.",
                 "examples": [
                     {"file": "data/test.tsv", "line": 3, "text": "knight"},
@@ -142,7 +142,7 @@ def make_inspection() -> dict[str, Any]:
             {
                 "kind": "encoding", "severity": "warning", "count": 17,
                 "title": "Likely encoding faults",
-                "told": "17 rows hold what UTF-8 looks like when it is read as Latin-1.",
+                "told": "17 rows look like UTF-8 that was decoded as Latin-1.",
                 "remedy": "Read the file again from its origin as UTF-8.",
                 "examples": [{"file": "data/train.tsv", "line": 90_412, "text": "smÃ¶rgÃ¥sbord"}],
             },

@@ -252,6 +252,11 @@ def _measure(rows: _Rows, temperature: float, thresholds: Sequence[Threshold]) -
     bins = _fill_bins(confidence, rows.is_exact)
     uncalibrated = _fill_bins(rows.find_confidences(1.0), rows.is_exact)
     curve, area = _draw_curve(confidence, rows.is_exact)
+    measured = []
+    for one in thresholds:
+        is_kept = (confidence >= one.threshold) & rows.is_complete
+        exact = float(rows.is_exact[is_kept].mean()) if is_kept.any() else 0.0
+        measured.append(one.model_copy(update={"coverage": float(is_kept.mean()), "exact": exact}))
     return Calibration(
         temperature=temperature,
         rows=len(confidence),
@@ -262,7 +267,7 @@ def _measure(rows: _Rows, temperature: float, thresholds: Sequence[Threshold]) -
         bins=tuple(bins),
         uncalibrated_bins=tuple(uncalibrated),
         curve=tuple(curve),
-        thresholds=tuple(_apply(one, confidence, rows) for one in thresholds),
+        thresholds=tuple(measured),
     )
 
 
@@ -306,13 +311,3 @@ def _draw_curve(
     fractions = np.repeat(rights / counts, counts)  # of the rows, the most confident first
     area = 1.0 - np.mean(np.cumsum(fractions) / np.arange(1, num_rows + 1))
     return curve, max(0.0, float(area))
-
-
-def _apply(one: Threshold, confidence: NDArray[np.float64], rows: _Rows) -> Threshold:
-    is_kept = (confidence >= one.threshold) & rows.is_complete
-    return one.model_copy(
-        update={
-            "coverage": float(is_kept.mean()),
-            "exact": float(rows.is_exact[is_kept].mean()) if is_kept.any() else 0.0,
-        }
-    )

@@ -203,7 +203,11 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
         for name, title, columns in proportions
     ]
     for place, field in enumerate(("", *counter.fields)):
-        for name, title, formula in _OF_FIELDS:
+        for name, title, formula in (
+            ("field_f1", "F1", records.compute_f1),
+            ("field_precision", "precision", records.compute_precision),
+            ("field_recall", "recall", records.compute_recall),
+        ):
             metrics.append(
                 Metric(
                     name=f"{name}.{field}" if field else name,
@@ -287,10 +291,3 @@ def _pick(
     sums: Statistics, *, columns: Sequence[int], formula: Callable[[Statistics], Statistics]
 ) -> Statistics:
     return formula(sums[..., list(columns)])
-
-
-_OF_FIELDS = (
-    ("field_f1", "F1", records.compute_f1),
-    ("field_precision", "precision", records.compute_precision),
-    ("field_recall", "recall", records.compute_recall),
-)

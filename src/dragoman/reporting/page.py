@@ -58,32 +58,15 @@ def render_page(content: ReportContent) -> str:
     shown = [(key, title, show(content)) for key, title, show in _SECTIONS]
     if content.versions or content.facts:
         shown.append(("about", "Run", {"versions": content.versions, "facts": content.facts}))
+    main = content.main_evaluation
+    scores = list_scores(content.evaluations[main]) if main else []
     return template.render(
         content=content,
         style=Markup(folder.joinpath("style.css").read_text("utf-8")),
         level=f"{100 * _find_level(content):g}%",
-        tiles=_choose_tiles(content),
+        tiles=([score for score in scores if score.is_tile] or scores)[:_MOST_TILES],
         sections=[one for one in shown if one[2] is not None],
     )
-
-
-def _choose_tiles(content: ReportContent) -> list[dict[str, object]]:
-    """Return the scores at the top of the page, from the main evaluation."""
-    main = content.main_evaluation
-    scores = list_scores(content.evaluations[main]) if main else []
-    chosen = [score for score in scores if score.is_tile] or scores
-    tiles: list[dict[str, object]] = []
-    for score in chosen[:_MOST_TILES]:
-        value, low, high = score.estimate
-        tiles.append(
-            {
-                "title": score.title,
-                "value": show_number(value),
-                "interval": f"{show_number(low)} to {show_number(high)}" if low < high else "",
-                "better": "higher is better" if score.is_higher_better else "lower is better",
-            }
-        )
-    return tiles
 
 
 def _find_level(content: ReportContent) -> float:

@@ -96,14 +96,6 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         command.dry_run(pairs, out, settings, overwrite=overwrite, timer=timer)
         return
     command.fit(pairs, out, settings, overwrite=overwrite, resume=arguments.resume, timer=timer)
-    _print_results(out)
-    # The path of this interpreter, if a shell would not find `dragoman`.
-    name = "dragoman" if shutil.which("dragoman") else f"{sys.executable} -m dragoman"
-    print(f"next: {name} predict {shlex.quote(str(out))} < sources.txt", file=sys.stderr)
-
-
-def _print_results(out: Path) -> None:
-    """Print the scores and some predictions of a model folder."""
     from dragoman.evaluation.evaluation import list_scores
 
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
@@ -114,6 +106,9 @@ def _print_results(out: Path) -> None:
         is_right = "=" if sample["prediction"] == sample["reference"] else "≠"
         print(f"  {sample['source']} -> {sample['prediction']}  {is_right}  {sample['reference']}", file=sys.stderr)  # fmt: skip
     print(f"model folder: {out}", file=sys.stderr)
+    # The path of this interpreter, if a shell would not find `dragoman`.
+    name = "dragoman" if shutil.which("dragoman") else f"{sys.executable} -m dragoman"
+    print(f"next: {name} predict {shlex.quote(str(out))} < sources.txt", file=sys.stderr)
 
 
 # ------------------------------------------------------------------ predict

@@ -38,7 +38,10 @@ def compare(
     names = [str(run) for run in runs]
     if len(names) < 2:
         raise DataError(f"{' '.join(names)}: give two runs or more; the first is the baseline")
-    systems = {name: [find_run(Path(one), on) for one in _split(name)] for name in names}
+    systems = {}
+    for name in names:  # an existing path with a comma is one run
+        of_seeds = [name] if Path(name).exists() else [one for one in name.split(",") if one]
+        systems[name] = [find_run(Path(one), on) for one in of_seeds]
     if len(systems) < len(names):
         raise DataError(f"{' '.join(names)}: a run is given twice")
     rows = {name: [of_seed for of_seed, _ in found] for name, found in systems.items()}
@@ -98,11 +101,6 @@ def describe_comparison(found: Comparison) -> list[str]:
             f"    other      {row.other}  ({row.other_score:.1f})",
         ]
     return lines
-
-
-def _split(name: str) -> list[str]:
-    """Return the runs of one system, joined by commas; an existing path with a comma is one run."""
-    return [name] if Path(name).exists() else [one for one in name.split(",") if one]
 
 
 def _find_settings(

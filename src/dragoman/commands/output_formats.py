@@ -72,19 +72,15 @@ class RowWriter:
 
         An invalid row has no outputs.
         """
-        if self.layout == "text":
-            return self._write_line(best_first)
         if self.layout == "jsonl":
             return self._write_object(row, best_first), ()
-        return self._write_cells(row, best_first)
-
-    def _write_line(self, best_first: Sequence[Prediction]) -> tuple[str, Sequence[str]]:
+        if self.layout != "text":
+            return self._write_cells(row, best_first)
         if not best_first:
             return "\n", ()
-        best = best_first[0]
         if self.scores_targets:
-            return f"{best.score:.6f}\n", ()
-        text = best.marked(self.decoding.truncation_mark)
+            return f"{best_first[0].score:.6f}\n", ()
+        text = best_first[0].marked(self.decoding.truncation_mark)
         flat = _flatten(text)
         return f"{flat}\n", () if flat == text else (_BROKEN_LINE,)
 

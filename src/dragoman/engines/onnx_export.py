@@ -1,8 +1,9 @@
-"""Export to ONNX: the encoder, and the decoder's next token, traced from the stock modules."""
+"""Export to ONNX: the encoder, and one step of the decoder with its cache, traced from block.py."""
 
 import copy
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,22 @@ from torch import Tensor, nn
 from dragoman.decoding.hypothesis import Hypothesis, limit_lengths, normalize
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.engine import Quantization
-from dragoman.model.transformer import (
-    Memory,
-    SinusoidalPositions,
-    Transformer,
-    sinusoidal_positions,
+from dragoman.model.block import (
+    DecoderCache,
+    Dropout,
+    Layer,
+    Layers,
+    Mask,
+    Weights,
+    decode,
+    encode,
+    make_layers,
+    start_decoder,
 )
+from dragoman.model.transformer import SinusoidalPositions, Transformer, sinusoidal_positions
 from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
-_ENCODER, _DECODER = "encoder.onnx", "decoder.onnx"
-_SIZES = {0: "rows", 1: "source"}
+_ENCODER, _DECODER_STEP = "encoder.onnx", "decoder_step.onnx"
 _OPSET = 18
 _LONGEST = 100  # tokens of an output in the README's loop
 
@@ -31,29 +38,48 @@ _LONGEST = 100  # tokens of an output in the README's loop
 def write_onnx(network: Transformer, folder: Path) -> dict[str, Any]:
     """Write `network` as two graphs, and a README, into `folder`; return what export.json says.
 
-    Encoder: source ids (B, S) -> states (B, S, D) and is_token (B, S). Decoder: target ids (B, T),
-    which begin with begin, and these two -> log-probabilities (B, V) of the token after the last.
+    Encoder: source ids (B, S) -> the source's mask (B, 1, 1, S), and its keys and values (B, S, 2 D)
+    for each decoder layer. Decoder step: ids (B,), these, and the keys and values (B, T, 2 D) of the
+    T target tokens before -> log-probabilities (B, V) of the next token, and the cache of T + 1.
     """
-    network = _prepare(network)
-    source_ids, target_ids = torch.full((2, 5), EOS_ID), torch.full((2, 4), BOS_ID)
-    encoder, decoder = _Encoder(network), _Decoder(network)
+    network = copy.deepcopy(network).cpu().float().eval()
+    for name in ("source_positions", "target_positions"):
+        if isinstance(getattr(network, name), SinusoidalPositions):
+            setattr(network, name, _Sinusoids(network.d_model))
+    numbers = range(len(network.transformer.decoder.layers))
+    sources, targets, grown = (
+        [f"{name}_{i}" for i in numbers] for name in ("source", "target", "grown")
+    )
+    sizes = {
+        **{name: {0: "rows", 1: "source"} for name in ("source_ids", *sources)},
+        **{name: {0: "rows", 1: "target"} for name in targets},
+        **{name: {0: "rows", 1: "grown"} for name in grown},
+        "ids": {0: "rows"},
+        "source_mask": {0: "rows", 3: "source"},
+        "log_probs": {0: "rows"},
+    }
+    source_ids = torch.tensor([[EOS_ID] * 5, [EOS_ID] * 3 + [PAD_ID] * 2])  # padded: it is masked
+    encoder, step = _Encoder(network).eval(), _DecoderStep(network).eval()
     with torch.no_grad():
-        states, is_token = encoder(source_ids)
+        source = encoder(source_ids)
+    past = [torch.zeros(2, 4, 2 * network.d_model) for _ in numbers]
     _trace(
-        encoder, folder / _ENCODER, {"source_ids": source_ids},
-        {"source_ids": _SIZES, "states": _SIZES, "is_token": _SIZES},
-    )  # fmt: skip
+        encoder, folder / _ENCODER, (source_ids,), ["source_ids"], ["source_mask", *sources], sizes
+    )
     _trace(
-        decoder, folder / _DECODER, {"target_ids": target_ids, "states": states, "is_token": is_token},
-        {"target_ids": {0: "rows", 1: "target"}, "states": _SIZES, "is_token": _SIZES,
-         "log_probs": {0: "rows"}},
-    )  # fmt: skip
+        step,
+        folder / _DECODER_STEP,
+        (torch.full((2,), BOS_ID), *source, *past),
+        ["ids", "source_mask", *sources, *targets],
+        ["log_probs", *grown],
+        sizes,
+    )
     positions = network.longest_target
     limit = "any length" if positions is None else f"at most {positions} tokens, with their ends"
-    card = _CARD.replace("LIMIT", limit).replace(
-        "LONGEST", str(min(_LONGEST, positions or _LONGEST))
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    longest = min(_LONGEST, positions or _LONGEST)
+    readme = Path(__file__).with_name("onnx_readme.md").read_text(encoding="utf-8")
+    readme = readme.replace("LIMIT", limit).replace("LONGEST", str(longest))
+    (folder / "README.md").write_text(readme, encoding="utf-8")
     return {
         "positions": positions,  # null: any length
         "source_vocab_size": network.source_vocab_size,
@@ -61,6 +87,7 @@ def write_onnx(network: Transformer, folder: Path) -> dict[str, Any]:
         "pad_id": network.pad_id,
         "bos_id": network.bos_id,
         "eos_id": network.eos_id,
+        "cache_width": 2 * network.d_model,
     }
 
 
@@ -76,10 +103,13 @@ class OnnxModel:
         self._num_positions = num_positions
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they are raised too
-        self._encoder, self._decoder = (
+        self._encoder, self._decoder_step = (
             onnxruntime.InferenceSession(folder / name, options, ["CPUExecutionProvider"])
-            for name in (_ENCODER, _DECODER)
+            for name in (_ENCODER, _DECODER_STEP)
         )
+        names = [value.name for value in self._decoder_step.get_inputs()]
+        self._source_names = [value.name for value in self._encoder.get_outputs()]
+        self._target_names = [name for name in names if name.startswith("target_")]
 
     def search(
         self,
@@ -90,11 +120,11 @@ class OnnxModel:
         """Return the greedy hypothesis of each source; of the settings, only the lengths count."""
         assert prefixes is None
         limits = limit_lengths([len(ids) for ids in sources], config.decoding, self._num_positions)
-        memory = self._encode(sources)
+        state = self._start(sources)
         tokens, log_probs = np.full((len(sources), 1), BOS_ID), np.zeros((len(sources), 1))
         has_ended = np.zeros(len(sources), bool)
         while not has_ended.all():
-            predicted = self._predict(tokens, memory)
+            predicted = self._step(tokens[:, -1], state)
             tokens = np.concatenate((tokens, predicted.argmax(axis=1)[:, None]), axis=1)
             log_probs = np.concatenate((log_probs, predicted.max(axis=1)[:, None]), axis=1)
             length = tokens.shape[1] - 1
@@ -122,10 +152,10 @@ class OnnxModel:
         config: SearchConfig,
     ) -> list[Hypothesis]:
         """Return each target with its log-probabilities: see `Engine.score`."""
-        memory = self._encode(sources)
+        state = self._start(sources)
         tokens = _pad([[BOS_ID, *ids, EOS_ID] for ids in targets])
         steps = [
-            np.take_along_axis(self._predict(tokens[:, :i], memory), tokens[:, i : i + 1], axis=1)
+            np.take_along_axis(self._step(tokens[:, i - 1], state), tokens[:, i : i + 1], axis=1)
             for i in range(1, tokens.shape[1])
         ]
         found = []
@@ -142,15 +172,21 @@ class OnnxModel:
             )
         return found
 
-    def _encode(self, sources: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
-        states, is_token = self._encoder.run(None, {"source_ids": _pad(sources)})
-        return {"states": states, "is_token": is_token}
+    def _start(self, sources: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
+        """Return the inputs of the first step, without its ids."""
+        source_ids = _pad(sources)
+        found = self._encoder.run(None, {"source_ids": source_ids})
+        empty = np.zeros((len(source_ids), 0, found[-1].shape[2]), np.float32)
+        return {
+            **dict(zip(self._source_names, found, strict=True)),
+            **dict.fromkeys(self._target_names, empty),
+        }
 
-    def _predict(
-        self, tokens: NDArray[np.int64], memory: dict[str, NDArray[Any]]
-    ) -> NDArray[np.float32]:
+    def _step(self, ids: NDArray[np.int64], state: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Return the log-probabilities of the token after `ids`, which are added to `state`."""
         log_probs: NDArray[np.float32]
-        [log_probs] = self._decoder.run(None, {"target_ids": tokens, **memory})
+        log_probs, *grown = self._decoder_step.run(None, {"ids": ids, **state})
+        state.update(zip(self._target_names, grown, strict=True))
         return log_probs
 
 
@@ -159,12 +195,13 @@ class _Encoder(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, source_ids: Tensor) -> tuple[Tensor, Tensor]:
-        memory = self.network.encode(source_ids)
-        return memory.states, memory.is_token
+    def forward(self, source_ids: Tensor) -> tuple[Tensor | None, ...]:
+        layers = _make_layers(self.network)
+        cache = start_decoder(layers, encode(layers, source_ids))
+        return cache.source_mask.bias, *cache.source
 
 
-class _Decoder(nn.Module):
+class _DecoderStep(nn.Module):
     def __init__(self, network: Transformer) -> None:
         super().__init__()
         self.network = network
@@ -173,10 +210,39 @@ class _Decoder(nn.Module):
         mask[[network.pad_id, network.bos_id]] = -torch.inf  # they are never emitted
         self.register_buffer("mask", mask)
 
-    def forward(self, target_ids: Tensor, states: Tensor, is_token: Tensor) -> Tensor:
-        memory = Memory(states=states, is_token=is_token)
-        last = self.network.decode_states(target_ids, memory)[:, -1]  # (B, T, D) -> (B, D)
-        return (self.network.project(last) + self.mask).log_softmax(dim=-1)
+    def forward(self, ids: Tensor, source_mask: Tensor, *keys_values: Tensor) -> tuple[Tensor, ...]:
+        """`keys_values`: those of the source for each layer, then those of the target."""
+        num_layers, width = len(keys_values) // 2, self.network.d_model
+        source, past = keys_values[:num_layers], keys_values[num_layers:]
+        produced: list[Tensor] = []  # queries, keys and values of `ids`, layer by layer
+
+        def record(layer: Layer) -> Layer:
+            # The tracer loses what `decode` writes into the cache.
+            def project(x: Tensor) -> Tensor:
+                produced.append(layer.self_qkv(x))
+                return produced[-1]
+
+            return replace(layer, self_qkv=project)
+
+        layers = _make_layers(self.network)
+        cache = DecoderCache(
+            source=source,
+            source_mask=Mask(source_mask),
+            target=tuple(nn.functional.pad(one, (0, 0, 0, 1)) for one in past),
+            length=past[0].shape[1],
+        )
+        states = decode(
+            replace(layers, decoder=tuple(map(record, layers.decoder))), ids[:, None], cache
+        )
+        log_probs = (self.network.project(states) + self.mask).log_softmax(dim=-1)
+        return log_probs, *(
+            torch.cat((one, new[:, None, width:]), dim=1)
+            for one, new in zip(past, produced, strict=True)
+        )
+
+
+def _make_layers(network: Transformer) -> Layers:
+    return make_layers(network, Weights(torch.float32), Dropout(0.0))
 
 
 class _Sinusoids(nn.Module):
@@ -190,52 +256,30 @@ class _Sinusoids(nn.Module):
         return sinusoidal_positions(start, stop, self.d_model)
 
 
-def _prepare(network: Transformer) -> Transformer:
-    """Return a copy that can be traced for every size.
-
-    Queries, keys and values get a matrix each: torch 2.13 splits one matrix for all by `unflatten`,
-    which the exporter writes with the sizes of the example as constants.
-    """
-    network = copy.deepcopy(network).cpu().float().eval()
-    for module in network.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            assert module.in_proj_weight is not None
-            query, key, value = module.in_proj_weight.detach().chunk(3)
-            module._qkv_same_embed_dim = False
-            module.q_proj_weight, module.k_proj_weight, module.v_proj_weight = (
-                nn.Parameter(query), nn.Parameter(key), nn.Parameter(value)
-            )  # fmt: skip
-            module.register_parameter("in_proj_weight", None)
-    for name in ("source_positions", "target_positions"):
-        if isinstance(getattr(network, name), SinusoidalPositions):
-            setattr(network, name, _Sinusoids(network.d_model))
-    return network
-
-
 def _trace(
-    module: nn.Module, path: Path, inputs: dict[str, Tensor], sizes: dict[str, dict[int, str]]
+    module: nn.Module,
+    path: Path,
+    inputs: tuple[Tensor, ...],
+    input_names: list[str],
+    output_names: list[str],
+    sizes: dict[str, dict[int, str]],
 ) -> None:
     """Write the graph of `module`; `sizes` names the dimensions that may change.
 
     The exporter by tracing, because the newer one (dynamo) needs onnxscript.
     """
-    has_fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a layer, unknown to ONNX
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated; checks of lengths, which are constants
-            torch.onnx.export(
-                module,
-                tuple(inputs.values()),
-                path,
-                input_names=list(inputs),
-                output_names=[name for name in sizes if name not in inputs],
-                dynamic_axes=sizes,
-                opset_version=_OPSET,
-                dynamo=False,
-            )
-    finally:
-        torch.backends.mha.set_fastpath_enabled(has_fastpath)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated; checks of lengths, which are constants
+        torch.onnx.export(
+            module,
+            inputs,
+            path,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_axes={name: sizes[name] for name in (*input_names, *output_names)},
+            opset_version=_OPSET,
+            dynamo=False,
+        )
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
@@ -243,57 +287,3 @@ def _pad(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     for row, filled in zip(rows, padded, strict=True):
         filled[: len(row)] = row
     return padded
-
-
-_CARD = '''# The model in ONNX
-
-It runs where ONNX Runtime does; neither PyTorch nor CTranslate2 nor dragoman is needed.
-
-- `encoder.onnx`: `source_ids` (rows, source) to `states` and `is_token`, once for each source
-- `decoder.onnx`: `target_ids` (rows, target) and these two to `log_probs` (rows, vocabulary): the
-  log-probabilities of the token after the last one
-- `export.json`: special ids, sizes, the SHA-256 of the weights that were exported, and how the outputs
-  compare with PyTorch's
-
-Sources and outputs have LIMIT. There is no cache: each step computes the whole output again.
-
-## Use
-
-Ids in, ids out. A source ends with `eos_id`; shorter ones are padded on the right with `pad_id`. An
-output begins after `bos_id`. `tokenizer.json` in the folder above says which token has which id
-(`dragoman.PairTokenizer` reads it).
-
-```python
-import json
-from pathlib import Path
-import numpy as np
-import onnxruntime
-
-about = json.loads(Path("export.json").read_text())
-encoder = onnxruntime.InferenceSession("encoder.onnx")
-decoder = onnxruntime.InferenceSession("decoder.onnx")
-pad, begin, end = about["pad_id"], about["bos_id"], about["eos_id"]
-
-def decode(sources, longest=LONGEST):
-    """Return the greedy output of each source: ids without begin and end."""
-    source_ids = np.full((len(sources), max(map(len, sources))), pad, np.int64)
-    for row, source in zip(source_ids, sources):
-        row[: len(source)] = source
-    states, is_token = encoder.run(None, {"source_ids": source_ids})
-    memory = {"states": states, "is_token": is_token}
-    ids = np.full((len(sources), 1), begin, np.int64)
-    has_ended = np.zeros(len(sources), bool)
-    while ids.shape[1] <= longest and not has_ended.all():
-        [log_probs] = decoder.run(None, {"target_ids": ids, **memory})
-        best = log_probs.argmax(axis=1)
-        has_ended |= best == end
-        ids = np.concatenate((ids, np.where(has_ended, pad, best)[:, None]), axis=1)
-    return [[token for token in row[1:] if token != pad] for row in ids.tolist()]
-
-if __name__ == "__main__":
-    print(decode([[4, 4, end], [4, end]]))
-```
-
-A row depends on its own source only. To follow several hypotheses of a source, as in a beam, repeat
-the rows of `states` and `is_token`.
-'''

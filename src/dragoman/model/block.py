@@ -254,7 +254,7 @@ def _attend_to_self(
     qkv = layer.self_qkv(x)
     if packing is not None:
         qkv = packing.unpack(qkv)
-    rows, width = len(qkv), x.shape[-1]
+    rows, width = qkv.shape[0], x.shape[-1]  # not `len`: a constant in an export to ONNX
     query, key, value = _split_heads(qkv, 3, layer.num_heads, rows)
     if past is not None:
         past[:, -1] = qkv[:, width:]
@@ -272,8 +272,8 @@ def _attend_to_source(
 ) -> Float[Tensor, "*R D"]:
     """All rows of a source attend to it together, as if they were one row."""
     assert layer.cross is not None
-    [query] = _split_heads(layer.cross.query(x), 1, layer.num_heads, len(source))
-    key, value = _split_heads(source, 2, layer.num_heads, len(source))
+    [query] = _split_heads(layer.cross.query(x), 1, layer.num_heads, source.shape[0])
+    key, value = _split_heads(source, 2, layer.num_heads, source.shape[0])
     mixed = _attend(layers, query, key, value, mask).reshape(x.shape)  # (N, L, H, Dh) -> (R, T, D)
     return layer.cross.output(mixed)
 

@@ -97,8 +97,8 @@ class DataSettings(Section):
     """File of test pairs (two for parallel text), scored once, after training."""
     test_fraction: Fraction = 0.0
     """Fraction of the sources held out for the test, by a hash of the source; used without data.test."""
-    broken_rows: RowPolicy = "error"
-    """Invalid rows (missing columns, not UTF-8, an empty side, NUL): stop with an error, or skip and count them."""
+    broken_rows: Literal["error", "skip", "keep_empty"] = "error"
+    """Invalid rows (missing columns, not UTF-8, an empty side, NUL): stop with an error, or skip and count them; keep_empty: as error, but empty targets are pairs."""
     long_rows: RowPolicy = "error"
     """Rows longer than data.max_characters or data.max_tokens: stop with an error, or skip and count them."""
     max_characters: Positive = 5000

@@ -1,6 +1,9 @@
 """How files are read that say nothing of it: headers, separators, quotes, encodings, line ends."""
 
 import io
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,31 @@ def read_text(folder: Path, name: str, data: str | bytes, **options: object):
         ("space_before_quote.csv", {}, [("a, 1", "b, 1"), ("c, 2", "d, 2")], ["spaces", HEADER]),
         ("cr_only.tsv", {}, WORDS, ["carriage return"]),
         ("outer_spaces.tsv", {}, OUTER, [ROW]),
+        ("array.json", {}, [("abc", "cba"), ("abd", "dba")], ["one JSON array"]),
+        (
+            "nested.jsonl",
+            {"source": "translation.en", "target": "translation.de"},
+            [("a house", "ein Haus"), ("a mouse", "eine Maus")],
+            ["source 'translation.en', target 'translation.de'"],
+        ),
+        (
+            "empty_targets.tsv",
+            {"broken_rows": "keep_empty"},
+            [("um", ""), ("hello um there", "hello there"), ("uh", "")],
+            [ROW],
+        ),
+        (
+            "records.jsonl",
+            {},
+            [
+                (
+                    "Invoice 17 of ACME, total 12.50",
+                    '{"number": "17", "seller": "ACME", "total": "12.50"}',
+                ),
+                ("Bill of Bolt Ltd: 3.20", '{"seller": "Bolt Ltd", "total": "3.20"}'),
+            ],
+            ["source 'text', target 'record'"],
+        ),
     ],
 )
 def test_each_case_gives_its_pairs_and_reports_what_was_found(name, options, pairs, notes):
@@ -187,3 +215,63 @@ def test_a_stream_is_read_line_by_line_as_it_is():
     stream = io.BytesIO(b'source\ttarget\n"a ""b"""\tc\n')
     found = [row.source for row in read_sources(stream, DataSettings())]
     assert found == ["source", '"a ""b"""']
+
+
+def test_an_array_is_read_in_parts_with_the_line_of_each_object(tmp_path):
+    rows = [{"source": f"Häuser {n}", "target": {"n": n, "ok": True}} for n in range(5000)]
+    path = tmp_path / "p.json"
+    for indent in (None, 2):
+        path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False))
+        found = list(read_pairs(path))
+        assert [pair.source for pair in found] == [row["source"] for row in rows]
+        assert found[7].target == '{"n": 7, "ok": true}'
+        lines = path.read_text().split("\n")
+        assert all(pair.source in "".join(lines[pair.line - 1 : pair.line + 2]) for pair in found)
+    (row, *_) = read_sources(path, DataSettings(), with_columns=True)
+    assert json.loads(row.columns) == rows[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('[{"source": "a", "target": "b"}', "the array has no end"),
+        ('[{"source": "a", "target": "b"},\n{"source": "a" "target"}]', ":2: invalid JSON"),
+        ('[{"source": "a", "target": "b"}] x', "after the end of the array"),
+        ('[{"source": "a", "target": "b"}, 5]', "not a JSON object"),
+        ("[1, 2]", "not JSONL"),
+        ("[]", "not JSONL"),
+    ],
+)
+def test_an_invalid_array_is_refused(tmp_path, text, found):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(DataError, match=found):
+        list(read_pairs(tmp_path / "p.json"))
+
+
+def test_a_nested_null_is_empty_and_a_missing_field_is_named(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"t": {"a": "x", "b": "y"}}\n{"t": {"a": "x", "b": null}}\n{"t": {"a": "x"}}\n'
+    )
+    errors = RowErrors()
+    chosen = DataSettings(source="t.a", target="t.b", broken_rows="skip")
+    assert len(list(read_pairs(path, chosen, errors))) == 1
+    assert errors.counts == {"empty side": 1, "missing field": 1}
+
+
+def test_empty_targets_are_errors_with_the_setting_that_keeps_them():
+    with pytest.raises(DataError, match=r"data\.broken_rows=keep_empty"):
+        read(CASES / "empty_targets.tsv")
+
+
+def test_tmx_is_refused_with_a_command_that_converts_it(tmp_path):
+    path = tmp_path / "p.tmx"
+    path.write_text(
+        "<tmx><body><tu><tuv><seg>a <b>x</b></seg></tuv><tuv><seg>c</seg></tuv></tu></body></tmx>"
+    )
+    with pytest.raises(DataError, match="TMX is not read") as caught:
+        read(path)
+    command = str(caught.value).partition("\n")[2].strip().partition(" >")[0]
+    command = command.replace("FILE.tmx", str(path)).replace("python", sys.executable, 1)
+    found = subprocess.run(command, shell=True, capture_output=True, check=True)
+    assert found.stdout == b"a x\tc\n"

@@ -201,7 +201,8 @@ def _find_empty_splits(
 
 
 def _skip_invalid(data: DataSettings) -> DataSettings:
-    return data.model_copy(update={"broken_rows": "skip", "long_rows": "skip"})
+    broken = "keep_empty" if data.broken_rows == "keep_empty" else "skip"
+    return data.model_copy(update={"broken_rows": broken, "long_rows": "skip"})
 
 
 def print_inspection(inspection: Inspection) -> None:

@@ -180,7 +180,8 @@ def find_odd_lengths(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
     for rows in files.values():
         if len(rows) < _FEWEST_ROWS:
             continue
-        source, target = _count_characters(rows.sources), _count_characters(rows.targets)
+        source = _count_characters(rows.sources)
+        target = np.maximum(1, _count_characters(rows.targets))  # perhaps empty on purpose
         ratio = np.log(target / source)
         usual = np.median(ratio)
         deviation = 1.4826 * np.median(np.abs(ratio - usual))
@@ -220,7 +221,7 @@ def _weigh(
     """Return the evidence that each text is a source, in nats, in all and per character, (N,) each."""
     sums = [np.add.reduceat(evidence[buckets], starts) for buckets, starts in _read_bigrams(texts)]
     total = np.concatenate(sums).astype(np.float64)
-    return total, total / _count_characters(texts)
+    return total, total / np.maximum(1, _count_characters(texts))
 
 
 def _read_bigrams(
@@ -231,7 +232,8 @@ def _read_bigrams(
     A bigram is a character and the one before it; the first one has none before it.
     """
     for first in range(0, len(texts), _CHUNK_ROWS):
-        rows = texts[first : first + _CHUNK_ROWS]
+        # An empty target (data.broken_rows=keep_empty) counts as a space.
+        rows = [text or " " for text in texts[first : first + _CHUNK_ROWS]]
         lengths = _count_characters(rows)
         starts = np.cumsum(lengths) - lengths
         codes = np.frombuffer("".join(rows).encode("utf-32-le"), np.uint32)

@@ -1,8 +1,9 @@
-"""Reads JSONL: one object a line, the columns are its fields."""
+"""Reads JSONL, one object a line, and JSON arrays of objects; the columns are their fields."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -20,47 +21,138 @@ from dragoman.reading.tables import WHOLE_ROW, Row, Table, empty_table
 from dragoman.reading.text_files import Block
 
 _LINES_TO_SEARCH = 100
-_KINDS = {dict: "an object", list: "a list", bool: "true or false"}
+_MISSING = object()
+_MOST_CHARACTERS = 1 << 26  # of an object in an array
+_SPACES, _GAP = re.compile(r"\s*"), re.compile(r"[\s,]*")
+_KINDS = {list: "a list", bool: "true or false"}
 
 
-def open_jsonl(blocks: Iterator[Block], file: str) -> Table:
-    """Return the table of a JSONL file; the first object gives the names of the columns.
+class _Number(str):
+    """A number as it is written."""
 
-    A number as a value is its text as written (1.50 stays "1.50"); null is an empty text.
+
+def open_jsonl(blocks: Iterator[Block], file: str, paths: Sequence[str] = ()) -> Table:
+    """Return the table of a JSONL file, or of a JSON array of objects; the first object gives the
+    names of the columns.
+
+    A number as a value is its text as written (1.50 stays "1.50"); null is an empty text; an object
+    is its JSON.
+
+    Args:
+        paths: Columns in use; one such as "translation.en" may be a field of a nested object.
 
     Raises: DataError, here and while rows are read, when the file cannot be read.
     """
-    held: list[Block] = []
-    names: tuple[str, ...] = ()
-    while not names and not (held and held[-1].first > _LINES_TO_SEARCH):
-        block = next(blocks, None)
-        if block is None:
-            break
-        held.append(block)
-        rows = (_parse(file, 0, line) for line in block.lines[:_LINES_TO_SEARCH])
-        names = next((tuple(row) for row in rows if row and not isinstance(row, RowError)), ())
-    if not held:
+    first = next(blocks, None)
+    if first is None:
         return empty_table(file)
+    start = next(filter(None, map(str.strip, first.lines)), "")
+    is_array = start.startswith("[")
+    rows = (_read_array if is_array else _read_lines)(chain([first], blocks), file)
+    held: list[_Parsed] = []
+    names: tuple[str, ...] = ()
+    while not names and len(held) < _LINES_TO_SEARCH and (found := next(rows, None)):
+        held.append(found)
+        row = found[1]
+        if not isinstance(row, RowError) and row:
+            nested = [
+                path for path in paths if path not in row and _find(row, path) is not _MISSING
+            ]
+            names = (*row, *dict.fromkeys(nested))
     if not names:
-        first = _parse(file, 1, next(filter(None, held[0].lines), ""))
-        found = f"it begins with: {first.detail}" if isinstance(first, RowError) else "it has none"
+        error = held[0][1] if held else None
+        shown = f"it begins with: {error.detail}" if isinstance(error, RowError) else "it has none"
         raise DataError(
             f"{file}: this is not JSONL: no line is an object with named fields, such as "
-            f'{{"source": "...", "target": "..."}}; {found}; set data.format to what it is'
+            f'{{"source": "...", "target": "..."}}; {shown}; set data.format to what it is'
         )
 
     def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
         wanted = [None if column == WHOLE_ROW else names[column] for column in columns]
-        for block in chain(held, blocks):
-            for number, line in enumerate(block.lines, block.first):
-                error = None if block.is_clean else find_line_error(file, number, line)
-                row = error or _parse(file, number, line)
-                if isinstance(row, RowError):
-                    yield row
-                else:
-                    yield _take_fields(file, number, row, wanted, line)
+        for number, row, text in chain(held, rows):
+            if isinstance(row, RowError):
+                yield row
+            else:
+                yield _take_fields(file, number, row, wanted, text)
 
-    return Table(file=file, names=names, sample=names, read=read)
+    notes = ["one JSON array"] if is_array else []
+    return Table(file=file, names=names, sample=names, read=read, notes=notes)
+
+
+_Parsed = tuple[int, dict[str, Any] | RowError, str]
+"""Number of the line, the object, and its JSON."""
+
+
+def _read_lines(blocks: Iterable[Block], file: str) -> Iterator[_Parsed]:
+    for block in blocks:
+        for number, line in enumerate(block.lines, block.first):
+            error = None if block.is_clean else find_line_error(file, number, line)
+            yield number, error or _parse(file, number, line), line.strip()
+
+
+def _read_array(blocks: Iterable[Block], file: str) -> Iterator[_Parsed]:
+    """Yield the objects of one JSON array, in memory for one block and one object.
+
+    Raises: DataError, where the array is not valid JSON: the rest cannot be split into objects.
+    """
+    text, line, wanted, is_open = "", 1, 0, False
+    for block in chain(blocks, [None]):
+        if block is not None:
+            for number, one in enumerate(block.lines if not block.is_clean else (), block.first):
+                if error := find_line_error(file, number, one):
+                    raise DataError(f"{file}:{number}: {error.detail}")
+            text += "\n".join(block.lines) + "\n"
+            if len(text) < wanted:
+                continue  # one long object: each attempt costs its length
+        end = 0
+        while (start := _find_value(text, end, is_open=is_open)) < len(text):
+            line += text.count("\n", end, start)
+            if not is_open:
+                end, is_open = start + 1, True  # [
+                continue
+            if text[start] == "]":
+                if text[start + 1 :].strip() or any(any(one.lines) for one in blocks if one):
+                    raise DataError(f"{file}:{line}: there is text after the end of the array")
+                return
+            try:
+                row, stop = _DECODER.raw_decode(text, start)
+            except (ValueError, RecursionError) as error:
+                is_whole = block is None or len(text) - start > _MOST_CHARACTERS
+                if is_whole or not isinstance(error, json.JSONDecodeError):
+                    shown = error.msg if isinstance(error, json.JSONDecodeError) else error
+                    raise DataError(
+                        f"{file}:{line}: invalid JSON in the object that begins here: {shown}"
+                    ) from error
+                end = start
+                break
+            is_object = isinstance(row, dict)
+            broken = RowError(file, line, BAD_JSON, "the value is not a JSON object")
+            yield line, row if is_object else broken, text[start:stop].replace("\n", " ")
+            line += text.count("\n", start, stop)
+            end = stop
+        else:
+            line += text.count("\n", end)
+            end = len(text)
+        text = text[end:]
+        wanted = 2 * len(text)
+    raise DataError(f"{file}: the array has no end: the file is truncated")
+
+
+def _find_value(text: str, start: int, *, is_open: bool) -> int:
+    """Return where the next value begins, after spaces and commas."""
+    found = (_GAP if is_open else _SPACES).match(text, start)
+    assert found is not None
+    return found.end()
+
+
+def _find(row: dict[str, Any], path: str) -> object:
+    """Return the field at a path such as "translation.en", or _MISSING."""
+    value: object = row
+    for name in path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            return _MISSING
+        value = value[name]
+    return value
 
 
 def _take_fields(
@@ -70,21 +162,36 @@ def _take_fields(
     values = []
     for name in names:
         if name is None:
-            values.append(line.strip())
+            values.append(line)
             continue
-        if name not in row:
+        value: object = row[name] if name in row else _find(row, name)
+        if value is _MISSING:
             shown = shorten(", ".join(map(repr, islice(row, 20))) or "none")
             found = f"no field {name!r}; found: {shown}"
             return RowError(file, number, MISSING_FIELD, found)
-        value = "" if row[name] is None else row[name]
+        if isinstance(value, dict):
+            value = _dump(value)
+        value = "" if value is None else value
         if not isinstance(value, str):
             found = f"field {name!r} holds {_KINDS[type(value)]}, expected text"
             return RowError(file, number, NOT_TEXT, found)
         error = find_value_error(file, number, repr(name), value)
         if error is not None:
             return error
-        values.append(value)
+        values.append(str(value))
     return number, values
+
+
+def _dump(value: object) -> str:
+    """Return a value as JSON, its numbers as written."""
+    if isinstance(value, _Number):
+        return str(value)
+    if isinstance(value, dict):
+        fields = (f"{_dump(name)}: {_dump(one)}" for name, one in value.items())
+        return f"{{{', '.join(fields)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_dump, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _parse(file: str, number: int, line: str) -> dict[str, Any] | RowError:
@@ -116,8 +223,8 @@ def _refuse_constant(constant: str) -> str:
 
 # Numbers keep their text as written.
 _DECODER = json.JSONDecoder(
-    parse_int=str,
-    parse_float=str,
+    parse_int=_Number,
+    parse_float=_Number,
     parse_constant=_refuse_constant,
     object_pairs_hook=_take_pairs,
 )

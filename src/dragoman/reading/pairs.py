@@ -12,6 +12,7 @@ from dragoman.reading.delimited import open_delimited, open_parallel
 from dragoman.reading.jsonl import open_jsonl
 from dragoman.reading.parquet import open_parquet
 from dragoman.reading.row_errors import (
+    EMPTY_SIDE,
     INVALID_UTF8,
     OVER_LONG,
     InvalidRow,
@@ -54,9 +55,15 @@ _BY_SUFFIX: dict[str, Format] = {
     ".tsv": "tsv",
     ".csv": "csv",
     ".jsonl": "jsonl",
+    ".json": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+_FROM_TMX = (
+    """  python -c "import sys, xml.etree.ElementTree as E; [print(*(' '.join(''.join(s.itertext())"""
+    """.split()) for s in u.iter('seg')), sep='\\t') for u in E.parse(sys.argv[1]).iter('tu')]" """
+    "FILE.tmx > FILE.tsv"
+)
 # A tag must be followed by a space, so "<es> <none>" is a tag and a text; a tag alone has no text.
 _LEADING_TAGS = re.compile(r"(?:<[^<>\s]+> )+|<[^<>\s]+>\Z")
 
@@ -102,11 +109,12 @@ def read_pairs(
     settings = settings or DataSettings()
     files = [paths] if isinstance(paths, str | Path) else paths
     found, stopping = RowErrors(), RowErrors()  # in this file; those that are not skipped
+    keeps_empty = settings.broken_rows == "keep_empty"
 
     def add(error: RowError) -> None:
         policy = settings.long_rows if error.kind == OVER_LONG else settings.broken_rows
         found.add(*error)
-        if policy == "error":
+        if policy != "skip":
             stopping.add(*error)
         if row_errors is not None:
             row_errors.add(*error)
@@ -130,9 +138,9 @@ def read_pairs(
                 source, features = take_features(source, fields[2:], columns.labels, settings)
             # The conditions of find_side_error, repeated: calls for every row are slow.
             if (
-                not (source and target)
+                not source
                 or source.isspace()
-                or target.isspace()
+                or ((not target or target.isspace()) and not keeps_empty)
                 or len(source) > longest
                 or len(target) > longest
             ):
@@ -153,6 +161,8 @@ def _check_errors(file: str, num_pairs: int, found: RowErrors, stopping: RowErro
         remedies = []
         if INVALID_UTF8 in stopping.counts:
             remedies.append("set data.encoding to the encoding of the file, such as cp1252")
+        if EMPTY_SIDE in stopping.counts:
+            remedies.append("set data.broken_rows=keep_empty if empty targets are meant")
         if stopping.counts.keys() - {OVER_LONG}:
             remedies.append("set data.broken_rows=skip to leave invalid rows out")
         if OVER_LONG in stopping.counts:
@@ -353,7 +363,8 @@ def _open_table(
             text[0], names[0], keeps_returns=layout == "csv", drops_blank_end=drops_blank_end
         )
         if layout == "jsonl":
-            table = open_jsonl(blocks, names[0])
+            wanted = (settings.source, settings.target, *settings.features)
+            table = open_jsonl(blocks, names[0], wanted)
         else:
             is_csv = layout == "csv"
             table = open_delimited(blocks, names[0], settings, is_csv=is_csv, is_stream=is_stream)
@@ -382,4 +393,6 @@ def _find_layout(paths: Sequence[Path], settings: DataSettings) -> Format:
 
 
 def _find_suffix(path: Path) -> Format | None:
+    if strip_packing(path).suffix.lower() == ".tmx":
+        raise DataError(f"{path}: TMX is not read; write its segments as two columns:\n{_FROM_TMX}")
     return _BY_SUFFIX.get(strip_packing(path).suffix.lower())

@@ -218,5 +218,8 @@ def _describe_one_column(table: Table) -> str:
         if mark in text:
             return f"{found}; it seems to be separated by {guess}"
     if table.names is not None:
-        return f"{found}; source and target must be two columns"
+        return (
+            f"{found}; source and target must be two columns; a field of a nested JSON object is "
+            "given as data.source=translation.en"
+        )
     return f"{found}; put the source, a tab and the target on each line"

@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_each_validation_is_told_where_no_bar_can_be_seen(tmp_path):
+def test_each_validation_prints_a_line_without_a_terminal(tmp_path):
     pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
     fit(pairs, tmp_path / "model", short("--training.valid_every", "1"), console=console)
     logged = console.file.getvalue()
@@ -137,7 +137,7 @@ def test_overwrite_leaves_alone_what_is_no_model_and_what_a_bad_run_would_lose(t
     }  # fmt: skip
 
 
-def test_an_accelerator_that_is_not_there_is_told(tmp_path):
+def test_a_missing_accelerator_is_reported(tmp_path):
     pairs = write_pairs(tmp_path / "pairs.tsv", 200)
     missing = "mps" if torch.cuda.is_available() else "cuda"
     with pytest.raises(SettingsError, match=f"{missing} was not found"):
@@ -174,7 +174,7 @@ def test_settings_at_odds_are_refused_before_the_data_are_read(tmp_path):
         fit(tmp_path / "missing.tsv", tmp_path / "model", settings, console=quiet_console())
 
 
-def test_a_file_of_choices_that_is_not_there_is_told_before_the_training(tmp_path):
+def test_a_missing_constraint_file_is_reported_before_the_training(tmp_path):
     settings = read_settings(None, ["--decoding.choices", str(tmp_path / "choices.txt")])
     pairs = write_pairs(tmp_path / "pairs.tsv", 200)
     with pytest.raises(SettingsError, match=r"decoding\.choices: .*choices\.txt: there is no such"):

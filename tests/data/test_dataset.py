@@ -88,7 +88,7 @@ def test_each_split_has_the_ids_of_its_pairs(tokenizer, tmp_path):
     assert batch.target_ids.tolist() == tokenizer.encode_targets(["AB"])
 
 
-def test_long_rows_are_counted_and_left_out_when_asked(tokenizer, tmp_path):
+def test_long_rows_are_skipped_and_counted_with_long_rows_skip(tokenizer, tmp_path):
     settings = DataSettings(max_tokens=5, long_rows="skip")
     counts, long_rows = encode_splits(PAIRS, tokenizer, id_files(tmp_path), settings)
     assert counts == {"train": 1, "valid": 1}

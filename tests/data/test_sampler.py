@@ -110,7 +110,7 @@ def test_ranks_share_the_batches_of_one_plan(pairs):
 
 @settings(max_examples=30, deadline=None)
 @given(consumed=st.integers(0, 60))
-def test_a_loader_goes_on_where_another_stopped(pairs, consumed):
+def test_a_loader_continues_where_another_stopped(pairs, consumed):
     whole = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3)
     sequence = rows_of(itertools.chain(*[whole] * 8))
     first = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3)

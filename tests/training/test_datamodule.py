@@ -62,14 +62,14 @@ def test_the_batches_hold_the_ids_of_the_pairs(tmp_path):
     assert sum(map(len, data.val_dataloader())) == data.num_rows["valid"]
 
 
-def test_sources_of_given_files_that_were_trained_on_are_told(tmp_path):
+def test_held_out_sources_among_the_training_pairs_are_reported(tmp_path):
     train, valid = write_pairs(tmp_path / "train.tsv", 300), tmp_path / "valid.tsv"
     valid.write_text("zzz\tZZZ\n" + train.read_text().splitlines()[0] + "\n")
     data = prepare(train, "--data.valid", str(valid))
     assert any("leak: 1 of the 2 sources of data.valid" in note for note in data.notes)
 
 
-def test_columns_with_names_are_told(tmp_path):
+def test_named_columns_are_reported(tmp_path):
     (tmp_path / "pairs.csv").write_text(
         "wort,laut\n" + "".join(f"{w},{w}\n" for w in make_words(99))
     )
@@ -84,7 +84,7 @@ def test_a_validation_file_with_faults_is_refused(tmp_path):
         prepare(train, "--data.valid", str(valid))
 
 
-def test_a_resumed_run_goes_on_with_the_batches_that_would_have_come(tmp_path):
+def test_a_resumed_run_gets_the_batches_that_would_have_followed(tmp_path):
     data_words = ["--training.batch_tokens", "200", "--model.dropout", "0"]
     pairs = write_pairs(tmp_path / "train.tsv", 300)
 

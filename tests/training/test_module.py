@@ -76,13 +76,13 @@ def train(batches, folder, *, accumulate=1, steps=1, clip=None):
 
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize(("size", "accumulate"), [(8, 4), (4, 8), (16, 2)])
-def test_accumulated_batches_update_as_one_batch(tmp_path, size, accumulate, clip):
+def test_accumulated_batches_make_the_step_of_one_batch(tmp_path, size, accumulate, clip):
     whole = train(make_batches(32), tmp_path, clip=clip)
     parts = train(make_batches(size), tmp_path, accumulate=accumulate, clip=clip)
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
-def test_the_update_is_that_of_the_mean_over_tokens(tmp_path):
+def test_a_step_uses_the_mean_over_tokens(tmp_path):
     torch.manual_seed(0)
     network = Transformer(20, 16, 2, 1, 32, dropout=0.0)
     [batch] = make_batches(32)
@@ -131,7 +131,7 @@ if __name__ == "__main__":
 """
 
 
-def test_two_ranks_update_as_one(tmp_path):
+def test_two_ranks_make_the_step_of_one(tmp_path):
     here = Path(__file__).parent
     (tmp_path / "two_ranks.py").write_text(TWO_RANKS)
     subprocess.run(
@@ -154,7 +154,7 @@ def test_matrices_are_decayed_and_vectors_are_not(tmp_path):
     assert len(decayed["params"]) + len(others["params"]) == len(list(module.parameters()))
 
 
-def test_a_validation_decodes_the_part_asked_for_of_every_batch(tmp_path):
+def test_a_validation_decodes_the_given_fraction_of_every_batch(tmp_path):
     module, decoded = make_module(), []
     module.decoded_fraction = 0.5
     decode = module._decode

@@ -38,7 +38,7 @@ def config_of(limit=12, **values):
 
 
 def check_equal(engines, sources, config):
-    """The same lists: where two outputs stand at one rank, they are equally good."""
+    """The same lists: outputs that differ at a rank are equally good."""
     expected, found = (engine.search(sources, config) for engine in engines)
     for ours, theirs in zip(expected, found, strict=True):
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=CLOSE)
@@ -93,7 +93,7 @@ def test_given_targets_have_the_same_probabilities(engines):
         assert ours.score == pytest.approx(theirs.score, abs=CLOSE)
 
 
-def test_a_source_of_nothing_but_its_end_is_searched_too(engines):
+def test_a_source_with_only_its_end_is_searched(engines):
     check_equal(engines, [[EOS_ID], [7, 8, EOS_ID]], config_of())
 
 
@@ -115,7 +115,7 @@ def test_the_number_of_threads_and_the_batch_change_no_output():
         assert [[h.ids for h in row] for row in found] == [[h.ids for h in r] for r in together]
 
 
-def test_loading_leaves_the_number_of_pytorchs_threads_as_it_was():
+def test_loading_does_not_change_the_number_of_pytorch_threads():
     engine, before = make_engines()[1], torch.get_num_threads()
     assert before == 1
     for count in (1, 12):
@@ -123,7 +123,7 @@ def test_loading_leaves_the_number_of_pytorchs_threads_as_it_was():
         assert torch.get_num_threads() == before
 
 
-def test_int8_is_close_and_the_weights_stay_as_they_were():
+def test_int8_is_close_and_does_not_change_the_weights():
     model, tokenizer, network = make_model()
     weights = copy_weights(network)
     before = {name: value.copy() for name, value in weights.items()}

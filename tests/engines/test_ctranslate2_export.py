@@ -38,7 +38,7 @@ def test_another_program_can_load_the_files(tmp_path, option):
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int8_float16", "float16", "bfloat16"])
-def test_fewer_bits_make_a_smaller_model_that_is_close(tmp_path, quantization):
+def test_a_quantized_model_is_smaller_and_close(tmp_path, quantization):
     model, tokenizer, network = make_model(d_model=64, dim_feedforward=256)
     weights = copy_weights(network)
     whole, small = (
@@ -58,7 +58,7 @@ def test_fewer_bits_make_a_smaller_model_that_is_close(tmp_path, quantization):
     assert scores[1] != scores[0]
 
 
-def test_converting_leaves_the_weights_as_they_were():
+def test_converting_does_not_change_the_weights():
     model, tokenizer, network = make_model(tie_embeddings=True)
     weights = copy_weights(network)
     before = {name: value.copy() for name, value in weights.items()}

@@ -49,7 +49,7 @@ def test_pytorch_predicts_where_ctranslate2_differed_after_the_training(folder):
         assert dragoman.load(folder).engine.name == "ctranslate2"
 
 
-def test_what_it_does_not_support_is_done_by_pytorch_unless_it_was_asked_for_by_name(trained):
+def test_pytorch_does_what_ctranslate2_cannot_unless_ctranslate2_was_named(trained):
     wide = read_settings(None, ["--decoding.beam_size", "3", "--decoding.stop", "exact"])
     assert dragoman.load(trained[0], wide).engine.name == "torch"
     with pytest.raises(SettingsError, match=r"decoding\.stop exact is not supported; use --engine"):
@@ -64,7 +64,7 @@ def test_what_it_does_not_support_is_done_by_pytorch_unless_it_was_asked_for_by_
         named.predict_n_best(["abc"], prefixes=["B"])
 
 
-def test_a_device_that_ctranslate2_does_not_have_is_pytorchs(trained):
+def test_other_devices_use_pytorch(trained):
     assert dragoman.load(trained[0], device="cpu:0").engine.name == "torch"
     with pytest.raises(SettingsError, match="--engine ctranslate2: --device tpu is not supported"):
         dragoman.load(trained[0], engine="ctranslate2", device="tpu")

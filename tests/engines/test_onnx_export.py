@@ -162,7 +162,7 @@ def test_an_odd_width_is_exported(tmp_path):
     check(Exported(network, tmp_path / "onnx"), random_ids(2, 5, 30), make_targets(2, 4))
 
 
-def test_exporting_leaves_the_network_as_it_was(tmp_path):
+def test_exporting_does_not_change_the_network(tmp_path):
     network = make_model()[2]
     before = {name: value.clone() for name, value in network.state_dict().items()}
     Exported(network, tmp_path / "onnx")
@@ -211,7 +211,7 @@ def test_the_loop_in_the_readme_gives_pytorchs_outputs(folder, trained):
 
 
 @pytest.mark.parametrize("options", [{}, {"positions": "learned", "max_positions": 9}], ids=str)
-def test_the_loop_in_the_readme_runs_as_it_stands(tmp_path, options):
+def test_the_loop_in_the_readme_runs(tmp_path, options):
     exported = Exported(make_model(**options)[2], tmp_path / "onnx")
     answers = run_alone(read_loop(exported.folder), exported.folder)
     assert len(answers) == 2

@@ -31,7 +31,7 @@ def test_the_same_model_is_equal(model_folder):
     assert check.is_equal
 
 
-def test_another_model_is_not(model_folder):
+def test_another_model_is_not_equal(model_folder):
     torch.manual_seed(0)
     network = build_network(model_folder.settings.model, model_folder.tokenizer)
     check = compare(engine_of(model_folder), TorchEngine([network], "cpu"), model_folder)
@@ -39,7 +39,7 @@ def test_another_model_is_not(model_folder):
     assert json.loads(json.dumps(check.to_dict()))["is_equal"] is False
 
 
-def test_a_model_that_produces_nan_is_not(model_folder):
+def test_a_model_that_produces_nan_is_not_equal(model_folder):
     weights = {name: value * float("nan") for name, value in model_folder.weights.items()}
     network = load_network(model_folder.settings.model, model_folder.tokenizer, weights)
     engine = TorchEngine([network], "cpu")

@@ -275,3 +275,11 @@ def test_tmx_is_refused_with_a_command_that_converts_it(tmp_path):
     command = command.replace("FILE.tmx", str(path)).replace("python", sys.executable, 1)
     found = subprocess.run(command, shell=True, capture_output=True, check=True)
     assert found.stdout == b"a x\tc\n"
+
+
+def test_plain_lines_of_text_are_read_without_a_report(tmp_path):
+    path, reported = tmp_path / "sources.txt", []
+    path.write_text("one\ntwo\n")
+    rows = list(read_sources(path, DataSettings(), report=reported.append))
+    assert [row.source for row in rows] == ["one", "two"]
+    assert reported == []

@@ -105,8 +105,10 @@ def open_delimited(
         if settings.header == "auto" and not is_stream:
             wanted = (settings.source, settings.target, *settings.features)
             is_named = is_header(cells, wanted=wanted, is_csv=dialect.has_quotes)
-            place = "the first line is"
-            notes.append(f"{place} the header" if is_named else f"{place} a row, not a header")
+            if is_named:
+                notes.append("the first line is the header")
+            elif len(cells) > 1:  # plain lines of text have no header to look for
+                notes.append("the first line is a row, not a header")
             return is_named
         return settings.header == "yes"
 

@@ -46,9 +46,12 @@ def load_network(
         ModelFolderError: The name or the shape of a tensor does not fit the settings.
     """
     loaded = dict(weights)
-    with torch.device("meta"):  # no memory before the sizes are known to be right
-        parameters = build_network(model, tokenizer).named_parameters()
-        expected = {name: tuple(parameter.shape) for name, parameter in parameters}
+    num_stored = sum(weight.size for weight in loaded.values())
+    # Settings that ask for more than is stored are compared without memory, on the meta device. The
+    # others are not: there, torch 2.13 imports torch._dynamo, which takes a second.
+    with torch.device("meta" if _count_at_least(model, tokenizer) > num_stored else "cpu"):
+        network = build_network(model, tokenizer)
+    expected = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     found = {name: weight.shape for name, weight in loaded.items()}
     misfits = [
         f"{name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
@@ -62,11 +65,18 @@ def load_network(
             f"{where}the weights do not fit the settings, as if from another model: "
             f"{'; '.join(misfits[:_SHOWN])}{more}"
         )
-    network = build_network(model, tokenizer)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(torch.from_numpy(loaded[name]))
     return network
+
+
+def _count_at_least(model: ModelSettings, tokenizer: PairTokenizer) -> int:
+    """Return the number of parameters in the largest matrices: no network has fewer."""
+    num_layers = model.num_encoder_layers + model.num_decoder_layers
+    num_positions = model.max_positions if model.positions == "learned" else 0
+    rows = num_layers * (2 * model.dim_feedforward + 4 * model.d_model)
+    return model.d_model * (rows + tokenizer.source_vocab_size + num_positions)
 
 
 def copy_weights(network: Transformer) -> dict[str, NDArray[np.float32]]:

@@ -61,7 +61,7 @@ def test_the_rows_hold_their_own_scores(tmp_path):
     assert first["exact_match"] is False
     assert first["character_error_rate"] == 50.0  # "A!" for "AX"
     assert last["exact_match"] is True
-    assert last["character_error_rate"] == last["token_error_rate"] == 0.0
+    assert last["character_error_rate"] == last["word_error_rate"] == 0.0
 
 
 def test_each_group_of_rows_has_its_scores():

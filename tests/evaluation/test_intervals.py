@@ -78,7 +78,7 @@ def measure_coverage(metric, population, num_rows, trials):
 
 @pytest.mark.parametrize(("part_wrong", "num_rows"), [(0.9, 60), (0.3, 60), (0.15, 200)])
 def test_intervals_hold_the_score_of_the_population_95_times_in_100(part_wrong, num_rows):
-    names = ("exact_match", "token_error_rate", "character_error_rate", "bleu", "chrf")
+    names = ("exact_match", "word_error_rate", "character_error_rate", "bleu", "chrf")
     metrics, statistics = measure(invent_texts(1500, part_wrong), names)
     assert len(metrics) == len(names)
     for metric in metrics:
@@ -144,7 +144,7 @@ def test_ten_wrong_rows_and_ten_right_ones_are_needed_for_an_interval(num_differ
 
 @pytest.mark.parametrize(("part_wrong", "num_rows"), [(0.07, 100), (0.05, 200), (0.04, 400)])
 def test_of_100_sets_of_rows_at_most_5_show_an_interval_that_misses(part_wrong, num_rows):
-    names = ("exact_match", "token_error_rate", "character_error_rate", "bleu", "chrf")
+    names = ("exact_match", "word_error_rate", "character_error_rate", "bleu", "chrf")
     metrics, statistics = measure(invent_texts(1500, part_wrong), names)
     for metric in metrics:
         hits, known = measure_coverage(metric, statistics[metric.name], num_rows, trials=200)
@@ -154,7 +154,7 @@ def test_of_100_sets_of_rows_at_most_5_show_an_interval_that_misses(part_wrong, 
 @pytest.mark.parametrize("num_rows", [20, 40])
 def test_every_interval_holds_its_value_and_stays_in_range(num_rows):
     metrics, statistics = measure(
-        invent_texts(num_rows, 0.8), ("exact_match", "token_error_rate", "bleu", "chrf", "ter")
+        invent_texts(num_rows, 0.8), ("exact_match", "word_error_rate", "bleu", "chrf", "ter")
     )
     for metric in metrics:
         found = estimate(metric, statistics[metric.name], QUICK)

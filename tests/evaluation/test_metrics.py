@@ -97,7 +97,7 @@ def find_chrf_plainly(hypotheses, references):
 def test_error_rates_agree_with_a_plain_table_of_edits(rows):
     hypotheses, references = zip(*rows, strict=True)
     found = metrics_of(references)
-    for name, cut in (("token_error_rate", str.split), ("character_error_rate", list)):
+    for name, cut in (("word_error_rate", str.split), ("character_error_rate", list)):
         expected = find_rate_plainly(hypotheses, references, cut)
         assert measure(found[name], hypotheses, references) == pytest.approx(expected, rel=1e-12)
 
@@ -178,6 +178,8 @@ def test_each_task_has_its_scores_by_their_names():
     ]
     text = choose_metrics(EvaluationSettings(), [["a dog with ears"]])
     assert [metric.title for metric in text] == ["exact match", "WER", "CER", "BLEU", "chrF", "TER"]
+    # Of words; that of the tokenizer's tokens, a curve of the training, is another score.
+    assert [metric.name for metric in text][1] == "word_error_rate"
     references = [['{"total": 1, "name": "x"}'], ['{"total": 2}']]
     names = [metric.name for metric in choose_metrics(EvaluationSettings(), references)]
     assert names[:5] == ["record_match", "parsed", "field_f1", "field_precision", "field_recall"]

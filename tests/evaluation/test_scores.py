@@ -30,32 +30,32 @@ def test_rates_divide_summed_edits_by_summed_lengths():
     scores = score(["w ah n", "t uw"], [["w ah n d"], ["t uw"]])
     assert scores.rows == 2
     assert scores.exact_match == 50.0
-    assert scores["token_error_rate"] == pytest.approx(100 * 1 / 6)
+    assert scores["word_error_rate"] == pytest.approx(100 * 1 / 6)
     assert scores["character_error_rate"] == pytest.approx(100 * 2 / 12)
 
 
 def test_the_closest_reference_counts():
     # To "t ah m ey t ow" 1 edit of 6, to "t ah m aa t ow z" 3 edits of 7.
     references = [["t ah m aa t ow z", "t ah m ey t ow"]]
-    assert score(["t ah m ey t aa"], references)["token_error_rate"] == pytest.approx(100 * 1 / 6)
+    assert score(["t ah m ey t aa"], references)["word_error_rate"] == pytest.approx(100 * 1 / 6)
 
 
 def test_the_shorter_of_equally_close_references_counts():
     # 1 edit each to "a b" (a deletion) and to "a b c d" (an insertion).
     for references in (["a b", "a b c d"], ["a b c d", "a b"]):
-        assert score(["a b c"], [references])["token_error_rate"] == pytest.approx(100 * 1 / 2)
+        assert score(["a b c"], [references])["word_error_rate"] == pytest.approx(100 * 1 / 2)
 
 
 def test_the_closest_reference_is_chosen_separately_for_tokens_and_characters():
     # Tokens: 1 edit to "xyz b", 2 to "aa bb". Characters: 2 edits of 5 to "aa bb".
     scores = score(["a b"], [["xyz b", "aa bb"]])
-    assert scores["token_error_rate"] == pytest.approx(100 * 1 / 2)
+    assert scores["word_error_rate"] == pytest.approx(100 * 1 / 2)
     assert scores["character_error_rate"] == pytest.approx(100 * 2 / 5)
 
 
 def test_an_empty_hypothesis_is_all_deletions():
     scores = score([""], [["a b"]])
-    assert (scores.exact_match, scores["token_error_rate"], scores["character_error_rate"]) == (
+    assert (scores.exact_match, scores["word_error_rate"], scores["character_error_rate"]) == (
         0,
         100,
         100,
@@ -64,21 +64,21 @@ def test_an_empty_hypothesis_is_all_deletions():
 
 
 def test_rates_may_pass_100():
-    assert score(["b c d"], [["a"]])["token_error_rate"] == 300
+    assert score(["b c d"], [["a"]])["word_error_rate"] == 300
 
 
 def test_the_separator_splits_tokens():
-    assert score(["a|b c|d"], [["a|x|d"]], separator="|")["token_error_rate"] == pytest.approx(
+    assert score(["a|b c|d"], [["a|x|d"]], separator="|")["word_error_rate"] == pytest.approx(
         100 / 3
     )
 
 
 def test_doubled_and_outer_separators_make_no_tokens():
-    assert score([" a  b "], [["a b"]])["token_error_rate"] == 0
+    assert score([" a  b "], [["a b"]])["word_error_rate"] == 0
 
 
 def test_an_empty_separator_means_white_space():
-    assert score(["a\tb  c"], [["a b c"]], separator="")["token_error_rate"] == 0
+    assert score(["a\tb  c"], [["a b c"]], separator="")["word_error_rate"] == 0
 
 
 def test_bleu_and_chrf_equal_sacrebleus():
@@ -121,7 +121,7 @@ def test_text_that_looks_tokenized_is_scored_without_a_warning(caplog, capfd):
 def test_a_reference_scores_perfectly_against_its_row(rows):
     scores = score_rows([(references[-1], references) for _, references in rows])
     assert scores.exact_match == 100
-    assert scores["token_error_rate"] == scores["character_error_rate"] == 0
+    assert scores["word_error_rate"] == scores["character_error_rate"] == 0
 
 
 @given(lines=st.lists(LINES.map(lambda line: f"one two three four {line}"), min_size=1, max_size=5))
@@ -160,7 +160,7 @@ def test_the_order_of_references_changes_no_score_but_chrf(rows, seed):
 @settings(max_examples=50, deadline=None)
 def test_rates_are_in_their_ranges(rows):
     scores = score_rows(rows)
-    assert scores["token_error_rate"] >= 0
+    assert scores["word_error_rate"] >= 0
     assert scores["character_error_rate"] >= 0
     assert 0 <= scores.exact_match <= 100
     assert 0 <= scores["bleu"] <= 100 + 1e-9
@@ -191,13 +191,13 @@ def test_another_reference_never_adds_edits(rows):
 def test_to_dict_gives_plain_values_by_name():
     hypotheses = ["a b c d", "e"] * 10
     values = score(hypotheses, [["a b c d"], ["f"]] * 10).to_dict()
-    names = ("exact_match", "token_error_rate", "character_error_rate", "bleu", "chrf", "ter")
+    names = ("exact_match", "word_error_rate", "character_error_rate", "bleu", "chrf", "ter")
     assert values.keys() == {
         "rows", *names, "bleu_signature", "chrf_signature", "ter_signature", "intervals", "titles",
             "is_higher_better", "tiles",
     }  # fmt: skip
     assert json.loads(json.dumps(values)) == values
-    assert values["titles"]["token_error_rate"] == "WER"
+    assert values["titles"]["word_error_rate"] == "WER"
     assert values["intervals"].keys() == values["titles"].keys() == {*names}
     for name, (low, high) in values["intervals"].items():
         assert low <= values[name] <= high

@@ -26,7 +26,7 @@ def metrics_named(*names):
     return [metric for metric in choose_metrics(QUICK, [["a"]]) if metric.name in names]
 
 
-METRICS = metrics_named("exact_match", "token_error_rate", "chrf")
+METRICS = metrics_named("exact_match", "word_error_rate", "chrf")
 
 
 def invent_references(num_rows, seed=1):
@@ -58,7 +58,7 @@ def count_rejections(num_trials, num_rows, num_runs, seed_effect, statistics):
     `statistics`, (2, rows, k): two outputs of each source; a run takes one of them each time,
     with luck from one seed for all rows.
     """
-    (metric,) = metrics_named("token_error_rate")
+    (metric,) = metrics_named("word_error_rate")
     errors = statistics[:, :, 0]
     draw = np.random.default_rng(4)
     rejected = np.zeros(2)
@@ -76,7 +76,7 @@ def count_rejections(num_trials, num_rows, num_runs, seed_effect, statistics):
         rows = [[Row(source="", references=("",), hypothesis=str(run))] * num_rows for run in known]
         settings = EvaluationSettings(resamples=200, seed=trial)
         found = compare(rows[:num_runs], rows[num_runs:], [counted], settings, num_rows=0)
-        difference = found.differences["token_error_rate"]
+        difference = found.differences["word_error_rate"]
         rejected += [difference.bootstrap_p <= 0.05, difference.randomization_p <= 0.05]
         assert (difference.low <= 0 <= difference.high) == (difference.bootstrap_p > 0.05) or (
             abs(difference.bootstrap_p - 0.05) < 0.01
@@ -88,7 +88,7 @@ def count_rejections(num_trials, num_rows, num_runs, seed_effect, statistics):
 def statistics():
     """Of two outputs of each source, of the same quality: (2, rows, 2)."""
     draw = random.Random(3)
-    (metric,) = metrics_named("token_error_rate")
+    (metric,) = metrics_named("word_error_rate")
     sides = [[], []]
     references = invent_references(3000, seed=3)
     for reference in references:
@@ -126,7 +126,7 @@ def test_a_real_difference_is_found(num_runs):
         assert difference.randomization_p < 0.02
         assert not difference.low <= 0 <= difference.high
         assert difference.low < difference.difference < difference.high
-    rate = found.differences["token_error_rate"]
+    rate = found.differences["word_error_rate"]
     assert rate.difference == pytest.approx(
         np.mean(rate.other_by_run) - np.mean(rate.baseline_by_run)
     )
@@ -214,7 +214,7 @@ def test_rows_that_differ_most_come_first():
     texts = ["a b c d", "e f g x", "x x x x", "m n x x"]
     other = [replace(row, hypothesis=text) for row, text in zip(baseline, texts, strict=True)]
     found = compare([baseline], [other], METRICS, QUICK, num_rows=2)
-    assert found.different_by == "token_error_rate"
+    assert found.different_by == "word_error_rate"
     assert [(row.line, row.baseline_score, row.other_score) for row in found.different_rows] == [
         (3, 0, 100),
         (4, 0, 50),
@@ -259,7 +259,7 @@ def test_to_dict_gives_plain_values():
     ).to_dict()
     assert json.loads(json.dumps(found))["scores"].keys() == {
         "exact_match",
-        "token_error_rate",
+        "word_error_rate",
         "chrf",
     }
     assert {"difference", "low", "high", "bootstrap_p", "randomization_p"} < found["scores"][

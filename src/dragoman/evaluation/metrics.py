@@ -64,14 +64,9 @@ def choose_metrics(
         has_symbols: Target tokens are symbols: phones, if the task is auto.
     """
     task = find_task(settings, references, has_symbols=has_symbols)
-    title = {"text": "WER", "phones": "PER", "records": "token error rate"}[task]
-    metrics = [
-        make_exact_match(),
-        make_token_errors(title, separator),
-    ]
     if task == "phones":
-        return [*metrics, make_row_errors()]
-    metrics.append(make_character_errors())
+        return [make_exact_match(), make_token_errors(separator), make_row_errors()]
+    metrics = [make_exact_match(), make_word_errors(separator), make_character_errors()]
     if task == "records":
         return [*make_records(references), *metrics]
     translation = make_translation(settings, references)
@@ -85,9 +80,9 @@ def list_known_metrics(settings: EvaluationSettings | None = None) -> dict[str, 
     settings = settings or EvaluationSettings()
     found = [
         make_exact_match(),
-        make_token_errors("WER", " "),
+        make_token_errors(" "),
+        make_word_errors(" "),
         make_character_errors(),
-        make_row_errors(),
         *make_translation(settings, [["one reference"]]),
         *make_records([]),
     ]
@@ -147,12 +142,20 @@ def make_row_errors() -> Metric:
     )
 
 
-def make_token_errors(title: str, separator: str) -> Metric:
-    """Return the edits of tokens over the tokens of the references: see `count_edits`.
+def make_token_errors(separator: str) -> Metric:
+    """Return the edits of phones over the phones of the references: see `count_edits`.
 
-    `separator` stands between two tokens; empty: white space.
+    `separator` stands between two phones; empty: white space.
     """
-    return _make_edit_rate("token_error_rate", title, partial(_split_tokens, separator=separator))
+    return _make_edit_rate("token_error_rate", "PER", partial(_split_tokens, separator=separator))
+
+
+def make_word_errors(separator: str) -> Metric:
+    """Return the edits of words over the words of the references: see `make_token_errors`.
+
+    A token of a tokenizer may be less than a word: its error rate is another score.
+    """
+    return _make_edit_rate("word_error_rate", "WER", partial(_split_tokens, separator=separator))
 
 
 def make_character_errors() -> Metric:

@@ -35,7 +35,7 @@ OPTIONS = [
     {"norm_first": n, "activation": a, "positions": p, "tie_embeddings": t, "target_vocab_size": v}
     for (n, a), p, (t, v) in itertools.product(
         [(True, "relu"), (False, "gelu")],
-        ["sinusoidal", "learned"],
+        ["sinusoidal", "learned", "rotary"],
         [(True, None), (False, 23), (True, 23)],
     )
 ]

@@ -22,6 +22,11 @@ OPTIONS = [
         [(True, True), (False, True), (False, False), (True, False)],
     )
 ]
+OPTIONS += [
+    {**option, "positions": "rotary"}
+    for option in OPTIONS
+    if option["positions"] == "learned" and option["is_shared"] != option["norm_first"]
+]
 
 
 def name_option(option) -> str:

@@ -154,8 +154,8 @@ class ModelSettings(Section):
     """Activation function of the feed-forward layers."""
     norm_first: bool = True
     """Layer norm before each block (pre-norm, trains more stably) or after it (post-norm)."""
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
-    """Position encoding; sinusoidal has no maximum length, learned ends at max_positions."""
+    positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
+    """Position encoding; learned ends at max_positions; rotary rotates queries and keys of self-attention by the position."""
     max_positions: Positive = 1024
     """Number of learned positions."""
     tie_embeddings: bool = False

@@ -210,7 +210,9 @@ def test_the_loop_in_the_readme_gives_pytorchs_outputs(folder, trained):
     assert trained[1].tokenizer.decode_targets(found) == [word.upper() for word in WORDS]
 
 
-@pytest.mark.parametrize("options", [{}, {"positions": "learned", "max_positions": 9}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"positions": "learned", "max_positions": 9}, {"positions": "rotary"}], ids=str
+)
 def test_the_loop_in_the_readme_runs(tmp_path, options):
     exported = Exported(make_model(**options)[2], tmp_path / "onnx")
     answers = run_alone(read_loop(exported.folder), exported.folder)

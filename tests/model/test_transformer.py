@@ -6,7 +6,7 @@ from torch import nn
 
 from conftest import BOS, EOS, PAD, pad_right, random_ids
 from dragoman.errors import DragomanError, SettingsError
-from dragoman.model.transformer import Transformer
+from dragoman.model.transformer import Transformer, rotate, sinusoidal_positions
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -65,6 +65,8 @@ def test_logits_depend_on_the_content_of_a_row_not_its_index(network):
 
 
 def test_a_stock_transformer_with_the_weights_gives_the_states(network):
+    if network.rotation is not None:
+        pytest.skip("the stock module has no rotary positions")
     layer = network.transformer.decoder.layers[0]
     stock = nn.Transformer(
         32, 4, 2, 3, 64,
@@ -129,13 +131,52 @@ def test_sinusoidal_positions_are_unlimited():
     torch.testing.assert_close(beyond[:24], table)
 
 
+def test_rotary_scores_depend_on_distances_alone():
+    torch.manual_seed(0)
+    positions = sinusoidal_positions(0, 103, 8)
+    query, key = torch.randn(2, 1, 1, 1, 8)
+    score = {
+        (i, j): (rotate(query, positions[i : i + 1]) * rotate(key, positions[j : j + 1])).sum()
+        for i, j in [(3, 1), (102, 100), (1, 3)]
+    }
+    torch.testing.assert_close(score[3, 1], score[102, 100])
+    assert not torch.isclose(score[3, 1], score[1, 3])
+
+
+def test_rotary_attention_is_that_of_its_formula():
+    """Complex numbers: value i of a head and value i + Dh / 2 are one, multiplied by e^(i angle)."""
+    torch.manual_seed(0)
+    network = Transformer(20, 16, 2, 1, 32, positions="rotary").eval()
+    attention = network.transformer.encoder.layers[0].self_attn
+    x = torch.randn(1, 6, 16)
+    query, key, value = (
+        part.view(6, 2, 8)
+        for part in (x[0] @ attention.in_proj_weight.T + attention.in_proj_bias).split(16, dim=-1)
+    )
+    angle = torch.arange(6)[:, None] * 10000 ** (-torch.arange(4) / 4)  # (L, Dh / 2)
+    turn = torch.polar(torch.ones(6, 4), angle)[:, None]
+    query, key = (torch.complex(part[..., :4], part[..., 4:]) * turn for part in (query, key))
+    scores = torch.einsum("ihd,jhd->hij", query, key.conj()).real / 8**0.5
+    mixed = torch.einsum("hij,jhd->ihd", scores.softmax(dim=-1), value)
+    expected = attention.out_proj(mixed.reshape(1, 6, 16))
+    torch.testing.assert_close(attention(x, x, x)[0], expected, **CLOSE)
+
+
 def test_a_sequence_longer_than_learned_positions_is_an_error_with_a_remedy():
     network = Transformer(20, 16, 2, 1, 32, max_seq_len=8, positions="learned")
     with pytest.raises(DragomanError, match=r"9 tokens .* 8 learned positions.*max_positions"):
         network(random_ids(1, 9, 20), random_ids(1, 5, 20))
 
 
-@pytest.mark.parametrize("sizes", [{"d_model": 30, "nhead": 4}, {"pad_id": 1}, {"eos_id": 99}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"d_model": 30, "nhead": 4},
+        {"d_model": 20, "nhead": 4, "positions": "rotary"},
+        {"pad_id": 1},
+        {"eos_id": 99},
+    ],
+)
 def test_sizes_that_do_not_fit_are_errors(sizes):
     with pytest.raises(SettingsError):
         Transformer(20, **{"d_model": 16, "nhead": 2, **sizes})

@@ -106,7 +106,17 @@ def _list_flags(model: ModelSettings) -> dict[str, np.generic]:
         flags[f"{side}/num_heads"] = np.int16(model.nhead)
         flags[f"{side}/pre_norm"] = np.int8(model.norm_first)
         flags[f"{side}/scale_embeddings"] = np.int8(1)
+    if model.positions == "rotary":
+        for side, count in _count_layers(model):
+            for i in range(count):
+                place = f"{side}/layer_{i}/self_attention"
+                flags[f"{place}/rotary_dim"] = np.int32(model.d_model // model.nhead)
+                flags[f"{place}/rotary_interleave"] = np.int8(0)
     return flags
+
+
+def _count_layers(model: ModelSettings) -> tuple[tuple[str, int], tuple[str, int]]:
+    return ("encoder", model.num_encoder_layers), ("decoder", model.num_decoder_layers)
 
 
 def _map_weights(
@@ -147,13 +157,14 @@ def _map_weights(
     mapped["encoder/embeddings_0/weight"] = (
         mapped["decoder/embeddings/weight"] if source is target else source[:num_sources]
     )
-    sinusoids = None if model.positions == "learned" else _sinusoids(num_positions, width)
-    for side, name in (("encoder", "source"), ("decoder", "target")):
-        mapped[f"{side}/position_encodings/encodings"] = (
-            take(f"{name}_positions.weight", model.max_positions, width)
-            if sinusoids is None
-            else sinusoids
-        )
+    if model.positions != "rotary":
+        sinusoids = None if model.positions == "learned" else _sinusoids(num_positions, width)
+        for side, name in (("encoder", "source"), ("decoder", "target")):
+            mapped[f"{side}/position_encodings/encodings"] = (
+                take(f"{name}_positions.weight", model.max_positions, width)
+                if sinusoids is None
+                else sinusoids
+            )
 
     # The projection to the vocabulary: padding and begin are never emitted.
     weight, bias = target, np.zeros(num_targets, np.float32)
@@ -166,10 +177,7 @@ def _map_weights(
     mapped["decoder/projection/weight"], mapped["decoder/projection/bias"] = weight, bias
 
     # The blocks. Ours end with a norm in post-norm too, as CTranslate2's do where it is given.
-    for side, count in (
-        ("encoder", model.num_encoder_layers),
-        ("decoder", model.num_decoder_layers),
-    ):
+    for side, count in _count_layers(model):
         put_norm(side, f"transformer.{side}.norm")
         for i in range(count):
             place, name = f"{side}/layer_{i}", f"transformer.{side}.layers.{i}"

@@ -27,7 +27,12 @@ from dragoman.model.block import (
     make_layers,
     start_decoder,
 )
-from dragoman.model.transformer import SinusoidalPositions, Transformer, sinusoidal_positions
+from dragoman.model.transformer import (
+    SinusoidalPositions,
+    Transformer,
+    rotate,
+    sinusoidal_positions,
+)
 from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 _ENCODER, _DECODER_STEP = "encoder.onnx", "decoder_step.onnx"
@@ -43,9 +48,10 @@ def write_onnx(network: Transformer, folder: Path) -> dict[str, Any]:
     T target tokens before -> log-probabilities (B, V) of the next token, and the cache of T + 1.
     """
     network = copy.deepcopy(network).cpu().float().eval()
-    for name in ("source_positions", "target_positions"):
-        if isinstance(getattr(network, name), SinusoidalPositions):
-            setattr(network, name, _Sinusoids(network.d_model))
+    for name in ("source_positions", "target_positions", "rotation"):
+        positions = getattr(network, name)
+        if isinstance(positions, SinusoidalPositions):
+            setattr(network, name, _Sinusoids(positions.d_model))
     numbers = range(len(network.transformer.decoder.layers))
     sources, targets, grown = (
         [f"{name}_{i}" for i in numbers] for name in ("source", "target", "grown")
@@ -212,7 +218,7 @@ class _DecoderStep(nn.Module):
 
     def forward(self, ids: Tensor, source_mask: Tensor, *keys_values: Tensor) -> tuple[Tensor, ...]:
         """`keys_values`: those of the source for each layer, then those of the target."""
-        num_layers, width = len(keys_values) // 2, self.network.d_model
+        num_layers = len(keys_values) // 2
         source, past = keys_values[:num_layers], keys_values[num_layers:]
         produced: list[Tensor] = []  # queries, keys and values of `ids`, layer by layer
 
@@ -236,9 +242,18 @@ class _DecoderStep(nn.Module):
         )
         log_probs = (self.network.project(states) + self.mask).log_softmax(dim=-1)
         return log_probs, *(
-            torch.cat((one, new[:, None, width:]), dim=1)
+            torch.cat((one, self._take_key_value(new, cache.length)), dim=1)
             for one, new in zip(past, produced, strict=True)
         )
+
+    def _take_key_value(self, qkv: Tensor, position: int) -> Tensor:
+        """Return the keys and values as the cache keeps them: (B, 3 D) -> (B, 1, 2 D)."""
+        network = self.network
+        _, key, value = qkv.chunk(3, dim=1)
+        if network.rotation is not None:
+            by_head = key.view(key.shape[0], network.nhead, 1, -1)
+            key = rotate(by_head, network.rotation(position, position + 1)).flatten(1)
+        return torch.cat((key, value), dim=1)[:, None]
 
 
 def _make_layers(network: Transformer) -> Layers:

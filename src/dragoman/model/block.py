@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from dragoman.model.transformer import LearnedPositions, Memory, Transformer
+from dragoman.model.transformer import LearnedPositions, Memory, Transformer, rotate
 
 Function = Callable[[Float[Tensor, "*N I"]], Float[Tensor, "*N O"]]
 
@@ -201,18 +201,20 @@ def _embed(
     layers: Layers,
     ids: Int[Tensor, "B L"],
     embedding: nn.Embedding,
-    positions: nn.Module,
+    positions: nn.Module | None,
     start: int = 0,
 ) -> Float[Tensor, "B L D"]:
     """Return what `Transformer.embed` does."""
     stop, weights = start + ids.shape[1], layers.weights
-    scaled = weights.embedding_rows(embedding.weight, ids) * math.sqrt(layers.model.d_model)
-    added: Tensor = positions(start, stop)
-    if isinstance(positions, LearnedPositions):
-        added = weights.embedding_rows(
-            positions.weight, torch.arange(start, stop, device=ids.device)
-        )
-    return layers.dropout.drop(scaled + added)
+    states = weights.embedding_rows(embedding.weight, ids) * math.sqrt(layers.model.d_model)
+    if positions is not None:
+        added: Tensor = positions(start, stop)
+        if isinstance(positions, LearnedPositions):
+            added = weights.embedding_rows(
+                positions.weight, torch.arange(start, stop, device=ids.device)
+            )
+        states = states + added
+    return layers.dropout.drop(states)
 
 
 def _apply_layer(
@@ -256,8 +258,14 @@ def _attend_to_self(
         qkv = packing.unpack(qkv)
     rows, width = qkv.shape[0], x.shape[-1]  # not `len`: a constant in an export to ONNX
     query, key, value = _split_heads(qkv, 3, layer.num_heads, rows)
+    if layers.model.rotation is not None:
+        stop = key.shape[2] if past is None else past.shape[1]
+        positions = layers.model.rotation(stop - key.shape[2], stop)
+        query, key = rotate(query, positions), rotate(key, positions)
     if past is not None:
         past[:, -1] = qkv[:, width:]
+        if layers.model.rotation is not None:
+            past[:, -1, :width] = key.flatten(1)  # (R, H, 1, Dh) -> (R, D)
         key, value = _split_heads(past, 2, layer.num_heads, rows)
     mixed = _attend(layers, query, key, value, mask).reshape(*qkv.shape[:-1], width)
     return layer.self_output(mixed if packing is None else packing.pack(mixed))

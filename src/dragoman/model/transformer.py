@@ -35,10 +35,12 @@ class Transformer(nn.Module):
         vocab_size: Ids of the source; also of the target, unless `target_vocab_size` is given.
         d_model: Width; a multiple of `nhead`.
         num_layers: Encoder layers; also decoder layers, unless `num_decoder_layers` is given.
-        max_seq_len: Number of learned positions (sinusoidal ones are unlimited), and the longest
-            output of `generate`.
+        max_seq_len: Number of learned positions (others are unlimited), and the longest output of
+            `generate`.
         target_vocab_size: None: source and target share one vocabulary, and one embedding if tied.
         norm_first: Pre-norm, which is more stable in deep models. Source: Xiong et al. 2020.
+        positions: Added to the embeddings (sinusoidal, learned), or rotary: queries and keys of
+            self-attention are rotated by angles that grow with the position. Source: Su et al. 2021.
         tie_embeddings: One matrix for the target's embedding and the output (and for the source's
             embedding, with a shared vocabulary); None: tied if the vocabulary is shared.
             Source: Press and Wolf 2017.
@@ -64,7 +66,7 @@ class Transformer(nn.Module):
         num_decoder_layers: int | None = None,
         activation: Literal["relu", "gelu"] = "relu",
         norm_first: bool = True,
-        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal",
         tie_embeddings: bool | None = None,
         pad_id: int = 0,
         bos_id: int = 1,
@@ -75,6 +77,11 @@ class Transformer(nn.Module):
             raise SettingsError(
                 f"d_model {d_model} is not a multiple of nhead {nhead}: heads have equal widths; "
                 f"use nhead {math.gcd(d_model, nhead)}, or d_model {-(-d_model // nhead) * nhead}"
+            )
+        if positions == "rotary" and d_model // nhead % 2:
+            raise SettingsError(
+                f"d_model {d_model} over nhead {nhead} gives heads of width {d_model // nhead}: rotary "
+                "positions rotate pairs of values, so it must be even"
             )
         is_shared = target_vocab_size is None
         self.is_tied = is_shared if tie_embeddings is None else tie_embeddings
@@ -102,12 +109,18 @@ class Transformer(nn.Module):
             self.output = nn.Linear(d_model, _round_up(self.target_vocab_size))
             nn.init.normal_(self.output.weight, std=d_model**-0.5)
             nn.init.zeros_(self.output.bias)
-        self.source_positions, self.target_positions = (
-            LearnedPositions(d_model, max_seq_len)
-            if positions == "learned"
-            else SinusoidalPositions(d_model)
-            for _ in ("source", "target")
-        )
+        self.source_positions, self.target_positions, self.rotation = None, None, None
+        if positions == "rotary":
+            self.rotation = SinusoidalPositions(d_model // nhead)
+            for layer in (*self.transformer.encoder.layers, *self.transformer.decoder.layers):
+                layer.self_attn = _RotaryAttention(d_model, nhead, dropout, self.rotation)
+        else:
+            self.source_positions, self.target_positions = (
+                LearnedPositions(d_model, max_seq_len)
+                if positions == "learned"
+                else SinusoidalPositions(d_model)
+                for _ in ("source", "target")
+            )
         self.dropout = nn.Dropout(dropout)
 
     def encode(self, source_ids: Int[Tensor, "B S"]) -> Memory:
@@ -213,13 +226,15 @@ class Transformer(nn.Module):
         self,
         ids: Int[Tensor, "B L"],
         embedding: nn.Embedding,
-        positions: nn.Module,
+        positions: nn.Module | None,
         start: int = 0,
     ) -> Float[Tensor, "B L D"]:
-        """Return the scaled embeddings of `ids`, plus the positions from `start` on."""
-        scaled = embedding(ids) * math.sqrt(self.d_model)
-        summed: Tensor = self.dropout(scaled + positions(start, start + ids.shape[1]))
-        return summed
+        """Return the scaled embeddings of `ids`, plus the positions from `start` on, if any."""
+        states = embedding(ids) * math.sqrt(self.d_model)
+        if positions is not None:
+            states = states + positions(start, start + ids.shape[1])
+        dropped: Tensor = self.dropout(states)
+        return dropped
 
 
 def _stock_transformer(
@@ -250,6 +265,59 @@ def _stock_transformer(
     return nn.Transformer(
         d_model, nhead, custom_encoder=encoder, custom_decoder=decoder, batch_first=True
     )
+
+
+class _RotaryAttention(nn.MultiheadAttention):
+    """Self-attention of a stock layer, with rotary positions; the same parameters."""
+
+    def __init__(
+        self, d_model: int, nhead: int, dropout: float, rotation: "SinusoidalPositions"
+    ) -> None:
+        super().__init__(d_model, nhead, dropout, batch_first=True)
+        self.rotation = rotation
+        self._qkv_same_embed_dim = False  # the stock layer then calls `forward`, in evaluation too
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Float[Tensor, "B L D"],
+        key: Float[Tensor, "B L D"],
+        value: Float[Tensor, "B L D"],
+        key_padding_mask: Float[Tensor, "B L"] | None = None,
+        attn_mask: Tensor | None = None,
+        need_weights: bool = False,
+        is_causal: bool = False,
+    ) -> tuple[Float[Tensor, "B L D"], None]:
+        """Return the attention of `query` to itself: behind a causal mask, or one of padding."""
+        assert query is key is value
+        assert attn_mask is None or is_causal
+        rows, length, width = query.shape
+        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        by_head = qkv.view(rows, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        positions = self.rotation(0, length)
+        mixed = F.scaled_dot_product_attention(
+            rotate(by_head[0], positions),
+            rotate(by_head[1], positions),
+            by_head[2],
+            None if key_padding_mask is None else key_padding_mask[:, None, None],
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal,
+        )
+        return self.out_proj(mixed.transpose(1, 2).reshape(rows, length, width)), None
+
+
+def rotate(
+    x: Float[Tensor, "N H L Dh"], positions: Float[Tensor, "L Dh"]
+) -> Float[Tensor, "N H L Dh"]:
+    """Return `x` rotated: value i of each head with value i + Dh / 2, by the angle of `positions`.
+
+    A score of two rotated vectors depends on the distance of their positions only.
+
+    Args:
+        positions: Sines and cosines interleaved, as `sinusoidal_positions` gives them.
+    """
+    sine, cosine = positions[:, 0::2].to(x.dtype), positions[:, 1::2].to(x.dtype)  # (L, Dh / 2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
 
 def _embedding(vocab_size: int, d_model: int) -> nn.Embedding:

@@ -69,7 +69,8 @@ def _add_fit(command: ArgumentParser) -> None:
         help="stop training after this time, such as 90m or 1h30m, with a model and a checkpoint to "
         "resume from; short for --training.max_minutes")  # fmt: skip
     add("--dry-run", action="store_true",
-        help="print sizes, steps and estimated time; train nothing")  # fmt: skip
+        help="print sizes, steps and estimated time, and to standard output the settings, as --config "
+        "reads them; train nothing")  # fmt: skip
 
 
 def _fit(arguments: Namespace, words: Sequence[str]) -> None:
@@ -93,7 +94,10 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     timer.mark("program and libraries")
     pairs, out, overwrite = arguments.pairs, arguments.out, arguments.overwrite
     if arguments.dry_run:
-        command.dry_run(pairs, out, settings, overwrite=overwrite, timer=timer)
+        from dragoman.model_folder.folder import dump_settings
+
+        used = command.dry_run(pairs, out, settings, overwrite=overwrite, timer=timer)
+        print(dump_settings(used), end="")
         return
     command.fit(pairs, out, settings, overwrite=overwrite, resume=arguments.resume, timer=timer)
     from dragoman.evaluation.evaluation import list_scores

@@ -1,4 +1,6 @@
 import json
+import re
+import time
 
 import pytest
 import torch
@@ -6,8 +8,10 @@ import torch
 import dragoman
 from conftest import BRIEF, SMALL, make_words, quiet_console, write_pairs
 from dragoman import read_settings
+from dragoman.cli import main
 from dragoman.commands.fit import dry_run, fit
 from dragoman.errors import DataError, ModelFolderError, SettingsError
+from dragoman.training.module import TransformerTraining
 from dragoman.training.run_context import StartTimer
 
 UNSEEN = [w for w in make_words(1800) if w not in set(make_words(1500))]
@@ -196,11 +200,37 @@ def test_rows_left_out_are_counted_and_named(tmp_path):
 
 def test_a_dry_run_prints_sizes_and_time_and_leaves_nothing(tmp_path):
     pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
-    dry_run(pairs, tmp_path / "model", short(), console=console)
+    out = tmp_path / "model[1]"
+    assert dry_run(pairs, out, short(), console=console).model.d_model == 64
     logged = console.file.getvalue()
-    for part in ("parameters", "estimated time", "steps are", "would write", "d_model: 64"):
+    for part in ("parameters", "estimated time", "steps are", f"would write: {out}/"):
         assert part in logged
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_the_settings_of_a_dry_run_are_a_config(tmp_path, capsys):
+    pairs, config = write_pairs(tmp_path / "pairs.tsv", 100), tmp_path / "config.yaml"
+    words = ["--tokenizer.source.kind", "regex", "--tokenizer.source.pattern", "[/a-z]+|."]
+    assert main(["fit", str(pairs), "--dry-run", *SMALL, *BRIEF, *words]) == 0
+    config.write_text(capsys.readouterr().out)
+    used = read_settings(config)
+    assert used.tokenizer.source.pattern == "[/a-z]+|."
+    assert used.decoding.truncation_mark == " [truncated]"
+    assert main(["fit", str(pairs), "--dry-run", "--config", str(config)]) == 0
+    assert capsys.readouterr().out == config.read_text()
+
+
+def test_slow_first_steps_do_not_count_in_the_estimated_time(tmp_path, monkeypatch):
+    slow, step = iter([0.5] * 4), TransformerTraining.training_step
+
+    def step_slowly(*arguments):
+        time.sleep(next(slow, 0.0))
+        return step(*arguments)
+
+    monkeypatch.setattr(TransformerTraining, "training_step", step_slowly)
+    pairs, console = write_pairs(tmp_path / "pairs.tsv", 50), quiet_console()
+    dry_run(pairs, tmp_path / "model", short("--training.batch_tokens", "64"), console=console)
+    assert float(re.search(r"at ([\d.]+) s a step", console.file.getvalue())[1]) < 0.4
 
 
 def test_the_start_tells_how_it_computes_and_how_long_it_took(tmp_path):

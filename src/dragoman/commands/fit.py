@@ -3,8 +3,10 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
+from statistics import median
 from typing import Literal
 
 import lightning
@@ -32,7 +34,6 @@ from dragoman.model.building import copy_weights
 from dragoman.model_folder.folder import (
     EVALUATION,
     ModelFolder,
-    dump_settings,
     is_model_folder,
     staged_model_folder,
     write_model_card,
@@ -49,7 +50,8 @@ from dragoman.training.run_context import RunContext, StartTimer
 
 Resume = Literal["no", "auto", "must"]
 
-_DRY_RUN_STEPS = 4  # after the first, which is slower
+# A dry run trains for so many steps, the first of which are slow: libraries prepare themselves.
+_FEWEST_STEPS, _MOST_STEPS, _LONGEST_S = 6, 40, 15.0
 
 
 def fit(
@@ -119,18 +121,18 @@ def dry_run(
     overwrite: bool = False,
     console: Console | None = None,
     timer: StartTimer | None = None,
-) -> None:
-    """Do what `fit` does up to its first steps; print sizes, settings and the estimated time.
+) -> Settings:
+    """Do what `fit` does up to its first steps; print sizes and the estimated time.
 
-    Writes nothing, except prepared data into the cache.
+    Returns the settings that `fit` would use. Writes nothing, except prepared data into the cache.
     """
     console, timer = console or Console(stderr=True), timer or StartTimer()
     context = RunContext(console=console, timer=timer, signals=SignalHandler(console))
     with start_run(pairs, Path(out), settings or Settings(), overwrite, context) as run:
-        console.print(f"would write: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)")
+        context.report(f"would write: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)")
         estimate = _estimate_time(run)
-        console.print(timer.report(), estimate, sep="\n", highlight=False)
-        console.print(dump_settings(run.settings), highlight=False)
+        context.report(f"{timer.report()}\n{estimate}")
+        return run.settings
 
 
 def _find_resume_point(folder: Path, resume: Resume, context: RunContext) -> ResumePoint | None:
@@ -281,7 +283,7 @@ def _estimate_time(run: Run) -> str:
         accelerator=find_device(training),
         devices=1,
         precision=run.precision,  # type: ignore[arg-type]
-        max_steps=1 + _DRY_RUN_STEPS,
+        max_steps=_MOST_STEPS,
         max_epochs=-1,
         accumulate_grad_batches=training.accumulate,
         limit_val_batches=0,
@@ -292,26 +294,30 @@ def _estimate_time(run: Run) -> str:
         callbacks=[step_timer],
     )
     trainer.fit(run.module, train_dataloaders=loader)
-    first_s, *_, last_s = step_timer.times_s
-    batch_s = (last_s - first_s) / (len(step_timer.times_s) - 1)
+    steps_s = [after - before for before, after in pairwise(step_timer.times_s)]
+    step_s = median(steps_s[len(steps_s) // 2 :])
     num_batches = training.max_steps * training.accumulate
     limit = f"; stops after {training.max_minutes:g} minutes" if training.max_minutes else ""
     return (
         f"{len(loader):,} batches an epoch of at most {training.batch_tokens:,} tokens; "
         f"{training.max_steps:,} steps are {num_batches / len(loader):,.1f} epochs\n"
-        f"estimated time: {batch_s * num_batches / 60:,.1f} minutes at {batch_s:.2f} s a batch, "
+        f"estimated time: {step_s * training.max_steps / 60:,.1f} minutes at {step_s:.3f} s a step, "
         f"without validation{limit}"
     )
 
 
 class _StepTimer(Callback):
-    """Notes the time after each batch, and marks the first step."""
+    """Notes the time after each step, marks the first, and stops once enough have been timed."""
 
     def __init__(self, timer: StartTimer) -> None:
         self.times_s: list[float] = []
         self._timer = timer
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
-        if trainer.global_step and "first step" not in self._timer.phases:
-            self._timer.mark("first step")
+        if trainer.global_step == len(self.times_s):
+            return  # the step has more batches
         self.times_s.append(time.monotonic())
+        if len(self.times_s) == 1:
+            self._timer.mark("first step")
+        spent_s = self.times_s[-1] - self.times_s[0]
+        trainer.should_stop = spent_s > _LONGEST_S and len(self.times_s) >= _FEWEST_STEPS

@@ -72,6 +72,19 @@ def test_other_devices_use_pytorch(trained):
         dragoman.load(trained[0], device="tpu")
 
 
+def test_what_does_not_exist_is_refused_by_the_names_of_what_does(trained):
+    for given, message in (
+        ({"engine": "tensorflow"}, "--engine tensorflow: .* give auto, torch, ctranslate2"),
+        ({"quantization": "int4"}, "--quantization int4: .* give float32, int8,"),
+        ({"device": "gpu"}, "--device gpu: .* give auto or one of: cpu"),
+        ({"device": "meta"}, "--device meta: .* give auto or one of: cpu"),
+        ({"device": "cpux", "engine": "ctranslate2"}, r"--device cpux .* \(cpu and cuda are\)"),
+        ({"threads": 0}, "--threads 0: give a number from 1"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            dragoman.load(trained[0], **given)
+
+
 def test_int8_is_computed_by_ctranslate2_or_refused(trained):
     model = dragoman.load(trained[0], quantization="int8")
     assert (model.engine.name, model.engine.quantization) == ("ctranslate2", "int8")

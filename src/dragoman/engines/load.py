@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
@@ -28,9 +28,17 @@ def load_engine(
     the training; PyTorch computes single requests that it does not support, such as a prefix.
 
     Raises:
-        SettingsError: The engine or the quantization is not possible here.
+        SettingsError: The engine, the device or the quantization is not possible here.
         ModelFolderError: The weights do not fit the settings.
     """
+    for option, value, known in (
+        ("--engine", name, get_args(EngineName)),
+        ("--quantization", quantization, get_args(Quantization)),
+    ):
+        if value not in known:
+            raise SettingsError(f"{option} {value}: it does not exist; give {', '.join(known)}")
+    if threads is not None and threads < 1:
+        raise SettingsError(f"--threads {threads}: give a number from 1")
 
     @cache
     def load_torch() -> Engine:
@@ -41,7 +49,7 @@ def load_engine(
     elif len(model_folders) > 1:
         reason = "an ensemble is not supported"
     elif device not in ("auto", "cpu", "cuda"):
-        reason = f"--device {device} is not supported"
+        reason = f"--device {device} is not supported (cpu and cuda are)"
     else:
         reason = unsupported_reason(config.decoding)
     if not reason:

@@ -33,10 +33,14 @@ class TorchEngine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.device = torch.device(device)
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
+            torch.empty(1, device=self.device).item()  # "meta" has no values
+        except (RuntimeError, AssertionError, TypeError) as error:  # Assertion: without CUDA
+            has_gpu = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+            usable = ", ".join(["cpu", *(name for name, is_there in has_gpu.items() if is_there)])
             reason = str(error).partition("\n")[0]
-            raise SettingsError(f"--device {device}: PyTorch cannot use it: {reason}") from error
+            raise SettingsError(
+                f"--device {device}: PyTorch cannot use it ({reason}); give auto or one of: {usable}"
+            ) from error
         self.networks = [network.to(self.device).eval() for network in networks]
         self._ensemble = Ensemble(self.networks)
 

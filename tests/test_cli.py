@@ -16,6 +16,7 @@ from dragoman.cli import COMMANDS
 from dragoman.cli_options import ENGINES, QUANTIZATIONS, read_command_line
 from dragoman.engines.engine import Quantization
 from dragoman.engines.load import EngineName
+from dragoman.errors import SettingsError
 
 WORDS = make_words(20, seed=9)
 
@@ -261,6 +262,34 @@ def test_a_missing_model_and_a_training_setting_are_errors(trained):
     assert "--training.seed: is for training only" in message
 
 
+@pytest.mark.parametrize(
+    ("command", "setting", "reason"),
+    [
+        ("predict m", "model.nhead", "is for training only"),
+        ("predict m", "data.valid", "predict does not use it"),
+        ("evaluate m p.tsv", "evaluation.report", "evaluate does not use it"),
+        ("compare a b", "model.x", "is for training only"),
+        ("compare a b", "decoding.beam_size", "compare does not use it"),
+        ("inspect p.tsv", "training.x", "is for training only"),
+        ("inspect p.tsv", "decoding.seed", "inspect does not use it"),
+        ("export m", "preset", "is for training only"),
+    ],
+)
+def test_a_setting_that_a_command_does_not_use_is_an_error(command, setting, reason):
+    name = command.partition(" ")[0]
+    with pytest.raises(SettingsError, match=f"--{setting}: {reason}; `dragoman {name} --help`"):
+        read_command_line([*command.split(), f"--{setting}", "3"], COMMANDS)
+    with pytest.raises(SystemExit):
+        read_command_line([name, f"--{setting}=3", "--help"], COMMANDS)
+
+
+def test_an_option_of_models_is_an_error_for_outputs_in_files():
+    outputs = ["evaluate", "--hypotheses", "x.txt", "--references", "y.txt"]
+    for option in ("--device", "--engine", "--ensemble"):
+        assert f"{option}: for a model only" in fails(*outputs, option, "torch")
+    assert "--data.header: is not used" in fails(*outputs, "--data.header", "no")
+
+
 def test_an_output_that_cannot_be_written_is_an_error(trained, tmp_path):
     message = fails("predict", trained[0], "--output", tmp_path / "no" / "out.txt", given=b"a\n")
     assert "cannot be written" in message
@@ -298,7 +327,7 @@ def test_export_reports_its_check(trained, tmp_path):
     assert found.returncode == 0, found.stderr.decode()
     assert b"of 64 held-out outputs are PyTorch's" in found.stderr
     assert "--quantization" in fails("export", folder, "--to", "onnx", "--quantization", "int8")
-    assert "takes no settings" in fails("export", folder, "--decoding.beam_size", "3")
+    assert "takes no settings" in fails("export", folder, "--beam_size", "3")
 
 
 def test_two_models_with_one_tokenizer_are_an_ensemble(trained, tmp_path):

@@ -244,8 +244,11 @@ def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
 def _evaluate_outputs(arguments: Namespace, words: Sequence[str]) -> None:
     if arguments.model is not None or not arguments.references:
         raise DragomanError("--hypotheses: needs --references, and no MODEL")
-    if arguments.calibrate:
-        raise DragomanError("--calibrate: calibrates the confidence of a model; give MODEL")
+    of_models = {"--calibrate": arguments.calibrate, "--ensemble": arguments.ensemble,
+                 "--engine": arguments.engine != "auto", "--device": arguments.device != "auto",
+                 "--threads": arguments.threads, "--quantization": arguments.quantization != "float32"}  # fmt: skip
+    if given := [option for option, is_given in of_models.items() if is_given]:
+        raise DragomanError(f"{', '.join(given)}: for a model only; --hypotheses uses none")
     from dragoman.commands.evaluate import evaluate_outputs
     from dragoman.configuration import read_settings
 
@@ -382,6 +385,10 @@ COMMANDS = {
             "dragoman predict model --input big.csv.gz --output out.jsonl --decoding.beam_size 5",
         ),
         sections=("data.", "decoding."),
+        unused=(
+            "data.valid", "data.test", "data.cache", "data.broken_rows", "data.long_rows",
+            "data.max_tokens",
+        ),
     ),
     "evaluate": Command(
         run=_evaluate,
@@ -392,6 +399,11 @@ COMMANDS = {
             "dragoman evaluate --hypotheses out.txt --references ref.txt",
         ),
         sections=("data.", "decoding.", "evaluation."),
+        unused=(
+            "data.valid", "data.test", "data.cache", "data.max_tokens", "evaluation.report",
+            "decoding.num_hypotheses", "decoding.token_scores", "decoding.alignment",
+            "decoding.truncation_mark",
+        ),
     ),
     "compare": Command(
         run=_compare,
@@ -399,6 +411,7 @@ COMMANDS = {
         summary="test whether one run is better than another, or differs by chance",
         examples=("dragoman compare baseline larger", "dragoman compare a1,a2,a3 b1,b2,b3"),
         sections=("evaluation.",),
+        unused=("evaluation.report",),
     ),
     "inspect": Command(
         run=_inspect,
@@ -406,6 +419,7 @@ COMMANDS = {
         summary="look for problems in pairs before training",
         examples=("dragoman inspect train.tsv --valid dev.tsv --test test.tsv",),
         sections=("preset", "data.", "tokenizer."),
+        unused=("data.cache",),
     ),
     "export": Command(
         run=_export,

@@ -32,6 +32,12 @@ class Command(NamedTuple):
     examples: tuple[str, ...]
     sections: tuple[str, ...]
     """Beginnings of the names of the settings that it takes."""
+    unused: tuple[str, ...] = ()
+    """Beginnings of those among them that it does not use."""
+
+    def takes(self, setting: str) -> bool:
+        """Return whether the command uses this setting."""
+        return setting.startswith(self.sections) and not setting.startswith(self.unused)
 
 
 def read_command_line(
@@ -40,7 +46,8 @@ def read_command_line(
     """Return the options of the command, and the settings as typed.
 
     Raises:
-        SettingsError: An option is not a setting, but similar to an option of the command.
+        SettingsError: An option is not a setting, but similar to an option of the command; or the
+            command does not use a setting.
         SystemExit: Help was asked for, or an argument is missing; argparse has printed it.
     """
     parser, parsers = build_parser(commands)
@@ -48,7 +55,26 @@ def read_command_line(
     settings: list[str] = []
     if options and options[0] in parsers:
         options, settings = _split_settings(options, parsers[options[0]])
+        if not {"-h", "--help"} & {*options}:
+            _check_used(settings, options[0], commands[options[0]])
     return parser.parse_args(options), settings
+
+
+def _check_used(settings: Sequence[str], name: str, command: Command) -> None:
+    """Refuse settings that exist, perhaps, but that this command does not use."""
+    errors = []
+    for word in settings:
+        setting, _, _ = word.removeprefix("--").partition("=")
+        section, dot, _ = setting.partition(".")
+        is_group = section in _TOP_LEVEL and not dot and section != "preset"
+        if not word.startswith("--") or section not in _TOP_LEVEL or is_group:
+            continue  # a value; or an error that `read_settings` reports
+        if not command.takes(setting):
+            is_use = section in ("data", "decoding", "evaluation")
+            why = f"{name} does not use it" if is_use else "is for training only"
+            errors.append(f"--{setting}: {why}; `dragoman {name} --help` lists what {name} takes")
+    if errors:
+        raise SettingsError.gather(errors)
 
 
 def build_parser(commands: Mapping[str, Command]) -> "tuple[_Parser, dict[str, _Parser]]":
@@ -71,7 +97,7 @@ def build_parser(commands: Mapping[str, Command]) -> "tuple[_Parser, dict[str, _
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        parsers[name].sections = command.sections
+        parsers[name].takes = command.takes
         command.add_options(parsers[name])
     return parser, parsers
 
@@ -128,15 +154,17 @@ def minutes(word: str) -> float:
 class _Parser(argparse.ArgumentParser):
     """A parser whose help ends with the settings that its command takes."""
 
-    sections: tuple[str, ...] = ()
+    takes: Callable[[str], bool] | None = None
 
     def format_help(self) -> str:
         """Return the help; only then are the settings loaded and listed."""
-        if not self.sections:
+        if self.takes is None:
             return super().format_help()
         from dragoman.settings import Settings
 
-        lines = _list_section(Settings, "", self.sections)
+        lines = _list_section(Settings, "", self.takes)
+        if not lines:
+            return super().format_help()
         file = ", or NAME in the YAML file of --config"
         title = (
             f"settings (--NAME VALUE{file if '--config' in self._option_string_actions else ''}):"
@@ -144,16 +172,16 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help() + "\n" + "\n".join([title, *lines]) + "\n"
 
 
-def _list_section(section: "type[Section]", prefix: str, sections: tuple[str, ...]) -> list[str]:
-    """Return the help of each setting whose name begins with one of `sections`."""
+def _list_section(section: "type[Section]", prefix: str, takes: Callable[[str], bool]) -> list[str]:
+    """Return the help of each setting that the command takes."""
     from dragoman.settings import Section
 
     lines = []
     for name, info in section.model_fields.items():
         dotted, kind = f"{prefix}{name}", info.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
-            lines += _list_section(kind, f"{dotted}.", sections)
-        elif dotted.startswith(sections):
+            lines += _list_section(kind, f"{dotted}.", takes)
+        elif takes(dotted):
             default = info.default
             if isinstance(default, tuple):
                 default = ", ".join(default)

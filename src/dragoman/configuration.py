@@ -174,17 +174,26 @@ def merge_for_use(typed: Settings, trained: Settings) -> Settings:
     Raises:
         SettingsError: A typed setting is for training only, or some conflict.
     """
-    values = dict(list_set_values(typed))
-    in_use = ("data", "decoding", "evaluation")
-    if fixed := [name for name in values if name.partition(".")[0] not in in_use]:
-        raise SettingsError(
-            f"--{fixed[0]}: is for training only; a trained model takes data.*, decoding.* and "
-            "evaluation.*"
-        )
+    check_sections(typed, "a trained model", ("data", "decoding", "evaluation"))
     merged = merge_settings(typed, dict(list_set_values(trained)))
     if errors := find_conflicts(merged):
         raise SettingsError.gather(errors)
     return merged
+
+
+def check_sections(typed: Settings, user: str, sections: Sequence[str]) -> None:
+    """Check that all typed settings are in `sections`, those that `user` takes.
+
+    Raises:
+        SettingsError: One is not.
+    """
+    for name, _ in list_set_values(typed):
+        if (section := name.partition(".")[0]) not in sections:
+            is_use = section in ("data", "decoding", "evaluation")
+            raise SettingsError(
+                f"--{name}: {'is not used' if is_use else 'is for training only'}; {user} takes "
+                f"{', '.join(f'{one}.*' for one in sections)}"
+            )
 
 
 def list_set_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dragoman.commands.evaluate import find_run
-from dragoman.configuration import merge_settings
+from dragoman.configuration import check_sections, merge_settings
 from dragoman.errors import DataError
 from dragoman.evaluation.evaluation import TargetTokenization
 from dragoman.evaluation.metrics import choose_metrics
@@ -38,6 +38,7 @@ def compare(
     names = [str(run) for run in runs]
     if len(names) < 2:
         raise DataError(f"{' '.join(names)}: give two runs or more; the first is the baseline")
+    check_sections(settings or Settings(), "compare", ("evaluation",))
     systems = {}
     for name in names:  # an existing path with a comma is one run
         of_seeds = [name] if Path(name).exists() else [one for one in name.split(",") if one]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.commands.report import report_model, report_outputs
+from dragoman.configuration import check_sections
 from dragoman.engines.engine import Quantization
 from dragoman.engines.load import EngineName
 from dragoman.errors import DataError, ModelFolderError
@@ -121,6 +122,7 @@ def evaluate_outputs(
     Raises:
         DataError: A file cannot be read, or the files differ in their number of lines.
     """
+    check_sections(settings or Settings(), "an evaluation of outputs", ("evaluation",))
     paths = [
         Path(one) for one in ([references] if isinstance(references, str | Path) else references)
     ]

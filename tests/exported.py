@@ -34,7 +34,7 @@ def name_option(option) -> str:
 
 
 def make_model(
-    *, is_shared: bool = True, seed: int = 0, **options
+    *, is_shared: bool = True, seed: int = 0, features: tuple[str, ...] = (), **options
 ) -> tuple[ModelSettings, PairTokenizer, Transformer]:
     """The settings, the tokenizer and the network of a model without near ties."""
     torch.manual_seed(seed)
@@ -43,7 +43,11 @@ def make_model(
         "dim_feedforward": 64,
     }  # fmt: skip
     model = ModelSettings(**{**sizes, **options})
-    tokenizer = PairTokenizer(source=SOURCE, target=SOURCE if is_shared else TARGET, features={})
+    tokenizer = PairTokenizer(
+        source=SOURCE,
+        target=SOURCE if is_shared else TARGET,
+        features={name: SOURCE.vocab_size + i for i, name in enumerate(features)},
+    )
     network = build_network(model, tokenizer).eval()
     for parameter in network.parameters():
         if parameter.dim() == 1:  # biases and norms that are not as they begin

@@ -106,6 +106,22 @@ def test_letters_never_seen_are_counted(trained):
     assert prediction.num_unknown == 2
 
 
+def test_a_given_target_or_prefix_with_a_letter_never_seen_is_refused_by_name(trained):
+    model = trained[1]
+    for name, give in (
+        ("targets", lambda texts: model.score(["abc", "abc"], texts)),
+        ("prefixes", lambda texts: model.predict_n_best(["abc", "abc"], prefixes=texts)),
+    ):
+        with pytest.raises(DragomanError, match=rf"{name}\[1\]: 'Aßz' has 'ß', 'z', which the"):
+            give(["ABC", "Aßz"])
+    rows = [Source("abc", (), 1, "ABC"), Source("abc", (), 2, "AßC")]
+    for scores_targets in (True, False):
+        (_, [good]), (bad, none) = model.predict_window(rows, scores_targets=scores_targets)
+        assert good.text == "ABC"
+        assert none == []
+        assert "'ß'" in bad.reason
+
+
 def test_scores_are_better_the_surer_the_model(trained):
     [(_, [prediction])] = trained[1].predict_rows([Source("abc", (), 1)])
     assert -1.0 < prediction.score <= 0.0

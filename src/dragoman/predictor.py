@@ -177,7 +177,7 @@ class Predictor:
         rows = self._make_rows(sources, features)
         if prefixes is not None:
             _check_count("prefixes", prefixes, len(rows))
-        starts = None if prefixes is None else self._encode_targets(prefixes)
+        starts = None if prefixes is None else self._encode_given("prefixes", prefixes)
         return self._refuse_nan(self._search(self._encode(rows), starts))
 
     def score(
@@ -196,7 +196,7 @@ class Predictor:
         """
         rows = self._make_rows(sources, features)
         _check_count("targets", targets, len(rows))
-        found = self._score(self._encode(rows), self._encode_targets(targets))
+        found = self._score(self._encode(rows), self._encode_given("targets", targets))
         return [one for [one] in self._refuse_nan(found)]
 
     def predict_rows(
@@ -214,7 +214,8 @@ class Predictor:
     ) -> list[tuple[Source | InvalidRow, list[Prediction]]]:
         """Return each row with its outputs, best first; an invalid row has none.
 
-        A row that is too long for the model, or gives NaN, becomes an invalid row with the reason.
+        A row that is too long for the model, gives NaN, or has a prefix or target with a token
+        outside of the vocabulary, becomes an invalid row with the reason.
 
         Args:
             scores_targets: `given` of a row is a target to score, not the start of the output.
@@ -230,7 +231,9 @@ class Predictor:
         kept: list[int] = []  # rows of `read`
         for i, source in enumerate(sources):
             length = max(len(source), len(given[i]) + 1 if scores_targets else 0)
-            if self._num_positions is not None and length > self._num_positions:
+            if unknown := self._name_unknown(read[i].given, given[i]):
+                reject(i, unknown)
+            elif self._num_positions is not None and length > self._num_positions:
                 reject(
                     i,
                     f"{length:,} tokens, more than the {self._num_positions:,} learned positions "
@@ -325,6 +328,25 @@ class Predictor:
 
     def _encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids[1:-1] for ids in self.tokenizer.encode_targets(texts)]
+
+    def _encode_given(self, name: str, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of prefixes or targets that the caller calls `name`.
+
+        Raises:
+            DragomanError: One has a token outside of the target's vocabulary.
+        """
+        encoded = self._encode_targets(texts)
+        for i, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
+            if unknown := self._name_unknown(text, ids):
+                raise DragomanError(f"{name}[{i}]: {unknown}")
+        return encoded
+
+    def _name_unknown(self, text: str, ids: Sequence[int]) -> str:
+        """Return why the model cannot emit `text`, with these ids; "" if it can."""
+        if UNKNOWN_ID not in ids:
+            return ""
+        names = self.tokenizer.target.name_unknown(text)
+        return f"{text[:40]!r} has {names}, which the target's vocabulary lacks: no output has it"
 
     def _describe(
         self, source_ids: Sequence[int], hypotheses: Sequence[Hypothesis]

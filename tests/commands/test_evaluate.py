@@ -7,7 +7,7 @@ import dragoman
 from conftest import make_words
 from dragoman.commands.evaluate import evaluate_model, find_run, list_evaluations, name_evaluation
 from dragoman.errors import DataError
-from dragoman.evaluation.evaluation import write_evaluation
+from dragoman.evaluation.evaluation import summarize, write_evaluation
 from dragoman.reading.pairs import Pair
 
 
@@ -46,6 +46,19 @@ def test_an_unseen_symbol_makes_a_group(trained):
     evaluation, _ = evaluate_model(model, pairs_of([*WORDS, "zzz"]), counts=counts)
     groups = {one["group"]: one["rows"] for one in evaluation.breakdown["rare symbols"]}
     assert groups == {"never": 1, "100 times or more": 60}
+
+
+def test_references_with_letters_outside_of_the_vocabulary_are_counted_and_named(trained):
+    pairs = [
+        *pairs_of(WORDS),
+        Pair("abc", "äB", (), 61, "p.tsv"),
+        Pair("abd", "Ö", (), 62, "p.tsv"),
+    ]
+    pairs.append(Pair("abd", "ABD", (), 63, "p.tsv"))  # another reference, which can be emitted
+    content = evaluate_model(trained[1], pairs)[0].to_dict()
+    assert content["model"]["out_of_reach"] == {"rows": 1, "first": ["p.tsv:61: 'ä'"]}
+    assert any("1 rows cannot be right" in line for line in summarize(content))
+    assert not any("cannot be right" in line for line in summarize(find_run(trained[0])[1]))
 
 
 def test_an_evaluation_is_found_by_its_name_its_folder_or_its_rows(trained, tmp_path):

@@ -80,9 +80,9 @@ def id_files(folder):
 
 
 def test_each_split_has_the_ids_of_its_pairs(tokenizer, tmp_path):
-    counts, long_rows = encode_splits(PAIRS, tokenizer, id_files(tmp_path), DataSettings())
+    counts, long_rows, unknown = encode_splits(PAIRS, tokenizer, id_files(tmp_path), DataSettings())
     assert counts == {"train": 2, "valid": 1}
-    assert long_rows.total == 0
+    assert long_rows.total == unknown.total == 0
     batch = EncodedPairs(tmp_path / "train.arrow").gather(np.array([0]))
     assert batch.source_ids.tolist() == tokenizer.encode_sources(["ab"], [("<V>",)])
     assert batch.target_ids.tolist() == tokenizer.encode_targets(["AB"])
@@ -90,7 +90,7 @@ def test_each_split_has_the_ids_of_its_pairs(tokenizer, tmp_path):
 
 def test_long_rows_are_skipped_and_counted_with_long_rows_skip(tokenizer, tmp_path):
     settings = DataSettings(max_tokens=5, long_rows="skip")
-    counts, long_rows = encode_splits(PAIRS, tokenizer, id_files(tmp_path), settings)
+    counts, long_rows, _ = encode_splits(PAIRS, tokenizer, id_files(tmp_path), settings)
     assert counts == {"train": 1, "valid": 1}
     assert "x.tsv:3: 9 tokens, over data.max_tokens 5" in long_rows.report()
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dragoman.decoding.search_config import SearchConfig
+from dragoman.decoding.search_config import SearchConfig, resolve_search
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
 from dragoman.engines.engine import UnsupportedError
 from dragoman.engines.torch_engine import TorchEngine
@@ -85,12 +85,42 @@ def test_given_targets_have_the_same_probabilities(engines):
     sources = draw_sources(3)
     targets = [ids[:-1][: 3 + i] for i, ids in enumerate(draw_sources(4))]
     targets[0] = []
-    targets = [[i % 20 for i in ids if i % 20 > 2] for ids in targets]
+    targets = [[i % 20 for i in ids if i % 20 > 3] for ids in targets]
     expected, found = (engine.score(sources, targets, config_of()) for engine in engines)
     for ours, theirs in zip(expected, found, strict=True):
         assert ours.ids == theirs.ids
         assert ours.log_probs == pytest.approx(theirs.log_probs, abs=CLOSE)
         assert ours.score == pytest.approx(theirs.score, abs=CLOSE)
+
+
+SEARCHES = [
+    {},
+    {"beam_size": 4, "num_hypotheses": 4},
+    {"beam_size": 4, "num_hypotheses": 4, "method": "diverse"},
+    {"method": "sampling", "num_samples": 20, "num_hypotheses": 20},
+    {"method": "sampling", "num_samples": 20, "minimum_risk": "edit"},
+    {"beam_size": 4, "num_hypotheses": 4, "regex": "[A-Za-z]{2,5}"},
+]
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_no_search_emits_an_id_that_spells_nothing(is_shared):
+    model, tokenizer, network = make_model(is_shared=is_shared, features=("<V>", "<N>"))
+    with torch.no_grad():  # to the model itself, they are the likeliest
+        network.output.bias[list(tokenizer.never_emitted)] = 50.0
+        network.output.bias[tokenizer.target_vocab_size :] = 50.0
+    fast = CTranslate2Engine(model, tokenizer, copy_weights(network), device="cpu")
+    config = config_of()
+    found = [*fast.search(draw_sources(1), config)]
+    for values in SEARCHES:
+        config = resolve_search(config_of(**values).decoding, tokenizer)
+        found += TorchEngine([network], "cpu").search(draw_sources(1), config)
+        if not unsupported_reason(config.decoding):
+            found += fast.search(draw_sources(1), config)
+    texts = tokenizer.target.token_bytes()
+    emitted = {id_ for best_first in found for one in best_first for id_ in one.ids}
+    assert len(emitted) > 10
+    assert all(texts[id_] is not None for id_ in emitted)
 
 
 def test_a_source_with_only_its_end_is_searched(engines):

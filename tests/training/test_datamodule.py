@@ -50,6 +50,17 @@ def test_the_tokenizer_sees_the_training_pairs_alone(tmp_path):
     assert [row.count(UNKNOWN_ID) for row in ids] == [3, 0]
 
 
+def test_targets_with_letters_met_after_the_training_rows_are_counted_and_named(tmp_path):
+    rows = [f"{word}\t{word.upper()}\n" for word in make_words(98)] + ["aé\tAÉ\n", "aü\tÜÉ\n"]
+    (tmp_path / "train.tsv").write_text("".join(rows))
+    (tmp_path / "valid.tsv").write_text("zzz\tZZA\n")
+    words = ["--data.valid", str(tmp_path / "valid.tsv"), "--tokenizer.training_rows", "98"]
+    [note] = [note for note in prepare(tmp_path / "train.tsv", *words).notes if "lacks" in note]
+    assert "2 x train target\n1 x valid target" in note
+    assert "train.tsv:100: 'Ü', 'É'" in note
+    assert "valid.tsv:1: 'Z'" in note
+
+
 def test_the_batches_hold_the_ids_of_the_pairs(tmp_path):
     data = prepare(write_pairs(tmp_path / "train.tsv", 300))
     seen = []

@@ -191,9 +191,23 @@ def evaluate_model(
             "engine": model.engine.name,
             "quantization": model.engine.quantization,
         },
-        model={"decoding": settings.decoding.model_dump(mode="json")},
+        model={
+            "decoding": settings.decoding.model_dump(mode="json"),
+            "out_of_reach": _find_out_of_reach(model, rows),
+        },
     )
     return evaluation, confidence
+
+
+def _find_out_of_reach(model: Predictor, rows: Sequence[Row]) -> dict[str, Any]:
+    """Count the rows whose references all have tokens outside of the vocabulary; name the first."""
+    tokenizer = model.tokenizer.target
+    named = [(row, [tokenizer.name_unknown(text) for text in row.references]) for row in rows]
+    found = [(row, names[0]) for row, names in named if all(names)]
+    return {
+        "rows": len(found),
+        "first": [f"{row.file}:{row.line}: {names}" for row, names in found[:3]],
+    }
 
 
 def predict_pairs(model: Predictor, pairs: Iterable[Pair]) -> list[Row]:

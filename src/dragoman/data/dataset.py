@@ -17,7 +17,7 @@ from dragoman.errors import DataError
 from dragoman.reading.pairs import Pair, RowErrors
 from dragoman.reading.statistics import Split
 from dragoman.settings import DataSettings
-from dragoman.tokenizers.tokenizer import PairTokenizer
+from dragoman.tokenizers.tokenizer import UNKNOWN_ID, PairTokenizer
 
 ROWS_PER_CHUNK = 65_536
 _IDS = pa.list_(pa.int32())
@@ -29,16 +29,17 @@ def encode_splits(
     tokenizer: PairTokenizer,
     files: Mapping[Split, Path],
     settings: DataSettings,
-) -> tuple[dict[Split, int], RowErrors]:
+) -> tuple[dict[Split, int], RowErrors, RowErrors]:
     """Write the ids of `pairs` to the file of their split; return the numbers of rows, and the errors.
 
-    Rows over `data.max_tokens` are left out and counted when `data.long_rows` is skip.
+    Rows over `data.max_tokens` are left out and counted when `data.long_rows` is skip. The last
+    value counts targets with tokens outside of the vocabulary; they are written.
 
     Raises:
         DataError: Rows are over `data.max_tokens`, and `data.long_rows` is error; no file is left
             behind then.
     """
-    long_rows, counts = RowErrors(), dict.fromkeys(files, 0)
+    long_rows, unknown, counts = RowErrors(), RowErrors(shown=3), dict.fromkeys(files, 0)
     iterator = iter(pairs)
     with ExitStack() as stack:
         writers = {split: stack.enter_context(IdsWriter(path)) for split, path in files.items()}
@@ -54,6 +55,9 @@ def encode_splits(
                     length = max(len(source), len(target))
                     if length <= settings.max_tokens:
                         kept.append((source, target, pair.line))
+                        if UNKNOWN_ID in target:
+                            names = tokenizer.target.name_unknown(pair.target)
+                            unknown.add(pair.file, pair.line, f"{split} target", names)
                     else:
                         detail = f"{length:,} tokens, over data.max_tokens {settings.max_tokens:,}"
                         long_rows.add(pair.file, pair.line, "over data.max_tokens", detail)
@@ -65,7 +69,7 @@ def encode_splits(
                 f"{long_rows.report()}\nraise data.max_tokens, or set data.long_rows skip to train "
                 "without these rows"
             )
-    return counts, long_rows
+    return counts, long_rows, unknown
 
 
 class IdsWriter:

@@ -129,7 +129,7 @@ class RunData:
             self._read_files()
         with _without_garbage_collection():
             self.tokenizer = PairTokenizer.train(self.read_split("train"), settings.tokenizer)
-            num_rows, long_rows = encode_splits(
+            num_rows, long_rows, unknown = encode_splits(
                 self.read_splits(),
                 self.tokenizer,
                 {split: self.folder / f"{split}.arrow" for split in SPLITS},
@@ -142,6 +142,12 @@ class RunData:
         for errors in (self.invalid_rows, long_rows):
             if errors.total:
                 notes.append(f"rows left out: {errors.report()}")
+        if unknown.total:
+            notes.append(
+                "warning: targets with symbols that the vocabulary lacks, so that no output can "
+                "equal them; raise tokenizer.training_rows, or set tokenizer.target.kind bpe, where "
+                f"they matter: {unknown.report()}"
+            )
         findings = _Findings(
             statistics=self.statistics,
             num_rows=num_rows,

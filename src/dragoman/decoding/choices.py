@@ -111,7 +111,8 @@ def _read_choices(path: Path, tokenizer: PairTokenizer) -> tuple[list[list[int]]
             encoded = tokenizer.encode_targets(list(texts.values()))
             for (line, text), ids in zip(texts.items(), encoded, strict=True):
                 if UNKNOWN_ID in ids:
-                    found = f"{text[:40]!r} has a {_UNKNOWN_SYMBOL}"
+                    names = tokenizer.target.name_unknown(text)
+                    found = f"{text[:40]!r} has a {_UNKNOWN_SYMBOL}: {names}"
                     errors.add(path, line, _UNKNOWN_SYMBOL, found)
                 else:
                     choices.append(ids[1:])  # without the begin

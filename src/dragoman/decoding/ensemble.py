@@ -28,6 +28,7 @@ class Ensemble:
         self.models = tuple(models)
         first = self.models[0]
         self.pad_id, self.bos_id, self.eos_id = first.pad_id, first.bos_id, first.eos_id
+        self.never_emitted = first.never_emitted
         self.vocab_size = first.target_vocab_size
         longest = [m.longest_target for m in self.models if m.longest_target is not None]
         self.longest_target = min(longest, default=None)
@@ -58,13 +59,13 @@ class Ensemble:
     ) -> tuple[Float[Tensor, "R V"], Caches]:
         """Return the log-probabilities of the token after `ids`, and the caches that include `ids`.
 
-        Padding and begin are never emitted: their log-probability is -inf. `rule` changes the
-        logits of each model before the softmax.
+        The log-probability of `Transformer.never_emitted` is -inf. `rule` changes the logits of
+        each model before the softmax.
         """
         by_model, following = [], []
         for packed, cache in zip(self._packed, caches, strict=True):
             logits, cache = inference.step(packed, ids, cache)
-            logits = mask_tokens(logits.float(), (self.pad_id, self.bos_id))
+            logits = mask_tokens(logits.float(), self.never_emitted)
             by_model.append(torch.log_softmax(logits if rule is None else rule(logits), dim=-1))
             following.append(cache)
         return average(by_model), tuple(following)

@@ -20,7 +20,7 @@ def score_targets(
 ) -> list[Hypothesis]:
     """Return each of `targets`, ids without begin and end, as a complete hypothesis.
 
-    Padding and begin are masked, so the score is that of a search without rules. With several
+    What is never emitted is masked, so the score is that of a search without rules. With several
     models, their probabilities are averaged.
     """
     if not len(targets):
@@ -38,9 +38,8 @@ def score_targets(
         for model in ensemble.models:
             memory = model.encode(source_ids)
             logits = model.decode(target_ids[:, :-1], memory).float()
-            by_model.append(
-                torch.log_softmax(mask_tokens(logits, (ensemble.pad_id, ensemble.bos_id)), dim=-1)
-            )
+            logits = mask_tokens(logits, ensemble.never_emitted)
+            by_model.append(torch.log_softmax(logits, dim=-1))
         log_probs = average(by_model).gather(-1, target_ids[:, 1:, None])[..., 0]
         if decoding.alignment:
             attentions = [align(m, source_ids, target_ids[:, :-1]) for m in ensemble.models]

@@ -18,7 +18,6 @@ from dragoman.settings import ModelSettings
 from dragoman.tokenizers.tokenizer import (
     BOS_ID,
     EOS_ID,
-    PAD_ID,
     UNKNOWN_ID,
     PairTokenizer,
     find_free_name,
@@ -166,14 +165,16 @@ def _map_weights(
                 else sinusoids
             )
 
-    # The projection to the vocabulary: padding and begin are never emitted.
+    # The projection to the vocabulary, with a mask. CTranslate2's own options, such as disable_unk,
+    # would leave it to each program that loads an export.
     weight, bias = target, np.zeros(num_targets, np.float32)
     if not model.tie_embeddings:
         weight = take("output.weight", _round_up(num_targets), width)
         bias = take("output.bias", _round_up(num_targets))
     weight, bias = weight[:num_targets].copy(), bias[:num_targets].copy()
-    weight[[PAD_ID, BOS_ID]] = 0.0  # else a very large state could outweigh the bias
-    bias[[PAD_ID, BOS_ID]] = _MASKED
+    masked = list(tokenizer.never_emitted)
+    weight[masked] = 0.0  # else a very large state could outweigh the bias
+    bias[masked] = _MASKED
     mapped["decoder/projection/weight"], mapped["decoder/projection/bias"] = weight, bias
 
     # The blocks. Ours end with a norm in post-norm too, as CTranslate2's do where it is given.

@@ -55,7 +55,7 @@ class Engine(Protocol):
         """Return each target, its ids without begin and end, with its log-probabilities.
 
         They always have `log_probs`, and where `config.decoding.alignment` is set, `alignment`. The
-        probability is over all tokens but padding and begin, as in a search without rules.
+        probability is over the tokens that may be emitted, as in a search without rules.
 
         Raises:
             UnsupportedError: The engine cannot do it.

@@ -93,6 +93,7 @@ def write_onnx(network: Transformer, folder: Path) -> dict[str, Any]:
         "pad_id": network.pad_id,
         "bos_id": network.bos_id,
         "eos_id": network.eos_id,
+        "never_emitted": list(network.never_emitted),
         "cache_width": 2 * network.d_model,
     }
 
@@ -213,7 +214,7 @@ class _DecoderStep(nn.Module):
         self.network = network
         self.mask: Tensor
         mask = torch.zeros(network.target_vocab_size)
-        mask[[network.pad_id, network.bos_id]] = -torch.inf  # they are never emitted
+        mask[list(network.never_emitted)] = -torch.inf
         self.register_buffer("mask", mask)
 
     def forward(self, ids: Tensor, source_mask: Tensor, *keys_values: Tensor) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from dragoman.errors import ModelFolderError
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.pairs import take_features
 from dragoman.settings import DecodingSettings
+from dragoman.tokenizers.tokenizer import UNKNOWN_ID
 
 _TIE = 1e-3  # nats: tokens whose log-probabilities differ by less are equally good
 
@@ -120,6 +121,8 @@ def _encode_samples(model_folder: ModelFolder) -> tuple[list[list[int]], list[li
             [text for text, _ in taken], [symbols for _, symbols in taken]
         )
         targets = model_folder.tokenizer.encode_targets([sample["reference"] for sample in samples])
+        # No engine emits an unknown token, so its probability is 0.
+        targets = [[id_ for id_ in ids if id_ != UNKNOWN_ID] for ids in targets]
     except (AttributeError, KeyError, TypeError) as error:
         raise ModelFolderError(
             "metrics.json: samples: expected rows of a source, features and a reference; copy the "

@@ -267,6 +267,12 @@ def summarize(content: Mapping[str, Any]) -> list[str]:
             f"  {one['count']:>6,} x {_show(one['from'])} -> {_show(one['to'])}"
             for one in content["confusions"][:_NUM_CONFUSIONS]
         ]
+    if (beyond := content["model"].get("out_of_reach")) and beyond["rows"]:
+        lines += [
+            "",
+            f"{beyond['rows']:,} rows cannot be right: the target's vocabulary lacks symbols of "
+            f"their references: {'; '.join(beyond['first'])}",
+        ]
     if speed := content["speed"]:
         engine = ", ".join(speed[name] for name in ("engine", "quantization") if name in speed)
         lines += ["", f"{speed['rows_per_s']:,.1f} rows/s ({engine})"]

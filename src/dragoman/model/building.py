@@ -34,6 +34,7 @@ def build_network(model: ModelSettings, tokenizer: PairTokenizer) -> Transformer
         pad_id=PAD_ID,
         bos_id=BOS_ID,
         eos_id=EOS_ID,
+        never_emitted=tokenizer.never_emitted,
     )
 
 

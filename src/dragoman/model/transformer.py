@@ -6,6 +6,7 @@ is tested against this file.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -44,6 +45,8 @@ class Transformer(nn.Module):
         tie_embeddings: One matrix for the target's embedding and the output (and for the source's
             embedding, with a shared vocabulary); None: tied if the vocabulary is shared.
             Source: Press and Wolf 2017.
+        never_emitted: Ids that no output has, such as that of unknown tokens, besides `pad_id` and
+            `bos_id`.
 
     Sequences are padded on the right with `pad_id`. Matrices are rounded up to a multiple of 8 rows
     for speed, but logits have only a column for each id of the vocabulary.
@@ -71,6 +74,7 @@ class Transformer(nn.Module):
         pad_id: int = 0,
         bos_id: int = 1,
         eos_id: int = 2,
+        never_emitted: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if d_model % nhead:
@@ -89,6 +93,7 @@ class Transformer(nn.Module):
         self.target_vocab_size = vocab_size if target_vocab_size is None else target_vocab_size
         self.d_model, self.nhead, self.max_seq_len = d_model, nhead, max_seq_len
         self.pad_id, self.bos_id, self.eos_id = pad_id, bos_id, eos_id
+        self.never_emitted = tuple(dict.fromkeys((pad_id, bos_id, *never_emitted)))
         ids = (pad_id, bos_id, eos_id)
         if len(set(ids)) < 3 or not all(0 <= i < self.target_vocab_size for i in ids):
             raise SettingsError(

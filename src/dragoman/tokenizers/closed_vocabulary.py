@@ -55,6 +55,10 @@ class ClosedVocabulary:
         find, cut, unknown = self._ids.get, self._cut, repeat(UNKNOWN_ID)
         return [list(map(find, cut(text), unknown)) for text in texts]
 
+    def find_unknown(self, text: str) -> list[str]:
+        """Return the tokens of `text` that have no id."""
+        return [token for token in self._cut(text) if token not in self._ids]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, all in range; special ids give none."""
         tokens = self._tokens

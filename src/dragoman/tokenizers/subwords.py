@@ -72,6 +72,10 @@ class Subwords:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def find_unknown(self, text: str) -> list[str]:
+        """Return the tokens of `text` that have no id: none, since the bytes spell any text."""
+        return []
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, all in range; special ids give none.
 

@@ -129,6 +129,11 @@ class Tokenizer:
                     raise _describe_surrogate(text, place) from None
             raise
 
+    def name_unknown(self, text: str) -> str:
+        """Return the different tokens of `text` that become UNKNOWN_ID, for messages; "": none."""
+        found = self._pieces.find_unknown(to_unicode_form(text, self.settings.unicode_form))
+        return ", ".join(repr(token) for token in dict.fromkeys(found))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; special ids give none.
 
@@ -272,6 +277,11 @@ class PairTokenizer:
     def target_vocab_size(self) -> int:
         """Number of target ids; the source's if shared, since both use one embedding."""
         return self.source_vocab_size if self.is_shared else self.target.vocab_size
+
+    @property
+    def never_emitted(self) -> tuple[int, ...]:
+        """The target ids that spell nothing, and are not the end: an output never has them."""
+        return (PAD_ID, BOS_ID, UNKNOWN_ID, *(self.features.values() if self.is_shared else ()))
 
     def encode_sources(
         self, texts: Sequence[str], features: Sequence[tuple[str, ...]]

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 
 from dragoman.configuration import find_conflicts, read_settings
@@ -25,6 +27,51 @@ def test_phones_are_symbols_and_words_are_characters():
     tokenizer = choose_settings(Settings(), measure(*PHONES, times=50)).settings.tokenizer
     assert (tokenizer.source.kind, tokenizer.target.kind) == ("characters", "symbols")
     assert not tokenizer.shared
+
+
+def draw(inventory, count, seed):
+    """Return words as frequent as in language: the k-th one 1/k as often as the first."""
+    weights = [1 / rank for rank in range(1, len(inventory) + 1)]
+    return random.Random(seed).choices(inventory, weights, k=count)
+
+
+PHONE_INVENTORY = [f"{letter}{mark}" for mark in ("", "ː") for letter in "aeioutrsnlkdmpbgfvjzh"]
+WORD_INVENTORY = [f"w{n}" for n in range(5000)]
+RECORD = "company: {} {} | date: {} | total: {}"
+
+
+@pytest.mark.parametrize("num_pairs", [50, 100, 300, 1000])
+def test_the_kind_of_tokens_does_not_depend_on_the_number_of_pairs(num_pairs):
+    def find(*rows):
+        tokenizer = choose_settings(Settings(), measure(*rows)).settings.tokenizer
+        return tokenizer.source.kind, tokenizer.target.kind
+
+    phones = [draw(PHONE_INVENTORY, 6, seed) for seed in range(num_pairs)]
+    texts = [draw(WORD_INVENTORY, 13, seed) for seed in range(num_pairs)]
+    words = ["".join(letter[0] for letter in row) for row in phones]
+    assert find(*((word, " ".join(row)) for word, row in zip(words, phones, strict=True))) == (
+        "characters",
+        "symbols",
+    )
+    sentences = [" ".join(row) for row in texts]
+    assert find(*((text, f"das {text.upper()}") for text in sentences)) == ("bpe", "bpe")
+    records = [(" ".join(row), RECORD.format(*row[3:7])) for row in texts]
+    assert find(*records) == ("characters", "characters")
+    repeated = [(text, f"<{n}> {text.upper()}") for text in sentences[:50] for n in range(8)]
+    assert find(*repeated) == ("bpe", "bpe")
+    nothing_copied = [(text, "mood: good | kind of text: long and dull") for text in sentences]
+    assert find(*nothing_copied)[0] == "bpe"
+
+
+def test_long_records_are_no_longer_than_the_tokens_allow():
+    source = " ".join(f"word{n} |" for n in range(300))
+    choice = choose_settings(
+        Settings(), measure((source, '{"a": "word1", "b": "word2"}'), times=50)
+    )
+    assert choice.settings.data.max_tokens > len(source)
+    typed = read_settings(None, ["--model.positions", "learned"])
+    choice = choose_settings(typed, measure((source, '{"a": "word1", "b": "word2"}'), times=50))
+    assert not find_conflicts(choice.settings)
 
 
 def test_similar_words_share_one_vocabulary_and_one_matrix():

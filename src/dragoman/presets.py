@@ -59,6 +59,9 @@ _SHORT: dict[str, Any] = {
 _SHORT_CHARACTERS = 40.0  # mean length of the longer side
 _SHORT_SYMBOLS = 4.5  # mean number of words; longer is running text
 _MOST_CHARACTERS = 5000  # maximum size of a vocabulary of characters
+_MOST_SYMBOLS = 500  # maximum size of a vocabulary of symbols
+# Of the symbols in 50 pairs, at most 37% occur once if they are phones, 66% and more if words.
+_MOST_RARE = 0.45
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,11 @@ def choose_settings(
     sizes = ((1_000_000, 16_000), (100_000, 8000), (10_000, 4000), (0, 1000))
     vocab_size = next(vocab_size for least, vocab_size in sizes if num_pairs >= least)
     for side, found in (("source", statistics.source), ("target", statistics.target)):
-        kind, why = _choose_kind(found, num_pairs)
+        kind, why = _choose_kind(found)
+        if statistics.has_copied_records:
+            kind, why = "characters", "targets are records with values copied from their sources"
+            if settings.model.positions == "sinusoidal":  # as many tokens as characters, and ends
+                chosen["data.max_tokens"] = settings.data.max_characters + 100
         chosen[f"tokenizer.{side}.kind"] = kind
         chosen[f"tokenizer.{side}.vocab_size"] = vocab_size
         reasons[f"tokenizer.{side}.kind"] = f"{side} tokens {kind}: {why}"
@@ -151,14 +158,14 @@ def _choose_size(settings: Settings, num_pairs: int) -> tuple[str, str]:
     return "large", f"{num_pairs:,} pairs, a million or more"
 
 
-def _choose_kind(side: SideStatistics, num_pairs: int) -> tuple[TokenizerKind, str]:
-    """Return the kind of tokens and the reason.
+def _choose_kind(side: SideStatistics) -> tuple[TokenizerKind, str]:
+    """Return the kind of tokens and the reason: the same for 50 pairs of a task as for 50,000.
 
-    Symbols need a closed inventory: few distinct ones, most of them frequent. Characters suit words
-    and short phrases. Running text is split into subwords (bpe), which keeps sequences short.
+    Symbols need a closed inventory: few distinct ones, most of which occur again. Characters suit
+    words and short phrases. Running text is split into subwords (bpe), which keeps sequences short.
     """
-    few = side.num_symbols <= 500 and side.num_symbols * 10 <= num_pairs
-    if few and side.mean_symbols >= 2.0 and side.num_rare_symbols <= 0.2 * side.num_symbols:
+    is_closed = side.num_rare_symbols <= _MOST_RARE * side.num_symbols <= _MOST_RARE * _MOST_SYMBOLS
+    if is_closed and side.mean_symbols >= 1.5:
         return "symbols", f"{side.num_symbols} different ones, separated by spaces"
     if _is_short_text(side):
         return (

@@ -1,5 +1,6 @@
 """Statistics of the pairs, by which a preset is chosen, and the split that a pair belongs to."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ from dragoman.settings import DataSettings
 Split = Literal["train", "valid", "test"]
 _MEASURED_ROWS = 100_000  # rows whose text is looked at; the rest is counted
 _WITH_TAGS = DataSettings(leading_tags=True)
+# A JSON object, or the begin of `field: value`.
+_RECORD = re.compile(r"\s*(?:\{.*\}\s*\Z|[^\W\d_][^:|;\n]{0,39}:\s)", re.DOTALL)
+_WORD = re.compile(r"\w+")
+_MOST_RECORDS, _LEAST_COPIED = 0.9, 0.2  # of the targets; of their words, field names included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,7 @@ class SideStatistics:
     mean_characters: float
     mean_symbols: float
     num_symbols: int  # distinct ones
-    num_rare_symbols: int  # distinct ones that occur once
+    num_rare_symbols: int  # distinct ones that occur once, in distinct texts
     characters: frozenset[str]
 
 
@@ -35,12 +40,13 @@ class PairStatistics:
     source: SideStatistics
     target: SideStatistics
     all_tagged: bool  # every measured source begins with a <tag>
+    has_copied_records: bool = False  # targets are records, with words of their sources
 
 
 def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
     """Return the statistics of `pairs`, in one pass and bounded memory."""
     source, target = _SideCounts(), _SideCounts()
-    num_pairs, num_tagged = 0, 0
+    num_pairs, num_tagged, num_records, copied = 0, 0, 0, 0.0
     sources: set[str] = set()
     for num_pairs, pair in enumerate(pairs, start=1):
         if num_pairs <= _MEASURED_ROWS:
@@ -49,12 +55,19 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
             target.add(pair.target)
             sources.add(pair.source)
             num_tagged += bool(tags)
+            if _RECORD.match(pair.target):
+                words = _WORD.findall(pair.target)
+                num_records += 1
+                copied += sum(word in text for word in words) / max(1, len(words))
     return PairStatistics(
         num_pairs=num_pairs,
         num_sources=len(sources),
         source=source.finish(),
         target=target.finish(),
         all_tagged=num_tagged == source.num_rows > 0,
+        has_copied_records=(
+            num_records > _MOST_RECORDS * source.num_rows and copied > _LEAST_COPIED * num_records
+        ),
     )
 
 
@@ -82,20 +95,26 @@ def split_of(
 class _SideCounts:
     num_rows: int = 0
     num_characters: int = 0
-    symbols: Counter[str] = field(default_factory=Counter)
+    num_symbols: int = 0
+    texts: set[int] = field(default_factory=set)  # hashes
+    symbols: Counter[str] = field(default_factory=Counter)  # of distinct texts
     characters: set[str] = field(default_factory=set)
 
     def add(self, text: str) -> None:
+        symbols = text.split(" ")
         self.num_rows += 1
         self.num_characters += len(text)
-        self.symbols.update(text.split(" "))
-        self.characters.update(text)
+        self.num_symbols += len(symbols)
+        if (key := hash(text)) not in self.texts:
+            self.texts.add(key)
+            self.symbols.update(symbols)
+            self.characters.update(text)
 
     def finish(self) -> SideStatistics:
         rows = max(1, self.num_rows)
         return SideStatistics(
             mean_characters=self.num_characters / rows,
-            mean_symbols=self.symbols.total() / rows,
+            mean_symbols=self.num_symbols / rows,
             num_symbols=len(self.symbols),
             num_rare_symbols=sum(count == 1 for count in self.symbols.values()),
             characters=frozenset(self.characters),

@@ -297,14 +297,28 @@ def test_an_output_that_cannot_be_written_is_an_error(trained, tmp_path):
     assert f"--output {tmp_path}: cannot be written: Is a directory" in message
 
 
-def test_an_output_may_replace_its_input(trained, tmp_path):
-    path = tmp_path / "lines.txt"
+def test_no_output_replaces_what_is_read(trained, tmp_path):
+    path, link = tmp_path / "lines.txt", tmp_path / "link.txt"
     path.write_text("abc\nabd\n")
-    assert run("predict", trained[0], "--input", path, "--output", path).returncode == 0
-    assert path.read_text() == "ABC\nABD\n"
-    fails("predict", trained[0], "--input", tmp_path / "no.txt", "--output", path)
-    assert path.read_text() == "ABC\nABD\n"
-    assert [p.name for p in tmp_path.iterdir()] == ["lines.txt"]
+    link.hardlink_to(path)
+    (tmp_path / "soft.jsonl").symlink_to(path)
+    for name in ("lines.txt", "link.txt", "../" + tmp_path.name + "/lines.txt", "soft.jsonl"):
+        message = fails("predict", trained[0], "--input", path, "--output", name, cwd=tmp_path)
+        assert "this is the input too" in message
+    low = ["--output", "o.jsonl", "--min-confidence", "0.5", "--low-confidence-output", path]
+    assert "--low-confidence-output" in fails("predict", trained[0], "--input", link, *low)
+    with path.open("rb") as stdin:
+        found = subprocess.run(
+            [sys.executable, "-m", "dragoman", "predict", trained[0], "--output", path],
+            stdin=stdin, capture_output=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert found.returncode == 2
+    assert b"this is the input too" in found.stderr
+    message = fails("evaluate", trained[0], path, "--report", link)
+    assert "this file is read too" in message
+    outputs = ["--hypotheses", path, "--references", path, "--report", path]
+    assert "this file is read too" in fails("evaluate", *outputs)
+    assert path.read_text() == "abc\nabd\n"
 
 
 def test_a_misspelt_option_gets_did_you_mean_and_version_is_printed(trained):

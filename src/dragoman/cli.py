@@ -123,10 +123,12 @@ def _add_predict(command: ArgumentParser) -> None:
     add = command.add_argument
     add("--input", type=Path, help="file of sources (default: standard input)")
     add("--output", type=Path,
-        help="file to write (default: standard output): .jsonl, .csv or .tsv with the columns of "
-        "the input, else lines of text; also .gz or .zst. Repeat the command to resume after a crash")  # fmt: skip
+        help="file to write (default: standard output): .jsonl, .parquet, .csv or .tsv with the "
+        "columns of the input, else lines of text; also .gz or .zst. Repeat the command to resume "
+        "after a crash")  # fmt: skip
     add("--jsonl", action="store_true",
-        help="write JSON lines (text, score, confidence, is_complete), as for --output *.jsonl")  # fmt: skip
+        help="write JSON lines (text, score, confidence, is_complete, n-best lists), as for --output "
+        "*.jsonl")  # fmt: skip
     add("--score", action="store_true",
         help="read pairs, and give the log-probability of each target for its source")  # fmt: skip
     add("--prefix", default="", metavar="COLUMN",
@@ -135,7 +137,7 @@ def _add_predict(command: ArgumentParser) -> None:
         help="send rows with calibrated confidence below THRESHOLD (0 to 1), truncated outputs and "
         "invalid rows to --low-confidence-output; `dragoman evaluate` suggests thresholds")  # fmt: skip
     add("--low-confidence-output", type=Path, metavar="FILE",
-        help="file for these rows: .jsonl, .csv or .tsv, also .gz or .zst")  # fmt: skip
+        help="file for these rows: .jsonl, .parquet, .csv or .tsv, also .gz or .zst")  # fmt: skip
     add("--restart", action="store_true",
         help="start over, instead of resuming an interrupted prediction of --output")  # fmt: skip
 
@@ -215,6 +217,7 @@ def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
     from dragoman.configuration import read_settings
 
     settings = read_settings(None, words)
+    _check_report(arguments, arguments.pairs)
     from dragoman.commands.evaluate import evaluate, name_evaluation
     from dragoman.model_folder.folder import EVALUATION
     from dragoman.reading.pairs import RowErrors
@@ -241,6 +244,14 @@ def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
     _print_evaluation(evaluation, arguments, out)
 
 
+def _check_report(arguments: Namespace, inputs: Sequence[str | Path | None]) -> None:
+    from dragoman.storage import is_same_file
+
+    report = arguments.report
+    if report is not None and any(is_same_file(report, Path(one)) for one in inputs if one):
+        raise DragomanError(f"--report {report}: this file is read too; give another name")
+
+
 def _evaluate_outputs(arguments: Namespace, words: Sequence[str]) -> None:
     if arguments.model is not None or not arguments.references:
         raise DragomanError("--hypotheses: needs --references, and no MODEL")
@@ -249,6 +260,7 @@ def _evaluate_outputs(arguments: Namespace, words: Sequence[str]) -> None:
                  "--threads": arguments.threads, "--quantization": arguments.quantization != "float32"}  # fmt: skip
     if given := [option for option, is_given in of_models.items() if is_given]:
         raise DragomanError(f"{', '.join(given)}: for a model only; --hypotheses uses none")
+    _check_report(arguments, [arguments.hypotheses, *arguments.references, arguments.sources])
     from dragoman.commands.evaluate import evaluate_outputs
     from dragoman.configuration import read_settings
 

@@ -226,7 +226,7 @@ class DecodingSettings(Section):
     beam_size: Positive = 1
     """Hypotheses kept at each step of beam search; 1: greedy search."""
     num_hypotheses: Positive = 1
-    """Outputs per source, best first; with more than one, write --jsonl."""
+    """Outputs per source, best first; more than one need --jsonl or --output *.parquet."""
     length_norm: Literal["average", "wu"] = "average"
     """Length normalisation: score / length^length_penalty (average), or score / ((5 + length) / 6)^length_penalty (wu: Wu et al. 2016)."""
     length_penalty: Annotated[float, Field(ge=0.0)] = 1.0
@@ -270,9 +270,9 @@ class DecodingSettings(Section):
     grammar: str = ""
     """File of a grammar in the Lark format that each output conforms to."""
     token_scores: bool = False
-    """Return the tokens of each output with their log-probabilities (--jsonl)."""
+    """Return the tokens of each output with their log-probabilities (--jsonl, or --output *.parquet)."""
     alignment: bool = False
-    """Return the attention of each output token over the source tokens (--jsonl)."""
+    """Return the attention of each output token over the source tokens (--jsonl, or --output *.parquet)."""
     batch_tokens: Positive = 8192
     """Maximum source tokens per batch, with padding; each hypothesis of a beam counts."""
     truncation_mark: str = " [truncated]"

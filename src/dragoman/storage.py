@@ -13,6 +13,8 @@ import json
 import os
 import re
 import shutil
+import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,6 +171,14 @@ def hold_lock(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # Windows removes no open file
             path.unlink()
         lock.release()
+
+
+def is_same_file(path: Path, other: Path | None) -> bool:
+    """Return whether two names lead to one regular file, as links do; None: standard input."""
+    with contextlib.suppress(OSError):  # one is not there
+        status = os.fstat(sys.stdin.fileno()) if other is None else other.stat()
+        return stat.S_ISREG(status.st_mode) and os.path.samestat(status, path.stat())
+    return False
 
 
 def sha256(path: Path) -> str:

@@ -394,7 +394,16 @@ def test_a_damaged_or_older_journal_is_an_error(tmp_path):
     with pytest.raises(DragomanError, match="shorter than it was"):
         journal.read()
     path = tmp_path / ".out.jsonl.journal"
-    for content, message in (("{", "cannot be read"), ('{"version": 0}', "another version")):
+    state = '"job": {"model": ["a"]}, "state": {"rows": 3, "sizes_bytes"'
+    for content, message in (
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"version": 0}', "not a journal of this version.*--restart"),
+        ("[1]", "not a journal"),
+        ('{"version": 3, "job": {}, "state": {"rows": "many"}}', "not a journal"),
+        (f'{{"version": 3, {state}: [-5]}}}}', "not a journal"),
+        (f'{{"version": 3, {state}: [1, 2]}}}}', "not a journal of these"),
+    ):
         path.write_text(content)
         with pytest.raises(DragomanError, match=message):
             journal.read()
@@ -408,6 +417,103 @@ def test_a_named_pipe_is_written_to(model, tmp_path):
     reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
     run_job(model, job)
     assert reader.communicate(timeout=30)[0] == b"ABC\n"
+
+
+def test_parquet_holds_the_columns_with_their_types_and_n_best_lists(trained, tmp_path):
+    wide = Settings(decoding=DecodingSettings(beam_size=3, num_hypotheses=3))
+    model = Predictor.load(trained[0], wide, threads=1)
+    path = tmp_path / "in.jsonl"
+    path.write_text(
+        '{"source": "abc", "id": 7, "share": 1, "tags": ["x"], "text": "t", "odd": "\\ud800"}\n'
+        '{"source": "", "share": 0.5, "text": 3, "late": true, "huge": 99999999999999999999}\n'
+    )
+    output, _ = predict(model, path, "out.parquet")
+    table = pyarrow.parquet.read_table(output)
+    first, second = table.to_pylist()
+    for name, value in {"id": 7, "share": 1.0, "tags": '["x"]', "text": "t", "late": None}.items():
+        assert first[name] == value
+    assert (first["prediction"], first["line"], first["error"]) == ("ABC", 1, None)
+    assert first["hypotheses"][0]["text"] == "ABC"
+    assert len(first["hypotheses"]) == 3
+    assert (second["text"], second["late"], second["prediction"]) == ("3", True, "")
+    assert "empty" in second["error"]
+    assert "normalized_score" in table.column_names
+    assert "alignment" not in table.column_names
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["in.jsonl", "out.parquet"]
+
+
+def test_a_parquet_output_resumes_to_the_same_file(model, tmp_path, monkeypatch):
+    path = tmp_path / "in.tsv"
+    path.write_text("".join(f"{word}\n" for word in WORDS))
+    whole, _ = predict(model, path, "whole.parquet")
+    write, count = Journal.write, 0
+
+    def die(journal, state):
+        nonlocal count
+        write(journal, state)
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "write", die)
+    with pytest.raises(KeyboardInterrupt, match="resumes after row 192"):
+        predict(model, path, "out.parquet")
+    monkeypatch.undo()
+    output, _ = predict(model, path, "out.parquet")
+    assert output.read_bytes() == whole.read_bytes()
+    assert pyarrow.parquet.read_table(output).num_rows == len(WORDS)
+
+
+def test_low_confidence_rows_may_be_parquet(model, tmp_path):
+    path = tmp_path / "in.tsv"
+    path.write_text("abc\nabd\n")
+    low = {"low_confidence_output": tmp_path / "low.parquet", "min_confidence": 1.0}
+    for output in (tmp_path / "out.parquet", None):
+        run_job(model, Job(input=path, output=output, is_jsonl=output is None, **low))
+        assert pyarrow.parquet.read_table(tmp_path / "low.parquet").num_rows == 2
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["o.xlsx", "o.json", "o.JSON.gz", "o.arrow", "o.parquet.gz", "o.csv.bz2", "o.zip", "o.feather"],
+)
+def test_a_format_that_is_not_written_is_an_error(model, tmp_path, name):
+    path = tmp_path / "in.txt"
+    path.write_text("abc\n")
+    with pytest.raises(DragomanError, match=r"is not written; name it \.parquet"):
+        predict(model, path, name)
+    assert [one.name for one in tmp_path.iterdir()] == ["in.txt"]
+
+
+@pytest.mark.parametrize("name", ["o.txt", "o.out", "o.de", "o.tok.gz", "o"])
+def test_any_other_name_is_a_file_of_lines(model, tmp_path, name):
+    path = tmp_path / "in.txt"
+    path.write_text("abc\n")
+    output, _ = predict(model, path, name)
+    content = output.read_bytes()
+    assert (gzip.decompress(content) if name.endswith("gz") else content) == b"ABC\n"
+
+
+@pytest.mark.parametrize("name", ["o.tsv", "o.csv", "o.txt", None])
+@pytest.mark.parametrize("lost", ["num_hypotheses", "token_scores", "alignment"])
+def test_what_a_format_cannot_hold_is_not_dropped(trained, tmp_path, name, lost):
+    path = tmp_path / "in.txt"
+    path.write_text("abc\n")
+    value = 3 if lost == "num_hypotheses" else True
+    decoding = DecodingSettings(**{"beam_size": 3, lost: value})
+    model = Predictor.load(trained[0], Settings(decoding=decoding), threads=1)
+    output = None if name is None else tmp_path / name
+    with pytest.raises(DragomanError, match=rf"decoding\.{lost} .* or give --jsonl"):
+        run_job(model, Job(input=path, output=output))
+    assert [one.name for one in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_a_lone_surrogate_in_a_column_does_not_end_a_table(model, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"source": "abc", "note": "\\ud800"}\n')
+    output, _ = predict(model, path, "out.csv")
+    assert '"""\\ud800"""' in output.read_text()
 
 
 def test_a_table_needs_an_input_with_columns(model, tmp_path):

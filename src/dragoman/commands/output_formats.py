@@ -1,40 +1,64 @@
-"""Formats of predictions: a row becomes a line of text, a JSON object, or a row of a table."""
+"""Formats of predictions: a row becomes a line of text, a JSON object, or a row of a table.
+
+Parquet is written from the JSON objects, once all are there: rows cannot be added to a Parquet file.
+"""
 
 import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import pyarrow
+import pyarrow as pa
 
+from dragoman.characters import find_surrogate
+from dragoman.errors import DragomanError
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.predictor import Prediction
 from dragoman.reading.pairs import InvalidRow, Source
 from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.tokenizer import find_free_name
 
-Layout = Literal["text", "jsonl", "csv", "tsv"]
+Layout = Literal["text", "jsonl", "csv", "tsv", "parquet"]
 _BY_SUFFIX: dict[str, Layout] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".parquet": "parquet",
 }
+# Names of formats that are not written; any other name is a file of lines (.txt, .out, .de).
+_OTHER_FORMATS = re.compile(
+    r"\.(json|xlsx?|xlsm|ods|arrow|feather|ipc|orc|avro|pq|pkl|pickle|npy|npz|h5|hdf5|db|sqlite3?|xml"
+    r"|tmx|xliff|xlf|html?|ya?ml|docx?|odt|rtf|pdf|zip|bz2|xz|lzma|lz4|br|7z|rar|tar|tgz)"
+)
 _PACKERS: dict[str, Callable[[bytes], bytes]] = {
     # Each chunk is compressed alone; their concatenation is a valid file. No timestamps.
     ".gz": lambda data: gzip.compress(data, mtime=0),
-    ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
+    ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True),
 }
 
 
 def find_layout(path: Path) -> Layout:
-    """Return the layout for the name of a file."""
-    bare = path.with_suffix("") if path.suffix.lower() in _PACKERS else path
-    return _BY_SUFFIX.get(bare.suffix.lower(), "text")
+    """Return the layout for the name of a file.
+
+    Raises:
+        DragomanError: It is the name of a format that is not written.
+    """
+    is_packed = path.suffix.lower() in _PACKERS
+    suffix = (path.with_suffix("") if is_packed else path).suffix.lower()
+    layout = _BY_SUFFIX.get(suffix, "text")
+    if _OTHER_FORMATS.fullmatch(suffix) or (layout == "parquet" and is_packed):
+        raise DragomanError(
+            f"{path}: {''.join(path.suffixes[-1 - is_packed :])} is not written; name it .parquet, or "
+            ".jsonl, .csv, .tsv or .txt, also with .gz or .zst"
+        )
+    return layout
 
 
 def find_packer(path: Path) -> Callable[[bytes], bytes]:
@@ -72,7 +96,7 @@ class RowWriter:
 
         An invalid row has no outputs.
         """
-        if self.layout == "jsonl":
+        if self.layout in ("jsonl", "parquet"):
             return self._write_object(row, best_first), ()
         if self.layout != "text":
             return self._write_cells(row, best_first)
@@ -130,7 +154,7 @@ class RowWriter:
             cells += [str(best.is_complete).lower(), ""]
         else:
             cells += ["", "", "", "", row.reason if isinstance(row, InvalidRow) else ""]
-        texts = [one if isinstance(one, str) else json.dumps(one) for one in cells]
+        texts = [_as_text(one) for one in cells]
         losses = []
         if not values.keys() <= {*self.columns}:  # JSON objects may have different fields
             losses.append(_NO_COLUMN)
@@ -147,6 +171,93 @@ class RowWriter:
         return text.getvalue().removesuffix("\r\n") + "\n"
 
 
+def write_parquet(lines: Path, path: Path) -> None:
+    """Write the JSON objects of a `RowWriter` as a Parquet table, with the columns of the input first.
+
+    Such a column is of numbers or booleans if all its values are, else of text, as in a CSV file.
+    """
+    import pyarrow.parquet  # on demand: it takes 0.1 s
+
+    kinds: dict[str, set[type]] = {}  # of the input's columns
+    found = {*_TABLE_COLUMNS}
+    for values, ours in _read_objects(lines):
+        found |= ours.keys()
+        for name, value in values.items():
+            is_huge = isinstance(value, int) and value.bit_length() > 63
+            kinds.setdefault(name, set()).add(str if is_huge else type(value))
+    types = {name: _find_type(kinds[name] - {type(None)}) for name in kinds}
+    taken = {*types}
+    names = {field.name: find_free_name(field.name, taken) for field in _FIELDS}
+    fields = [field.with_name(names[field.name]) for field in _FIELDS if field.name in found]
+    schema = pa.schema([*types.items(), *fields])
+    rows = (
+        {
+            **{
+                name: _CASTS[types[name]](value)
+                for name, value in values.items()
+                if value is not None
+            },
+            **{names[name]: value for name, value in ours.items()},
+        }
+        for values, ours in _read_objects(lines)
+    )
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        while chunk := list(islice(rows, _ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(chunk, schema))
+
+
+def _read_objects(lines: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the columns of the input, and those of the prediction, of each row."""
+    with lines.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            ours = json.loads(line)
+            values = ours.pop("input", {})
+            ours["prediction"] = ours.pop("text")
+            yield values, ours
+
+
+def _find_type(kinds: set[type]) -> pa.DataType:
+    """Return the type of a column with values of these `kinds`."""
+    if kinds == {bool}:
+        return pa.bool_()
+    if kinds and kinds <= {int, float}:
+        return pa.float64() if float in kinds else pa.int64()
+    return pa.string()
+
+
+def _as_text(value: object) -> str:
+    is_text = isinstance(value, str) and find_surrogate(value) is None
+    return str(value) if is_text else json.dumps(value)
+
+
+_ROWS_PER_GROUP = 65_536
+_CASTS: dict[pa.DataType, Callable[[Any], object]] = {
+    pa.string(): _as_text,
+    pa.float64(): float,
+    pa.int64(): int,
+    pa.bool_(): bool,
+}
+_TEXTS, _NUMBERS = pa.list_(pa.string()), pa.list_(pa.float64())
+_OUTPUT = {
+    "score": pa.float64(),
+    "confidence": pa.float64(),
+    "normalized_score": pa.float64(),
+    "is_complete": pa.bool_(),
+    "tokens": _TEXTS,
+    "log_probs": _NUMBERS,
+    "alignment": pa.list_(_NUMBERS),
+}
+_FIELDS = pa.schema(
+    {
+        "line": pa.int64(),
+        "prediction": pa.string(),
+        **_OUTPUT,
+        "error": pa.string(),
+        "num_unknown": pa.int64(),
+        "source_tokens": _TEXTS,
+        "hypotheses": pa.list_(pa.struct({"text": pa.string(), **_OUTPUT})),
+    }
+)
 _TABLE_COLUMNS = ("line", "prediction", "score", "confidence", "is_complete", "error")
 _BROKEN_LINE = "with a line break in the output, written as a space (--jsonl keeps it)"
 _BROKEN_CELL = "with a tab or a line break in a cell, written as a space (.csv keeps it)"

@@ -4,7 +4,7 @@ While `out.jsonl` is written, these files lie beside it: `.out.jsonl.partial` (t
 `.out.jsonl.journal` (how many rows and bytes are safe on the disk) and `.out.jsonl.lock`. After a
 crash, the same command cuts the partial file to that size, skips the rows that are done, and writes
 the others. The low-confidence output has a partial file and a lock too. At the end the partial files
-are renamed, the main one last; then the journal goes.
+are renamed, the main one last; then the journal goes. The partial file of a .parquet has JSON lines.
 """
 
 import hashlib
@@ -20,11 +20,18 @@ from datetime import timedelta
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from filelock import Timeout
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
-from dragoman.commands.output_formats import Layout, RowWriter, find_layout, find_packer
+from dragoman.commands.output_formats import (
+    Layout,
+    RowWriter,
+    find_layout,
+    find_packer,
+    write_parquet,
+)
 from dragoman.configuration import flatten_settings
 from dragoman.errors import DragomanError
 from dragoman.evaluation.confidence import round_confidence
@@ -36,14 +43,14 @@ from dragoman.reading.pairs import (
     list_source_columns,
     read_sources,
 )
-from dragoman.storage import hold_lock, sha256, staged_file
+from dragoman.settings import DecodingSettings
+from dragoman.storage import hold_lock, is_same_file, sha256, staged_file
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 Row = Source | InvalidRow
 
-_VERSION = 3  # of the journal
 _REMEDY = "start over with --restart"
 _NAMED_ROWS = 5  # rows of a kind that the report names
 _QUIET_S = 2.0  # shorter predictions show no progress
@@ -59,7 +66,7 @@ class Job:
         output: None: standard output.
         low_confidence_output: File for the rows with a confidence below `min_confidence`, truncated
             outputs and invalid rows; None: all rows go to `output`.
-        is_jsonl: Write JSON lines whatever the names of the files.
+        is_jsonl: Write JSON lines to standard output, and to files whose names say no format.
         scores_targets: The rows are pairs; score their targets.
         prefix: Column with the start of each output; "": none.
         restart: Discard an interrupted prediction of the same output.
@@ -83,10 +90,10 @@ class Job:
     @property
     def layouts(self) -> list[Layout]:
         """The layout of each output, the main one first."""
-        low = self.low_confidence_output
-        paths = [self.output, *([] if low is None else [low])]
+        by_name = [find_layout(path) for path in self.files.values()]
         default: Layout = "jsonl" if self.is_jsonl else "text"
-        return [default if path is None or self.is_jsonl else find_layout(path) for path in paths]
+        found = [default if layout == "text" else layout for layout in by_name]
+        return found if self.output is not None else [default, *found]
 
     @property
     def named_outputs(self) -> str:
@@ -105,22 +112,7 @@ def run_job(model: Predictor, job: Job) -> list[str]:
     Raises:
         DragomanError: The input, an output, or an interrupted prediction of it is unsuitable.
     """
-    low = job.low_confidence_output
-    if low is not None:
-        if low.exists() and not low.is_file():
-            raise DragomanError(
-                f"--low-confidence-output {low}: it is not a file; give another name"
-            )
-        if job.output is not None and job.output.resolve() == low.resolve():
-            raise DragomanError(f"--low-confidence-output {low}: this is the --output too")
-        if "text" in job.layouts:
-            named = [("--output", job.output), ("--low-confidence-output", low)]
-            option, file = named[job.layouts.index("text")]
-            raise DragomanError(
-                f"{option} {file or '(standard output)'}: lines of text do not say to which rows "
-                "they belong when other rows are in another file; name it .jsonl, .csv or .tsv, or "
-                "give --jsonl"
-            )
+    _check_job(model, job)
     try:
         if job.output is None or (job.output.exists() and not job.output.is_file()):
             return _stream(model, job).report(job)
@@ -132,12 +124,54 @@ def run_job(model: Predictor, job: Job) -> list[str]:
         raise DragomanError(f"{job.named_outputs}: cannot be written: {error.strerror}") from error
 
 
+def _check_job(model: Predictor, job: Job) -> None:
+    """Refuse outputs that would replace the input or each other, or lose what is asked for.
+
+    Raises:
+        DragomanError: They would.
+    """
+    layouts, low = job.layouts, job.low_confidence_output
+    if job.is_jsonl and layouts[0] != "jsonl":
+        raise DragomanError(f"--jsonl: --output {job.output} says {layouts[0]}; leave one out")
+    for option, path in job.files.items():
+        if is_same_file(path, job.input):
+            raise DragomanError(f"{option} {path}: this is the input too; give another name")
+        is_device = path.exists() and not path.is_file()
+        if is_device and (option != "--output" or find_layout(path) == "parquet"):
+            raise DragomanError(f"{option} {path}: it is not a file; give another name")
+    is_given_twice = low and job.output and job.output.resolve() == low.resolve()
+    if is_given_twice or (low and job.output and is_same_file(low, job.output)):
+        raise DragomanError(f"--low-confidence-output {low}: this is the --output too")
+    names = [f"{option} {path}" for option, path in job.files.items()]
+    if job.output is None:
+        names.insert(0, "--output (standard output)")
+    if low is not None and "text" in layouts:
+        raise DragomanError(
+            f"{names[layouts.index('text')]}: lines of text do not say to which rows they belong "
+            "when other rows are in another file; name it .jsonl, .parquet, .csv or .tsv, or give "
+            "--jsonl"
+        )
+    decoding, default = model.settings.decoding, DecodingSettings()
+    for name in ("num_hypotheses", "token_scores", "alignment"):
+        is_scored = job.scores_targets and name == "num_hypotheses"  # the output is given: one
+        if is_scored or (value := getattr(decoding, name)) == getattr(default, name):
+            continue
+        for place, layout in zip(names, layouts, strict=True):
+            if layout not in ("jsonl", "parquet"):
+                raise DragomanError(
+                    f"{place}: {'lines of text' if layout == 'text' else layout.upper()} cannot "
+                    f"hold what decoding.{name} {str(value).lower()} gives; write .jsonl or "
+                    f".parquet, or give --jsonl, or --decoding.{name} "
+                    f"{str(getattr(default, name)).lower()}"
+                )
+
+
 @dataclass(kw_only=True)
 class State:
     """How far a prediction has come, and what the user should know of these rows."""
 
-    rows: int = 0  # of the input
-    sizes_bytes: list[int] = field(default_factory=list)  # of the partial files
+    rows: NonNegativeInt = 0  # of the input
+    sizes_bytes: list[NonNegativeInt] = field(default_factory=list)  # of the partial files
     digest: str = ""  # of these rows of the input
     row_errors: dict[str, list[int]] = field(default_factory=dict)  # kind: count, first lines
     rows_by_file: list[int] = field(default_factory=lambda: [0, 0])  # high, low confidence
@@ -188,6 +222,10 @@ def _stream(model: Predictor, job: Job) -> State:
             for write, text in zip(writes, texts, strict=True):
                 write(text)
             output.flush()
+        if low is not None and find_layout(low) == "parquet":
+            file.close()
+            with staged_file(partial) as complete:
+                write_parquet(partial, complete)
     return state
 
 
@@ -205,20 +243,14 @@ def _write_files(model: Predictor, job: Job) -> State:
     digest = hashlib.blake2b(digest_size=16)
     try:
         rows = _read_rows(model, job, position)
-        is_input_replaced = is_complete and any(
-            job.input is not None and path.exists() and path.samefile(job.input)
-            for path in job.files.values()
-        )
-        if not is_input_replaced:
-            num_skipped = _update_digest(digest, islice(rows, state.rows))
-            if state.rows and (num_skipped < state.rows or digest.hexdigest() != state.digest):
-                raise DragomanError(
-                    f"{job.output}: its prediction was interrupted after row {state.rows:,}, and "
-                    "these rows of the input are no longer the same: give the same input, or "
-                    f"{_REMEDY}"
-                )
+        num_skipped = _update_digest(digest, islice(rows, state.rows))
+        if state.rows and (num_skipped < state.rows or digest.hexdigest() != state.digest):
+            raise DragomanError(
+                f"{job.output}: its prediction was interrupted after row {state.rows:,}, and these "
+                f"rows of the input are no longer the same: give the same input, or {_REMEDY}"
+            )
         if is_complete:
-            if not is_input_replaced and next(rows, None) is not None:
+            if next(rows, None) is not None:
                 raise DragomanError(
                     f"{job.output}: all {state.rows:,} rows of the input were done, and now it has "
                     f"more: give the same input, or {_REMEDY}"
@@ -293,6 +325,18 @@ def _describe_job(model: Predictor, job: Job) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What a journal says."""
+
+    version: Literal[3]
+    job: dict[str, Any]
+    state: State
+
+
+_JOURNAL = TypeAdapter(_Content)
+
+
 class Journal:
     """The state of an interrupted prediction, in a file beside its main output.
 
@@ -323,13 +367,14 @@ class Journal:
         """
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
+            stored = _JOURNAL.validate_python(content)
         except FileNotFoundError:
             return State(), False
-        except (OSError, ValueError) as error:
-            raise DragomanError(f"{self._path}: cannot be read: {error}; {_REMEDY}") from error
-        if content.get("version") != _VERSION:
-            raise DragomanError(f"{self._path}: of another version of dragoman; {_REMEDY}")
-        state, started = State(**content["state"]), content["job"]
+        except (OSError, ValueError, RecursionError) as error:
+            is_foreign = isinstance(error, ValidationError)
+            reason = "not a journal of this version" if is_foreign else f"cannot be read: {error}"
+            raise DragomanError(f"{self._path}: {reason}; {_REMEDY}") from error
+        state, started = stored.state, stored.job
         changed = [name for name in self._job if started.get(name) != self._job[name]]
         is_there = [partial.exists() for partial in self.partials]
         if not is_there[0] and (changed or not self._outputs[0].exists()):
@@ -340,6 +385,8 @@ class Journal:
                 f"{self._outputs[0]}: an interrupted prediction started this file with {name} "
                 f"{started.get(name)!r}, now it is {self._job[name]!r}: give the same, or {_REMEDY}"
             )
+        if len(state.sizes_bytes) != len(self._outputs):
+            raise DragomanError(f"{self._path}: not a journal of these files; {_REMEDY}")
         for partial, output, size in zip(
             self.partials, self._outputs, state.sizes_bytes, strict=True
         ):
@@ -352,7 +399,7 @@ class Journal:
     def write(self, state: State) -> None:
         """Record `state`; what it says of the partial files must be on the disk."""
         temporary = self._path.with_name(f"{self._path.name}.tmp")
-        content = {"version": _VERSION, "job": self._job, "state": asdict(state)}
+        content = asdict(_Content(version=3, job=self._job, state=state))
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(content, file)
             file.flush()
@@ -367,7 +414,13 @@ class Journal:
     def finish(self) -> None:
         """Rename the partial files, which are complete, to the outputs, the main one last."""
         for partial, output in reversed(list(zip(self.partials, self._outputs, strict=True))):
-            if partial.exists():  # else it was renamed before a crash
+            if not partial.exists():  # it was renamed before a crash
+                continue
+            if find_layout(output) == "parquet":
+                with staged_file(output) as complete:
+                    write_parquet(partial, complete)
+                partial.unlink()
+            else:
                 partial.replace(output)
         self._path.unlink(missing_ok=True)
 

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import subprocess
@@ -24,18 +25,25 @@ def write(folder, files=FILES):
     return [folder / name for name in files]
 
 
+def digest(files):
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
 def kept(tmp_path, files=FILES, key=KEY):
     cache = Cache(tmp_path / "cache")
-    cache.keep(key, write(tmp_path / "made", files))
+    write(tmp_path / "made", files)
+    cache.keep(key, tmp_path / "made", digest(files))
     return cache
 
 
 def take(cache, into, files=FILES, key=KEY):
     """What was taken, or None."""
     into.mkdir(exist_ok=True)
-    if not cache.take(key, into):
+    digests = cache.take(key, into)
+    if not digests:
         assert list(into.iterdir()) == []
         return None
+    assert digests == digest(files)
     return {path.name: path.read_bytes() for path in into.iterdir()}
 
 
@@ -70,14 +78,24 @@ def test_files_that_were_taken_outlive_their_entry(tmp_path):
     assert {path.name: path.read_bytes() for path in into.iterdir()} == FILES
 
 
-def test_files_are_taken_from_another_disk_as_copies(tmp_path, monkeypatch):
+def test_changing_files_in_place_changes_neither_the_entry_nor_what_others_took(tmp_path):
     cache = kept(tmp_path)
+    take(cache, tmp_path / "one")
+    for changed in ("made", "one"):
+        for path in (tmp_path / changed).iterdir():
+            os.truncate(path, 1)
+    assert take(cache, tmp_path / "two") == FILES
 
-    def refuse(*_):
-        raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(os, "link", refuse)
-    assert take(cache, tmp_path / "taken") == FILES
+@pytest.mark.parametrize("name", [*FILES, "digests.json"])
+def test_a_damaged_entry_is_removed(tmp_path, name):
+    for damage in (lambda content: content[1:], lambda content: b"x" + content, lambda _: b"{}x"):
+        cache = kept(tmp_path)
+        path = cache.folder / KEY / name
+        path.write_bytes(damage(path.read_bytes()))
+        if name != "empty" or path.stat().st_size:
+            assert take(cache, tmp_path / "taken") is None
+            assert not list(cache.folder.iterdir())
 
 
 def test_only_the_user_may_look_into_the_folder(tmp_path):
@@ -89,11 +107,13 @@ WORK = """
 import sys
 from pathlib import Path
 from dragoman.data.cache import Cache
+from dragoman.storage import sha256
 key, folder, made, into = sys.argv[1], *map(Path, sys.argv[2:])
 cache, files = Cache(folder), sorted(made.iterdir())
+digests = {file.name: sha256(file) for file in files}
 print("ready", flush=True)
 for turn in range(int(sys.stdin.readline())):
-    cache.keep(key, files)
+    cache.keep(key, made, digests)
     if cache.take(key, into):
         assert [(into / file.name).read_bytes() for file in files] == [f.read_bytes() for f in files]
     if turn % 3 == 0:
@@ -138,7 +158,7 @@ def test_a_killed_run_leaves_no_partial_entry(tmp_path, after_s):
         os.utime(left, (0, 0))
     cache.prune()
     assert not list(cache.folder.glob(".staged-*"))
-    cache.keep(KEY, write(tmp_path / "made", files))
+    cache.keep(KEY, tmp_path / "made", digest(files))
     assert take(cache, tmp_path / "taken", files) == files
 
 
@@ -146,7 +166,7 @@ def make_entries(tmp_path, ages_days, size=100):
     cache, keys = Cache(tmp_path / "cache"), []
     for age in ages_days:
         keys.append(make_key({"train": [["pairs.tsv", str(age)]]}, SETTINGS))
-        cache.keep(keys[-1], write(tmp_path / "made", {"x": bytes(size)}))
+        kept(tmp_path, {"x": bytes(size)}, keys[-1])
         used_s = time.time() - age * DAY_S
         os.utime(cache.folder / keys[-1], (used_s, used_s))
     return cache, keys
@@ -167,7 +187,7 @@ def test_over_the_size_limit_the_entry_unused_for_longest_goes_first(tmp_path):
 
 def test_taking_an_entry_counts_as_use(tmp_path):
     cache, (older, newer) = make_entries(tmp_path, [29, 28], size=10_000)
-    take(cache, tmp_path / "taken", {"x": b""}, older)
+    take(cache, tmp_path / "taken", {"x": bytes(10_000)}, older)
     assert cache.prune(largest_bytes=15_000) == [newer]
 
 

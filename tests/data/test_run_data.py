@@ -138,12 +138,12 @@ def test_a_truncated_entry_is_replaced(files):
     assert result_of(first) == result_of(second)
 
 
-@pytest.mark.parametrize("name", ["findings.json", "tokenizer.json"])
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"no JSON", b"\xff"])
-def test_an_entry_with_other_content_is_replaced(files, name, content):
+@pytest.mark.parametrize("name", ["findings.json", "tokenizer.json", "train.arrow"])
+def test_an_entry_with_a_flipped_bit_is_replaced(files, name):
     first = prepare(files)
     [path] = (files / "cache").glob(f"*/{name}")
-    path.unlink()  # the data of the run have the same file under another name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
     second = prepare(files)
     assert not is_hit(second)
@@ -237,7 +237,7 @@ def test_an_entry_holds_no_pickle_and_names_no_file_outside_it(files):
     prepare(files)
     names = {path.name for path in (files / "cache").glob("*/*")}
     assert names == {
-        "findings.json", "tokenizer.json", "train.arrow", "valid.arrow", "test.arrow",
+        "digests.json", "findings.json", "tokenizer.json", "train.arrow", "valid.arrow", "test.arrow",
         "train.text.arrow", "valid.text.arrow", "test.text.arrow",
     }  # fmt: skip
     for path in (files / "cache").glob("*/*.json"):

@@ -137,6 +137,28 @@ def test_without_a_usable_checkpoint_or_data_nothing_is_touched(whole, tmp_path)
     assert {path.read_bytes() for path in (folder / "checkpoints").iterdir()} == {b"no checkpoint"}
 
 
+@pytest.mark.parametrize("name", ["train.arrow", "valid.text.arrow", "tokenizer.json"])
+def test_changed_and_truncated_data_of_a_run_are_refused_by_name(whole, tmp_path, name):
+    out = take_up(whole, tmp_path, 6)
+    path = tmp_path / "model.training" / "data" / name
+    content = path.read_bytes()
+    changed = bytearray(content)
+    changed[len(changed) // 2] ^= 1
+    for other in (changed, content[:-8], content[:8], content + b"\n"):
+        path.write_bytes(other)
+        with pytest.raises(DataError, match=f"data: the data .* {name}: changed since the run"):
+            fit((), out, resume="auto", console=quiet_console())
+
+
+def test_fewer_steps_than_were_done_are_refused(whole, tmp_path):
+    out = take_up(whole, tmp_path, 6)
+    with pytest.raises(SettingsError, match=r"max_steps: 5, but the run has done 6 steps"):
+        fit((), out, read_settings(None, ["--training.max_steps", "5"]), resume="auto")
+    as_many = read_settings(None, ["--training.max_steps", "6"])
+    fit((), out, as_many, resume="auto", console=quiet_console())
+    assert ModelFolder.read(out).metrics["num_steps"] == 6
+
+
 def test_auto_starts_a_new_run_and_leaves_a_complete_one_alone(tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "model"
     brief = settings("--training.max_steps", "2")
@@ -273,6 +295,7 @@ def test_a_record_with_renamed_settings_loads():
         precision="32-true",
         pairs=("pairs.tsv",),
         sha256={},
+        data_sha256={},
     )
     content = record.to_dict()
     content["settings"]["training"]["path"] = content["settings"]["training"].pop("implementation")

@@ -108,6 +108,7 @@ def start_run(
             precision=precision,
             pairs=tuple(map(str, data.paths)),
             sha256=data.sha256,
+            data_sha256=data.digests,
         )
         run = _assemble(record, data, out, folder, context, None)
         messages = [*choice.reasons, *data.notes, *room, *filter(None, [data.cache_note])]
@@ -128,18 +129,23 @@ def resume_run(
     Raises:
         SettingsError: Some of them may not change.
         CheckpointError: `pairs` are not those with which it started.
-        DataError: Its data are incomplete.
+        DataError: Its data are incomplete, or have changed.
     """
     merged = _forget_cache(merge_for_resuming(point.record, settings))
     _check_settings(merged)
+    if (max_steps := merged.training.max_steps) < point.step:
+        raise SettingsError(
+            f"--training.max_steps: {max_steps:,}, but the run has done {point.step:,} steps; give at "
+            "least those, or start from scratch with --overwrite"
+        )
     _check_pairs(list_files(pairs), point.record)
     out, folder = _check_folders(out, overwrite=True)
     with fast_float32():
         hush_lightning()
-        data = RunData.reopen(point.record.pairs, merged.data, folder / DATA)
-        data.sha256 = dict(point.record.sha256)
-        context.timer.mark("data of the run")
         record = replace(point.record, settings=merged)
+        data = RunData.reopen(record.pairs, merged.data, folder / DATA, record.data_sha256)
+        data.sha256 = dict(record.sha256)
+        context.timer.mark("data of the run")
         run = _assemble(record, data, out, folder, context, point)
         device = name_device(find_device(merged.training))
         resumed = f"resumed after step {point.step:,}, from {point.path}"

@@ -2,8 +2,8 @@
 
     data-0a1b…/   an entry: the files of `RunData`, under their names
 
-An entry is written under a temporary name, renamed, and never changed. `take` gives the caller hard
-links (copies, if the disk is another one), so an entry may be removed at any time, without a lock.
+An entry is written under a temporary name, renamed, and never changed; its digests are checked on
+use. `take` gives the caller copies, so an entry may be removed at any time, without a lock.
 """
 
 import errno
@@ -15,14 +15,14 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 from dragoman.configuration import list_set_values
 from dragoman.settings import Settings
-from dragoman.storage import link_or_copy
+from dragoman.storage import sha256
 
 # Raise it whenever the same files and settings give other statistics, tokens, ids or file layouts.
 FORMAT = 4
@@ -31,6 +31,7 @@ LARGEST_BYTES = 10 * 2**30  # then the entries unused for longest are removed, d
 
 # Earlier versions made entries with other prefixes: they are pruned as well.
 _ENTRY, _STAGED = re.compile(r"[a-z]+-[0-9a-f]{64}"), ".staged-"
+_DIGESTS = "digests.json"  # of the other files of an entry
 _DAY_S = 86_400.0  # temporary folders that are older were left by a run that died
 
 
@@ -77,23 +78,34 @@ class Cache:
         cache.prune()
         return cache
 
-    def take(self, key: str, into: Path) -> bool:
-        """Put the files of an entry into the folder `into`; return whether the entry is there."""
-        entry = self.folder / key
+    def take(self, key: str, into: Path) -> dict[str, str]:
+        """Copy the files of an entry into the folder `into`; return the SHA-256 of each, by name.
+
+        Without such an entry, or if its files are damaged, nothing is copied, and the result is empty.
+        """
+        entry, digests = self.folder / key, dict[str, str]()
         try:
-            with tempfile.TemporaryDirectory(prefix=".taking-", dir=into) as taken:
+            with tempfile.TemporaryDirectory(prefix=".taking-", dir=into) as name:
+                taken = Path(name)
                 for file in list(entry.iterdir()):
-                    link_or_copy(file, Path(taken) / file.name)
-                for file in list(Path(taken).iterdir()):
-                    file.replace(into / file.name)
+                    shutil.copyfile(file, taken / file.name)
+                    digests[file.name] = sha256(taken / file.name)
+                del digests[_DIGESTS]
+                if json.loads((taken / _DIGESTS).read_bytes()) != digests:
+                    raise ValueError(_DIGESTS)
+                for file_name in digests:
+                    (taken / file_name).replace(into / file_name)
         except OSError:  # no such entry, or another run has just removed it
-            return False
+            return {}
+        except (ValueError, KeyError):
+            self.remove(key)
+            return {}
         with suppress(OSError):  # the folder may be read-only
             os.utime(entry)  # `prune` goes by it
-        return True
+        return digests
 
-    def keep(self, key: str, files: Sequence[Path]) -> None:
-        """Make an entry of `files`, under their names.
+    def keep(self, key: str, folder: Path, digests: Mapping[str, str]) -> None:
+        """Make an entry of the files in `folder` with these names; `digests`: the SHA-256 of each.
 
         Raises:
             OSError: The folder cannot be written.
@@ -101,8 +113,9 @@ class Cache:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=self.folder))
         try:
-            for file in files:
-                link_or_copy(file, staged / file.name)
+            for name in digests:
+                shutil.copyfile(folder / name, staged / name)
+            (staged / _DIGESTS).write_text(json.dumps(digests))
             staged.rename(self.folder / key)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another run was faster

@@ -58,6 +58,7 @@ class RunRecord:
     precision: str
     pairs: tuple[str, ...]
     sha256: Mapping[str, str]  # by file
+    data_sha256: Mapping[str, str]  # by file in the folder of the data
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""
@@ -69,6 +70,7 @@ class RunRecord:
             "precision": self.precision,
             "pairs": list(self.pairs),
             "sha256": dict(self.sha256),
+            "data_sha256": dict(self.data_sha256),
         }
 
     @classmethod
@@ -88,6 +90,7 @@ class RunRecord:
                 precision=content["precision"],
                 pairs=tuple(content["pairs"]),
                 sha256=content["sha256"],
+                data_sha256=content.get("data_sha256", {}),  # earlier versions have none
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"its record of the run cannot be read: {error}") from error

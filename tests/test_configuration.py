@@ -105,6 +105,27 @@ def test_lists_are_typed_with_commas_and_columns_as_positions():
     assert settings.data.source == "2"
 
 
+@pytest.mark.parametrize(
+    ("typed", "tokens"),
+    [
+        ("a,b", ("a", "b")),
+        (" the", (" the",)),
+        ("a, b", ("a", " b")),
+        (",", (",",)),
+        ('","', (",",)),
+        ('",", " the"', (",", " the")),
+        ('"', ('"',)),
+        ("1,2", ("1", "2")),
+        ("[" * 100_000, ("[" * 100_000,)),
+    ],
+)
+def test_a_forbidden_token_may_have_a_space_or_a_comma(typed, tokens, tmp_path):
+    arguments = [f"--decoding.forbidden_tokens={typed}"]
+    assert read_settings(None, arguments).decoding.forbidden_tokens == tokens
+    (tmp_path / "settings.yaml").write_text(f"decoding:\n  forbidden_tokens: {list(tokens)!r}\n")
+    assert read_settings(tmp_path / "settings.yaml").decoding.forbidden_tokens == tokens
+
+
 def test_yaml_booleans_and_numbers_are_read_as_words(tmp_path):
     config = tmp_path / "settings.yaml"
     config.write_text("data:\n  header: yes\n  features: 3\n  source: 2\n")

@@ -2,6 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import dragoman
 from conftest import BRIEF, SMALL, make_words, quiet_console
@@ -166,6 +167,22 @@ def test_learned_positions_bound_sources_and_outputs_without_losing_a_row(tmp_pa
     quick = dragoman.load(tmp_path / "model", read_settings(None, long), engine="ctranslate2")
     [[found]] = [found for row, found in quick.predict_rows([Source("abc", (), 1)])]
     assert found.tokens == first.tokens
+
+    # An ensemble is as long as its shortest member, whichever comes first.
+    shorter = shutil.copytree(tmp_path / "model", tmp_path / "shorter")
+    weights = load_file(shorter / "model.safetensors")
+    for side in ("source", "target"):
+        weights[f"{side}_positions.weight"] = weights[f"{side}_positions.weight"][:6]
+    save_file(weights, shorter / "model.safetensors")
+    config = (shorter / "config.yaml").read_text()
+    config = config.replace("max_positions: 9", "max_positions: 6")
+    (shorter / "config.yaml").write_text(config.replace("max_tokens: 9", "max_tokens: 6"))
+    for folders in ([tmp_path / "model", shorter], [shorter, tmp_path / "model"]):
+        model = dragoman.load(folders, details)
+        (_, [first]), (bad, none) = model.predict_rows([rows[0], Source("abcdef", (), 2)])
+        assert len(first.log_probs) == len(first.tokens) == 6
+        assert none == []
+        assert "7 tokens, more than the 6 learned positions" in bad.reason
 
 
 def make_calibration(temperature, **decoding):

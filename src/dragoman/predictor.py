@@ -74,8 +74,10 @@ class Predictor:
         self.config = resolve_search(settings.decoding, tokenizer) if config is None else config
         self.calibrations = tuple(calibrations)
         self.model_folders = tuple(model_folders)
-        model = settings.model
-        self._num_positions = model.max_positions if model.positions == "learned" else None
+        models = [one.settings.model for one in model_folders] or [settings.model]
+        self._num_positions = min(
+            (model.max_positions for model in models if model.positions == "learned"), default=None
+        )
 
     @classmethod
     def load(

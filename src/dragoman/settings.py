@@ -5,6 +5,7 @@ files take a section, or a few of its values.
 """
 
 import codecs
+import json
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -15,6 +16,22 @@ def _split_commas(value: object) -> object:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return [value] if isinstance(value, int) else value
+
+
+def _split_tokens(value: object) -> object:
+    """Return "a, b" as "a" and " b": a space may be a part of a token; and "," as a comma.
+
+    In double quotes, as in JSON, a token may have a comma: '",", " the"'.
+    """
+    if isinstance(value, str):
+        try:
+            quoted = json.loads(f"[{value}]")
+        except (ValueError, RecursionError):
+            quoted = []
+        if quoted and all(isinstance(token, str) for token in quoted):
+            return quoted
+        return [","] if value == "," else [token for token in value.split(",") if token]
+    return _split_commas(value)
 
 
 def _name_answer(value: object) -> object:
@@ -47,6 +64,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Column = str
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Tokens = Annotated[tuple[str, ...], BeforeValidator(_split_tokens)]
 TokenizerKind = Literal["characters", "symbols", "bpe", "unigram", "regex"]
 UnicodeForm = Literal["none", "nfc", "nfd"]
 RowPolicy = Literal["error", "skip"]
@@ -243,8 +261,8 @@ class DecodingSettings(Section):
     """Constant part of the minimum output length."""
     no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
     """Never repeat an n-gram of this many tokens in an output; 0: no limit."""
-    forbidden_tokens: Texts = ()
-    """Target tokens that are never emitted."""
+    forbidden_tokens: Tokens = ()
+    """Target tokens that are never emitted, spaces included; in double quotes where one has a comma: '",", " the"'."""
     diverse_groups: Positive = 2
     """Groups of diverse beam search; beam_size must be a multiple of it."""
     diverse_strength: Annotated[float, Field(ge=0.0)] = 0.5

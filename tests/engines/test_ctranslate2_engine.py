@@ -115,7 +115,7 @@ def test_no_search_emits_an_id_that_spells_nothing(is_shared):
     for values in SEARCHES:
         config = resolve_search(config_of(**values).decoding, tokenizer)
         found += TorchEngine([network], "cpu").search(draw_sources(1), config)
-        if not unsupported_reason(config.decoding):
+        if not unsupported_reason(config):
             found += fast.search(draw_sources(1), config)
     texts = tokenizer.target.token_bytes()
     emitted = {id_ for best_first in found for one in best_first for id_ in one.ids}
@@ -181,25 +181,67 @@ def test_int8_is_close_and_does_not_change_the_weights():
     ],
 )
 def test_an_unsupported_setting_is_named(values, reason):
-    assert reason in unsupported_reason(config_of(**values).decoding)
-    assert unsupported_reason(config_of().decoding) == ""
+    assert reason in unsupported_reason(config_of(**values))
+    assert unsupported_reason(config_of()) == ""
 
 
 def test_settings_of_beams_and_samples_are_no_reason_in_greedy_search():
     decoding = DecodingSettings(stop="exact", length_norm="wu", temperature=0.5, seed=7)
-    assert unsupported_reason(decoding) == ""
+    assert unsupported_reason(SearchConfig(decoding=decoding)) == ""
 
 
 def test_a_setting_that_the_engine_does_not_know_is_refused():
     class Later(DecodingSettings):
         repetition_penalty: float = 1.0
 
-    assert unsupported_reason(Later()) == ""
+    assert unsupported_reason(SearchConfig(decoding=Later())) == ""
     later = Later(repetition_penalty=1.2)
-    assert "decoding.repetition_penalty 1.2" in unsupported_reason(later)
+    assert "decoding.repetition_penalty 1.2" in unsupported_reason(SearchConfig(decoding=later))
     engine = make_engines()[1]
     with pytest.raises(UnsupportedError, match="repetition_penalty"):
         engine.search([[5, EOS_ID]], SearchConfig(decoding=later))
+
+
+def test_a_beam_of_more_hypotheses_than_there_are_tokens_is_refused():
+    both = make_engines(is_shared=False)  # 19 letters
+    check_equal(both, draw_sources(0, 5), config_of(beam_size=19, num_hypotheses=19))
+    config = config_of(beam_size=20)
+    with pytest.raises(UnsupportedError, match="beam_size 20 is more than the target's 19 tokens"):
+        both[1].search([[5, EOS_ID]], config)
+    with pytest.raises(UnsupportedError, match="beam_size 19 is more than the target's 18 tokens"):
+        both[1].search(
+            [[5, EOS_ID]],
+            SearchConfig(decoding=config_of(beam_size=19).decoding, forbidden_ids=(5,)),
+        )
+
+
+def test_without_a_gpu_that_it_can_use_auto_computes_on_the_cpu_and_says_so(monkeypatch, caplog):
+    def make(device):
+        return CTranslate2Engine(model, tokenizer, copy_weights(network), device=device)
+
+    model, tokenizer, network = make_model()
+    expected = make("cpu").search([[5, EOS_ID]], config_of())
+    with pytest.raises(UnsupportedError, match="--device cuda: CTranslate2 finds no GPU"):
+        make("cuda")
+    # As with a GPU whose driver or libraries are not those that it needs.
+    monkeypatch.setattr("ctranslate2.get_cuda_device_count", lambda: 1)
+    with pytest.raises(UnsupportedError, match=r"libcublas\.so\.12 in LD_LIBRARY_PATH"):
+        make("cuda")
+    assert not caplog.messages
+    assert make("auto").search([[5, EOS_ID]], config_of()) == expected
+    [message] = caplog.messages
+    assert "using the CPU" in message
+    assert "CUDA driver version is insufficient" in message
+
+
+def test_an_error_while_it_computes_is_one_message():
+    engine = make_engines()[1]
+    engine.search([[5, EOS_ID]], config_of())
+    engine._num_positions = 1 << 20  # of which it has 4,096
+    with pytest.raises(UnsupportedError, match=r"--device cpu: CTranslate2 failed \(No position"):
+        engine.search([[5] * 5000 + [EOS_ID]], config_of())
+    with pytest.raises(UnsupportedError, match="CTranslate2 failed"):
+        engine.score([[5] * 5000 + [EOS_ID]], [[6]], config_of())
 
 
 def test_prefixes_and_alignments_are_refused():

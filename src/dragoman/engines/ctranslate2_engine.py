@@ -1,9 +1,11 @@
 """The fast engine: CTranslate2, built in memory from the weights. PyTorch is not loaded."""
 
+import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,8 +35,17 @@ _FIRST_POSITIONS = 4096  # sinusoidal ones; doubled when a longer source or outp
 _SMALL_BYTES = 200_000_000  # a smaller model is faster with one thread for each replica
 
 
-def unsupported_reason(decoding: DecodingSettings) -> str:
-    """Return why CTranslate2 cannot search by these settings, or ""."""
+def unsupported_reason(config: SearchConfig, tokenizer: PairTokenizer | None = None) -> str:
+    """Return why CTranslate2 cannot search like that, or ""; `tokenizer`: with its vocabulary."""
+    decoding = config.decoding
+    if tokenizer is not None:
+        # Of fewer tokens, it fills a beam with tokens that are masked, and stops elsewhere.
+        masked = {*tokenizer.never_emitted, *config.forbidden_ids, EOS_ID}
+        count = tokenizer.target_vocab_size - len(masked)
+        if decoding.beam_size > max(1, count):
+            return (
+                f"decoding.beam_size {decoding.beam_size} is more than the target's {count} tokens"
+            )
     for name, field in type(decoding).model_fields.items():
         is_supported = name in _SUPPORTED or (decoding.beam_size == 1 and name in _BEAM_ONLY)
         if not is_supported and (value := getattr(decoding, name)) != field.default:
@@ -48,7 +59,7 @@ class CTranslate2Engine:
 
     Args:
         weights: Read here, and again when more positions are needed, or another number of replicas.
-        device: "cpu", "cuda", or "auto": a GPU if there is one.
+        device: "cpu", "cuda", or "auto": a GPU if there is one that CTranslate2 can use.
         threads: Processor threads; None: all cores. Small models take one each for as many
             replicas, which beats several threads in one; a single source takes one replica with
             all threads, but for int8, which is fastest with one.
@@ -57,7 +68,7 @@ class CTranslate2Engine:
 
     Raises:
         ModelFolderError: The weights do not fit the settings.
-        UnsupportedError: CTranslate2 cannot compute the model.
+        UnsupportedError: CTranslate2 cannot compute the model, or not on this device.
     """
 
     name = "ctranslate2"
@@ -73,8 +84,13 @@ class CTranslate2Engine:
         quantization: Quantization = "float32",
         load_fallback: Callable[[], Engine] | None = None,
     ) -> None:
+        import ctranslate2
+
+        has_gpu = device != "cpu" and ctranslate2.get_cuda_device_count() > 0
+        if device == "cuda" and not has_gpu:
+            raise UnsupportedError("--device cuda: CTranslate2 finds no GPU with an NVIDIA driver")
         self.quantization: Quantization = quantization
-        self._device = device
+        self._device = "cuda" if has_gpu else "cpu"
         self._threads = threads or _count_cores()
         self._load_fallback = load_fallback
         self._num_learned = model.max_positions if model.positions == "learned" else None
@@ -88,6 +104,14 @@ class CTranslate2Engine:
         self._loaded: dict[int, Translator] = {}  # by the number of replicas
         self._source_names, self._target_names = list_token_names(tokenizer)
         self._ids = {name: id_ for id_, name in enumerate(self._target_names)}
+        if has_gpu:
+            try:
+                self._get_translator(1, 1)
+            except UnsupportedError as error:
+                if device == "cuda":
+                    raise
+                logging.getLogger(__name__).warning(f"dragoman: {error.reason}; using the CPU")
+                self._device = "cpu"
 
     def search(
         self,
@@ -97,7 +121,7 @@ class CTranslate2Engine:
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
         decoding = config.decoding
-        reason = unsupported_reason(decoding)
+        reason = unsupported_reason(config, self._tokenizer)
         if prefixes is not None:
             reason = "the score of an output with a prefix is computed by PyTorch"
         if reason:
@@ -134,7 +158,8 @@ class CTranslate2Engine:
         found: list[list[Hypothesis]] = [[] for _ in sources]
         for rows, results in running:
             for i, waiting in zip(rows, results, strict=True):
-                result = waiting.result()
+                with self._explain_errors():
+                    result = waiting.result()
                 found[i] = [
                     self._make_hypothesis(tokens, score, decoding)
                     for tokens, score in zip(result.hypotheses, result.scores, strict=True)
@@ -154,13 +179,14 @@ class CTranslate2Engine:
             )
         lengths = [*map(len, sources), *(len(ids) + 1 for ids in targets)]
         translator = self._get_translator(len(sources), max(lengths, default=0))
-        scored = translator.score_batch(
-            [self._name_source(ids) for ids in sources],
-            [[self._target_names[i] for i in ids] for ids in targets],
-            max_batch_size=config.decoding.batch_tokens,
-            batch_type="tokens",
-            max_input_length=0,
-        )
+        with self._explain_errors():
+            scored = translator.score_batch(
+                [self._name_source(ids) for ids in sources],
+                [[self._target_names[i] for i in ids] for ids in targets],
+                max_batch_size=config.decoding.batch_tokens,
+                batch_type="tokens",
+                max_input_length=0,
+            )
         return [
             Hypothesis(
                 ids=tuple(ids),
@@ -207,7 +233,8 @@ class CTranslate2Engine:
                 self._num_positions *= 2
             self._files = None
             self._loaded.clear()
-        has_many = num_rows > 1 and self._threads > 1 and self._has_replicas
+        on_cpu = self._device == "cpu"
+        has_many = num_rows > 1 and self._threads > 1 and self._has_replicas and on_cpu
         replicas = self._threads if has_many else 1
         if replicas not in self._loaded:
             self._loaded[replicas] = self._load(replicas)
@@ -225,29 +252,44 @@ class CTranslate2Engine:
     def _load(self, replicas: int) -> "Translator":
         import ctranslate2
 
-        device = self._device
-        if device == "auto":
-            device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
         files = self._convert() if self._files is None else self._files
         self._files = None
         has_single_threads = replicas > 1 or self._has_single_threads
 
         def load() -> "Translator":
-            return ctranslate2.Translator(
+            translator = ctranslate2.Translator(
                 "model",
-                device,
-                inter_threads=1 if device == "cuda" else replicas,
+                self._device,
+                inter_threads=replicas,
                 intra_threads=1 if has_single_threads else self._threads,
                 files=files,
             )
+            if self._device == "cuda":  # it opens the libraries of the GPU at the first batch
+                translator.translate_batch([self._name_source([EOS_ID])], max_decoding_length=1)
+            return translator
 
+        # In a thread of its own: CTranslate2 4.8.5 sets the number of OpenMP threads of the one
+        # that loads a model, and a later training in it would use that number.
+        with self._explain_errors(), ThreadPoolExecutor(1) as loader:
+            return loader.submit(load).result()
+
+    @contextmanager
+    def _explain_errors(self) -> Iterator[None]:
+        """Give an error of CTranslate2 one message, with a remedy."""
         try:
-            # In a thread of its own: CTranslate2 4.8.5 sets the number of OpenMP threads of the one
-            # that loads a model, and a later training in it would use that number.
-            with ThreadPoolExecutor(1) as loader:
-                return loader.submit(load).result()
+            yield
         except (RuntimeError, ValueError) as error:
-            raise UnsupportedError(f"--device {device}: it cannot be used: {error}") from error
+            cause, remedy = str(error).partition("\n")[0], ""
+            if "out of memory" in cause:
+                remedy = ": lower decoding.batch_tokens"
+            elif self._device == "cuda":
+                remedy = (
+                    ": it needs the driver and cuBLAS of CUDA 12 (libcublas.so.12 in "
+                    "LD_LIBRARY_PATH); or give --device cpu"
+                )
+            raise UnsupportedError(
+                f"--device {self._device}: CTranslate2 failed ({cause}){remedy}"
+            ) from error
 
 
 def _count_cores() -> int:

@@ -1,5 +1,6 @@
 """Choose the engine for model folders: CTranslate2 where it can do what is asked, else PyTorch."""
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 from typing import Literal, get_args
@@ -51,11 +52,12 @@ def load_engine(
     elif device not in ("auto", "cpu", "cuda"):
         reason = f"--device {device} is not supported (cpu and cuda are)"
     else:
-        reason = unsupported_reason(config.decoding)
+        reason = unsupported_reason(config, model_folders[0].tokenizer)
+    refused = ""
     if not reason:
         _check_quantization(quantization, device)
         try:
-            engine = CTranslate2Engine(
+            engine: Engine = CTranslate2Engine(
                 model_folders[0].settings.model,
                 model_folders[0].tokenizer,
                 model_folders[0].weights,
@@ -65,7 +67,7 @@ def load_engine(
                 load_fallback=load_torch if name == "auto" else None,
             )
         except UnsupportedError as error:
-            reason = error.reason
+            reason = refused = error.reason
         else:
             parity = model_folders[0].metrics.get(PARITY)
             has_failed = isinstance(parity, dict) and parity.get("is_equal") is False
@@ -75,7 +77,14 @@ def load_engine(
         raise UnsupportedError(reason)
     if quantization != "float32":
         raise SettingsError(f"--quantization {quantization}: needs CTranslate2: {reason}")
-    return load_torch()
+    try:
+        engine = load_torch()
+    except SettingsError as error:
+        also = refused and f"; {refused.removeprefix(f'--device {device}: ')}"
+        raise SettingsError(f"{error}{also}") from error
+    if refused:
+        logging.getLogger(__name__).warning(f"dragoman: {refused}; using PyTorch")
+    return engine
 
 
 def _check_quantization(quantization: Quantization, device: str) -> None:

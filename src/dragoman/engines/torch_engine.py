@@ -37,7 +37,7 @@ class TorchEngine:
         except (RuntimeError, AssertionError, TypeError) as error:  # Assertion: without CUDA
             has_gpu = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
             usable = ", ".join(["cpu", *(name for name, is_there in has_gpu.items() if is_there)])
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0].partition(". ")[0]
             raise SettingsError(
                 f"--device {device}: PyTorch cannot use it ({reason}); give auto or one of: {usable}"
             ) from error

@@ -196,7 +196,8 @@ def _add_evaluate(command: ArgumentParser) -> None:
     add("--sources", type=Path, metavar="FILE", help="with --hypotheses: the lines of the source")
     add("--out", type=Path, metavar="FOLDER",
         help="folder to write: scores.json, and rows.jsonl with the output and scores of each row "
-        "(default: MODEL/evaluation/NAME, by the name of PAIRS; without a model: none)")  # fmt: skip
+        "(default: MODEL/evaluation/NAME, by the name of PAIRS and the settings that are not "
+        "MODEL's own; without a model: none)")  # fmt: skip
     add("--report", type=Path, metavar="FILE", help="HTML report to write; it opens offline")
     add("--calibrate", action="store_true",
         help="calibrate MODEL's confidence on these pairs (use validation data)")  # fmt: skip
@@ -218,12 +219,10 @@ def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
 
     settings = read_settings(None, words)
     _check_report(arguments, arguments.pairs)
-    from dragoman.commands.evaluate import evaluate, name_evaluation
-    from dragoman.model_folder.folder import EVALUATION
+    from dragoman.commands.evaluate import evaluate
     from dragoman.reading.pairs import RowErrors
 
-    row_errors, name = RowErrors(), name_evaluation([Path(path) for path in arguments.pairs])
-    out = arguments.out or arguments.model / EVALUATION / name
+    row_errors = RowErrors()
     evaluation = evaluate(
         [arguments.model, *arguments.ensemble],
         arguments.pairs,
@@ -233,7 +232,8 @@ def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
         threads=arguments.threads,
         quantization=arguments.quantization,
         calibrate=arguments.calibrate,
-        out=out,
+        out=arguments.out,
+        into_model=True,
         report=arguments.report,
         row_errors=row_errors,
     )
@@ -241,7 +241,7 @@ def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
         print(f"dragoman: {line}", file=sys.stderr)
     if row_errors.total:
         print(f"dragoman: rows skipped: {row_errors.report()}", file=sys.stderr)
-    _print_evaluation(evaluation, arguments, out)
+    _print_evaluation(evaluation, arguments)
 
 
 def _check_report(arguments: Namespace, inputs: Sequence[str | Path | None]) -> None:
@@ -272,10 +272,10 @@ def _evaluate_outputs(arguments: Namespace, words: Sequence[str]) -> None:
         out=arguments.out,
         report=arguments.report,
     )
-    _print_evaluation(evaluation, arguments, arguments.out)
+    _print_evaluation(evaluation, arguments)
 
 
-def _print_evaluation(evaluation: "Evaluation", arguments: Namespace, out: Path | None) -> None:
+def _print_evaluation(evaluation: "Evaluation", arguments: Namespace) -> None:
     from dragoman.evaluation.evaluation import summarize
 
     content, confidence = evaluation.to_dict(), evaluation.confidence
@@ -283,7 +283,7 @@ def _print_evaluation(evaluation: "Evaluation", arguments: Namespace, out: Path 
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         print("\n".join([*summarize(content), *(confidence.describe() if confidence else ())]))
-    for path in (out, arguments.report):
+    for path in (evaluation.folder, arguments.report):
         if path is not None:
             print(f"written: {path}", file=sys.stderr)
 

@@ -257,11 +257,11 @@ class Predictor:
 
     def weights_sha256(self) -> list[str]:
         """Return the SHA-256 of the weights of each of its model folders."""
-        return [one.sha256 for one in self._list_weights()]
+        return [one.sha256 for one in self.list_weights()]
 
     def is_in_place(self) -> bool:
         """Return whether none of its model folders has been replaced since it was loaded."""
-        return all(one.is_in_place() for one in self._list_weights())
+        return all(one.is_in_place() for one in self.list_weights())
 
     def _refuse_nan(self, found: list[list[Prediction]]) -> list[list[Prediction]]:
         if any(map(_has_nan, found)):
@@ -273,7 +273,8 @@ class Predictor:
         other = "" if self.engine.name == "torch" else ", or --engine torch"
         return DragomanError(f"{PRODUCED_NAN}; use another model{other}")
 
-    def _list_weights(self) -> list[StoredWeights]:
+    def list_weights(self) -> list[StoredWeights]:
+        """Return the weights of each of its model folders."""
         return [one.weights for one in self.model_folders if isinstance(one.weights, StoredWeights)]
 
     def _make_rows(

@@ -5,8 +5,9 @@ import pytest
 
 import dragoman
 from conftest import make_words
+from dragoman.commands.compare import describe_comparison
 from dragoman.commands.evaluate import evaluate_model, find_run, list_evaluations, name_evaluation
-from dragoman.errors import DataError
+from dragoman.errors import DataError, SettingsError
 from dragoman.evaluation.evaluation import summarize, write_evaluation
 from dragoman.reading.pairs import Pair
 
@@ -89,10 +90,73 @@ def test_a_missing_run_is_named(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("test.tsv.gz", "test"), ("a/b/x.jsonl", "x"), (".hidden", "pairs")]
+    ("names", "expected"),
+    [
+        (["test.tsv.gz"], "test"),
+        (["a/b/x.jsonl"], "x"),
+        ([".hidden"], "hidden"),
+        (["test.v1.tsv"], "test.v1"),
+        (["test.v2"], "test.v2"),
+        (["news.2024.en.gz", "news.2024.de.gz"], "news.2024"),
+    ],
 )
-def test_an_evaluation_has_the_name_of_its_file(name, expected, tmp_path):
-    assert name_evaluation([tmp_path / name]) == expected
+def test_an_evaluation_has_the_name_of_its_file(names, expected, tmp_path):
+    assert name_evaluation([tmp_path / name for name in names]) == expected
+
+
+def test_only_the_model_with_its_own_settings_replaces_its_evaluation(trained, tmp_path):
+    model = shutil.copytree(trained[0], tmp_path / "model")
+    for name, words in (("test", WORDS), ("other", WORDS[:30])):
+        (tmp_path / f"{name}.tsv").write_text("".join(f"{w}\t{w.upper()}\n" for w in words))
+
+    def place(*words, models=(model,), pairs=tmp_path / "test.tsv", **options):
+        settings = dragoman.read_settings(None, words)
+        found = dragoman.evaluate(list(models), pairs, settings, into_model=True, **options)
+        return found.folder.relative_to(model / "evaluation").as_posix()
+
+    fast = ["--evaluation.resamples", "100"]
+    assert place() == place("--decoding.beam_size", "1", engine="torch") == "test"
+    assert place("--decoding.beam_size", "2", *fast) == "test,beam_size=2,resamples=100"
+    assert place(quantization="int8") == "test,int8"
+    assert place(models=(model, trained[0])).startswith("test,ensemble=model-")
+    assert place("--decoding.regex", "[A-Z]*").startswith("test,settings-")
+    (tmp_path / "new").mkdir()
+    other = shutil.copy(tmp_path / "other.tsv", tmp_path / "new" / "test.tsv")
+    assert place(pairs=other) == place(pairs=other) == "test-2"
+    again = shutil.copy(tmp_path / "test.tsv", tmp_path / "new" / "test.tsv")
+    assert place(pairs=again) == "test"
+    shutil.copy(tmp_path / "other.tsv", again)  # changed since
+    assert place(pairs=again) == "test"
+    before = (model / "calibration.json").read_bytes()
+    with pytest.raises(SettingsError, match="each model has its own calibration"):
+        place(models=(model, trained[0]), calibrate=True)
+    assert (model / "calibration.json").read_bytes() == before
+
+
+def test_a_comparison_names_every_setting_that_differs(trained, tmp_path):
+    pairs = tmp_path / "test.tsv"
+    pairs.write_text("".join(f"{w}\t{w.upper()}\n" for w in WORDS))
+    wide = dragoman.read_settings(None, ["--decoding.beam_size", "2"])
+    for name, models, settings in (("a", 1, None), ("b", 1, wide), ("c", 2, None)):
+        dragoman.evaluate(
+            [trained[0]] * models, pairs, settings, out=tmp_path / name, engine="torch"
+        )
+    shutil.copy(tmp_path / "a" / "rows.jsonl", tmp_path / "rows.jsonl")
+    runs = [tmp_path / name for name in ("a", "b", "c", "rows.jsonl")]
+    beams, ensemble, unknown = dragoman.compare(runs)
+    assert beams.different_settings == {"decoding.beam_size": ("1", "2")}
+    assert "settings that differ: decoding.beam_size 1 -> 2" in describe_comparison(beams)[1]
+    assert ensemble.different_settings == {"--ensemble": ("1 models", "2 models")}
+    assert unknown.different_settings == {"settings": ("recorded", "not recorded")}
+    old = tmp_path / "old"  # 0.1 recorded the decoding only, under names of then
+    shutil.copytree(runs[0], old)
+    content = json.loads((old / "scores.json").read_text())
+    content["model"] = {"decoding": {"beam_size": 4, "cut_mark": " [truncated]"}}
+    (old / "scores.json").write_text(json.dumps(content))
+    seeds = f"{old},{runs[1]}"
+    [found] = dragoman.compare([runs[0], seeds])
+    assert found.different_settings["decoding.beam_size"] == ("1", "4, 2")
+    assert found.to_dict()["different_settings"] == found.different_settings
 
 
 def test_evaluate_in_python_does_what_the_command_does(trained, tmp_path):

@@ -1,14 +1,15 @@
 """`dragoman compare`: compare the first of several evaluations, on the same rows, with the others."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from dragoman.commands.evaluate import find_run
-from dragoman.configuration import check_sections, merge_settings
-from dragoman.errors import DataError
+from dragoman.configuration import check_sections, merge_settings, update_stored
+from dragoman.errors import DataError, shorten
 from dragoman.evaluation.evaluation import TargetTokenization
 from dragoman.evaluation.metrics import choose_metrics
 from dragoman.evaluation.significance import Comparison
@@ -56,14 +57,20 @@ def compare(
         separator=tokenization.separator,
         has_symbols=tokenization.has_symbols,
     )
+    used = {
+        name: [_list_settings(content) for _, content in runs] for name, runs in systems.items()
+    }
     return [
-        compare_rows(
-            rows[baseline],
-            rows[other],
-            metrics,
-            evaluation,
-            names=(baseline, other),
-            num_rows=num_rows,
+        replace(
+            compare_rows(
+                rows[baseline],
+                rows[other],
+                metrics,
+                evaluation,
+                names=(baseline, other),
+                num_rows=num_rows,
+            ),
+            different_settings=_find_differences(used[baseline], used[other]),
         )
         for other in names[1:]
     ]
@@ -76,8 +83,12 @@ def describe_comparison(found: Comparison) -> list[str]:
     if max(found.baseline_runs, found.other_runs) > 1:
         head += f", {found.other_runs} against {found.baseline_runs} runs"
     level = f"{100 * found.level:g}%"
-    lines = [
-        head,
+    lines = [head]
+    if found.different_settings:
+        differing = found.different_settings.items()
+        shown = [f"{name} {shorten(one)} -> {shorten(two)}" for name, (one, two) in differing]
+        lines.append(f"  settings that differ: {'; '.join(shown)}")
+    lines += [
         f"  {'':<{width}}  baseline    other  difference [{level}]          p (bootstrap, swaps)",
     ]
     for one in found.differences.values():
@@ -102,6 +113,35 @@ def describe_comparison(found: Comparison) -> list[str]:
             f"    other      {row.other}  ({row.other_score:.1f})",
         ]
     return lines
+
+
+def _list_settings(content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of a stored evaluation, as text; {}: it has none."""
+    model, speed = (dict(content.get(name) or {}) for name in ("model", "speed"))
+    decoding = update_stored(model.get("decoding") or {}, "decoding.")  # all that 0.1 stored
+    settings = model.get("settings") or {f"decoding.{name}": decoding[name] for name in decoding}
+    given = {f"--{name}": speed[name] for name in ("engine", "quantization") if name in speed}
+    if settings:
+        given["--ensemble"] = f"{max(1, len(model.get('models') or ()))} models"
+    return {name: str(value) for name, value in {**given, **settings}.items() if name != "version"}
+
+
+def _find_differences(
+    baseline: Sequence[Mapping[str, str]], other: Sequence[Mapping[str, str]]
+) -> dict[str, tuple[str, str]]:
+    """Return the values of each setting that is not the same in all runs of both systems."""
+    found, runs = {}, [*baseline, *other]
+
+    def show(name: str, of: Sequence[Mapping[str, str]]) -> str:
+        return ", ".join(dict.fromkeys(run.get(name, "not recorded") for run in of))
+
+    for name in dict.fromkeys(name for run in runs for name in run):
+        if len({run.get(name) for run in runs if run}) > 1:
+            found[name] = show(name, baseline), show(name, other)
+    if any(runs) and not all(runs):
+        known = ["recorded" if all(of) else "not recorded" for of in (baseline, other)]
+        found["settings"] = known[0], known[1]
+    return found
 
 
 def _find_settings(

@@ -1,16 +1,20 @@
 """`dragoman evaluate`: score a model on pairs, or outputs in files; and find stored evaluations."""
 
+import hashlib
+import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from dragoman.commands.report import report_model, report_outputs
-from dragoman.configuration import check_sections
+from dragoman.configuration import check_sections, flatten_settings
 from dragoman.engines.engine import Quantization
 from dragoman.engines.load import EngineName
-from dragoman.errors import DataError, ModelFolderError
+from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.evaluation.breakdown import count_rarest
 from dragoman.evaluation.confidence import Calibration, calibrate, find_confidence, measure
 from dragoman.evaluation.evaluation import (
@@ -26,7 +30,8 @@ from dragoman.evaluation.output_rows import Row, group_references, read_outputs,
 from dragoman.model_folder.calibration import write_calibration
 from dragoman.model_folder.folder import EVALUATION, is_model_folder
 from dragoman.predictor import PRODUCED_NAN, Predictor
-from dragoman.reading.pairs import InvalidRow, Pair, RowErrors, Source, read_pairs
+from dragoman.reading.pairs import SUFFIXES, InvalidRow, Pair, RowErrors, Source, read_pairs
+from dragoman.reading.text_files import strip_packing
 from dragoman.settings import Settings
 
 Paths = str | Path | Sequence[str | Path]
@@ -43,6 +48,7 @@ def evaluate(
     quantization: Quantization = "float32",
     calibrate: bool = False,
     out: str | Path | None = None,
+    into_model: bool = False,
     report: str | Path | None = None,
     row_errors: RowErrors | None = None,
 ) -> Evaluation:
@@ -57,13 +63,17 @@ def evaluate(
         calibrate: Calibrate the model's confidence on these pairs (use validation pairs), and store
             that in its folder.
         out: Folder to write: rows.jsonl and scores.json; None: write neither.
+        into_model: Without `out`, write into the model folder: see `find_place`.
         report: HTML file to write.
         row_errors: Gets the rows that could not be read, where data.broken_rows skips them.
 
     Raises:
         DataError: There are no pairs, or one is too long for the model.
         ModelFolderError: The model was replaced meanwhile.
+        SettingsError: `calibrate` is given for an ensemble.
     """
+    if calibrate and not isinstance(path, str | Path) and len(path) > 1:
+        raise SettingsError("--calibrate: each model has its own calibration; leave out --ensemble")
     model = Predictor.load(
         path, settings, engine=engine, device=device, threads=threads, quantization=quantization
     )
@@ -80,8 +90,11 @@ def evaluate(
         raise ModelFolderError(
             f"{folder}: the model was replaced while it was evaluated: try again"
         )
+    if out is None and into_model:
+        out = find_place(folder, name_evaluation(paths), model, evaluation)
     if out is not None:
         write_evaluation(Path(out), evaluation)
+        evaluation = replace(evaluation, folder=Path(out))
     if calibrate:
         stored = confidence.to_stored(list(map(str, paths)), model.settings.decoding)
         write_calibration(folder, stored)
@@ -130,6 +143,7 @@ def evaluate_outputs(
     evaluation = evaluate_rows(rows, (settings or Settings()).evaluation)
     if out is not None:
         write_evaluation(Path(out), evaluation)
+        evaluation = replace(evaluation, folder=Path(out))
     if report is not None:
         report_outputs(Path(report), name_evaluation([Path(hypotheses)]), evaluation)
     return evaluation
@@ -192,7 +206,11 @@ def evaluate_model(
             "quantization": model.engine.quantization,
         },
         model={
-            "decoding": settings.decoding.model_dump(mode="json"),
+            "models": [
+                {"folder": str(one.path.parent), "weights_sha256": one.sha256}
+                for one in model.list_weights()
+            ],
+            "settings": flatten_settings(settings),
             "out_of_reach": _find_out_of_reach(model, rows),
         },
     )
@@ -242,8 +260,49 @@ def predict_pairs(model: Predictor, pairs: Iterable[Pair]) -> list[Row]:
 
 
 def name_evaluation(paths: Sequence[Path]) -> str:
-    """Return the name of an evaluation on these files: "test" for "test.tsv.gz"."""
-    return paths[0].name.partition(".")[0] or "pairs"
+    """Return the name of an evaluation on these files: "test.v1" for "test.v1.tsv.gz"."""
+    bare = strip_packing(paths[0])
+    is_format = len(paths) > 1 or bare.suffix.lower() in (*SUFFIXES, ".txt")
+    return (bare.stem if is_format else bare.name).lstrip(".") or "pairs"
+
+
+def find_place(folder: Path, name: str, model: Predictor, evaluation: Evaluation) -> Path:
+    """Return where in the model folder `folder` an evaluation on the pairs `name` belongs.
+
+    That of the model with its own settings has this name. Others name the settings that differ, as
+    in "test,beam_size=5". An evaluation on other pairs is not replaced: "test-2".
+    """
+    own, used = map(flatten_settings, (model.model_folders[0].settings, model.settings))
+    differing = [
+        f"{setting.rpartition('.')[2]}={used[setting]}"
+        for setting in used
+        if setting.startswith(_CHANGE_SCORES) and used[setting] != own[setting]
+    ]
+    if model.engine.quantization != "float32":
+        differing.append(model.engine.quantization)
+    differing += [
+        f"ensemble={other.path.absolute().parent.name}-{other.sha256[:6]}"
+        for other in model.list_weights()[1:]
+    ]
+    label = "".join(f",{one}" for one in differing)
+    if not re.fullmatch(r"[\w.,=+-]{,100}", label):  # not for a file name
+        label = f",settings-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    content = evaluation.to_dict()
+    for number in count(1):
+        place = folder / EVALUATION / f"{name}{label}{f'-{number}' if number > 1 else ''}"
+        if not (place / SCORES).is_file():
+            break
+        with suppress(DataError):  # a damaged one is replaced
+            _, found = read_evaluation(place)
+            if all(found.get(key) != content[key] for key in ("test_rows_digest", "data")):
+                continue
+        break
+    return place
+
+
+_CHANGE_SCORES = (
+    "decoding.", "evaluation.", "data.max_characters", "data.broken_rows", "data.long_rows"
+)  # fmt: skip
 
 
 def find_run(path: Path, name: str = "") -> tuple[list[Row], dict[str, Any]]:

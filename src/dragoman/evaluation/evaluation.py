@@ -98,7 +98,8 @@ class Evaluation:
     speed: Mapping[str, Any] = field(
         default_factory=dict
     )  # rows_per_s, seconds, engine, quantization
-    model: Mapping[str, Any] = field(default_factory=dict)  # which one, and how it decoded
+    model: Mapping[str, Any] = field(default_factory=dict)  # models, and all their settings
+    folder: Path | None = None  # where it was written
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of scores.json."""

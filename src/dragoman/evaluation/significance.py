@@ -73,6 +73,7 @@ class Comparison:
     differences: dict[str, Difference]  # by the name of the metric
     different_by: str  # name of the metric that chose `different_rows`
     different_rows: tuple[DifferentRow, ...]  # the most different first
+    different_settings: Mapping[str, tuple[str, str]]  # values by name, where they are recorded
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as `compare --json` prints them."""
@@ -84,6 +85,7 @@ class Comparison:
             "baseline_runs": self.baseline_runs,
             "other_runs": self.other_runs,
             "scores": {name: asdict(one) for name, one in self.differences.items()},
+            "different_settings": dict(self.different_settings),
             "different_by": self.different_by,
             "different_rows": [
                 {**asdict(row), "references": list(row.references)} for row in self.different_rows
@@ -172,6 +174,7 @@ def compare(
         baseline_runs=len(baseline),
         other_runs=len(other),
         differences=differences,
+        different_settings={},
         different_by=by.name,
         different_rows=_find_different_rows(baseline, other, by, by_statistics, num_rows),
     )

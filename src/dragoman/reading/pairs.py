@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 Format = Literal["tsv", "csv", "jsonl", "parquet", "parallel"]
-_BY_SUFFIX: dict[str, Format] = {
+SUFFIXES: dict[str, Format] = {
     ".tsv": "tsv",
     ".csv": "csv",
     ".jsonl": "jsonl",
@@ -395,4 +395,4 @@ def _find_layout(paths: Sequence[Path], settings: DataSettings) -> Format:
 def _find_suffix(path: Path) -> Format | None:
     if strip_packing(path).suffix.lower() == ".tmx":
         raise DataError(f"{path}: TMX is not read; write its segments as two columns:\n{_FROM_TMX}")
-    return _BY_SUFFIX.get(strip_packing(path).suffix.lower())
+    return SUFFIXES.get(strip_packing(path).suffix.lower())

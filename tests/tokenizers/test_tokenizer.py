@@ -4,8 +4,10 @@ import copy
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 import unicodedata
 
 import pytest
@@ -15,8 +17,15 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from dragoman.errors import DataError, DragomanError, ModelFolderError, SettingsError
 from dragoman.settings import SideSettings
-from dragoman.tokenizers import subwords
-from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNKNOWN_ID, Tokenizer
+from dragoman.tokenizers import closed_vocabulary, subwords
+from dragoman.tokenizers.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    FIRST_TEXT_ID,
+    PAD_ID,
+    UNKNOWN_ID,
+    Tokenizer,
+)
 
 TEXTS = [
     "ein Haus am See",
@@ -339,6 +348,23 @@ def test_settings_that_do_not_suit_their_kind_are_refused(side, message):
 def test_a_pattern_with_catastrophic_backtracking_is_a_settings_error():
     with pytest.raises(SettingsError, match="too many steps"):
         Tokenizer.train(["a" * 60], SideSettings(kind="regex", pattern="(a+)+b"))
+
+
+def test_a_pattern_that_runs_for_minutes_is_left_after_its_time_limit(monkeypatch):
+    monkeypatch.setattr(closed_vocabulary, "_PATTERN_S", 0.2)
+    pattern = r".{0,50}.{0,50}.{0,50}.{0,50}\x{1F600}|."
+    tokenizer = Tokenizer.train(["a"], SideSettings(kind="regex", pattern=pattern))
+    assert tokenizer.encode("aa") == [FIRST_TEXT_ID, FIRST_TEXT_ID]
+    with pytest.raises(SettingsError, match="too many steps on texts such as 'aaaa"):
+        tokenizer.encode("a" * 100)
+
+
+def test_a_pattern_can_be_interrupted():
+    pattern = r".{0,50}.{0,50}.{0,50}.{0,50}\x{1F600}|."
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.train(["a" * 100], SideSettings(kind="regex", pattern=pattern))
 
 
 def break_bpe(change):

@@ -1,13 +1,17 @@
 """A vocabulary of the tokens seen in training, for text that a rule cuts; and the special ids."""
 
+import functools
+import os
+import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
-from itertools import chain, repeat
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from itertools import chain, islice, repeat
 from typing import Any, Final
 
 from pydantic import TypeAdapter
-from tokenizers import Regex
+from tokenizers import Encoding, Regex, models
+from tokenizers import Tokenizer as Backend
 from tokenizers.pre_tokenizers import Split
 
 from dragoman.characters import find_surrogate
@@ -22,7 +26,10 @@ UNKNOWN_ID: Final = 3
 FIRST_TEXT_ID: Final = 4
 SPECIAL_NAMES: Final = ("<pad>", "<s>", "</s>", "<unk>")
 
-Cut = Callable[[str], Sequence[str]]
+_PATTERN_ROWS = 1000  # cut together
+_PATTERN_S, _PATTERN_S_PER_CHARACTER = 10.0, 1e-5  # the longest that a pattern may take for them
+
+Cut = Callable[[Iterable[str]], Iterator[Sequence[str]]]
 
 
 class ClosedVocabulary:
@@ -42,7 +49,7 @@ class ClosedVocabulary:
     @classmethod
     def train(cls, texts: Iterable[str], settings: SideSettings) -> "ClosedVocabulary":
         """Return the vocabulary of every token in `texts`."""
-        counts = Counter(chain.from_iterable(map(make_cut(settings), texts)))
+        counts = Counter(chain.from_iterable(make_cut(settings)(texts)))
         return cls(sorted(counts, key=lambda token: (-counts[token], token)), settings)
 
     @property
@@ -52,12 +59,12 @@ class ClosedVocabulary:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each of `texts`."""
-        find, cut, unknown = self._ids.get, self._cut, repeat(UNKNOWN_ID)
-        return [list(map(find, cut(text), unknown)) for text in texts]
+        find, unknown = self._ids.get, repeat(UNKNOWN_ID)
+        return [list(map(find, tokens, unknown)) for tokens in self._cut(texts)]
 
     def find_unknown(self, text: str) -> list[str]:
         """Return the tokens of `text` that have no id."""
-        return [token for token in self._cut(text) if token not in self._ids]
+        return [token for token in next(self._cut([text])) if token not in self._ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, all in range; special ids give none."""
@@ -93,18 +100,18 @@ class ClosedVocabulary:
 
 
 def make_cut(settings: SideSettings) -> Cut:
-    """Return the function that cuts a text, in its Unicode form, into tokens.
+    """Return the function that cuts texts, in their Unicode form, into tokens.
 
     Raises:
         SettingsError: The pattern of kind regex is not a regular expression.
     """
     match settings.kind:
         case "characters":
-            return str  # a string is the sequence of its code points
+            return iter  # a string is the sequence of its code points
         case "symbols":
             separator = _separator(settings)
             # Empty symbols are kept, so that doubled and outer separators come back.
-            return lambda text: text.split(separator) if text else ()
+            return lambda texts: (text.split(separator) if text else () for text in texts)
         case "regex":
             return _make_pattern_cut(settings.pattern)
         case "bpe" | "unigram":
@@ -130,21 +137,67 @@ def _separator(settings: SideSettings) -> str:
 
 
 def _make_pattern_cut(pattern: str) -> Cut:
+    backend = Backend(models.WordLevel({"": 0}, unk_token=""))
     try:
-        splitter = Split(Regex(pattern), behavior="isolated")
+        backend.pre_tokenizer = Split(Regex(pattern), behavior="isolated")
     except Exception as error:  # tokenizers raises plain Exceptions
         raise SettingsError(f"pattern {pattern!r} is not a regular expression: {error}") from error
 
-    def cut(text: str) -> Sequence[str]:
-        try:
-            return [piece for piece, _ in splitter.pre_tokenize_str(text)]
-        except BaseException as error:
-            # tokenizers 0.23 panics when the engine gives up, and exports no name for the panic.
-            if type(error).__name__ != "PanicException":
-                raise
-            raise SettingsError(
-                f"pattern {pattern!r} takes too many steps on the text {text[:40]!r} ({error}): "
-                "write it without a repetition inside a repetition"
-            ) from error
+    def cut(texts: Iterable[str]) -> Iterator[Sequence[str]]:
+        rest = iter(texts)
+        while rows := list(islice(rest, _PATTERN_ROWS)):
+            for text, encoding in zip(rows, _match(backend, pattern, rows), strict=True):
+                yield [text[start:end] for start, end in encoding.offsets]
 
     return cut
+
+
+def _match(backend: Backend, pattern: str, rows: list[str]) -> list[Encoding]:
+    """Return where `pattern` matches in each of `rows`.
+
+    The pattern may be a stranger's, and the engine backtracks: it runs in a thread that is left
+    alone after a time limit, or when the user interrupts.
+
+    Raises:
+        SettingsError: The pattern takes too many steps, or too long.
+        UnicodeEncodeError: A text holds a lone surrogate.
+    """
+    for text in rows:
+        text.encode()
+    found: list[Encoding] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.extend(backend.encode_batch(rows, add_special_tokens=False))
+        except BaseException as error:
+            errors.append(error)
+
+    guard_forks()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    limit_s = _PATTERN_S + _PATTERN_S_PER_CHARACTER * sum(map(len, rows))
+    thread.join(limit_s)
+    # tokenizers 0.23 panics when the engine gives up, and exports no name for the panic.
+    if thread.is_alive() or (errors and type(errors[0]).__name__ == "PanicException"):
+        why = f"over {limit_s:.0f} s" if thread.is_alive() else str(errors[0])
+        raise SettingsError(
+            f"pattern {pattern!r} takes too many steps on texts such as {max(rows, key=len)[:40]!r} "
+            f"({why}): write it with fewer repetitions, inside or after each other"
+        )
+    if errors:
+        raise errors[0]
+    return found
+
+
+@functools.cache
+def guard_forks() -> None:
+    """Let tokenizers use threads, but not in a forked child, where they would hang.
+
+    Left to itself it prints a warning at every fork. A value set by the user stays.
+    """
+    if "TOKENIZERS_PARALLELISM" not in os.environ:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+        os.register_at_fork(
+            after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false")
+        )

@@ -6,7 +6,6 @@ printable character. Pieces are strings of such characters, and each of the 256 
 
 import functools
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -15,7 +14,12 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from dragoman.settings import SideSettings
-from dragoman.tokenizers.closed_vocabulary import FIRST_TEXT_ID, SPECIAL_NAMES, find_free_name
+from dragoman.tokenizers.closed_vocabulary import (
+    FIRST_TEXT_ID,
+    SPECIAL_NAMES,
+    find_free_name,
+    guard_forks,
+)
 
 SMALLEST_SUBWORD_VOCABULARY: Final = FIRST_TEXT_ID + 256
 
@@ -56,7 +60,7 @@ class Subwords:
     @classmethod
     def train(cls, texts: Iterable[str], settings: SideSettings) -> "Subwords":
         """Return at most `settings.vocab_size` pieces, trained on `texts` (one not empty)."""
-        _guard_forks()
+        guard_forks()
         return cls(_build(_train(texts, settings), settings))
 
     @property
@@ -68,7 +72,7 @@ class Subwords:
         """Return the ids of each of `texts`, computed by as many threads as there are cores."""
         if len(texts) == 1:  # threads started for it would slow down the engine
             return [self._backend.encode(texts[0], add_special_tokens=False).ids]
-        _guard_forks()
+        guard_forks()
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -204,16 +208,3 @@ def _byte_alphabet() -> dict[str, int]:
     alphabet = {chr(byte): byte for byte in printable}
     alphabet.update({chr(256 + place): byte for place, byte in enumerate(others)})
     return alphabet
-
-
-@functools.cache
-def _guard_forks() -> None:
-    """Let tokenizers use threads, but not in a forked child, where they would hang.
-
-    Left to itself it prints a warning at every fork. A value set by the user stays.
-    """
-    if "TOKENIZERS_PARALLELISM" not in os.environ:
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"
-        os.register_at_fork(
-            after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false")
-        )

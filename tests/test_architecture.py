@@ -18,7 +18,7 @@ ROWS = [
         "configuration",
         "cli_options",
     },
-    {"storage"},
+    {"storage", "terminal"},
     {"reading", "tokenizers", "model_folder"},
     {"presets"},
     {"data"},

@@ -1,5 +1,6 @@
-"""What a single character is: hidden from the reader, or half of a character."""
+"""What a single character is: hidden from the reader, a command to a terminal, or half of one."""
 
+import re
 import unicodedata
 from functools import cache
 from typing import Final
@@ -11,6 +12,13 @@ _VISIBLE_FORMATS = (
     "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\u180e\U000110bd\U000110cd"
 )
 _MUSIC_AND_HIEROGLYPHS = ("\U00013430", "\U0001d17a")
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+
+
+def escape_controls(text: str) -> str:
+    """Return `text` with its control characters, which command a terminal, in the form \\u001b."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 @cache

@@ -25,6 +25,7 @@ from dragoman.cli_options import (
     read_command_line,
 )
 from dragoman.errors import DragomanError, Stopped
+from dragoman.terminal import printed_streams, write_data
 
 if TYPE_CHECKING:
     from dragoman.evaluation.evaluation import Evaluation
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 2 for an error that the user can fix."""
+    with printed_streams():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments, words = read_command_line(sys.argv[1:] if argv is None else argv, COMMANDS)
         COMMANDS[arguments.command].run(arguments, words)
@@ -47,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
             raise
         _discard_output()
-        return 128 + signal.SIGPIPE
+        return 128 + getattr(signal, "SIGPIPE", 13)  # Windows has none
     return 0
 
 
@@ -280,7 +286,7 @@ def _print_evaluation(evaluation: "Evaluation", arguments: Namespace) -> None:
 
     content, confidence = evaluation.to_dict(), evaluation.confidence
     if arguments.json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        _print_json(content)
     else:
         print("\n".join([*summarize(content), *(confidence.describe() if confidence else ())]))
     for path in (evaluation.folder, arguments.report):
@@ -308,7 +314,7 @@ def _compare(arguments: Namespace, words: Sequence[str]) -> None:
 
     found = compare(arguments.runs, settings, on=arguments.on, num_rows=arguments.rows)
     if arguments.json:
-        print(json.dumps([one.to_dict() for one in found], indent=2, ensure_ascii=False))
+        _print_json([one.to_dict() for one in found])
     else:
         print("\n\n".join("\n".join(describe_comparison(one)) for one in found))
 
@@ -336,7 +342,7 @@ def _inspect(arguments: Namespace, words: Sequence[str]) -> None:
 
     inspection = inspect(arguments.pairs, settings)
     if arguments.json:
-        print(json.dumps(inspection.to_dict(), indent=2, ensure_ascii=False))
+        _print_json(inspection.to_dict())
     else:
         print_inspection(inspection)
 
@@ -441,6 +447,10 @@ COMMANDS = {
         sections=(),
     ),
 }  # fmt: skip
+
+
+def _print_json(content: object) -> None:
+    write_data(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _print_last(message: str) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from dragoman.characters import escape_controls
+
 
 def shorten(text: str, longest: int = 80) -> str:
     """Return `text` for a message: at most `longest` characters, without control characters."""
@@ -11,6 +13,9 @@ def shorten(text: str, longest: int = 80) -> str:
 
 class DragomanError(Exception):
     """An error in the input: the command line shows one message and exits with code 2."""
+
+    def __str__(self) -> str:
+        return escape_controls(super().__str__())
 
     @classmethod
     def gather(cls, messages: Sequence[str]) -> "DragomanError":

@@ -246,8 +246,9 @@ def _identify(path: Path) -> tuple[int, int] | None:
 
 def _flush(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk; not every system can flush folders."""
-    with contextlib.suppress(*([OSError] if path.is_dir() else [])):
-        descriptor = os.open(path, os.O_RDONLY)
+    is_folder = path.is_dir()
+    with contextlib.suppress(*([OSError] if is_folder else [])):
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows needs it
         try:
             os.fsync(descriptor)
         finally:

@@ -46,7 +46,7 @@ from dragoman.training.device import explain_out_of_memory, find_device, is_out_
 from dragoman.training.graceful_stop import SignalHandler, StopTraining, handle_signals
 from dragoman.training.logs import make_loggers
 from dragoman.training.resume import CHECKPOINTS, DATA, ResumePoint, find_resume_point
-from dragoman.training.run_context import RunContext, StartTimer
+from dragoman.training.run_context import RunContext, StartTimer, TextConsole
 
 Resume = Literal["no", "auto", "must"]
 
@@ -90,7 +90,7 @@ def fit(
         Stopped: By SIGINT, SIGTERM or SIGHUP, with a checkpoint.
     """
     started_s = time.monotonic()
-    console, settings = console or Console(stderr=True), settings or Settings()
+    console, settings = console or TextConsole(stderr=True), settings or Settings()
     out, folder = name_folders(Path(out))
     with lock_folder(out), handle_signals(console) as signals, _explain_resume(out, folder):
         context = RunContext(console=console, timer=timer or StartTimer(), signals=signals)
@@ -126,7 +126,7 @@ def dry_run(
 
     Returns the settings that `fit` would use. Writes nothing, except prepared data into the cache.
     """
-    console, timer = console or Console(stderr=True), timer or StartTimer()
+    console, timer = console or TextConsole(stderr=True), timer or StartTimer()
     context = RunContext(console=console, timer=timer, signals=SignalHandler(console))
     with start_run(pairs, Path(out), settings or Settings(), overwrite, context) as run:
         context.report(f"would write: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)")

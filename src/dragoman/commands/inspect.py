@@ -46,6 +46,7 @@ from dragoman.reading.row_errors import OVER_LONG
 from dragoman.reading.statistics import collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings
 from dragoman.tokenizers.tokenizer import PairTokenizer
+from dragoman.training.run_context import TextConsole
 
 _SHOWN = 5  # examples of a finding
 _STYLES = {"fault": "bold red", "warning": "bold yellow", "note": "bold cyan"}
@@ -208,7 +209,7 @@ def _skip_invalid(data: DataSettings) -> DataSettings:
 def print_inspection(inspection: Inspection) -> None:
     """Print an inspection on standard output; markup in the user's text has no effect."""
     width = None if sys.stdout.isatty() else _WIDE
-    console = Console(width=width, highlight=False)
+    console = TextConsole(width=width, highlight=False)
     console.print(_list_lengths(inspection))
     for note in inspection.notes:
         console.print(Text(note))

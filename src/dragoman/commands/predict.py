@@ -8,7 +8,6 @@ are renamed, the main one last; then the journal goes. The partial file of a .pa
 """
 
 import hashlib
-import io
 import json
 import os
 import sys
@@ -20,7 +19,7 @@ from datetime import timedelta
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from filelock import Timeout
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
@@ -45,6 +44,7 @@ from dragoman.reading.pairs import (
 )
 from dragoman.settings import DecodingSettings
 from dragoman.storage import hold_lock, is_same_file, sha256, staged_file
+from dragoman.terminal import write_data
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -202,13 +202,11 @@ def _stream(model: Predictor, job: Job) -> State:
     """Write to standard output, or to a pipe or device, as the rows come."""
     state, writers, low = State(), _make_writers(model, job), job.low_confidence_output
     with ExitStack() as stack:
-        if job.output is None:
-            assert isinstance(sys.stdout, io.TextIOWrapper)
-            sys.stdout.reconfigure(encoding="utf-8")
-            output: IO[str] = sys.stdout
-        else:
+        output: IO[str] = sys.stdout
+        writes: list[Callable[[str], object]] = [write_data]
+        if job.output is not None:
             output = stack.enter_context(job.output.open("w", encoding="utf-8"))
-        writes: list[Callable[[str], object]] = [output.write]
+            writes = [output.write]
         if low is not None:
             stack.enter_context(_lock_files({"--low-confidence-output": low}))
             partial, pack = stack.enter_context(staged_file(low)), find_packer(low)
@@ -217,7 +215,9 @@ def _stream(model: Predictor, job: Job) -> State:
             writes.append(lambda text: file.write(pack(text.encode()) if text else b""))
         for write, writer in zip(writes, writers, strict=True):
             write(writer.header())
-        for window in make_windows(_read_rows(model, job)):
+        rows = _read_rows(model, job)
+        is_typed = job.input is None and sys.stdin.isatty()
+        for window in ([row] for row in rows) if is_typed else make_windows(rows):
             texts = _predict(model, job, window, writers, state)
             for write, text in zip(writes, texts, strict=True):
                 write(text)
@@ -455,8 +455,9 @@ def _sync(files: Iterable[IO[bytes]]) -> None:
 
 
 def _read_rows(model: Predictor, job: Job, position: FilePosition | None = None) -> Iterator[Row]:
+    stdin = _Prompt() if sys.stdin.isatty() else sys.stdin.buffer
     return read_sources(
-        sys.stdin.buffer if job.input is None else job.input,
+        cast(BinaryIO, stdin) if job.input is None else job.input,
         model.settings.data,
         has_target=job.scores_targets,
         prefix=job.prefix,
@@ -464,6 +465,22 @@ def _read_rows(model: Predictor, job: Job, position: FilePosition | None = None)
         position=position,
         report=lambda line: print(f"dragoman: {line}", file=sys.stderr),
     )
+
+
+class _Prompt:
+    """Standard input, typed at a terminal: a prompt before each line."""
+
+    def __init__(self) -> None:
+        end = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
+        print(f"dragoman: type a source and Enter; {end} ends", file=sys.stderr)
+
+    def read(self, size: int) -> bytes:
+        """Return the next line; b"" at the end."""
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.buffer.readline()
+        if not line:
+            print(file=sys.stderr)
+        return line
 
 
 def _make_writers(model: Predictor, job: Job) -> list[RowWriter]:
@@ -546,12 +563,15 @@ class ProgressDisplay:
             message += f", {timedelta(seconds=round(left_s))} left"
         if sys.stderr.isatty():
             if self._bar is None:
-                from rich.console import Console
                 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+                from dragoman.training.run_context import TextConsole
 
                 columns = (TextColumn("predicting"), BarColumn(), TaskProgressColumn())
                 text = TextColumn("{task.description}")
-                self._bar = Progress(*columns, text, console=Console(stderr=True), transient=True)
+                self._bar = Progress(
+                    *columns, text, console=TextConsole(stderr=True), transient=True
+                )
                 self._bar.add_task(message, total=None if fraction is None else 1.0)
                 self._bar.start()
             self._bar.update(self._bar.task_ids[0], description=message, completed=fraction or 0.0)

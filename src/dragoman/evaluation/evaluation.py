@@ -221,7 +221,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
             write_rows(partial / ROWS, evaluation.rows, evaluation.row_scores)
             content = evaluation.to_dict()
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-            (partial / SCORES).write_text(text + "\n", encoding="utf-8")
+            (partial / SCORES).write_text(text + "\n", "utf-8", "replace")
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written: {error.strerror}; choose a folder with --out"

@@ -73,7 +73,7 @@ def write_rows(
 ) -> None:
     """Write a JSON object per line: the row, `exact_match`, and its `scores` by name."""
     scores = scores or {}
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors="replace") as file:  # names of files: any bytes
         for place, row in enumerate(rows):
             content: dict[str, Any] = {
                 "line": row.line,

@@ -1,7 +1,6 @@
 """Where a run computes: the device, the precision, the size of micro-batches, the memory."""
 
 import platform
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,11 @@ import torch
 from dragoman.data.sampler import choose_micro_batch_tokens
 from dragoman.errors import SettingsError, TrainingError
 from dragoman.settings import Settings, TrainingSettings
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 # Messages of torch, which has its own error only for GPUs, and of oneDNN below it.
 _CPU_MESSAGES = (
@@ -103,6 +107,8 @@ def find_peak_memory_mib() -> int:
     """Return the peak memory of this process so far: on its GPU if it used one, else resident."""
     if torch.cuda.is_available() and (on_gpu := torch.cuda.max_memory_allocated()):
         return on_gpu >> 20
+    if resource is None:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak >> 20 if sys.platform == "darwin" else peak >> 10  # bytes on macOS, KiB on Linux
 

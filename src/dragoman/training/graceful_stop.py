@@ -20,6 +20,8 @@ GRACE_PERIOD_S = 7.0  # from the signal on, for the current step to finish
 _STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+# Windows has none: there, a step may take its time.
+_ALARM = getattr(signal, "SIGALRM", None)
 
 
 class SignalHandler:
@@ -35,7 +37,7 @@ class SignalHandler:
         """Handle the signals, in the main thread only; ignored ones stay ignored, as under nohup."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python refuses it
-        for number in (*_STOP_SIGNALS, signal.SIGALRM):
+        for number in (*_STOP_SIGNALS, *([_ALARM] if _ALARM else ())):
             handler = signal.getsignal(number)
             if handler not in (signal.SIG_IGN, self._handle):
                 self._before.setdefault(number, handler)
@@ -49,7 +51,7 @@ class SignalHandler:
 
     def end_grace_period(self) -> None:
         """Stop the timer: the step has finished, and writing the checkpoint may take its time."""
-        if self.received:
+        if self.received and _ALARM:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -58,7 +60,7 @@ class SignalHandler:
         Raises:
             Stopped: At once.
         """
-        if number == signal.SIGALRM:
+        if number == _ALARM:
             assert self.received is not None
             message = f"{self.received.name}: stopped within a step that did not finish in time"
             raise Stopped(message, self.received)
@@ -68,7 +70,8 @@ class SignalHandler:
         if self.received or not self.is_training:
             raise Stopped(f"{received.name}: stopped", number)
         self.received = received
-        signal.setitimer(signal.ITIMER_REAL, GRACE_PERIOD_S)
+        if _ALARM:
+            signal.setitimer(signal.ITIMER_REAL, GRACE_PERIOD_S)
         with suppress(OSError, SystemExit):  # rich raises SystemExit where nobody reads
             self._console.print(
                 f"{received.name}: stopping after this step; send it again to stop at once",

@@ -2,14 +2,40 @@
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from dragoman.characters import escape_controls
 
 if TYPE_CHECKING:
     from dragoman.training.graceful_stop import SignalHandler
+
+
+class TextConsole(Console):
+    """A console on which control characters of texts are shown, and do not command the terminal."""
+
+    @property
+    def file(self) -> IO[str]:
+        """Where to write: under the streams of `terminal`, also while a bar has put its own there."""
+        file = super().file
+        return getattr(file, "rich_proxied_file", file)
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Yield the segments; only those of rich itself have control characters."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else escape_controls(segment.text)
+            yield segment._replace(text=text)
 
 
 class StartTimer:

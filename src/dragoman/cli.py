@@ -103,7 +103,7 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         from dragoman.model_folder.folder import dump_settings
 
         used = command.dry_run(pairs, out, settings, overwrite=overwrite, timer=timer)
-        print(dump_settings(used), end="")
+        write_data(dump_settings(used))
         return
     command.fit(pairs, out, settings, overwrite=overwrite, resume=arguments.resume, timer=timer)
     from dragoman.evaluation.evaluation import list_scores

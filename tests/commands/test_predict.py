@@ -384,6 +384,28 @@ def test_on_ctrl_c_it_says_that_the_same_command_resumes(trained, tmp_path):
     assert b"Traceback" not in message
 
 
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+@pytest.mark.parametrize("name", [".out.jsonl.partial", ".out.jsonl.journal.tmp"])
+def test_a_link_planted_at_a_known_name_is_replaced_and_not_followed(model, tmp_path, plant, name):
+    (tmp_path / "mine").write_text("mine")
+    plant(tmp_path / "mine", tmp_path / name)
+    (tmp_path / "in.txt").write_text("abc\n")
+    output, _ = predict(model, tmp_path / "in.txt", "out.jsonl")
+    assert output.read_text().startswith('{"')
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_link_in_place_of_a_partial_file_is_an_error(model, interrupted):
+    path, output = interrupted
+    partial = output.with_name(".out.jsonl.partial")
+    content = partial.read_bytes()
+    partial.rename(output.with_name("mine"))
+    partial.symlink_to("mine")
+    with pytest.raises(DragomanError, match=r"cannot be written: .* symbolic links"):
+        predict(model, path, "out.jsonl")
+    assert output.with_name("mine").read_bytes() == content
+
+
 def test_a_damaged_or_older_journal_is_an_error(tmp_path):
     journal = Journal([tmp_path / "out.jsonl"], {"model": ["a"]})
     [partial] = journal.partials

@@ -43,7 +43,7 @@ from dragoman.reading.pairs import (
     read_sources,
 )
 from dragoman.settings import DecodingSettings
-from dragoman.storage import hold_lock, is_same_file, sha256, staged_file
+from dragoman.storage import hold_lock, is_same_file, open_itself, sha256, staged_file
 from dragoman.terminal import write_data
 
 if TYPE_CHECKING:
@@ -263,8 +263,10 @@ def _write_files(model: Predictor, job: Job) -> State:
         with ExitStack() as stack:
             progress = ProgressDisplay(state.rows, position.fraction(state.rows))
             stack.callback(progress.stop)
-            mode = "r+b" if state.rows else "wb"
-            files = [stack.enter_context(partial.open(mode)) for partial in journal.partials]
+            files = [
+                stack.enter_context(open_itself(partial, is_new=not state.rows))
+                for partial in journal.partials
+            ]
             for i, (file, pack, writer) in enumerate(zip(files, packs, writers, strict=True)):
                 file.seek(state.sizes_bytes[i] if state.rows else 0)
                 file.truncate()
@@ -400,8 +402,8 @@ class Journal:
         """Record `state`; what it says of the partial files must be on the disk."""
         temporary = self._path.with_name(f"{self._path.name}.tmp")
         content = asdict(_Content(version=3, job=self._job, state=state))
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file)
+        with open_itself(temporary, is_new=True) as file:
+            file.write(json.dumps(content).encode())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)

@@ -94,6 +94,11 @@ def choose_settings(
         reasons["data.leading_tags"] = (
             "every source begins with a <tag>: each tag becomes one symbol"
         )
+    if statistics.features_separator:
+        chosen["data.features_separator"] = statistics.features_separator
+        reasons["data.features_separator"] = (
+            f"features are split at {statistics.features_separator!r}: each part is one symbol"
+        )
     if is_parallel:
         chosen["data.format"] = "parallel"
     chosen["data.valid_fraction"] = _choose_valid_fraction(num_pairs)

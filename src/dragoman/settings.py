@@ -69,6 +69,7 @@ TokenizerKind = Literal["characters", "symbols", "bpe", "unigram", "regex"]
 UnicodeForm = Literal["none", "nfc", "nfd"]
 RowPolicy = Literal["error", "skip"]
 Separator = Annotated[str, AfterValidator(_check_separator)]
+FeaturesSeparator = Annotated[str, AfterValidator(lambda text: "" if text == "none" else text)]
 Encoding = Annotated[str, AfterValidator(_check_encoding)]
 Monitor = Literal[
     "auto", "token_error_rate", "character_error_rate", "exact_match", "chrf", "bleu", "loss"
@@ -105,6 +106,8 @@ class DataSettings(Section):
     """Column of the target: a name, or a position from 1; auto: the column named target (or output, answer ...), else the second."""
     features: Texts = ()
     """Columns whose values become one symbol each before the source (tags, languages): names, or positions from 1."""
+    features_separator: FeaturesSeparator = ""
+    """Separator in the values of data.features, such as ";" in "V;PST;3;SG": each part is a symbol. A ; or | is found by itself where most values share parts; none: a value is one symbol."""
     leading_tags: bool = False
     """Read <tags> at the start of a source, such as "<V> <PST> walk", as features: one symbol each."""
     valid: Texts = ()

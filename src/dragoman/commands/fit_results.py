@@ -18,6 +18,7 @@ from dragoman.evaluation.output_rows import Row
 from dragoman.model_folder.folder import REPORT, ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.presets import choose_settings
+from dragoman.reading.pairs import join_features
 from dragoman.settings import Settings
 from dragoman.training.device import find_peak_memory_mib
 from dragoman.training.logs import read_curves
@@ -123,10 +124,10 @@ def _inspect(run: Run) -> tuple[dict[str, Any] | None, str]:
 
 def _show(row: Row, settings: Settings) -> dict[str, Any]:
     """Return a row as a user types it, tags before the source, with the prediction."""
-    num_columns = len(settings.data.features)
+    values, tags = join_features(row.features, settings.data)
     return {
-        "features": [one.partition("=")[2] for one in row.features[:num_columns]],
-        "source": " ".join((*row.features[num_columns:], row.source)),
+        "features": values,
+        "source": " ".join((*tags, row.source)),
         "reference": row.references[0],
         "prediction": row.hypothesis
         + ("" if row.is_complete else settings.decoding.truncation_mark),

@@ -41,7 +41,7 @@ from dragoman.inspection.sides import (
     train_tokenizer,
 )
 from dragoman.presets import choose_settings
-from dragoman.reading.pairs import Pair, RowErrors, read_pairs
+from dragoman.reading.pairs import Pair, RowErrors, have_same_symbols, read_pairs
 from dragoman.reading.row_errors import OVER_LONG
 from dragoman.reading.statistics import collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings
@@ -78,7 +78,9 @@ def inspect(
     is_parallel = all(len(files) == 2 for files in (paths, *given) if files)
     choice = choose_settings(settings, collect_statistics(train), is_parallel=is_parallel)
     data = _skip_invalid(choice.settings.data)
-    if data.leading_tags and not settings.data.leading_tags:  # now without tags in the sources
+    if not have_same_symbols(
+        data, settings.data
+    ):  # now without tags in the sources, with split features
         row_errors = RowErrors()
         train = list(read_pairs(paths, data, row_errors))
 

@@ -24,7 +24,13 @@ from pydantic import TypeAdapter
 from dragoman.data.cache import Cache, make_key
 from dragoman.data.dataset import ROWS_PER_CHUNK, EncodedPairs, encode_splits
 from dragoman.errors import DataError, ModelFolderError
-from dragoman.reading.pairs import Pair, RowErrors, describe_layout, read_pairs
+from dragoman.reading.pairs import (
+    Pair,
+    RowErrors,
+    describe_layout,
+    have_same_symbols,
+    read_pairs,
+)
 from dragoman.reading.row_errors import RowError
 from dragoman.reading.statistics import PairStatistics, Split, collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings
@@ -118,13 +124,13 @@ class RunData:
         """
         used = settings.model_dump(mode="json", include={"data", "tokenizer"})
         used["data"].pop("cache")
-        has_new_tags = settings.data.leading_tags != self._settings.leading_tags
+        has_new_symbols = not have_same_symbols(settings.data, self._settings)
         self._settings = settings.data
         if self._cached and self._cached.settings == used:
             self._adopt(self._cached)
             self.cache_note = f"prepared data: from the cache {self._cache and self._cache.folder}"
             return
-        if self._cached or has_new_tags:  # without their tags, other rows may be invalid
+        if self._cached or has_new_symbols:  # without their tags, other rows may be invalid
             self._read_files()
         with _without_garbage_collection():
             self.tokenizer = PairTokenizer.train(self.read_split("train"), settings.tokenizer)

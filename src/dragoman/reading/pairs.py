@@ -287,13 +287,42 @@ def take_features(
 ) -> tuple[str, tuple[str, ...]]:
     """Return the source without its leading tags, and the features from columns and tags.
 
-    `values` and `labels` are those of the feature columns. Tags are taken with data.leading_tags.
+    `values` and `labels` are those of the feature columns; data.features_separator splits values.
+    Tags are taken with data.leading_tags.
     """
-    features = [f"{label}={value}" for label, value in zip(labels, values, strict=True)]
+    separator = settings.features_separator
+    features = [
+        f"{label}={part}"
+        for label, value in zip(labels, values, strict=True)
+        for part in (filter(None, map(str.strip, value.split(separator))) if separator else [value])
+    ]
     if settings.leading_tags and (tags := _LEADING_TAGS.match(source)):
         features += tags[0].split()
         source = source[tags.end() :]
     return source, tuple(features)
+
+
+def have_same_symbols(one: DataSettings, other: DataSettings) -> bool:
+    """Return whether `take_features` gives the same with both."""
+    return (one.leading_tags, one.features_separator) == (
+        other.leading_tags,
+        other.features_separator,
+    )
+
+
+def join_features(
+    features: Sequence[str], settings: DataSettings
+) -> tuple[list[str], Sequence[str]]:
+    """Return the values of the feature columns, and the tags, that `take_features` took."""
+    values, rest = list[str](), list(features)
+    for label in settings.features:
+        parts = list[str]()
+        while (
+            rest and rest[0].startswith(f"{label}=") and (settings.features_separator or not parts)
+        ):
+            parts.append(rest.pop(0).removeprefix(f"{label}="))
+        values.append(settings.features_separator.join(parts))
+    return values, rest
 
 
 @contextmanager

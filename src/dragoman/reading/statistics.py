@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain
 from typing import Literal
 from unicodedata import normalize
 
@@ -41,6 +42,7 @@ class PairStatistics:
     target: SideStatistics
     all_tagged: bool  # every measured source begins with a <tag>
     has_copied_records: bool = False  # targets are records, with words of their sources
+    features_separator: str = ""  # in the values of features, if they plainly have several parts
 
 
 def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
@@ -48,6 +50,7 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
     source, target = _SideCounts(), _SideCounts()
     num_pairs, num_tagged, num_records, copied = 0, 0, 0, 0.0
     sources: set[str] = set()
+    features: set[str] = set()
     for num_pairs, pair in enumerate(pairs, start=1):
         if num_pairs <= _MEASURED_ROWS:
             text, tags = take_features(pair.source, (), (), _WITH_TAGS)
@@ -55,6 +58,7 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
             target.add(pair.target)
             sources.add(pair.source)
             num_tagged += bool(tags)
+            features.update(pair.features)
             if _RECORD.match(pair.target):
                 words = _WORD.findall(pair.target)
                 num_records += 1
@@ -68,7 +72,28 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
         has_copied_records=(
             num_records > _MOST_RECORDS * source.num_rows and copied > _LEAST_COPIED * num_records
         ),
+        features_separator=_find_separator(features),
     )
+
+
+def _find_separator(features: Collection[str]) -> str:
+    """Return the separator in distinct features such as "tags=V;PST", "" if they are whole.
+
+    Most of those that have it must share a part with others, and no part may have a space: names
+    and glosses are whole.
+    """
+    pairs = [(label, value) for label, _, value in (one.partition("=") for one in features)]
+    for separator in (";", "|"):
+        split = [{(label, part) for part in value.split(separator)} for label, value in pairs]
+        counts = Counter(chain.from_iterable(split))
+        bundles = [
+            parts for parts, (_, value) in zip(split, pairs, strict=True) if separator in value
+        ]
+        texts = [part for parts in bundles for _, part in parts]
+        num_shared = sum(any(counts[part] > 1 for part in parts) for parts in bundles)
+        if not any(" " in text for text in texts) and num_shared > max(1, len(bundles) / 2):
+            return separator
+    return ""
 
 
 def split_of(

@@ -26,7 +26,7 @@ def train(tmp_path, rows, max_steps, break_network, accumulate=1, precision="32-
     )  # fmt: skip
     break_network(network, data.tokenizer)
     console = quiet_console()
-    callback = NonFiniteSteps(console, settings)
+    callback = NonFiniteSteps(console)
     module = TransformerTraining(
         network, OptimizationSettings(schedule="constant", warmup_steps=0, weight_decay=0.1)
     )

@@ -19,6 +19,7 @@ def search(
     source_ids: Int[Tensor, "N S"],
     config: SearchConfig,
     prefixes: Sequence[Sequence[int]] | None = None,
+    most_tokens: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """Return the hypotheses of each source, best first.
 
@@ -29,6 +30,7 @@ def search(
         models: One model, or several with one vocabulary. Callers that search often keep an
             `Ensemble`: packing the weights takes milliseconds.
         prefixes: Ids at the start of the output of each source; they raise its longest length.
+        most_tokens: A bound on the output of each source, its end included, besides the settings.
     """
     if not len(source_ids):
         return []
@@ -37,6 +39,8 @@ def search(
     lengths = (source_ids != ensemble.pad_id).sum(dim=1).tolist()
     limits = limit_lengths(lengths, decoding, ensemble.longest_target)
     longest = [limit.longest for limit in limits]
+    if most_tokens is not None:
+        longest = [min(both) for both in zip(longest, most_tokens, strict=True)]
     if prefixes is not None:
         longest = [most + len(prefix) for most, prefix in zip(longest, prefixes, strict=True)]
         if ensemble.longest_target is not None:

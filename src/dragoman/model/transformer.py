@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dragoman.errors import DragomanError, SettingsError
+from dragoman.errors import DataError, DragomanError, SettingsError
 
 if TYPE_CHECKING:
     from dragoman.decoding.hypothesis import Hypothesis
@@ -182,7 +182,33 @@ class Transformer(nn.Module):
         self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T V"]:
         """Return the logits of the token after each of `target_ids`, which start with `bos_id`."""
-        return self.decode(target_ids, self.encode(source_ids))
+        source_ids = self.check_ids(source_ids, "source")
+        return self.decode(self.check_ids(target_ids, "target"), self.encode(source_ids))
+
+    def check_ids(self, ids: Tensor, side: Literal["source", "target"]) -> Int[Tensor, "B L"]:
+        """Return the ids of one side as int64; sources of no length become one padding token.
+
+        The training of `fit` and the engines need no check: their ids are those of a tokenizer.
+
+        Raises:
+            DataError: They are not whole numbers in rows, or not in the vocabulary.
+        """
+        if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
+            raise DataError(
+                f"{side}_ids: expected whole numbers in a tensor of rows, (rows, length), found "
+                f"{str(ids.dtype).removeprefix('torch.')} in one of shape {tuple(ids.shape)}"
+            )
+        if side == "source" and ids.shape[1] == 0:
+            ids = F.pad(ids, (0, 1), value=self.pad_id)
+        vocab_size = self.source_vocab_size if side == "source" else self.target_vocab_size
+        low, high = (int(bound) for bound in ids.aminmax()) if ids.numel() else (0, 0)
+        if low < 0 or high >= vocab_size:
+            raise DataError(
+                f"{side}_ids: found id {low if low < 0 else high}, and the vocabulary has 0 to "
+                f"{vocab_size - 1}: vocab_size or target_vocab_size is too small, or these are ids "
+                "of another tokenizer"
+            )
+        return ids.long()
 
     def generate(
         self, source_ids: Int[Tensor, "B S"], max_length: int | None = None, beam_size: int = 1
@@ -203,6 +229,7 @@ class Transformer(nn.Module):
             max_length_extra=max_length or self.max_seq_len,
             beam_size=beam_size,
         )
+        source_ids = self.check_ids(source_ids, "source")
         found = search([self], source_ids, SearchConfig(decoding=decoding))
         return [list(best_first[0].ids) for best_first in found]
 
@@ -218,6 +245,8 @@ class Transformer(nn.Module):
         from dragoman.settings import DecodingSettings
 
         special = {self.pad_id, self.bos_id, self.eos_id}
+        source_ids = self.check_ids(source_ids, "source")
+        target_ids = self.check_ids(target_ids, "target")
         targets = [[i for i in row if i not in special] for row in target_ids.tolist()]
         return score_targets([self], source_ids, targets, DecodingSettings())
 

@@ -1,18 +1,37 @@
 """A Transformer by its sizes, with its training, for your own script with Lightning's Trainer."""
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
+from rich.console import Console
+from torch import Tensor
+
+from dragoman.data.batch import Batch
+from dragoman.errors import DataError
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
 from dragoman.training.module import TransformerTraining
+from dragoman.training.nonfinite import NonFiniteSteps
+
+_PADDING_LABEL = -100  # of labels, in other libraries
 
 
 class LightningTransformer(TransformerTraining):
     """A Transformer of the given sizes that trains under Lightning's Trainer.
 
-    Batches are `(source_ids, target_ids)` tensors, padded on the right; a target is `bos_id`,
-    tokens, `eos_id`. The arguments are those of `Transformer`. The default optimization suits a
-    small task: AdamW at a constant rate after a short warm-up.
+    Batches are `(source_ids, target_ids)` tensors, (rows, length), padded on the right; a target is
+    `bos_id`, tokens, `eos_id`. Mappings with `input_ids` and `labels` (and `attention_mask`) are
+    taken too; padding of targets may be -100. Each batch is checked: wrong ids are an error; rows
+    that do not look as above are warned of, once.
+
+    The arguments are those of `Transformer`. The default optimization suits a small task: AdamW at
+    a constant rate after a short warm-up. Steps with a non-finite loss are reported, and end the
+    training after a few in a row.
 
     Raises:
         SettingsError: The sizes contradict each other.
@@ -34,7 +53,8 @@ class LightningTransformer(TransformerTraining):
         pad_id: int = 0,
         bos_id: int = 1,
         eos_id: int = 2,
-        optimization: OptimizationSettings | None = None,
+        never_emitted: Sequence[int] = (),
+        optimization: OptimizationSettings | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             Transformer(
@@ -51,9 +71,118 @@ class LightningTransformer(TransformerTraining):
                 pad_id=pad_id,
                 bos_id=bos_id,
                 eos_id=eos_id,
+                never_emitted=never_emitted,
             ),
-            optimization
-            or OptimizationSettings(schedule="constant", warmup_steps=100, label_smoothing=0.0),
+            OptimizationSettings.model_validate(
+                optimization
+                or {"schedule": "constant", "warmup_steps": 100, "label_smoothing": 0.0}
+            ),
             decoding=DecodingSettings(max_length_ratio=0.0, max_length_extra=max_seq_len),
         )
-        self.save_hyperparameters(ignore=["optimization"])  # plain numbers, for checkpoints
+        self._warned: set[str] = set()
+        self.save_hyperparameters(ignore=["optimization"])
+        # As plain values, for checkpoints.
+        self.save_hyperparameters({"optimization": self.optimization.model_dump()})
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callback that reports non-finite losses, and ends the training after a few."""
+        return [NonFiniteSteps(Console(stderr=True))]
+
+    def on_before_batch_transfer(self, batch: object, dataloader_idx: int) -> Batch | Tensor:
+        """Return a batch of the user, checked, as a `Batch`; sources to predict, as ids.
+
+        Raises:
+            DataError: It is of another form, or has ids that are not in the vocabulary.
+        """
+        sides = self._find_sides(batch)
+        source_ids = self.network.check_ids(sides[0], "source")
+        if len(sides) == 1:
+            if not self.trainer.predicting:
+                raise DataError(
+                    "the batch has source_ids alone: targets are needed, except to predict"
+                )
+            return source_ids
+        pad_id = self.network.pad_id
+        target_ids = sides[1].masked_fill(sides[1] == _PADDING_LABEL, pad_id)
+        target_ids = self.network.check_ids(target_ids, "target")
+        if len(source_ids) != len(target_ids):
+            raise DataError(
+                f"the batch has {len(source_ids)} rows of source_ids and {len(target_ids)} of "
+                "target_ids: both are (rows, length); transpose batches of (length, rows)"
+            )
+        self._warn_of_form(source_ids, target_ids)
+        # The shift needs a begin and a label.
+        target_ids = F.pad(target_ids, (0, max(0, 2 - target_ids.shape[1])), value=pad_id)
+        if isinstance(batch, Batch):
+            return replace(batch, source_ids=source_ids, target_ids=target_ids)
+        return Batch(source_ids=source_ids, target_ids=target_ids)
+
+    def _find_sides(self, batch: object) -> list[Tensor]:
+        """Return the sources and the targets of a batch, or its sources alone."""
+        if isinstance(batch, Batch):
+            return [batch.source_ids, batch.target_ids]
+        sides: list[object] = [batch]
+        if isinstance(batch, Mapping):
+            names = ("source_ids", "input_ids", "target_ids", "labels")
+            sides = [batch[name] for name in names if name in batch]
+            if isinstance(mask := batch.get("attention_mask"), Tensor) and "input_ids" in batch:
+                sides[0] = batch["input_ids"].masked_fill(mask == 0, self.network.pad_id)
+        elif isinstance(batch, list | tuple):
+            sides = list(batch)
+        tensors = [side for side in sides if isinstance(side, Tensor)]
+        if not 1 <= len(tensors) == len(sides) <= 2:
+            named = (
+                f"names {', '.join(map(str, batch))}"
+                if isinstance(batch, Mapping)
+                else (f"{len(sides)} parts: {', '.join(type(side).__name__ for side in sides)}")
+            )
+            raise DataError(
+                "a batch is two tensors, (source_ids, target_ids), or a mapping with input_ids and "
+                f"labels; found a {type(batch).__name__} with {named}"
+            )
+        return tensors
+
+    def _warn_of_form(self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]) -> None:
+        """Warn, once for each fault, of rows from which the model would learn something else."""
+        network = self.network
+        is_source, is_target = source_ids != network.pad_id, target_ids != network.pad_id
+        rows, is_row = target_ids[is_target.any(dim=1)], is_target[is_target.any(dim=1)]
+        if not len(rows):
+            return
+        last = rows.gather(1, is_row.sum(dim=1, keepdim=True) - 1)[:, 0]
+        begin, end = f"bos_id {network.bos_id}", f"eos_id {network.eos_id}"
+        if rows.shape[1] > 1 and bool((rows[0] == network.bos_id).all()):
+            self._warn(
+                "rows",
+                f"the first target has nothing but {begin}: batches are (rows, length), and these "
+                "look like (length, rows); transpose them",
+            )
+            return
+        if _has_inner_padding(is_source) or _has_inner_padding(is_row):
+            self._warn(
+                "padding",
+                "padding stands before tokens: pad on the right, or outputs depend on the padding",
+            )
+            return
+        if missing := int((rows[:, 0] != network.bos_id).sum()):
+            self._warn(
+                "begin",
+                f"{missing} of {len(rows)} targets do not begin with {begin}: their first token is "
+                f"never learned, and generate() starts from it; put {begin} before each target",
+            )
+        if missing := int((last != network.eos_id).sum()):
+            self._warn(
+                "end",
+                f"{missing} of {len(rows)} targets do not end with {end}: the model does not learn "
+                f"to end an output; put {end} after each target",
+            )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            rank_zero_warn(message)
+
+
+def _has_inner_padding(is_token: Bool[Tensor, "B L"]) -> bool:
+    """Return whether padding precedes a token in any row."""
+    return bool((is_token[:, 1:] & ~is_token[:, :-1]).any())

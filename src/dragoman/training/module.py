@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
+from lightning.pytorch.utilities.compile import to_uncompiled
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
@@ -37,6 +38,7 @@ Pairs = Batch | Sequence[Tensor]
 # keeps the sums of a batch within the range of float16; the result is the same.
 _USUAL_TOKENS = 1024.0
 _MOST_KEPT_ROWS = 2000  # of those that a validation decodes
+_MOST_PER_REFERENCE, _MOST_BESIDES = 2, 10  # tokens that a validation decodes
 
 
 class TransformerTraining(lightning.LightningModule):
@@ -122,6 +124,12 @@ class TransformerTraining(lightning.LightningModule):
         """Return how probable each target is, in all and by token: see `Transformer.score`."""
         return self.network.score(source_ids, target_ids)
 
+    def setup(self, stage: str) -> None:
+        """Undo torch.compile: it is slow to trace the training code, and cannot trace decoding."""
+        if self._compiler_ctx is not None:
+            rank_zero_warn("torch.compile is not used: this model is fused already, without it")
+            to_uncompiled(self)
+
     def on_fit_start(self) -> None:
         """Reset the sums of an earlier validation or an interrupted step."""
         self._step_tokens.zero_()
@@ -144,14 +152,6 @@ class TransformerTraining(lightning.LightningModule):
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
         """Return the summed loss of the batch; `on_before_optimizer_step` makes it a mean."""
         batch = as_batch(batch)
-        if self.trainer.global_step == 0 and batch_idx == 0:
-            bos_id = self.network.bos_id
-            if not (batch.target_ids[:, 0] == bos_id).any():
-                rank_zero_warn(
-                    f"no target of the first batch begins with bos_id {bos_id}: the first token is "
-                    "never learned, and generate(), which starts from bos_id, will not work; put "
-                    "bos_id before and eos_id after each target"
-                )
         self.current_batch = _describe("training", batch)
         sums = self._sum_losses(batch, self.optimization.label_smoothing)
         self._step_tokens += sums.num_tokens
@@ -334,17 +334,25 @@ class TransformerTraining(lightning.LightningModule):
             self.network, batch.source_ids, batch.target_ids, label_smoothing, self.implementation
         )
 
-    def _decode(self, source_ids: Int[Tensor, "B S"]) -> list[Hypothesis]:
+    def _decode(
+        self, source_ids: Int[Tensor, "B S"], most_tokens: Sequence[int] | None = None
+    ) -> list[Hypothesis]:
         """Return the greedy output of each source; a beam is for the trained model."""
         decoding = DecodingSettings(
             max_length_ratio=self.decoding.max_length_ratio,
             max_length_extra=self.decoding.max_length_extra,
         )
         config = SearchConfig(decoding=decoding)
-        return [best for best, *_ in search([self.network], source_ids, config)]
+        found = search([self.network], source_ids, config, most_tokens=most_tokens)
+        return [best for best, *_ in found]
 
     def _decode_and_score(self, batch: Batch, metrics: DecodedMetrics) -> list[DecodedRow]:
-        """Decode the rows that have a target, add their scores to `metrics`, and return them."""
+        """Decode the rows that have a target, add their scores to `metrics`, and return them.
+
+        A validation decodes at most `_MOST_PER_REFERENCE` times the tokens of the reference, and
+        `_MOST_BESIDES`: a model at its start knows no end. A row truncated there is wrong, as any
+        truncated row, with more errors than its reference has tokens.
+        """
         has_target = (batch.target_ids != self.network.pad_id).any(dim=1)
         source_ids, target_ids = batch.source_ids[has_target], batch.target_ids[has_target]
         special = {self.network.pad_id, self.network.bos_id, self.network.eos_id}
@@ -352,11 +360,13 @@ class TransformerTraining(lightning.LightningModule):
             [[id_ for id_ in row if id_ not in special] for row in ids.tolist()]
             for ids in (source_ids, target_ids)
         )
+        most_tokens = None
+        if metrics is self.valid_decoded:
+            most_tokens = [_MOST_PER_REFERENCE * len(one) + _MOST_BESIDES for one in references]
+        decoded = self._decode(source_ids, most_tokens)
         rows = [
             DecodedRow(source, reference, hypothesis.ids, hypothesis.is_complete)
-            for source, reference, hypothesis in zip(
-                sources, references, self._decode(source_ids), strict=True
-            )
+            for source, reference, hypothesis in zip(sources, references, decoded, strict=True)
         ]
         metrics.update([row.hypothesis for row in rows], references)
         return rows

@@ -11,7 +11,6 @@ from rich.console import Console
 from dragoman.data.batch import Batch
 from dragoman.errors import TrainingError
 from dragoman.model.loss import sum_losses
-from dragoman.settings import Settings
 from dragoman.training.datamodule import PairDataModule
 from dragoman.training.module import Pairs, TransformerTraining, as_batch
 
@@ -23,9 +22,9 @@ _MOST_COMPUTED: Final = 256  # rows of a step whose loss is computed separately
 class NonFiniteSteps(Callback):
     """Reports each step that the module has skipped, with its rows; ends the run after a few."""
 
-    def __init__(self, console: Console, settings: Settings) -> None:
+    def __init__(self, console: Console) -> None:
         self.num_skipped = 0  # in all
-        self._console, self._settings = console, settings
+        self._console = console
         self._batches: list[Batch] = []  # of the current step
         self._step = 0
 
@@ -64,7 +63,7 @@ class NonFiniteSteps(Callback):
                 f"warning: {message}", highlight=False, soft_wrap=True, markup=False
             )
         if pl_module.num_skipped >= MOST_IN_A_ROW:
-            optimization = self._settings.optimization
+            optimization = pl_module.optimization
             rate, warmup_steps = optimization.learning_rate, optimization.warmup_steps
             raise TrainingError(
                 f"{message}\nstopped after {MOST_IN_A_ROW} in a row. Usual causes, the likeliest "

@@ -42,7 +42,7 @@ def make_trainer(
         ProgressBar(console, context.timer, checkpoints, training.max_minutes),
         SampleLog(folder / SAMPLES_FILE, texts),
         CollapseWarning(console, settings, texts),
-        NonFiniteSteps(console, settings),
+        NonFiniteSteps(console),
         EarlyStopping(checkpoints.monitor, checkpoints.mode, training.patience),
         checkpoints,
         GracefulStop(context.signals, checkpoints, training.max_minutes),

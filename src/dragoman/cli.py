@@ -359,11 +359,13 @@ def _read_settings_of_pairs(arguments: Namespace, words: Sequence[str]) -> "Sett
 def _add_export(command: ArgumentParser) -> None:
     add = command.add_argument
     add("model", type=Path, metavar="MODEL", help="model folder; the export is written into it")
-    add("--to", choices=("ctranslate2", "onnx"), default="ctranslate2",
+    add("--to", choices=("ctranslate2", "onnx", "html", "pytorch"), default="ctranslate2",
         help="ctranslate2: for other programs that use CTranslate2; onnx: for ONNX runtimes of other "
-        "languages and devices (default: %(default)s)")  # fmt: skip
-    add("--quantization", choices=QUANTIZATIONS, default="float32",
-        help="number format of the weights, for ctranslate2 (default: %(default)s)")  # fmt: skip
+        "languages and devices; html: one page that predicts offline, in a browser; pytorch: weights "
+        "of nn.Transformer, and a script (default: %(default)s)")  # fmt: skip
+    add("--quantization", choices=QUANTIZATIONS,
+        help="number format of the weights (default: float32); for html float16 or int8 (default: "
+        "float16)")  # fmt: skip
 
 
 def _export(arguments: Namespace, words: Sequence[str]) -> None:
@@ -371,8 +373,8 @@ def _export(arguments: Namespace, words: Sequence[str]) -> None:
         raise DragomanError(f"{words[0]}: export takes no settings; see dragoman export --help")
     from dragoman.commands.export import export
 
-    check = export(arguments.model, arguments.to, arguments.quantization)
-    print(f"{arguments.model / arguments.to}: {check}", file=sys.stderr)
+    result = export(arguments.model, arguments.to, arguments.quantization)
+    print(f"{arguments.model / arguments.to}: {result}", file=sys.stderr)
 
 
 # ------------------------------------------------------------------ all commands
@@ -443,7 +445,7 @@ COMMANDS = {
         run=_export,
         add_options=_add_export,
         summary="write a model in the format of another program, and check it",
-        examples=("dragoman export model --to onnx",),
+        examples=("dragoman export model --to onnx", "dragoman export model --to html"),
         sections=(),
     ),
 }  # fmt: skip

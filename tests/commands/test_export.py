@@ -75,7 +75,7 @@ def test_an_export_that_fails_or_differs_leaves_the_one_before(folder, monkeypat
 def test_what_cannot_be_exported_is_refused(folder, monkeypatch):
     with pytest.raises(ModelFolderError, match="expected a model folder"):
         dragoman.export(folder / "nothing")
-    with pytest.raises(SettingsError, match="ONNX is float32"):
+    with pytest.raises(SettingsError, match="--to onnx has float32 only"):
         dragoman.export(folder, "onnx", "int8")
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match="onnx and onnxruntime not installed"):

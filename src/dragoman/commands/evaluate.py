@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.commands.report import report_model, report_outputs
-from dragoman.configuration import check_sections, flatten_settings, list_set_values
+from dragoman.configuration import check_sections, flatten_settings
 from dragoman.engines.engine import Quantization
 from dragoman.engines.load import EngineName
 from dragoman.errors import DataError, ModelFolderError, SettingsError
@@ -108,7 +108,6 @@ def evaluate(
             folder.name,
             {name_evaluation(paths): evaluation},
             metrics=model_folder.metrics,
-            user_settings=list(dict(list_set_values(settings or Settings()))),
             curves=read_curves(folder.with_name(f"{folder.name}.training")),
         )
     return evaluation

@@ -5,11 +5,19 @@ import math
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
+from dragoman.engines.browser import NAMES, BrowserError, find_browser
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.ctranslate2_export import convert_model
 from dragoman.engines.engine import Engine, Quantization
+from dragoman.engines.html_export import (
+    HtmlModel,
+    HtmlQuantization,
+    find_html_errors,
+    open_page,
+    write_html,
+)
 from dragoman.engines.parity import Check, compare
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import ModelFolderError, SettingsError
@@ -17,29 +25,40 @@ from dragoman.model.building import load_network
 from dragoman.model_folder.folder import WEIGHTS, ModelFolder
 from dragoman.storage import sha256, staged_folder, sweep
 
-Target = Literal["ctranslate2", "onnx"]
+Target = Literal["ctranslate2", "onnx", "html", "pytorch"]
 EXPORT = "export.json"
 _FORMAT = 2  # of an export
+_QUANTIZATIONS: dict[Target, tuple[Quantization, ...]] = {  # the first is the default
+    "ctranslate2": get_args(Quantization),
+    "onnx": ("float32",),
+    "html": ("float16", "int8"),
+    "pytorch": ("float32",),
+}
 
 
 def export(
-    path: str | Path, to: Target = "ctranslate2", quantization: Quantization = "float32"
-) -> Check:
-    """Write the model in `path` into its folder `ctranslate2` or `onnx`; return how it compares.
+    path: str | Path, to: Target = "ctranslate2", quantization: Quantization | None = None
+) -> Check | str:
+    """Write the model in `path` into its folder `to`; return how it compares.
 
     The outputs of both are compared on held-out rows that `fit` kept with the model. An earlier
     export is overwritten, or, if this one fails, left as it was. `predict` does not read exports.
+    A page needs Chromium for the comparison; without, the result is the reason why there is none.
 
     Args:
-        quantization: Number format of the weights, for CTranslate2.
+        quantization: Number format of the weights; None: float32, and float16 for a page.
 
     Raises:
         ModelFolderError: The folder is no model, cannot be exported, or the outputs differ from
             PyTorch's although the weights are float32.
         SettingsError: A package is missing, or the quantization is not possible.
     """
-    if to == "onnx" and quantization != "float32":
-        raise SettingsError("--quantization: is for --to ctranslate2; ONNX is float32")
+    known = _QUANTIZATIONS[to]
+    quantization = quantization or known[0]
+    if quantization not in known:
+        raise SettingsError(
+            f"--quantization {quantization}: --to {to} has {' and '.join(known)} only"
+        )
     missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if to == "onnx" and missing:
         raise SettingsError(
@@ -48,8 +67,11 @@ def export(
         )
     path = Path(path)
     model_folder = ModelFolder.read(path)
+    if to == "html" and (errors := find_html_errors(model_folder.settings)):
+        raise ModelFolderError(f"{path}: not exported: {'; '.join(errors)}")
     parts = (model_folder.settings.model, model_folder.tokenizer, model_folder.weights)
     network = load_network(*parts)
+    reference, check = TorchEngine([network], "cpu"), None
     try:
         sweep(path / to)
         with staged_folder(path / to) as folder:
@@ -57,30 +79,57 @@ def export(
                 "version": version("dragoman"),
                 "format": _FORMAT,
                 "weights": sha256(path / WEIGHTS),
+                "quantization": quantization,
             }
             engine: Engine
-            if to == "onnx":
+            if to == "html":
+                name = path.resolve().name
+                page = folder / f"{name}.html"
+                kind = cast(HtmlQuantization, quantization)
+                write_html(model_folder, about["weights"], name, kind, page)
+                check = _check_page(reference, page, model_folder, quantization)
+            elif to == "onnx":
                 from dragoman.engines.onnx_export import OnnxModel, write_onnx
 
                 about.update(write_onnx(network, folder))
                 engine = OnnxModel(folder, network.longest_target)
+            elif to == "pytorch":
+                from dragoman.engines.pytorch_export import PytorchModel, write_pytorch
+
+                write_pytorch(network, parts[0], folder)
+                engine = PytorchModel(folder, network.longest_target)
             else:
-                about["quantization"] = quantization
                 for name, content in convert_model(*parts, quantization).items():
                     (folder / name).write_bytes(content)
                 engine = CTranslate2Engine(*parts, device="cpu", quantization=quantization)
-            check = compare(TorchEngine([network], "cpu"), engine, model_folder)
-            if not math.isfinite(check.largest_difference):
+            check = check or compare(reference, engine, model_folder)
+            if isinstance(check, Check) and not math.isfinite(check.largest_difference):
                 raise ModelFolderError(
                     f"{path}: not exported: the model or the export produced NaN; train it again"
                 )
-            if quantization == "float32" and not check.is_equal:
+            if quantization == "float32" and isinstance(check, Check) and not check.is_equal:
                 raise ModelFolderError(
                     f"{path}: not exported: its outputs differ from the model's ({check}); this is "
                     "a bug of dragoman, report it with this message"
                 )
-            about["check"] = check.to_dict()
+            about["check"] = check if isinstance(check, str) else check.to_dict()
             (folder / EXPORT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ModelFolderError(f"{path / to}: cannot be written: {error}") from error
     return check
+
+
+def _check_page(
+    reference: Engine, page: Path, model_folder: ModelFolder, quantization: Quantization
+) -> Check | str:
+    """Return how the page compares, in a browser, or why it was not compared."""
+    program = find_browser()
+    if program is None:
+        return f"not checked: no Chromium is on the path ({', '.join(NAMES)})"
+    try:
+        with open_page(program, page) as browser:
+            model = HtmlModel(browser, quantization)
+            model.check_texts(model_folder)
+            return compare(reference, model, model_folder)
+    except BrowserError as error:
+        return f"not checked: {program}: {error}"

@@ -142,8 +142,7 @@ def resume_run(
     out, folder = _check_folders(out, overwrite=True)
     with fast_float32():
         hush_lightning()
-        typed = {**point.record.typed, **dict(list_set_values(settings))}
-        record = replace(point.record, settings=merged, typed=typed)
+        record = replace(point.record, settings=merged)
         data = RunData.reopen(record.pairs, merged.data, folder / DATA, record.data_sha256)
         data.sha256 = dict(record.sha256)
         context.timer.mark("data of the run")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,6 +49,43 @@ class Check:
             f"{self.equal_rows} of {self.rows} held-out outputs are PyTorch's{ties}; the score of "
             f"a reference differs by at most {self.largest_difference:.2g}"
         )
+
+
+class Sample(NamedTuple):
+    """A held-out row."""
+
+    source: str
+    features: list[str]
+    """One for each of `data.features`."""
+    target: str
+
+
+def list_samples(model_folder: ModelFolder) -> list[Sample]:
+    """Return the held-out rows in `model_folder.metrics`.
+
+    Raises:
+        ModelFolderError: There are no such rows.
+    """
+    samples = model_folder.metrics.get("samples")
+    if not samples:
+        raise ModelFolderError(
+            "metrics.json has no samples, the held-out rows to check an export on; train the model "
+            "again with this version of dragoman"
+        )
+    count = len(model_folder.settings.data.features)
+    try:
+        found = [Sample(one["source"], one["features"], one["reference"]) for one in samples]
+        are_texts = all(
+            type(text) is str for one in found for text in (one.source, *one.features, one.target)
+        )
+    except (KeyError, TypeError):
+        are_texts = False
+    if not are_texts or any(len(one.features) != count for one in found):
+        raise ModelFolderError(
+            "metrics.json: samples: expected rows of a source, features and a reference; copy the "
+            "model folder again"
+        )
+    return found
 
 
 def compare(reference: Engine, engine: Engine, model_folder: ModelFolder) -> Check:
@@ -109,23 +147,11 @@ def _is_tie(
 
 def _encode_samples(model_folder: ModelFolder) -> tuple[list[list[int]], list[list[int]]]:
     """Return the ids of the sources, and of the targets without begin and end."""
-    samples, data = model_folder.metrics.get("samples"), model_folder.settings.data
-    if not samples:
-        raise ModelFolderError(
-            "metrics.json has no samples, the held-out rows to check an export on; train the model "
-            "again with this version of dragoman"
-        )
-    try:
-        taken = [take_features(s["source"], s["features"], data.features, data) for s in samples]
-        sources = model_folder.tokenizer.encode_sources(
-            [text for text, _ in taken], [symbols for _, symbols in taken]
-        )
-        targets = model_folder.tokenizer.encode_targets([sample["reference"] for sample in samples])
-        # No engine emits an unknown token, so its probability is 0.
-        targets = [[id_ for id_ in ids if id_ != UNKNOWN_ID] for ids in targets]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ModelFolderError(
-            "metrics.json: samples: expected rows of a source, features and a reference; copy the "
-            "model folder again"
-        ) from error
-    return sources, [ids[1:-1] for ids in targets]
+    samples, data = list_samples(model_folder), model_folder.settings.data
+    taken = [take_features(one.source, one.features, data.features, data) for one in samples]
+    sources = model_folder.tokenizer.encode_sources(
+        [text for text, _ in taken], [symbols for _, symbols in taken]
+    )
+    targets = model_folder.tokenizer.encode_targets([one.target for one in samples])
+    # No engine emits an unknown token, so its probability is 0.
+    return sources, [[id_ for id_ in ids[1:-1] if id_ != UNKNOWN_ID] for ids in targets]

@@ -8,7 +8,7 @@
     token_counts.json   how often each source token was in the training pairs
     calibration.json    turns log-probabilities into confidences, once calibrated
     choices.txt, schema.json, grammar.lark   constraints of the outputs, if a setting names a file
-    ctranslate2/, onnx/ exports for other programs; never read here
+    ctranslate2/, onnx/, html/, pytorch/  exports for other programs; never read here
     evaluation/         outputs and scores of each evaluation; report.html shows them
 
 It may come from a stranger. Nothing in it is pickled, and reading it runs no code. Other files in it
@@ -50,7 +50,7 @@ from dragoman.tokenizers.tokenizer import PairTokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
 METRICS, CARD, TOKEN_COUNTS = "metrics.json", "README.md", "token_counts.json"
-CTRANSLATE2, ONNX = "ctranslate2", "onnx"  # folders in it, once exported
+EXPORTS = ("ctranslate2", "onnx", "html", "pytorch")  # folders in it, once exported
 EVALUATION, REPORT = "evaluation", "report.html"
 _FOLDED = "\x85\u2028\u2029\ufeff"  # ends of lines, and a byte order mark
 _NEEDED = (WEIGHTS, CONFIG, TOKENIZER, METRICS)
@@ -217,7 +217,7 @@ def sweep_model_folder(path: Path) -> None:
         ModelFolderError: It cannot be put back.
     """
     evaluations = path / EVALUATION
-    inner = [path / name for name in (CTRANSLATE2, ONNX, CALIBRATION)]
+    inner = [path / name for name in (*EXPORTS, CALIBRATION)]
     try:
         sweep(path)
         for one in [*inner, *(evaluations.iterdir() if evaluations.is_dir() else [])]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.configuration import flatten_settings
-from dragoman.evaluation.confusions import find_unit, split_units
 from dragoman.evaluation.output_rows import Row
 from dragoman.reporting.charts import (
     MOST_TOKENS,
+    Chart,
     Point,
     draw_attention,
     draw_calibration,
@@ -20,6 +20,7 @@ from dragoman.reporting.charts import (
 )
 from dragoman.reporting.content import (
     ReportContent,
+    Score,
     find_title,
     is_higher_better,
     list_scores,
@@ -33,10 +34,10 @@ from dragoman.settings import Settings
 Shown = dict[str, Any]
 
 _MOST_CURVES = 4
-_MOST_MAPS = 3
+_MOST_SCORES = 9  # with a chart; a table has them all
+_MOST_MAPS = 6
 _MOST_CONFUSIONS = 30
-_MOST_SAMPLES = 6  # of a list
-_FEWEST_ROWS = 10  # right ones, and wrong ones, for a confidence that says something
+_MOST_SAMPLES = 12  # of a list
 _LOSSES = {
     "train_loss": "training",
     "valid_loss": "validation",
@@ -48,10 +49,7 @@ _SEVERITIES = ("fault", "warning", "note")
 
 
 def show_training(content: ReportContent) -> Shown | None:
-    """Return the charts of the training: losses and validation scores; learning rate and speed.
-
-    A validation score has the title of the same score of the main evaluation, else its own name.
-    """
+    """Return the charts of the training: losses, validation scores, learning rate, speed."""
     curves: dict[str, Sequence[Point]] = {}
     for name, points in content.curves.items():
         if finite := [(step, value) for step, value in points if math.isfinite(value)]:
@@ -80,19 +78,19 @@ def show_training(content: ReportContent) -> Shown | None:
                 best = (find_title(main, monitored), point)
             unit = name_unit(is_higher_better=is_higher)
             drawn = {find_title(main, name): chosen[name] for name in names}
-            key = "valid" if is_higher else "errors"
-            charts.append(draw_curves(key, title, drawn, unit=unit, best=best, is_percent=True))
-    folded = []
+            charts.append(
+                draw_curves("valid" if is_higher else "errors", title, drawn, unit=unit, best=best)
+            )
     for name, title, unit in (
         ("learning_rate", "Learning rate", "learning rate"),
         ("tokens_per_s", "Speed", "tokens per second"),
     ):
         if name in curves:
             key = name.replace("_", "")
-            folded.append(
+            charts.append(
                 draw_curves(key, title, {title: curves[name]}, unit=unit, begins_at_zero=True)
             )
-    return {"charts": charts, "folded": folded} if charts or folded else None
+    return {"charts": charts} if charts else None
 
 
 def show_inspection(content: ReportContent) -> Shown | None:
@@ -113,21 +111,18 @@ def show_inspection(content: ReportContent) -> Shown | None:
 
 
 def show_scores(content: ReportContent) -> Shown | None:
-    """Return the scores of all evaluations side by side."""
-    splits = sorted(content.evaluations, key=lambda name: name != content.main_evaluation)
+    """Return the scores of all evaluations side by side, as a table and as charts."""
     by_split = {
-        name: {score.name: score for score in list_scores(content.evaluations[name])}
-        for name in splits
+        name: {score.name: score for score in list_scores(one)}
+        for name, one in content.evaluations.items()
     }
     known = {name: score for scores in by_split.values() for name, score in scores.items()}
     if not known:
         return None
+    splits = list(by_split)
     return {
         "splits": splits,
-        "counts": {
-            name: [content.evaluations[split].get(name) for split in splits]
-            for name in ("rows", "truncated")
-        },
+        "rows": [content.evaluations[name].get("rows") for name in splits],
         "lines": [
             {
                 "title": score.title,
@@ -139,6 +134,7 @@ def show_scores(content: ReportContent) -> Shown | None:
             }
             for name, score in known.items()
         ],
+        "charts": _draw_scores(by_split, known),
         "signatures": {
             f"{split}, {find_title(one, name.removesuffix('_signature'))}": value
             for split, one in content.evaluations.items()
@@ -151,8 +147,28 @@ def show_scores(content: ReportContent) -> Shown | None:
     }  # fmt: skip
 
 
+def _draw_scores(
+    by_split: Mapping[str, Mapping[str, Score]], known: Mapping[str, Score]
+) -> list[Chart]:
+    """Return one chart of all scores of one evaluation, or a chart for each score of several."""
+    splits = list(by_split)
+    if len(splits) == 1:
+        estimates = [score.estimate for score in by_split[splits[0]].values()]
+        named = [score.title for score in known.values()]
+        unit = "percent, or points of 100"
+        return [draw_intervals("scores", "All scores", named, {splits[0]: estimates}, unit=unit)]
+    drawn = [score for name, score in known.items() if "." not in name]  # no fields
+    charts = []
+    for number, score in enumerate(drawn[:_MOST_SCORES]):
+        found = [by_split[split].get(score.name) for split in splits]
+        series = {score.title: [None if one is None else one.estimate for one in found]}
+        unit = name_unit(is_higher_better=score.is_higher_better)
+        charts.append(draw_intervals(f"score{number}", score.title, splits, series, unit=unit))
+    return charts
+
+
 def show_breakdowns(content: ReportContent) -> Shown | None:
-    """Return, by evaluation, a table of each breakdown, with a chart of its first score."""
+    """Return, by evaluation, a table of each breakdown, with charts of a score and an error rate."""
     shown: dict[str, list[Shown]] = {}
     for number, (split, evaluation) in enumerate(content.evaluations.items()):
         for place, (kind, groups) in enumerate((evaluation.get("breakdown") or {}).items()):
@@ -175,26 +191,31 @@ def show_breakdowns(content: ReportContent) -> Shown | None:
                 }
                 for row, (label, group) in enumerate(zip(labels, groups, strict=True))
             ]
-            name, title = next(iter(titles.items()))
-            chart = draw_intervals(
-                f"group{number}x{place}",
-                title,
-                dict(zip(labels, estimates[name], strict=True)),
-                unit=name_unit(is_higher_better=is_higher_better(evaluation, name)),
-            )
+            first_by_direction = {
+                is_higher_better(evaluation, name): name for name in reversed(titles)
+            }
+            charts = [
+                draw_intervals(
+                    f"group{number}x{place}x{is_higher:d}",
+                    titles[name],
+                    labels,
+                    {titles[name]: estimates[name]},
+                    unit=name_unit(is_higher_better=is_higher),
+                )
+                for is_higher, name in sorted(first_by_direction.items(), reverse=True)
+            ]
             shown.setdefault(split, []).append(
-                {"title": kind, "columns": [*titles.values()], "lines": lines, "charts": [chart]}
+                {"title": kind, "columns": [*titles.values()], "lines": lines, "charts": charts}
             )
     return _by_split(content, shown)
 
 
 def show_confusions(content: ReportContent) -> Shown | None:
-    """Return, by evaluation, the most frequent confusions, each with an example, marked."""
+    """Return, by evaluation, the most frequent confusions, their examples marked."""
     shown = {}
     for split, evaluation in content.evaluations.items():
         found = evaluation.get("confusions", [])[:_MOST_CONFUSIONS]
         most = max((one["count"] for one in found), default=1)
-        unit = _find_unit(content, split)
         if found:
             shown[split] = [
                 {
@@ -205,31 +226,22 @@ def show_confusions(content: ReportContent) -> Shown | None:
                     "examples": [
                         {
                             "source": example["source"],
-                            "shown": show_differences(
-                                example["reference"], example["hypothesis"], unit
-                            ),
+                            "shown": show_differences(example["reference"], example["hypothesis"]),
                         }
-                        for example in one.get("examples", [])[:1]
+                        for example in one.get("examples", [])[:2]
                     ],
                 }
                 for one in found
             ]
-    has_truncated = any(one.get("truncated") for one in content.evaluations.values())
-    return _by_split(content, shown, excludes_truncated=has_truncated)
+    return _by_split(content, shown)
 
 
 def show_confidence(content: ReportContent) -> Shown | None:
-    """Return, by evaluation, how well confidence is calibrated, and the rows above each threshold.
-
-    Left out where nearly all rows are right, or wrong: then it says nothing.
-    """
+    """Return, by evaluation, how well confidence is calibrated, and the rows above each threshold."""
     shown = {}
     for number, (split, evaluation) in enumerate(content.evaluations.items()):
         confidence = evaluation.get("confidence")
         if not confidence:
-            continue
-        exact = confidence.get("exact", 0.5)
-        if min(exact, 1 - exact) * confidence.get("rows", math.inf) < _FEWEST_ROWS:
             continue
         charts = []
         bins = {
@@ -254,32 +266,23 @@ def show_confidence(content: ReportContent) -> Shown | None:
 
 def show_samples(content: ReportContent) -> Shown | None:
     """Return, by evaluation, the lists of samples."""
-    shown = {}
-    for split, rows in content.rows.items():
-        if rows:
-            unit = _find_unit(content, split)
-            is_phones = content.evaluations.get(split, {}).get("task") == "phones"
-            shown[split] = {
-                "lists": choose_samples(rows, unit),
-                "unit": "phones" if is_phones else "words" if unit else "characters",
-            }
-    return _by_split(content, shown)
+    return _by_split(
+        content, {split: choose_samples(rows) for split, rows in content.rows.items() if rows}
+    )
 
 
-def choose_samples(rows: Sequence[Row], unit: str = "", count: int = _MOST_SAMPLES) -> list[Shown]:
+def choose_samples(rows: Sequence[Row], count: int = _MOST_SAMPLES) -> list[Shown]:
     """Return up to four lists of up to `count` rows each; empty lists are left out.
 
-    Each has a title, a note, and samples: a row, its closest reference and its output with their
-    differences by `unit`, its edits and its place. Ties keep the order of the rows.
+    Each has a title, a note, and samples: a row, its differences, its edits and its place. Ties keep
+    the order of the rows.
     """
-    closest = [find_closest(row.hypothesis, row.references, unit) for row in rows]
+    closest = [find_closest(row.hypothesis, row.references) for row in rows]
     places = range(len(rows))
     wrong = [place for place in places if not rows[place].is_exact]
     confidence = {
         place: row.confidence for place, row in enumerate(rows) if row.confidence is not None
     }
-    if len(rows) - len(wrong) < _FEWEST_ROWS:
-        confidence = {}
     lists = (
         (
             "Typical rows",
@@ -303,12 +306,7 @@ def choose_samples(rows: Sequence[Row], unit: str = "", count: int = _MOST_SAMPL
         (
             "Furthest off",
             "The most edits to the closest reference, relative to its length.",
-            sorted(
-                wrong,
-                key=lambda place: (
-                    -closest[place][1] / max(1, len(split_units(closest[place][0], unit)))
-                ),
-            ),
+            sorted(wrong, key=lambda place: -closest[place][1] / max(1, len(closest[place][0]))),
         ),
     )
 
@@ -317,9 +315,8 @@ def choose_samples(rows: Sequence[Row], unit: str = "", count: int = _MOST_SAMPL
         name = Path(row.file).name
         return {
             "row": row,
-            "shown": show_differences(reference, row.hypothesis, unit),
+            "shown": show_differences(reference, row.hypothesis),
             "edits": edits,
-            "confidence": confidence.get(place),
             "place": f"{name}:{row.line}" if name and row.line else name,
         }
 
@@ -331,7 +328,7 @@ def choose_samples(rows: Sequence[Row], unit: str = "", count: int = _MOST_SAMPL
 
 
 def show_attention(content: ReportContent) -> Shown | None:
-    """Return a heat map for each of up to three outputs."""
+    """Return a heat map for each of up to six outputs."""
     maps = [one for one in content.attention if one["tokens"] and one["source_tokens"]][:_MOST_MAPS]
     if not maps:
         return None
@@ -346,32 +343,23 @@ def show_attention(content: ReportContent) -> Shown | None:
         for number, one in enumerate(maps, start=1)
     ]
     longest = max(len(side) for one in maps for side in (one["tokens"], one["source_tokens"]))
-    return {
-        "charts": charts[:1],
-        "folded": charts[1:],
-        "is_truncated": longest > MOST_TOKENS,
-        "most": MOST_TOKENS,
-        "layer": content.settings.get("model.num_decoder_layers"),
-        "heads": content.settings.get("model.nhead"),
-    }
+    return {"charts": charts, "is_truncated": longest > MOST_TOKENS, "most": MOST_TOKENS}
 
 
 def show_settings(content: ReportContent) -> Shown | None:
-    """Return the settings: those that the user set, those that were chosen, and the defaults."""
-    if not content.settings:
-        return None
+    """Return the settings by section, with the default of those that differ from it."""
     defaults = flatten_settings(Settings())
-    user, chosen, left = "set by you", "chosen for these pairs", "defaults"
-    if content.user_settings is None:
-        chosen = "not the default"
-    groups: dict[str, list[Shown]] = {user: [], chosen: [], left: []}
-    for name, value in content.settings.items():
-        shown, default = _write_setting(value), _write_setting(defaults.get(name, value))
-        is_changed = name != "version" and shown != default
-        group = user if name in (content.user_settings or ()) else chosen if is_changed else left
-        line = {"name": name, "value": shown, "default": default if is_changed else None}
-        groups[group].append(line)
-    return {"groups": {group: lines for group, lines in groups.items() if lines}}
+    sections: dict[str, list[dict[str, Any]]] = {}
+    for full_name, value in content.settings.items():
+        section, _, name = (
+            full_name.partition(".") if "." in full_name else ("general", "", full_name)
+        )
+        shown, default = _write_setting(value), _write_setting(defaults.get(full_name, value))
+        is_changed = full_name != "version" and shown != default
+        sections.setdefault(section, []).append(
+            {"name": name, "value": shown, "default": default if is_changed else None}
+        )
+    return {"sections": sections} if sections else None
 
 
 def _write_setting(value: object) -> str:
@@ -383,23 +371,9 @@ def _write_setting(value: object) -> str:
     return shown if shown == shown.strip() else f'"{shown}"'
 
 
-def _find_unit(content: ReportContent, split: str) -> str:
-    """Return what separates the units that are compared: phones, words of running text, or ""."""
-    evaluation = content.evaluations.get(split, {})
-    if evaluation.get("task") == "phones":
-        return evaluation.get("cut", {}).get("separator") or " "
-    rows = content.rows.get(split, ())
-    return find_unit(rows) if rows else ""
-
-
-def _by_split(
-    content: ReportContent, shown: Mapping[str, Any], *, excludes_truncated: bool = False
-) -> Shown | None:
+def _by_split(content: ReportContent, shown: Mapping[str, Any]) -> Shown | None:
     """Return what is shown by evaluation, the main one first."""
     if not shown:
         return None
     names = sorted(shown, key=lambda name: name != content.main_evaluation)
-    return {
-        "splits": {name: shown[name] for name in names},
-        "excludes_truncated": excludes_truncated,
-    }
+    return {"splits": {name: shown[name] for name in names}}

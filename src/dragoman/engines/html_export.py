@@ -1,0 +1,275 @@
+"""Export to one HTML file: the weights, the tokenizers, the page of the server, and html_model.js."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragoman.decoding.hypothesis import Hypothesis
+from dragoman.decoding.search_config import SearchConfig
+from dragoman.engines.browser import Browser
+from dragoman.engines.engine import Quantization
+from dragoman.engines.parity import list_samples
+from dragoman.errors import ModelFolderError
+from dragoman.model_folder.folder import ModelFolder
+from dragoman.reading.pairs import take_features
+from dragoman.settings import Settings
+from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, Tokenizer
+
+HtmlQuantization = Literal["float16", "int8"]
+
+_KINDS = ("characters", "symbols", "bpe")
+_MOST_BYTES = 500_000_000  # a browser reads the weights as one string, of at most 512 MiB (V8)
+_NUM_EXAMPLES = 6
+_SIZES = (
+    "d_model", "nhead", "num_encoder_layers", "num_decoder_layers", "activation", "norm_first",
+    "positions", "max_positions",
+)  # fmt: skip
+_DECODING = (
+    "beam_size", "num_hypotheses", "length_norm", "length_penalty", "stop", "max_length_ratio",
+    "max_length_extra", "min_length_ratio", "min_length", "no_repeat_ngram", "forbidden_tokens",
+)  # fmt: skip
+_POLICY = (
+    "default-src 'none'; script-src {scripts}; style-src {style}; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+def find_html_errors(settings: Settings) -> list[str]:
+    """Return why a model with these settings cannot be exported; nothing: it can."""
+    errors, decoding = [], settings.decoding
+    for side in ("source", "target"):
+        kind = getattr(settings.tokenizer, side).kind
+        if kind not in _KINDS:
+            errors.append(
+                f"tokenizer.{side}.kind is {kind}: the page reads {', '.join(_KINDS)} only"
+            )
+    if decoding.method != "beam":
+        errors.append(f"decoding.method is {decoding.method}: the page has beam search only")
+    errors += [
+        f"decoding.{name} is set: the page has no constraints and no minimum risk"
+        for name in ("regex", "json_schema", "choices", "grammar", "minimum_risk")
+        if getattr(decoding, name) not in ("", "none")
+    ]
+    return errors
+
+
+def write_html(
+    model_folder: ModelFolder, digest: str, name: str, quantization: HtmlQuantization, path: Path
+) -> None:
+    """Write the model `name` as one HTML file to `path`.
+
+    Raises:
+        ModelFolderError: 16 bits cannot hold a weight, or the file would be too large.
+    """
+    settings, tokenizer = model_folder.settings, model_folder.tokenizer
+    tensors, weights = _pack(model_folder.weights, quantization)
+    decoding, sizes = settings.decoding.model_dump(), settings.model.model_dump()
+    about = {
+        "description": {
+            "name": name,
+            "digest": digest,
+            "task": settings.evaluation.task,
+            "features": list(settings.data.features),
+            "examples": [one._asdict() for one in list_samples(model_folder)[:_NUM_EXAMPLES]],
+            "decoding": {setting: decoding[setting] for setting in _DECODING},
+        },
+        "sizes": {size: sizes[size] for size in _SIZES}
+        | {
+            "target_vocab_size": tokenizer.target_vocab_size,
+            "never_emitted": tokenizer.never_emitted,
+        },
+        "tensors": tensors,
+        "source": _describe_side(tokenizer.source),
+        "target": _describe_side(tokenizer.target),
+        "features": list(tokenizer.features),
+        "source_names": tokenizer.source_names(),
+        "target_names": tokenizer.target_names(),
+        "leading_tags": settings.data.leading_tags,
+        "temperature": model_folder.calibration.temperature if model_folder.calibration else 1.0,
+    }
+    encoded = base64.b64encode(weights).decode()
+    if len(encoded) > _MOST_BYTES:
+        raise ModelFolderError(
+            f"the weights take {len(encoded) >> 20:,} MiB in a page, and browsers read "
+            f"{_MOST_BYTES >> 20}: use --quantization int8, or --to ctranslate2"
+        )
+    path.write_text(_fill_page(name, about, encoded), encoding="utf-8", newline="\n")
+
+
+class HtmlModel:
+    """The page in a browser, to check it: greedy search and scores, from ids to ids."""
+
+    name = "html"
+
+    def __init__(self, browser: Browser, quantization: Quantization) -> None:
+        self._browser = browser
+        self.quantization: Quantization = quantization
+
+    def search(
+        self,
+        sources: Sequence[Sequence[int]],
+        config: SearchConfig,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each source, best first: see `Engine.search`."""
+        assert prefixes is None
+        dumped = config.decoding.model_dump()
+        decoding = {name: dumped[name] for name in _DECODING}
+        decoding["forbidden_ids"] = config.forbidden_ids
+        return [
+            [
+                Hypothesis(
+                    ids=tuple(one["ids"]),
+                    score=one["score"],
+                    normalized_score=one["normalizedScore"],
+                    is_complete=one["isComplete"],
+                )
+                for one in self._ask("search", source, decoding)
+            ]
+            for source in sources
+        ]
+
+    def score(
+        self,
+        sources: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        config: SearchConfig,
+    ) -> list[Hypothesis]:
+        """Return each target with its score, without `log_probs`."""
+        return [
+            Hypothesis(
+                ids=tuple(target),
+                score=score if isinstance(score, int | float) else float("nan"),
+                normalized_score=0.0,
+                is_complete=True,
+            )
+            for source, target in zip(sources, targets, strict=True)
+            for score in [self._ask("score", source, target)]
+        ]
+
+    def check_texts(self, model_folder: ModelFolder) -> None:
+        """Raise `ModelFolderError` unless texts of held-out rows become the right ids and come back."""
+        tokenizer, data = model_folder.tokenizer, model_folder.settings.data
+        for text, values, reference in list_samples(model_folder):
+            source, symbols = take_features(text, values, data.features, data)
+            [ids] = tokenizer.encode_sources([source], [symbols])
+            target = tokenizer.encode_targets([reference])[0][1:-1]
+            output = tokenizer.decode_target(target)
+            if self._ask("encode", text, values) != ids or self._ask("decode", target) != output:
+                raise ModelFolderError(
+                    f"the page tokenizes {text[:40]!r} or {output[:40]!r} otherwise; this is a bug "
+                    "of dragoman, report it with this message"
+                )
+
+    def _ask(self, function: str, *arguments: object) -> Any:  # noqa: ANN401
+        given = ", ".join(map(json.dumps, arguments))
+        return self._browser.run(f"check.{function}({given})")
+
+
+@contextmanager
+def open_page(program: str, path: Path) -> Iterator[Browser]:
+    """Show the page at `path` in a new browser.
+
+    Raises:
+        BrowserError: The browser does not start.
+    """
+    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        browser = Browser(program, Path(profile))
+        try:
+            browser.open(path.resolve().as_uri())
+            yield browser
+        finally:
+            browser.close()
+
+
+def _pack(
+    weights: Mapping[str, NDArray[np.float32]], quantization: HtmlQuantization
+) -> tuple[list[dict[str, Any]], bytes]:
+    """Return the name, kind and shape of each tensor, and the bytes of all, as html_model.js reads.
+
+    Vectors are never quantized to integers: they are small, and count more.
+    """
+    listed, content = [], bytearray()
+    for name, weight in weights.items():
+        rows = weight.reshape(-1, weight.shape[-1])  # (D,) -> (1, D)
+        kind = quantization if weight.ndim > 1 else "float16"
+        with np.errstate(over="ignore"):
+            halves = rows.astype("<f2")
+        if not np.isfinite(halves).all():
+            raise ModelFolderError(
+                f"{name} holds a number that 16 bits cannot (beyond 65,504, or NaN): it is not "
+                "exported; train the model again"
+            )
+        if kind == "int8":
+            scales = np.abs(rows).max(axis=1, keepdims=True).astype("<f4") / 127
+            scales[scales == 0.0] = 1.0
+            content += scales.tobytes() + np.rint(rows / scales).astype(np.int8).tobytes()
+        else:
+            content += halves.tobytes()
+        listed.append({"name": name, "kind": kind, "rows": len(rows), "columns": rows.shape[1]})
+    return listed, bytes(content)
+
+
+def _describe_side(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the vocabulary of a side as html_model.js reads it: tokens from FIRST_TEXT_ID on."""
+    settings, tokens = tokenizer.settings, tokenizer.to_dict()["tokens"]
+    side = {
+        "kind": settings.kind,
+        "form": settings.unicode_form,
+        "separator": tokenizer.separator,
+        "tokens": tokens,
+    }
+    if settings.kind == "bpe":
+        vocab = tokens["model"]["vocab"]
+        side["tokens"] = sorted(vocab, key=vocab.__getitem__)[FIRST_TEXT_ID:]
+        side["merges"] = [" ".join(pair) for pair in tokens["model"]["merges"]]
+    return side
+
+
+def _fill_page(name: str, about: dict[str, Any], weights: str) -> str:
+    """Return the server's page with everything in it, and a policy that runs only its scripts."""
+    folder = files("dragoman") / "serving" / "page"
+    page, style, script = (
+        (folder / part).read_text("utf-8") for part in ("index.html", "page.css", "page.js")
+    )
+    model = (files("dragoman") / "engines" / "html_model.js").read_text("utf-8")
+    policy = _POLICY.format(scripts=f"{_hash(model)} {_hash(script)}", style=_hash(style))
+    content = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")
+    data = (
+        f'<script type="application/json" id="about">{content}</script>\n'
+        f'<script type="text/plain" id="weights">{weights}</script>\n'
+    )
+    for tag, filled in (
+        ("<title>dragoman</title>", f"<title>{escape(name)}</title>"),
+        (
+            '<meta charset="utf-8">',
+            f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        ),
+        ('<link rel="stylesheet" href="page.css">', f"<style>{style}</style>"),
+        (
+            '<script type="module" src="server.js"></script>',
+            f'{data}<script type="module">{model}</script>',
+        ),
+        (
+            '<script type="module" src="page.js"></script>',
+            f'<script type="module">{script}</script>',
+        ),
+    ):
+        assert page.count(tag) == 1, tag
+        page = page.replace(tag, filled)
+    return page
+
+
+def _hash(content: str) -> str:
+    digest = hashlib.sha256(content.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

@@ -1,0 +1,128 @@
+"""Export to plain PyTorch: the state dictionary of an `nn.Transformer`, and a script that decodes."""
+
+import json
+import math
+import runpy
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from dragoman.decoding.hypothesis import Hypothesis, limit_lengths, normalize
+from dragoman.decoding.search_config import SearchConfig
+from dragoman.engines.engine import Quantization
+from dragoman.errors import ModelFolderError
+from dragoman.model.transformer import LearnedPositions, Transformer
+from dragoman.settings import ModelSettings
+from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID
+
+_SCRIPT = "decode.py"
+
+
+def write_pytorch(network: Transformer, model: ModelSettings, folder: Path) -> None:
+    """Write the weights of `network`, its sizes and the script into `folder`.
+
+    Raises:
+        ModelFolderError: Its positions are rotary.
+    """
+    if network.rotation is not None:
+        raise ModelFolderError(
+            "model.positions is rotary, which nn.Transformer does not have: use --to onnx, or html"
+        )
+    sizes = ("source", network.source_vocab_size), ("target", network.target_vocab_size)
+    tensors = {}
+    for side, size in sizes:  # without the rows that round the matrices up
+        tensors[f"{side}_embedding"] = getattr(network, f"{side}_embedding").weight[:size]
+        positions = getattr(network, f"{side}_positions")
+        if isinstance(positions, LearnedPositions):
+            tensors[f"{side}_positions"] = positions.weight
+    output, size = network.output, network.target_vocab_size
+    weight = network.target_embedding.weight if output is None else output.weight
+    tensors["output_weight"] = weight[:size]
+    tensors["output_bias"] = weight.new_zeros(size) if output is None else output.bias[:size]
+    state = network.transformer.state_dict()
+    for name, content in (("transformer", state), ("embeddings", tensors)):
+        # Clones, because safetensors refuses tensors that share memory, as tied ones do.
+        save_file(
+            {key: tensor.detach().clone() for key, tensor in content.items()},
+            folder / f"{name}.safetensors",
+        )
+    config = {
+        "transformer": {
+            "d_model": model.d_model,
+            "nhead": model.nhead,
+            "num_encoder_layers": model.num_encoder_layers,
+            "num_decoder_layers": model.num_decoder_layers,
+            "dim_feedforward": model.dim_feedforward,
+            "activation": model.activation,
+            "norm_first": model.norm_first,
+        },
+        "bos_id": network.bos_id,
+        "eos_id": network.eos_id,
+        "never_emitted": list(network.never_emitted),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    script = Path(__file__).with_name("pytorch_decode.py").read_text(encoding="utf-8")
+    (folder / _SCRIPT).write_text(script, encoding="utf-8")
+    for path in folder.glob("*.safetensors"):  # created for the owner only, whatever the umask
+        shutil.copymode(folder / _SCRIPT, path)
+
+
+class PytorchModel:
+    """The script in `folder`, run to check it: greedy search and scores."""
+
+    name = "pytorch"
+    quantization: Quantization = "float32"
+
+    def __init__(self, folder: Path, num_positions: int | None = None) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that pre-norm has no nested tensors
+            self._script = runpy.run_path(str(folder / _SCRIPT))
+        self._num_positions = num_positions
+
+    def search(
+        self,
+        sources: Sequence[Sequence[int]],
+        config: SearchConfig,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Return the greedy hypothesis of each source; of the settings, only the lengths count."""
+        assert prefixes is None
+        limits = limit_lengths([len(ids) for ids in sources], config.decoding, self._num_positions)
+        found = []
+        for source, limit in zip(sources, limits, strict=True):
+            ids = self._script["decode"](list(source), limit.longest)
+            is_complete = ids[-1] == EOS_ID
+            found.append(
+                [self._score(source, ids[:-1] if is_complete else ids, is_complete, config)]
+            )
+        return found
+
+    def score(
+        self,
+        sources: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        config: SearchConfig,
+    ) -> list[Hypothesis]:
+        """Return each target with its log-probabilities: see `Engine.score`."""
+        return [
+            self._score(source, target, True, config)
+            for source, target in zip(sources, targets, strict=True)
+        ]
+
+    def _score(
+        self, source: Sequence[int], ids: Sequence[int], is_complete: bool, config: SearchConfig
+    ) -> Hypothesis:
+        emitted = [*ids, EOS_ID] if is_complete else ids
+        steps = self._script["score"](list(source), [BOS_ID, *emitted[:-1]])
+        log_probs = [float(step[token]) for step, token in zip(steps, emitted, strict=True)]
+        score = math.fsum(log_probs)
+        return Hypothesis(
+            ids=tuple(ids),
+            score=score,
+            normalized_score=normalize(score, len(emitted), config.decoding),
+            is_complete=is_complete,
+            log_probs=tuple(log_probs),
+        )

@@ -294,6 +294,8 @@ INVALID = [
     ("json_schema", '{"type": "intege"}', r"decoding\.json_schema: Invalid type: intege"),
     ("json_schema", '{"uniqueItems": true}', r"json_schema: Unimplemented keys.*docs/json_schema"),
     ("json_schema", '{"type": }', r"decoding\.json_schema: invalid JSON: .*column 10"),
+    ("json_schema", '{"not":' * 3000 + "{}" + "}" * 3000, "json_schema: it is nested too deeply"),
+    ("json_schema", '{"not":' * 960 + "{}" + "}" * 960, "json_schema: "),
     ("json_schema", "false", r"decoding\.json_schema: Unsatisfiable"),
     ("json_schema", "nowhere.json", r"decoding\.json_schema: nowhere.json: there is no such file"),
     ("grammar", "nowhere.lark", r"decoding\.grammar: nowhere.lark: there is no such file"),

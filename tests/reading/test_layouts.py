@@ -248,6 +248,20 @@ def test_an_invalid_array_is_refused(tmp_path, text, found):
         list(read_pairs(tmp_path / "p.json"))
 
 
+@pytest.mark.parametrize("depth", [500, 3000])
+def test_an_object_nested_too_deeply_is_a_row_error(tmp_path, depth):
+    nested = '{"a":' * depth + "1" + "}" * depth
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        f"""{{"source": "a", "target": "b"}}\n{{"source": {nested}, "target": "b"}}\n"""
+    )
+    errors = RowErrors()
+    skipping = DataSettings(broken_rows="skip")
+    rows = list(read_pairs(path, skipping, errors))
+    assert [row.line for row in rows] == [1]
+    assert errors.examples[0].line == 2
+
+
 def test_a_nested_null_is_empty_and_a_missing_field_is_named(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text(

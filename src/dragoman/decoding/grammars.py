@@ -180,7 +180,10 @@ def constrain_to_grammar(decoding: DecodingSettings, tokenizer: PairTokenizer) -
             "tokenizer.target.unicode_form is nfd), so its tokens cannot spell composed outputs; "
             "use decoding.choices, or train with unicode_form nfc"
         )
-    grammars = _write_grammars(setting, getattr(decoding, setting))
+    try:
+        grammars = json.dumps({"grammars": _write_grammars(setting, getattr(decoding, setting))})
+    except RecursionError as error:
+        raise SettingsError(f"decoding.{setting}: it is nested too deeply: {error}") from error
     pieces = tokenizer.target.token_bytes()
     pieces += [None] * (tokenizer.target_vocab_size - len(pieces))  # features of the source
     language = _Language(
@@ -220,7 +223,7 @@ class _Vocabulary:
         raise NotImplementedError  # called only for forced bytes: see _OPTIONS
 
 
-def _make_matcher(language: _Language, grammars: list[dict[str, Any]]) -> "LLMatcher":
+def _make_matcher(language: _Language, grammars: str) -> "LLMatcher":
     llguidance = _import_llguidance(language.setting)
     vocabulary = _Vocabulary(language)
     if (longest := max(map(len, vocabulary.tokens))) > _MAX_TOKEN_BYTES:
@@ -232,7 +235,7 @@ def _make_matcher(language: _Language, grammars: list[dict[str, Any]]) -> "LLMat
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), slices=[])
     matcher: LLMatcher = llguidance.LLMatcher(
         tokenizer,
-        json.dumps({"grammars": grammars}),
+        grammars,
         log_level=0,
         limits=llguidance.LLParserLimits(verbose_errors=False),
     )

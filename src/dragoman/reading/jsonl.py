@@ -170,7 +170,11 @@ def _take_fields(
             found = f"no field {name!r}; found: {shown}"
             return RowError(file, number, MISSING_FIELD, found)
         if isinstance(value, dict):
-            value = _dump(value)
+            try:
+                value = _dump(value)
+            except RecursionError:
+                found = f"field {name!r} is nested too deeply"
+                return RowError(file, number, NOT_TEXT, found)
         value = "" if value is None else value
         if not isinstance(value, str):
             found = f"field {name!r} holds {_KINDS[type(value)]}, expected text"

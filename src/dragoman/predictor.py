@@ -104,7 +104,7 @@ class Predictor:
             SettingsError: The settings conflict with each other, the model or the engine.
         """
         paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
-        model_folders = [ModelFolder.read(one) for one in paths]
+        model_folders = [ModelFolder.read(one, with_metrics=False) for one in paths]
         first = model_folders[0]
         for one, model_folder in zip(paths, model_folders, strict=True):
             if model_folder.tokenizer.to_dict() != first.tokenizer.to_dict():

@@ -28,7 +28,7 @@ from dragoman.evaluation.evaluation import (
 )
 from dragoman.evaluation.output_rows import Row, group_references, read_outputs, read_rows
 from dragoman.model_folder.calibration import write_calibration
-from dragoman.model_folder.folder import EVALUATION, is_model_folder
+from dragoman.model_folder.folder import EVALUATION, ModelFolder, is_model_folder
 from dragoman.predictor import PRODUCED_NAN, Predictor
 from dragoman.reading.pairs import SUFFIXES, InvalidRow, Pair, RowErrors, Source, read_pairs
 from dragoman.reading.text_files import strip_packing
@@ -107,7 +107,7 @@ def evaluate(
             model,
             folder.name,
             {name_evaluation(paths): evaluation},
-            metrics=model_folder.metrics,
+            metrics=ModelFolder.read(folder).metrics,
             curves=read_curves(folder.with_name(f"{folder.name}.training")),
         )
     return evaluation

@@ -58,6 +58,7 @@ _NEEDED = (WEIGHTS, CONFIG, TOKENIZER, METRICS)
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_METRICS_BYTES = 1 << 28  # 64 samples, which may be long
 _MAX_TOKEN_COUNTS_BYTES = 1 << 25
+_PARITY_BYTES = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,10 @@ class ModelFolder:
     """How often each source id was in the training pairs; (): not known."""
 
     @classmethod
-    def read(cls, path: Path) -> "ModelFolder":
+    def read(cls, path: Path, *, with_metrics: bool = True) -> "ModelFolder":
         """Return the content of the model folder at `path`; the weights are read when needed.
+
+        Without metrics, `metrics` has only the comparison of CTranslate2 with PyTorch.
 
         Whether the shapes of the weights fit the settings is checked when a network is built.
 
@@ -95,7 +98,10 @@ class ModelFolder:
                     f"{path}: not a complete model folder: {', '.join(missing)} missing; copy it "
                     "again, or train it again with `dragoman fit`"
                 )
-            metrics = read_json(path / METRICS, _MAX_METRICS_BYTES)
+            if with_metrics:
+                metrics = read_json(path / METRICS, _MAX_METRICS_BYTES)
+            else:
+                metrics = _read_parity(path / METRICS)
             if not isinstance(metrics, dict):
                 raise ModelFolderError(f"{path / METRICS}: expected a JSON object")
             card = path / CARD
@@ -293,6 +299,21 @@ def _read_settings(path: Path) -> Settings:
                 f"know all of it; upgrade with `pip install --upgrade dragoman` ({error})"
             ) from error
         raise ModelFolderError(f"{path}: not settings of this version: {error}") from error
+
+
+def _read_parity(path: Path) -> dict[str, Any]:
+    """Return the comparison of CTranslate2 with PyTorch, which fit writes at the end of metrics.json."""
+    with path.open("rb") as file:
+        first = file.read(1)
+        file.seek(max(0, path.stat().st_size - _PARITY_BYTES))
+        end = file.read()
+    if first != b"{" or not end.rstrip().endswith(b"}"):
+        raise ModelFolderError(f"{path}: truncated, or not a JSON object; copy it again")
+    found = re.findall(rb'"ctranslate2":\s*\{[^{}]*\}', end)
+    try:
+        return cast("dict[str, Any]", json.loads(b"{%s}" % found[-1])) if found else {}
+    except ValueError:
+        return {}
 
 
 def _read_token_counts(path: Path) -> tuple[int, ...]:

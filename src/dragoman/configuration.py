@@ -176,6 +176,13 @@ def merge_for_use(typed: Settings, trained: Settings) -> Settings:
     """
     check_sections(typed, "a trained model", ("data", "decoding", "evaluation"))
     merged = merge_settings(typed, dict(list_set_values(trained)))
+    labels = trained.data.features
+    if len(merged.data.features) != len(labels):
+        raise SettingsError(
+            f"--data.features {','.join(merged.data.features)}: the model has "
+            + (f"{len(labels)} features, {', '.join(labels)}" if labels else "no features")
+            + ": give their columns, or leave the setting out"
+        )
     if errors := find_conflicts(merged):
         raise SettingsError.gather(errors)
     return merged

@@ -1,6 +1,7 @@
 """Text in, text out: a trained model and its predictions."""
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search_config import SearchConfig, resolve_search
 from dragoman.engines.engine import Engine, Quantization, add_details
 from dragoman.engines.load import EngineName, load_engine
-from dragoman.errors import DragomanError, SettingsError
+from dragoman.errors import DragomanError, SettingsError, shorten
 from dragoman.evaluation.confidence import find_confidence
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.folder import ModelFolder, StoredWeights
@@ -122,6 +123,16 @@ class Predictor:
             if model_folder.calibration is not None
         ]
         return cls(made, first.tokenizer, merged, model_folders, config=config, calibrations=found)
+
+    @property
+    def feature_labels(self) -> tuple[str, ...]:
+        """The names of its features, in the order of training."""
+        folders = self.model_folders
+        return (folders[0].settings if folders else self.settings).data.features
+
+    def find_unknown(self, features: Iterable[str]) -> list[str]:
+        """Return those of a row's features that the training pairs did not have."""
+        return [symbol for symbol in features if symbol not in self.tokenizer.features]
 
     @property
     def temperature(self) -> float:
@@ -284,17 +295,21 @@ class Predictor:
             raise DragomanError(
                 "predict: expected a list of sources, found a string: put it in [ ]"
             )
-        data = self.settings.data
+        labels, unknown = self.feature_labels, dict[str, None]()
         values = [()] * len(sources) if features is None else features
-        if len(values) != len(sources) or any(len(row) != len(data.features) for row in values):
+        if len(values) != len(sources) or any(len(row) != len(labels) for row in values):
             raise DragomanError(
-                f"features: give {len(data.features)} values for each of the {len(sources)} sources "
-                f"(data.features of this model: {', '.join(data.features) or 'none'})"
+                f"features: give {len(labels)} values for each of the {len(sources)} sources "
+                f"(data.features of this model: {', '.join(labels) or 'none'})"
             )
         rows = []
         for line, (text, row) in enumerate(zip(sources, values, strict=True), start=1):
-            rest, symbols = take_features(text, row, data.features, data)
+            rest, symbols = take_features(text, row, labels, self.settings.data)
             rows.append(Source(source=rest, features=symbols, line=line))
+            unknown.update(dict.fromkeys(self.find_unknown(symbols)))
+        if unknown:
+            shown = shorten(", ".join(unknown))
+            warnings.warn(f"features that the model has never seen: {shown}", stacklevel=4)
         return rows
 
     def _search(

@@ -1,14 +1,22 @@
 """Features at every door: fit, evaluate, predict from files and streams, Python."""
 
+import io
+import json
+import subprocess
+import sys
+
 import pytest
 
 import dragoman
 import dragoman.commands.evaluate
+import dragoman.evaluation.evaluation
 import dragoman.presets
+import dragoman.reading.pairs
 from conftest import BRIEF, make_words, quiet_console
 from dragoman import read_settings
 from dragoman.model_folder.folder import ModelFolder
-from dragoman.reading.pairs import join_features, read_pairs, take_features
+from dragoman.reading.headers import is_header
+from dragoman.reading.pairs import join_features, read_pairs, read_sources, take_features
 from dragoman.reading.statistics import collect_statistics
 from dragoman.settings import DataSettings
 
@@ -84,3 +92,141 @@ def test_features_are_split_and_joined_again():
     whole = DataSettings(features=("a", "b"))
     _, features = take_features("walk", ["a=V;PST", ""], ["a", "b"], whole)
     assert join_features(features, whole) == (["a=V;PST", ""], [])
+
+
+def write_tsv(path, rows, header=()):
+    path.write_text(
+        "".join("\t".join(row) + "\n" for row in [*([header] if header else []), *rows])
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    """The score of the output of each row."""
+    best = dragoman.load(model).predict_n_best([row[0] for row in ROWS], [[row[2]] for row in ROWS])
+    return [round(one[0].score, 5) for one in best]
+
+
+@pytest.mark.parametrize(
+    ("header", "words", "note"),
+    [
+        (("word", "form", "kind"), [], "feature 'kind'"),
+        (("Word", "FORM", "Kind"), [], "feature 'Kind'"),
+        (("Word", "FORM", "Kind"), ["--data.features", "KIND"], "feature 'Kind'"),
+        ((), [], "no header; columns by position: 1 source, 2 target, 3 feature 'kind'"),
+        ((), ["--data.features", "3"], "3 feature 'kind'"),
+        (("word", "form", "type"), ["--data.features", "type"], "feature 'type' as 'kind'"),
+        (("word", "form", "type"), ["--data.features", "3"], "feature 'type' as 'kind'"),
+    ],
+)
+def test_the_columns_of_features_are_matched_to_the_names_of_training(
+    model, expected, header, words, note, tmp_path
+):
+    found = dragoman.reading.pairs.RowErrors()
+    settings, pairs = read_settings(None, words), write_tsv(tmp_path / "p.tsv", ROWS, header)
+    rows = dragoman.evaluate(model, pairs, settings, row_errors=found).rows
+    assert [round(row.score, 5) for row in rows] == expected
+    assert note in found.layouts[0]
+
+
+def test_json_objects_have_features_under_any_name(model, expected, tmp_path):
+    pairs = tmp_path / "p.jsonl"
+    names = ("type", "form", "word")
+    pairs.write_text(
+        "".join(json.dumps(dict(zip(names, row[::-1], strict=True))) + "\n" for row in ROWS)
+    )
+    rows = dragoman.evaluate(model, pairs, read_settings(None, ["--data.features", "type"])).rows
+    assert [round(row.score, 5) for row in rows] == expected
+
+
+def test_features_in_another_order_are_those_of_training(tmp_path):
+    settings, labels = DataSettings(features=("tense", "kind")), ("kind", "tense")
+    rows = [("a", "b", "V", "PST")]
+    paths = [
+        (write_tsv(tmp_path / "named.tsv", rows, ("source", "target", "kind", "tense")), settings),
+        (tmp_path / "named.tsv", DataSettings(features=("4", "3"))),
+        (tmp_path / "named.tsv", DataSettings(features=("TENSE", "3"))),
+        (write_tsv(tmp_path / "plain.tsv", rows), DataSettings(features=("3", "4"))),
+    ]
+    for path, given in paths:
+        [pair] = read_pairs(path, given, labels=labels)
+        assert pair.features == ("kind=V", "tense=PST")
+
+
+def test_another_number_of_features_is_refused(model):
+    for words in (["a,b"], [""]):
+        with pytest.raises(dragoman.SettingsError, match="the model has 1 features, kind: give"):
+            dragoman.load(model, read_settings(None, ["--data.features", *words]))
+    with pytest.raises(dragoman.DragomanError, match="give 1 values for each"):
+        dragoman.load(model, read_settings(None, ["--data.features", "3"])).predict(["a"])
+
+
+def run(command, given=None):
+    found = subprocess.run(
+        ["bash", "-c", command],
+        input=given,
+        capture_output=True,
+        timeout=120,
+        check=False,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    return found
+
+
+STREAMS = {
+    "header": ("auto", "word\tform\tKind\nab\tAB\tV\nac\tAC\tN\n"),
+    "lines": ("auto", "ab\tV\nac\tN\n"),
+    "pairs": ("auto", "ab\tAB\tV\nac\tAC\tN\n"),
+    "csv": ("csv", "Kind,form,word\r\nV,AB,ab\r\nN,AC,ac\r\n"),
+    "Excel": ("csv", '"word";"form";"kind"\n"ab";"AB";"V"\n"ac";"AC";"N"\n'),
+    "CSV lines": ("csv", "ab,V\nac,N\n"),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_streams_have_features_with_and_without_a_header(kind, tmp_path):
+    form, text = STREAMS[kind]
+    settings = DataSettings(source="word", target="form", features=("kind",), format=form)
+    path = tmp_path / f"x.{'csv' if form == 'csv' else 'tsv'}"
+    path.write_bytes(text.encode())
+    for given in (io.BytesIO(text.encode()), path):
+        rows = list(read_sources(given, settings, labels=("kind",)))
+        assert [(row.source, row.features) for row in rows] == [
+            ("ab", ("kind=V",)),
+            ("ac", ("kind=N",)),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "sources"),
+    [
+        ("auto", "word\nWort\n", ["word", "Wort"]),  # a single column has no header
+        ("csv", "word\nab\n", ["ab"]),
+        ("csv", "a;b\nc;d;e\n", ["a;b", "c;d;e"]),
+    ],
+)
+def test_the_first_line_of_a_stream_is_a_source_unless_it_names_columns(form, text, sources):
+    settings = DataSettings(source="word", format=form)
+    rows = read_sources(io.BytesIO(text.encode()), settings, labels=())
+    assert [row.source for row in rows] == sources
+
+
+def test_the_word_auto_is_no_header():
+    pairs = b"auto\tcar\nHaus\thouse\n"
+    assert not is_header(["auto", "car"], wanted=("auto", "auto"), is_csv=False)
+    rows = read_sources(io.BytesIO(pairs), DataSettings())
+    assert [row.source for row in rows] == ["auto", "Haus"]
+
+
+def test_unknown_features_are_reported_at_every_door(model, tmp_path):
+    with pytest.warns(UserWarning, match="has never seen: kind=DU"):
+        dragoman.load(model).predict(["a", "b"], [["N;DU"], ["N;PL"]])
+    pairs = write_tsv(tmp_path / "p.tsv", [("abc", "ABC", "N;DU"), ("abd", "ABD", "N;PL")])
+    evaluation = dragoman.evaluate(model, pairs)
+    assert evaluation.model["unknown_features"] == {"kind=DU": 1}
+    shown = dragoman.evaluation.evaluation.summarize(evaluation.to_dict())
+    assert "features that the model has never seen: kind=DU (1 rows)" in shown
+    found = run(f"{sys.executable} -m dragoman predict {model} --input {pairs}")
+    assert "1 rows with the feature kind=DU, which the model has never seen: line 1" in found.stderr

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -82,7 +83,7 @@ def evaluate(
     model_folder = model.model_folders[0]
     evaluation, confidence = evaluate_model(
         model,
-        read_pairs(paths, model.settings.data, row_errors),
+        read_pairs(paths, model.settings.data, row_errors, model.feature_labels),
         counts=model_folder.source_counts,
         calibrates=calibrate,
     )
@@ -211,6 +212,11 @@ def evaluate_model(
                 for one in model.list_weights()
             ],
             "settings": flatten_settings(settings),
+            "unknown_features": dict(
+                Counter(
+                    one for row in rows for one in model.find_unknown(row.features)
+                ).most_common(100)
+            ),
             "out_of_reach": _find_out_of_reach(model, rows),
         },
     )

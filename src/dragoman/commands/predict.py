@@ -32,7 +32,7 @@ from dragoman.commands.output_formats import (
     write_parquet,
 )
 from dragoman.configuration import flatten_settings
-from dragoman.errors import DragomanError
+from dragoman.errors import DragomanError, shorten
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.predictor import Predictor, make_windows
 from dragoman.reading.pairs import (
@@ -53,6 +53,7 @@ Row = Source | InvalidRow
 
 _REMEDY = "start over with --restart"
 _NAMED_ROWS = 5  # rows of a kind that the report names
+_MOST_KINDS = 20  # then further features share one
 _QUIET_S = 2.0  # shorter predictions show no progress
 _LINE_EVERY_S = 60.0  # progress lines, where standard error is not a terminal
 
@@ -461,6 +462,7 @@ def _read_rows(model: Predictor, job: Job, position: FilePosition | None = None)
     return read_sources(
         cast(BinaryIO, stdin) if job.input is None else job.input,
         model.settings.data,
+        labels=model.feature_labels,
         has_target=job.scores_targets,
         prefix=job.prefix,
         with_columns=job.layouts[0] != "text",  # then no output is text
@@ -525,7 +527,14 @@ def _predict(
             kinds.append(f"without an output ({row.reason if isinstance(row, InvalidRow) else ''})")
         elif not best.is_complete:
             kinds.append("truncated at the maximum length (raise decoding.max_length_extra)")
-        if best is not None and best.num_unknown:
+        unknown = model.find_unknown(row.features) if isinstance(row, Source) else []
+        for symbol in unknown:
+            is_listed = len(state.row_errors) < _MOST_KINDS
+            named = (
+                f"the feature {shorten(symbol)}, which" if is_listed else "other features, which"
+            )
+            kinds.append(f"with {named} the model has never seen")
+        if best is not None and best.num_unknown > len(unknown):
             kinds.append("with tokens that the model has never seen")
         for kind in kinds:
             counted = state.row_errors.setdefault(kind, [0])

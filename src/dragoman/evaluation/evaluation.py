@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from dragoman.errors import DataError, ModelFolderError
+from dragoman.errors import DataError, ModelFolderError, shorten
 from dragoman.evaluation.breakdown import break_down
 from dragoman.evaluation.confidence import Calibration
 from dragoman.evaluation.confusions import Confusion, find_confusions
@@ -268,6 +268,9 @@ def summarize(content: Mapping[str, Any]) -> list[str]:
             f"  {one['count']:>6,} x {_show(one['from'])} -> {_show(one['to'])}"
             for one in content["confusions"][:_NUM_CONFUSIONS]
         ]
+    if unknown := content["model"].get("unknown_features"):
+        found = shorten(", ".join(f"{symbol} ({rows:,} rows)" for symbol, rows in unknown.items()))
+        lines += ["", f"features that the model has never seen: {found}"]
     if (beyond := content["model"].get("out_of_reach")) and beyond["rows"]:
         lines += [
             "",

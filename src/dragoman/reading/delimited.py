@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from dragoman.errors import DataError
-from dragoman.reading.headers import is_header, is_prediction
+from dragoman.reading.headers import is_header, is_prediction, names_wanted
 from dragoman.reading.row_errors import (
     BAD_CSV,
     EMPTY_LINE,
@@ -73,7 +73,7 @@ def open_delimited(
     """Return the table of a TSV or CSV file; its first row that is not empty gives the columns.
 
     What the settings leave open is found in the first lines, and named in the notes of the table;
-    of a stream, a live one perhaps, nothing is.
+    of a stream, a live one perhaps, in its first line.
 
     Raises: DataError, here and while rows are read, when the file cannot be read.
     """
@@ -90,10 +90,17 @@ def open_delimited(
     if separator != "auto":
         dialect = _Dialect(separator=separator, has_quotes=is_csv or separator != "\t")
     sample = [line for line in first.lines[:_SAMPLE_LINES] if line.strip()]
-    if not is_stream and dialect.has_quotes:
-        dialect = _find_dialect(
-            sample, [dialect, *_FOUND_IN_CSV] if separator == "auto" else [dialect]
-        )
+    wanted = (settings.source, settings.target, *settings.features)
+    if dialect.has_quotes:
+        lines = sample[:1] if is_stream else sample
+        candidates = [dialect, *_FOUND_IN_CSV] if separator == "auto" else [dialect]
+        found_dialect = _find_dialect(lines, candidates)
+        # One line of a stream is not enough, unless it names columns.
+        if not is_stream or (
+            found_dialect != dialect
+            and is_header(next(found_dialect.read(lines)), wanted=wanted, is_csv=True)
+        ):
+            dialect = found_dialect
     elif not is_stream and settings.format == "auto" and not is_prediction(sample[:1]):
         if _needs_quotes(sample):
             dialect = replace(dialect, has_quotes=True)
@@ -102,12 +109,14 @@ def open_delimited(
     notes += dialect.describe(usual)
 
     def names_columns(cells: Sequence[str]) -> bool:
-        if settings.header == "auto" and not is_stream:
-            wanted = (settings.source, settings.target, *settings.features)
-            is_named = is_header(cells, wanted=wanted, is_csv=dialect.has_quotes)
+        if settings.header == "auto":
+            if is_stream and not dialect.has_quotes:  # a line is a source, unless a name is wanted
+                is_named = len(cells) > 1 and names_wanted(cells, wanted)
+            else:
+                is_named = is_header(cells, wanted=wanted, is_csv=dialect.has_quotes)
             if is_named:
                 notes.append("the first line is the header")
-            elif len(cells) > 1:  # plain lines of text have no header to look for
+            elif len(cells) > 1 and not is_stream:  # plain lines have no header to look for
                 notes.append("the first line is a row, not a header")
             return is_named
         return settings.header == "yes"

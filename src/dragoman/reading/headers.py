@@ -125,13 +125,19 @@ def is_header(cells: Sequence[str], *, wanted: Sequence[str], is_csv: bool) -> b
     named = [cell for cell in cells if cell.strip()]
     if len(named) != len(set(named)) and not is_csv:
         return False
-    if any(cell in wanted and not cell.isdigit() for cell in cells) or {*cells} >= _PREDICTED:
+    if names_wanted(cells, wanted) or {*cells} >= _PREDICTED:
         return True
     roles = [find_role(cell) for cell in cells]
     languages = {language for cell in cells if (language := _find_language(cell, is_csv=is_csv))}
     if is_csv:
         return any(roles) or len(languages) > 1
     return {"source", "target"} <= {*roles} or len(languages) > 1
+
+
+def names_wanted(cells: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Return whether a cell is a column that the settings name, in any case."""
+    named = {name.casefold() for name in wanted if name != "auto" and not name.isdigit()}
+    return any(cell.casefold() in named for cell in cells)
 
 
 def is_prediction(lines: Sequence[str]) -> bool:

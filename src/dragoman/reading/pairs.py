@@ -96,10 +96,12 @@ def read_pairs(
     paths: str | Path | Sequence[str | Path],
     settings: DataSettings | None = None,
     row_errors: RowErrors | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Iterator[Pair]:
     """Yield the pairs of a file, or of two parallel text files, in order and constant memory.
 
-    A column's value v becomes the feature "name=v", or "3=v" if columns have no names. Empty lines
+    A column's value v becomes the feature "name=v", or "3=v" if columns have no names; `labels` are
+    other names, those of a trained model, to which the columns are matched. Empty lines
     at the end of a file are ignored; all other invalid rows are added to `row_errors`. Those that
     the settings do not skip are raised as one error at the end of the file, after all valid pairs.
 
@@ -120,7 +122,7 @@ def read_pairs(
             row_errors.add(*error)
 
     with _open_pairs([Path(path) for path in files], settings) as table:
-        columns = choose_columns(table, settings)
+        columns = choose_columns(table, settings, labels)
         assert columns.target is not None
         file, longest = table.file, settings.max_characters
         if row_errors is not None and (layout := _describe(table, columns)):
@@ -207,11 +209,20 @@ def _describe(table: Table, columns: Columns) -> str:
     if names is not None:
         sides = {"source": columns.source, "target": columns.target}
         used = [f"{side} {names[i]!r}" for side, i in sides.items() if i is not None]
-        used += [f"feature {names[i]!r}" for i in columns.features]
+        for i, label in zip(columns.features, columns.labels, strict=True):
+            is_same = label.isdigit() or label.casefold() == names[i].casefold()
+            used.append(f"feature {names[i]!r}" + ("" if is_same else f" as {label!r}"))
         notes.append(f"columns: {', '.join(used)}")
         indices = {columns.source, columns.target, *columns.features}
         if unused := [repr(name) for i, name in enumerate(names) if i not in indices]:
             notes.append(f"not used: {shorten(', '.join(unused))}")
+    elif columns.by_position or not all(label.isdigit() for label in columns.labels):
+        roles = {"source": columns.source, "target": columns.target}
+        roles |= {
+            f"feature {one!r}": i for one, i in zip(columns.labels, columns.features, strict=True)
+        }
+        used = [f"{i + 1} {role}" for role, i in roles.items() if i is not None]
+        notes.append(f"no header; columns by position: {', '.join(used)}")
     return f"{table.file}: {'; '.join(notes)}" if notes else ""
 
 
@@ -220,6 +231,7 @@ def read_sources(
     settings: DataSettings,
     name: str = "standard input",
     *,
+    labels: Sequence[str] | None = None,
     has_target: bool = False,
     prefix: str = "",
     with_columns: bool = False,
@@ -228,11 +240,12 @@ def read_sources(
 ) -> Iterator[Source | InvalidRow]:
     """Yield the rows to predict in order; a row that cannot be used is an `InvalidRow`.
 
-    A stream is TSV unless settings.format says otherwise. The columns are those of training; the
-    target may be missing, and in a file of one column without header each line is a source. With
+    A stream is TSV unless settings.format says otherwise, and a single column in it has no header.
+    The columns are those of training; the target may be missing, and in a file of one column without header each line is a source. With
     the format parallel a line is a source with its tabs. An empty input yields nothing.
 
     Args:
+        labels: As in `read_pairs`.
         has_target: Rows are pairs; `given` is their target.
         prefix: Column with prefixes of the outputs, for `given`.
         with_columns: Give the whole row as `columns`.
@@ -246,7 +259,7 @@ def read_sources(
         if not table.sample:
             return
         choose = choose_columns if has_target else choose_source_columns
-        columns = choose(table, settings)
+        columns = choose(table, settings, labels)
         if layout := _describe(table, columns):
             report(layout)
         extra = []
@@ -366,7 +379,7 @@ def _open_sources(
             source = stack.enter_context(open_text_file(source, position))
         elif layout == "parquet":
             raise DataError(f"{name}: Parquet cannot be read from a stream; give the file's name")
-        # A stream may be live: nothing is found in its first lines, and each is a source.
+        # A stream may be live: only its first line is looked at.
         yield _open_table(
             [source], [name], layout, settings, drops_blank_end=False, is_stream=is_stream
         )

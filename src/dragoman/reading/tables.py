@@ -52,6 +52,8 @@ class Columns(NamedTuple):
     target: int | None
     features: tuple[int, ...]
     labels: tuple[str, ...]
+    by_position: bool = False
+    """The settings name columns, but the file has no names: its columns are taken in their order."""
 
 
 def label_columns(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
@@ -81,11 +83,19 @@ def empty_table(file: str) -> Table:
     return Table(file=file, names=None, sample=(), read=lambda _: iter(()))
 
 
-def choose_columns(table: Table, settings: DataSettings) -> Columns:
+def choose_columns(
+    table: Table, settings: DataSettings, labels: Sequence[str] | None = None
+) -> Columns:
     """Find the columns of pairs.
+
+    Args:
+        labels: Those of the features of a trained model; None: the features as typed, so that
+            files with and without a header give the same symbols.
 
     Raises: DataError, naming the columns that were found.
     """
+    if labels is not None and (found := _take_in_order(table, settings, labels, has_target=True)):
+        return found
     names = table.names or ()
     is_named = settings.source == settings.target == "auto" and _find_named_pair(names) is not None
     by_hand = settings.source != "auto" or settings.target != "auto" or settings.features
@@ -101,8 +111,7 @@ def choose_columns(table: Table, settings: DataSettings) -> Columns:
     if is_named and (named := _find_named_pair(names)):
         wanted[:2] = [(setting, names[i]) for (setting, _), i in zip(wanted, named, strict=False)]
     source, target, *features = _find_columns(table, wanted)
-    # Labels as typed: files with and without a header give the same symbols.
-    return Columns(source, target, tuple(features), settings.features)
+    return _label(table, Columns(source, target, tuple(features), settings.features), labels)
 
 
 def choose_prefix_column(table: Table, column: str) -> int:
@@ -113,7 +122,9 @@ def choose_prefix_column(table: Table, column: str) -> int:
     return _find_columns(table, [("--prefix", column)])[0]
 
 
-def choose_source_columns(table: Table, settings: DataSettings) -> Columns:
+def choose_source_columns(
+    table: Table, settings: DataSettings, labels: Sequence[str] | None = None
+) -> Columns:
     """Find the columns of rows to predict: those of training, perhaps without the target.
 
     The only column of a file without header is the source, whatever its name in training. A file
@@ -124,6 +135,8 @@ def choose_source_columns(table: Table, settings: DataSettings) -> Columns:
     """
     if len(table.sample) == 1 and table.names is None and not settings.features:
         return Columns(0, None, (), ())
+    if labels is not None and (found := _take_in_order(table, settings, labels, has_target=False)):
+        return found
     target = 2 if settings.target == "auto" else _read_position(settings.target)
     highest = max(
         _read_position(column) or 0
@@ -136,7 +149,54 @@ def choose_source_columns(table: Table, settings: DataSettings) -> Columns:
     if settings.source == settings.target == "auto" and table.names and named:
         wanted[0] = ("data.source", table.names[named[0]])
     source, *features = _find_columns(table, wanted, absent=target if is_shorter else None)
-    return Columns(source, None, tuple(features), settings.features)
+    return _label(table, Columns(source, None, tuple(features), settings.features), labels)
+
+
+def _take_in_order(
+    table: Table, settings: DataSettings, labels: Sequence[str], *, has_target: bool
+) -> Columns | None:
+    """Return the columns of a file without header that has no others than a trained model needs.
+
+    Their order is that of the positions in the settings, or source, target, features. None: the
+    positions suffice, or there are other columns.
+    """
+    wanted = (settings.source, settings.target, *settings.features)
+    places = [_read_position(column) or i for i, column in enumerate(wanted, start=1)]
+    is_named = any(_read_position(one) is None and one != "auto" for one in wanted)
+    count = len(table.sample)
+    if table.names is not None or not (is_named or count < max(places) - (not has_target)):
+        return None
+    order = sorted(range(len(wanted)), key=places.__getitem__)
+    if not has_target and count == len(wanted) - 1:
+        order.remove(1)
+    elif count != len(wanted):
+        return None
+    place_of = {role: place for place, role in enumerate(order)}
+    features = tuple(place_of[role] for role in range(2, len(wanted)))
+    found = Columns(place_of[0], place_of.get(1), features, settings.features, by_position=True)
+    return _label(table, found, labels)
+
+
+def _label(table: Table, columns: Columns, labels: Sequence[str] | None) -> Columns:
+    """Return the columns with the features of a trained model, in its order.
+
+    A column that has the name of a feature in any case, typed or in the file, is that feature; the
+    others are the other features, in their order.
+    """
+    if labels is None:
+        return columns
+    free = dict(zip(columns.features, columns.labels, strict=True))
+    chosen: dict[str, int] = {}
+    for label in labels:
+        for index, typed in free.items():
+            names = {typed.casefold(), *([table.names[index].casefold()] if table.names else [])}
+            if label.casefold() in names:
+                chosen[label] = index
+                del free[index]
+                break
+    rest = iter(free)
+    features = [chosen[one] if one in chosen else next(rest) for one in labels]
+    return columns._replace(features=tuple(features), labels=tuple(labels))
 
 
 def _find_named_pair(names: Sequence[str]) -> tuple[int, int] | None:
@@ -162,10 +222,13 @@ def _find_columns(
             column = name if name in names else place
         error = ""
         position = _read_position(column)
-        if column in names:
-            position = names.index(column) + 1
-            if names.count(column) > 1:
-                error = f"{names.count(column)} columns have this name"
+        named = [name for name in names if name == column]
+        if not named and position is None:
+            named = [name for name in names if name.casefold() == column.casefold()]
+        if named:
+            position = names.index(named[0]) + 1
+            if len(named) > 1:
+                error = f"{len(named)} columns have this name"
         elif position is None:
             error = _describe_missing(table, column)
         else:

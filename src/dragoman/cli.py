@@ -105,8 +105,11 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         used = command.dry_run(pairs, out, settings, overwrite=overwrite, timer=timer)
         write_data(dump_settings(used))
         return
-    command.fit(pairs, out, settings, overwrite=overwrite, resume=arguments.resume, timer=timer)
+    model = command.fit(
+        pairs, out, settings, overwrite=overwrite, resume=arguments.resume, timer=timer
+    )
     from dragoman.evaluation.evaluation import list_scores
+    from dragoman.model_folder.folder import write_example
 
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     for split in ("valid", "test"):
@@ -118,7 +121,8 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     print(f"model folder: {out}", file=sys.stderr)
     # The path of this interpreter, if a shell would not find `dragoman`.
     name = "dragoman" if shutil.which("dragoman") else f"{sys.executable} -m dragoman"
-    print(f"next: {name} predict {shlex.quote(str(out))} < sources.txt", file=sys.stderr)
+    predict = f"{name} predict {shlex.quote(str(out))}"
+    print(f"next: {write_example(predict, model.settings, metrics)}", file=sys.stderr)
 
 
 # ------------------------------------------------------------------ predict

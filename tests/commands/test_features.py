@@ -4,6 +4,8 @@ import io
 import json
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +16,8 @@ import dragoman.presets
 import dragoman.reading.pairs
 from conftest import BRIEF, make_words, quiet_console
 from dragoman import read_settings
-from dragoman.model_folder.folder import ModelFolder
+from dragoman.configuration import merge_settings
+from dragoman.model_folder.folder import ModelFolder, write_example
 from dragoman.reading.headers import is_header
 from dragoman.reading.pairs import join_features, read_pairs, read_sources, take_features
 from dragoman.reading.statistics import collect_statistics
@@ -230,3 +233,42 @@ def test_unknown_features_are_reported_at_every_door(model, tmp_path):
     assert "features that the model has never seen: kind=DU (1 rows)" in shown
     found = run(f"{sys.executable} -m dragoman predict {model} --input {pairs}")
     assert "1 rows with the feature kind=DU, which the model has never seen: line 1" in found.stderr
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},  # columns by name
+        {"source": "translation.en", "format": "jsonl"},
+        {"format": "csv", "header": "yes", "encoding": "cp1252"},
+        {"source": "1", "separator": ":"},
+        {"source": "2", "target": "1", "features": ["5"]},
+        {"source": "5", "features": ["2"], "format": "parquet"},
+        {"source": "1", "target": "2", "features": [], "format": "parallel", "leading_tags": True},
+    ],
+)
+def test_the_printed_command_runs_for_every_kind_of_model(model, values, tmp_path):
+    stored = ModelFolder.read(model)
+    data = {f"data.{name}": value for name, value in values.items()}
+    settings = merge_settings(stored.settings, data, overrule=True)
+    if not (has_features := bool(settings.data.features)):
+        more = {"decoding.beam_size": 2, "decoding.num_hypotheses": 2}
+        settings = merge_settings(settings, more, overrule=True)
+    sample = {"source": "it's %s", "features": ["N;PL"] * has_features, "reference": "a"}
+    metrics = {**stored.metrics, "samples": [sample, {**sample, "source": "a\tb"}]}
+    replace(stored, settings=settings, metrics=metrics).write(tmp_path / "m")
+    command = f"{sys.executable} -m dragoman predict {tmp_path / 'm'}"
+    [line] = run(write_example(command, settings, metrics)).stdout.splitlines()
+    features = [sample["features"]] if has_features else None
+    with warnings.catch_warnings(action="ignore"):  # "5=N"
+        [expected] = dragoman.load(tmp_path / "m").predict([sample["source"]], features)
+    assert (line if has_features else json.loads(line)["text"]) == expected.removesuffix(
+        "" if has_features else " [truncated]"
+    )
+
+
+def test_the_model_card_has_a_command_that_runs(model):
+    card = (model / "README.md").read_text()
+    [command] = [line for line in card.splitlines() if "dragoman predict" in line]
+    command = command.replace("dragoman", f"{sys.executable} -m dragoman")
+    assert len(run(f"cd {model.parent}; {command}").stdout.splitlines()) == 1

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any, cast
 
 import numpy as np
@@ -259,7 +260,7 @@ def write_model_card(name: str, settings: Settings, metrics: Mapping[str, Any]) 
         "",
         "## Use",
         "```",
-        f"dragoman predict {name} < sources.txt",
+        write_example(f"dragoman predict {quote(name)}", settings, metrics),
         "```",
         "```python",
         f"import dragoman\nmodel = dragoman.load({name!r})\nmodel.predict({_example(metrics)})",
@@ -285,6 +286,29 @@ def write_model_card(name: str, settings: Settings, metrics: Mapping[str, Any]) 
         "Every setting is in `config.yaml`; all figures are in `metrics.json`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def write_example(command: str, settings: Settings, metrics: Mapping[str, Any]) -> str:
+    """Return a shell command that gives a sample, in columns, to `command`: predict and a model."""
+    data, decoding = settings.data, settings.decoding
+    wanted = (data.source, *data.features)
+    places = [int(one) if one.isdigit() else i for i, one in enumerate(wanted, start=1)]
+    rows = ((sample["source"], *sample["features"]) for sample in metrics["samples"])
+    printable = [row for row in rows if all(cell.isprintable() for cell in row)]
+    if not printable:
+        return f"{command} < sources.txt"
+    row = min(printable, key=lambda row: len(row[0]))
+    cells = [quote(cell) for _, cell in sorted(zip(places, row, strict=True))]
+    other = {
+        "--data.format tsv": data.format not in ("auto", "tsv", "parallel"),
+        "--data.header no": data.header == "yes",
+        "--data.separator tab": data.separator not in ("auto", "\t"),
+        "--data.encoding utf-8": data.encoding not in ("auto", "utf-8"),
+        "--jsonl": decoding.num_hypotheses > 1 or decoding.token_scores or decoding.alignment,
+    }
+    form = "\\t".join(["%s"] * len(cells))
+    options = "".join(f" {option}" for option, is_needed in other.items() if is_needed)
+    return f"printf '{form}\\n' {' '.join(cells)} | {command}{options}"
 
 
 def _read_settings(path: Path) -> Settings:

@@ -103,7 +103,8 @@ def write_html(
             f"the weights take {len(encoded) >> 20:,} MiB in a page, and browsers read "
             f"{_MOST_BYTES >> 20}: use --quantization int8, or --to ctranslate2"
         )
-    path.write_text(_fill_page(name, about, encoded), encoding="utf-8", newline="\n")
+    page = _fill_page(name, about, encoded)
+    path.write_bytes(page.encode("utf-8", errors="replace"))  # a folder's name may be no text
 
 
 class HtmlModel:

@@ -1,7 +1,7 @@
 // The page: it asks `adapter`, which is the server (server.js) or the model itself (html_model.js).
 //
 // adapter.describe() and adapter.predict(request) answer as GET /v1/models and POST /v1/predict do.
-// adapter.correct(correction), if there is one, keeps a correction; else they are downloaded here.
+// adapter.correct(correction), if there is one, says whether it was kept; else they are downloaded.
 // adapter.isServer: it has constraints, and finds out where the model looked at some cost.
 
 const adapter = window.adapter;
@@ -63,7 +63,7 @@ const showFeatures = (values) => listFeatures().forEach((input, i) => (input.val
 
 /** Return the request for some rows, as the form says. */
 function makeRequest(rows) {
-  const decoding = { beam_size: Number(beam.value) };
+  const decoding = Number(beam.value) === model.decoding.beam_size ? {} : { beam_size: Number(beam.value) };
   const choices = splitLines(get("choices").value).filter((line) => line !== "");
   if (get("regex").value) decoding.regex = get("regex").value;
   if (choices.length) decoding.choices = choices;
@@ -254,15 +254,14 @@ function showActions(row) {
     if (!form.hidden) typed.focus();
   };
   const copy = make("button", { type: "button" }, "Copy");
-  copy.onclick = async () => {
-    await navigator.clipboard.writeText(row.prediction.output);
-    copy.textContent = "Copied";
-  };
+  copy.onclick = () => navigator.clipboard.writeText(row.prediction.output)
+    .then(() => "Copied", () => "The browser forbids it")
+    .then((text) => (copy.textContent = text));
   return make("div", { className: "actions" }, ...(navigator.clipboard ? [copy] : []), wrong, form);
 }
 
 async function keepCorrection(correction) {
-  if (adapter.correct) return adapter.correct(correction);
+  if (await adapter.correct?.(correction)) return;
   corrections.push(correction);
   showCorrections();
 }

@@ -91,6 +91,37 @@ def test_each_case_gives_its_pairs_and_reports_what_was_found(name, options, pai
     assert inspection.notes[0] == layout == describe_layout([CASES / name], DataSettings(**options))
 
 
+@pytest.mark.parametrize("num_plain", [150, 300, 20_000])
+def test_quotes_are_never_text_in_silence_where_they_begin_late(tmp_path, num_plain):
+    plain = "".join(f"plain {n}\ttext\n" for n in range(num_plain))
+    text = plain + '"say ""no"" again"\tx\n' * 20
+    if num_plain < 200:
+        assert read_text(tmp_path, "p.tsv", text)[0][-1] == ('say "no" again', "x")
+        return
+    with pytest.raises(DataError, match=rf":{num_plain + 1}: .* quotes .* set data\.format=csv"):
+        read_text(tmp_path, "p.tsv", text)
+    asked = {"format": "csv", "separator": "tab"}
+    assert read_text(tmp_path, "p.tsv", text, **asked)[0][-1] == ('say "no" again', "x")
+    assert len(read_text(tmp_path, "p.tsv", text, format="tsv")[0]) == num_plain + 20
+    assert len(read_text(tmp_path, "p.tsv", plain + '"Ja," sagte er.\tx\n' * 300)[0]) > 300
+
+
+def test_text_in_another_encoding_is_refused_once_for_the_whole_file(tmp_path):
+    cyrillic = "".join(f"слово{n}\tтест\n" for n in range(50))
+    for options in ({}, {"broken_rows": "skip"}):
+        with pytest.raises(DataError, match=r"the text is not UTF-8; set data.encoding .* cp1251"):
+            read_text(tmp_path, "p.tsv", cyrillic.encode("cp1251"), **options)
+    latin = "".join(f"Straße {n}\tGrün\n" for n in range(50)).encode("cp1252")
+    with pytest.raises(
+        DataError, match=r"'ß' in Windows-1252.*set data.encoding .* cp1252"
+    ) as found:
+        read_text(tmp_path, "p.tsv", latin)
+    assert "\n" not in str(found.value)
+    assert len(read_text(tmp_path, "p.tsv", latin, encoding="cp1252")[0]) == 50
+    mixed = "süß\tx\n".encode() + latin
+    assert len(read_text(tmp_path, "p.tsv", mixed, broken_rows="skip")[0]) == 1
+
+
 def test_text_in_another_encoding_is_refused_with_a_guess():
     with pytest.raises(DataError, match=r"'ü' in Windows-1252(.|\n)*data\.encoding"):
         read(CASES / "german_excel_cp1252.csv")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _SAMPLE_LINES = 200
 _EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?\r?')
 _QUOTED_CELL = re.compile(r'^"|\t"', re.MULTILINE)
+_MOST_CHECKED_BLOCKS = 10  # with quoted cells
 _MOST_RECORD_LINES = 1 << 16
 _LARGEST_LIMIT = (1 << 31) - 1  # of csv, on every system
 
@@ -85,6 +86,7 @@ def open_delimited(
         separator = found[1] if separator == "auto" else separator
         notes.append(f"line 1 ({found[0].strip()}) names the separator")
         first = Block(first.first + 1, first.lines[1:], first.is_clean)
+    blocks = chain([first], blocks)
     usual = _Dialect(separator="," if is_csv else "\t", has_quotes=is_csv)
     dialect = usual
     if separator != "auto":
@@ -104,6 +106,8 @@ def open_delimited(
     elif not is_stream and settings.format == "auto" and not is_prediction(sample[:1]):
         if _needs_quotes(sample):
             dialect = replace(dialect, has_quotes=True)
+        elif separator == "auto" and not _QUOTED_CELL.search("\n".join(sample)):
+            blocks = _refuse_late_quotes(blocks, file)
         elif _QUOTED_CELL.search("\n".join(sample)):
             notes.append("quotes around a cell are text (data.format=csv data.separator=tab: not)")
     notes += dialect.describe(usual)
@@ -121,7 +125,6 @@ def open_delimited(
             return is_named
         return settings.header == "yes"
 
-    blocks = chain([first], blocks)
     if dialect.has_quotes:
         # The limit belongs to the whole process; it is only ever raised.
         longest = min(settings.max_characters + 1, _LARGEST_LIMIT)
@@ -148,6 +151,22 @@ def _needs_quotes(sample: Sequence[str]) -> bool:
             if line.count("\t") >= width or ('""' in line and any('"' in cell for cell in cells)):
                 return True
     return len(sample) >= 10 and all(line.count('"') == 2 * width for line in sample)
+
+
+def _refuse_late_quotes(blocks: Iterator[Block], file: str) -> Iterator[Block]:
+    """Yield `blocks`, none of which may begin to use quotes as syntax: the first lines did not."""
+    num_checks = _MOST_CHECKED_BLOCKS
+    for block in blocks:
+        if num_checks and (start := _QUOTED_CELL.search(text := "\n".join(block.lines))):
+            num_checks -= 1
+            number = text.count("\n", 0, start.start() + 1)
+            if _needs_quotes(block.lines[number : number + _SAMPLE_LINES]):
+                raise DataError(
+                    f"{file}:{block.first + number}: from here on, quotes around a cell seem to be "
+                    "syntax, as Excel and pandas write them: set data.format=csv data.separator=tab, "
+                    "or data.format=tsv if they are text"
+                )
+        yield block
 
 
 def _find_dialect(sample: Sequence[str], candidates: Sequence[_Dialect]) -> _Dialect:

@@ -8,6 +8,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -25,6 +26,8 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_FEWEST_FOREIGN = 3  # lines that are not UTF-8; fewer are errors of their rows
+_LATIN_SIGNS = "‘’“”„«»–—…€°§ß¿¡´ª"
 _FOREIGN = {
     _GZIP: "is compressed with gzip: give it a name that ends in .gz",
     _ZSTD: "is compressed with zstd: give it a name that ends in .zst",
@@ -134,7 +137,8 @@ class Utf8Stream:
         encoding: Of `stream`; auto: by its byte order mark, else UTF-8.
         waits: Look at the first 64 KiB; else only at what is there, for a live stream.
 
-    Raises: DataError, when the text looks like UTF-16 without a byte order mark.
+    Raises: DataError, when the text looks like UTF-16 without a byte order mark, or like another
+    encoding throughout.
     """
 
     def __init__(self, stream: BinaryIO, name: str, encoding: str, *, waits: bool) -> None:
@@ -149,6 +153,8 @@ class Utf8Stream:
                 f"{name}: the text looks like UTF-16 without a byte order mark; set "
                 f"data.encoding={guess}, or save it as UTF-8"
             )
+        if encoding == "auto" and found == "utf-8" and waits:
+            _check_utf8(head, name)
         if encoding == "auto":
             encoding = found
         self.notes: list[str] = []
@@ -218,6 +224,33 @@ def _guess_utf16(head: bytes) -> str:
         if sum(character.isalnum() for character in text) > 1:
             return name
     return ""
+
+
+def _check_utf8(head: bytes, name: str) -> None:
+    """Raise a DataError, with a guess, if no line of several outside ASCII is UTF-8."""
+    whole = head[: head.rfind(b"\n") + 1] if len(head) >= _CHUNK_BYTES else head
+    lines = [line for line in whole.splitlines() if not line.isascii()]
+    if len(lines) < _FEWEST_FOREIGN or b"\0" in head or any(map(_decode, lines, repeat("utf-8"))):
+        return
+    text = b"\n".join(lines).decode("cp1252", errors="replace")
+    others = [character for character in text if not character.isascii()]
+    is_latin = len(others) < sum(map(str.isalpha, text)) / 2 and all(
+        other.isalpha() or other in _LATIN_SIGNS for other in others
+    )
+    shown = f", but with {others[0]!r} in Windows-1252: {text.splitlines()[0][:40]!r}" * is_latin
+    example = "cp1252" if is_latin else "cp1250, cp1251, shift_jis or gb18030"
+    raise DataError(
+        f"{name}: the text is not UTF-8{shown}; set data.encoding to the file's, such as {example}, or save it as "
+        "UTF-8 (with data.encoding=utf-8 each row is judged by itself)"
+    )
+
+
+def _decode(data: bytes, encoding: str) -> str:
+    """Return the text, or "" if it is not in this encoding."""
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return ""
 
 
 def read_blocks(

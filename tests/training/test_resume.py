@@ -16,25 +16,40 @@ from dragoman.errors import CheckpointError, DataError, ModelFolderError, Settin
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.settings import Settings
 from dragoman.training import checkpoints
-from dragoman.training.checkpoints import BEST
-from dragoman.training.resume import MAY_CHANGE, RunRecord
+from dragoman.training.checkpoints import BEST, Checkpoints
+from dragoman.training.logs import METRICS_FILE
+from dragoman.training.resume import MAY_CHANGE, RunRecord, find_resume_point
 from runs import STEPS, results_of, settings
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted run with all its checkpoints."""
+    """An uninterrupted run with all its checkpoints, and the curves as they were at each of them."""
     folder = tmp_path_factory.mktemp("whole")
     pairs = write_pairs(folder / "pairs.tsv", 400)
+    save, curves = Checkpoints.save, folder / "model.training" / METRICS_FILE
+
+    def save_and_copy(self, trainer, **values):
+        is_written = save(self, trainer, **values)
+        if curves.is_file():
+            shutil.copy(curves, folder / f"{trainer.global_step}.csv")
+        return is_written
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "_NUM_KEPT", 1000)
+        patch.setattr(Checkpoints, "save", save_and_copy)
         fit(pairs, folder / "model", settings(), console=quiet_console())
     return folder
 
 
 def take_up(whole, to, step):
-    """Copy the run as it was after `step` steps; return its future model folder."""
+    """Copy the run as it was when killed after `step` steps; return its future model folder."""
     shutil.copytree(whole / "model.training", to / "model.training")
+    curves = to / "model.training" / METRICS_FILE
+    if (whole / f"{step}.csv").is_file():
+        shutil.copy(whole / f"{step}.csv", curves)
+    else:
+        curves.unlink()
     for path in (to / "model.training" / "checkpoints").iterdir():
         if path.name not in (f"step-{step}.ckpt", BEST):
             path.unlink()
@@ -46,6 +61,26 @@ def test_resuming_from_any_step_is_bit_identical(whole, tmp_path, step):
     out = take_up(whole, tmp_path, step)
     fit((), out, resume="must", console=quiet_console())
     assert results_of(out) == results_of(whole / "model")
+
+
+def test_another_machine_is_warned_about_on_resume(whole, tmp_path, monkeypatch):
+    out = take_up(whole, tmp_path, STEPS)
+    record = find_resume_point(tmp_path / "model.training", []).record
+    assert record.machine["threads"] == str(torch.get_num_threads())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    console = quiet_console()
+    fit((), out, resume="must", console=console)
+    logged = console.file.getvalue()
+    assert (
+        f"threads {record.machine['threads']}, now 77; ONEDNN_MAX_CPU_ISA none, now AVX2" in logged
+    )
+    assert "will not be bit-identical" in logged
+    monkeypatch.undo()
+    shutil.rmtree(out)
+    console = quiet_console()
+    fit((), out, resume="must", console=console)
+    assert "another machine" not in console.file.getvalue()
 
 
 def test_a_checkpoint_holds_the_record_and_the_state_of_each_process(whole):
@@ -296,6 +331,7 @@ def test_a_record_with_renamed_settings_loads():
         pairs=("pairs.tsv",),
         sha256={},
         data_sha256={},
+        machine={},
     )
     content = record.to_dict()
     content["settings"]["training"]["path"] = content["settings"]["training"].pop("implementation")

@@ -189,7 +189,8 @@ def _train(run: Run, loggers: Sequence[Logger]) -> None:
         sweep_partial(run.folder)
         truncate_samples(run.folder / SAMPLES_FILE, point.validated_step)
     trainer, settings = run.trainer, run.settings
-    made = make_loggers(settings.training.loggers, run.folder, point.step if point else 0)
+    done = (point.step, point.checkpoint.get("unlogged")) if point else ()
+    made = make_loggers(settings.training.loggers, run.folder, *done)
     trainer.loggers = [*made, *loggers]
     for logger in trainer.loggers[1:]:  # the first writes the CSV file
         logger.log_hyperparams(flatten_settings(settings))

@@ -34,7 +34,14 @@ from dragoman.training.device import (
 )
 from dragoman.training.logs import find_logger_errors
 from dragoman.training.module import TransformerTraining
-from dragoman.training.resume import CHECKPOINTS, DATA, ResumePoint, RunRecord, merge_for_resuming
+from dragoman.training.resume import (
+    CHECKPOINTS,
+    DATA,
+    ResumePoint,
+    RunRecord,
+    describe_machine,
+    merge_for_resuming,
+)
 from dragoman.training.run_context import RunContext
 from dragoman.training.trainer import make_trainer
 from dragoman.training.validation_metrics import Texts, choose_text_scores, monitor_mode
@@ -109,6 +116,7 @@ def start_run(
             pairs=tuple(map(str, data.paths)),
             sha256=data.sha256,
             data_sha256=data.digests,
+            machine=describe_machine(name_device(device_type)),
         )
         run = _assemble(record, data, out, folder, context, None)
         messages = [*choice.reasons, *data.notes, *room, *filter(None, [data.cache_note])]
@@ -142,14 +150,25 @@ def resume_run(
     out, folder = _check_folders(out, overwrite=True)
     with fast_float32():
         hush_lightning()
-        record = replace(point.record, settings=merged)
+        device = name_device(find_device(merged.training))
+        machine = describe_machine(device)
+        record = replace(point.record, settings=merged, machine=machine)
         data = RunData.reopen(record.pairs, merged.data, folder / DATA, record.data_sha256)
         data.sha256 = dict(record.sha256)
         context.timer.mark("data of the run")
         run = _assemble(record, data, out, folder, context, point)
-        device = name_device(find_device(merged.training))
-        resumed = f"resumed after step {point.step:,}, from {point.path}"
-        _report(run, [resumed], f"{record.precision} on {device}: as the run started")
+        messages = [f"resumed after step {point.step:,}, from {point.path}"]
+        changes = [
+            f"{name} {before}, now {machine[name]}"
+            for name, before in point.record.machine.items()
+            if machine.get(name, before) != before
+        ]
+        if changes:
+            messages.append(
+                f"warning: the checkpoint is from another machine ({'; '.join(changes)}): the weights "
+                "will not be bit-identical to those of an uninterrupted run"
+            )
+        _report(run, messages, f"{record.precision} on {device}: as the run started")
         yield run
 
 

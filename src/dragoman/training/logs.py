@@ -5,7 +5,7 @@ Nothing here imports Lightning or torch before a training needs it, so that a re
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -41,16 +41,22 @@ def find_logger_errors(names: Sequence[LoggerName]) -> list[str]:
     return errors
 
 
-def make_loggers(names: Sequence[LoggerName], folder: Path, step: int = 0) -> "list[Logger]":
+def make_loggers(
+    names: Sequence[LoggerName],
+    folder: Path,
+    step: int = 0,
+    unlogged: Mapping[str, float] | None = None,
+) -> "list[Logger]":
     """Return the CSV logger (`logs/metrics.csv`) and those of `training.loggers`, for `folder`.
 
     Args:
         step: Steps that a resumed run has done: its curves are continued from there.
+        unlogged: What the last of these had not logged yet when the checkpoint was written.
     """
     from lightning.pytorch import loggers
 
     run = folder.name.removesuffix(".training")
-    found: list[Logger] = [_make_csv_logger(folder, step)]
+    found: list[Logger] = [_make_csv_logger(folder, step, unlogged or {})]
     auto = "tensorboard" if find_spec("tensorboard") else "none"
     for name in dict.fromkeys(auto if name == "auto" else name for name in names):
         if name == "tensorboard":
@@ -75,7 +81,7 @@ def make_loggers(names: Sequence[LoggerName], folder: Path, step: int = 0) -> "l
     return found
 
 
-def _make_csv_logger(folder: Path, step: int) -> "CSVLogger":
+def _make_csv_logger(folder: Path, step: int, unlogged: Mapping[str, float]) -> "CSVLogger":
     """Return the logger of the CSV file, which gets the rows of the first `step` steps again."""
     from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.utilities import rank_zero_warn
@@ -96,8 +102,9 @@ def _make_csv_logger(folder: Path, step: int) -> "CSVLogger":
             rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdecimal()]
         path.unlink()  # Lightning would, with a warning
     logger = PatientCSVLogger(folder, name="", version=METRICS_FILE.parent.name)
-    for row in rows:
-        if (index := int(row.pop("step"))) < step:  # Lightning counts from 0
+    indices = [int(row.pop("step")) for row in rows]
+    for index, row in zip(indices, rows, strict=True):
+        if index < step:  # Lightning counts from 0
             logger.log_metrics(
                 {
                     name: int(text) if text.isdecimal() else float(text)
@@ -106,7 +113,9 @@ def _make_csv_logger(folder: Path, step: int) -> "CSVLogger":
                 },
                 index,
             )
-    if rows:
+    if unlogged and step - 1 not in indices:  # killed right after the checkpoint
+        logger.log_metrics(dict(unlogged), step - 1)
+    if step:
         logger.save()
     return logger
 

@@ -142,8 +142,12 @@ class TransformerTraining(lightning.LightningModule):
         self._restart_speed()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the step of the last validation."""
+        """Save the step of the last validation, and what this step has not logged yet."""
         checkpoint["validated_step"] = self.validated_step
+        unlogged = {name: float(value) for name, value in self._measure_step().items()}
+        checkpoint["unlogged"] = (
+            {**unlogged, "epoch": self.trainer.current_epoch} if unlogged else {}
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what `on_save_checkpoint` saved."""
@@ -194,20 +198,23 @@ class TransformerTraining(lightning.LightningModule):
 
         Only at the steps that the Trainer's loggers write: every other step costs nothing.
         """
+        if values := self._measure_step():
+            self._logged_step = self.trainer.global_step
+            self.log_dict(values)
+            self._restart_speed()
+
+    def _measure_step(self) -> dict[str, Tensor]:
+        """Return what is to be logged of the last step; nothing if it is not due, or logged."""
         trainer = self.trainer
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_due = every > 0 and trainer.global_step % every == 0
         if trainer.global_step == self._logged_step or not (is_due or trainer.should_stop):
-            return
-        self._logged_step = trainer.global_step
-        self.log_dict(
-            {
-                "update_loss": self.step_loss,
-                "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-                "tokens_per_s": self.measure_speed(),
-            }
-        )
-        self._restart_speed()
+            return {}
+        return {
+            "update_loss": self.step_loss,
+            "learning_rate": torch.tensor(trainer.optimizers[0].param_groups[0]["lr"]),
+            "tokens_per_s": self.measure_speed(),
+        }
 
     def measure_speed(self) -> Tensor:
         """Return the target tokens per second, of all ranks, since the last log or validation."""

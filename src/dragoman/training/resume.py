@@ -1,5 +1,6 @@
 """Resuming an interrupted run: which run it is, what may change, and the state of each process."""
 
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class RunRecord:
     pairs: tuple[str, ...]
     sha256: Mapping[str, str]  # by file
     data_sha256: Mapping[str, str]  # by file in the folder of the data
+    machine: Mapping[str, str]  # see `describe_machine`
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""
@@ -71,6 +73,7 @@ class RunRecord:
             "pairs": list(self.pairs),
             "sha256": dict(self.sha256),
             "data_sha256": dict(self.data_sha256),
+            "machine": dict(self.machine),
         }
 
     @classmethod
@@ -91,9 +94,24 @@ class RunRecord:
                 pairs=tuple(content["pairs"]),
                 sha256=content["sha256"],
                 data_sha256=content.get("data_sha256", {}),  # earlier versions have none
+                machine=content.get("machine", {}),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"its record of the run cannot be read: {error}") from error
+
+
+def describe_machine(device: str) -> dict[str, str]:
+    """Return what the last bits of the weights depend on, besides settings and data."""
+    limits = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+    features = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
+    return {
+        "threads": str(torch.get_num_threads()),
+        "device": device,
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "processor features": " ".join(sorted(features)),
+        **{name: os.environ.get(name, "none") for name in limits},
+        "torch": str(torch.__version__),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,10 +231,16 @@ class RngAndMetricState(Callback):
         self._restored = state_dict["ranks"]
 
     def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
-        """Restore the sums, unless the number of processes has changed."""
+        """Restore the sums, once, unless the number of processes has changed."""
         assert self._module is not None
         if len(self._restored) == trainer.world_size:
-            self._module.train_metrics.restore_sums(self._restored[trainer.global_rank]["sums"])
+            sums = self._restored[trainer.global_rank].pop("sums", None)
+            if sums:
+                self._module.train_metrics.restore_sums(sums)
+
+    def on_validation_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Restore the sums where only the last validation is left."""
+        self.on_train_start(trainer)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: object) -> None:
         """Restore the generators, once."""

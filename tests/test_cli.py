@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -318,6 +319,19 @@ def test_no_output_replaces_what_is_read(trained, tmp_path):
     outputs = ["--hypotheses", path, "--references", path, "--report", path]
     assert "this file is read too" in fails("evaluate", *outputs)
     assert path.read_text() == "abc\nabd\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_full_standard_output_is_one_sentence(tmp_path):
+    (tmp_path / "lines.txt").write_text("a b\n")
+    command = [sys.executable, "-m", "dragoman", "evaluate", "--hypotheses", "lines.txt"]
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(
+            [*command, "--references", "lines.txt"],
+            cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, timeout=120, check=False,
+        )  # fmt: skip
+    assert found.returncode == 1
+    assert found.stderr == b"dragoman: No space left on device\n"
 
 
 def test_a_misspelt_option_gets_did_you_mean_and_version_is_printed(trained):

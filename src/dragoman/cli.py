@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 2 for an error that the user can fix."""
+    """Run the command line and return its exit code: 2 for an error in the input, 1 for one of the system."""
     with printed_streams():
         return _run(argv)
 
@@ -54,6 +54,11 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         _discard_output()
         return 128 + getattr(signal, "SIGPIPE", 13)  # Windows has none
+    except OSError as error:  # such as a full disk
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        _print_last(f"{error.filename}: {reason}" if error.filename else reason)
+        _discard_output()
+        return 1
     return 0
 
 

@@ -1,5 +1,6 @@
 import json
 import re
+import resource
 import time
 
 import pytest
@@ -170,6 +171,19 @@ def test_learned_positions_bound_the_outputs(tmp_path):
     pairs = write_pairs(tmp_path / "pairs.tsv", 200)
     model = fit(pairs, tmp_path / "model", short(*words), console=quiet_console())
     assert all(len(text) <= 12 + len(" [truncated]") for text in model.predict(["abc"]))
+
+
+def test_a_full_disk_at_the_start_is_an_error_and_loses_nothing(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 1500)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as fault:
+            fit(pairs, tmp_path / "model", short(), console=quiet_console())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert fault.value.filename == str(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
 
 
 def test_settings_at_odds_are_refused_before_the_data_are_read(tmp_path):

@@ -225,7 +225,11 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
     with folder as name:
-        yield Path(name)
+        try:
+            yield Path(name)
+        except OSError as error:
+            error.filename = error.filename or str(out)  # pyarrow names no file
+            raise
 
 
 def _find_nearest(out: Path) -> Path:

@@ -29,6 +29,7 @@ ROWS = [
     {"reporting"},
     {"engines"},
     {"predictor"},
+    {"serving"},
     {"training"},
     {"commands"},
     {"__init__"},
@@ -65,7 +66,8 @@ def test_a_file_imports_only_from_the_rows_above_it(file):
 
 
 @pytest.mark.parametrize(
-    "folder", ["reading", "tokenizers", "model_folder", "evaluation", "inspection", "reporting"]
+    "folder",
+    ["reading", "tokenizers", "model_folder", "evaluation", "inspection", "reporting", "serving"],
 )
 def test_what_looks_at_data_and_outputs_needs_no_torch(folder):
     for path in (PACKAGE / folder).rglob("*.py"):

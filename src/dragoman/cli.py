@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from dragoman.cli_options import (
     QUANTIZATIONS,
     Command,
+    add_engine,
     add_model,
     fraction,
     minutes,
@@ -386,6 +387,65 @@ def _export(arguments: Namespace, words: Sequence[str]) -> None:
     print(f"{arguments.model / arguments.to}: {result}", file=sys.stderr)
 
 
+# ------------------------------------------------------------------ serve
+
+
+def _add_serve(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("models", nargs="+", metavar="MODEL",
+        help="model folder; NAME=MODEL names it otherwise than its folder, NAME=MODEL,MODEL is an "
+        "ensemble")  # fmt: skip
+    add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    add("--port", type=int, default=8000, help="(default: %(default)s; 0: a free one)")
+    add("--token-file", type=Path, metavar="FILE",
+        help="file with a token, readable by its owner only; requests must give it, as "
+        "Authorization: Bearer TOKEN")  # fmt: skip
+    add("--allow-host", action="append", default=[], metavar="NAME",
+        help="a name of this server in the Host header, besides localhost and addresses")  # fmt: skip
+    add("--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="pages of this origin may ask, such as https://example.org (CORS)")  # fmt: skip
+    add("--corrections", type=Path, metavar="FILE",
+        help="TSV to which POST /v1/corrections appends rows to train on")  # fmt: skip
+    add("--libretranslate", action="store_true", help="also answer LibreTranslate's clients")
+    add("--timeout", type=positive, default=30, metavar="SECONDS",
+        help="longest time of a request (default: %(default)s)")  # fmt: skip
+    add("--max-body", type=positive, default=1024, metavar="KIB",
+        help="largest body of a request, in KiB (default: %(default)s)")  # fmt: skip
+    add("--max-requests", type=positive, default=512, metavar="N",
+        help="requests at the same time (default: %(default)s)")  # fmt: skip
+    add("--max-queue", type=positive, default=4096, metavar="ROWS",
+        help="texts that wait (default: %(default)s)")  # fmt: skip
+    add_engine(command)
+
+
+def _serve(arguments: Namespace, words: Sequence[str]) -> None:
+    from dragoman.commands.serve import serve
+    from dragoman.configuration import read_settings
+    from dragoman.serving.messages import Limits
+
+    serve(
+        arguments.models,
+        read_settings(None, words),
+        host=arguments.host,
+        port=arguments.port,
+        limits=Limits(
+            hosts=arguments.allow_host,
+            origins=arguments.allow_origin,
+            body_bytes=arguments.max_body << 10,
+            timeout_s=arguments.timeout,
+            concurrent=arguments.max_requests,
+            queue_rows=arguments.max_queue,
+        ),
+        token_file=arguments.token_file,
+        corrections=arguments.corrections,
+        libretranslate=arguments.libretranslate,
+        engine=arguments.engine,
+        device=arguments.device,
+        threads=arguments.threads,
+        quantization=arguments.quantization,
+    )
+
+
 # ------------------------------------------------------------------ all commands
 
 COMMANDS = {
@@ -456,6 +516,16 @@ COMMANDS = {
         summary="write a model in the format of another program, and check it",
         examples=("dragoman export model --to onnx", "dragoman export model --to html"),
         sections=(),
+    ),
+    "serve": Command(
+        run=_serve,
+        add_options=_add_serve,
+        summary="answer requests over HTTP",
+        examples=(
+            "dragoman serve model",
+            "dragoman serve de-en=model_a en-de=model_b --port 5000 --libretranslate",
+        ),
+        sections=("data.", "decoding."),
     ),
 }  # fmt: skip
 

@@ -110,6 +110,12 @@ def add_model(command: argparse.ArgumentParser, *, is_optional: bool = False) ->
     )
     add("--ensemble", type=Path, action="append", default=[], metavar="MODEL",
         help="another model with the same tokenizer: average the predictions; may be repeated")  # fmt: skip
+    add_engine(command)
+
+
+def add_engine(command: argparse.ArgumentParser) -> None:
+    """Add the options of what computes a model."""
+    add = command.add_argument
     add("--engine", choices=ENGINES, default="auto",
         help="inference engine; auto: CTranslate2 if it supports the request, else PyTorch")  # fmt: skip
     add("--quantization", choices=QUANTIZATIONS, default="float32",

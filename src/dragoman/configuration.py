@@ -70,8 +70,25 @@ def parse_config(content: bytes, place: str) -> Settings:
     return _check(draft)
 
 
-def _check(draft: _Draft) -> Settings:
-    """Return the settings of a draft, or raise all of its errors at once."""
+def parse_decoding(values: Mapping[str, Any]) -> Settings:
+    """Return settings with these of the section decoding, such as a request gives.
+
+    Whether they conflict is known once they are merged with those of a model: `merge_for_use`.
+
+    Raises:
+        SettingsError: As `read_settings`.
+    """
+    draft = _Draft()
+    for name, value in values.items():
+        draft.set(f"decoding.{name}", value, f"decoding.{shorten(name)}")
+    return _check(draft, is_whole=False)
+
+
+def _check(draft: _Draft, *, is_whole: bool = True) -> Settings:
+    """Return the settings of a draft, or raise all of its errors at once.
+
+    `is_whole`: no others will be merged with them, so that conflicts are errors.
+    """
     draft.errors += [
         f"{draft.places[name]}: this is a group of settings ({name}.…), not a setting with a value"
         for name in draft.values
@@ -82,7 +99,8 @@ def _check(draft: _Draft) -> Settings:
         settings = Settings.model_validate(_nest(draft.values))
     except ValidationError as error:
         draft.errors += [text for details in error.errors() for text in _describe(details, draft)]
-    draft.errors += find_conflicts(settings, draft.places)
+    if is_whole:
+        draft.errors += find_conflicts(settings, draft.places)
     if draft.errors:
         raise SettingsError.gather(list(dict.fromkeys(draft.errors)))
     return settings
@@ -357,6 +375,11 @@ def _describe(details: ErrorDetails, draft: _Draft) -> list[str]:
     place = draft.places.get(name) or next(
         (typed for set_name, typed in draft.places.items() if set_name.startswith(f"{name}.")), name
     )
+    return [f"{place}: {describe_value(details, name)}"]
+
+
+def describe_value(details: ErrorDetails, name: str = "") -> str:
+    """Return what is wrong with the value of one pydantic error; `name` is that of the setting."""
     value, context = details["input"], details.get("ctx", {})
     found = shorten(value) if isinstance(value, str) else f"a {type(value).__name__}"
     if isinstance(value, int | float):
@@ -366,23 +389,23 @@ def _describe(details: ErrorDetails, draft: _Draft) -> list[str]:
         case "literal_error":
             choices = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
             hint = suggest(str(value)[:80], choices)
-            problem = f"{quoted} is not one of {', '.join(choices)}{hint}"
+            return f"{quoted} is not one of {', '.join(choices)}{hint}"
         case "int_parsing" | "int_type" | "int_from_float":
-            problem = f"{quoted} is not a whole number"
-        case "float_parsing" | "float_type":
-            problem = f"{quoted} is not a number"
+            return f"{quoted} is not a whole number"
+        case "float_parsing" | "float_type" | "finite_number":
+            return f"{quoted} is not a number"
         case "bool_parsing" | "bool_type":
-            problem = f"{quoted} is neither true nor false"
+            return f"{quoted} is neither true nor false"
+        case "string_type":
+            return f"{quoted} is not a text"
         case "greater_than_equal":
-            problem = f"{found} is too small: give at least {context['ge']}"
+            return f"{found} is too small: give at least {context['ge']}"
         case "greater_than":
-            problem = f"{found} is too small: give more than {context['gt']}"
+            return f"{found} is too small: give more than {context['gt']}"
         case "less_than":
-            problem = f"{found} is too large: give less than {context['lt']}"
+            return f"{found} is too large: give less than {context['lt']}"
         case "less_than_equal":
-            problem = f"{found} is too large: give at most {context['le']}"
+            return f"{found} is too large: give at most {context['le']}"
         case "model_type" | "model_attributes_type":
-            problem = f"this is a group of settings ({name}.…), not a setting with a value"
-        case _:
-            problem = details["msg"]
-    return [f"{place}: {problem}"]
+            return f"this is a group of settings ({name}.…), not a setting with a value"
+    return details["msg"]

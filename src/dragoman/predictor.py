@@ -1,5 +1,6 @@
 """Text in, text out: a trained model and its predictions."""
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -123,6 +124,17 @@ class Predictor:
             if model_folder.calibration is not None
         ]
         return cls(made, first.tokenizer, merged, model_folders, config=config, calibrations=found)
+
+    def with_decoding(self, settings: Settings) -> "Predictor":
+        """Return this model with `settings.decoding` over its own; both share the engine.
+
+        Raises:
+            SettingsError: The settings conflict with each other or the model.
+        """
+        other = copy.copy(self)
+        other.settings = merge_for_use(settings, self.settings)
+        other.config = resolve_search(other.settings.decoding, self.tokenizer)
+        return other
 
     @property
     def feature_labels(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +73,8 @@ class CTranslate2Engine:
     """
 
     name = "ctranslate2"
+    is_shared = False
+    """Whether several threads search at once: then a single source takes one thread, too."""
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class CTranslate2Engine:
             raise UnsupportedError("--device cuda: CTranslate2 finds no GPU with an NVIDIA driver")
         self.quantization: Quantization = quantization
         self._device = "cuda" if has_gpu else "cpu"
-        self._threads = threads or _count_cores()
+        self._threads = threads or count_cores()
         self._load_fallback = load_fallback
         self._num_learned = model.max_positions if model.positions == "learned" else None
         self._num_positions = self._num_learned or _FIRST_POSITIONS
@@ -102,6 +105,7 @@ class CTranslate2Engine:
         size = sum(map(len, self._files.values()))
         self._has_replicas = size < _SMALL_BYTES or self._has_single_threads
         self._loaded: dict[int, Translator] = {}  # by the number of replicas
+        self._loading = Lock()  # a server searches in several threads
         self._source_names, self._target_names = list_token_names(tokenizer)
         self._ids = {name: id_ for id_, name in enumerate(self._target_names)}
         if has_gpu:
@@ -223,22 +227,23 @@ class CTranslate2Engine:
 
     def _get_translator(self, num_rows: int, longest: int) -> "Translator":
         """Return one for so many rows, of at most `longest` tokens, loaded where it was not."""
-        if longest > self._num_positions:
-            if self._num_learned is not None:
-                raise DragomanError(
-                    f"a sequence of {longest:,} tokens is longer than the {self._num_learned:,} "
-                    "learned positions: shorten it, or train with a larger model.max_positions"
-                )
-            while longest > self._num_positions:
-                self._num_positions *= 2
-            self._files = None
-            self._loaded.clear()
-        on_cpu = self._device == "cpu"
-        has_many = num_rows > 1 and self._threads > 1 and self._has_replicas and on_cpu
-        replicas = self._threads if has_many else 1
-        if replicas not in self._loaded:
-            self._loaded[replicas] = self._load(replicas)
-        return self._loaded[replicas]
+        with self._loading:
+            if longest > self._num_positions:
+                if self._num_learned is not None:
+                    raise DragomanError(
+                        f"a sequence of {longest:,} tokens is longer than the "
+                        f"{self._num_learned:,} learned positions: shorten it, or train with a "
+                        "larger model.max_positions"
+                    )
+                while longest > self._num_positions:
+                    self._num_positions *= 2
+                self._files = None
+                self._loaded.clear()
+            is_split = self._threads > 1 and self._has_replicas and self._device == "cpu"
+            replicas = self._threads if is_split and (num_rows > 1 or self.is_shared) else 1
+            if replicas not in self._loaded:
+                self._loaded[replicas] = self._load(replicas)
+            return self._loaded[replicas]
 
     def _convert(self) -> dict[str, bytes]:
         return convert_model(
@@ -292,7 +297,7 @@ class CTranslate2Engine:
             ) from error
 
 
-def _count_cores() -> int:
+def count_cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux only
         return len(os.sched_getaffinity(0))

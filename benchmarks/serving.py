@@ -1,0 +1,124 @@
+"""Compares a server with prediction in the process, in turns, in one run on this machine.
+
+python benchmarks/serving.py MODEL SOURCES [--rounds 3] [--rows 4000] [--clients 64]
+
+Prints sentences/s of `predict` on one list and of the server with so many clients that send one
+sentence at a time, the median time of a single request and of a single call, and the server's
+memory. The clients share the processor with the server.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from machine import describe_machine
+
+from dragoman import Predictor
+
+_SINGLE = 300  # requests and calls for the medians
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("sources", type=Path, help="a source on each line")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--clients", type=int, default=64)
+    options = parser.parse_args()
+    lines = options.sources.read_text("utf-8").splitlines()
+    sources = (lines * (options.rows // len(lines) + 1))[: options.rows]
+    command = [sys.executable, "-m", "dragoman", "serve", str(options.model), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        found = re.search(r":(\d+)$", server.stderr.readline().strip())
+        assert found, "the server did not start"
+        port, model = int(found[1]), Predictor.load(options.model)
+        lists, served = [], []
+        for turn in range(-1, options.rounds):  # the first warms up
+            start = time.perf_counter()
+            expected = model.predict(sources)
+            middle = time.perf_counter()
+            answers = asyncio.run(send_all(port, sources, options.clients))
+            end = time.perf_counter()
+            assert answers == expected, "the server's outputs differ"
+            if turn >= 0:
+                lists.append(len(sources) / (middle - start))
+                served.append(len(sources) / (end - middle))
+        single = asyncio.run(time_requests(port, sources[:_SINGLE]))
+        calls = time_calls(model, sources[:_SINGLE])
+        status = Path(f"/proc/{server.pid}/status").read_text("utf-8")
+        server.send_signal(signal.SIGTERM)
+    peak_kib = re.search(r"VmHWM:\s+(\d+)", status)
+    ratio = statistics.median(b / a for a, b in zip(lists, served, strict=True))
+    print(json.dumps(describe_machine(("dragoman", "ctranslate2", "uvicorn", "fastapi"))))
+    print(f"predict on one list: {statistics.median(lists):,.0f} sentences/s")
+    print(f"{options.clients} clients: {statistics.median(served):,.0f} sentences/s, {ratio:.0%}")
+    print(f"one request: {1e3 * single:.2f} ms; one call in the process: {1e3 * calls:.2f} ms")
+    if peak_kib:
+        print(f"memory of the server: {int(peak_kib[1]) / 1024:.0f} MiB")
+    print(f"load of the machine: {os.getloadavg()[0]:.1f}; exit code {server.returncode}")
+
+
+async def send_all(port: int, sources: Sequence[str], clients: int) -> list[str]:
+    """Return the output of each source; each client sends one and waits for its answer."""
+    outputs = [""] * len(sources)
+    waiting = iter(range(len(sources)))
+
+    async def work() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for i in waiting:
+            outputs[i] = await ask(reader, writer, sources[i])
+        writer.close()
+
+    await asyncio.gather(*(work() for _ in range(clients)))
+    return outputs
+
+
+async def time_requests(port: int, sources: Sequence[str]) -> float:
+    """Return the median time of a request, in s, one after the other."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    times = []
+    for source in sources:
+        start = time.perf_counter()
+        await ask(reader, writer, source)
+        times.append(time.perf_counter() - start)
+    writer.close()
+    return statistics.median(times)
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, source: str) -> str:
+    """Return the output of a source: HTTP by hand, to take little of the processor."""
+    body = json.dumps({"source": source}).encode()
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    answer = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", answer)
+    assert length is not None
+    content = json.loads(await reader.readexactly(int(length[1])))
+    output: str = content["predictions"][0]["output"]
+    return output
+
+
+def time_calls(model: Predictor, sources: Sequence[str]) -> float:
+    """Return the median time of a call with one source, in s."""
+    times = []
+    for source in sources:
+        start = time.perf_counter()
+        model.predict([source])
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Corrections of outputs, in a TSV that `dragoman fit` reads."""
+
+from collections.abc import Collection
+from pathlib import Path
+from threading import Lock
+
+from dragoman.errors import SettingsError
+from dragoman.reading.row_errors import find_side_error, find_value_error
+from dragoman.serving.messages import CorrectionRequest, RequestError, make_row
+from dragoman.settings import DataSettings
+
+
+class Corrections:
+    """The file; its columns are named as in the training data of the models.
+
+    Raises:
+        SettingsError: The models have different columns, or the file cannot be written.
+    """
+
+    def __init__(self, path: Path, models: Collection[DataSettings]) -> None:
+        self._path, self._lock = path, Lock()
+        columns = {_name_columns(one) for one in models}
+        if len(columns) > 1:
+            raise SettingsError(
+                "--corrections: the models have different columns; serve them apart"
+            )
+        names = columns.pop()
+        if positions := [name for name in names if name.isdecimal()]:
+            raise SettingsError(
+                f"--corrections: the model was trained on column {positions[0]}, without a name; "
+                "corrections need the names of columns"
+            )
+        try:
+            with path.open("ab") as file:
+                is_new = file.tell() == 0
+        except OSError as error:
+            raise SettingsError(
+                f"--corrections {path}: cannot be written: {error.strerror}"
+            ) from error
+        if is_new:
+            self._append(names)
+
+    def add(self, asked: CorrectionRequest, data: DataSettings) -> None:
+        """Append a row.
+
+        Raises:
+            RequestError: A side is empty, too long or no text, or the features do not fit.
+        """
+        make_row(asked.source, asked.features, data, "source", "features")
+        error = find_value_error("", 0, "the target", asked.target)
+        error = error or find_side_error("", 0, "target", asked.target, data.max_characters)
+        if error is not None:
+            raise RequestError.invalid("target", error.detail)
+        cells = {"source": asked.source, "target": asked.target}
+        cells |= {f"features[{i}]": value for i, value in enumerate(asked.features)}
+        for where, text in cells.items():
+            if {*"\t\r\n"} & {*text}:
+                raise RequestError.invalid(where, "a tab or a line break has no place in a TSV")
+        self._append((*cells.values(),))
+
+    def _append(self, cells: tuple[str, ...]) -> None:
+        row = "\t".join(cells) + "\n"
+        with self._lock, self._path.open("ab") as file:  # one write, so that no row is cut
+            file.write(row.encode())
+
+
+def _name_columns(data: DataSettings) -> tuple[str, ...]:
+    """Return the names of the columns of a file that is read with the settings `data`."""
+    source = "source" if data.source == "auto" else data.source
+    target = "target" if data.target == "auto" else data.target
+    return (source, target, *data.features)

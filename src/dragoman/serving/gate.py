@@ -1,0 +1,146 @@
+"""What every request passes before the app: host, origin, token, size of the body, time, number."""
+
+import asyncio
+import hmac
+import ipaddress
+import time
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+
+from dragoman.serving.messages import Limits, RequestError
+from dragoman.serving.metrics import Metrics
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Without it: the files of the page and of /docs, /health and /ready; /translate has it in its body.
+_TOKEN_PATHS = ("/v1/", "/metrics")
+_COUNTED = ("/v1/predict", "/v1/models", "/v1/corrections", "/translate")  # each by itself
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+class Gate:
+    """The app, with these limits before it."""
+
+    def __init__(self, app: "ASGIApp", limits: Limits, metrics: Metrics) -> None:
+        self._app, self._limits, self._metrics = app, limits, metrics
+        self._running = 0
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start_s, status = time.perf_counter(), 0
+
+        async def send_first(message: "Message") -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _POLICY
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        self._running += 1
+        try:
+            self._check(scope)
+            async with asyncio.timeout(self._limits.timeout_s):
+                body = await self._read(Headers(scope=scope), receive)
+                await self._app(scope, _replay(body, receive), send_first)
+        except RequestError as error:
+            await respond(error, self._metrics)(scope, receive, send_first)
+        except TimeoutError:
+            message = f"no answer within {self._limits.timeout_s:g} s; send less, or try later"
+            late = RequestError(504, "timeout", "time", message)
+            if not status:
+                await respond(late, self._metrics)(scope, receive, send_first)
+        except _GoneError:
+            pass
+        finally:
+            self._running -= 1
+            path = scope["path"] if scope["path"] in _COUNTED else "other"
+            elapsed_s = time.perf_counter() - start_s
+            self._metrics.seconds.labels(path, status).observe(elapsed_s)
+
+    def _check(self, scope: "Scope") -> None:
+        """Raise the error of a request that is refused by its head."""
+        headers, limits = Headers(scope=scope), self._limits
+        if self._running > limits.concurrent:
+            raise RequestError(503, "queue_full", "server", "too many requests; try later")
+        host = headers.get("host", "")
+        if not _is_own(host, limits.hosts):
+            raise RequestError(
+                403, "forbidden", "Host", "this is not a name of this server; --allow-host adds it"
+            )
+        origin = headers.get("origin")
+        is_known = not origin or urlsplit(origin).netloc == host
+        if not is_known and not {origin, "*"} & {*limits.origins}:
+            raise RequestError(
+                403, "forbidden", "Origin", "pages elsewhere may not ask; --allow-origin adds them"
+            )
+        if limits.token and scope["path"].startswith(_TOKEN_PATHS):
+            given = headers.get("authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {limits.token}".encode()):
+                raise RequestError(
+                    401, "forbidden", "Authorization", "give the token: Authorization: Bearer TOKEN"
+                )
+
+    async def _read(self, headers: Headers, receive: "Receive") -> bytes:
+        """Return the body."""
+        most = self._limits.body_bytes
+        too_large = RequestError(
+            413, "too_large", "body", f"larger than {most:,} bytes; send several requests"
+        )
+        if int(headers.get("content-length", 0)) > most:  # uvicorn has checked that it is a number
+            raise too_large
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _GoneError
+            body += message.get("body", b"")
+            if len(body) > most:
+                raise too_large
+            if not message.get("more_body"):
+                return bytes(body)
+
+
+class _GoneError(Exception):
+    """The client has closed the connection."""
+
+
+def respond(error: RequestError, metrics: Metrics) -> JSONResponse:
+    """Return the response of an error, counted."""
+    metrics.errors.labels(error.kind).inc()
+    headers = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(error.status)
+    return JSONResponse(error.to_dict(), error.status, headers)
+
+
+def _is_own(host: str, names: Collection[str]) -> bool:
+    """Return whether a Host header names this server: an address cannot be bound to another."""
+    name = ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name in ("localhost", *names)
+    return True
+
+
+def _replay(body: bytes, receive: "Receive") -> "Receive":
+    """Return what gives the body, which has been read, once, and then what `receive` gives."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> "Message":
+        return messages.pop() if messages else await receive()
+
+    return replay

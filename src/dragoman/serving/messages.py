@@ -1,0 +1,227 @@
+"""The JSON of the server: requests and responses, and errors that say where and what."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dragoman.configuration import describe_value, suggest
+from dragoman.errors import DragomanError, SettingsError, shorten
+from dragoman.evaluation.confidence import round_confidence
+from dragoman.predictor import Prediction as Output
+from dragoman.reading.pairs import Source, take_features
+from dragoman.reading.row_errors import find_side_error, find_value_error
+from dragoman.settings import DataSettings
+
+Body = TypeVar("Body", bound="Message")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a request may be; see the help of `dragoman serve`."""
+
+    hosts: Collection[str] = ()  # names of this machine, besides localhost and its addresses
+    origins: Collection[str] = ()  # pages elsewhere that may ask
+    token: str = ""
+    body_bytes: int = 1 << 20
+    timeout_s: float = 30.0
+    concurrent: int = 512
+    queue_rows: int = 4096  # an eighth of them where PyTorch computes
+    queue_bytes: int = 1 << 24
+
+
+class RequestError(Exception):
+    """A request that gets no answer: its status, and `where` something is wrong."""
+
+    def __init__(self, status: int, kind: str, where: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        """For the metrics: invalid, too_large, queue_full, timeout, ..."""
+        self.where = where
+
+    @classmethod
+    def invalid(cls, where: str, message: str) -> "RequestError":
+        """Return the error of a wrong field."""
+        return cls(422, "invalid", where, message)
+
+    @classmethod
+    def from_settings(cls, error: DragomanError) -> "RequestError":
+        """Return the error of decoding settings; theirs begin with the setting, if it is one."""
+        where, _, message = str(error).partition(": ")
+        is_setting = isinstance(error, SettingsError) and where.startswith("decoding.")
+        return cls.invalid(where, message) if is_setting else cls.invalid("decoding", str(error))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the body of the response."""
+        return {"error": {"where": self.where, "message": str(self)}}
+
+
+class Message(BaseModel):
+    """A JSON object; without unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class PredictRequest(Message):
+    """Sources to predict, and how."""
+
+    model: str | None = None
+    """Name of the model; not needed if there is only one."""
+    source: str | list[str]
+    """A text, or a list of texts."""
+    features: list[str] | list[list[str]] | None = None
+    """Values of the model's features: for each source a list, or one list for all."""
+    decoding: dict[str, Any] = Field(default_factory=dict, examples=[{"beam_size": 5}])
+    """Settings of `decoding` by their names, such as beam_size; choices are a list of texts, json_schema and grammar are given themselves, not as files."""
+    min_confidence: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Mark outputs with a lower confidence, and truncated ones, by low_confidence."""
+    nbest: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Outputs for each source, best first; the beam becomes as wide, if it is not set."""
+    alignment: bool = False
+    """Give the attention of each output token over the source tokens; computed by PyTorch."""
+
+
+class CorrectionRequest(Message):
+    """What a model should have written."""
+
+    model: str | None = None
+    source: str
+    features: list[str] = []
+    target: str
+
+
+class Hypothesis(Message):
+    """One of the outputs of a source."""
+
+    output: str
+    confidence: float | None
+    score: float
+    """Log-probability, in nats."""
+
+
+class Alignment(Message):
+    """Attention: weights[i][j] of target token i over source token j."""
+
+    source_tokens: list[str]
+    target_tokens: list[str]
+    weights: list[list[float]]
+
+
+class Prediction(Hypothesis):
+    """The best output of a source."""
+
+    truncated: bool
+    """Whether it reached the longest length before it ended."""
+    nbest: list[Hypothesis] | None = None
+    alignment: Alignment | None = None
+    low_confidence: bool | None = None
+
+
+class PredictResponse(Message):
+    """One prediction for each source, in order."""
+
+    model: str
+    digest: str
+    """SHA-256 of the weights."""
+    predictions: list[Prediction]
+
+
+def parse_body(kind: type[Body], body: bytes) -> Body:
+    """Return the message in `body`.
+
+    Raises:
+        RequestError: It is not JSON, or not such a message.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    # A value that may be of several types has an error for each; the deepest has come furthest.
+    details = max(found, key=lambda one: len(one["loc"]))
+    name, *rest = map(str, details["loc"] or ("body",))
+    where = shorten(name) + "".join(f"[{one}]" for one in rest if one.isdecimal())
+    match details["type"]:
+        case "json_invalid":
+            message = f"not valid JSON: {details['ctx']['error']}"
+        case "extra_forbidden":
+            message = f"there is no such field{suggest(name, [*kind.model_fields])}"
+        case "missing":
+            message = "this field is missing"
+        case "model_type":
+            message = "expected a JSON object"
+        case _:
+            message = describe_value(details)
+    raise RequestError.invalid(where, message)
+
+
+def make_rows(request: PredictRequest, data: DataSettings) -> list[Source]:
+    """Return the rows to predict, as a file with these sources and features would give them.
+
+    Raises:
+        RequestError: A source is empty, too long or no text, or the features do not fit.
+    """
+    texts = [request.source] if isinstance(request.source, str) else request.source
+    if not texts:
+        raise RequestError.invalid("source", "the list is empty; give at least one text")
+    given: list[Any] = request.features or []
+    is_nested = bool(given) and isinstance(given[0], list)
+    values: list[list[str]] = given if is_nested else [given] * len(texts)
+    if len(values) != len(texts):
+        raise RequestError.invalid(
+            "features", f"{len(values)} lists for {len(texts)} sources; give one for each"
+        )
+    rows = []
+    for i, (text, row) in enumerate(zip(texts, values, strict=True)):
+        where = "source" if isinstance(request.source, str) else f"source[{i}]"
+        rows.append(make_row(text, row, data, where, f"features[{i}]" if is_nested else "features"))
+    return rows
+
+
+def make_row(
+    text: str, values: list[str], data: DataSettings, where: str, where_features: str
+) -> Source:
+    """Return the row of one source; the places are for errors.
+
+    Raises:
+        RequestError: As `make_rows`.
+    """
+    if len(values) != len(data.features):
+        raise RequestError.invalid(
+            where_features,
+            f"{len(values)} values, expected {len(data.features)} "
+            f"({', '.join(data.features) or 'this model has no features'})",
+        )
+    rest, features = take_features(text, values, data.features, data)
+    error = find_value_error("", 0, "the source", text)
+    error = error or find_side_error("", 0, "source", rest, data.max_characters)
+    if error is not None:
+        raise RequestError.invalid(where, error.detail)
+    return Source(rest, features, 0)
+
+
+def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[str, Any]:
+    """Return the prediction of a source, as `Prediction` says, from its outputs (at least one)."""
+    best = best_first[0]
+    content = {**_describe_hypothesis(best), "truncated": not best.is_complete}
+    if request.nbest is not None:
+        content["nbest"] = [_describe_hypothesis(one) for one in best_first[: request.nbest]]
+    if request.alignment:
+        content["alignment"] = {
+            "source_tokens": best.source_tokens,
+            "target_tokens": best.tokens,
+            "weights": [[round(weight, 4) for weight in row] for row in best.alignment],
+        }
+    if request.min_confidence is not None:
+        is_low = content["confidence"] < request.min_confidence
+        content["low_confidence"] = is_low or not best.is_complete
+    return content
+
+
+def _describe_hypothesis(output: Output) -> dict[str, Any]:
+    return {
+        "output": output.text,
+        "confidence": round_confidence(output.confidence),
+        "score": round(output.score, 6),
+    }

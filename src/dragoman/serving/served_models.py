@@ -1,0 +1,208 @@
+"""The models that are served, by name: loaded, adapted to the options of a request, reloaded."""
+
+import asyncio
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dragoman.configuration import flatten_settings, parse_decoding
+from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
+from dragoman.engines.parity import Sample, list_samples
+from dragoman.errors import DragomanError, ModelFolderError, SettingsError
+from dragoman.model_folder.calibration import CALIBRATION
+from dragoman.model_folder.constraint_files import CONSTRAINT_FILES, list_constraint_files
+from dragoman.model_folder.folder import CONFIG, METRICS, TOKENIZER, WEIGHTS, ModelFolder
+from dragoman.predictor import Predictor
+from dragoman.reading.pairs import InvalidRow, Source
+from dragoman.serving.messages import RequestError
+
+_NUM_EXAMPLES = 10
+_CACHED_OPTIONS = 32  # of a model: a search by other settings is made once
+# The most that a request may ask for, unless the model's own setting is higher: a search cannot be
+# stopped once it has begun.
+_LARGEST = {
+    "beam_size": 64,
+    "num_samples": 256,
+    "max_length_ratio": 16,
+    "max_length_extra": 1000,
+    "batch_tokens": 1 << 16,
+}
+_FILES = (WEIGHTS, CONFIG, TOKENIZER, METRICS, CALIBRATION, *CONSTRAINT_FILES.values())
+_TEXTS = {"choices": "choices.txt", "grammar": "grammar.lark"}  # files on the command line
+
+
+class ServedModel:
+    """One model, or an ensemble, and its searches by the options of requests.
+
+    Args:
+        folder: Holds the examples.
+
+    Raises:
+        DragomanError: The first prediction fails.
+    """
+
+    def __init__(self, name: str, predictor: Predictor, folder: Path) -> None:
+        self.name = name
+        self.predictor = predictor
+        self.digest = "+".join(predictor.weights_sha256())
+        self._by_options: dict[str, Predictor] = {}
+        if isinstance(predictor.engine, CTranslate2Engine):
+            predictor.engine.is_shared = True
+        self._samples = list[Sample]()
+        with contextlib.suppress(ModelFolderError):  # an older one has none
+            self._samples = list_samples(ModelFolder.read(folder))[:_NUM_EXAMPLES]
+        text = self._samples[0].source if self._samples else "a"
+        for row, _ in predictor.predict_window([Source(text, (), 1)]):  # loads it
+            if isinstance(row, InvalidRow):
+                raise DragomanError(f"the first prediction failed: {row.reason}")
+
+    async def adapt(
+        self, decoding: Mapping[str, Any], *, nbest: int | None = None, alignment: bool = False
+    ) -> Predictor:
+        """Return the model with the decoding settings of a request.
+
+        Equal options give the same object, so that their requests can share a batch.
+
+        Raises:
+            SettingsError: A setting is wrong, conflicts with others, or is too large.
+        """
+        if not decoding and nbest is None and not alignment:
+            return self.predictor
+        key = json.dumps([decoding, nbest, alignment], sort_keys=True)
+        if key not in self._by_options:
+            made = await asyncio.to_thread(self._adapt, decoding, nbest, alignment)
+            if len(self._by_options) >= _CACHED_OPTIONS:
+                self._by_options.pop(next(iter(self._by_options)))
+            self._by_options.setdefault(key, made)
+        return self._by_options[key]
+
+    def _adapt(self, decoding: Mapping[str, Any], nbest: int | None, alignment: bool) -> Predictor:
+        values = dict(decoding)
+        if nbest is not None:
+            values["num_hypotheses"] = nbest
+            own = self.predictor.settings.decoding
+            if own.method == "beam":
+                values.setdefault("beam_size", max(nbest, own.beam_size))
+        if alignment:
+            values["alignment"] = True
+        with tempfile.TemporaryDirectory() as folder:
+            return self._make(values, Path(folder))
+
+    def _make(self, values: dict[str, Any], folder: Path) -> Predictor:
+        """Return the model with `values`; texts that are files elsewhere are put into `folder`."""
+        for name, file in _TEXTS.items():
+            if lines := values.get(name):
+                lines = [lines] if isinstance(lines, str) else lines
+                if not isinstance(lines, list) or not all(isinstance(one, str) for one in lines):
+                    raise SettingsError(f"decoding.{name}: expected a text or a list of texts")
+                (folder / file).write_text("\n".join(lines), "utf-8", errors="surrogatepass")
+                values[name] = str(folder / file)
+        if isinstance(values.get("json_schema"), dict):
+            values["json_schema"] = json.dumps(values["json_schema"])
+        typed = parse_decoding(values)
+        if "json_schema" in values and "json_schema" in list_constraint_files(typed.decoding):
+            raise SettingsError("decoding.json_schema: expected the schema itself, an object")
+        own = self.predictor.settings.decoding
+        for name, largest in _LARGEST.items():
+            most = max(largest, getattr(own, name))
+            if (value := getattr(typed.decoding, name)) > most and name in values:
+                raise SettingsError(f"decoding.{name}: {value} is too large: give at most {most}")
+        try:
+            return self.predictor.with_decoding(typed)
+        except SettingsError as error:
+            raise SettingsError(str(error).replace(f"{folder}/", "")) from error
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a client should know of the model."""
+        from dragoman.evaluation.metrics import find_task  # loads sacrebleu
+
+        settings, target = self.predictor.settings, self.predictor.tokenizer.target.settings
+        references = [[one.target] for one in self._samples]
+        task = find_task(settings.evaluation, references, has_symbols=target.kind == "symbols")
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "task": task,
+            "features": list(settings.data.features),
+            "examples": [one._asdict() for one in self._samples],
+            "decoding": flatten_settings(settings.decoding),
+        }
+
+
+def needs_torch(predictor: Predictor) -> bool:
+    """Return whether PyTorch computes the search."""
+    return predictor.engine.name == "torch" or bool(
+        unsupported_reason(predictor.config, predictor.tokenizer)
+    )
+
+
+class ServedModels:
+    """All models by name; each is replaced when its folder is.
+
+    Args:
+        folders: Of each model, by name; several are an ensemble.
+        load: Loads them.
+
+    Raises:
+        DragomanError: One cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Sequence[Path]],
+        load: Callable[[Sequence[Path]], Predictor],
+    ) -> None:
+        self._folders, self._load = folders, load
+        self._seen: dict[str, object] = {}
+        self.by_name = {name: self._read(name) for name in folders}
+
+    def find(self, name: str | None) -> ServedModel:
+        """Return the model `name`; None: the only one.
+
+        Raises:
+            RequestError: There is no such model, or more than one.
+        """
+        names = ", ".join(self.by_name)
+        if name is None and len(self.by_name) > 1:
+            raise RequestError.invalid("model", f"give one of {names}")
+        found = next(iter(self.by_name.values())) if name is None else self.by_name.get(name)
+        if found is None:
+            raise RequestError.invalid("model", f"there is no such model; give one of {names}")
+        return found
+
+    async def reload(self, *, all_of_them: bool = False) -> dict[str, bool]:
+        """Load the models whose folders have changed; return whether each could be loaded.
+
+        One that cannot stays as it was, with a line on standard error. Requests that have begun
+        are answered by the model of their start.
+        """
+        done: dict[str, bool] = {}
+        for name in self._folders:
+            if not all_of_them and self._fingerprint(name) == self._seen[name]:
+                continue
+            problem = ""
+            try:
+                self.by_name[name] = await asyncio.to_thread(self._read, name)
+            except (DragomanError, OSError) as error:
+                problem = f"not reloaded, the earlier model stays: {error}"
+            print(f"dragoman: {name}: {problem or 'reloaded'}", file=sys.stderr, flush=True)
+            done[name] = not problem
+        return done
+
+    def _read(self, name: str) -> ServedModel:
+        self._seen[name] = self._fingerprint(name)
+        folders = self._folders[name]
+        return ServedModel(name, self._load(folders), folders[0])
+
+    def _fingerprint(self, name: str) -> object:
+        """Return what differs when a file of the model is written or replaced."""
+        found = []
+        for path in (folder / file for folder in self._folders[name] for file in _FILES):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append((path, status.st_ino, status.st_mtime_ns, status.st_size))
+        return found

@@ -1,0 +1,417 @@
+"""The server as its clients see it."""
+
+import itertools
+import json
+import shutil
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from libretranslatepy import LibreTranslateAPI
+
+from conftest import make_words
+from dragoman.cli import main
+from dragoman.model_folder.folder import ModelFolder, staged_model_folder
+from dragoman.reading.pairs import read_pairs
+from serving.served import Client, running_server
+
+OPTIONS = [
+    {},
+    {"decoding": {"beam_size": 4}},
+    {"nbest": 3},
+    {"decoding": {"beam_size": 2, "no_repeat_ngram": 2}},
+    {"decoding": {"forbidden_tokens": ["A"]}},
+]
+AS_TYPED = [
+    [],
+    ["--decoding.beam_size", "4"],
+    ["--decoding.beam_size", "3", "--decoding.num_hypotheses", "3"],
+    ["--decoding.beam_size", "2", "--decoding.no_repeat_ngram", "2"],
+    ["--decoding.forbidden_tokens", "A"],
+]
+GUIDED = {"decoding": {"regex": "[A-D]+"}}
+
+
+def digest_of(folder):
+    return ModelFolder.read(folder).weights.sha256
+
+
+@pytest.fixture(scope="module")
+def server(trained, tmp_path_factory):
+    """A server with every option, and the file of its corrections."""
+    corrections = tmp_path_factory.mktemp("corrections") / "corrections.tsv"
+    words = [f"caps={trained[0]}", "--corrections", corrections, "--libretranslate"]
+    with running_server(*words) as (process, port):
+        yield process, port, corrections
+
+
+@pytest.fixture
+def client(server):
+    return Client(server[1])
+
+
+def test_64_clients_with_mixed_options_get_what_predict_writes(trained, server, tmp_path):
+    sources = make_words(64, seed=3)
+    (tmp_path / "sources.txt").write_text("".join(f"{one}\n" for one in sources))
+    expected = []
+    for i, words in enumerate(AS_TYPED):
+        out = tmp_path / f"{i}.jsonl"
+        command = ["predict", str(trained[0]), "--input", str(tmp_path / "sources.txt")]
+        assert main([*command, "--output", str(out), *words]) == 0
+        expected.append([json.loads(line) for line in out.read_text().splitlines()])
+
+    def ask(number):
+        client, found = Client(server[1]), []
+        for step in range(10):
+            option, row = (number + step) % len(OPTIONS), (7 * number + step) % len(sources)
+            count = 1 + (number + step) % 3  # a text, or several
+            rows = [(row + i) % len(sources) for i in range(count)]
+            texts = [sources[i] for i in rows]
+            content = client.predict(texts if count > 1 else texts[0], **OPTIONS[option])
+            found += zip(itertools.repeat(option), rows, content["predictions"], strict=False)
+        return found
+
+    with ThreadPoolExecutor(64) as threads:
+        answers = list(itertools.chain(*threads.map(ask, range(64))))
+    assert len(answers) == sum(1 + (n + s) % 3 for n in range(64) for s in range(10))
+    for option, row, got in answers:
+        wanted = expected[option][row]
+        assert got["output"].encode() == wanted["text"].encode()
+        assert got["confidence"] == pytest.approx(wanted["confidence"], abs=2e-4)
+        assert got["score"] == pytest.approx(wanted["score"], abs=1e-4)
+        assert got["truncated"] == (not wanted["is_complete"])
+        if "nbest" in OPTIONS[option]:
+            assert [one["output"] for one in got["nbest"]] == [
+                one["text"] for one in wanted["hypotheses"]
+            ]
+
+
+def test_the_response_holds_what_was_asked_for(trained, client):
+    content = client.predict("abc", min_confidence=0.5, nbest=2, model="caps")
+    assert content["model"] == "caps"
+    assert content["digest"] == digest_of(trained[0])
+    [got] = content["predictions"]
+    assert got["output"] == "ABC"
+    assert not got["truncated"]
+    assert not got["low_confidence"]
+    assert got["nbest"][0]["output"] == "ABC"
+    assert len(got["nbest"]) == 2
+    [got] = client.predict(["abc"])["predictions"]
+    assert set(got) == {"output", "confidence", "score", "truncated"}
+
+
+def test_no_torch_is_loaded_until_a_request_needs_it(server, client):
+    maps = Path(f"/proc/{server[0].pid}/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc")
+    client.predict("abc")
+    assert "libtorch" not in maps.read_text()
+    [got] = client.predict("abe", **GUIDED)["predictions"]
+    assert set(got["output"]) <= set("ABCD")
+    [got] = client.predict("abc", alignment=True)["predictions"]
+    assert got["alignment"]["source_tokens"] == ["a", "b", "c", "</s>"]
+    assert got["alignment"]["target_tokens"] == ["A", "B", "C", "</s>"]
+    assert np.sum(got["alignment"]["weights"], axis=1) == pytest.approx(np.ones(4), abs=1e-3)
+    [got] = client.predict("abc", decoding={"choices": ["FAD", "CAB"]})["predictions"]
+    assert got["output"] in ("FAD", "CAB")
+    assert "libtorch" in maps.read_text()
+
+
+BAD = [
+    (b'{"source": "ab', "body", "EOF"),
+    (b"", "body", "not valid JSON"),
+    (b"[" * 100_000, "body", "recursion"),
+    (b"[1]", "body", "a JSON object"),
+    (b"\xff\xfe", "body", "not valid JSON"),
+    (b"{}", "source", "missing"),
+    (b'{"source": 5}', "source", "5 is not a text"),
+    (b'{"source": ["a", null]}', "source[1]", "not a text"),
+    (b'{"source": []}', "source", "empty"),
+    (b'{"source": ["a", " "]}', "source[1]", "empty"),
+    (b'{"source": "a\\u0000"}', "source", "NUL"),
+    (b'{"source": "\\ud800"}', "body", "not valid JSON"),
+    (b'{"source": "%s"}' % (b"a" * 6000), "source", "6000 characters"),
+    (b'{"source": "a", "sorce": 1}', "sorce", "did you mean source?"),
+    (b'{"source": "a", "model": "cap"}', "model", "give one of caps"),
+    (b'{"source": "a", "features": ["x"]}', "features", "1 values, expected 0"),
+    (b'{"source": "a", "nbest": 0}', "nbest", "give at least 1"),
+    (b'{"source": "a", "min_confidence": 2}', "min_confidence", "give at most 1"),
+    (b'{"source": "a", "decoding": []}', "decoding", "object"),
+    (b'{"source": "a", "decoding": {"beam_siez": 2}}', "decoding.beam_siez", "decoding.beam_size?"),
+    (b'{"source": "a", "decoding": {"beam_size": "x"}}', "decoding.beam_size", "whole number"),
+    (b'{"source": "a", "decoding": {"beam_size": 9999}}', "decoding.beam_size", "at most 64"),
+    (b'{"source": "a", "decoding": {"max_length_extra": 1000000}}', "decoding.max_length_extra",
+     "at most 1000"),
+    (b'{"source": "a", "decoding": {"a.b": 1}}', "decoding.a.b", "no such setting"),
+    (b'{"source": "a", "decoding": {"num_hypotheses": 3}}', "decoding.num_hypotheses", "beam_size"),
+    (b'{"source": "a", "decoding": {"json_schema": "/etc/passwd"}}', "decoding.json_schema",
+     "the schema itself"),
+    (b'{"source": "a", "decoding": {"choices": ["z"]}}', "decoding.choices", "choices.txt:1: 'z'"),
+    (b'{"source": "a", "decoding": {"choices": 5}}', "decoding.choices", "a list of texts"),
+    (b'{"source": "a", "decoding": {"regex": "("}}', "decoding.regex", ""),
+    (b'{"source": "a", "decoding": {"grammar": "/etc/passwd"}}', "decoding.grammar", ""),
+]  # fmt: skip
+
+
+def test_a_bad_request_gets_one_answer_and_the_server_goes_on(client):
+    for body, where, message in BAD:
+        status, _, answer = client.send("POST", "/v1/predict", body)
+        assert status == 422, (body, answer)
+        [(key, error)] = json.loads(answer).items()
+        assert (key, error["where"]) == ("error", where)
+        assert message in error["message"]
+        assert "/tmp" not in error["message"]
+    assert client.predict("abc")["predictions"][0]["output"] == "ABC"
+
+
+def test_paths_and_methods_that_do_not_exist_are_errors_in_the_same_form(client):
+    for method, path, status in [
+        ("GET", "/x", 404),
+        ("GET", "/page.js/x", 404),
+        ("POST", "/health", 405),
+        ("PUT", "/page.js", 405),
+    ]:
+        found, _, body = client.send(method, path)
+        assert found == status
+        assert json.loads(body)["error"]["where"] == path
+
+
+def test_a_large_body_is_refused_with_and_without_its_length(server):
+    status, _, body = Client(server[1]).send("POST", "/v1/predict", b"a" * 10_000_000)
+    assert status == 413
+    assert json.loads(body)["error"]["where"] == "body"
+    with socket.create_connection(("127.0.0.1", server[1])) as connection:
+        head = "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        for _ in range(17):
+            connection.sendall(b"10000\r\n" + b"a" * 0x10000 + b"\r\n")
+        assert b" 413 " in connection.recv(100)
+
+
+def test_other_hosts_and_pages_elsewhere_are_refused(server, client):
+    ask = json.dumps({"source": "abc"}).encode()
+    for headers, status in [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:8000"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "[::1]:1"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": f"http://127.0.0.1:{server[1]}"}, 200),
+    ]:
+        found, answered, _ = client.send("POST", "/v1/predict", ask, **headers)
+        assert found == status, headers
+        assert "access-control-allow-origin" not in answered
+        assert "script-src 'self';" in answered["content-security-policy"]
+
+
+def test_the_models_are_described(trained, client):
+    [model] = client.get("/v1/models")["models"]
+    assert model["name"] == "caps"
+    assert model["digest"] == digest_of(trained[0])
+    assert model["task"] == "text"
+    assert model["features"] == []
+    assert model["decoding"]["beam_size"] == 1
+    assert {*model["examples"][0]} == {"source", "features", "target"}
+    assert model["examples"][0]["target"] == model["examples"][0]["source"].upper()
+
+
+def test_the_docs_load_nothing_from_elsewhere(client):
+    page = client.send("GET", "/docs")[2].decode()
+    assert "//" not in page
+    for path in (
+        "/docs/files/swagger-ui-bundle.js",
+        "/docs/files/swagger-ui.css",
+        "/docs/start.js",
+    ):
+        assert path.removeprefix("/") in page
+        assert client.send("GET", path)[0] == 200
+    paths = client.get("/openapi.json")["paths"]
+    assert {"/v1/predict", "/v1/models", "/v1/corrections", "/translate", "/metrics"} <= set(paths)
+    body = paths["/v1/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "min_confidence" in body["properties"]
+
+
+def test_the_metrics_count_what_happened(client):
+    client.predict(["abc", "abd"])
+    client.post("/v1/predict", {})
+    text = client.send("GET", "/metrics")[2].decode()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    for name in (
+        'dragoman_batch_rows_count{pool="ctranslate2"}',
+        'dragoman_request_seconds_count{path="/v1/predict",status="200"}',
+        'dragoman_errors_total{kind="invalid"}',
+        'dragoman_tokens_total{model="caps",side="output"}',
+        'dragoman_confidence_count{model="caps"}',
+    ):
+        assert float(values[name]) > 0, name
+    assert float(values['dragoman_queue_rows{pool="ctranslate2"}']) == 0
+
+
+def test_corrections_are_pairs_to_train_on(server, client):
+    rows = [("abc", "ABD"), ('"a" "b"', '"A'), ("'é", "É\\")]
+    for source, target in rows:
+        assert client.post("/v1/corrections", {"source": source, "target": target})[0] == 200
+    status, answer = client.post("/v1/corrections", {"source": "a", "target": ""})
+    assert (status, answer["error"]["where"]) == (422, "target")
+    status, answer = client.post("/v1/corrections", {"source": "a\tb", "target": "A"})
+    assert (status, answer["error"]["where"]) == (422, "source")
+    assert [(one.source, one.target) for one in read_pairs(server[2])] == rows
+
+
+def test_a_client_of_libretranslate_gets_translations(server, client):
+    api = LibreTranslateAPI(f"http://127.0.0.1:{server[1]}/")
+    assert api.translate("abc", "en", "de") == "ABC"
+    assert api.languages()[0]["code"] == "caps"
+    status, answer = client.post("/translate", {"q": ["abc", "fed"], "alternatives": 1})
+    assert status == 200
+    assert answer["translatedText"] == ["ABC", "FED"]
+    assert [len(one) for one in answer["alternatives"]] == [1, 1]
+    assert client.post("/translate", {"q": ""}) == (422, {"error": "source: the source is empty"})
+
+
+def test_a_token_and_pages_that_may_ask(trained, tmp_path):
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text("secret\n")
+    words = ["--token-file", token, "--allow-origin", "https://good.example", "--allow-host", "me"]
+    with running_server(trained[0], *words, "--libretranslate") as (_, port):
+        client = Client(port)
+        ask = json.dumps({"source": "abc"}).encode()
+        assert client.send("POST", "/v1/predict", ask)[0] == 401
+        assert client.send("GET", "/metrics", Authorization="Bearer secreu")[0] == 401
+        status, answered, _ = client.send(
+            "POST", "/v1/predict", ask, Authorization="Bearer secret",
+            Origin="https://good.example", Host="me:80",
+        )  # fmt: skip
+        assert status == 200
+        assert answered["access-control-allow-origin"] == "https://good.example"
+        assert client.get("/health") == {"status": "alive"}
+        assert client.get("/ready") == {"status": "ready"}
+        assert client.send("GET", "/")[0] == 200
+        status, _, body = client.send(
+            "POST", "/v1/corrections", b"{}", Authorization="Bearer secret"
+        )
+        assert status == 404
+        assert "--corrections FILE" in json.loads(body)["error"]["message"]
+        assert client.post("/translate", {"q": "abc"})[0] == 403
+        assert LibreTranslateAPI(f"http://localhost:{port}", "secret").translate("abc") == "ABC"
+
+
+def test_sigterm_finishes_what_is_there_and_exits_with_0(trained):
+    with running_server(trained[0]) as (process, port):
+        clients = [Client(port) for _ in range(8)]
+        for one in clients:  # one whose answer takes a while
+            body = json.dumps({"source": make_words(500), "nbest": 8}).encode()
+            one.connection.request("POST", "/v1/predict", body)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        for one in clients:
+            response = one.connection.getresponse()
+            assert response.status == 200
+            assert len(json.loads(response.read())["predictions"]) == 500
+        assert process.wait(20) == 0
+        with pytest.raises(ConnectionRefusedError):
+            Client(port).get("/health")
+
+
+def test_a_replaced_folder_loses_no_request_and_a_broken_one_changes_nothing(trained, tmp_path):
+    place, other = tmp_path / "model", ModelFolder.read(trained[0])
+    shutil.copytree(trained[0], place)
+    weights = {name: value.copy() for name, value in other.weights.items()}
+    weights["output.bias"][5] += 100.0  # emits the same letter for ever
+    answers, is_over = [], threading.Event()
+
+    def ask(port):
+        client = Client(port)
+        while not is_over.is_set():
+            content = client.predict("abc")
+            answers.append((content["digest"], content["predictions"][0]["output"]))
+
+    def wait_for(line):
+        assert line in process.stderr.readline()
+
+    with running_server(place) as (process, port), ThreadPoolExecutor(4) as threads:
+        asking = [threads.submit(ask, port) for _ in range(4)]
+        try:
+            with staged_model_folder(place) as folder:
+                replace(other, weights=weights).fill(folder)
+            wait_for("model: reloaded")
+            (place / "config.yaml").write_text("nonsense: 1\n")
+            wait_for("the earlier model stays")
+            time.sleep(0.2)
+            process.send_signal(signal.SIGHUP)
+            wait_for("the earlier model stays")
+            last = Client(port).predict("abc")
+        finally:
+            is_over.set()
+        for one in asking:
+            one.result()
+    by_digest = {}
+    for digest, output in answers:
+        by_digest.setdefault(digest, set()).add(output)
+    assert len(by_digest) == 2
+    assert all(len(outputs) == 1 for outputs in by_digest.values())
+    assert by_digest[digest_of(trained[0])] == {"ABC"}
+    assert last["digest"] == answers[-1][0] != digest_of(trained[0])
+
+
+def test_an_ensemble_and_a_second_model_are_served_by_name(trained):
+    words = [f"two={trained[0]},{trained[0]}", f"one={trained[0]}"]
+    with running_server(*words, "--threads", "1") as (_, port):
+        client = Client(port)
+        assert client.post("/v1/predict", {"source": "abc"})[1]["error"]["where"] == "model"
+        two, one = (client.predict("abc", model=name) for name in ("two", "one"))
+        assert two["predictions"][0]["output"] == one["predictions"][0]["output"] == "ABC"
+        assert two["digest"] == f"{one['digest']}+{one['digest']}"
+
+
+def test_a_request_that_takes_too_long_gets_504(trained):
+    with running_server(trained[0], "--timeout", "1", "--max-body", "100") as (_, port):
+        sources = make_words(2000)
+        decoding = {"beam_size": 8, "max_length_extra": 1000, "min_length": 1000}
+        client = Client(port)
+        status, answer = client.post("/v1/predict", {"source": sources, "decoding": decoding})
+        assert (status, answer["error"]["where"]) == (504, "time")
+        with socket.create_connection(("127.0.0.1", port)) as slow:  # a body that does not come
+            slow.sendall(
+                b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+            )
+            assert b" 504 " in slow.recv(100)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing"], "expected a model folder"),
+        (["MODEL", "MODEL"], "two models are named model; give NAME="),
+        (["MODEL", "--token-file", "open"], "others can read it; run chmod 600"),
+        (["MODEL", "--token-file", "none"], "cannot be read"),
+        (["MODEL", "--port", "USED"], "cannot be used: Address already in use"),
+        (["MODEL", "--port", "99999"], "give a number from 0 to 65535"),
+        (["MODEL", "--corrections", "no/folder.tsv"], "cannot be written"),
+        (["MODEL", "--decoding.beam_siez", "2"], "did you mean decoding.beam_size?"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(
+    words, message, trained, tmp_path, capsys, monkeypatch, server
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "open").write_text("secret")
+    (tmp_path / "open").chmod(0o644)
+    filled = {"MODEL": str(trained[0]), "USED": str(server[1])}
+    typed = [filled.get(word, word) for word in words]
+    typed += [] if "--port" in typed else ["--port", "0"]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["serve", *typed]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert message in capsys.readouterr().err

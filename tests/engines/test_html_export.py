@@ -1,8 +1,10 @@
 """The model in a page computes what PyTorch computes, in a real browser; skipped where there is none."""
 
+import itertools
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from dragoman.engines.html_export import HtmlModel, write_html
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.model.building import build_network, copy_weights
 from dragoman.model_folder.folder import ModelFolder
-from dragoman.settings import DecodingSettings, Settings, SideSettings
+from dragoman.reading.pairs import take_features
+from dragoman.settings import DataSettings, DecodingSettings, Settings, SideSettings
 from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, PairTokenizer, Tokenizer
 from exported import OPTIONS, draw_sources, make_model, name_option
 from reporting.browser import NAMES, Browser, find_browser
@@ -40,9 +43,10 @@ def browser(tmp_path_factory):
     browser.close()
 
 
-def make_settings(model, tokenizer, **decoding):
+def make_settings(model, tokenizer, data=None, **decoding):
     return Settings.model_validate(
         {
+            "data": data or {},
             "model": model,
             "decoding": decoding,
             "tokenizer": {"source": tokenizer.source.settings, "target": tokenizer.target.settings},
@@ -50,12 +54,13 @@ def make_settings(model, tokenizer, **decoding):
     )
 
 
-def write_page(path, model, tokenizer, network):
+def write_page(path, model, tokenizer, network, data=None):
+    features = ["V"] * len((data or {}).get("features", ()))
     folder = ModelFolder(
-        settings=make_settings(model, tokenizer),
+        settings=make_settings(model, tokenizer, data),
         tokenizer=tokenizer,
         weights=copy_weights(network),
-        metrics={"samples": [{"source": "", "features": [], "reference": ""}]},
+        metrics={"samples": [{"source": "", "features": features, "reference": ""}]},
         card="",
     )
     write_html(folder, "0" * 64, "model", "float16", path)
@@ -169,6 +174,25 @@ def test_any_text_has_the_ids_that_python_gives_and_comes_back(kind, form, brows
 
 
 @needs_browser
+@pytest.mark.parametrize("separator", ["", ";"])
+def test_features_and_leading_tags_have_the_ids_that_python_gives(separator, browser, tmp_path):
+    model, tokenizer, _ = make_model()
+    symbols = ["a=V", "a=PST", "b=V;PST", "b=\ufeff", "<de>", "<x=1>"]
+    features = {symbol: 30 + i for i, symbol in enumerate(symbols)}
+    tokenizer = replace(tokenizer, features=features)
+    data = {"features": ["a", "b"], "features_separator": separator, "leading_tags": True}
+    settings = DataSettings.model_validate(data)
+    path = tmp_path / "page.html"
+    browser.open(write_page(path, model, tokenizer, build_network(model, tokenizer), data))
+    values = [["V", "V;PST"], ["V; PST ;", ""], [" V\x1c", "\ufeff"], ["new", "V"]]
+    texts = ["abc", "<de> abc", "<de> <x=1> a", "<de>", "<de>\u00a0a", "<a b> c", " <de> a"]
+    for value, text in itertools.product(values, texts):
+        source, taken = take_features(text, value, settings.features, settings)
+        [expected] = tokenizer.encode_sources([source], [taken])
+        assert browser.run(f"check.encode({json.dumps(text)}, {json.dumps(value)})") == expected
+
+
+@needs_browser
 @pytest.mark.parametrize("name", ["features", "tied"])
 def test_answers_are_those_of_predict(name, browser, tmp_path):
     folder = Path(shutil.copytree(FOLDERS / name, tmp_path / name))
@@ -224,6 +248,7 @@ def test_a_request_that_cannot_be_answered_is_refused_with_its_place(browser, tm
     assert refuse(**en, nbest=7, decoding={"beam_size": 2})[0] == "nbest"
     assert refuse(**en, decoding={"regex": "a+"})[0] == "decoding.regex"
     assert refuse(source=["one", "one " * 99], features=["en"])[0] == "source[1]"
+    assert refuse(**en, decoding={"forbidden_tokens": ["x"]})[0] == "decoding.forbidden_tokens"
     assert refuse(source="\ud800", features=["en"])[0] == "source"
     assert refuse(**en)["predictions"][0]["output"] == "1"
 

@@ -95,6 +95,7 @@ def write_html(
         "source_names": tokenizer.source_names(),
         "target_names": tokenizer.target_names(),
         "leading_tags": settings.data.leading_tags,
+        "features_separator": settings.data.features_separator,
         "temperature": model_folder.calibration.temperature if model_folder.calibration else 1.0,
     }
     encoded = base64.b64encode(weights).decode()

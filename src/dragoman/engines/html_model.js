@@ -96,7 +96,9 @@ class Tokenizer {
 
 const SPACE = String.raw`\p{White_Space}`; // not \s, which takes U+FEFF for a space
 const WORDS = new RegExp(String.raw` ?[\p{L}\p{M}]+|\p{N}| ?[^${SPACE}\p{L}\p{M}\p{N}]+|${SPACE}+(?!\P{White_Space})|${SPACE}+`, "gu");
-const LEADING_TAGS = new RegExp(String.raw`^(?:(?:<[^<>${SPACE}\x1c-\x1f]+> )+|<[^<>${SPACE}\x1c-\x1f]+>$)`, "u");
+const PYTHON_SPACE = String.raw`${SPACE}\x1c-\x1f`; // of str.split and str.strip, and of \s in its re
+const OUTER_SPACES = new RegExp(`^[${PYTHON_SPACE}]+|[${PYTHON_SPACE}]+$`, "gu");
+const LEADING_TAGS = new RegExp(`^(?:(?:<[^<>${PYTHON_SPACE}]+> )+|<[^<>${PYTHON_SPACE}]+>$)`, "u");
 const LONE_SURROGATE = /\p{Surrogate}/u;
 
 /** Byte pieces are spelt with printable characters: printable bytes are themselves (GPT-2's alphabet). */
@@ -516,10 +518,11 @@ class Adapter {
 
   /** Return the ids of a source: its features, its text, the end. `values`: those of the feature columns. */
   encodeSource(text, values) {
-    const { features: labels } = this.about.description;
+    const { features: labels } = this.about.description, separator = this.about.features_separator;
     if (values.length !== labels.length)
       throw new RequestError("features", `give ${labels.length} for each source: ${labels.join(", ") || "none"}`);
-    const symbols = labels.map((label, i) => `${label}=${values[i]}`);
+    const split = (value) => value.split(separator).map((part) => part.replaceAll(OUTER_SPACES, "")).filter((part) => part);
+    const symbols = labels.flatMap((label, i) => (separator ? split(values[i]) : [values[i]]).map((part) => `${label}=${part}`));
     const tags = this.about.leading_tags ? text.match(LEADING_TAGS)?.[0] : undefined;
     if (tags) symbols.push(...tags.trim().split(" "));
     const ids = this.source.encode(text.slice(tags?.length ?? 0));
@@ -536,6 +539,8 @@ class Adapter {
     if (nbest > settings.beam_size)
       throw new RequestError("nbest", `${nbest} is more than the ${settings.beam_size} of decoding.beam_size`);
     const forbidden_ids = settings.forbidden_tokens.map((token) => this.about.target_names.indexOf(token));
+    if (forbidden_ids.includes(-1))
+      throw new RequestError("decoding.forbidden_tokens", "one of them is not in the target's vocabulary");
     return { ...settings, forbidden_ids };
   }
 }

@@ -1,9 +1,10 @@
 import random
 
+import numpy as np
 import pytest
 
-from dragoman.configuration import find_conflicts, read_settings
-from dragoman.presets import _SIZES, choose_settings
+from dragoman.configuration import find_conflicts, merge_for_use, read_settings
+from dragoman.presets import _SIZES, choose_settings, leave_room_for_outputs
 from dragoman.reading.pairs import Pair
 from dragoman.reading.statistics import collect_statistics
 from dragoman.settings import Settings
@@ -183,3 +184,39 @@ def test_a_typed_auto_is_resolved():
     choice = choose_settings(settings, measure(*WORDS, times=50))
     assert choice.settings.preset == "tiny"
     assert any(why.startswith("preset tiny") for why in choice.reasons)
+
+
+def lengths_of(*words, source=(900, 30), target=(114, 20)):
+    """The limits of the outputs that `fit` chooses for pairs of these lengths; and its messages."""
+    settings, messages = leave_room_for_outputs(
+        read_settings(None, list(words)),
+        np.array(source, np.int32),
+        np.array(target, np.int32),
+    )
+    decoding = settings.decoding
+    return decoding.max_length_extra, decoding.max_length, messages
+
+
+def test_no_output_is_far_longer_than_the_training_targets():
+    assert lengths_of() == (50, 2 * 113 + 50, [])
+    extra, most, [message] = lengths_of(source=(5, 30), target=(114, 20))
+    assert (extra, most) == (103, 2 * 113 + 103)
+    assert "max_length_extra 103, for long targets" in message
+
+
+def test_lengths_that_were_set_stay_and_a_message_says_what_they_lose():
+    assert lengths_of("--decoding.max_length_ratio", "3") == (50, 0, [])
+    assert lengths_of("--decoding.max_length_extra", "60") == (60, 0, [])
+    extra, most, [message] = lengths_of("--decoding.max_length", "99")
+    assert (extra, most) == (50, 99)
+    assert "1 training targets are longer than decoding.max_length 99; 113 would" in message
+
+
+def test_in_use_a_length_that_is_set_removes_the_bound_that_fit_chose():
+    trained = read_settings(None, ["--decoding.max_length", "64"])
+    for words, most in (
+        ([], 64),
+        (["--decoding.max_length_extra", "500"], 0),
+        (["--decoding.max_length_extra", "500", "--decoding.max_length", "80"], 80),
+    ):
+        assert merge_for_use(read_settings(None, words), trained).decoding.max_length == most

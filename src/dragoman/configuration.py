@@ -193,6 +193,11 @@ def merge_for_use(typed: Settings, trained: Settings) -> Settings:
         SettingsError: A typed setting is for training only, or some conflict.
     """
     check_sections(typed, "a trained model", ("data", "decoding", "evaluation"))
+    if dict(list_set_values(typed)).keys() & {
+        "decoding.max_length_ratio",
+        "decoding.max_length_extra",
+    }:
+        typed = merge_settings(typed, {"decoding.max_length": 0})  # not the bound that fit set
     merged = merge_settings(typed, dict(list_set_values(trained)))
     labels = trained.data.features
     if len(merged.data.features) != len(labels):

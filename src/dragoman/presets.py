@@ -214,27 +214,37 @@ def _follow_shared(settings: Settings, chosen: dict[str, Any]) -> dict[str, Any]
 def leave_room_for_outputs(
     settings: Settings, source_lengths: NDArray[np.int32], target_lengths: NDArray[np.int32]
 ) -> tuple[Settings, list[str]]:
-    """Return `settings` with the longest output raised, if training pairs need more; and messages.
+    """Return `settings` with the longest output fitted to the training targets; and messages.
 
-    If decoding.max_length_extra was set, it stays, and the message says how many targets are longer.
+    decoding.max_length_extra is raised if they need more. decoding.max_length becomes twice the
+    longest of them, and that: a model ends nothing that is far longer. Lengths that were set stay,
+    and a message says how many targets are longer.
 
     Args:
         source_lengths: Tokens of each training pair, ends included, (N,).
         target_lengths: The same, begin and end included, (N,).
     """
-    decoding = settings.decoding
+    decoding, given, prefix = settings.decoding, dict(list_set_values(settings)), "decoding."
     ends = target_lengths - 1  # without begin
     beyond = ends - (decoding.max_length_ratio * source_lengths).astype(np.int64)
-    needed, name = int(beyond.max()), "decoding.max_length_extra"
-    if needed <= decoding.max_length_extra:
-        return settings, []
-    if name in dict(list_set_values(settings)):
-        num_longer = int((beyond > decoding.max_length_extra).sum())
-        return settings, [
-            f"longest output: {num_longer:,} training targets are longer than {name} "
-            f"{decoding.max_length_extra} allows; {needed} would suffice"
-        ]
-    return (
-        merge_settings(settings, {name: needed}),
-        [f"longest output: {name} {needed}, for long targets"],
-    )
+    extra, needed = decoding.max_length_extra, int(beyond.max())
+    chosen: dict[str, int] = {}
+    messages = []
+    if needed > extra and f"{prefix}max_length_extra" not in given:
+        chosen[f"{prefix}max_length_extra"] = extra = needed
+        messages.append(f"longest output: decoding.max_length_extra {needed}, for long targets")
+    elif needed > extra:
+        messages.append(
+            f"longest output: {int((beyond > extra).sum()):,} training targets are longer than "
+            f"decoding.max_length_extra {extra} allows; {needed} would suffice"
+        )
+    most = decoding.max_length
+    if most and (num_longer := int((ends > most).sum())):
+        messages.append(
+            f"longest output: {num_longer:,} training targets are longer than "
+            f"decoding.max_length {most}; {int(ends.max())} would suffice"
+        )
+    names = ("max_length", "max_length_ratio", "max_length_extra")
+    if not any(f"{prefix}{name}" in given for name in names):
+        chosen[f"{prefix}max_length"] = 2 * int(ends.max()) + extra
+    return merge_settings(settings, chosen), messages

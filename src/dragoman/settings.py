@@ -258,6 +258,8 @@ class DecodingSettings(Section):
     """Maximum output length: max_length_ratio * source tokens (rounded up to a multiple of 16) + max_length_extra, in tokens."""
     max_length_extra: Annotated[int, Field(ge=1)] = 50
     """Constant part of the maximum output length; fit raises it if training pairs need more."""
+    max_length: Annotated[int, Field(ge=0)] = 0
+    """Upper bound of the maximum output length, in tokens; 0: none. fit sets it to twice the longest training target, plus max_length_extra; to set max_length_ratio or max_length_extra removes it."""
     min_length_ratio: Annotated[float, Field(ge=0.0)] = 0.0
     """Minimum output length: min_length_ratio * source tokens + min_length, in tokens."""
     min_length: Annotated[int, Field(ge=0)] = 0
@@ -298,6 +300,11 @@ class DecodingSettings(Section):
     """Maximum source tokens per batch, with padding; each hypothesis of a beam counts."""
     truncation_mark: str = " [truncated]"
     """Appended to an output that was truncated at the maximum length."""
+
+    def to_greedy(self) -> "DecodingSettings":
+        """Return greedy search with the same maximum output length."""
+        names = ("max_length_ratio", "max_length_extra", "max_length")
+        return DecodingSettings(**{name: getattr(self, name) for name in names})
 
     @property
     def num_candidates(self) -> int:

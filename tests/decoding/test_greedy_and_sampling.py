@@ -74,6 +74,12 @@ def test_limits_depend_on_the_tokens_of_the_row_alone():
     assert limit_lengths([10, 16, 17, 0], decoding) == [(5, 82), (8, 82), (8, 114), (0, 50)]
 
 
+def test_no_limit_is_above_the_maximum_length_or_the_learned_positions():
+    decoding = DecodingSettings(max_length=60)
+    assert [limit.longest for limit in limit_lengths([1, 900], decoding)] == [60, 60]
+    assert [limit.longest for limit in limit_lengths([1, 900], decoding, 40)] == [40, 40]
+
+
 def test_each_row_has_its_own_limit():
     network = make_network(1)
     sources = make_sources([3, 20, 40], 1)

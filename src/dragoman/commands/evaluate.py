@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from dragoman.commands.predict import ProgressDisplay
 from dragoman.commands.report import report_model, report_outputs
 from dragoman.configuration import check_sections, flatten_settings
 from dragoman.engines.engine import Quantization
@@ -86,6 +87,7 @@ def evaluate(
         read_pairs(paths, model.settings.data, row_errors, model.feature_labels),
         counts=model_folder.source_counts,
         calibrates=calibrate,
+        progress=ProgressDisplay(),
     )
     if not model.is_in_place():
         raise ModelFolderError(
@@ -156,6 +158,7 @@ def evaluate_model(
     *,
     counts: Sequence[int] = (),
     calibrates: bool = False,
+    progress: ProgressDisplay | None = None,
 ) -> tuple[Evaluation, Calibration]:
     """Return the evaluation of `model` on `pairs`, and of its confidence.
 
@@ -163,12 +166,17 @@ def evaluate_model(
         counts: How often each source id occurs in the training pairs; empty: unknown.
         calibrates: Fit the temperature of the confidence to these pairs; else the model's
             temperature is measured.
+        progress: Shows how far the prediction is.
 
     Raises:
         DataError: There are no pairs, or one is too long for the model.
     """
     start_s = time.perf_counter()
-    rows = predict_pairs(model, pairs)
+    try:
+        rows = predict_pairs(model, pairs, progress)
+    finally:
+        if progress is not None:
+            progress.stop()
     seconds = time.perf_counter() - start_s
     if not rows:
         raise DataError("there are no pairs to evaluate on")
@@ -234,7 +242,9 @@ def _find_out_of_reach(model: Predictor, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def predict_pairs(model: Predictor, pairs: Iterable[Pair]) -> list[Row]:
+def predict_pairs(
+    model: Predictor, pairs: Iterable[Pair], progress: ProgressDisplay | None = None
+) -> list[Row]:
     """Return a row for each source of `pairs`, with all its references and the best output.
 
     Raises:
@@ -253,6 +263,8 @@ def predict_pairs(model: Predictor, pairs: Iterable[Pair]) -> list[Row]:
                 "remove it from the pairs"
             )
         best = best_first[0]
+        if progress is not None:
+            progress.update(len(found), len(found) / len(rows))
         found.append(
             replace(
                 row,

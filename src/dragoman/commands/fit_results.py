@@ -1,5 +1,6 @@
 """Results of a run: scores on held-out pairs, metrics.json, the parity check, the report."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from dragoman.commands.evaluate import evaluate_model
 from dragoman.commands.fit_setup import Run
 from dragoman.commands.inspect import inspect_pairs
+from dragoman.commands.predict import ProgressDisplay
 from dragoman.commands.report import report_model
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.engine import UnsupportedError
@@ -29,14 +31,24 @@ _NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on t
 
 def evaluate_run(run: Run, predictor: Predictor, counts: Sequence[int]) -> dict[str, Evaluation]:
     """Score the model on the held-out pairs; calibrate its confidence on the validation pairs."""
+    is_shown = run.context.console.file is sys.stderr
     valid, confidence = evaluate_model(
-        predictor, run.data.read_split("valid"), counts=counts, calibrates=True
+        predictor,
+        run.data.read_split("valid"),
+        counts=counts,
+        calibrates=True,
+        progress=ProgressDisplay() if is_shown else None,
     )
     files = run.settings.data.valid or tuple(f"{path}, held out" for path in run.data.paths)
     predictor.calibrations = (confidence.to_stored(files, run.settings.decoding),)
     found: dict[str, Evaluation] = {"valid": valid}
     if run.data.num_rows["test"]:
-        found["test"], _ = evaluate_model(predictor, run.data.read_split("test"), counts=counts)
+        found["test"], _ = evaluate_model(
+            predictor,
+            run.data.read_split("test"),
+            counts=counts,
+            progress=ProgressDisplay() if is_shown else None,
+        )
     return found
 
 

@@ -45,7 +45,8 @@ def limit_lengths(
     for length in source_lengths:
         rounded = -(-length // _SOURCE_STEP) * _SOURCE_STEP
         longest = int(decoding.max_length_ratio * rounded) + decoding.max_length_extra
-        longest = longest if num_positions is None else min(longest, num_positions)
+        bounds = (decoding.max_length or None, num_positions)
+        longest = min([longest, *(bound for bound in bounds if bound is not None)])
         shortest = int(decoding.min_length_ratio * length) + decoding.min_length
         limits.append(Limits(min(shortest, longest - 1), longest))
     return limits

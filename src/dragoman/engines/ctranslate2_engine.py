@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Of beam search. Every other setting must be at its default: a new one is never ignored silently.
 _SUPPORTED = frozenset({
-    "beam_size", "num_hypotheses", "length_penalty", "max_length_ratio", "max_length_extra",
+    "beam_size", "num_hypotheses", "length_penalty", "max_length_ratio", "max_length_extra", "max_length",
     "min_length_ratio", "min_length", "no_repeat_ngram", "forbidden_tokens", "minimum_risk",
     "token_scores", "batch_tokens", "truncation_mark",
     # Without effect in beam search:

@@ -13,7 +13,6 @@ from dragoman.engines.engine import Engine
 from dragoman.errors import ModelFolderError
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.pairs import take_features
-from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.tokenizer import UNKNOWN_ID
 
 _TIE = 1e-3  # nats: tokens whose log-probabilities differ by less are equally good
@@ -96,12 +95,7 @@ def compare(reference: Engine, engine: Engine, model_folder: ModelFolder) -> Che
     Raises:
         ModelFolderError: There are no such rows.
     """
-    decoding = model_folder.settings.decoding
-    config = SearchConfig(
-        decoding=DecodingSettings(
-            max_length_ratio=decoding.max_length_ratio, max_length_extra=decoding.max_length_extra
-        )
-    )
+    config = SearchConfig(decoding=model_folder.settings.decoding.to_greedy())
     sources, targets = _encode_samples(model_folder)
     expected, found = ([one for [one] in e.search(sources, config)] for e in (reference, engine))
     scores = [e.score(sources, targets, config) for e in (reference, engine)]

@@ -345,11 +345,7 @@ class TransformerTraining(lightning.LightningModule):
         self, source_ids: Int[Tensor, "B S"], most_tokens: Sequence[int] | None = None
     ) -> list[Hypothesis]:
         """Return the greedy output of each source; a beam is for the trained model."""
-        decoding = DecodingSettings(
-            max_length_ratio=self.decoding.max_length_ratio,
-            max_length_extra=self.decoding.max_length_extra,
-        )
-        config = SearchConfig(decoding=decoding)
+        config = SearchConfig(decoding=self.decoding.to_greedy())
         found = search([self.network], source_ids, config, most_tokens=most_tokens)
         return [best for best, *_ in found]
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from dragoman.characters import find_surrogate
 from dragoman.errors import SettingsError, later_format_reason, shorten
 from dragoman.settings import Section, Settings
 
@@ -113,7 +114,12 @@ def find_conflicts(settings: Settings, places: Mapping[str, str] | None = None) 
     """
     places = places or {}
     model = settings.model
-    errors: list[str] = []
+    errors = [
+        f"{places.get(name, name)}: {text!r} is not UTF-8; a file of such a name has to be renamed"
+        for name, value in list_set_values(settings)
+        for text in (value if isinstance(value, tuple) else (value,))
+        if isinstance(text, str) and find_surrogate(text) is not None
+    ]
     if model.d_model % model.nhead:
         where = places.get("model.nhead") or places.get("model.d_model") or "model.nhead"
         errors.append(

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import resource
 import time
@@ -11,7 +12,7 @@ from conftest import BRIEF, SMALL, make_words, quiet_console, write_pairs
 from dragoman import read_settings
 from dragoman.cli import main
 from dragoman.commands.fit import dry_run, fit
-from dragoman.errors import DataError, ModelFolderError, SettingsError
+from dragoman.errors import DataError, DragomanError, ModelFolderError, SettingsError
 from dragoman.training.module import TransformerTraining
 from dragoman.training.run_context import StartTimer
 
@@ -184,6 +185,20 @@ def test_a_full_disk_at_the_start_is_an_error_and_loses_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert fault.value.filename == str(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+@pytest.mark.parametrize("place", ["pairs", "out", "folder", "--data.test", "--decoding.choices"])
+def test_a_name_that_is_not_utf8_is_refused_before_the_training(tmp_path, place):
+    wrong = tmp_path / os.fsdecode(b"p\xe9")
+    wrong.mkdir() if place == "folder" else wrong.write_text("a\tb\n")
+    pairs = write_pairs(tmp_path / "pairs.tsv", 200)
+    words = [place, str(wrong)] if place.startswith("--") else []
+    out = {"out": wrong.with_name(f"{wrong.name}2"), "folder": wrong / "model"}
+    with pytest.raises(DragomanError, match=r"p\\udce9.*not UTF-8.*rename") as fault:
+        settings = short(*words)
+        fit(wrong if place == "pairs" else pairs, out.get(place, tmp_path / "m"), settings)
+    assert fault.value.args[0].isprintable()
+    assert len([*tmp_path.rglob("*")]) == 2
 
 
 def test_settings_at_odds_are_refused_before_the_data_are_read(tmp_path):

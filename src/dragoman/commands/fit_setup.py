@@ -12,9 +12,10 @@ from pathlib import Path
 import lightning
 from filelock import Timeout
 
+from dragoman.characters import find_surrogate
 from dragoman.configuration import find_conflicts, list_set_values, merge_settings
 from dragoman.data.run_data import RunData
-from dragoman.errors import CheckpointError, ModelFolderError, SettingsError
+from dragoman.errors import CheckpointError, DataError, ModelFolderError, SettingsError
 from dragoman.model.building import build_network
 from dragoman.model_folder.constraint_files import find_constraint_errors
 from dragoman.model_folder.folder import is_model_folder, sweep_model_folder
@@ -91,6 +92,7 @@ def start_run(
     Nothing of it is left on the disk, except what the caller writes.
     """
     _check_settings(settings)
+    _check_names([*list_files(pairs), out.absolute()])
     out, folder = _check_folders(out, overwrite)
     with _temporary_folder(out) as ids, fast_float32():
         hush_lightning()
@@ -271,6 +273,12 @@ def _check_settings(settings: Settings) -> None:
     faults += find_side_errors(settings.tokenizer.target, "tokenizer.target.")
     if faults:
         raise SettingsError.gather(faults)
+
+
+def _check_names(paths: Sequence[Path]) -> None:
+    """Check that names can be written into the model folder, before the training."""
+    if wrong := [path for path in paths if find_surrogate(str(path)) is not None]:
+        raise DataError.gather([f"{str(one)!r}: the name is not UTF-8; rename it" for one in wrong])
 
 
 def _check_pairs(paths: Sequence[Path], record: RunRecord) -> None:

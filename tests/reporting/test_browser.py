@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dragoman.reporting.page import write_report
-from reporting.browser import NAMES, Browser, find_browser
+from reporting.browser import FAINT_TEXTS, NAMES, Browser, find_browser
 from reporting.example import make_content, make_hostile_content
 
 PROGRAM = find_browser()
@@ -19,31 +19,6 @@ HEADINGS = [
     "Settings", "Run",
 ]  # fmt: skip
 OPEN_ALL = "document.querySelectorAll('details').forEach(one => one.open = true)"
-# Texts whose contrast with what is behind them is under 4.5 (WCAG 2.2, 1.4.3), as colours.
-FAINT_TEXTS = """
-(() => {
-  const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
-    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const back = element => {
-    for (let e = element; e; e = e.parentElement) {
-      const c = parse(getComputedStyle(e).backgroundColor);
-      if (c.length === 3 || c[3] === 1) return c;
-    }
-    return [255, 255, 255];
-  };
-  const found = new Set();
-  for (const e of document.querySelectorAll('body *:not(style)')) {
-    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
-    const style = getComputedStyle(e);
-    const ink = parse(e instanceof SVGElement ? style.fill : style.color);
-    const [a, b] = [light(ink), light(back(e))].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 4.5) found.add(e.tagName + ' ' + e.className + ' ' + ink);
-  }
-  return [...found];
-})()
-"""
 
 
 @pytest.fixture(scope="module")

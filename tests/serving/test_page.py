@@ -1,4 +1,4 @@
-"""The page in a real browser, as one file; skipped where there is none."""
+"""The page in a real browser, as one file and on the server; skipped where there is no browser."""
 
 import json
 import shutil
@@ -8,7 +8,8 @@ import pytest
 
 import dragoman
 from dragoman.model_folder.folder import ModelFolder
-from reporting.browser import NAMES, Browser, find_browser
+from reporting.browser import FAINT_TEXTS, NAMES, Browser, find_browser
+from serving.served import running_server
 
 PROGRAM = find_browser()
 pytestmark = pytest.mark.skipif(
@@ -88,7 +89,7 @@ def catch_download(page):
     )
 
 
-def find_faults(events):
+def find_faults(events, own=("file:", "data:")):
     """What a console, a policy or an audit says, and requests to elsewhere."""
     faults = [e for e in events if e["method"] in ("Log.entryAdded", "Runtime.exceptionThrown",
               "Runtime.consoleAPICalled", "Audits.issueAdded")]  # fmt: skip
@@ -97,13 +98,14 @@ def find_faults(events):
         for event in events
         if event["method"] == "Network.requestWillBeSent"
     ]
-    return faults + [one for one in addresses if not one.startswith(("file:", "data:"))]
+    return faults + [one for one in addresses if not one.startswith(own)]
 
 
 def test_typed_text_comes_back_predicted_and_nothing_is_asked_elsewhere(page):
     assert predict(page, "abc\n\nhead") == ["ABC", "HEAD"]
     assert page.run("document.title") == "capitals"
     assert list_texts(page, ".source") == ["abc", "head"]
+    assert list_texts(page, "#status") == ["2 lines predicted."]
     assert find_faults(page.events) == []
 
 
@@ -226,11 +228,13 @@ def test_names_and_examples_of_a_stranger_are_never_html(browser, trained, tmp_p
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280])
-def test_nothing_is_cut_off(width, scheme, page, tmp_path):
+def test_nothing_is_cut_off_or_faint(width, scheme, page, tmp_path):
     page.resize(width, is_phone=width < 500)
     page.emulate(scheme=scheme)
     predict(page, "abcdefgh" * 20, outputs=3)
     assert page.run("[document.documentElement.scrollWidth, window.innerWidth]") == [width] * 2
+    page.run("document.querySelectorAll('details').forEach(one => (one.open = true))")
+    assert page.run(FAINT_TEXTS) == []
     page.take_picture(tmp_path / "page.png")  # for the eye
     assert page.run("getComputedStyle(document.body).backgroundColor") == {
         "light": "rgb(255, 255, 255)", "dark": "rgb(18, 23, 29)"
@@ -248,3 +252,74 @@ def test_a_model_with_features_asks_for_each(browser, tmp_path):
     assert browser.run("document.querySelector('#features input').name") == "language"
     assert browser.run("document.querySelector('#features input').value") == sample["features"][0]
     assert list_texts(browser, ".output") == [sample["prediction"]]
+
+
+@pytest.fixture(scope="module")
+def server(trained, tmp_path_factory):
+    """The address of a server with two models, and the file of its corrections."""
+    corrections = tmp_path_factory.mktemp("corrections") / "corrections.tsv"
+    words = [f"capitals={trained[0]}", f"more={trained[0]}", "--corrections", corrections]
+    with running_server(*words) as (_, port):
+        yield f"http://127.0.0.1:{port}/", corrections
+
+
+@pytest.fixture
+def served(browser, server):
+    browser.emulate()
+    browser.resize(1280)
+    browser.open(server[0])
+    wait_for(browser, "document.title === 'capitals'")
+    return browser
+
+
+def test_the_servers_page_predicts_and_asks_its_server_alone(served, server):
+    assert predict(served, "abc\nhead", outputs=3) == ["ABC", "HEAD"]
+    assert list_texts(served, "#model option") == ["capitals", "more"]
+    served.run("document.querySelector('article summary').click()")
+    wait_for(served, "document.querySelectorAll('.tokens button').length === 4")
+    assert find_faults(served.events, server[0]) == []
+    policy = served.run("fetch('/').then(answer => answer.headers.get('Content-Security-Policy'))")
+    [scripts] = [one for one in policy.split("; ") if one.startswith("script-src")]
+    assert scripts == "script-src 'self'"
+
+
+def test_the_servers_page_constrains_outputs(served):
+    served.run("document.getElementById('regex').value = '[A-D]+'")
+    assert set(predict(served, "head")[0]) <= set("ABCD")
+    served.run("document.getElementById('regex').value = ''")
+    served.run("document.getElementById('choices').value = 'HEAD\\nABE'")
+    assert predict(served, "abc\nhead") == ["ABE", "HEAD"]
+    served.run("document.getElementById('choices').value = ''")
+    served.run("document.getElementById('schema').value = '{\"enum\": [1]}'")
+    assert predict(served, "abc") == []
+    assert list_texts(served, "#error")[0].startswith("decoding")
+
+
+def test_the_server_keeps_corrections(served, server):
+    predict(served, "abc")
+    served.run(
+        "[...document.querySelectorAll('.actions button')].find(b => b.innerText.startsWith('This is')).click()"
+    )
+    served.run("document.querySelector('.actions input').value = 'XYZ'")
+    served.run("document.querySelector('.actions form').requestSubmit()")
+    wait_for(served, "document.querySelector('.actions form').innerText.includes('Kept')")
+    assert server[1].read_text().splitlines()[-1].split("\t") == ["abc", "XYZ"]
+
+
+def test_a_line_that_the_server_refuses_is_named(served):
+    predict(served, "abc\n\n" + "a" * 9999)
+    wait_for(served, "!document.getElementById('error').hidden")
+    assert list_texts(served, "#error")[0].startswith("line 3: ")
+
+
+def test_a_server_with_a_token_asks_for_it_once(browser, trained, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("secret")
+    token.chmod(0o600)
+    with running_server(f"capitals={trained[0]}", "--token-file", token) as (_, port):
+        browser.call(
+            "Page.addScriptToEvaluateOnNewDocument", source="window.prompt = () => 'secret'"
+        )
+        browser.open(f"http://127.0.0.1:{port}/")
+        wait_for(browser, "document.title === 'capitals'")
+        assert predict(browser, "abc") == ["ABC"]

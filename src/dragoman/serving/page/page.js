@@ -102,14 +102,15 @@ async function predictRows(rows, show) {
       show(answered.at(-1));
     }
   }
-  finish(rows.length > 1 ? `${rows.length} lines predicted.` : "");
+  const heard = answered.map(({ prediction }) => `Output: ${prediction?.output ?? "nothing"}`); // by a screen reader
+  finish(rows.length > 1 ? `${rows.length} lines predicted.` : make("span", { className: "aloud" }, ...heard));
   return true;
 }
 
-function finish(text) {
+function finish(message) {
   get("progress").hidden = get("stop").hidden = true;
   get("download").hidden = answered.length < 2;
-  say(text);
+  say(message);
 }
 
 function showError(error, where) {
@@ -167,7 +168,7 @@ function download(name, rows) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-const say = (text) => (get("status").textContent = text);
+const say = (message) => get("status").replaceChildren(message);
 
 // ------------------------------------------------------------------ results
 

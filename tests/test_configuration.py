@@ -63,7 +63,7 @@ def test_all_errors_are_reported_at_once_with_place_and_likely_name(tmp_path):
     assert (
         "--training.max_step: there is no such setting; did you mean training.max_steps?" in message
     )
-    assert "--model.dropout: 1.5 is too large: give less than 1" in message
+    assert "--model.dropout: 1.5 is too large: give at most 0.99" in message
     assert "'word': expected --name value" in message
     assert message.startswith("8 errors:")
 
@@ -216,6 +216,25 @@ def test_a_value_that_cannot_be_a_setting_is_an_error_of_the_file(text, tmp_path
     assert "settings.yaml" in message
     assert "\x1b" not in message
     assert len(message) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("evaluation.confidence_level", "0.9999999999999999"),
+        ("decoding.length_penalty", "1e300"),
+        ("decoding.min_length_ratio", "1e308"),
+        ("decoding.max_length_ratio", "1e308"),
+        ("decoding.max_length_extra", "1" + 30 * "0"),
+        ("model.dropout", "0.9999999999999999"),
+        ("model.d_model", "1" + 30 * "0"),
+        ("training.seed", "99999999999"),
+        ("training.accumulate", "1" + 30 * "0"),
+    ],
+)
+def test_a_value_that_nothing_can_compute_with_is_too_large(name, value):
+    assert f"--{name}: " in errors_of(None, [f"--{name}", value])
+    assert "is too large: give" in errors_of(None, [f"--{name}", value])
 
 
 def test_a_call_in_a_file_of_settings_is_not_run(tmp_path, monkeypatch):

@@ -62,6 +62,8 @@ def _check_encoding(encoding: str) -> str:
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Ratio = Annotated[float, Field(ge=0.0, le=1000.0)]
 Column = str
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Tokens = Annotated[tuple[str, ...], BeforeValidator(_split_tokens)]
@@ -159,17 +161,17 @@ class TokenizerSettings(Section):
 class ModelSettings(Section):
     """The sizes of the Transformer."""
 
-    d_model: Positive = 256
+    d_model: Size = 256
     """Width of the model."""
-    nhead: Positive = 4
+    nhead: Size = 4
     """Number of attention heads; d_model must be a multiple of it."""
-    num_encoder_layers: Positive = 3
+    num_encoder_layers: Size = 3
     """Number of encoder layers."""
-    num_decoder_layers: Positive = 3
+    num_decoder_layers: Size = 3
     """Number of decoder layers."""
-    dim_feedforward: Positive = 1024
+    dim_feedforward: Size = 1024
     """Width of the feed-forward layers."""
-    dropout: Fraction = 0.1
+    dropout: Annotated[float, Field(ge=0.0, le=0.99)] = 0.1
     """Dropout probability in training."""
     activation: Literal["relu", "gelu"] = "relu"
     """Activation function of the feed-forward layers."""
@@ -177,7 +179,7 @@ class ModelSettings(Section):
     """Layer norm before each block (pre-norm, trains more stably) or after it (post-norm)."""
     positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
     """Position encoding; learned ends at max_positions; rotary rotates queries and keys of self-attention by the position."""
-    max_positions: Positive = 1024
+    max_positions: Size = 1024
     """Number of learned positions."""
     tie_embeddings: bool = False
     """One matrix for the target embedding and the output layer; with a shared vocabulary, also for the source embedding."""
@@ -215,9 +217,9 @@ class TrainingSettings(Section):
     """Time limit of the training, in minutes (0: none); starts again when a run is resumed. Schedules still go by max_steps."""
     batch_tokens: Positive = 2048
     """Maximum tokens per batch, on its longer side, with padding."""
-    accumulate: Positive = 1
+    accumulate: Size = 1
     """Batches per step (gradient accumulation)."""
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     """Seed of the weights, the dropout and the order of the batches."""
     valid_every: Positive = 500
     """Validate every N steps."""
@@ -250,17 +252,17 @@ class DecodingSettings(Section):
     """Outputs per source, best first; more than one need --jsonl or --output *.parquet."""
     length_norm: Literal["average", "wu"] = "average"
     """Length normalisation: score / length^length_penalty (average), or score / ((5 + length) / 6)^length_penalty (wu: Wu et al. 2016)."""
-    length_penalty: Annotated[float, Field(ge=0.0)] = 1.0
+    length_penalty: Annotated[float, Field(ge=0.0, le=50.0)] = 1.0
     """Exponent of the length (end token included) in the length normalisation; 0: none."""
     stop: Literal["full", "exact"] = "full"
     """Stop beam search when beam_size hypotheses have ended (full), or when no open hypothesis can still be among the best (exact: slower)."""
-    max_length_ratio: Annotated[float, Field(ge=0.0)] = 2.0
+    max_length_ratio: Ratio = 2.0
     """Maximum output length: max_length_ratio * source tokens (rounded up to a multiple of 16) + max_length_extra, in tokens."""
-    max_length_extra: Annotated[int, Field(ge=1)] = 50
+    max_length_extra: Size = 50
     """Constant part of the maximum output length; fit raises it if training pairs need more."""
     max_length: Annotated[int, Field(ge=0)] = 0
     """Upper bound of the maximum output length, in tokens; 0: none. fit sets it to twice the longest training target, plus max_length_extra; to set max_length_ratio or max_length_extra removes it."""
-    min_length_ratio: Annotated[float, Field(ge=0.0)] = 0.0
+    min_length_ratio: Ratio = 0.0
     """Minimum output length: min_length_ratio * source tokens + min_length, in tokens."""
     min_length: Annotated[int, Field(ge=0)] = 0
     """Constant part of the minimum output length."""
@@ -324,7 +326,7 @@ class EvaluationSettings(Section):
     """Kind of the targets: text (WER, CER, BLEU, chrF, TER); phones (PER over symbols; WER is the fraction of wrong rows); records (JSON objects, or "field: value" lines; also precision, recall and F1 of the fields). auto: by the references and the tokenizer."""
     bleu_tokenizer: Literal["13a", "intl", "char", "zh", "none"] = "13a"
     """Tokenizer of sacrebleu for BLEU; char or zh for languages without spaces."""
-    confidence_level: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    confidence_level: Annotated[float, Field(gt=0.0, le=0.9999)] = 0.95
     """Confidence level of the intervals."""
     resamples: Annotated[int, Field(ge=100)] = 1000
     """Number of bootstrap resamples for an interval."""

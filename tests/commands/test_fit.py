@@ -187,6 +187,21 @@ def test_a_full_disk_at_the_start_is_an_error_and_loses_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.d_model", "4000000"],
+        ["--model.num_encoder_layers", "1000000000"],
+        ["--model.max_positions", "1000000000", "--model.positions", "learned"],
+    ],
+)
+def test_a_model_too_large_for_the_machine_is_refused_with_its_bytes(tmp_path, words):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 100)
+    with pytest.raises(SettingsError, match=r"need more than [\d,]{15,} bytes of memory.*lower"):
+        fit(pairs, tmp_path / "model", short(*words), console=quiet_console())
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
 @pytest.mark.parametrize("place", ["pairs", "out", "folder", "--data.test", "--decoding.choices"])
 def test_a_name_that_is_not_utf8_is_refused_before_the_training(tmp_path, place):
     wrong = tmp_path / os.fsdecode(b"p\xe9")

@@ -16,13 +16,14 @@ from dragoman.characters import find_surrogate
 from dragoman.configuration import find_conflicts, list_set_values, merge_settings
 from dragoman.data.run_data import RunData
 from dragoman.errors import CheckpointError, DataError, ModelFolderError, SettingsError
-from dragoman.model.building import build_network
+from dragoman.model.building import build_network, count_at_least
+from dragoman.model.transformer import Transformer
 from dragoman.model_folder.constraint_files import find_constraint_errors
 from dragoman.model_folder.folder import is_model_folder, sweep_model_folder
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import hold_lock, sha256
-from dragoman.tokenizers.tokenizer import find_side_errors
+from dragoman.tokenizers.tokenizer import PairTokenizer, find_side_errors
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.datamodule import PairDataModule
@@ -30,6 +31,8 @@ from dragoman.training.device import (
     choose_precision,
     fast_float32,
     find_device,
+    find_memory_bytes,
+    is_out_of_memory,
     name_device,
     plan_micro_batches,
 )
@@ -307,7 +310,7 @@ def _assemble(
     lightning.seed_everything(training.seed, verbose=False)
     texts = Texts(data.tokenizer)
     module = TransformerTraining(
-        build_network(settings.model, data.tokenizer),
+        _build(settings, data.tokenizer),
         settings.optimization,
         decoding=settings.decoding,
         max_steps=training.max_steps,
@@ -341,6 +344,29 @@ def _assemble(
         context=context,
         resume_point=point,
     )
+
+
+def _build(settings: Settings, tokenizer: PairTokenizer) -> Transformer:
+    """Return a new network.
+
+    Raises:
+        SettingsError: It does not fit into the memory of this machine.
+    """
+    # In float32: weights, gradients, and the two moments of AdamW.
+    copies = 4 if find_device(settings.training) == "cpu" else 1
+    num_bytes = 4 * copies * count_at_least(settings.model, tokenizer)
+    too_large = SettingsError(
+        f"model: these sizes need more than {num_bytes:,} bytes of memory, which this machine does not "
+        "have; lower model.d_model, model.dim_feedforward or the numbers of layers"
+    )
+    if num_bytes > find_memory_bytes():
+        raise too_large
+    try:
+        return build_network(settings.model, tokenizer)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise too_large from error
+        raise
 
 
 def _report(run: Run, messages: Sequence[str], precision: str) -> None:

@@ -50,7 +50,7 @@ def load_network(
     num_stored = sum(weight.size for weight in loaded.values())
     # Settings that ask for more than is stored are compared without memory, on the meta device. The
     # others are not: there, torch 2.13 imports torch._dynamo, which takes a second.
-    with torch.device("meta" if _count_at_least(model, tokenizer) > num_stored else "cpu"):
+    with torch.device("meta" if count_at_least(model, tokenizer) > num_stored else "cpu"):
         network = build_network(model, tokenizer)
     expected = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     found = {name: weight.shape for name, weight in loaded.items()}
@@ -72,8 +72,8 @@ def load_network(
     return network
 
 
-def _count_at_least(model: ModelSettings, tokenizer: PairTokenizer) -> int:
-    """Return the number of parameters in the largest matrices: no network has fewer."""
+def count_at_least(model: ModelSettings, tokenizer: PairTokenizer) -> int:
+    """Return the number of parameters in the largest matrices: a network has at least so many."""
     num_layers = model.num_encoder_layers + model.num_decoder_layers
     num_positions = model.max_positions if model.positions == "learned" else 0
     rows = num_layers * (2 * model.dim_feedforward + 4 * model.d_model)

@@ -1,5 +1,7 @@
 """Where a run computes: the device, the precision, the size of micro-batches, the memory."""
 
+import math
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -111,6 +113,14 @@ def find_peak_memory_mib() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak >> 20 if sys.platform == "darwin" else peak >> 10  # bytes on macOS, KiB on Linux
+
+
+def find_memory_bytes() -> float:
+    """Return the memory of this machine; infinite, if the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # Windows
+        return math.inf
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,7 +12,14 @@ from conftest import BRIEF, SMALL, make_words, quiet_console, write_pairs
 from dragoman import read_settings
 from dragoman.cli import main
 from dragoman.commands.fit import dry_run, fit
-from dragoman.errors import DataError, DragomanError, ModelFolderError, SettingsError
+from dragoman.engines.torch_engine import TorchEngine
+from dragoman.errors import (
+    DataError,
+    DragomanError,
+    ModelFolderError,
+    SettingsError,
+    TrainingError,
+)
 from dragoman.training.module import TransformerTraining
 from dragoman.training.run_context import StartTimer
 
@@ -337,3 +344,34 @@ def test_parallel_files_features_and_a_test_part_go_through(tmp_path):
         tmp_path / "tagged.tsv", tmp_path / "tagged", short(*columns), console=quiet_console()
     )
     assert set(model.tokenizer.features) == {"1=up", "1=low"}
+
+
+def test_the_variables_of_a_slurm_job_change_nothing(tmp_path, monkeypatch):
+    for name, value in (("NTASKS", "2"), ("JOB_NAME", "fit"), ("JOB_ID", "7")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    pairs, settings = (
+        write_pairs(tmp_path / "pairs.tsv", 200),
+        short("--training.accelerator", "cpu"),
+    )
+    dry_run(pairs, tmp_path / "model", settings, console=quiet_console())
+    model = fit(pairs, tmp_path / "model", settings, console=quiet_console())
+    assert isinstance(model.engine, TorchEngine)
+    assert model.engine.device.type == "cpu"  # also beside a GPU
+
+
+def test_scoring_out_of_memory_says_what_to_lower_and_can_be_resumed(tmp_path, monkeypatch):
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "model"
+    with monkeypatch.context() as patch:
+        patch.setattr("dragoman.commands.fit.evaluate_run", run_out)
+        with pytest.raises(TrainingError) as fault:
+            fit(pairs, out, short(), console=quiet_console())
+    assert "out of memory on the scoring of held-out pairs: lower decoding.batch_" in str(
+        fault.value
+    )
+    assert "--resume auto" in str(fault.value)
+    smaller = read_settings(None, ["--decoding.batch_tokens", "500"])
+    fit((), out, smaller, console=quiet_console(), resume="must")
+    assert (out / "model.safetensors").is_file()

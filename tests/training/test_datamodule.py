@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import lightning
 import pytest
 import torch
@@ -32,6 +34,18 @@ def test_no_source_stands_in_two_splits_and_none_is_lost(tmp_path):
     assert sum(data.num_rows.values()) == 800
     distinct = [set(rows) for rows in splits.values()]
     assert sum(map(len, distinct)) == len(set.union(*distinct)) == 400
+
+
+def test_only_the_first_rank_writes_into_the_folder(tmp_path):
+    pairs, folder = write_pairs(tmp_path / "pairs.tsv", 300), tmp_path / "new" / "data"
+    first, second = (PairDataModule(pairs, folder=folder) for _ in range(2))
+    second.trainer = SimpleNamespace(global_rank=1, world_size=2)
+    first.prepare_data()
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    second.setup("fit")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    assert second.folder != first.folder == folder
+    assert second.tokenizer.to_dict() == first.tokenizer.to_dict()
 
 
 def test_given_files_are_the_splits_and_nothing_is_taken_from_the_training(tmp_path):

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Literal
 
 import lightning
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
@@ -108,9 +109,10 @@ def fit(
             if _is_complete(run):
                 context.report(f"already complete: {out}")
                 return Predictor.load([out])
-            _train(run, loggers)
-            _load_best_weights(run)
-            return _score_and_write(run, started_s)
+            with _explain_memory(run):
+                _train(run, loggers)
+                _load_best_weights(run)
+                return _score_and_write(run, started_s)
 
 
 def dry_run(
@@ -179,7 +181,7 @@ def _train(run: Run, loggers: Sequence[Logger]) -> None:
     """Train to the end.
 
     Raises:
-        TrainingError: The loss is not finite, or the memory is too small.
+        TrainingError: The loss is not finite.
         Stopped: By a signal; a checkpoint is written, if there was a step.
     """
     point = run.resume_point
@@ -210,10 +212,24 @@ def _train(run: Run, loggers: Sequence[Logger]) -> None:
         if isinstance(end.__context__, Stopped):
             raise end.__context__ from None
         raise
+
+
+@contextmanager
+def _explain_memory(run: Run) -> Iterator[None]:
+    """Say which batch did not fit into the memory, and what to lower.
+
+    Raises:
+        TrainingError: The memory is too small.
+    """
+    try:
+        yield
     except Exception as error:
-        if is_out_of_memory(error):
-            raise explain_out_of_memory(error, run.module.current_batch, settings) from error
-        raise
+        if not is_out_of_memory(error):
+            raise
+        explained = explain_out_of_memory(error, run.module.current_batch, run.settings)
+        if list_checkpoints(run.folder / CHECKPOINTS):
+            explained.args = (f"{explained}; --resume auto continues from the last checkpoint",)
+        raise explained from error
 
 
 def _load_best_weights(run: Run) -> None:
@@ -244,7 +260,9 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
         ModelFolderError: It cannot be written; an old one at its place is unchanged.
     """
     run.context.report("scoring")
-    predictor = Predictor(TorchEngine([run.module.network]), run.data.tokenizer, run.settings)
+    run.module.current_batch = "the scoring of held-out pairs"
+    engine = TorchEngine([run.module.network], find_device(run.settings.training))
+    predictor = Predictor(engine, run.data.tokenizer, run.settings)
     counts = run.data.count_source_tokens()
     evaluations = evaluate_run(run, predictor, counts)
     metrics = gather_metrics(run, evaluations, (time.monotonic() - started_s) / 60)
@@ -293,8 +311,10 @@ def _estimate_time(run: Run) -> str:
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[step_timer],
+        plugins=[LightningEnvironment()],
     )
-    trainer.fit(run.module, train_dataloaders=loader)
+    with _explain_memory(run):
+        trainer.fit(run.module, train_dataloaders=loader)
     steps_s = [after - before for before, after in pairwise(step_timer.times_s)]
     step_s = median(steps_s[len(steps_s) // 2 :])
     num_batches = training.max_steps * training.accumulate

@@ -28,7 +28,8 @@ class PairDataModule(lightning.LightningDataModule):
 
     Args:
         pairs: A file of pairs, or two parallel text files.
-        folder: Where the data are written; None: a temporary folder, removed with this object.
+        folder: Where the data are written, by the first rank; None, and on the other ranks: a
+            temporary folder, removed with this object.
         data: The data, if they have been prepared already; then `settings` must be resolved.
     """
 
@@ -87,9 +88,10 @@ class PairDataModule(lightning.LightningDataModule):
         if self._data is not None:
             return
         folder = self._folder
-        if folder is None:
+        if folder is None or self._rank()[0] > 0:  # two ranks cannot write into one folder
             folder = Path(tempfile.mkdtemp(prefix="dragoman-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
         data = RunData.read(self.paths, self.settings, folder)
         choice = choose_settings(self.settings, data.statistics, is_parallel=data.is_parallel)
         data.encode(choice.settings)

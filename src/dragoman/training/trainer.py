@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import callbacks as lightning_callbacks
 from torch import Tensor
 
@@ -65,7 +66,8 @@ def make_trainer(
         # 50 steps between two points of a curve; fewer in a short run, for 100 points.
         log_every_n_steps=max(1, min(50, training.valid_every, training.max_steps // 100)),
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        # One process, also in a job of SLURM, whose variables Lightning would else check and obey.
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,

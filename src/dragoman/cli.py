@@ -69,8 +69,9 @@ def _run(argv: Sequence[str] | None) -> int:
 def _add_fit(command: ArgumentParser) -> None:
     add = command.add_argument
     add("pairs", nargs="*", metavar="PAIRS",
-        help="training pairs: a file (.tsv .csv .jsonl .parquet, also .gz or .zst), or two parallel "
-        "text files; not needed with --resume")  # fmt: skip
+        help="training pairs: files (.tsv .csv .jsonl .parquet .arrow, also .gz or .zst; 'a/*.tsv'; "
+        "a folder of .parquet or .arrow; - for standard input), or two parallel text files; not "
+        "needed with --resume or data.train")  # fmt: skip
     _add_held_out(command)
     add("--out", type=Path, default=Path("model"), help="model folder to write (default: model)")
     add("--config", type=Path, help="YAML file of settings; arguments override it")
@@ -89,13 +90,13 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     from dragoman.training.run_context import StartTimer
 
     timer = StartTimer.since_process_start()
-    if not arguments.pairs and arguments.resume == "no":
-        raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
     if arguments.resume != "no" and (arguments.overwrite or arguments.dry_run):
         raise DragomanError("--resume: leave out --overwrite and --dry-run")
     if arguments.max_time is not None:
         words = [*words, "--training.max_minutes", str(arguments.max_time)]
     settings = _read_settings_of_pairs(arguments, words)
+    if not arguments.pairs and arguments.resume == "no":
+        raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
     from dragoman.reading.pairs import check_files
 
     # Errors that the first lines show are reported before torch is loaded, which takes seconds.
@@ -334,7 +335,9 @@ def _compare(arguments: Namespace, words: Sequence[str]) -> None:
 
 def _add_inspect(command: ArgumentParser) -> None:
     add = command.add_argument
-    add("pairs", nargs="+", metavar="PAIRS", help="a file of pairs, or two parallel text files")
+    add(
+        "pairs", nargs="*", metavar="PAIRS", help="files of pairs, or two parallel ones, as for fit"
+    )
     _add_held_out(command)
     add("--config", type=Path, help="YAML file of settings, as for fit")
     add("--json", action="store_true", help="print the findings as JSON")
@@ -348,6 +351,8 @@ def _add_held_out(command: ArgumentParser) -> None:
 
 def _inspect(arguments: Namespace, words: Sequence[str]) -> None:
     settings = _read_settings_of_pairs(arguments, words)
+    if not arguments.pairs:
+        raise DragomanError("inspect: give PAIRS, files of pairs or two parallel text files")
     from dragoman.commands.inspect import inspect, print_inspection
 
     inspection = inspect(arguments.pairs, settings)
@@ -358,12 +363,14 @@ def _inspect(arguments: Namespace, words: Sequence[str]) -> None:
 
 
 def _read_settings_of_pairs(arguments: Namespace, words: Sequence[str]) -> "Settings":
-    """Return the settings of --config, --valid, --test and `words`."""
+    """Return the settings of --config, --valid, --test and `words`; PAIRS may be data.train."""
     from dragoman.configuration import merge_settings, read_settings
 
     files = {"data.valid": arguments.valid, "data.test": arguments.test}
     given = {name: paths for name, paths in files.items() if paths}
-    return merge_settings(read_settings(arguments.config, words), given, overrule=True)
+    settings = merge_settings(read_settings(arguments.config, words), given, overrule=True)
+    arguments.pairs = arguments.pairs or list(settings.data.train)
+    return settings
 
 
 def _add_export(command: ArgumentParser) -> None:

@@ -223,4 +223,6 @@ def _split_settings(
         settings.append(word)
         if "=" not in word and rest and not rest[0].startswith("--"):
             settings.append(rest.pop(0))
+            while name == "--data.train" and rest and not rest[0].startswith("--"):
+                settings[-1] += f",{rest.pop(0)}"
     return options, settings

@@ -94,8 +94,8 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Where the pairs are, the layout of their files, and what happens to invalid rows."""
 
-    format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "parallel"] = "auto"
-    """Layout of the files; auto: by the name (.tsv .csv .jsonl .parquet, also .gz or .zst); parallel: two text files, line by line."""
+    format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "arrow", "parallel"] = "auto"
+    """Layout of the files; auto: by the name (.tsv .csv .jsonl .parquet .arrow, also .gz or .zst); parallel: two text files, line by line."""
     header: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_name_answer)] = "auto"
     """Whether the first line of a TSV or CSV file names the columns; auto: if it has usual names (source, target, input, word, english ...) or those of data.source, data.target and data.features."""
     separator: Separator = "auto"
@@ -112,6 +112,8 @@ class DataSettings(Section):
     """Separator in the values of data.features, such as ";" in "V;PST;3;SG": each part is a symbol. A ; or | is found by itself where most values share parts; none: a value is one symbol."""
     leading_tags: bool = False
     """Read <tags> at the start of a source, such as "<V> <PST> walk", as features: one symbol each."""
+    train: Texts = ()
+    """Files of training pairs, where the command has no PAIRS: see there."""
     valid: Texts = ()
     """File of validation pairs (two for parallel text); none: a fraction of the training pairs."""
     valid_fraction: Fraction = 0.05

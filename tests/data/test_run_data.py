@@ -5,6 +5,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import make_words
@@ -271,3 +272,26 @@ def test_the_text_of_the_pairs_is_kept_as_it_was_read(files):
     data.prepare_data()
     kept = [*data.read_split("train"), *data.read_split("valid")]
     assert sorted(kept) == sorted(read_pairs(files / "rows.tsv", data.settings.data))
+
+
+def test_rows_of_several_files_keep_the_name_of_theirs(tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    words = make_words(60)
+    for number in range(3):
+        lines = [f"{word}\t{word.upper()}\n" for word in words[20 * number : 20 * number + 20]]
+        (shards / f"{number}.tsv").write_text("".join(lines))
+    settings = read_settings(None, ["--data.cache", "none", "--data.valid_fraction", "0.1"])
+    data = RunData.read([shards / "*.tsv"], settings, tmp_path)
+    data.encode(choose_settings(settings, data.statistics).settings)
+    again = RunData.reopen(data.paths, settings.data, tmp_path, data.digests)
+    for one in (data, again):
+        rows = list(one.read_split("train"))
+        assert {Path(row.file).name for row in rows} == {"0.tsv", "1.tsv", "2.tsv"}
+        assert all(
+            Path(row.file).read_text().splitlines()[row.line - 1].startswith(row.source)
+            for row in rows
+        )
+        names = one.name_rows(np.arange(len(rows)))
+        assert names == [f"{row.file}:{row.line}" for row in rows]
+    assert not data.is_parallel

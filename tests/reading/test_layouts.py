@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dragoman.commands.inspect import inspect
@@ -328,3 +330,69 @@ def test_plain_lines_of_text_are_read_without_a_report(tmp_path):
     rows = list(read_sources(path, DataSettings(), report=reported.append))
     assert [row.source for row in rows] == ["one", "two"]
     assert reported == []
+
+
+SHARDS = {"a.tsv": "a\tA\nb\tB\n", "b.tsv": "c\tC\n", "c.csv": "source,target\nd,D\n"}
+
+
+def write_shards(folder):
+    for name, text in SHARDS.items():
+        (folder / name).write_text(text)
+
+
+def test_several_files_are_read_one_after_the_other_by_name_and_pattern(tmp_path):
+    write_shards(tmp_path)
+    wanted = [("a", "a.tsv", 1), ("b", "a.tsv", 2), ("c", "b.tsv", 1), ("d", "c.csv", 2)]
+    for paths in (
+        [tmp_path / name for name in SHARDS],
+        [tmp_path / "*.tsv", tmp_path / "c.csv"],
+        str(tmp_path / "?.?sv"),
+    ):
+        found = list(read_pairs(paths))
+        assert [(one.source, Path(one.file).name, one.line) for one in found] == wanted
+    with pytest.raises(DataError, match="no file fits this pattern"):
+        list(read_pairs(tmp_path / "*.jsonl"))
+
+
+def test_a_folder_of_parquet_or_arrow_shards_is_read_in_the_order_of_names(tmp_path):
+    (tmp_path / "arrow").mkdir()
+    (tmp_path / "dataset_info.json").write_text("{}")
+    for number in (1, 0):
+        rows = [{"id": n, "t": {"en": f"{number}{n}", "de": f"x{n}"}} for n in range(3)]
+        table = pa.Table.from_pylist(rows)
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+        with pa.ipc.new_stream(
+            str(tmp_path / "arrow" / f"data-{number}.arrow"), table.schema
+        ) as out:
+            out.write_table(table)
+    with pa.ipc.new_file(str(tmp_path / "file.arrow"), table.schema) as out:
+        out.write_table(table)
+    nested = {"source": "t.en", "target": "t.de"}
+    wanted = [(f"{number}{n}", f"x{n}") for number in range(2) for n in range(3)]
+    settings = DataSettings.model_validate(nested)
+    (tmp_path / "file.arrow").rename(tmp_path / "arrow" / "cache-1.arrow")
+    for folder in (tmp_path, tmp_path / "arrow"):
+        assert [(one.source, one.target) for one in read_pairs(folder, settings)] == wanted
+    for file in ("0.parquet", "arrow/data-0.arrow", "arrow/cache-1.arrow"):
+        assert read(tmp_path / file, **nested)[0] == wanted[:3]
+        rows = [row.source for row in read_sources(tmp_path / file, settings)]
+        assert rows == ["00", "01", "02"]
+    with pytest.raises(DataError, match=r"t\.fr: there is no such column|t\.fr: no such column"):
+        read(tmp_path / "0.parquet", source="t.fr", target="t.de")
+    with pytest.raises(DataError, match="not a complete Arrow file"):
+        read_text(tmp_path, "bad.arrow", b"ARROW1 and nothing")
+
+
+def test_a_pipe_is_read_as_often_as_a_file():
+    for words in (["/dev/stdin"], ["-"]):
+        code = (
+            "import sys; from dragoman.reading.pairs import read_pairs\n"
+            "for _ in range(2): print([pair.source for pair in read_pairs(sys.argv[1])])"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            input=b"a\tA\nb\tB\n",
+            capture_output=True,
+            check=True,
+        )
+        assert found.stdout.decode() == "['a', 'b']\n" * 2

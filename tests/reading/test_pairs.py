@@ -629,7 +629,7 @@ def test_an_invalid_line_of_parallel_text_names_its_file(tmp_path):
 def test_the_number_of_files_must_fit_the_format(tmp_path):
     path = write(tmp_path, "p.tsv", GOOD)
     assert "two parallel texts" in fail(path, path)
-    assert "parallel text is two files" in fail(path, path, format="tsv")
+    assert "two parallel texts" in fail(path, path, path, format="parallel")
     assert read(path, format="parallel") == read(path)  # trained on two files, scored on one
     assert "expected one" in fail()
     assert read(path, path, format="parallel") == [(GOOD.strip(), GOOD.strip())]

@@ -21,6 +21,7 @@ from dragoman.model.transformer import Transformer
 from dragoman.model_folder.constraint_files import find_constraint_errors
 from dragoman.model_folder.folder import is_model_folder, sweep_model_folder
 from dragoman.presets import choose_settings, leave_room_for_outputs
+from dragoman.reading.pairs import list_shards
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import hold_lock, sha256
 from dragoman.tokenizers.tokenizer import PairTokenizer, find_side_errors
@@ -178,8 +179,9 @@ def resume_run(
 
 
 def list_files(pairs: PairFiles) -> list[Path]:
-    """Return the files of pairs, given as one or as several."""
-    return [Path(pairs)] if isinstance(pairs, str | Path) else [Path(path) for path in pairs]
+    """Return the files of pairs, given as one or as several, as patterns or folders."""
+    given = [pairs] if isinstance(pairs, str | Path) else pairs
+    return [shard for path in given for shard in list_shards(Path(path))]
 
 
 def name_folders(out: Path) -> tuple[Path, Path]:

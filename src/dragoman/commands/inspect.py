@@ -41,7 +41,7 @@ from dragoman.inspection.sides import (
     train_tokenizer,
 )
 from dragoman.presets import choose_settings
-from dragoman.reading.pairs import Pair, RowErrors, have_same_symbols, read_pairs
+from dragoman.reading.pairs import Pair, RowErrors, have_same_symbols, list_tables, read_pairs
 from dragoman.reading.row_errors import OVER_LONG
 from dragoman.reading.statistics import collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings
@@ -75,7 +75,12 @@ def inspect(
     row_errors = RowErrors()
     train = list(read_pairs(paths, _skip_invalid(settings.data), row_errors))
     given = (settings.data.valid, settings.data.test)
-    is_parallel = all(len(files) == 2 for files in (paths, *given) if files)
+    is_parallel = all(
+        len(files) == 2
+        for one in (paths, *given)
+        if one
+        for files in list_tables(one, settings.data)
+    )
     choice = choose_settings(settings, collect_statistics(train), is_parallel=is_parallel)
     data = _skip_invalid(choice.settings.data)
     if not have_same_symbols(

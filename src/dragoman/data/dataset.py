@@ -20,6 +20,7 @@ from dragoman.settings import DataSettings
 from dragoman.tokenizers.tokenizer import UNKNOWN_ID, PairTokenizer
 
 ROWS_PER_CHUNK = 65_536
+FILE_SHIFT = 40  # a line in the k-th of several files, from 0, is stored as line + (k << 40)
 _IDS = pa.list_(pa.int32())
 _SCHEMA = pa.schema([("source", _IDS), ("target", _IDS), ("line", pa.int64())])
 
@@ -29,11 +30,13 @@ def encode_splits(
     tokenizer: PairTokenizer,
     files: Mapping[Split, Path],
     settings: DataSettings,
+    numbers: Mapping[str, int] = {},
 ) -> tuple[dict[Split, int], RowErrors, RowErrors]:
     """Write the ids of `pairs` to the file of their split; return the numbers of rows, and the errors.
 
     Rows over `data.max_tokens` are left out and counted when `data.long_rows` is skip. The last
-    value counts targets with tokens outside of the vocabulary; they are written.
+    value counts targets with tokens outside of the vocabulary; they are written. `numbers` are those
+    of the files of pairs: see FILE_SHIFT.
 
     Raises:
         DataError: Rows are over `data.max_tokens`, and `data.long_rows` is error; no file is left
@@ -54,7 +57,9 @@ def encode_splits(
                 for pair, source, target in zip(rows, sources, targets, strict=True):
                     length = max(len(source), len(target))
                     if length <= settings.max_tokens:
-                        kept.append((source, target, pair.line))
+                        kept.append(
+                            (source, target, pair.line + (numbers.get(pair.file, 0) << FILE_SHIFT))
+                        )
                         if UNKNOWN_ID in target:
                             names = tokenizer.target.name_unknown(pair.target)
                             unknown.add(pair.file, pair.line, f"{split} target", names)

@@ -10,7 +10,7 @@ Once `encode` has returned, a run no longer needs its files of pairs: they may c
 import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise, repeat
 from pathlib import Path
@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from dragoman.data.cache import Cache, make_key
-from dragoman.data.dataset import ROWS_PER_CHUNK, EncodedPairs, encode_splits
+from dragoman.data.dataset import FILE_SHIFT, ROWS_PER_CHUNK, EncodedPairs, encode_splits
 from dragoman.errors import DataError, ModelFolderError
 from dragoman.reading.pairs import (
     Pair,
     RowErrors,
     describe_layout,
     have_same_symbols,
+    list_shards,
+    list_tables,
     read_pairs,
 )
 from dragoman.reading.row_errors import RowError
@@ -105,7 +107,8 @@ class RunData:
         Raises:
             DataError: A file cannot be read, or has invalid rows that are not to be skipped.
         """
-        data = cls(paths, settings.data, folder)
+        shards = [shard for path in paths for shard in list_shards(Path(path))]
+        data = cls(shards, settings.data, folder)
         data._digests = data._digest_files()
         data.sha256 = {name: digest for files in data._digests.values() for name, digest in files}
         data._cache = Cache.open(settings.data.cache) if data._digests else None
@@ -139,6 +142,7 @@ class RunData:
                 self.tokenizer,
                 {split: self.folder / f"{split}.arrow" for split in SPLITS},
                 settings.data,
+                _number(self.paths),
             )
             self._check_counts(num_rows)
             given = [files for files in self._list_files().values() if files]
@@ -228,7 +232,8 @@ class RunData:
     @property
     def is_parallel(self) -> bool:
         """Whether all pairs come from two files of parallel text."""
-        return all(len(files) == 2 for files in self._list_files().values() if files)
+        tables = [list_tables(files, self._settings) for files in self._list_files().values()]
+        return all(len(files) == 2 for table in tables for files in table if files)
 
     def ids(self, split: Split) -> EncodedPairs:
         """Return the ids of one split."""
@@ -236,7 +241,8 @@ class RunData:
 
     def name_rows(self, rows: NDArray[np.int64]) -> list[str]:
         """Return file and line of each of these training pairs."""
-        return [f"{self.paths[0]}:{line}" for line in self._ids["train"].find_lines(rows)]
+        found = (divmod(line, 1 << FILE_SHIFT) for line in self._ids["train"].find_lines(rows))
+        return [f"{self.paths[file]}:{line}" for file, line in found]
 
     def count_source_tokens(self) -> tuple[int, ...]:
         """Return how often each source id occurs in the training pairs, from id 0."""
@@ -244,7 +250,18 @@ class RunData:
         return tuple(counts.tolist())
 
     def _list_files(self) -> dict[Split, Sequence[str | Path]]:
-        return {"train": self.paths, "valid": self._settings.valid, "test": self._settings.test}
+        data = self._settings
+        files: dict[Split, Sequence[str | Path]] = {
+            "train": self.paths,
+            "valid": data.valid,
+            "test": data.test,
+        }
+        with suppress(DataError):  # a resumed run does not need them any more
+            files = {
+                split: [shard for path in paths for shard in list_shards(Path(path))]
+                for split, paths in files.items()
+            }
+        return files
 
     def _read_files(self) -> PairStatistics:
         """Write the text of all pairs; return the statistics of those in the training file."""
@@ -252,7 +269,7 @@ class RunData:
         with _without_garbage_collection():
             for split, files in self._list_files().items():
                 pairs = read_pairs(files, self._settings, self.invalid_rows) if files else ()
-                written = _write_text(pairs, self.folder / f"{split}.text.arrow")
+                written = _write_text(pairs, self.folder / f"{split}.text.arrow", files)
                 if split == "train":
                     statistics = collect_statistics(written)
                 else:
@@ -349,26 +366,35 @@ class RunData:
             return {}  # reading them reports what is wrong
 
 
-def _write_text(pairs: Iterable[Pair], path: Path) -> Iterator[Pair]:
-    """Yield `pairs`; write them to `path` on the way, without the name of their file."""
-    iterator = iter(pairs)
+def _write_text(pairs: Iterable[Pair], path: Path, files: Sequence[str | Path]) -> Iterator[Pair]:
+    """Yield `pairs`; write them to `path` on the way, their file as its number in `files`."""
+    iterator, numbers = iter(pairs), _number(files)
     with pa.ipc.new_file(str(path), _TEXT_COLUMNS) as writer:
         while chunk := list(islice(iterator, ROWS_PER_CHUNK)):
-            columns = list(zip(*chunk, strict=True))[: len(_TEXT_COLUMNS)]
-            writer.write_batch(pa.record_batch(columns, schema=_TEXT_COLUMNS))
+            *columns, lines, names = zip(*chunk, strict=True)
+            if len(files) > 1:
+                places = zip(lines, names, strict=True)
+                lines = tuple(line + (numbers.get(name, 0) << FILE_SHIFT) for line, name in places)
+            writer.write_batch(pa.record_batch([*columns, lines], schema=_TEXT_COLUMNS))
             yield from chunk
 
 
+def _number(files: Sequence[str | Path]) -> dict[str, int]:
+    return {str(file): number for number, file in enumerate(files)}
+
+
 def _read_text(path: Path, files: Sequence[str | Path]) -> Iterator[Pair]:
-    """Yield the pairs that `_write_text` wrote, read from `files` (rows are named by the first)."""
+    """Yield the pairs that `_write_text` wrote, read from `files`."""
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    names = [*map(str, files)]
     for i in range(reader.num_record_batches):
         source, target, features, line = reader.get_batch(i).columns
         sides = [side.to_numpy(zero_copy_only=False).tolist() for side in (source, target)]
         symbols = features.values.to_numpy(zero_copy_only=False).tolist()
         rows = [tuple(symbols[a:b]) for a, b in pairwise(features.offsets.tolist())]
-        file = repeat(str(files[0]))
-        yield from map(Pair, *sides, rows if symbols else repeat(()), line.tolist(), file)
+        numbers, lines = np.divmod(line.to_numpy(), 1 << FILE_SHIFT)
+        file = (names[min(number, len(names) - 1)] for number in numbers.tolist())
+        yield from map(Pair, *sides, rows if symbols else repeat(()), lines.tolist(), file)
 
 
 @contextmanager

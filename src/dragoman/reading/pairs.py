@@ -1,5 +1,6 @@
 """Reads pairs to train on, and sources to predict, from files of any format."""
 
+import glob
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from typing import BinaryIO, Literal, NamedTuple
 from dragoman.errors import DataError, shorten
 from dragoman.reading.delimited import open_delimited, open_parallel
 from dragoman.reading.jsonl import open_jsonl
-from dragoman.reading.parquet import open_parquet
+from dragoman.reading.parquet import open_arrow, open_parquet
 from dragoman.reading.row_errors import (
     EMPTY_SIDE,
     INVALID_UTF8,
@@ -33,6 +34,7 @@ from dragoman.reading.text_files import (
     Utf8Stream,
     open_text_file,
     read_blocks,
+    spool,
     strip_packing,
 )
 from dragoman.settings import DataSettings
@@ -45,12 +47,14 @@ __all__ = [
     "Source",
     "check_files",
     "describe_layout",
+    "list_shards",
     "list_source_columns",
+    "list_tables",
     "read_pairs",
     "read_sources",
 ]
 
-Format = Literal["tsv", "csv", "jsonl", "parquet", "parallel"]
+Format = Literal["tsv", "csv", "jsonl", "parquet", "arrow", "parallel"]
 SUFFIXES: dict[str, Format] = {
     ".tsv": "tsv",
     ".csv": "csv",
@@ -58,7 +62,9 @@ SUFFIXES: dict[str, Format] = {
     ".json": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
+_MOST_LAYOUTS = 5  # described, of many files
 _FROM_TMX = (
     """  python -c "import sys, xml.etree.ElementTree as E; [print(*(' '.join(''.join(s.itertext())"""
     """.split()) for s in u.iter('seg')), sep='\\t') for u in E.parse(sys.argv[1]).iter('tu')]" """
@@ -98,7 +104,7 @@ def read_pairs(
     row_errors: RowErrors | None = None,
     labels: Sequence[str] | None = None,
 ) -> Iterator[Pair]:
-    """Yield the pairs of a file, or of two parallel text files, in order and constant memory.
+    """Yield the pairs of files (see `list_tables`), in order and constant memory.
 
     A column's value v becomes the feature "name=v", or "3=v" if columns have no names; `labels` are
     other names, those of a trained model, to which the columns are matched. Empty lines
@@ -109,7 +115,17 @@ def read_pairs(
     corrupt, at the end for invalid rows or if there is no pair.
     """
     settings = settings or DataSettings()
-    files = [paths] if isinstance(paths, str | Path) else paths
+    for files in list_tables(paths, settings):
+        yield from _read_table(files, settings, row_errors, labels)
+
+
+def _read_table(
+    files: Sequence[Path],
+    settings: DataSettings,
+    row_errors: RowErrors | None,
+    labels: Sequence[str] | None,
+) -> Iterator[Pair]:
+    """Yield the pairs of one file, or of two of parallel text: see `read_pairs`."""
     found, stopping = RowErrors(), RowErrors()  # in this file; those that are not skipped
     keeps_empty = settings.broken_rows == "keep_empty"
 
@@ -121,7 +137,7 @@ def read_pairs(
         if row_errors is not None:
             row_errors.add(*error)
 
-    with _open_pairs([Path(path) for path in files], settings) as table:
+    with _open_pairs(files, settings) as table:
         columns = choose_columns(table, settings, labels)
         assert columns.target is not None
         file, longest = table.file, settings.max_characters
@@ -195,12 +211,15 @@ def check_files(paths: Sequence[str | Path], settings: DataSettings) -> None:
 
 
 def describe_layout(paths: Sequence[str | Path], settings: DataSettings) -> str:
-    """Return in one line how files of pairs are read: what was found, and the columns by name.
+    """Return in a line for each file of pairs how it is read: what was found, and the columns.
 
     Raises: DataError, when a file cannot be used.
     """
-    with _open_pairs([Path(path) for path in paths], settings) as table:
-        return _describe(table, choose_columns(table, settings))
+    found = list[str]()
+    for files in list_tables(paths, settings):
+        with _open_pairs(files, settings) as table:
+            found.append(_describe(table, choose_columns(table, settings)))
+    return "\n".join(filter(None, found[:_MOST_LAYOUTS]))
 
 
 def _describe(table: Table, columns: Columns) -> str:
@@ -338,20 +357,64 @@ def join_features(
     return values, rest
 
 
+def list_tables(
+    paths: str | Path | Sequence[str | Path], settings: DataSettings
+) -> list[tuple[Path, ...]]:
+    """Return the files of each table of pairs: one, or the two of parallel text.
+
+    Several files of a format with whole pairs are read one after the other; a name may be a pattern
+    ("shards/*.tsv"), or a folder of Parquet or Arrow files.
+
+    Raises: DataError, when a pattern or a folder has no file.
+    """
+    given = [paths] if isinstance(paths, str | Path) else paths
+    files = [file for path in given for file in list_shards(Path(path))]
+    is_parallel = settings.format == "parallel" or (
+        settings.format == "auto" and not any(map(_find_suffix, files))
+    )
+    if not is_parallel and (twice := [file for file in files if files.count(file) > 1]):
+        raise DataError(
+            f"{twice[0]}: it is given twice; give two parallel texts, or each file once"
+        )
+    return [tuple(files)] if is_parallel and len(files) != 1 else [(file,) for file in files]
+
+
+def list_shards(path: Path) -> list[Path]:
+    """Return the files that a pattern or a folder stands for; else the path itself."""
+    if path.is_dir():
+        found = [one for one in path.iterdir() if one.suffix in (".parquet", ".arrow")]
+        found = [one for one in found if not one.name.startswith((".", "_", "cache-"))]
+        if not found:
+            inner = sorted(one.name for one in path.iterdir() if one.is_dir())
+            raise DataError(
+                f"{path}: it is a folder without .parquet or .arrow files; give a file in it, or "
+                f"{path / inner[0] if inner else path / '*.tsv'}"
+            )
+    elif glob.has_magic(str(path)) and not path.exists():
+        found = [Path(name) for name in glob.glob(str(path))]  # noqa: PTH207
+        if not found:
+            raise DataError(f"{path}: no file fits this pattern")
+    else:
+        return [path]
+    return sorted(found)
+
+
 @contextmanager
 def _open_pairs(paths: Sequence[Path], settings: DataSettings) -> Iterator[Table]:
     """Open the table of pairs in one file, or in two of parallel text; it is not empty."""
     if len(paths) not in (1, 2):
         raise DataError(
-            f"{len(paths)} files of pairs are given; expected one, or two parallel texts"
+            f"{len(paths)} files of pairs are given; expected one, two parallel texts, or several "
+            "whose names say their format (.tsv, .csv, .jsonl, .parquet)"
         )
     layout = _find_layout(paths, settings)
+    names = [str(path) for path in paths]
     with ExitStack() as stack:
-        if layout == "parquet":
-            table = open_parquet(paths[0])
+        paths = [spool(path) for path in paths]
+        if layout in ("parquet", "arrow"):
+            table = _open_columns(paths[0], layout, settings)
         else:
             streams = [stack.enter_context(open_text_file(path)) for path in paths]
-            names = [str(path) for path in paths]
             table = _open_table(streams, names, layout, settings, drops_blank_end=True)
         if not table.sample:
             raise DataError(f"{table.file}: the file is empty")
@@ -373,22 +436,31 @@ def _open_sources(
             if settings.format == "auto":
                 layout = _find_suffix(source) or "tsv"
             name = str(source)
-            if layout == "parquet":
-                yield open_parquet(source, position)
+            if layout in ("parquet", "arrow"):
+                yield _open_columns(source, layout, settings, position)
                 return
             source = stack.enter_context(open_text_file(source, position))
-        elif layout == "parquet":
-            raise DataError(f"{name}: Parquet cannot be read from a stream; give the file's name")
+        elif layout in ("parquet", "arrow"):
+            raise DataError(f"{name}: {layout} cannot be read from a stream; give the file's name")
         # A stream may be live: only its first line is looked at.
         yield _open_table(
             [source], [name], layout, settings, drops_blank_end=False, is_stream=is_stream
         )
 
 
+def _open_columns(
+    path: Path, layout: Format, settings: DataSettings, position: FilePosition | None = None
+) -> Table:
+    wanted = (settings.source, settings.target, *settings.features)
+    if layout == "arrow":
+        return open_arrow(path, wanted)
+    return open_parquet(path, position, wanted)
+
+
 def _open_table(
     streams: Sequence[BinaryIO],
     names: Sequence[str],
-    layout: Literal["tsv", "csv", "jsonl", "parallel"],
+    layout: Format,
     settings: DataSettings,
     *,
     drops_blank_end: bool,

@@ -1,7 +1,8 @@
-"""Reads Parquet files, a batch of rows at a time."""
+"""Reads Parquet and Arrow files, a batch of rows at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import pyarrow
 import pyarrow.parquet
@@ -15,6 +16,7 @@ from dragoman.reading.text_files import FilePosition, check_file, strip_packing
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 1 << 25
 _BUFFER_BYTES = 1 << 20
+_LIMITS: Final = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 17}
 _TEXT_KINDS = (
     types.is_string,
     types.is_large_string,
@@ -28,10 +30,15 @@ _TEXT_KINDS = (
 _CORRUPT = (pyarrow.ArrowException, OSError, ValueError, OverflowError, IndexError)
 
 
-def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
+def open_parquet(
+    path: Path, position: FilePosition | None = None, paths: Sequence[str] = ()
+) -> Table:
     """Return the table of a Parquet file; `line` is the number of the row, from 1.
 
     A null is an empty text, an integer its digits.
+
+    Args:
+        paths: Columns in use; one such as "translation.en" may be a field of a nested column.
 
     Raises: DataError, here and while rows are read, when the file cannot be read.
     """
@@ -39,9 +46,8 @@ def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
         raise DataError(f"{path}: Parquet is compressed inside; unpack the file first")
     check_file(path)
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, **_LIMITS) as file:
             schema, metadata = file.schema_arrow, file.metadata
-        names = tuple(schema.names)
     except _CORRUPT as error:
         raise DataError(
             f"{path}: it is not a complete Parquet file: {_first_line(error)}"
@@ -49,22 +55,7 @@ def open_parquet(path: Path, position: FilePosition | None = None) -> Table:
     if position is not None:
         position.num_rows = metadata.num_rows
 
-    def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
-        wanted = [None if column == WHOLE_ROW else names[column] for column in columns]
-        for name in filter(None, wanted):
-            _check_column(path, schema, name)
-        return _read(path, metadata, wanted)
-
-    return Table(file=str(path), names=names, sample=names, read=read)
-
-
-def _read(
-    path: Path, metadata: pyarrow.parquet.FileMetaData, names: list[str | None]
-) -> Iterator[Row | RowError]:
-    """Yield the fields `names` of each row; None stands for the whole row."""
-    number = 0
-    wanted = None if None in names else names
-    try:
+    def read_batches(names: list[str] | None) -> Iterator[pyarrow.RecordBatch]:
         # Without pre_buffer and threads the memory does not grow with the size of a row group.
         with pyarrow.parquet.ParquetFile(
             path,
@@ -72,33 +63,121 @@ def _read(
             buffer_size=_BUFFER_BYTES,
             pre_buffer=False,
             page_checksum_verification=True,
+            **_LIMITS,
         ) as file:
             for group in range(metadata.num_row_groups):
                 sizes = metadata.row_group(group)
                 row_bytes = max(1.0, sizes.total_byte_size / max(1, sizes.num_rows))
                 num_rows = max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / row_bytes)))
-                for batch in file.iter_batches(num_rows, [group], wanted, use_threads=False):
-                    columns = [
-                        _dump_rows(batch)
-                        if name is None
-                        else [text or "" for text in _read_texts(batch.column(name))]
-                        for name in names
-                    ]
-                    for fields in zip(*columns, strict=True):
-                        number += 1
-                        error = None
-                        for text in fields:
-                            if not text.isascii() or "\0" in text:
-                                error = error or find_line_error(str(path), number, text)
-                        yield error or (number, fields)
+                yield from file.iter_batches(num_rows, [group], names, use_threads=False)
+
+    return _make_table(path, schema, paths, read_batches, metadata.num_rows)
+
+
+def open_arrow(path: Path, paths: Sequence[str] = ()) -> Table:
+    """Return the table of an Arrow file, or stream as the library datasets writes it.
+
+    Rows, `paths` and errors are those of `open_parquet`.
+    """
+    check_file(path)
+
+    def open_batches() -> pyarrow.RecordBatchReader:
+        source = pyarrow.memory_map(str(path))
+        try:
+            file = pyarrow.ipc.open_file(source)
+        except pyarrow.ArrowInvalid:
+            source.seek(0)
+            return pyarrow.ipc.open_stream(source)
+        batches = (file.get_batch(i) for i in range(file.num_record_batches))
+        return pyarrow.RecordBatchReader.from_batches(file.schema, batches)
+
+    def read_batches(_: list[str] | None) -> Iterator[pyarrow.RecordBatch]:
+        for batch in open_batches():
+            batch.validate(full=True)
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                yield batch.slice(start, _BATCH_ROWS)
+
+    try:
+        schema = open_batches().schema
+    except _CORRUPT as error:
+        raise DataError(f"{path}: it is not a complete Arrow file: {_first_line(error)}") from error
+    return _make_table(path, schema, paths, read_batches, None)
+
+
+def _make_table(
+    path: Path,
+    schema: pyarrow.Schema,
+    paths: Sequence[str],
+    read_batches: Callable[[list[str] | None], Iterator[pyarrow.RecordBatch]],
+    num_rows: int | None,
+) -> Table:
+    nested = [one for one in paths if one not in schema.names and _find_field(schema, one)]
+    names = (*schema.names, *dict.fromkeys(nested))
+
+    def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
+        wanted = [None if column == WHOLE_ROW else names[column] for column in columns]
+        for name in filter(None, wanted):
+            _check_column(path, schema, name)
+        return _read(path, read_batches, wanted, num_rows)
+
+    return Table(file=str(path), names=names, sample=names, read=read)
+
+
+def _read(
+    path: Path,
+    read_batches: Callable[[list[str] | None], Iterator[pyarrow.RecordBatch]],
+    names: list[str | None],
+    num_rows: int | None,
+) -> Iterator[Row | RowError]:
+    """Yield the fields `names` of each row; None stands for the whole row."""
+    number = 0
+    read = [name for name in names if name is not None]
+    try:
+        for batch in read_batches(read if len(read) == len(names) else None):
+            columns = [
+                _dump_rows(batch)
+                if name is None
+                else [text or "" for text in _read_texts(_take_column(batch, name))]
+                for name in names
+            ]
+            for fields in zip(*columns, strict=True):
+                number += 1
+                error = None
+                for text in fields:
+                    if not text.isascii() or "\0" in text:
+                        error = error or find_line_error(str(path), number, text)
+                yield error or (number, fields)
     except _CORRUPT as error:
         raise DataError(
             f"{path}: the file is corrupt: reading ended after row {number} ({_first_line(error)})"
         ) from error
-    if number != metadata.num_rows:
+    if num_rows not in (None, number):
         raise DataError(
-            f"{path}: the file is corrupt: it should have {metadata.num_rows} rows, and has {number}"
+            f"{path}: the file is corrupt: it should have {num_rows} rows, and has {number}"
         )
+
+
+def _find_field(schema: pyarrow.Schema, path: str) -> pyarrow.Field | None:
+    """Return the field at a path such as "translation.en"."""
+    if path in schema.names:
+        return schema.field(path)
+    first, *rest = path.split(".")
+    field = schema.field(first) if schema.names.count(first) == 1 else None
+    for name in rest:
+        is_there = field is not None and types.is_struct(field.type)
+        place = field.type.get_field_index(name) if field is not None and is_there else -1
+        field = field.type.field(place) if field is not None and place >= 0 else None
+    return field
+
+
+def _take_column(batch: pyarrow.RecordBatch, path: str) -> pyarrow.Array:
+    if path in batch.schema.names:
+        return batch.column(path)
+    first, *rest = path.split(".")
+    column = batch.column(first)
+    for name in rest:  # null where the outer value is
+        column = column.flatten()[column.type.get_field_index(name)]
+    return column
 
 
 def _dump_rows(batch: pyarrow.RecordBatch) -> list[str]:
@@ -129,7 +208,9 @@ def _read_texts(column: pyarrow.Array) -> list[str | None]:
 def _check_column(path: Path, schema: pyarrow.Schema, name: str) -> None:
     if schema.names.count(name) > 1:
         raise DataError(f"{path}: {schema.names.count(name)} columns have the name {name!r}")
-    kind = schema.field(name).type
+    field = _find_field(schema, name)
+    assert field is not None
+    kind = field.type
     values = kind.value_type if types.is_dictionary(kind) else kind
     if not _is_text(kind) and not types.is_integer(values):
         raise DataError(

@@ -4,7 +4,10 @@ import codecs
 import difflib
 import gzip
 import os
+import shutil
 import stat
+import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +29,7 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_spooled: dict[tuple[int, int], "tempfile._TemporaryFileWrapper[bytes]"] = {}
 _FEWEST_FOREIGN = 3  # lines that are not UTF-8; fewer are errors of their rows
 _LATIN_SIGNS = "‘’“”„«»–—…€°§ß¿¡´ª"
 _FOREIGN = {
@@ -101,6 +105,29 @@ def open_text_file(path: Path, position: FilePosition | None = None) -> Iterator
                 if head.startswith(magic):
                     raise DataError(f"{path}: it {remedy}")
             yield raw
+
+
+def spool(path: Path) -> Path:
+    """Return a file that can be read more than once: `path`, or a copy of a pipe ("-": stdin).
+
+    The copy has no name of its own, is made once, and goes with the process.
+
+    Raises: DataError, when the pipe cannot be read.
+    """
+    is_stdin = str(path) == "-" and not path.exists()
+    if not is_stdin and (path.is_file() or path.is_dir() or not path.exists()):
+        return path
+    try:
+        status = os.fstat(sys.stdin.fileno()) if is_stdin else path.stat()
+        key = (status.st_dev, status.st_ino)
+        if key not in _spooled:
+            _spooled[key] = copy = tempfile.NamedTemporaryFile(prefix="dragoman-")  # noqa: SIM115
+            with open(os.dup(sys.stdin.fileno()) if is_stdin else path, "rb") as pipe:  # noqa: PTH123
+                shutil.copyfileobj(pipe, copy)
+            copy.flush()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return Path(_spooled[key].name)
 
 
 def check_file(path: Path) -> None:

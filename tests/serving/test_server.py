@@ -106,6 +106,15 @@ def test_the_response_holds_what_was_asked_for(trained, client):
     assert set(got) == {"output", "confidence", "score", "truncated"}
 
 
+def test_no_response_waits_for_a_delayed_acknowledgement(client):
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        client.predict("abc")
+        times.append(time.perf_counter() - start)
+    assert min(times[1:]) < 0.03  # it would be 0.04 at the least
+
+
 def test_no_torch_is_loaded_until_a_request_needs_it(server, client):
     maps = Path(f"/proc/{server[0].pid}/maps")
     if not maps.exists():

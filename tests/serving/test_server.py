@@ -162,6 +162,7 @@ BAD = [
     (b'{"source": "a", "decoding": {"json_schema": "/etc/passwd"}}', "decoding.json_schema",
      "the schema itself"),
     (b'{"source": "a", "decoding": {"choices": ["z"]}}', "decoding.choices", "choices.txt:1: 'z'"),
+    (b'{"source": "a", "decoding": {"choices": ["A\\nB"]}}', "decoding.choices", "a line break"),
     (b'{"source": "a", "decoding": {"choices": 5}}', "decoding.choices", "a list of texts"),
     (b'{"source": "a", "decoding": {"regex": "("}}', "decoding.regex", ""),
     (b'{"source": "a", "decoding": {"grammar": "/etc/passwd"}}', "decoding.grammar", ""),

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dragoman.configuration import flatten_settings, parse_decoding
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
@@ -35,6 +35,20 @@ _FILES = (WEIGHTS, CONFIG, TOKENIZER, METRICS, CALIBRATION, *CONSTRAINT_FILES.va
 _TEXTS = {"choices": "choices.txt", "grammar": "grammar.lark"}  # files on the command line
 
 
+class Adapted(NamedTuple):
+    """A model with the options of a request."""
+
+    predictor: Predictor
+    needs_torch: bool
+    """Whether PyTorch computes its searches."""
+
+    @classmethod
+    def of(cls, model: Predictor) -> "Adapted":
+        """Return it for `model`, which has the options."""
+        reason = unsupported_reason(model.config, model.tokenizer)
+        return cls(model, model.engine.name == "torch" or bool(reason))
+
+
 class ServedModel:
     """One model, or an ensemble, and its searches by the options of requests.
 
@@ -49,7 +63,8 @@ class ServedModel:
         self.name = name
         self.predictor = predictor
         self.digest = "+".join(predictor.weights_sha256())
-        self._by_options: dict[str, Predictor] = {}
+        self._default = Adapted.of(predictor)
+        self._by_options: dict[str, Adapted] = {}
         if isinstance(predictor.engine, CTranslate2Engine):
             predictor.engine.is_shared = True
         self._samples = list[Sample]()
@@ -62,7 +77,7 @@ class ServedModel:
 
     async def adapt(
         self, decoding: Mapping[str, Any], *, nbest: int | None = None, alignment: bool = False
-    ) -> Predictor:
+    ) -> Adapted:
         """Return the model with the decoding settings of a request.
 
         Equal options give the same object, so that their requests can share a batch.
@@ -71,13 +86,13 @@ class ServedModel:
             SettingsError: A setting is wrong, conflicts with others, or is too large.
         """
         if not decoding and nbest is None and not alignment:
-            return self.predictor
+            return self._default
         key = json.dumps([decoding, nbest, alignment], sort_keys=True)
         if key not in self._by_options:
             made = await asyncio.to_thread(self._adapt, decoding, nbest, alignment)
             if len(self._by_options) >= _CACHED_OPTIONS:
                 self._by_options.pop(next(iter(self._by_options)))
-            self._by_options.setdefault(key, made)
+            self._by_options.setdefault(key, Adapted.of(made))
         return self._by_options[key]
 
     def _adapt(self, decoding: Mapping[str, Any], nbest: int | None, alignment: bool) -> Predictor:
@@ -95,11 +110,14 @@ class ServedModel:
     def _make(self, values: dict[str, Any], folder: Path) -> Predictor:
         """Return the model with `values`; texts that are files elsewhere are put into `folder`."""
         for name, file in _TEXTS.items():
-            if lines := values.get(name):
-                lines = [lines] if isinstance(lines, str) else lines
-                if not isinstance(lines, list) or not all(isinstance(one, str) for one in lines):
+            if text := values.get(name):
+                if isinstance(text, list) and all(type(one) is str for one in text):
+                    if any({*"\r\n"} & {*one} for one in text):
+                        raise SettingsError(f"decoding.{name}: a line break in one of the texts")
+                    text = "\n".join(text)
+                if not isinstance(text, str):
                     raise SettingsError(f"decoding.{name}: expected a text or a list of texts")
-                (folder / file).write_text("\n".join(lines), "utf-8", errors="surrogatepass")
+                (folder / file).write_text(text, "utf-8")
                 values[name] = str(folder / file)
         if isinstance(values.get("json_schema"), dict):
             values["json_schema"] = json.dumps(values["json_schema"])
@@ -131,13 +149,6 @@ class ServedModel:
             "examples": [one._asdict() for one in self._samples],
             "decoding": flatten_settings(settings.decoding),
         }
-
-
-def needs_torch(predictor: Predictor) -> bool:
-    """Return whether PyTorch computes the search."""
-    return predictor.engine.name == "torch" or bool(
-        unsupported_reason(predictor.config, predictor.tokenizer)
-    )
 
 
 class ServedModels:

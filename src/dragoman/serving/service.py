@@ -18,7 +18,7 @@ from dragoman.serving.messages import (
     make_rows,
 )
 from dragoman.serving.metrics import Metrics
-from dragoman.serving.served_models import ServedModels, needs_torch
+from dragoman.serving.served_models import ServedModels
 
 _RELOAD_EVERY_S = 1.0
 
@@ -53,11 +53,10 @@ class Service:
         model = self.models.find(asked.model)
         rows = make_rows(asked, model.predictor.settings.data)
         try:
-            predictor = await model.adapt(
+            predictor, needs_torch = await model.adapt(
                 asked.decoding, nbest=asked.nbest, alignment=asked.alignment
             )
-            pool = self._slow if needs_torch(predictor) else self._fast
-            answers = await pool.search(predictor, rows)
+            answers = await (self._slow if needs_torch else self._fast).search(predictor, rows)
         except ModuleNotFoundError as error:
             message = f"{error.name}, which these settings need, is not installed here"
             raise RequestError.invalid("decoding", message) from error

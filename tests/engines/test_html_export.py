@@ -271,10 +271,10 @@ def test_a_page_is_checked_before_it_is_kept(quantization, trained, tmp_path):
 def test_a_page_without_a_browser_is_kept_and_said_to_be_unchecked(trained, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(trained[0], tmp_path / "model"))
     monkeypatch.setattr(command, "find_browser", lambda: None)
-    assert "not checked: no Chromium" in dragoman.export(folder, "html")
+    assert "kept, but not checked: no Chromium" in dragoman.export(folder, "html")
     assert (folder / "html" / "model.html").is_file()
     monkeypatch.setattr(command, "find_browser", lambda: shutil.which("false"))
-    assert "not checked: " in dragoman.export(folder, "html")
+    assert "not checked: /" in dragoman.export(folder, "html")
 
 
 def test_what_a_page_cannot_do_is_refused(trained, tmp_path):

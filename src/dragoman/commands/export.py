@@ -125,11 +125,11 @@ def _check_page(
     """Return how the page compares, in a browser, or why it was not compared."""
     program = find_browser()
     if program is None:
-        return f"not checked: no Chromium is on the path ({', '.join(NAMES)})"
+        return f"kept, but not checked: no Chromium is on the path ({', '.join(NAMES)})"
     try:
         with open_page(program, page) as browser:
             model = HtmlModel(browser, quantization)
             model.check_texts(model_folder)
             return compare(reference, model, model_folder)
     except BrowserError as error:
-        return f"not checked: {program}: {error}"
+        return f"kept, but not checked: {program}: {error}"

@@ -29,7 +29,7 @@ class BrowserError(Exception):
 
 def find_browser() -> str | None:
     """Return the path of a browser that can be driven here; None: there is none."""
-    if shutil.which("bash") is None:
+    if os.name != "posix" or shutil.which("bash") is None:  # Windows has no such pipes
         return None
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
@@ -52,6 +52,13 @@ class Browser:
         os.close(from_browser)
         self._number, self._session, self._unread = 0, "", b""
         self.events: list[dict[str, Any]] = []
+        try:
+            self._attach()
+        except BrowserError:
+            self._end()
+            raise
+
+    def _attach(self) -> None:
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(target for target in targets if target["type"] == "page")
         attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
@@ -66,10 +73,13 @@ class Browser:
             self.call("Browser.close")
             self._process.wait(timeout=_TIMEOUT_S)
         finally:
-            self._process.kill()
-            self._process.wait()
-            os.close(self._output)
-            os.close(self._input)
+            self._end()
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._output)
+        os.close(self._input)
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return the answer to a command; events that come before it are kept in `events`."""
@@ -77,7 +87,10 @@ class Browser:
         message = {"id": self._number, "method": method, "params": arguments}
         if self._session:
             message["sessionId"] = self._session
-        os.write(self._output, json.dumps(message).encode() + b"\0")
+        try:
+            os.write(self._output, json.dumps(message).encode() + b"\0")
+        except BrokenPipeError as error:
+            raise BrowserError("it has ended") from error
         while (answer := self._read()).get("id") != self._number:
             self.events.append(answer)
         if "error" in answer:
@@ -108,10 +121,10 @@ class Browser:
         while b"\0" not in self._unread:
             ready, _, _ = select.select([self._input], [], [], max(0.0, end - time.monotonic()))
             if not ready:
-                raise BrowserError(f"no answer from the browser for {_TIMEOUT_S:g} s")
+                raise BrowserError(f"no answer for {_TIMEOUT_S:g} s")
             found = os.read(self._input, 1 << 20)
             if not found:
-                raise BrowserError(f"the browser exited with code {self._process.wait()}")
+                raise BrowserError(f"it ended with exit code {self._process.wait()}")
             self._unread += found
         message, _, self._unread = self._unread.partition(b"\0")
         answer: dict[str, Any] = json.loads(message)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conftest import BOS, EOS, PAD, pad_right, random_ids
-from dragoman.errors import DragomanError, SettingsError
+from dragoman.errors import DataError, DragomanError, SettingsError
 from dragoman.model.transformer import Transformer, rotate, sinusoidal_positions
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -186,3 +186,23 @@ def test_generate_gives_ids_without_begin_and_end(network):
     for ids in network.generate(random_ids(4, 5, 23), max_length=7):
         assert len(ids) <= 7
         assert not {PAD, BOS, EOS} & set(ids)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own
+@pytest.mark.usefixtures("no_shape_checks")
+def test_the_check_of_ids_does_not_stop_an_export_by_torch():
+    network, ids = Transformer(20, 16, 2, 1, 32).eval(), torch.full((2, 3), 4)
+    exported = torch.export.export(network, (ids, ids)).module()
+    torch.testing.assert_close(exported(ids, ids), network(ids, ids))
+
+
+@pytest.mark.parametrize("id_", [-1, 20, 23, 24])  # matrices have 24 rows
+def test_ids_outside_of_the_vocabulary_are_refused(id_):
+    network = Transformer(20, 16, 2, 1, 32)
+    good, bad = torch.full((2, 3), 4), torch.tensor([[4, 4, id_]] * 2)
+    for compute in (network, network.score):
+        for source_ids, target_ids, side in ((bad, good, "source"), (good, bad, "target")):
+            with pytest.raises(DataError, match=f"{side}_ids: found id {id_}, and the vocabulary"):
+                compute(source_ids, target_ids)
+    with pytest.raises(DataError, match=f"source_ids: found id {id_}"):
+        network.generate(bad)

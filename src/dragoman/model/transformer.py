@@ -201,7 +201,9 @@ class Transformer(nn.Module):
         if side == "source" and ids.shape[1] == 0:
             ids = F.pad(ids, (0, 1), value=self.pad_id)
         vocab_size = self.source_vocab_size if side == "source" else self.target_vocab_size
-        low, high = (int(bound) for bound in ids.aminmax()) if ids.numel() else (0, 0)
+        low, high = 0, 0
+        if ids.numel() and not torch.compiler.is_compiling():  # which has no values
+            low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high >= vocab_size:
             raise DataError(
                 f"{side}_ids: found id {low if low < 0 else high}, and the vocabulary has 0 to "

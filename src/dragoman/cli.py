@@ -79,8 +79,8 @@ def _add_fit(command: ArgumentParser) -> None:
     add("--resume", nargs="?", const="must", default="no", choices=("auto", "must"), metavar="auto",
         help="resume the interrupted run of --out; auto: start a new run if there is none")  # fmt: skip
     add("--max-time", type=minutes, metavar="TIME",
-        help="stop training after this time, such as 90m or 1h30m, with a model and a checkpoint to "
-        "resume from; short for --training.max_minutes")  # fmt: skip
+        help="the best model for this time, such as 90m or 1h30m: fit measures its speed and plans the "
+        "steps; short for --training.max_minutes")  # fmt: skip
     add("--dry-run", action="store_true",
         help="print sizes, steps and estimated time, and to standard output the settings, as --config "
         "reads them; train nothing")  # fmt: skip

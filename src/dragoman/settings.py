@@ -216,7 +216,7 @@ class TrainingSettings(Section):
     max_steps: Positive = 40_000
     """Maximum number of optimizer steps."""
     max_minutes: Annotated[float, Field(ge=0.0)] = 0.0
-    """Time limit of the training, in minutes (0: none); starts again when a run is resumed. Schedules still go by max_steps."""
+    """Time limit of the run, in minutes (0: none). Without max_steps, fit measures its speed and chooses the number of steps that fills the time, so that the learning rate ends there. A resumed run keeps those steps, and may again take so long."""
     batch_tokens: Positive = 2048
     """Maximum tokens per batch, on its longer side, with padding."""
     accumulate: Size = 1

@@ -284,6 +284,20 @@ def test_slow_first_steps_do_not_count_in_the_estimated_time(tmp_path, monkeypat
     assert float(re.search(r"at ([\d.]+) s a step", console.file.getvalue())[1]) < 0.4
 
 
+def test_a_time_limit_chooses_the_steps_and_the_schedule_ends_with_them(tmp_path):
+    pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
+    words = [*SMALL[: SMALL.index("--training.max_steps")], "--training.max_minutes", "60"]
+    planned = dry_run(pairs, tmp_path / "model", read_settings(None, words), console=console)
+    max_steps = planned.training.max_steps
+    assert f"time limit: {max_steps:,} steps, at " in console.file.getvalue()
+    assert max_steps > 3000  # of the preset, which takes seconds
+    assert max_steps / 41 < planned.training.valid_every < max_steps / 4
+
+    words += ["--training.max_steps", "70"]  # by hand: the limit only stops the run
+    typed = dry_run(pairs, tmp_path / "model", read_settings(None, words), console=quiet_console())
+    assert (typed.training.max_steps, typed.training.valid_every) == (70, 100)
+
+
 def test_the_start_tells_how_it_computes_and_how_long_it_took(tmp_path):
     pairs, console = write_pairs(tmp_path / "pairs.tsv", 200), quiet_console()
     words = ["--training.accelerator", "cpu", "--training.precision", "32-true"]

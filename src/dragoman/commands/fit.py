@@ -3,15 +3,10 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from shlex import quote
-from statistics import median
 from typing import Literal
 
-import lightning
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
@@ -46,13 +41,11 @@ from dragoman.training.checkpoints import BEST, list_checkpoints, read_checkpoin
 from dragoman.training.device import explain_out_of_memory, find_device, is_out_of_memory
 from dragoman.training.graceful_stop import SignalHandler, StopTraining, handle_signals
 from dragoman.training.logs import make_loggers
+from dragoman.training.pace import measure_pace
 from dragoman.training.resume import CHECKPOINTS, DATA, ResumePoint, find_resume_point
 from dragoman.training.run_context import RunContext, StartTimer, TextConsole
 
 Resume = Literal["no", "auto", "must"]
-
-# A dry run trains for so many steps, the first of which are slow: libraries prepare themselves.
-_FEWEST_STEPS, _MOST_STEPS, _LONGEST_S = 6, 40, 15.0
 
 
 def fit(
@@ -296,49 +289,15 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
 
 def _estimate_time(run: Run) -> str:
     """Train for a few steps, and return how long all would take."""
-    training, loader = run.settings.training, run.data_module.train_dataloader()
-    step_timer = _StepTimer(run.context.timer)
-    trainer = lightning.Trainer(
-        accelerator=find_device(training),
-        devices=1,
-        precision=run.precision,  # type: ignore[arg-type]
-        max_steps=_MOST_STEPS,
-        max_epochs=-1,
-        accumulate_grad_batches=training.accumulate,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[step_timer],
-        plugins=[LightningEnvironment()],
+    training, num_batches = run.settings.training, len(run.data_module.train_dataloader())
+    pace = run.pace or measure_pace(
+        run.module, run.data_module, run.settings, run.precision, timer=run.context.timer
     )
-    with _explain_memory(run):
-        trainer.fit(run.module, train_dataloaders=loader)
-    steps_s = [after - before for before, after in pairwise(step_timer.times_s)]
-    step_s = median(steps_s[len(steps_s) // 2 :])
-    num_batches = training.max_steps * training.accumulate
+    training_s = training.max_steps * (pace.step_s + pace.validation_s / training.valid_every)
     limit = f"; stops after {training.max_minutes:g} minutes" if training.max_minutes else ""
     return (
-        f"{len(loader):,} batches an epoch of at most {training.batch_tokens:,} tokens; "
-        f"{training.max_steps:,} steps are {num_batches / len(loader):,.1f} epochs\n"
-        f"estimated time: {step_s * training.max_steps / 60:,.1f} minutes at {step_s:.3f} s a step, "
-        f"without validation{limit}"
+        f"{num_batches:,} batches an epoch of at most {training.batch_tokens:,} tokens; "
+        f"{training.max_steps:,} steps are {training.max_steps * training.accumulate / num_batches:,.1f} epochs\n"
+        f"estimated time: {(training_s + pace.scoring_s) / 60:,.1f} minutes, at {pace.step_s:.3f} s a "
+        f"step, {pace.validation_s:.1f} s a validation and {pace.scoring_s:.1f} s for the scores{limit}"
     )
-
-
-class _StepTimer(Callback):
-    """Notes the time after each step, marks the first, and stops once enough have been timed."""
-
-    def __init__(self, timer: StartTimer) -> None:
-        self.times_s: list[float] = []
-        self._timer = timer
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
-        if trainer.global_step == len(self.times_s):
-            return  # the step has more batches
-        self.times_s.append(time.monotonic())
-        if len(self.times_s) == 1:
-            self._timer.mark("first step")
-        spent_s = self.times_s[-1] - self.times_s[0]
-        trainer.should_stop = spent_s > _LONGEST_S and len(self.times_s) >= _FEWEST_STEPS

@@ -39,6 +39,7 @@ from dragoman.training.device import (
 )
 from dragoman.training.logs import find_logger_errors
 from dragoman.training.module import TransformerTraining
+from dragoman.training.pace import Pace, measure_pace, plan_steps
 from dragoman.training.resume import (
     CHECKPOINTS,
     DATA,
@@ -72,6 +73,7 @@ class Run:
     precision: str
     context: RunContext
     resume_point: ResumePoint | None  # None: it starts
+    pace: Pace | None = None  # if it was measured
 
     def take_folder(self) -> None:
         """Make the folder of the run: empty, except for its data.
@@ -125,9 +127,35 @@ def start_run(
             machine=describe_machine(name_device(device_type)),
         )
         run = _assemble(record, data, out, folder, context, None)
-        messages = [*choice.reasons, *data.notes, *room, *filter(None, [data.cache_note])]
+        planned: list[str] = []
+        if resolved.training.max_minutes and "training.max_steps" not in record.typed:
+            run, planned = _fill_time(run, record)
+        messages = [*choice.reasons, *data.notes, *room, *planned, *filter(None, [data.cache_note])]
         _report(run, messages, f"{precision} on {name_device(device_type)}: {why}")
         yield run
+
+
+def _fill_time(run: Run, record: RunRecord) -> tuple[Run, list[str]]:
+    """Return the run with as many steps as training.max_minutes allows, and a message.
+
+    Raises:
+        SettingsError: No time is left for the training.
+    """
+    limit_s, timer = 60 * record.settings.training.max_minutes, run.context.timer
+    run.context.report("measuring the speed")
+    pace = measure_pace(
+        run.module, run.data_module, run.settings, run.precision, longest_s=0.02 * limit_s
+    )
+    timer.mark("speed")
+    settings = plan_steps(run.settings, record.typed, pace, limit_s - timer.total_s)
+    _check_settings(settings)
+    planned = replace(record, settings=settings)
+    run = _assemble(planned, run.data, run.out, run.folder, run.context, None)
+    message = (
+        f"time limit: {settings.training.max_steps:,} steps, at {pace.step_s:.3f} s a step and "
+        f"{pace.validation_s:.1f} s a validation; the schedule of the learning rate ends there"
+    )
+    return replace(run, pace=pace), [message]
 
 
 @contextmanager

@@ -444,9 +444,13 @@ def test_an_invalid_time_is_an_error(word, capsys):
 def test_max_time_leaves_a_model_and_a_checkpoint_to_resume_from(tmp_path):
     pairs = write_pairs(tmp_path / "pairs.tsv", 200)
     out = tmp_path / "model"
-    words = [*SMALL, *BRIEF, "--evaluation.report", "none"]
+    words = [*SMALL, *BRIEF, "--decoding.max_length_ratio", "0", "--decoding.max_length_extra", "1"]
     found = run("fit", pairs, "--out", out, *words, "--max-time", "0.001s")
-    assert found.returncode == 0, found.stderr
+    shown = found.stderr.decode()
+    assert found.returncode == 0, shown
+    assert "valid, in percent or points of 100 [confidence interval, level 0.95]:" in shown
+    assert "23 of 23 outputs were truncated at the maximum length" in shown
+    assert "samples, source -> output (= as expected, ≠ expected instead):" in shown
     assert (out / "model.safetensors").is_file()
     kept = (tmp_path / "model.training" / "checkpoints").glob("step-*.ckpt")
     assert [path.name for path in kept] == ["step-1.ckpt"]

@@ -25,7 +25,7 @@ from dragoman.cli_options import (
     positive,
     read_command_line,
 )
-from dragoman.errors import DragomanError, Stopped
+from dragoman.errors import DragomanError, Stopped, shorten
 from dragoman.terminal import printed_streams, write_data
 
 if TYPE_CHECKING:
@@ -121,10 +121,18 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     for split in ("valid", "test"):
         if split in metrics:
-            print(f"{split}:", *list_scores(metrics[split]), sep="\n", file=sys.stderr)
+            level = f"{metrics['confidence_level']:.4g}"
+            print(f"{split}, in percent or points of 100 [confidence interval, level {level}]:",
+                *list_scores(metrics[split]), sep="\n", file=sys.stderr)  # fmt: skip
+            if num := metrics.get("num_truncated", {}).get(split):
+                print(f"  {num:,} of {metrics[split]['rows']:,} outputs were truncated at the maximum "
+                    "length (decoding.max_length_ratio, decoding.max_length_extra)", file=sys.stderr)  # fmt: skip
+    print("samples, source -> output (= as expected, ≠ expected instead):", file=sys.stderr)
     for sample in metrics["samples"][:5]:
-        is_right = "=" if sample["prediction"] == sample["reference"] else "≠"
-        print(f"  {sample['source']} -> {sample['prediction']}  {is_right}  {sample['reference']}", file=sys.stderr)  # fmt: skip
+        names = ("source", "prediction", "reference")
+        source, output, expected = (shorten(sample[name], 60) for name in names)
+        is_right = sample["prediction"] == sample["reference"]
+        print(f"  {source} -> {output}  {'=' if is_right else f'≠  {expected}'}", file=sys.stderr)
     print(f"model folder: {out}", file=sys.stderr)
     # The path of this interpreter, if a shell would not find `dragoman`.
     name = "dragoman" if shutil.which("dragoman") else f"{sys.executable} -m dragoman"

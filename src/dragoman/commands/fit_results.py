@@ -59,6 +59,10 @@ def gather_metrics(
     data = run.data
     return {
         **{name: evaluation.scores.to_dict() for name, evaluation in evaluations.items()},
+        "num_truncated": {
+            name: sum(not row.is_complete for row in evaluation.rows)
+            for name, evaluation in evaluations.items()
+        },
         "confidence_level": run.settings.evaluation.confidence_level,
         "data": {
             "files": [str(path) for path in data.paths],

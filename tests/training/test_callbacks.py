@@ -17,6 +17,7 @@ from dragoman.commands.fit import fit
 from dragoman.reading.pairs import Pair
 from dragoman.settings import Settings, SideSettings, TokenizerSettings
 from dragoman.tokenizers.tokenizer import PairTokenizer
+from dragoman.training import callbacks, run_context
 from dragoman.training.callbacks import (
     NUM_SAMPLES,
     CollapseWarning,
@@ -66,14 +67,27 @@ def test_the_loss_of_a_step_is_over_its_own_tokens(tmp_path, accumulate):
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_the_bar_shows_the_score_the_best_score_and_the_time_left(tmp_path, width):
+def test_the_bar_has_a_label_and_whole_numbers_and_scores_stay_above_it(tmp_path, width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, legacy_windows=False)
     words = ["--training.valid_every", "1", "--training.monitor", "token_error_rate"]
     output, _ = run(tmp_path, *words, "--training.max_steps", "4", console=console)
-    last = Text.from_ansi(output[output.rindex("4/4") :]).plain.splitlines()[0]
-    figures = r"4/4 +loss \d+\.\d{3}  token_error_rate [\d.]+ \(.*best.*\)  [\d,]+ tokens/s *"
-    assert re.match(figures + r"0:00:00", last), last
+    lines = Text.from_ansi(output).plain.splitlines()
+    last = [line for line in lines if "4/4" in line][-1]
+    figures = r"training .*━ 4/4 +loss \d+\.\d{3}  [\d,]+ tokens/s +0:00:00 left"
+    assert re.search(figures, last), last
     assert "…" not in last
+    for step in range(1, 5):
+        assert any(line.startswith(f"step {step}: train_loss") for line in lines), step
+
+
+def test_without_a_terminal_a_line_comes_at_least_every_so_often(tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(run_context, "LINE_EVERY_S", 0.001)
+    output, _ = run(tmp_path)
+    assert re.search(r"\nstep 2 of 3: loss [\d.]+  [\d,]+ tokens/s  0:00:\d\d left\n", output)
+    assert "\nvalidating after step 3\n" in output
+    for phase in ("reading pairs", "making tokens", "scoring", "comparing", "writing"):
+        assert re.search(rf"\n?{phase}.*: 0:00:0\d so far\n", output), phase
 
 
 def test_the_best_score_is_printed_with_its_step(tmp_path):

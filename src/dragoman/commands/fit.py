@@ -252,12 +252,12 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
     Raises:
         ModelFolderError: It cannot be written; an old one at its place is unchanged.
     """
-    run.context.report("scoring")
     run.module.current_batch = "the scoring of held-out pairs"
     engine = TorchEngine([run.module.network], find_device(run.settings.training))
     predictor = Predictor(engine, run.data.tokenizer, run.settings)
     counts = run.data.count_source_tokens()
-    evaluations = evaluate_run(run, predictor, counts)
+    with run.context.working("scoring"):
+        evaluations = evaluate_run(run, predictor, counts)
     metrics = gather_metrics(run, evaluations, (time.monotonic() - started_s) / 60)
     model_folder = ModelFolder(
         settings=run.settings,
@@ -268,10 +268,14 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
         calibration=predictor.calibrations[0],
         source_counts=counts,
     )
-    model_folder.metrics[PARITY], message = check_parity(model_folder)
+    with run.context.working("comparing CTranslate2 with PyTorch"):
+        model_folder.metrics[PARITY], message = check_parity(model_folder)
     run.context.report(message)
     try:
-        with staged_model_folder(run.out) as folder:
+        with (
+            run.context.working("writing the model folder"),
+            staged_model_folder(run.out) as folder,
+        ):
             model_folder.fill(folder)
             for name, evaluation in evaluations.items():
                 write_evaluation(folder / EVALUATION / name, evaluation)

@@ -102,11 +102,12 @@ def start_run(
     out, folder = _check_folders(out, overwrite)
     with _temporary_folder(out) as ids, fast_float32():
         hush_lightning()
-        context.report("reading pairs")
-        data = RunData.read(list_files(pairs), settings, ids)
+        with context.working("reading pairs"):
+            data = RunData.read(list_files(pairs), settings, ids)
         context.timer.mark("pairs")
         choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
-        data.encode(choice.settings)
+        with context.working("making tokens"):
+            data.encode(choice.settings)
         context.timer.mark("tokenizer and ids")
         train = data.ids("train")
         resolved, room = leave_room_for_outputs(

@@ -25,18 +25,19 @@ from dragoman.settings import Settings
 from dragoman.storage import staged_file
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.module import TransformerTraining
-from dragoman.training.run_context import StartTimer
+from dragoman.training.run_context import LINE_EVERY_S, StartTimer
 from dragoman.training.validation_metrics import DecodedRow, Texts
 
 SAMPLES_FILE = "samples.jsonl"
 NUM_SAMPLES = 10
 
 _FEWEST_ROWS: Final = 16  # fewer say nothing about a collapse
-_WIDE: Final = 110  # columns of a terminal in which a bar fits beside the numbers
 
 
 class ProgressBar(Callback):
-    """Shows steps, loss, monitored score, speed and time left; a line per validation without a terminal.
+    """Shows steps, loss, speed and time left, and a line per validation, which stays.
+
+    Without a terminal, a line every `LINE_EVERY_S` seconds instead of the bar.
 
     Lightning's own bar (2.6.6) counts the batches of one epoch, waits for the device after every
     micro-batch and replaces rich's global console. This one counts steps and reads twice a second.
@@ -51,10 +52,9 @@ class ProgressBar(Callback):
     ) -> None:
         self._console, self._timer, self._checkpoints = console, timer, checkpoints
         self._max_s = 60.0 * max_minutes
-        self._is_wide = console.width >= _WIDE
-        bar = (TextColumn("{task.description}", style="bold"), BarColumn(bar_width=None))
         self._bar = Progress(
-            *(bar if self._is_wide else ()),
+            TextColumn("{task.description}", style="bold"),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}", markup=False),
             TextColumn("{task.fields[left]}", style="cyan", markup=False),
@@ -62,7 +62,7 @@ class ProgressBar(Callback):
             refresh_per_second=2,
         )
         self._task = self._bar.add_task("training", total=None, numbers="", left="")
-        self._first_step = 0
+        self._first_step, self._numbers = 0, ""
         self._started_s = self._next_update_s = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
@@ -71,26 +71,36 @@ class ProgressBar(Callback):
         self._bar.disable = not (trainer.is_global_zero and self._console.is_terminal)
         self._bar.reset(self._task, total=trainer.max_steps, completed=self._first_step)
         self._bar.start()
+        self._next_update_s = self._started_s + self._interval_s
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
-        """Report the first step; update the bar, at most twice a second: it waits for the device."""
+        """Report the first step; update the bar, but not at every step: it waits for the device."""
         if "first step" not in self._timer.phases and trainer.global_step > self._first_step:
             self._timer.mark("first step")
             if trainer.is_global_zero:
                 message = f"first step after {self._timer.total_s:.1f} s"
                 self._console.print(message, highlight=False)
-        if not self._bar.disable and (now_s := time.monotonic()) >= self._next_update_s:
+        if trainer.is_global_zero and time.monotonic() >= self._next_update_s:
             self._update(trainer)
-            self._next_update_s = now_s + 0.5
+            if self._bar.disable:
+                self._print(
+                    f"step {trainer.global_step:,} of {trainer.max_steps:,}: {self._numbers}"
+                )
+
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        """Print a line now and then in a long validation without a bar."""
+        is_due = self._bar.disable and time.monotonic() >= self._next_update_s
+        if trainer.is_global_zero and is_due and not self._console.is_terminal:
+            self._print(f"validating after step {trainer.global_step:,}")
 
     def on_validation_start(self, *_: object) -> None:
         """Show that a validation runs."""
         self._bar.update(self._task, description="validating")
 
     def on_validation_end(self, trainer: lightning.Trainer, *_: object) -> None:
-        """Print the scores where there is no bar, as in a file."""
+        """Print the scores, above the bar if there is one."""
         self._bar.update(self._task, description="training")
-        if trainer.sanity_checking or not trainer.is_global_zero or self._console.is_terminal:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
         scores, monitor = trainer.callback_metrics, self._checkpoints.monitor
         shown = [
@@ -99,11 +109,7 @@ class ProgressBar(Callback):
             if name in scores
         ]
         best = f" ({self._describe_best(trainer)})" if monitor in scores else ""
-        self._console.print(
-            f"step {trainer.global_step:,}: {', '.join(shown)}{best}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self._print(f"step {trainer.global_step:,}: {', '.join(shown)}{best}")
 
     def on_train_end(self, trainer: lightning.Trainer, *_: object) -> None:
         """Leave the last state on the screen."""
@@ -115,31 +121,36 @@ class ProgressBar(Callback):
         with suppress(OSError, SystemExit):  # rich raises SystemExit where nobody reads
             self._bar.stop()
 
+    @property
+    def _interval_s(self) -> float:
+        return LINE_EVERY_S if self._bar.disable else 0.5
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._next_update_s = time.monotonic() + self._interval_s
+
     def _update(self, trainer: lightning.Trainer) -> None:
-        module, scores = _as_training(trainer), trainer.callback_metrics
-        numbers, left = [], ""
-        if (score := scores.get(self._checkpoints.monitor)) is not None:
-            name = self._checkpoints.monitor.removeprefix("valid_")
-            numbers.append(f"{name} {float(score):.2f} ({self._describe_best(trainer)})")
+        module, left = _as_training(trainer), ""
         if (done := trainer.global_step - self._first_step) > 0:
-            speed = float(scores.get("tokens_per_s", module.measure_speed()))
-            numbers = [f"loss {float(module.step_loss):.3f}", *numbers, f"{speed:,.0f} tokens/s"]
+            speed = trainer.callback_metrics.get("tokens_per_s", module.measure_speed())
+            self._numbers = f"loss {float(module.step_loss):.3f}  {float(speed):,.0f} tokens/s"
             spent_s = time.monotonic() - self._started_s  # validations included
             left_s = spent_s / done * (trainer.max_steps - trainer.global_step)
             if self._max_s:
                 left_s = min(left_s, max(0.0, self._max_s - spent_s))
-            left = f"{timedelta(seconds=round(left_s))}{' left' if self._is_wide else ''}"
+            left = f"{timedelta(seconds=round(left_s))} left"
+            if self._bar.disable:
+                self._numbers += f"  {left}"
         self._bar.update(
-            self._task, completed=trainer.global_step, numbers="  ".join(numbers), left=left
+            self._task, completed=trainer.global_step, numbers=self._numbers, left=left
         )
+        self._next_update_s = time.monotonic() + self._interval_s
 
     def _describe_best(self, trainer: lightning.Trainer) -> str:
         """Return how the last score compares; `Checkpoints` may not have seen it yet."""
         checkpoints, step = self._checkpoints, trainer.global_step
         score = float(trainer.callback_metrics[checkpoints.monitor])
         is_best = checkpoints.is_better(score)
-        if not self._is_wide and self._console.is_terminal:
-            return f"best {score if is_best else checkpoints.best_score:.2f}"
         if is_best or checkpoints.best_step in (-1, step):
             return "the best so far"
         return f"best {checkpoints.best_score:.4g} at {checkpoints.best_step:,}"

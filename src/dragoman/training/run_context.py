@@ -3,8 +3,11 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from threading import Event, Thread
 from typing import IO, TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -14,6 +17,9 @@ from dragoman.characters import escape_controls
 
 if TYPE_CHECKING:
     from dragoman.training.graceful_stop import SignalHandler
+
+
+LINE_EVERY_S = 30.0  # longest silence of a run where its output is no terminal
 
 
 class TextConsole(Console):
@@ -85,6 +91,36 @@ class RunContext:
     console: Console
     timer: StartTimer
     signals: "SignalHandler"
+
+    @contextmanager
+    def working(self, phase: str) -> Iterator[None]:
+        """Report `phase`, and while it lasts, its time: a bar on a terminal, else a line now and then."""
+        self.report(phase)
+        if self.console.is_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            with Progress(
+                *columns, console=self.console, refresh_per_second=2, transient=True
+            ) as bar:
+                bar.add_task(phase, total=None)
+                yield
+            return
+        ended = Event()
+        thread = Thread(target=self._repeat, args=(phase, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _repeat(self, phase: str, ended: Event) -> None:
+        started_s = time.monotonic()
+        with suppress(OSError, SystemExit):  # rich raises SystemExit where nobody reads
+            while not ended.wait(LINE_EVERY_S):
+                elapsed = timedelta(seconds=round(time.monotonic() - started_s))
+                self.report(f"{phase}: {elapsed} so far")
 
     def report(self, message: str) -> None:
         """Print a message as it is."""

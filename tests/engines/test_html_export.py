@@ -250,6 +250,8 @@ def test_a_request_that_cannot_be_answered_is_refused_with_its_place(browser, tm
     assert refuse(source=["one", "one " * 99], features=["en"])[0] == "source[1]"
     assert refuse(**en, decoding={"forbidden_tokens": ["x"]})[0] == "decoding.forbidden_tokens"
     assert refuse(source="\ud800", features=["en"])[0] == "source"
+    assert refuse(source=["one", "\ud800"], features=["en"])[0] == "source[1]"
+    assert refuse(source=["one"] * 2, features=[["en"], []])[0] == "features[1]"
     assert refuse(**en)["predictions"][0]["output"] == "1"
 
 

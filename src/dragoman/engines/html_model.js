@@ -57,10 +57,7 @@ class Tokenizer {
   encode(text) {
     const { kind, form, separator } = this.side;
     if (form !== "none") text = text.normalize(form.toUpperCase());
-    if (kind === "bpe") {
-      if (LONE_SURROGATE.test(text)) throw new RequestError("source", "it holds half a character, which is no text");
-      return (text.match(WORDS) ?? []).flatMap((word) => this.#encodeWord(word));
-    }
+    if (kind === "bpe") return (text.match(WORDS) ?? []).flatMap((word) => this.#encodeWord(word));
     const tokens = kind === "characters" ? [...text] : text === "" ? [] : text.split(separator);
     return tokens.map((token) => this.ids.get(token) ?? UNKNOWN);
   }
@@ -492,9 +489,8 @@ class Adapter {
     const settings = this.#readDecoding(decoding, nbest);
     const predictions = [];
     for (const [row, text] of sources.entries()) {
-      const sourceIds = this.encodeSource(text, Array.isArray(features?.[0]) ? features[row] : (features ?? []));
-      if (sourceIds.length > this.model.numPositions)
-        throw new RequestError(`source[${row}]`, `${sourceIds.length} tokens, more than the ${this.model.numPositions} of the model`);
+      const place = Array.isArray(source) ? `[${row}]` : "";
+      const sourceIds = this.encodeSource(text, Array.isArray(features?.[0]) ? features[row] : (features ?? []), place);
       const found = await search(this.model, sourceIds, settings);
       const [best] = found;
       const shown = found.map((one) => ({
@@ -516,17 +512,25 @@ class Adapter {
     return { model: name, digest, predictions };
   }
 
-  /** Return the ids of a source: its features, its text, the end. `values`: those of the feature columns. */
-  encodeSource(text, values) {
+  /**
+   * Return the ids of a source: its features, its text, the end. `values`: those of the feature
+   * columns; `place`: of the source in a list, for errors, as "[2]".
+   */
+  encodeSource(text, values, place = "") {
     const { features: labels } = this.about.description, separator = this.about.features_separator;
     if (values.length !== labels.length)
-      throw new RequestError("features", `give ${labels.length} for each source: ${labels.join(", ") || "none"}`);
+      throw new RequestError(`features${place}`, `give ${labels.length} for each source: ${labels.join(", ") || "none"}`);
     const split = (value) => value.split(separator).map((part) => part.replaceAll(OUTER_SPACES, "")).filter((part) => part);
     const symbols = labels.flatMap((label, i) => (separator ? split(values[i]) : [values[i]]).map((part) => `${label}=${part}`));
     const tags = this.about.leading_tags ? text.match(LEADING_TAGS)?.[0] : undefined;
     if (tags) symbols.push(...tags.trim().split(" "));
-    const ids = this.source.encode(text.slice(tags?.length ?? 0));
-    return [...symbols.map((symbol) => this.featureIds.get(symbol) ?? UNKNOWN), ...ids, END];
+    if (LONE_SURROGATE.test(text) && this.source.side.kind === "bpe")
+      throw new RequestError(`source${place}`, "it holds half a character, which is no text");
+    const ids = symbols.map((symbol) => this.featureIds.get(symbol) ?? UNKNOWN);
+    ids.push(...this.source.encode(text.slice(tags?.length ?? 0)), END);
+    if (ids.length > this.model.numPositions)
+      throw new RequestError(`source${place}`, `${ids.length} tokens, more than the ${this.model.numPositions} of the model`);
+    return ids;
   }
 
   /** Return the model's decoding settings with those of a request; the beam has room for `nbest`. */

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from libretranslatepy import LibreTranslateAPI
 
+import dragoman
 from conftest import make_words
 from dragoman.cli import main
 from dragoman.model_folder.folder import ModelFolder, staged_model_folder
 from dragoman.reading.pairs import read_pairs
+from dragoman.settings import DataSettings
 from serving.served import Client, running_server
 
 OPTIONS = [
@@ -35,6 +37,7 @@ AS_TYPED = [
     ["--decoding.beam_size", "2", "--decoding.no_repeat_ngram", "2"],
     ["--decoding.forbidden_tokens", "A"],
 ]
+FEATURES = Path(__file__).parents[1] / "folders" / "0.1" / "features"
 GUIDED = {"decoding": {"regex": "[A-D]+"}}
 
 
@@ -371,6 +374,31 @@ def test_a_replaced_folder_loses_no_request_and_a_broken_one_changes_nothing(tra
     assert all(len(outputs) == 1 for outputs in by_digest.values())
     assert by_digest[digest_of(trained[0])] == {"ABC"}
     assert last["digest"] == answers[-1][0] != digest_of(trained[0])
+
+
+def test_features_are_given_once_or_for_each_source(tmp_path):
+    corrections = tmp_path / "corrections.tsv"
+    with running_server(FEATURES, "--corrections", corrections) as (_, port):
+        client = Client(port)
+        assert client.get("/v1/models")["models"][0]["features"] == ["language"]
+        expected = dragoman.load(FEATURES).predict(["seventeen", "siebzehn"], [["en"], ["de"]])
+        content = client.predict(["seventeen", "siebzehn"], features=[["en"], ["de"]])
+        assert [one["output"] for one in content["predictions"]] == expected
+        content = client.predict(["seventeen", "sixteen"], features=["en"])
+        assert [one["output"] for one in content["predictions"]] == ["17", "16"]
+        assert client.predict("seventeen", features=["en"])["predictions"][0]["output"] == "17"
+        [got] = client.predict("seventeen", features=["xx"])["predictions"]
+        assert got["num_unknown"] == 1  # as predict reports it
+        for features, where in [([["en"]], "features"), ([["en"], []], "features[1]"),
+                                ([], "features")]:  # fmt: skip
+            ask = {"source": ["one", "two"], "features": features}
+            status, answer = client.post("/v1/predict", ask)
+            assert (status, answer["error"]["where"]) == (422, where)
+        row = {"source": "one", "features": ["en"], "target": "1"}
+        assert client.post("/v1/corrections", row)[0] == 200
+    settings = DataSettings(features=("language",))
+    [pair] = read_pairs(corrections, settings)
+    assert (pair.source, pair.features, pair.target) == ("one", ("language=en",), "1")
 
 
 def test_an_ensemble_and_a_second_model_are_served_by_name(trained):

@@ -78,11 +78,11 @@ def serve(
             quantization=quantization,
         )
         served = ServedModels(_name_models(models), load)
-        data = [one.predictor.settings.data for one in served.by_name.values()]
+        predictors = [one.predictor for one in served.by_name.values()]
         app = build_app(
             Service(served, limits, workers=threads or count_cores()),
             limits,
-            corrections=None if corrections is None else Corrections(corrections, data),
+            corrections=None if corrections is None else Corrections(corrections, predictors),
             libretranslate=libretranslate,
         )
         config = uvicorn.Config(

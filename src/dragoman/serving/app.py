@@ -95,8 +95,8 @@ def build_app(
             message = "this server keeps none; start it with --corrections FILE"
             raise RequestError(404, "not_found", "corrections", message)
         asked = parse_body(CorrectionRequest, await request.body())
-        data = service.models.find(asked.model).predictor.settings.data
-        await asyncio.to_thread(corrections.add, asked, data)
+        model = service.models.find(asked.model).predictor
+        await asyncio.to_thread(corrections.add, asked, model)
         return {"rows": 1}
 
     @app.get("/health")

@@ -5,9 +5,9 @@ from pathlib import Path
 from threading import Lock
 
 from dragoman.errors import SettingsError
+from dragoman.predictor import Predictor
 from dragoman.reading.row_errors import find_side_error, find_value_error
 from dragoman.serving.messages import CorrectionRequest, RequestError, make_row
-from dragoman.settings import DataSettings
 
 
 class Corrections:
@@ -17,7 +17,7 @@ class Corrections:
         SettingsError: The models have different columns, or the file cannot be written.
     """
 
-    def __init__(self, path: Path, models: Collection[DataSettings]) -> None:
+    def __init__(self, path: Path, models: Collection[Predictor]) -> None:
         self._path, self._lock = path, Lock()
         columns = {_name_columns(one) for one in models}
         if len(columns) > 1:
@@ -40,15 +40,17 @@ class Corrections:
         if is_new:
             self._append(names)
 
-    def add(self, asked: CorrectionRequest, data: DataSettings) -> None:
+    def add(self, asked: CorrectionRequest, model: Predictor) -> None:
         """Append a row.
 
         Raises:
             RequestError: A side is empty, too long or no text, or the features do not fit.
         """
-        make_row(asked.source, asked.features, data, "source", "features")
+        make_row(asked.source, asked.features, model, "source", "features")
         error = find_value_error("", 0, "the target", asked.target)
-        error = error or find_side_error("", 0, "target", asked.target, data.max_characters)
+        error = error or find_side_error(
+            "", 0, "target", asked.target, model.settings.data.max_characters
+        )
         if error is not None:
             raise RequestError.invalid("target", error.detail)
         cells = {"source": asked.source, "target": asked.target}
@@ -64,8 +66,9 @@ class Corrections:
             file.write(row.encode())
 
 
-def _name_columns(data: DataSettings) -> tuple[str, ...]:
-    """Return the names of the columns of a file that is read with the settings `data`."""
+def _name_columns(model: Predictor) -> tuple[str, ...]:
+    """Return the names of the columns of a file that the model's settings of data read."""
+    data = model.settings.data
     source = "source" if data.source == "auto" else data.source
     target = "target" if data.target == "auto" else data.target
-    return (source, target, *data.features)
+    return (source, target, *model.feature_labels)

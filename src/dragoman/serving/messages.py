@@ -10,9 +10,9 @@ from dragoman.configuration import describe_value, suggest
 from dragoman.errors import DragomanError, SettingsError, shorten
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.predictor import Prediction as Output
+from dragoman.predictor import Predictor
 from dragoman.reading.pairs import Source, take_features
 from dragoman.reading.row_errors import find_side_error, find_value_error
-from dragoman.settings import DataSettings
 
 Body = TypeVar("Body", bound="Message")
 
@@ -117,6 +117,8 @@ class Prediction(Hypothesis):
     nbest: list[Hypothesis] | None = None
     alignment: Alignment | None = None
     low_confidence: bool | None = None
+    num_unknown: int | None = None
+    """Tokens and features of the source that the model has never seen, if there are any."""
 
 
 class PredictResponse(Message):
@@ -156,7 +158,7 @@ def parse_body(kind: type[Body], body: bytes) -> Body:
     raise RequestError.invalid(where, message)
 
 
-def make_rows(request: PredictRequest, data: DataSettings) -> list[Source]:
+def make_rows(request: PredictRequest, model: Predictor) -> list[Source]:
     """Return the rows to predict, as a file with these sources and features would give them.
 
     Raises:
@@ -175,25 +177,28 @@ def make_rows(request: PredictRequest, data: DataSettings) -> list[Source]:
     rows = []
     for i, (text, row) in enumerate(zip(texts, values, strict=True)):
         where = "source" if isinstance(request.source, str) else f"source[{i}]"
-        rows.append(make_row(text, row, data, where, f"features[{i}]" if is_nested else "features"))
+        rows.append(
+            make_row(text, row, model, where, f"features[{i}]" if is_nested else "features")
+        )
     return rows
 
 
 def make_row(
-    text: str, values: list[str], data: DataSettings, where: str, where_features: str
+    text: str, values: list[str], model: Predictor, where: str, where_features: str
 ) -> Source:
     """Return the row of one source; the places are for errors.
 
     Raises:
         RequestError: As `make_rows`.
     """
-    if len(values) != len(data.features):
+    data, labels = model.settings.data, model.feature_labels
+    if len(values) != len(labels):
         raise RequestError.invalid(
             where_features,
-            f"{len(values)} values, expected {len(data.features)} "
-            f"({', '.join(data.features) or 'this model has no features'})",
+            f"{len(values)} values, expected {len(labels)} "
+            f"({', '.join(labels) or 'this model has no features'})",
         )
-    rest, features = take_features(text, values, data.features, data)
+    rest, features = take_features(text, values, labels, data)
     error = find_value_error("", 0, "the source", text)
     error = error or find_side_error("", 0, "source", rest, data.max_characters)
     if error is not None:
@@ -205,6 +210,8 @@ def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[
     """Return the prediction of a source, as `Prediction` says, from its outputs (at least one)."""
     best = best_first[0]
     content = {**_describe_hypothesis(best), "truncated": not best.is_complete}
+    if best.num_unknown:
+        content["num_unknown"] = best.num_unknown
     if request.nbest is not None:
         content["nbest"] = [_describe_hypothesis(one) for one in best_first[: request.nbest]]
     if request.alignment:

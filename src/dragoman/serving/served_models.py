@@ -145,7 +145,7 @@ class ServedModel:
             "name": self.name,
             "digest": self.digest,
             "task": task,
-            "features": list(settings.data.features),
+            "features": list(self.predictor.feature_labels),
             "examples": [one._asdict() for one in self._samples],
             "decoding": flatten_settings(settings.decoding),
         }

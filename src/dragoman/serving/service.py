@@ -51,7 +51,7 @@ class Service:
             RequestError: It is wrong, the queue is full, or a row is too long for the model.
         """
         model = self.models.find(asked.model)
-        rows = make_rows(asked, model.predictor.settings.data)
+        rows = make_rows(asked, model.predictor)
         try:
             predictor, needs_torch = await model.adapt(
                 asked.decoding, nbest=asked.nbest, alignment=asked.alignment

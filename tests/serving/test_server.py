@@ -217,6 +217,8 @@ def test_other_hosts_and_pages_elsewhere_are_refused(server, client):
         ({"Host": "[::1]:1"}, 200),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Host": "["}, 403),
         ({"Origin": f"http://127.0.0.1:{server[1]}"}, 200),
     ]:
         found, answered, _ = client.send("POST", "/v1/predict", ask, **headers)

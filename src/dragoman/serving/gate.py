@@ -82,7 +82,7 @@ class Gate:
                 403, "forbidden", "Host", "this is not a name of this server; --allow-host adds it"
             )
         origin = headers.get("origin")
-        is_known = not origin or urlsplit(origin).netloc == host
+        is_known = not origin or origin.partition("://")[2] == host
         if not is_known and not {origin, "*"} & {*limits.origins}:
             raise RequestError(
                 403, "forbidden", "Origin", "pages elsewhere may not ask; --allow-origin adds them"
@@ -132,7 +132,7 @@ def _is_own(host: str, names: Collection[str]) -> bool:
         name = urlsplit(f"//{host}").hostname or ""
         ipaddress.ip_address(name)
     except ValueError:
-        return name in ("localhost", *names)
+        return name in ("localhost", *map(str.lower, names))
     return True
 
 

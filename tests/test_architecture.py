@@ -1,8 +1,11 @@
 """The layout of the package: who may import whom, and what is loaded when."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -128,3 +131,26 @@ def test_every_public_name_is_there_and_told_of():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
         dragoman.fitt  # noqa: B018
+
+
+def test_every_pinned_version_has_hashes_and_every_dependency_a_pin():
+    """Else: python3 dev.py lock"""
+
+    def read_pins(name):
+        text = (Path(__file__).parent.parent / name).read_text(encoding="utf-8")
+        found = re.findall(
+            r"^([\w.-]+)==([^\s;]+)(.*(?:\n +--hash=sha256:[0-9a-f]{64}.*)*)", text, re.M
+        )
+        return {re.sub("[-_.]+", "-", one).lower(): rest for one, *rest in found}
+
+    pins, locked = read_pins("constraints.txt"), read_pins("hashes.txt")
+    assert all("--hash" in rest for _, rest in locked.values())
+    assert {name: version for name, (version, _) in pins.items()}.items() <= {
+        name: version for name, (version, _) in locked.items()
+    }.items()
+    project = tomllib.loads(
+        (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    )["project"]
+    for line in [*project["dependencies"], *chain(*project["optional-dependencies"].values())]:
+        name = re.match(r"[\w.-]+", line)[0].lower()
+        assert name in {*locked, "dragoman"}, line

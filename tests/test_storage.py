@@ -2,11 +2,8 @@
 
 import errno
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import filelock
@@ -173,64 +170,85 @@ def test_nothing_to_sweep_is_no_error(tmp_path):
     assert names_in(tmp_path) == []
 
 
+AT_EVERY_MOMENT = """
+import os, signal, sys
+from pathlib import Path
+from dragoman import storage
+place, left = Path(sys.argv[1]), [0]
+
+def watch(event, arguments):
+    if left[0] and event.startswith(("open", "os.", "shutil.")):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+for moment in range(1, 1000):
+    if (child := os.fork()) == 0:
+        left[0] = moment
+        with storage.staged_folder(place) as folder:
+            (folder / "c").mkdir()
+            for name in ("a", "b", "c/d", "c/e"):
+                (folder / name).write_text(str(moment))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    storage.sweep(place)
+    names = [str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()]
+    print(moment, *{(place / name).read_text() for name in names}, sorted(names), os.listdir(place.parent))
+    if status == 0:
+        break
+"""
+
+
+def test_after_a_kill_at_any_file_operation_a_complete_folder_is_there(tmp_path):
+    place = tmp_path / "model"
+    write(place, "0")
+    run = subprocess.run(
+        [sys.executable, "-c", AT_EVERY_MOMENT, place], capture_output=True, text=True, check=True
+    )
+    lines, content = run.stdout.splitlines(), "0"
+    assert len(lines) > 15
+    for moment, line in enumerate(lines, start=1):
+        found = line.split()[1]
+        assert found in (content, str(moment))
+        assert line == f"{moment} {found} {list(NAMES)} ['model']"
+        content = found
+    assert content == str(len(lines))
+
+
 WRITER = """
 import sys
 from pathlib import Path
 from dragoman import storage
-print("ready", flush=True)
-for number in range(1_000_000):
+for line in sys.stdin:
     with storage.staged_folder(Path(sys.argv[1])) as folder:
+        (folder / "c").mkdir()
         for name in ("a", "b", "c/d", "c/e"):
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(str(number))
+            (folder / name).write_text(line.strip())
+    print("replaced", flush=True)
 """
 
 
-def start_writer(path):
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    assert writer.stdout.readline() == "ready\n"
-    return writer
-
-
-def stop_writer(writer):
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
-    writer.stdout.close()
-
-
-def test_after_a_kill_at_any_moment_a_complete_folder_is_there(tmp_path):
-    chance, place = random.Random(1), tmp_path / "model"
-    write(place, "first")
-    for _ in range(int(os.environ.get("DRAGOMAN_REPLACING_KILLS", "12"))):
-        writer = start_writer(place)
-        time.sleep(chance.uniform(0.0, 0.15))
-        stop_writer(writer)
-        sweep(place)
-        assert read(place) == "first" or read(place).isdigit()
-        assert names_in(tmp_path) == ["model"]
-    assert read(place).isdigit()
-
-
 def test_a_reader_gets_the_old_folder_the_new_one_or_a_clear_error(tmp_path):
-    """One process replaces the folder as often as it can while this one reads it."""
-    place, contents, errors = tmp_path / "model", set(), []
-    write(place, "first")
-    writer = start_writer(place)
-    try:
-        until_s = time.monotonic() + 20.0
-        while len(contents) < 10 and time.monotonic() < until_s:
+    """One process replaces the folder, once a round, while this one reads it."""
+    place, errors = tmp_path / "model", []
+    write(place, "0")
+    words = [sys.executable, "-c", WRITER, str(place)]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        for number in range(1, 101):
+            print(number, file=writer.stdin, flush=True)
             try:
                 with consistent_read(place):
                     found = {(place / name).read_text() for name in NAMES}
-                assert len(found) == 1
-                contents |= found
+                assert found in ({str(number - 1)}, {str(number)})
             except ModelFolderError as error:
                 errors.append(str(error))
-    finally:
-        stop_writer(writer)
-    assert len(contents) >= 10
+            assert writer.stdout.readline() == "replaced\n"
+            with consistent_read(place):
+                assert read(place) == str(number)
+        writer.stdin.close()
     assert all("replaced" in error and "try again" in error for error in errors)
 
 

@@ -11,12 +11,12 @@ from dragoman.commands.fit_setup import lock_folder
 from dragoman.errors import ModelFolderError
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from dragoman.commands.fit_setup import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -39,7 +39,9 @@ def test_a_second_run_into_one_folder_is_refused_and_touches_nothing(tmp_path, n
 
 def test_a_killed_run_leaves_no_lock(tmp_path):
     out = tmp_path / "model"
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     with pytest.raises(ModelFolderError, match="another process"), lock_folder(out):

@@ -5,10 +5,8 @@ import gzip
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from dragoman.commands.predict import Job, run_job
 from dragoman.errors import DragomanError
 from dragoman.predictor import Predictor
 from dragoman.settings import DecodingSettings, Settings
+from processes import start_until
 
 WORDS = [*make_words(150, seed=3), *make_words(50, seed=4), "xyz", "aaaaaaaaaaaa"]
 
@@ -130,16 +129,6 @@ def command(folder, source, sure, low, share, *more):
     return [sys.executable, "-m", "dragoman", *map(str, words)]
 
 
-def wait_for_rows(journal, rows):
-    for _ in range(2000):
-        try:
-            if json.loads(journal.read_text())["state"]["rows"] >= rows:
-                return
-        except FileNotFoundError:
-            pass
-        time.sleep(0.005)
-
-
 def test_after_several_sigkills_both_files_are_the_same_as_without(trained, middle, tmp_path):
     source, chance = tmp_path / "in.jsonl.gz", random.Random(0)
     with gzip.open(source, "wt") as file:
@@ -151,18 +140,12 @@ def test_after_several_sigkills_both_files_are_the_same_as_without(trained, midd
     whole = [tmp_path / "whole.jsonl", tmp_path / "whole-low.csv.gz"]
     resumed = [tmp_path / "resumed.jsonl", tmp_path / "low.csv.gz"]
     first = subprocess.run(command(trained[0], source, *whole, middle), capture_output=True, check=True)  # fmt: skip
-    kills = 0
-    for rows in (64, 448, 960, 1984):
-        process = subprocess.Popen(
-            command(trained[0], source, *resumed, middle), stderr=subprocess.PIPE
-        )
-        wait_for_rows(tmp_path / ".resumed.jsonl.journal", rows)
-        time.sleep(chance.random() * 0.05)
+    for count in (1, 2, 3, 3):
+        words = command(trained[0], source, *resumed, middle)[3:]
+        process = start_until(".resumed.jsonl.journal", words, count)
         process.kill()
         process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-        assert process.returncode == 0 or not any(path.exists() for path in resumed)
-    assert kills >= 3
+        assert not any(path.exists() for path in resumed)
     last = subprocess.run(command(trained[0], source, *resumed, middle), capture_output=True, check=True)  # fmt: skip
     assert b"resuming after row" in last.stderr
     for one, other in zip(whole, resumed, strict=True):

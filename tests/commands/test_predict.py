@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 
 import pyarrow
@@ -21,6 +20,7 @@ from dragoman.errors import DragomanError
 from dragoman.model_folder.calibration import StoredCalibration
 from dragoman.predictor import Predictor, make_windows
 from dragoman.settings import DecodingSettings, Settings
+from processes import start_until
 
 WORDS = make_words(300, seed=3)
 
@@ -225,33 +225,17 @@ def write_input(path, num_rows, *, seed=0):
             )
 
 
-def wait_for_rows(journal, rows):
-    """Wait until `rows` are done; return whether they were."""
-    for _ in range(2000):
-        try:
-            if json.loads(journal.read_text())["state"]["rows"] >= rows:
-                return True
-        except FileNotFoundError:
-            pass
-        time.sleep(0.005)
-    return False
-
-
 def test_after_several_sigkills_the_file_is_the_same_as_without(trained, tmp_path):
     source = tmp_path / "in.jsonl.gz"
     write_input(source, 6000)
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
     first = subprocess.run(command(trained[0], source, whole), capture_output=True, check=True)
-    chance, journal, kills = random.Random(1), tmp_path / ".resumed.jsonl.journal", 0
-    for rows in (64, 448, 960, 1984):
-        process = subprocess.Popen(command(trained[0], source, resumed), stderr=subprocess.PIPE)
-        wait_for_rows(journal, rows)
-        time.sleep(chance.random() * 0.05)
+    for count in (1, 2, 3, 3):
+        words = command(trained[0], source, resumed)[3:]
+        process = start_until(".resumed.jsonl.journal", words, count)
         process.kill()
-        _, _ = process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-        assert not resumed.exists() or process.returncode == 0
-    assert kills >= 3
+        process.communicate()
+        assert not resumed.exists()
     last = subprocess.run(command(trained[0], source, resumed), capture_output=True, check=True)
     assert b"resuming after row" in last.stderr
     assert resumed.read_bytes() == whole.read_bytes()
@@ -353,57 +337,34 @@ def test_a_changed_input_is_an_error_and_nothing_is_lost(model, interrupted):
 
 def test_two_processes_do_not_write_one_file(trained, tmp_path):
     source = tmp_path / "in.jsonl.gz"
-    write_input(source, 30_000)
-    first = subprocess.Popen(command(trained[0], source, tmp_path / "out.jsonl"))
+    write_input(source, 6000)
+    words = command(trained[0], source, tmp_path / "out.jsonl")
+    first = start_until(".out.jsonl.journal", words[3:])
     try:
-        assert wait_for_rows(tmp_path / ".out.jsonl.journal", 64)
-        second = subprocess.run(
-            command(trained[0], source, tmp_path / "out.jsonl"), capture_output=True, check=False
-        )
+        second = subprocess.run(words, capture_output=True, check=False)
         assert second.returncode == 2
         assert b"another process is writing" in second.stderr
     finally:
         first.kill()
-        first.wait()
+        first.communicate()
 
 
 def test_on_ctrl_c_it_says_that_the_same_command_resumes(trained, tmp_path):
     source = tmp_path / "in.jsonl.gz"
-    write_input(source, 30_000)
-    process = subprocess.Popen(
-        command(trained[0], source, tmp_path / "out.jsonl"),
-        stderr=subprocess.PIPE,
+    write_input(source, 6000)
+    process = start_until(
+        ".out.jsonl.journal",
+        command(trained[0], source, tmp_path / "out.jsonl")[3:],
+        count=2,
         # Where these tests run in the background of a shell, they have SIGINT ignored.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    assert wait_for_rows(tmp_path / ".out.jsonl.journal", 64)
     process.send_signal(signal.SIGINT)
-    _, message = process.communicate(timeout=60)
+    process.send_signal(signal.SIGCONT)
+    _, message = process.communicate()
     assert process.returncode == 130
-    assert b"stopped; the same command resumes after row" in message
-    assert b"Traceback" not in message
-
-
-@pytest.mark.parametrize("plant", [os.symlink, os.link])
-@pytest.mark.parametrize("name", [".out.jsonl.partial", ".out.jsonl.journal.tmp"])
-def test_a_link_planted_at_a_known_name_is_replaced_and_not_followed(model, tmp_path, plant, name):
-    (tmp_path / "mine").write_text("mine")
-    plant(tmp_path / "mine", tmp_path / name)
-    (tmp_path / "in.txt").write_text("abc\n")
-    output, _ = predict(model, tmp_path / "in.txt", "out.jsonl")
-    assert output.read_text().startswith('{"')
-    assert (tmp_path / "mine").read_text() == "mine"
-
-
-def test_a_link_in_place_of_a_partial_file_is_an_error(model, interrupted):
-    path, output = interrupted
-    partial = output.with_name(".out.jsonl.partial")
-    content = partial.read_bytes()
-    partial.rename(output.with_name("mine"))
-    partial.symlink_to("mine")
-    with pytest.raises(DragomanError, match=r"cannot be written: .* symbolic links"):
-        predict(model, path, "out.jsonl")
-    assert output.with_name("mine").read_bytes() == content
+    assert "stopped; the same command resumes after row" in message
+    assert "Traceback" not in message
 
 
 def test_a_damaged_or_older_journal_is_an_error(tmp_path):

@@ -94,10 +94,10 @@ def test_settings_of_another_model_are_refused(engine, trained, tmp_path):
 
 def test_a_network_is_allocated_only_if_its_weights_fit():
     huge = ModelSettings(d_model=1 << 16, nhead=1, dim_feedforward=1 << 20, num_encoder_layers=900)
-    start_s = time.monotonic()
+    start_s = time.process_time()
     with pytest.raises(ModelFolderError, match="do not fit the settings"):
         load_network(huge, TOKENIZER, {"a": np.zeros(3, np.float32)})
-    assert time.monotonic() - start_s < 20
+    assert time.process_time() - start_s < 20
 
 
 def test_a_table_of_sinusoids_does_not_grow_with_max_positions():

@@ -281,6 +281,15 @@ def test_an_invalid_array_is_refused(tmp_path, text, found):
         list(read_pairs(tmp_path / "p.json"))
 
 
+def test_a_json_object_that_would_fill_the_memory_is_an_over_long_row(tmp_path):
+    path = tmp_path / "p.jsonl"
+    numbers = "1," * (1 << 21)
+    path.write_text(f'{{"source": "a", "target": "b"}}\n{{"source": "a", "k": [{numbers}1]}}\n')
+    errors = RowErrors()
+    assert len(list(read_pairs(path, DataSettings(long_rows="skip"), errors))) == 1
+    assert errors.counts == {"over-long side": 1}
+
+
 @pytest.mark.parametrize("depth", [500, 3000])
 def test_an_object_nested_too_deeply_is_a_row_error(tmp_path, depth):
     nested = '{"a":' * depth + "1" + "}" * depth

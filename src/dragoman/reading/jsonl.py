@@ -13,6 +13,7 @@ from dragoman.reading.row_errors import (
     EMPTY_LINE,
     MISSING_FIELD,
     NOT_TEXT,
+    OVER_LONG,
     RowError,
     find_line_error,
     find_value_error,
@@ -22,7 +23,7 @@ from dragoman.reading.text_files import Block
 
 _LINES_TO_SEARCH = 100
 _MISSING = object()
-_MOST_CHARACTERS = 1 << 26  # of an object in an array
+_MOST_CHARACTERS = 1 << 22  # of an object: parsed, it takes up to 30 times as much memory
 _SPACES, _GAP = re.compile(r"\s*"), re.compile(r"[\s,]*")
 _KINDS = {list: "a list", bool: "true or false"}
 
@@ -201,6 +202,9 @@ def _dump(value: object) -> str:
 def _parse(file: str, number: int, line: str) -> dict[str, Any] | RowError:
     if not line or line.isspace():
         return RowError(file, number, EMPTY_LINE, "the line is empty")
+    if len(line) > _MOST_CHARACTERS:
+        found = f"the object has over {_MOST_CHARACTERS:,} characters"
+        return RowError(file, number, OVER_LONG, found)
     try:
         row = _DECODER.decode(line)
     except json.JSONDecodeError as error:

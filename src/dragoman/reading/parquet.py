@@ -16,6 +16,7 @@ from dragoman.reading.text_files import FilePosition, check_file, strip_packing
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 1 << 25
 _BUFFER_BYTES = 1 << 20
+_MOST_FOOTER_BYTES = 1 << 24  # in memory it takes up to 35 times as much
 _LIMITS: Final = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 17}
 _TEXT_KINDS = (
     types.is_string,
@@ -45,6 +46,14 @@ def open_parquet(
     if strip_packing(path) != path:
         raise DataError(f"{path}: Parquet is compressed inside; unpack the file first")
     check_file(path)
+    with path.open("rb") as raw:
+        raw.seek(max(0, path.stat().st_size - 8))
+        footer_bytes = int.from_bytes(raw.read(4), "little")
+    if _MOST_FOOTER_BYTES < footer_bytes < path.stat().st_size:
+        raise DataError(
+            f"{path}: its footer has {footer_bytes >> 20} MiB, more than {_MOST_FOOTER_BYTES >> 20}: "
+            "write it again with fewer columns, or with larger row groups"
+        )
     try:
         with pyarrow.parquet.ParquetFile(path, **_LIMITS) as file:
             schema, metadata = file.schema_arrow, file.metadata

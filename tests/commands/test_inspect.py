@@ -10,7 +10,7 @@ from dragoman.cli import main
 from dragoman.commands.inspect import inspect, inspect_pairs
 from dragoman.configuration import read_settings
 from dragoman.errors import DataError
-from dragoman.inspection import character_checks, sides
+from dragoman.inspection import character_checks, findings, sides
 from dragoman.inspection.findings import Inspection
 from dragoman.reading.pairs import RowErrors, read_pairs
 from dragoman.reading.statistics import split_of
@@ -314,3 +314,42 @@ def test_findings_and_lengths_of_a_sample_say_so(file, monkeypatch):
     assert any(
         "lengths in tokens of train: a sample of 100 rows" in note for note in inspection.notes
     )
+
+
+def test_outer_and_unusual_spaces_are_found_and_french_ones_are_in_place(tmp_path):
+    rows = [(f"mot {n} ", f" ton {n}") for n in range(20)]
+    rows += [(f"un\u00a0mot {n}", "x") for n in range(3)] + [("Il a dit\u00a0: «\u00a0J’ai", "x")]
+    write_rows(tmp_path / "p.tsv", rows)
+    kinds = {one.kind: one.count for one in inspect(tmp_path / "p.tsv").findings}
+    assert (kinds["outer_spaces"], kinds["unusual_spaces"]) == (20, 3)
+
+
+def test_hangul_gets_the_advice_to_decompose_and_the_form_is_heeded(tmp_path):
+    rows = [(chr(0xAC00 + 37 * n) + "ab", f"c{n % 7}") for n in range(300)]
+    rows += [("é", "d"), ("e\u0301", "d")] * 2
+    write_rows(tmp_path / "p.tsv", rows)
+    found = {one.kind: one for one in inspect(tmp_path / "p.tsv").findings}
+    assert "in the Unicode form NFD they are" in found["large_vocabulary"].message
+    assert found["large_vocabulary"].remedy.startswith("try tokenizer.source.unicode_form=nfd")
+    assert "unicode_forms" in found
+    typed = read_settings(None, ["--tokenizer.source.unicode_form", "nfd"])
+    heeded = {one.kind: one for one in inspect(tmp_path / "p.tsv", typed).findings}
+    assert not {"large_vocabulary", "unicode_forms"} & {*heeded}
+    assert heeded["duplicates"].count == 3
+
+
+def test_of_very_many_rows_an_evenly_spread_sample_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "_MOST_ROWS", 1000)
+    write_rows(tmp_path / "p.tsv", [(f"s{n % 3000}", f"t{n % 3000}") for n in range(6000)])
+    write_rows(tmp_path / "v.tsv", [(f"v{n}", f"t{n}") for n in range(100)])
+    for valid in ([], ["--data.valid", str(tmp_path / "v.tsv")]):
+        inspection = inspect(tmp_path / "p.tsv", read_settings(None, valid))
+        assert inspection.settings.preset == "small"
+        rows = [figures.rows for figures in inspection.splits.values()]
+        assert 5900 < sum(rows) - 100 * bool(valid) < 6100
+        assert any("a sample of" in note for note in inspection.notes)
+        [duplicates] = [one for one in inspection.findings if one.kind == "duplicates"]
+        assert "a sample of its 6,000 rows" in duplicates.message
+        assert all(
+            int(one.text[1:5].strip(" →t")) == (one.line - 1) % 3000 for one in duplicates.examples
+        )

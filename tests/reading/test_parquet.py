@@ -109,8 +109,8 @@ def test_a_footer_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "p.parquet"
     table = pa.table({"source": ["a"], "target": ["b"]})
     pq.write_table(table.replace_schema_metadata({str(n): "" for n in range(140_000)}), path)
-    with pytest.raises(DataError, match="not a complete Parquet file: .*size limit"):
+    with pytest.raises(DataError, match=r"not a complete Parquet file: .*size limit"):
         list(read_pairs(path))
     monkeypatch.setattr(parquet, "_MOST_FOOTER_BYTES", 1 << 20)
-    with pytest.raises(DataError, match="its footer has .* MiB, more than 1"):
+    with pytest.raises(DataError, match=r"its footer has .* MiB, more than 1"):
         list(read_pairs(path))

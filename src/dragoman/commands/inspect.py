@@ -14,6 +14,8 @@ from dragoman.inspection.character_checks import (
     find_mixed_forms,
     find_mojibake,
     find_replacements,
+    find_smaller_vocabulary,
+    find_spaces,
     find_unseen_characters,
 )
 from dragoman.inspection.findings import (
@@ -21,6 +23,7 @@ from dragoman.inspection.findings import (
     SEVERITIES,
     Example,
     Finding,
+    HeldRows,
     Inspection,
     SplitFigures,
     SplitRows,
@@ -44,7 +47,8 @@ from dragoman.presets import choose_settings
 from dragoman.reading.pairs import Pair, RowErrors, have_same_symbols, list_tables, read_pairs
 from dragoman.reading.row_errors import OVER_LONG
 from dragoman.reading.statistics import collect_statistics, split_of
-from dragoman.settings import DataSettings, Settings
+from dragoman.settings import DataSettings, Settings, UnicodeForm
+from dragoman.tokenizers.closed_vocabulary import to_unicode_form
 from dragoman.tokenizers.tokenizer import PairTokenizer
 from dragoman.training.run_context import TextConsole
 
@@ -60,8 +64,9 @@ def inspect(
 ) -> Inspection:
     """Inspect a file of pairs (two of parallel text), and those of data.valid and data.test.
 
-    Reads all rows into memory and continues after invalid ones. Of many rows, lengths in tokens
-    and some checks of characters are measured on a sample; the notes and findings say so.
+    Continues after invalid rows. Of a file of more than 500,000 rows or 100 million characters, an
+    evenly spread sample is held and checked. Lengths in tokens and some checks of characters are
+    measured on smaller ones. The notes and findings say so.
 
     Args:
         tokenizer: That of a model trained on these pairs; None: one is trained.
@@ -73,7 +78,10 @@ def inspect(
     paths = [pairs] if isinstance(pairs, str | Path) else list(pairs)
     settings = settings or Settings()
     row_errors = RowErrors()
-    train = list(read_pairs(paths, _skip_invalid(settings.data), row_errors))
+    train = HeldRows()
+    statistics = collect_statistics(
+        train.hold(read_pairs(paths, _skip_invalid(settings.data), row_errors))
+    )
     given = (settings.data.valid, settings.data.test)
     is_parallel = all(
         len(files) == 2
@@ -81,18 +89,19 @@ def inspect(
         if one
         for files in list_tables(one, settings.data)
     )
-    choice = choose_settings(settings, collect_statistics(train), is_parallel=is_parallel)
+    choice = choose_settings(settings, statistics, is_parallel=is_parallel)
     data = _skip_invalid(choice.settings.data)
     if not have_same_symbols(
         data, settings.data
     ):  # now without tags in the sources, with split features
-        row_errors = RowErrors()
-        train = list(read_pairs(paths, data, row_errors))
+        row_errors, train = RowErrors(), HeldRows()
+        for pair in read_pairs(paths, data, row_errors):
+            train.add(pair)
 
     def split_pairs() -> Iterator[tuple[str, Pair]]:
         valid_fraction = 0.0 if data.valid else data.valid_fraction
         test_fraction = 0.0 if data.test else data.test_fraction
-        for pair in train:
+        for pair in train.pairs:
             yield split_of(pair.source, pair.features, valid_fraction, test_fraction), pair
         for split, files in (("valid", data.valid), ("test", data.test)):
             if files:
@@ -105,6 +114,7 @@ def inspect(
         tokenizer=tokenizer,
         row_errors=row_errors,
         reasons=choice.reasons,
+        stride=train.stride,
     )
 
 
@@ -116,6 +126,7 @@ def inspect_pairs(
     tokenizer: PairTokenizer | None = None,
     row_errors: RowErrors | None = None,
     reasons: Sequence[str] = (),
+    stride: int = 1,
 ) -> Inspection:
     """Inspect pairs that have been read already, each with its split.
 
@@ -125,11 +136,15 @@ def inspect_pairs(
         tokenizer: That of a model trained on these pairs; None: one is trained.
         row_errors: The rows that could not be read.
         reasons: For the settings that were chosen.
+        stride: Of the training file, one row in so many is given.
 
     Raises:
         SettingsError: The settings of the tokenizer contradict each other.
     """
-    files, splits = group_rows(pairs, paths, settings.data)
+    forms = [settings.tokenizer.source.unicode_form, settings.tokenizer.target.unicode_form]
+    if forms != ["none", "none"]:  # all checks see what the model sees
+        pairs = ((split, _to_forms(pair, *forms)) for split, pair in pairs)
+    files, splits = group_rows(pairs, paths, settings.data, stride)
     findings = list(_find_invalid_rows(row_errors or RowErrors(), settings.data))
     findings += _find_empty_splits(files, splits)
     figures, notes = dict[str, SplitFigures](), list[str]()
@@ -146,7 +161,9 @@ def inspect_pairs(
         findings += find_mojibake(files)
         findings += find_replacements(files)
         findings += find_hidden_characters(files)
+        findings += find_spaces(files)
         findings += find_mixed_forms(files)
+        findings += find_smaller_vocabulary(files, settings.tokenizer)
         findings += find_duplicates(files)
         findings += find_several_targets(files)
         findings += find_dominant_target(files["train"])
@@ -160,6 +177,13 @@ def inspect_pairs(
         settings=settings,
         reasons=tuple(reasons),
         notes=(*(row_errors.layouts if row_errors else ()), *notes),
+    )
+
+
+def _to_forms(pair: Pair, source_form: UnicodeForm, target_form: UnicodeForm) -> Pair:
+    source, target = pair.source, pair.target
+    return pair._replace(
+        source=to_unicode_form(source, source_form), target=to_unicode_form(target, target_form)
     )
 
 

@@ -23,6 +23,10 @@ from dragoman.tokenizers.tokenizer import KINDS
 
 _SAMPLED_ROWS = 100_000
 _SIDES = ("source", "target")
+_MANY_CHARACTERS = 150
+# All of the category Zs but the plain one, and the ideographic one, which is usual in its scripts;
+# in place before French punctuation, and beside numbers; after Â and Ã it is mojibake.
+_UNUSUAL_SPACE = re.compile(r"(?<![«\dÂÃ])[\u00a0\u1680\u2000-\u200a\u202f\u205f](?![!?;:»%€\d])")
 _MOST_SHOWN = 12
 # The first words of Unicode names by script. Scripts whose letters are not joined or separated by
 # zero-width characters, and names that tell no script:
@@ -162,6 +166,70 @@ def _find_script(character: str) -> str:
         return ""
     word = unicodedata.name(character, "").partition(" ")[0]
     return "" if word in _NO_SCRIPT else word
+
+
+def find_spaces(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+    """Find rows with spaces around a side, and rows with spaces that only look like a plain one."""
+    for rows in files.values():
+        outer = [i for i, pair in enumerate(rows.pairs) if any(map(_has_outer_spaces, pair[:2]))]
+        if outer:
+            yield Finding(
+                kind="outer_spaces",
+                title=f"spaces around the text in {rows.shown}",
+                severity="warning",
+                count=len(outer),
+                message=f"{describe_share(len(outer), rows)} have white space at the beginning or the "
+                "end of a side; it is kept, and learned",
+                remedy="remove it from the files, unless it is meant",
+                examples=tuple(show_row(rows, i) for i in outer[:MOST_EXAMPLES]),
+            )
+        spaces = {
+            i: found[0]
+            for i, pair in enumerate(rows.pairs)
+            if not (pair.source.isascii() and pair.target.isascii())
+            and (found := _UNUSUAL_SPACE.findall(pair.source + pair.target))
+        }
+        if spaces:
+            names = Counter(spaces.values()).most_common(3)
+            shown = ", ".join(f"{_name(character)} in {count:,}" for character, count in names)
+            yield Finding(
+                kind="unusual_spaces",
+                title=f"spaces that only look like plain ones in {rows.shown}",
+                severity="note",
+                count=len(spaces),
+                message=f"{describe_share(len(spaces), rows)} have other spaces than U+0020: {shown}",
+                remedy="replace them by plain spaces, in what will be predicted too, unless they are "
+                "meant: to a model they are different characters",
+                examples=tuple(
+                    show_row(rows, i, at=spaces[i]) for i in list(spaces)[:MOST_EXAMPLES]
+                ),
+            )
+
+
+def _has_outer_spaces(text: str) -> bool:
+    return text[:1].isspace() or text[-1:].isspace()
+
+
+def find_smaller_vocabulary(
+    files: Mapping[str, SplitRows], tokenizer: TokenizerSettings
+) -> Iterator[Finding]:
+    """Find a side whose characters would be far fewer in the form NFD, such as Hangul as jamo."""
+    for side, settings in (("source", tokenizer.source), ("target", tokenizer.target)):
+        if settings.kind != "characters" or settings.unicode_form == "nfd":
+            continue
+        characters = set[str]().union(*files["train"].side(side))
+        decomposed = set(unicodedata.normalize("NFD", "".join(characters)))
+        if len(characters) >= _MANY_CHARACTERS and len(characters) >= 2 * len(decomposed):
+            yield Finding(
+                kind="large_vocabulary",
+                title=f"{len(characters):,} different {side} characters",
+                severity="note",
+                count=len(files["train"]),
+                message=f"the {side} has {len(characters):,} different characters; in the Unicode form "
+                f"NFD they are {len(decomposed):,} (letters and accents apart, Hangul as jamo)",
+                remedy=f"try tokenizer.{side}.unicode_form=nfd: each symbol is seen more often",
+                examples=(),
+            )
 
 
 def find_mixed_forms(files: Mapping[str, SplitRows]) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ Severity = Literal["fault", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
 MOST_EXAMPLES = 10
 _MOST_CHARACTERS = 48  # of each side of an example
+_MOST_ROWS = 500_000  # held of each file and split; and their characters:
+_MOST_HELD_CHARACTERS = 100_000_000
 _VISIBLE = {"\n": "↵", "\t": "⇥"}
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it is reversible
 
@@ -70,7 +72,12 @@ class SplitRows:
         if len(self) <= most:
             return self
         pairs = [self.pairs[i] for i in spread(len(self), most)]
-        return dataclasses.replace(self, pairs=pairs, sampled_from=len(self))
+        return dataclasses.replace(self, pairs=pairs, sampled_from=self.num_rows)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows, also of those that are not in a sample."""
+        return self.sampled_from or len(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +184,43 @@ def describe_share(count: int, rows: SplitRows) -> str:
     return f"{count:,} of {len(rows):,} rows ({shown}) of {rows.shown}{sample}"
 
 
+class HeldRows:
+    """Rows of any number in bounded memory: evenly spread ones, once there are too many."""
+
+    def __init__(self, stride: int = 1) -> None:
+        self.pairs: list[Pair] = []
+        self.stride = stride
+        """Of so many rows one is held; `stride` at first: the rows that come are a sample."""
+        self._first_stride, self._num_added, self._num_characters = stride, 0, 0
+
+    def add(self, pair: Pair) -> None:
+        """Hold this row, perhaps."""
+        if self._num_added % (self.stride // self._first_stride) == 0:
+            self.pairs.append(pair)
+            self._num_characters += len(pair.source) + len(pair.target)
+        self._num_added += 1
+        if len(self.pairs) > _MOST_ROWS or self._num_characters > _MOST_HELD_CHARACTERS:
+            self.pairs = self.pairs[::2]
+            self.stride *= 2
+            self._num_characters = sum(len(one.source) + len(one.target) for one in self.pairs)
+
+    def hold(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        """Yield all of `pairs`, and hold some."""
+        for pair in pairs:
+            self.add(pair)
+            yield pair
+
+    @property
+    def sampled_from(self) -> int:
+        """Number of rows that these are a sample of; 0: these are all."""
+        return self._num_added * self._first_stride if self.stride > 1 else 0
+
+
 def group_rows(
-    pairs: Iterable[tuple[str, Pair]], paths: Sequence[str | Path], data: DataSettings
+    pairs: Iterable[tuple[str, Pair]],
+    paths: Sequence[str | Path],
+    data: DataSettings,
+    stride: int = 1,
 ) -> tuple[dict[str, SplitRows], dict[str, SplitRows]]:
     """Return the rows of each file, and the rows of each split, both by name; none is empty.
 
@@ -187,23 +229,30 @@ def group_rows(
     Args:
         pairs: Each with the name of its split.
         paths: The training file, or both files of parallel text.
+        stride: Of the training file, one row in so many is given.
     """
-    by_split: dict[str, list[Pair]] = {"train": [], "valid": [], "test": []}
+    given: dict[str, tuple[str, ...]] = {"valid": data.valid, "test": data.test}
+    by_split = {name: HeldRows(1 if given.get(name) else stride) for name in ("train", *given)}
+    whole = HeldRows(stride)
     for split, pair in pairs:
-        by_split[split].append(pair)
+        by_split[split].add(pair)
+        if not given.get(split):
+            whole.add(pair)
     training_files = tuple(map(str, paths))
-    given = {"valid": data.valid, "test": data.test}
-    splits = {
-        name: SplitRows(name=name, shown=name, files=given.get(name) or training_files, pairs=rows)
-        for name, rows in by_split.items()
-        if rows
-    }
+
+    def make(name: str, shown: str, held: HeldRows) -> SplitRows:
+        return SplitRows(
+            name=name,
+            shown=shown,
+            files=given.get(name) or training_files,
+            pairs=held.pairs,
+            sampled_from=held.sampled_from,
+        )
+
+    splits = {name: make(name, name, held) for name, held in by_split.items() if held.pairs}
     files = {name: rows for name, rows in splits.items() if name == "train" or given[name]}
-    if held_out := [name for name in splits if name not in files]:
-        whole = [pair for name in ("train", *held_out) for pair in by_split[name]]
-        whole.sort(key=lambda pair: pair.line)
-        shown = Path(whole[0].file).name
-        files["train"] = SplitRows(name="train", shown=shown, files=training_files, pairs=whole)
+    if any(name not in files for name in splits):
+        files["train"] = make("train", Path(whole.pairs[0].file).name, whole)
     return files, splits
 
 

@@ -49,7 +49,7 @@ def train_tokenizer(rows: SplitRows, settings: Settings) -> tuple[PairTokenizer,
     sample = rows.sample(_TRAINED_ROWS)
     tokenizer = PairTokenizer.train(iter(sample.pairs), settings.tokenizer)
     note = f"tokens are of a tokenizer trained on a sample of {len(sample):,} rows, evenly spread"
-    return tokenizer, [note] if sample.sampled_from else []
+    return tokenizer, [note] if len(sample) < rows.num_rows else []
 
 
 def measure_split(rows: SplitRows, tokenizer: PairTokenizer) -> tuple[SplitFigures, list[str]]:
@@ -64,14 +64,17 @@ def measure_split(rows: SplitRows, tokenizer: PairTokenizer) -> tuple[SplitFigur
     }
     figures = SplitFigures(
         files=rows.files,
-        rows=len(rows),
+        rows=rows.num_rows,
         sources=len(np.unique(rows.source_keys)),
         lengths={measure: _describe(values) for measure, values in lengths.items()},
     )
+    notes = []
+    if rows.sampled_from:
+        notes = [f"{rows.name}: a sample of {len(rows):,} rows is checked, evenly spread"]
     if len(indices) == len(rows):
-        return figures, []
+        return figures, notes
     note = f"lengths in tokens of {rows.name}: a sample of {len(indices):,} rows, evenly spread"
-    return figures, [note]
+    return figures, [*notes, note]
 
 
 def find_long_rows(

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 
 from conftest import BRIEF, SMALL, make_words, write_pairs
-from dragoman.cli import COMMANDS
+from dragoman.cli import COMMANDS, main
 from dragoman.cli_options import ENGINES, QUANTIZATIONS, read_command_line
 from dragoman.engines.engine import Quantization
 from dragoman.engines.load import EngineName
@@ -335,6 +336,29 @@ def test_a_full_standard_output_is_one_sentence(tmp_path):
         )  # fmt: skip
     assert found.returncode == 1
     assert found.stderr == b"dragoman: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
+)
+def test_too_little_memory_is_one_sentence(trained, tmp_path, monkeypatch, capsys, error):
+    def run_out(*_):
+        raise error
+
+    monkeypatch.setattr("dragoman.engines.torch_engine.search", run_out)
+    (tmp_path / "lines.txt").write_text("abc\n")
+    words = [
+        "predict",
+        str(trained[0]),
+        "--engine",
+        "torch",
+        "--input",
+        str(tmp_path / "lines.txt"),
+    ]
+    assert main(words) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("dragoman: out of memory (")
+    assert "lower decoding.batch_tokens" in line
 
 
 def test_a_misspelt_option_gets_did_you_mean_and_version_is_printed(trained):

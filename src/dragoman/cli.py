@@ -25,7 +25,7 @@ from dragoman.cli_options import (
     positive,
     read_command_line,
 )
-from dragoman.errors import DragomanError, Stopped, shorten
+from dragoman.errors import DragomanError, Stopped, is_out_of_memory, shorten
 from dragoman.terminal import printed_streams, write_data
 
 if TYPE_CHECKING:
@@ -55,6 +55,12 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         _discard_output()
         return 128 + getattr(signal, "SIGPIPE", 13)  # Windows has none
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        cause = str(error).partition("\n")[0] or "the memory of the machine"
+        _print_last(f"out of memory ({cause}): lower decoding.batch_tokens or decoding.beam_size")
+        return 1
     except OSError as error:  # such as a full disk
         reason = os.strerror(error.errno) if error.errno else str(error)
         _print_last(f"{error.filename}: {reason}" if error.filename else reason)

@@ -11,6 +11,25 @@ def shorten(text: str, longest: int = 80) -> str:
     return shown if len(shown) <= longest else f"{shown[:longest]}…"
 
 
+# Messages of torch, of oneDNN below it, and of CTranslate2. torch's own error is for GPUs alone.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "could not create a primitive",
+    "could not create a memory",
+    "could not execute a primitive",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether `error` says that the machine or a GPU has too little memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    )
+
+
 class DragomanError(Exception):
     """An error in the input: the command line shows one message and exits with code 2."""
 

@@ -24,7 +24,7 @@ from dragoman.commands.fit_setup import (
 from dragoman.configuration import flatten_settings
 from dragoman.engines.load import PARITY
 from dragoman.engines.torch_engine import TorchEngine
-from dragoman.errors import CheckpointError, ModelFolderError, Stopped
+from dragoman.errors import CheckpointError, ModelFolderError, Stopped, is_out_of_memory
 from dragoman.evaluation.evaluation import write_evaluation
 from dragoman.model.building import copy_weights
 from dragoman.model_folder.folder import (
@@ -38,7 +38,7 @@ from dragoman.predictor import Predictor
 from dragoman.settings import Settings
 from dragoman.training.callbacks import SAMPLES_FILE, truncate_samples
 from dragoman.training.checkpoints import BEST, list_checkpoints, read_checkpoint, sweep_partial
-from dragoman.training.device import explain_out_of_memory, find_device, is_out_of_memory
+from dragoman.training.device import explain_out_of_memory, find_device
 from dragoman.training.graceful_stop import SignalHandler, StopTraining, handle_signals
 from dragoman.training.logs import make_loggers
 from dragoman.training.pace import measure_pace

@@ -15,7 +15,13 @@ from filelock import Timeout
 from dragoman.characters import find_surrogate
 from dragoman.configuration import find_conflicts, list_set_values, merge_settings
 from dragoman.data.run_data import RunData
-from dragoman.errors import CheckpointError, DataError, ModelFolderError, SettingsError
+from dragoman.errors import (
+    CheckpointError,
+    DataError,
+    ModelFolderError,
+    SettingsError,
+    is_out_of_memory,
+)
 from dragoman.model.building import build_network, count_at_least
 from dragoman.model.transformer import Transformer
 from dragoman.model_folder.constraint_files import find_constraint_errors
@@ -33,7 +39,6 @@ from dragoman.training.device import (
     fast_float32,
     find_device,
     find_memory_bytes,
-    is_out_of_memory,
     name_device,
     plan_micro_batches,
 )

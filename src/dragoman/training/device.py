@@ -18,16 +18,6 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# Messages of torch, which has its own error only for GPUs, and of oneDNN below it.
-_CPU_MESSAGES = (
-    "can't allocate memory",
-    "not enough memory",
-    "bad_alloc",
-    "could not create a primitive",
-    "could not create a memory",
-    "could not execute a primitive",
-)
-
 
 def find_device(training: TrainingSettings) -> str:
     """Return the device type to train on.
@@ -121,15 +111,6 @@ def find_memory_bytes() -> float:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):  # Windows
         return math.inf
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether `error` says that the machine or a GPU has too little memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        message in str(error) for message in _CPU_MESSAGES
-    )
 
 
 def explain_out_of_memory(error: BaseException, batch: str, settings: Settings) -> TrainingError:

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 from dragoman.configuration import list_set_values, merge_settings
 from dragoman.data.batch import Batch
-from dragoman.errors import SettingsError
+from dragoman.errors import SettingsError, is_out_of_memory
 from dragoman.settings import Settings
 from dragoman.training.datamodule import PairDataModule
-from dragoman.training.device import explain_out_of_memory, find_device, is_out_of_memory
+from dragoman.training.device import explain_out_of_memory, find_device
 from dragoman.training.module import TransformerTraining
 from dragoman.training.run_context import StartTimer
 

@@ -413,8 +413,9 @@ def test_an_ensemble_and_a_second_model_are_served_by_name(trained):
         assert two["digest"] == f"{one['digest']}+{one['digest']}"
 
 
-def test_a_request_that_takes_too_long_gets_504(trained):
-    with running_server(trained[0], "--timeout", "1", "--max-body", "100") as (_, port):
+def test_a_late_answer_is_504_and_one_request_too_many_503(trained):
+    words = ["--timeout", "1", "--max-body", "100", "--max-requests", "1"]
+    with running_server(trained[0], *words) as (_, port):
         sources = make_words(2000)
         decoding = {"beam_size": 8, "max_length_extra": 1000, "min_length": 1000}
         client = Client(port)
@@ -424,6 +425,9 @@ def test_a_request_that_takes_too_long_gets_504(trained):
             slow.sendall(
                 b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
             )
+            time.sleep(0.2)
+            status, headers, _ = client.send("GET", "/ready")  # a second one at the same time
+            assert (status, headers["retry-after"]) == (503, "1")
             assert b" 504 " in slow.recv(100)
 
 

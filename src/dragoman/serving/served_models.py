@@ -139,6 +139,8 @@ class ServedModel:
         from dragoman.evaluation.metrics import find_task  # loads sacrebleu
 
         settings, target = self.predictor.settings, self.predictor.tokenizer.target.settings
+        named = list_constraint_files(settings.decoding).items()
+        files = {setting: Path(file).name for setting, file in named}  # not where they are
         references = [[one.target] for one in self._samples]
         task = find_task(settings.evaluation, references, has_symbols=target.kind == "symbols")
         return {
@@ -147,7 +149,7 @@ class ServedModel:
             "task": task,
             "features": list(self.predictor.feature_labels),
             "examples": [one._asdict() for one in self._samples],
-            "decoding": flatten_settings(settings.decoding),
+            "decoding": flatten_settings(settings.decoding) | files,
         }
 
 
@@ -198,7 +200,7 @@ class ServedModels:
             problem = ""
             try:
                 self.by_name[name] = await asyncio.to_thread(self._read, name)
-            except (DragomanError, OSError) as error:
+            except Exception as error:  # whatever it is
                 problem = f"not reloaded, the earlier model stays: {error}"
             print(f"dragoman: {name}: {problem or 'reloaded'}", file=sys.stderr, flush=True)
             done[name] = not problem

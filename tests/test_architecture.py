@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
@@ -125,7 +126,9 @@ def test_predicting_with_an_export_loads_neither_torch_nor_lightning(trained):
 def test_every_public_name_is_there_and_told_of():
     for name in dragoman.__all__:
         assert getattr(dragoman, name).__doc__, name
-    assert set(dragoman.__all__) <= set(dir(dragoman))
+    assert {name for name in dir(dragoman) if not name.startswith("_")} == {*dragoman.__all__}
+    assert dragoman.__version__ == version("dragoman")
+    assert (PACKAGE / "py.typed").is_file()
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from dragoman.configuration import (
+    as_settings,
     find_conflicts,
     flatten_settings,
     list_set_values,
@@ -19,7 +20,7 @@ from dragoman.configuration import (
 )
 from dragoman.errors import SettingsError
 from dragoman.model_folder.folder import dump_settings
-from dragoman.settings import Section, Settings
+from dragoman.settings import ModelSettings, Section, Settings
 
 
 def errors_of(config=None, arguments=()):
@@ -354,3 +355,21 @@ def test_any_bytes_give_settings_or_a_settings_error(tmp_path_factory, content):
     config.write_bytes(content)
     with contextlib.suppress(SettingsError):
         assert isinstance(read_settings(config), Settings)
+
+
+def test_a_dict_is_read_as_a_file_is(tmp_path):
+    nested = {"model": {"d_model": 64}, "training.max_steps": "9", "data": {"valid": [tmp_path]}}
+    settings = as_settings(nested)
+    assert (settings.model.d_model, settings.training.max_steps) == (64, 9)
+    assert settings.data.valid == (str(tmp_path),)
+    assert "nhead" not in settings.model.model_fields_set
+    assert as_settings(None) == as_settings({}) == as_settings(Settings()) == Settings()
+    assert as_settings({"model": ModelSettings(nhead=2)}) == as_settings({"model.nhead": 2})
+    with pytest.raises(SettingsError, match="2 errors") as raised:
+        as_settings({"model": {"d_modle": 3}, "training.max_steps": None})
+    assert "model.d_modle: there is no such setting; did you mean model.d_model?" in str(
+        raised.value
+    )
+    for other in (["--model.d_model", "3"], "settings.yaml", 5, ModelSettings()):
+        with pytest.raises(SettingsError, match="settings: expected a dict such as"):
+            as_settings(other)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dragoman.errors import DragomanError as DragomanError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from dragoman.commands.compare import compare as compare
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dragoman.commands.export import export as export
     from dragoman.commands.fit import fit as fit
     from dragoman.commands.inspect import inspect as inspect
+    from dragoman.configuration import SettingsLike
     from dragoman.configuration import read_settings as read_settings
     from dragoman.data.batch import Batch as Batch
     from dragoman.engines.engine import Quantization
@@ -71,7 +72,7 @@ __all__ = ["DragomanError", "load", "predict", *sorted(_HOMES)]
 
 def load(
     path: "str | Path | Sequence[str | Path]",
-    settings: "Settings | None" = None,
+    settings: "SettingsLike" = None,
     *,
     engine: "EngineName" = "auto",
     device: str = "auto",
@@ -88,18 +89,22 @@ def load(
 
 def predict(
     path: "str | Path",
-    sources: "Sequence[str]",
-    features: "Sequence[Sequence[str]] | None" = None,
+    sources: "Iterable[str]",
+    features: "Iterable[Sequence[str]] | None" = None,
 ) -> list[str]:
     """Return the output of the model in the folder `path` for each source: `Predictor.predict`."""
     return load(path).predict(sources, features)
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("dragoman")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*__all__, "__version__", "__doc__", "__file__", "__name__", "__path__"])

@@ -1,6 +1,7 @@
 """Settings from a YAML file and from dotted arguments: merged, checked, all errors at once."""
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,43 @@ def read_settings(config: Path | None = None, arguments: Sequence[str] = ()) -> 
         _take_file(content, str(config), draft)
     _read_arguments(arguments, draft)
     return _check(draft)
+
+
+SettingsLike = Settings | Mapping[str, Any] | None
+
+
+def as_settings(given: SettingsLike) -> Settings:
+    """Return the settings that a Python caller gives: `Settings`, or a dict, nested or dotted.
+
+    Raises:
+        SettingsError: Lists all errors, as `read_settings`; or they are something else.
+    """
+    if given is None or isinstance(given, Settings):
+        return given or Settings()
+    if not isinstance(given, Mapping):
+        raise SettingsError(
+            "settings: expected a dict such as {'model.d_model': 128}, or Settings, found "
+            f"{type(given).__name__}; `read_settings` reads a YAML file"
+        )
+    draft = _Draft()
+    for name, value in _flatten_mapping(given):
+        draft.set(name, value, name)
+    return _check(draft)
+
+
+def _flatten_mapping(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in given.items():
+        if isinstance(value, Section):
+            yield from list_set_values(value, f"{prefix}{name}.")
+        elif isinstance(value, Mapping):
+            yield from _flatten_mapping(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            yield (
+                f"{prefix}{name}",
+                [os.fspath(one) if isinstance(one, Path) else one for one in value],
+            )
+        else:
+            yield f"{prefix}{name}", os.fspath(value) if isinstance(value, Path) else value
 
 
 def parse_config(content: bytes, place: str) -> Settings:

@@ -3,14 +3,14 @@
 import copy
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from dragoman.configuration import merge_for_use
+from dragoman.configuration import SettingsLike, as_settings, merge_for_use
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search_config import SearchConfig, resolve_search
 from dragoman.engines.engine import Engine, Quantization, add_details
@@ -20,7 +20,9 @@ from dragoman.evaluation.confidence import find_confidence
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.folder import ModelFolder, StoredWeights
 from dragoman.reading.pairs import InvalidRow, Source, take_features
+from dragoman.reading.row_errors import EMPTY_SIDE, find_side_error, find_value_error
 from dragoman.settings import Settings
+from dragoman.terminal import html_table
 from dragoman.tokenizers.tokenizer import EOS_ID, UNKNOWN_ID, PairTokenizer
 
 _FIRST_WINDOW_ROWS = 64
@@ -37,17 +39,27 @@ class Prediction:
     text: str
     score: float  # log-probability of the output, in nats
     confidence: float  # probability, in [0, 1], that it is exactly right: see `find_confidence`
-    normalized_score: float  # the score by which hypotheses are compared: decoding.length_norm
     is_complete: bool  # False: truncated at its longest length (see decoding.max_length_ratio)
-    num_unknown: int  # source tokens that are not in the vocabulary
-    tokens: tuple[str, ...]  # of the output, with its end if it is complete
-    log_probs: tuple[float, ...]  # of each of `tokens`, with decoding.token_scores
-    source_tokens: tuple[str, ...]
-    alignment: tuple[tuple[float, ...], ...]  # (tokens, source_tokens), with decoding.alignment
+    # The score by which hypotheses are compared: decoding.length_norm.
+    normalized_score: float = field(repr=False)
+    num_unknown: int = field(repr=False)  # source tokens that are not in the vocabulary
+    tokens: tuple[str, ...] = field(repr=False)  # of the output, with its end if it is complete
+    log_probs: tuple[float, ...] = field(repr=False)  # of `tokens`, with decoding.token_scores
+    source_tokens: tuple[str, ...] = field(repr=False)
+    # (tokens, source_tokens), with decoding.alignment.
+    alignment: tuple[tuple[float, ...], ...] = field(repr=False)
 
     def marked(self, truncation_mark: str) -> str:
         """Return the text, followed by `truncation_mark` if it was truncated."""
         return self.text if self.is_complete else self.text + truncation_mark
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values, such as a row of a pandas DataFrame."""
+        return asdict(self)
+
+    def _repr_html_(self) -> str:
+        shown = ("text", "score", "confidence", "is_complete")
+        return html_table((name, getattr(self, name)) for name in shown)
 
 
 class Predictor:
@@ -76,6 +88,10 @@ class Predictor:
         self.config = resolve_search(settings.decoding, tokenizer) if config is None else config
         self.calibrations = tuple(calibrations)
         self.model_folders = tuple(model_folders)
+        self.folders: tuple[Path, ...] = ()
+        """Where its models are stored, for `pickle` and `copy`, which load them; (): nowhere."""
+        self.options: dict[str, Any] = {}
+        """With which `load` gives the same predictor from `folders`."""
         models = [one.settings.model for one in model_folders] or [settings.model]
         self._num_positions = min(
             (model.max_positions for model in models if model.positions == "learned"), default=None
@@ -85,7 +101,7 @@ class Predictor:
     def load(
         cls,
         path: str | Path | Sequence[str | Path],
-        settings: Settings | None = None,
+        settings: SettingsLike = None,
         *,
         engine: EngineName = "auto",
         device: str = "auto",
@@ -115,7 +131,8 @@ class Predictor:
                     "one tokenizer; train its models on the same pairs, with different "
                     "training.seed"
                 )
-        merged = merge_for_use(settings or Settings(), first.settings)
+        typed = as_settings(settings)
+        merged = merge_for_use(typed, first.settings)
         config = resolve_search(merged.decoding, first.tokenizer)
         made = load_engine(model_folders, config, engine, device, threads, quantization)
         found = [
@@ -123,7 +140,35 @@ class Predictor:
             for model_folder in model_folders
             if model_folder.calibration is not None
         ]
-        return cls(made, first.tokenizer, merged, model_folders, config=config, calibrations=found)
+        loaded = cls(
+            made, first.tokenizer, merged, model_folders, config=config, calibrations=found
+        )
+        loaded.folders = tuple(one.absolute() for one in paths)
+        loaded.options = {"settings": typed, "engine": engine, "device": device, "threads": threads,
+                          "quantization": quantization}  # fmt: skip
+        return loaded
+
+    def __reduce__(self) -> tuple[Callable[[], "Predictor"], tuple[()]]:
+        """Load it again where it is unpickled or copied: an engine cannot be stored."""
+        if not self.folders:
+            raise DragomanError("pickle, copy: this model is in memory only; load it from a folder")
+        return partial(Predictor.load, self.folders, **self.options), ()
+
+    def _describe_itself(self) -> dict[str, object]:
+        model, tokenizer = self.settings.model, self.tokenizer
+        return {
+            "model": ", ".join(map(str, self.folders)) or "in memory",
+            "engine": f"{self.engine.name}, {self.engine.quantization}",
+            "layers": f"{model.num_encoder_layers} + {model.num_decoder_layers}, d_model {model.d_model}",
+            "vocabulary": f"{tokenizer.source_vocab_size:,} source, {tokenizer.target_vocab_size:,} target",
+        }
+
+    def __repr__(self) -> str:
+        described = self._describe_itself().items()
+        return f"Predictor({'; '.join(f'{name}: {value}' for name, value in described)})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._describe_itself().items())
 
     def with_decoding(self, settings: Settings) -> "Predictor":
         """Return this model with `settings.decoding` over its own; both share the engine.
@@ -167,9 +212,11 @@ class Predictor:
         return ""
 
     def predict(
-        self, sources: Sequence[str], features: Sequence[Sequence[str]] | None = None
+        self, sources: Iterable[str], features: Iterable[Sequence[str]] | None = None
     ) -> list[str]:
         """Return the output for each source; a truncated one ends with the truncation mark.
+
+        The output of an empty source is empty, as on the command line.
 
         With `data.leading_tags`, a source begins with its tags: "<de> 3. Oktober 2024".
 
@@ -177,18 +224,21 @@ class Predictor:
             features: Values of `data.features` for each source, in that order.
 
         Raises:
-            DragomanError: `sources` is one string, or `features` do not fit the model.
+            DragomanError: `sources` are not a list of strings, or `features` do not fit the model.
         """
         mark = self.settings.decoding.truncation_mark
-        return [best[0].marked(mark) for best in self.predict_n_best(sources, features)]
+        found = self.predict_n_best(sources, features)
+        return [best_first[0].marked(mark) if best_first else "" for best_first in found]
 
     def predict_n_best(
         self,
-        sources: Sequence[str],
-        features: Sequence[Sequence[str]] | None = None,
-        prefixes: Sequence[str] | None = None,
+        sources: Iterable[str],
+        features: Iterable[Sequence[str]] | None = None,
+        prefixes: Iterable[str] | None = None,
     ) -> list[list[Prediction]]:
         """Return `decoding.num_hypotheses` outputs for each source, the best first.
+
+        An empty source has none.
 
         Args:
             features: As in `predict`.
@@ -196,33 +246,45 @@ class Predictor:
                 token may end, such as the end of a word.
 
         Raises:
-            DragomanError: `sources` is one string, `features` or `prefixes` do not fit, or the
-                model produced NaN.
+            DragomanError: `sources` are not a list of strings, one is too long, `features` or
+                `prefixes` do not fit, or the model produced NaN.
         """
-        rows = self._make_rows(sources, features)
-        if prefixes is not None:
-            _check_count("prefixes", prefixes, len(rows))
-        starts = None if prefixes is None else self._encode_given("prefixes", prefixes)
-        return self._refuse_nan(self._search(self._encode(rows), starts))
+        return self._predict_all(self._make_rows(sources, features, "prefixes", prefixes))
 
     def score(
         self,
-        sources: Sequence[str],
-        targets: Sequence[str],
-        features: Sequence[Sequence[str]] | None = None,
+        sources: Iterable[str],
+        targets: Iterable[str],
+        features: Iterable[Sequence[str]] | None = None,
     ) -> list[Prediction]:
         """Return each of `targets` with its log-probability as the output of its source.
 
         `score` is the sum of `log_probs`, one for each token; `text` is the decoded target.
 
         Raises:
-            DragomanError: `sources` is one string, `targets` or `features` do not fit, or the
-                model produced NaN.
+            DragomanError: `sources` are not a list of strings, one is empty or too long, `targets`
+                or `features` do not fit, or the model produced NaN.
         """
-        rows = self._make_rows(sources, features)
-        _check_count("targets", targets, len(rows))
-        found = self._score(self._encode(rows), self._encode_given("targets", targets))
-        return [one for [one] in self._refuse_nan(found)]
+        rows = self._make_rows(sources, features, "targets", targets)
+        return [one for [one] in self._predict_all(rows, scores_targets=True)]
+
+    def _predict_all(
+        self, rows: Sequence[Source | InvalidRow], *, scores_targets: bool = False
+    ) -> list[list[Prediction]]:
+        """Return the outputs of each row, best first; an empty source has none, and no score.
+
+        Raises:
+            DragomanError: Another row is invalid, or the model produced NaN.
+        """
+        found = []
+        predicted = self.predict_window(rows, scores_targets=scores_targets)
+        for given, (row, best_first) in zip(rows, predicted, strict=True):
+            if isinstance(row, InvalidRow) and (scores_targets or isinstance(given, Source)):
+                if row.reason == PRODUCED_NAN:
+                    raise self.nan_error()
+                raise DragomanError(f"sources[{row.line}]: {row.reason}")
+            found.append(best_first)
+        return found
 
     def predict_rows(
         self, rows: Iterable[Source | InvalidRow]
@@ -286,11 +348,6 @@ class Predictor:
         """Return whether none of its model folders has been replaced since it was loaded."""
         return all(one.is_in_place() for one in self.list_weights())
 
-    def _refuse_nan(self, found: list[list[Prediction]]) -> list[list[Prediction]]:
-        if any(map(_has_nan, found)):
-            raise self.nan_error()
-        return found
-
     def nan_error(self) -> DragomanError:
         """Return the error for an output whose score is NaN."""
         other = "" if self.engine.name == "torch" else ", or --engine torch"
@@ -301,28 +358,60 @@ class Predictor:
         return [one.weights for one in self.model_folders if isinstance(one.weights, StoredWeights)]
 
     def _make_rows(
-        self, sources: Sequence[str], features: Sequence[Sequence[str]] | None
-    ) -> list[Source]:
-        if isinstance(sources, str):
-            raise DragomanError(
-                "predict: expected a list of sources, found a string: put it in [ ]"
-            )
-        labels, unknown = self.feature_labels, dict[str, None]()
-        values = [()] * len(sources) if features is None else features
-        if len(values) != len(sources) or any(len(row) != len(labels) for row in values):
-            raise DragomanError(
-                f"features: give {len(labels)} values for each of the {len(sources)} sources "
-                f"(data.features of this model: {', '.join(labels) or 'none'})"
-            )
-        rows = []
-        for line, (text, row) in enumerate(zip(sources, values, strict=True), start=1):
-            rest, symbols = take_features(text, row, labels, self.settings.data)
-            rows.append(Source(source=rest, features=symbols, line=line))
-            unknown.update(dict.fromkeys(self.find_unknown(symbols)))
-        if unknown:
-            shown = shorten(", ".join(unknown))
+        self,
+        sources: Iterable[str],
+        features: Iterable[Sequence[str]] | None,
+        name: str,
+        given: Iterable[str] | None,
+    ) -> list[Source | InvalidRow]:
+        """Return a row for each source, by the rules of a file; an empty one is invalid.
+
+        `name` is that of the argument `given`, a prefix or target for each.
+        """
+        texts, data = _list_texts("sources", sources), self.settings.data
+        starts = [""] * len(texts) if given is None else _list_texts(name, given, len(texts))
+        for i, (text, ids) in enumerate(zip(starts, self._encode_targets(starts), strict=True)):
+            if unknown := self._name_unknown(text, ids):
+                raise DragomanError(f"{name}[{i}]: {unknown}")
+        values = self._list_features(features, len(texts))
+        rows: list[Source | InvalidRow] = []
+        unseen = dict[str, None]()
+        for line, (text, row) in enumerate(zip(texts, values, strict=True)):
+            rest, symbols = take_features(text, row, self.feature_labels, data)
+            unseen.update(dict.fromkeys(self.find_unknown(symbols)))
+            error = find_value_error("", line, "the source", rest)
+            error = error or find_side_error("", line, "source", rest, data.max_characters)
+            if error is None:
+                rows.append(Source(rest, symbols, line, starts[line]))
+            elif error.kind == EMPTY_SIDE:
+                rows.append(InvalidRow(line, "", error.detail))
+            else:
+                raise DragomanError(f"sources[{line}]: {error.detail}")
+        if unseen:
+            shown = shorten(", ".join(unseen))
             warnings.warn(f"features that the model has never seen: {shown}", stacklevel=4)
         return rows
+
+    def _list_features(
+        self, features: Iterable[Sequence[str]] | None, count: int
+    ) -> list[Sequence[str]]:
+        names = self.feature_labels
+        rows = [()] * count if features is None else features
+        is_list = isinstance(rows, Iterable) and not isinstance(
+            rows, str | Mapping | set | frozenset
+        )
+        values = list(rows) if is_list and not hasattr(rows, "columns") else []
+        if len(values) != count or not all(
+            isinstance(row, list | tuple)
+            and len(row) == len(names)
+            and all(isinstance(value, str) for value in row)
+            for row in values
+        ):
+            raise DragomanError(
+                f"features: give {len(names)} values for each of the {count} sources, as a list of "
+                f"tuples of strings (data.features of this model: {', '.join(names) or 'none'})"
+            )
+        return values
 
     def _search(
         self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]] | None
@@ -358,18 +447,6 @@ class Predictor:
 
     def _encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids[1:-1] for ids in self.tokenizer.encode_targets(texts)]
-
-    def _encode_given(self, name: str, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of prefixes or targets that the caller calls `name`.
-
-        Raises:
-            DragomanError: One has a token outside of the target's vocabulary.
-        """
-        encoded = self._encode_targets(texts)
-        for i, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
-            if unknown := self._name_unknown(text, ids):
-                raise DragomanError(f"{name}[{i}]: {unknown}")
-        return encoded
 
     def _name_unknown(self, text: str, ids: Sequence[int]) -> str:
         """Return why the model cannot emit `text`, with these ids; "" if it can."""
@@ -420,9 +497,30 @@ def make_windows(rows: Iterable[T], first: int = 0) -> Iterator[list[T]]:
         num_rows += len(window)
 
 
-def _check_count(name: str, values: Sequence[str], count: int) -> None:
-    if isinstance(values, str) or len(values) != count:
-        raise DragomanError(f"{name}: give one for each of the {count} sources")
+def _list_texts(name: str, values: Iterable[str], count: int | None = None) -> list[str]:
+    """Return `values`, `count` strings, as a list.
+
+    Raises:
+        DragomanError: They are something else.
+    """
+    is_other = isinstance(values, str | bytes | Mapping | set | frozenset) or hasattr(
+        values, "columns"
+    )
+    if is_other or not isinstance(values, Iterable):
+        raise DragomanError(
+            f"{name}: expected a list of {name}, found {type(values).__name__}; give the strings in "
+            "[ ], or one column of a table"
+        )
+    texts = list(values)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DragomanError(
+                f"{name}[{place}]: expected a string, found {shorten(repr(text))} "
+                f"({type(text).__name__})"
+            )
+    if count not in (None, len(texts)):
+        raise DragomanError(f"{name}: give one for each of the {count} sources, not {len(texts)}")
+    return texts
 
 
 def _has_nan(predictions: Sequence[Prediction]) -> bool:

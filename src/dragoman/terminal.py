@@ -1,8 +1,8 @@
-"""Standard output and error: data exactly and in UTF-8, text for people without control characters."""
+"""What people see: standard output and error without control characters of data; notebooks."""
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO, cast
 
@@ -33,6 +33,15 @@ def printed_streams() -> Iterator[None]:
     out, err = (cast(TextIO, PrintedStream(one)) for one in (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
         yield
+
+
+def html_table(rows: Iterable[tuple[str, object]]) -> str:
+    """Return a table for a notebook: a name and a value a row."""
+    from markupsafe import Markup  # on demand
+
+    line = Markup("<tr><th>{}</th><td>{}</td></tr>")
+    lines = (line.format(name, escape_controls(str(value))) for name, value in rows)
+    return f"<table>{''.join(lines)}</table>"
 
 
 def write_data(text: str) -> None:

@@ -8,7 +8,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from dragoman.commands.evaluate import find_run
-from dragoman.configuration import check_sections, merge_settings, update_stored
+from dragoman.configuration import (
+    SettingsLike,
+    as_settings,
+    check_sections,
+    merge_settings,
+    update_stored,
+)
 from dragoman.errors import DataError, shorten
 from dragoman.evaluation.evaluation import TargetTokenization
 from dragoman.evaluation.metrics import choose_metrics
@@ -19,7 +25,7 @@ from dragoman.settings import EvaluationSettings, Settings
 
 def compare(
     runs: Sequence[str | Path],
-    settings: Settings | None = None,
+    settings: SettingsLike = None,
     *,
     on: str = "",
     num_rows: int = 10,
@@ -36,10 +42,10 @@ def compare(
     Raises:
         DataError: There are fewer than two runs, one has no evaluation, or their rows differ.
     """
-    names = [str(run) for run in runs]
+    names = [str(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if len(names) < 2:
         raise DataError(f"{' '.join(names)}: give two runs or more; the first is the baseline")
-    check_sections(settings or Settings(), "compare", ("evaluation",))
+    check_sections(as_settings(settings), "compare", ("evaluation",))
     systems = {}
     for name in names:  # an existing path with a comma is one run
         of_seeds = [name] if Path(name).exists() else [one for one in name.split(",") if one]
@@ -49,7 +55,7 @@ def compare(
     rows = {name: [of_seed for of_seed, _ in found] for name, found in systems.items()}
     baseline = names[0]
     evaluation, tokenization = _find_settings(
-        systems[baseline][0][1], (settings or Settings()).evaluation, baseline
+        systems[baseline][0][1], as_settings(settings).evaluation, baseline
     )
     metrics = choose_metrics(
         evaluation,

@@ -13,7 +13,7 @@ from typing import Any
 
 from dragoman.commands.predict import ProgressDisplay
 from dragoman.commands.report import report_model, report_outputs
-from dragoman.configuration import check_sections, flatten_settings
+from dragoman.configuration import SettingsLike, as_settings, check_sections, flatten_settings
 from dragoman.engines.engine import Quantization
 from dragoman.engines.load import EngineName
 from dragoman.errors import DataError, ModelFolderError, SettingsError
@@ -32,17 +32,17 @@ from dragoman.evaluation.output_rows import Row, group_references, read_outputs,
 from dragoman.model_folder.calibration import write_calibration
 from dragoman.model_folder.folder import EVALUATION, ModelFolder, is_model_folder
 from dragoman.predictor import PRODUCED_NAN, Predictor
+from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import SUFFIXES, InvalidRow, Pair, RowErrors, Source, read_pairs
 from dragoman.reading.text_files import strip_packing
-from dragoman.settings import Settings
 
 Paths = str | Path | Sequence[str | Path]
 
 
 def evaluate(
-    path: Paths,
-    pairs: Paths,
-    settings: Settings | None = None,
+    path: "Paths | Predictor",
+    pairs: Pairs,
+    settings: SettingsLike = None,
     *,
     engine: EngineName = "auto",
     device: str = "auto",
@@ -54,14 +54,14 @@ def evaluate(
     report: str | Path | None = None,
     row_errors: RowErrors | None = None,
 ) -> Evaluation:
-    """Evaluate the model in the folder `path` (several: an ensemble) on a file of pairs.
+    """Evaluate the model in the folder `path` (several: an ensemble), or a loaded one, on pairs.
 
     Pairs with the same source are references of it. A truncated output is scored as it is.
 
     Args:
-        pairs: A file, or two of parallel text.
+        pairs: A file, two of parallel text, rows (source, target), or a table.
         settings: Its data, decoding and evaluation sections override those of the model.
-        engine: This and the next three: as in `load`.
+        engine: This and the next three: as in `load`; a loaded model has its own.
         calibrate: Calibrate the model's confidence on these pairs (use validation pairs), and store
             that in its folder.
         out: Folder to write: rows.jsonl and scores.json; None: write neither.
@@ -74,21 +74,28 @@ def evaluate(
         ModelFolderError: The model was replaced meanwhile.
         SettingsError: `calibrate` is given for an ensemble.
     """
-    if calibrate and not isinstance(path, str | Path) and len(path) > 1:
+    if isinstance(path, Predictor):
+        model = path
+        if settings is not None:
+            raise SettingsError("settings: this model is loaded with its own; give its folder")
+    else:
+        model = Predictor.load(
+            path, settings, engine=engine, device=device, threads=threads, quantization=quantization
+        )
+    if not model.folders:
+        raise ModelFolderError("the model is in memory only; evaluate the folder that `fit` wrote")
+    if calibrate and len(model.folders) > 1:
         raise SettingsError("--calibrate: each model has its own calibration; leave out --ensemble")
-    model = Predictor.load(
-        path, settings, engine=engine, device=device, threads=threads, quantization=quantization
-    )
-    folder = Path(path if isinstance(path, str | Path) else path[0])
-    paths = [Path(one) for one in ([pairs] if isinstance(pairs, str | Path) else pairs)]
-    model_folder = model.model_folders[0]
-    evaluation, confidence = evaluate_model(
-        model,
-        read_pairs(paths, model.settings.data, row_errors, model.feature_labels),
-        counts=model_folder.source_counts,
-        calibrates=calibrate,
-        progress=ProgressDisplay(),
-    )
+    folder = model.folders[0]
+    model_folder = model.model_folders[0] if model.model_folders else ModelFolder.read(folder)
+    with as_files(pairs) as paths:
+        evaluation, confidence = evaluate_model(
+            model,
+            read_pairs(paths, model.settings.data, row_errors, model.feature_labels),
+            counts=model_folder.source_counts,
+            calibrates=calibrate,
+            progress=ProgressDisplay(),
+        )
     if not model.is_in_place():
         raise ModelFolderError(
             f"{folder}: the model was replaced while it was evaluated: try again"
@@ -120,7 +127,7 @@ def evaluate_outputs(
     hypotheses: str | Path,
     references: Paths,
     sources: str | Path | None = None,
-    settings: Settings | None = None,
+    settings: SettingsLike = None,
     *,
     out: str | Path | None = None,
     report: str | Path | None = None,
@@ -138,12 +145,14 @@ def evaluate_outputs(
     Raises:
         DataError: A file cannot be read, or the files differ in their number of lines.
     """
-    check_sections(settings or Settings(), "an evaluation of outputs", ("evaluation",))
+    check_sections(as_settings(settings), "an evaluation of outputs", ("evaluation",))
+    if not isinstance(hypotheses, str | Path):
+        raise DataError(f"hypotheses: expected a file, found {type(hypotheses).__name__}")
     paths = [
         Path(one) for one in ([references] if isinstance(references, str | Path) else references)
     ]
     rows = read_outputs(Path(hypotheses), paths, None if sources is None else Path(sources))
-    evaluation = evaluate_rows(rows, (settings or Settings()).evaluation)
+    evaluation = evaluate_rows(rows, as_settings(settings).evaluation)
     if out is not None:
         write_evaluation(Path(out), evaluation)
         evaluation = replace(evaluation, folder=Path(out))

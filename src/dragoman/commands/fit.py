@@ -12,16 +12,14 @@ from rich.console import Console
 
 from dragoman.commands.fit_results import check_parity, evaluate_run, gather_metrics, report_run
 from dragoman.commands.fit_setup import (
-    PairFiles,
     Run,
-    list_files,
     lock_folder,
     name_folders,
     resume_run,
     start_run,
     sweep_folders,
 )
-from dragoman.configuration import flatten_settings
+from dragoman.configuration import SettingsLike, as_settings, flatten_settings
 from dragoman.engines.load import PARITY
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import CheckpointError, ModelFolderError, Stopped, is_out_of_memory
@@ -35,6 +33,7 @@ from dragoman.model_folder.folder import (
     write_model_card,
 )
 from dragoman.predictor import Predictor
+from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.settings import Settings
 from dragoman.training.callbacks import SAMPLES_FILE, truncate_samples
 from dragoman.training.checkpoints import BEST, list_checkpoints, read_checkpoint, sweep_partial
@@ -49,9 +48,9 @@ Resume = Literal["no", "auto", "must"]
 
 
 def fit(
-    pairs: PairFiles,
+    pairs: Pairs,
     out: str | Path,
-    settings: Settings | None = None,
+    settings: SettingsLike = None,
     *,
     overwrite: bool = False,
     resume: Resume = "no",
@@ -65,8 +64,8 @@ def fit(
     interrupted run can be resumed; on CPU, with the same number of threads, bit for bit.
 
     Args:
-        pairs: A file of pairs (TSV, CSV, JSONL, Parquet), or two parallel text files. To resume,
-            they may be left out, as ().
+        pairs: A file of pairs (TSV, CSV, JSONL, Parquet), two parallel text files, rows (source,
+            target), or a table such as a DataFrame. To resume, they may be left out, as ().
         settings: Those that are not set are chosen by the number and the lengths of the pairs. To
             resume: those to change, among the ones that may (`resume.MAY_CHANGE`).
         overwrite: Replace a model folder at `out`.
@@ -84,18 +83,23 @@ def fit(
         Stopped: By SIGINT, SIGTERM or SIGHUP, with a checkpoint.
     """
     started_s = time.monotonic()
-    console, settings = console or TextConsole(stderr=True), settings or Settings()
+    console, settings = console or TextConsole(stderr=True), as_settings(settings)
     out, folder = name_folders(Path(out))
-    with lock_folder(out), handle_signals(console) as signals, _explain_resume(out, folder):
+    with (
+        as_files(pairs) as files,
+        lock_folder(out),
+        handle_signals(console) as signals,
+        _explain_resume(out, folder),
+    ):
         context = RunContext(console=console, timer=timer or StartTimer(), signals=signals)
         sweep_folders(out)
         point = _find_resume_point(folder, resume, context)
         if point is not None:
-            prepared = resume_run(pairs, out, settings, point, context)
-        elif list_files(pairs):
+            prepared = resume_run(files, out, settings, point, context)
+        elif files:
             # The folder of a run that was stopped before its first checkpoint.
             restarts = resume == "auto" and not out.exists() and (folder / DATA).is_dir()
-            prepared = start_run(pairs, out, settings, overwrite or restarts, context)
+            prepared = start_run(files, out, settings, overwrite or restarts, context)
         else:
             raise CheckpointError(f"{folder}: no run to resume; give PAIRS to start one")
         with prepared as run:
@@ -109,9 +113,9 @@ def fit(
 
 
 def dry_run(
-    pairs: PairFiles,
+    pairs: Pairs,
     out: str | Path,
-    settings: Settings | None = None,
+    settings: SettingsLike = None,
     *,
     overwrite: bool = False,
     console: Console | None = None,
@@ -123,7 +127,8 @@ def dry_run(
     """
     console, timer = console or TextConsole(stderr=True), timer or StartTimer()
     context = RunContext(console=console, timer=timer, signals=SignalHandler(console))
-    with start_run(pairs, Path(out), settings or Settings(), overwrite, context) as run:
+    chosen = as_settings(settings)
+    with as_files(pairs) as files, start_run(files, Path(out), chosen, overwrite, context) as run:
         context.report(f"would write: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)")
         estimate = _estimate_time(run)
         context.report(f"{timer.report()}\n{estimate}")
@@ -256,6 +261,7 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
     engine = TorchEngine([run.module.network], find_device(run.settings.training))
     predictor = Predictor(engine, run.data.tokenizer, run.settings)
     counts = run.data.count_source_tokens()
+    predictor.folders, predictor.options = (run.out.absolute(),), {"engine": "torch"}
     with run.context.working("scoring"):
         evaluations = evaluate_run(run, predictor, counts)
     metrics = gather_metrics(run, evaluations, (time.monotonic() - started_s) / 60)

@@ -57,8 +57,6 @@ from dragoman.training.run_context import RunContext
 from dragoman.training.trainer import make_trainer
 from dragoman.training.validation_metrics import Texts, choose_text_scores, monitor_mode
 
-PairFiles = str | Path | Sequence[str | Path]
-
 _IDS = ".ids-"  # in the names of temporary folders
 
 
@@ -96,7 +94,7 @@ class Run:
 
 @contextmanager
 def start_run(
-    pairs: PairFiles, out: Path, settings: Settings, overwrite: bool, context: RunContext
+    pairs: Sequence[Path], out: Path, settings: Settings, overwrite: bool, context: RunContext
 ) -> Iterator[Run]:
     """Read the pairs, choose the open settings, and give a run that is ready to train.
 
@@ -166,7 +164,7 @@ def _fill_time(run: Run, record: RunRecord) -> tuple[Run, list[str]]:
 
 @contextmanager
 def resume_run(
-    pairs: PairFiles, out: Path, settings: Settings, point: ResumePoint, context: RunContext
+    pairs: Sequence[Path], out: Path, settings: Settings, point: ResumePoint, context: RunContext
 ) -> Iterator[Run]:
     """Give the run of `point`, ready to continue from there with its data and settings.
 
@@ -212,10 +210,9 @@ def resume_run(
         yield run
 
 
-def list_files(pairs: PairFiles) -> list[Path]:
+def list_files(pairs: Sequence[Path]) -> list[Path]:
     """Return the files of pairs, given as one or as several, as patterns or folders."""
-    given = [pairs] if isinstance(pairs, str | Path) else pairs
-    return [shard for path in given for shard in list_shards(Path(path))]
+    return [shard for path in pairs for shard in list_shards(path)]
 
 
 def name_folders(out: Path) -> tuple[Path, Path]:

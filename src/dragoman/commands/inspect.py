@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dragoman.configuration import SettingsLike, as_settings
 from dragoman.inspection.character_checks import (
     find_hidden_characters,
     find_mixed_forms,
@@ -44,6 +45,7 @@ from dragoman.inspection.sides import (
     train_tokenizer,
 )
 from dragoman.presets import choose_settings
+from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import Pair, RowErrors, have_same_symbols, list_tables, read_pairs
 from dragoman.reading.row_errors import OVER_LONG
 from dragoman.reading.statistics import collect_statistics, split_of
@@ -58,11 +60,11 @@ _WIDE = 1000  # characters per line in a file or a pipe
 
 
 def inspect(
-    pairs: str | Path | Sequence[str | Path],
-    settings: Settings | None = None,
+    pairs: Pairs,
+    settings: SettingsLike = None,
     tokenizer: PairTokenizer | None = None,
 ) -> Inspection:
-    """Inspect a file of pairs (two of parallel text), and those of data.valid and data.test.
+    """Inspect pairs, as `fit` takes them, and those of data.valid and data.test.
 
     Continues after invalid rows. Of a file of more than 500,000 rows or 100 million characters, an
     evenly spread sample is held and checked. Lengths in tokens and some checks of characters are
@@ -75,8 +77,13 @@ def inspect(
         DataError: A file cannot be read, or has no valid row.
         SettingsError: The settings of the tokenizer contradict each other.
     """
-    paths = [pairs] if isinstance(pairs, str | Path) else list(pairs)
-    settings = settings or Settings()
+    with as_files(pairs) as paths:
+        return _inspect_files(paths, as_settings(settings), tokenizer)
+
+
+def _inspect_files(
+    paths: Sequence[Path], settings: Settings, tokenizer: PairTokenizer | None
+) -> Inspection:
     row_errors = RowErrors()
     train = HeldRows()
     statistics = collect_statistics(

@@ -1,7 +1,9 @@
 """The fast engine: CTranslate2, built in memory from the weights. PyTorch is not loaded."""
 
+import ctypes
 import logging
 import os
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +108,7 @@ class CTranslate2Engine:
         self._has_replicas = size < _SMALL_BYTES or self._has_single_threads
         self._loaded: dict[int, Translator] = {}  # by the number of replicas
         self._loading = Lock()  # a server searches in several threads
+        _ENGINES.add(self)
         self._source_names, self._target_names = list_token_names(tokenizer)
         self._ids = {name: id_ for id_, name in enumerate(self._target_names)}
         if has_gpu:
@@ -295,6 +298,25 @@ class CTranslate2Engine:
             raise UnsupportedError(
                 f"--device {self._device}: CTranslate2 failed ({cause}){remedy}"
             ) from error
+
+
+_ENGINES: "weakref.WeakSet[CTranslate2Engine]" = weakref.WeakSet()
+
+
+def _forget_threads() -> None:
+    """Let a forked process load its own translators: the threads of these are not in it.
+
+    They are never freed: that would wait for their threads for ever (CTranslate2 4.8.5).
+    """
+    for engine in _ENGINES:
+        for translator in engine._loaded.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(translator))
+        engine._loaded.clear()
+        engine._loading = Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def count_cores() -> int:

@@ -1,6 +1,8 @@
 """The engine that every model has: PyTorch, with every kind of search and every setting."""
 
+import os
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -13,6 +15,10 @@ from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.engine import Quantization, make_batches
 from dragoman.errors import SettingsError
 from dragoman.model.transformer import Transformer
+
+if hasattr(os, "register_at_fork"):
+    # The threads of OpenMP are not in a forked process, which would wait for them for ever.
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 class TorchEngine:

@@ -25,6 +25,7 @@ from dragoman.evaluation.metrics import CountRows, Metric, Statistics, choose_me
 from dragoman.evaluation.output_rows import Row, read_rows, write_rows
 from dragoman.settings import EvaluationSettings
 from dragoman.storage import consistent_read, read_json, staged_folder
+from dragoman.terminal import html_table
 
 ROWS, SCORES = "rows.jsonl", "scores.json"
 _MAX_SCORES_BYTES = 1 << 26
@@ -43,7 +44,7 @@ class TargetTokenization(BaseModel):
     """Tokens are symbols, such as phones."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Scores:
     """Scores of a set of rows by name, in percent or points of 100, each with its interval."""
 
@@ -53,6 +54,19 @@ class Scores:
     is_higher_better: Mapping[str, bool]  # by name
     tiles: Sequence[str]  # names of those at the top of the report
     signatures: Mapping[str, str]  # sacrebleu's: only scores of the same one can be compared
+
+    def __repr__(self) -> str:
+        return "\n".join(list_scores(self.to_dict()))
+
+    def _repr_html_(self) -> str:
+        return html_table(
+            (
+                self.titles[name],
+                f"{one.value:.2f}"
+                + ("" if one.low is None else f" [{one.low:.2f}, {one.high:.2f}]"),
+            )
+            for name, one in self.intervals.items()
+        )
 
     def __getitem__(self, name: str) -> float:
         """Return the score of that name, such as "chrf"."""
@@ -83,7 +97,7 @@ class Scores:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """Scores, breakdown, confusions and confidence of the outputs of some rows."""
 
@@ -100,6 +114,12 @@ class Evaluation:
     )  # rows_per_s, seconds, engine, quantization
     model: Mapping[str, Any] = field(default_factory=dict)  # models, and all their settings
     folder: Path | None = None  # where it was written
+
+    def __repr__(self) -> str:
+        return repr(self.scores)
+
+    def _repr_html_(self) -> str:
+        return self.scores._repr_html_()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of scores.json."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import lightning
 
+from dragoman.configuration import SettingsLike, as_settings
 from dragoman.data.run_data import RunData
 from dragoman.data.sampler import EvaluationLoader, TrainingLoader
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.reading.pairs import Pair
 from dragoman.reading.statistics import Split
-from dragoman.settings import Settings
 from dragoman.tokenizers.tokenizer import PairTokenizer
 from dragoman.training.device import plan_micro_batches
 
@@ -36,14 +36,14 @@ class PairDataModule(lightning.LightningDataModule):
     def __init__(
         self,
         pairs: str | Path | Sequence[str | Path],
-        settings: Settings | None = None,
+        settings: SettingsLike = None,
         folder: Path | None = None,
         *,
         data: RunData | None = None,
     ) -> None:
         super().__init__()
         self.paths = [pairs] if isinstance(pairs, str | Path) else list(pairs)
-        self.settings = settings or Settings()
+        self.settings = as_settings(settings)
         self.notes: list[str] = []
         self._folder = folder
         self._data = data

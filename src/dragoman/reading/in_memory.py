@@ -1,0 +1,72 @@
+"""Pairs that a Python caller holds: rows or a table, written to a file that is read like any other."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dragoman.errors import DataError, shorten
+from dragoman.reading.pairs import Pair
+
+Pairs = str | Path | Iterable[Any] | Mapping[str, Any]
+"""A file of pairs, or two parallel text files; or rows (source, target), or as dicts; or a table: a
+dict of columns, a DataFrame (pandas, polars), or anything else that Arrow reads."""
+
+
+@contextmanager
+def as_files(pairs: Pairs) -> Iterator[list[Path]]:
+    """Give the files of `pairs`; those in memory are in one, `pairs.parquet`, until the end.
+
+    Raises:
+        DataError: They are neither files, nor rows, nor a table.
+    """
+    if isinstance(pairs, str | Path):
+        yield [Path(pairs)]
+        return
+    try:
+        is_table = isinstance(pairs, Mapping) or any(
+            hasattr(pairs, name) for name in ("__arrow_c_stream__", "columns")
+        )
+        rows = [] if is_table else list(pairs)
+        if not is_table and all(isinstance(row, str | os.PathLike) for row in rows):
+            yield [Path(row) for row in rows]
+            return
+        table = pa.table(pairs) if is_table else pa.Table.from_pylist(list(_name_sides(rows)))
+        if table.column_names == [str(place) for place in range(table.num_columns)]:  # no names
+            table = table.rename_columns([str(1 + place) for place in range(table.num_columns)])
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        reason = shorten(str(error).partition("\n")[0], 200)
+        raise DataError(
+            "pairs: expected a file, two parallel text files, rows (source, target), or a table such "
+            f"as a DataFrame, found {type(pairs).__name__}: {reason}"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="dragoman-") as folder:
+        import pyarrow.parquet  # on demand: it takes 0.1 s
+
+        path = Path(folder) / "pairs.parquet"
+        pyarrow.parquet.write_table(table, path)
+        yield [path]
+
+
+def _name_sides(rows: list[Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield rows as dicts, by the names of their columns."""
+    for place, row in enumerate(rows):
+        if isinstance(row, Mapping):
+            yield row
+            continue
+        is_pair = isinstance(row, Pair) and not row.features
+        sides = row[:2] if is_pair else row
+        if (
+            not isinstance(sides, list | tuple)
+            or len(sides) != 2
+            or not all(isinstance(side, str) for side in sides)
+        ):
+            raise TypeError(
+                f"row {place} is {shorten(repr(row))}; give (source, target), two strings, and with "
+                "features a dict of the columns"
+            )
+        yield {"source": sides[0], "target": sides[1]}

@@ -1,0 +1,87 @@
+"""Pairs that Python code holds are read as those of a file are."""
+
+import io
+
+import pyarrow
+import pytest
+from rich.console import Console
+
+import dragoman
+from conftest import make_words
+from dragoman.errors import DataError
+from dragoman.reading.in_memory import as_files
+from dragoman.reading.pairs import Pair, read_pairs
+
+pandas = pytest.importorskip("pandas")  # the tables of other libraries come by the same way
+ROWS = [(word, word.upper()) for word in make_words(40)]
+FRAME = pandas.DataFrame(ROWS, columns=["source", "target"])
+
+
+def read(pairs):
+    with as_files(pairs) as [path]:
+        found = [(pair.source, pair.target) for pair in read_pairs(path)]
+    assert not path.exists()
+    return found
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        ROWS,
+        [list(row) for row in ROWS],
+        (row for row in ROWS),
+        [Pair(*row, (), 1, "x.tsv") for row in ROWS],
+        [{"target": target, "source": source, "note": 3} for source, target in ROWS],
+        {"source": [row[0] for row in ROWS], "target": [row[1] for row in ROWS]},
+        FRAME,
+        FRAME.assign(score=1.5)[["score", "target", "source"]],
+        pandas.DataFrame(ROWS),
+        pyarrow.table(FRAME),
+    ],
+)
+def test_rows_and_tables_are_pairs(pairs):
+    assert read(pairs) == ROWS
+
+
+def test_a_part_of_a_frame_keeps_its_rows():
+    assert read(FRAME[::3]) == ROWS[::3]
+
+
+def test_files_stay_files():
+    for files in ("a.tsv", ["a.tsv"], ("a.de", "a.en"), []):
+        with as_files(files) as paths:
+            assert [str(path) for path in paths] == ([files] if files == "a.tsv" else list(files))
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [5, None, [("a",)], [("a", "b", "c")], [("a", 1)], [("a", None)], [3], [("a", "b"), "c"],
+     [Pair("a", "b", ("tag",), 1, "x")], {"source": ["a"], "target": ["b", "c"]}],
+)  # fmt: skip
+def test_anything_else_is_an_error(pairs):
+    with pytest.raises(DataError, match=r"pairs: expected a file.* or a table such as a DataFrame"):
+        read(pairs)
+
+
+def test_an_empty_cell_is_an_invalid_row():
+    with pytest.raises(DataError, match=r"pairs\.parquet:4: the target is empty"):
+        read(FRAME.assign(target=FRAME.target.where(FRAME.index != 3)))
+
+
+def test_a_model_is_trained_evaluated_and_inspected_without_files(tmp_path):
+    settings = {
+        "model": {"d_model": 16, "nhead": 2, "dim_feedforward": 16},
+        "training.max_steps": 2,
+        "optimization.warmup_steps": 0,
+        "evaluation": {"report": "none", "resamples": 100},
+    }
+    console = Console(file=io.StringIO())
+    model = dragoman.fit(FRAME, tmp_path / "model", settings, console=console)
+    assert model.settings.model.d_model == 16
+    by_rows = dragoman.evaluate(model, ROWS)
+    by_name = dragoman.evaluate(tmp_path / "model", FRAME, {"evaluation.resamples": 200})
+    assert by_rows.scores.rows == by_name.scores.rows == len(ROWS)
+    assert by_name.settings.resamples == 200
+    assert "exact match" in repr(by_rows)
+    assert "<th>exact match</th>" in by_rows._repr_html_()
+    assert dragoman.inspect(ROWS).splits["train"].rows > 30

@@ -80,6 +80,17 @@ def test_the_bar_has_a_label_and_whole_numbers_and_scores_stay_above_it(tmp_path
         assert any(line.startswith(f"step {step}: train_loss") for line in lines), step
 
 
+def test_a_run_without_a_limit_says_once_how_long_it_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "_BRIEF_S", 0.0)
+    monkeypatch.setattr(callbacks, "_COLD_STEPS", 1)
+    monkeypatch.setattr(callbacks, "_TIMED_STEPS", 2)
+    output, _ = run(tmp_path, "--training.accumulate", "2")
+    assert output.count("about 0 minutes for 3 steps, and the validations; --max-time plans") == 1
+    (tmp_path / "limited").mkdir()
+    output, _ = run(tmp_path / "limited", "--training.max_minutes", "9")
+    assert "about" not in output
+
+
 def test_without_a_terminal_a_line_comes_at_least_every_so_often(tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "LINE_EVERY_S", 0.0)
     monkeypatch.setattr(run_context, "LINE_EVERY_S", 0.001)

@@ -32,6 +32,8 @@ SAMPLES_FILE = "samples.jsonl"
 NUM_SAMPLES = 10
 
 _FEWEST_ROWS: Final = 16  # fewer say nothing about a collapse
+_COLD_STEPS, _TIMED_STEPS = 10, 40  # the first are slow
+_BRIEF_S = 60.0  # nobody asks how long a shorter run takes
 
 
 class ProgressBar(Callback):
@@ -63,7 +65,7 @@ class ProgressBar(Callback):
         )
         self._task = self._bar.add_task("training", total=None, numbers="", left="")
         self._first_step, self._numbers = 0, ""
-        self._started_s = self._next_update_s = 0.0
+        self._started_s = self._next_update_s = self._warm_s = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
         """Show the bar, on the first rank."""
@@ -80,12 +82,29 @@ class ProgressBar(Callback):
             if trainer.is_global_zero:
                 message = f"first step after {self._timer.total_s:.1f} s"
                 self._console.print(message, highlight=False)
+        self._tell_duration(trainer)
         if trainer.is_global_zero and time.monotonic() >= self._next_update_s:
             self._update(trainer)
             if self._bar.disable:
                 self._print(
                     f"step {trainer.global_step:,} of {trainer.max_steps:,}: {self._numbers}"
                 )
+
+    def _tell_duration(self, trainer: lightning.Trainer) -> None:
+        """Print how long the run will take, once its pace is known, if nobody has limited it."""
+        done = trainer.global_step - self._first_step
+        if done == _COLD_STEPS:
+            self._warm_s = time.monotonic()
+        if done != _TIMED_STEPS or not self._warm_s or self._max_s or not trainer.is_global_zero:
+            return
+        step_s = (time.monotonic() - self._warm_s) / (_TIMED_STEPS - _COLD_STEPS)
+        self._warm_s = 0.0  # once, also where a step has several batches
+        left_s = step_s * (trainer.max_steps - trainer.global_step)
+        if left_s > _BRIEF_S:
+            self._print(
+                f"about {left_s / 60:,.0f} minutes for {trainer.max_steps:,} steps, and the "
+                "validations; --max-time plans fewer or more"
+            )
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
         """Print a line now and then in a long validation without a bar."""

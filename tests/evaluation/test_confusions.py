@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
@@ -40,6 +42,11 @@ def test_outputs_are_compared_with_the_closest_reference():
     row = Row(source="s", references=("zzzz", "kat"), hypothesis="cat")
     [confusion] = find_confusions([row])
     assert (confusion.expected, confusion.found) == ("k", "c")
+
+
+def test_truncated_outputs_have_no_confusions():
+    whole, cut = rows(("kat", "cat"), ("kat", "kattttttttt"))
+    assert len(find_confusions([whole, replace(cut, is_complete=False)])) == 1
 
 
 def test_exact_rows_have_no_confusions():

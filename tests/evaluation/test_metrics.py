@@ -169,17 +169,19 @@ def test_rows_are_counted_one_by_one(rows, cut):
         assert np.array_equal(whole, np.concatenate(parts)), metric.name
 
 
-def test_each_task_has_its_scores_by_their_names():
+def test_each_task_has_its_scores_by_their_names_its_own_first():
     phones = choose_metrics(EvaluationSettings(), [["w ah n"]], has_symbols=True)
     assert [(metric.name, metric.title) for metric in phones] == [
-        ("exact_match", "exact match"),
         ("token_error_rate", "PER"),
         ("word_error_rate", "WER"),
+        ("exact_match", "exact match"),
     ]
     text = choose_metrics(EvaluationSettings(), [["a dog with ears"]])
-    assert [metric.title for metric in text] == ["exact match", "WER", "CER", "BLEU", "chrF", "TER"]
+    assert [metric.title for metric in text] == ["chrF", "BLEU", "TER", "CER", "WER", "exact match"]
     # Of words; that of the tokenizer's tokens, a curve of the training, is another score.
-    assert [metric.name for metric in text][1] == "word_error_rate"
+    assert [metric.name for metric in text][4] == "word_error_rate"
+    strings = choose_metrics(EvaluationSettings(), [["2024-10-03"]])
+    assert [metric.title for metric in strings] == ["exact match", "WER", "CER", "chrF"]
     references = [['{"total": 1, "name": "x"}'], ['{"total": 2}']]
     names = [metric.name for metric in choose_metrics(EvaluationSettings(), references)]
     assert names[:5] == ["record_match", "parsed", "field_f1", "field_precision", "field_recall"]

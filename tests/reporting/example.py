@@ -67,8 +67,8 @@ def make_evaluation(rows: list[Row]) -> dict[str, Any]:
     """What `scores.json` holds of `rows`; intervals by the normal approximation."""
     right = 100 * sum(row.is_exact for row in rows) / len(rows)
     values = {
-        "exact_match": right,
         "token_error_rate": (100 - right) * 0.31,
+        "exact_match": right,
         "character_error_rate": (100 - right) * 0.24,
         "bleu": 100 - (100 - right) * 0.55,
         "chrf": 100 - (100 - right) * 0.4,
@@ -94,7 +94,9 @@ def make_evaluation(rows: list[Row]) -> dict[str, Any]:
     }
     return {
         "version": "0.1.0",
+        "task": "phones",
         "rows": len(rows),
+        "truncated": sum(not row.is_complete for row in rows),
         "data": {"files": ["data/test.tsv"]},
         "scores": scores,
         "breakdown": groups,
@@ -204,6 +206,7 @@ def make_content() -> ReportContent:
     )  # fmt: skip
     return ReportContent(
         name="models/english-sounds",
+        summary="Task: phones (characters to symbols), 118,204 training pairs, 5,170,000 parameters.",
         created="2027-03-01 12:40 UTC",
         curves=make_curves(),
         inspection=make_inspection(),
@@ -211,13 +214,17 @@ def make_content() -> ReportContent:
         rows={"valid": valid, "test": test},
         attention=make_attention(),
         settings=flatten_settings(settings),
+        user_settings={"data.test", "training.max_steps", "decoding.beam_size"},
         versions={"dragoman": "0.1.0", "Python": "3.11.7", "torch": "2.13.0", "sacrebleu": "2.6.0"},
         facts={
+            "command": "dragoman fit data/train.tsv --data.test data/test.tsv --out models/english-sounds",
             "Training": "41 min 7 s, of which 3 min 12 s in validation",
             "Memory": "1.9 GiB at most",
             "Processor": "2 cores, 32-bit products",
-            "data/train.tsv": "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-            "data/test.tsv": "sha256 60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752",
+        },
+        hashes={
+            "data/train.tsv": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            "data/test.tsv": "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752",
         },
     )
 
@@ -248,6 +255,7 @@ def make_hostile_content() -> ReportContent:
     }  # fmt: skip
     return ReportContent(
         name=name,
+        summary=name,
         created=name,
         curves={"valid_" + name: [(1, 2.0), (2, 3.0)], "valid_loss": [(1, math.nan)]},
         inspection={"splits": {name: {"files": [name], "rows": 1}}, "findings": [finding],
@@ -259,6 +267,7 @@ def make_hostile_content() -> ReportContent:
         settings={name: name, "data." + name: [name]},
         versions={name: name},
         facts={name: name},
+        hashes={name: name},
     )  # fmt: skip
 
 

@@ -21,9 +21,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 POINTS = [(1, 3.0), (2, 2.0), (3, 1.5)]
 DRAWN = {
     "curves": lambda key: draw_curves(key, "Loss", {"a": POINTS, "b": POINTS}, unit="nats"),
-    "intervals": lambda key: draw_intervals(
-        key, "F", ["x", "y"], {"a": [(1, 0, 2), None]}, unit="percent"
-    ),
+    "intervals": lambda key: draw_intervals(key, "F", {"x": (1, 0, 2), "y": None}, unit="percent"),
     "calibration": lambda key: draw_calibration(key, {"after": [(10, 20), (80, 70)]}),
     "risk": lambda key: draw_risk(key, [(50, 1), (100, 9)], {"95% exact": (50, 1)}),
     "attention": lambda key: draw_attention(key, "O", ["a", "b"], ["c"], [[0.9, 0.1]]),
@@ -99,14 +97,14 @@ def test_the_same_content_gives_the_same_drawing(name):
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_any_text_can_be_drawn_without_a_warning(text):
-    chart = draw_intervals("k", text, [text], {text: [(1, 0, 2)], "b": [None]}, unit="percent")
+    chart = draw_intervals("k", text, {text: (1, 0, 2), "b": None}, unit="percent")
     parse(chart)
     parse(draw_attention("k", text, [text], [text], [[1.0]]))
     parse(draw_curves("k", text, {text: POINTS, "b": POINTS}, unit="nats"))
 
 
 def test_a_label_is_the_text_itself():
-    chart = draw_intervals("k", "t", ["日本 $x^2$ <b>"], {"a": [(1, 0, 2)]}, unit="percent")
+    chart = draw_intervals("k", "t", {"日本 $x^2$ <b>": (1, 0, 2)}, unit="percent")
     assert "日本 $x^2$ &lt;b&gt;" in chart.drawing
 
 
@@ -154,3 +152,41 @@ def test_without_a_writable_cache_folder_charts_are_drawn_silently():
         env={**os.environ, "MPLCONFIGDIR": "/dev/null/none", "HOME": "/dev/null"},
     )  # fmt: skip
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def list_texts(chart: Chart) -> list[str]:
+    return ["".join(element.itertext()) for element in parse(chart).iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize(
+    "label", ["<en-GB>", "language=<en-GB>", "region=Auvergne-Rhône-Alpes and more"]
+)
+def test_labels_of_groups_are_whole(label):
+    chart = draw_intervals("k", "t", {label: (50, 40, 60)}, unit="percent")
+    assert label.replace(" ", "") in "".join(list_texts(chart)).replace(" ", "")
+    assert "…" not in chart.drawing
+
+
+def test_labels_of_attention_are_whole():
+    chart = draw_attention("k", "t", ["language=<en-GB>", "a"], ["output"], [[0.5, 0.5]])
+    assert "language=<en-GB>" in list_texts(chart)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, 50.0, 97.0, 100.0])
+def test_axes_of_percents_stay_within_0_and_100(value):
+    curve = [(1, value), (2, value)]
+    charts = (
+        draw_intervals("k", "t", {"a": (value, value, value)}, unit="percent"),
+        draw_curves("k", "t", {"a": curve}, unit="percent", is_percent=True),
+        draw_calibration("k", {"a": [(value, value)]}),
+        draw_risk("k", [(50, value), (100, value)], {}),
+    )
+    for chart in charts:
+        numbers = [float(text) for text in list_texts(chart) if re.fullmatch(r"-?[\d.]+", text)]
+        assert min(numbers) >= 0
+        assert max(numbers) <= 100
+
+
+def test_an_error_rate_above_100_is_drawn():
+    chart = draw_curves("k", "t", {"WER": [(1, 360.0), (2, 90.0)]}, unit="percent", is_percent=True)
+    assert "300" in list_texts(chart)

@@ -12,7 +12,7 @@ from reporting.example import make_evaluation, make_rows
 
 def test_scores_have_titles_and_intervals_and_signatures_are_not_scores():
     scores = list_scores(make_evaluation(make_rows(50, seed=0)))
-    assert [score.title for score in scores[:3]] == ["exact match", "PER", "character error rate"]
+    assert [score.title for score in scores[:3]] == ["PER", "exact match", "character error rate"]
     assert not any("signature" in score.name or score.name == "rows" for score in scores)
     for score in scores:
         value, low, high = score.estimate

@@ -166,16 +166,70 @@ def test_the_level_of_the_intervals_is_that_of_the_evaluation():
     assert "95% interval" not in page
 
 
-def test_settings_that_are_not_the_defaults_are_marked(page):
-    changed = re.findall(
-        r'<tr class="changed"><th scope="row"><span[^>]*>●</span> ([a-z_.]+)', page
-    )
-    assert set(changed) >= {"d_model", "dropout", "max_steps", "test"}
-    assert "nhead" not in changed
+def list_settings(page: str) -> dict[str, list[str]]:
+    """Names of the settings by the heading of their group."""
+    (section,) = re.findall('<section id="settings".*?</section>', page, re.DOTALL)
+    groups = re.split("<h3>", section)[1:]
+    return {
+        group[: group.index("<")]: re.findall('<th scope="row">([a-z0-9_.]+)', group)
+        for group in groups
+    }
+
+
+def test_settings_of_the_user_stand_apart_from_those_that_were_chosen(page):
+    groups = list_settings(page)
+    assert groups["Set by you"] == ["data.test", "training.max_steps", "decoding.beam_size"]
+    chosen = {"preset", "model.d_model", "model.dropout", "training.monitor"}
+    assert set(groups["Chosen for these pairs"]) == chosen
+    assert "model.nhead" in groups["Defaults"]
+    assert not {*groups["Set by you"], *chosen} & set(groups["Defaults"])
+
+
+def test_without_a_record_of_what_was_set_no_setting_is_called_the_users():
+    content = dataclasses.replace(make_content(), user_settings=None)
+    assert list(list_settings(render_page(content))) == ["Not the default", "Defaults"]
 
 
 def test_the_most_severe_finding_comes_first(page):
     assert re.findall(r'<article class="finding ([a-z]+)"', page) == ["fault", "warning", "note"]
+
+
+def test_the_name_of_the_model_and_its_task_come_before_its_scores(page):
+    top = page[page.index("<header>") : page.index("</header>")]
+    assert top.index("models/english-sounds") < top.index("Task: phones") < top.index("tiles")
+    assert re.search('class="title">([^<]*)<', top)[1] == "PER"
+
+
+def test_truncated_outputs_are_counted_at_the_top(page):
+    truncated = make_content().evaluations["test"]["truncated"]
+    assert truncated > 0
+    assert f"{truncated} outputs reached the maximum length" in page
+    assert "truncated outputs are not counted" in page
+
+
+def test_the_curve_of_the_token_error_rate_is_not_called_by_the_name_of_the_word_error_rate():
+    """The tokens are the tokenizer's: of running text they are subwords."""
+    scores = {"word_error_rate": 20.0, "titles": {"word_error_rate": "WER"}}
+    content = ReportContent(
+        name="m", curves={"valid_token_error_rate": [(1, 60.0), (2, 40.0)]},
+        evaluations={"test": {"scores": scores}}, settings={"training.monitor": "token_error_rate"},
+    )  # fmt: skip
+    (training,) = re.findall('<section id="training".*?</section>', render_page(content), re.DOTALL)
+    assert "WER" not in training
+    assert "best token error rate: 40 after 2 steps" in training
+
+
+@pytest.mark.parametrize(
+    ("exact", "is_shown"), [(0.0, 0), (0.02, 0), (0.5, 1), (0.99, 0), (1.0, 0)]
+)
+def test_confidence_is_left_out_where_nearly_all_rows_are_right_or_wrong(exact, is_shown):
+    confidence = {"rows": 400, "exact": exact, "curve": [[0.5, 0.1, 0.9], [1.0, 0.2, 0.1]]}
+    content = ReportContent(name="m", evaluations={"test": {"confidence": confidence}})
+    assert ("confidence" in sections_of(render_page(content))) == is_shown
+
+
+def test_the_layer_and_the_heads_of_the_attention_are_named(page):
+    assert "cross-attention of the last decoder layer (layer 3), the mean of its 4 heads" in page
 
 
 def test_the_best_validation_is_marked_on_the_curve_of_the_monitored_score():

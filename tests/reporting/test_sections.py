@@ -10,7 +10,7 @@ def make_row(hypothesis: str, reference: str, confidence: float | None = None) -
 def test_lists_are_bounded_and_sorted():
     lists = {one["title"]: one["samples"] for one in choose_samples(make_rows(500, seed=1))}
     assert list(lists) == ["Typical rows", "Confident and wrong", "Least confident", "Furthest off"]
-    assert all(len(samples) == 12 for samples in lists.values())
+    assert all(len(samples) == 6 for samples in lists.values())
     sure = [sample["row"].confidence for sample in lists["Confident and wrong"]]
     assert sure == sorted(sure, reverse=True)
     unsure = [sample["row"].confidence for sample in lists["Least confident"]]

@@ -57,9 +57,9 @@ def test_joined_scripts_and_emoji_are_left_alone():
         assert text in show_text(text)
 
 
-@given(SHORT_TEXTS, SHORT_TEXTS)
-def test_the_stretches_make_both_texts(reference, output):
-    stretches = compare_texts(reference, output)
+@given(SHORT_TEXTS, SHORT_TEXTS, st.sampled_from(["", " ", "b"]))
+def test_the_stretches_make_both_texts(reference, output, unit):
+    stretches = compare_texts(reference, output, unit)
     assert "".join(one.text for one in stretches if one.kind != "extra") == reference
     assert "".join(one.text for one in stretches if one.kind != "missing") == output
     assert all(one.text for one in stretches)
@@ -72,31 +72,44 @@ def test_no_two_neighbours_are_of_one_kind(reference, output):
     assert "extra missing" not in " ".join(kinds)  # what is missing comes first
 
 
-@given(SHORT_TEXTS)
-def test_equal_texts_have_no_marks(text):
-    assert not re.search("<(ins|del)", show_differences(text, text))
+@given(SHORT_TEXTS, st.sampled_from(["", " ", "b"]))
+def test_equal_texts_have_no_marks(text, unit):
+    assert not re.search("<(ins|del)", "".join(show_differences(text, text, unit)))
 
 
-def test_marks_have_words_for_screen_readers_and_show_spaces():
-    shown = show_differences("a bc", "abc<")
-    assert '<del><span class="aloud">[missing: </span><span class="space">␣</span>' in shown
-    assert '<ins><span class="aloud">[extra: </span>&lt;' in shown
+def test_each_side_shows_its_own_text_with_what_only_it_has():
+    expected, found = show_differences("a bc", "abc<")
+    assert '<del><span class="aloud">[missing: </span><span class="space">␣</span>' in expected
+    assert '<ins><span class="aloud">[extra: </span>&lt;' in found
+    assert "&lt;" not in expected
+    assert "␣" not in found
 
 
-def test_an_empty_output_says_so():
-    assert "empty</i>" in show_differences("abc", "")
+def test_running_text_is_marked_by_whole_words_and_phones_by_phones():
+    expected, found = show_differences("a grey house", "a green house", " ")
+    assert ">grey<" in expected
+    assert ">green<" in found
+    expected, found = show_differences("tʃ|a", "ʃ|a", "|")
+    assert ">tʃ<" in expected
+    assert ">ʃ<" in found
+
+
+def test_an_empty_text_beside_another_says_so():
+    expected, found = show_differences("abc", "")
+    assert "abc" in expected
+    assert "empty</i>" in found
 
 
 def test_long_texts_are_shown_around_their_differences():
-    shown = show_differences("x" * 1000 + "a" + "y" * 1000, "x" * 1000 + "b" + "y" * 1000)
-    assert len(shown) < 1000
-    assert shown.count("952 characters") == 2
-    assert "</span>a<" in shown
-    assert "</span>b<" in shown
+    expected, found = show_differences("x" * 1000 + "a" + "y" * 1000, "x" * 1000 + "b" + "y" * 1000)
+    assert len(expected + found) < 1500
+    assert expected.count("952 characters") == found.count("952 characters") == 2
+    assert "</span>a<" in expected
+    assert "</span>b<" in found
 
 
 def test_the_end_of_very_long_texts_is_not_compared():
-    assert "the rest is not compared" in show_differences("x" * 100_000, "y" * 100_000)
+    assert "the rest is not compared" in show_differences("x" * 100_000, "y" * 100_000)[1]
 
 
 @given(SHORT_TEXTS, st.lists(SHORT_TEXTS, min_size=1, max_size=4))
@@ -104,3 +117,7 @@ def test_the_closest_reference_has_the_fewest_edits(output, references):
     closest, edits = find_closest(output, references)
     assert edits == Levenshtein.distance(output, closest)
     assert edits == min(Levenshtein.distance(output, one) for one in references)
+
+
+def test_edits_are_counted_in_units_without_what_is_between_them():
+    assert find_closest("a cat sat", ["the dog sat", "one"], " ") == ("the dog sat", 2)

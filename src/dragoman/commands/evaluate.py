@@ -13,7 +13,13 @@ from typing import Any
 
 from dragoman.commands.predict import ProgressDisplay
 from dragoman.commands.report import report_model, report_outputs
-from dragoman.configuration import SettingsLike, as_settings, check_sections, flatten_settings
+from dragoman.configuration import (
+    SettingsLike,
+    as_settings,
+    check_sections,
+    flatten_settings,
+    list_set_values,
+)
 from dragoman.engines.engine import Quantization
 from dragoman.engines.load import EngineName
 from dragoman.errors import DataError, ModelFolderError, SettingsError
@@ -118,6 +124,7 @@ def evaluate(
             folder.name,
             {name_evaluation(paths): evaluation},
             metrics=ModelFolder.read(folder).metrics,
+            user_settings=list(dict(list_set_values(as_settings(settings)))),
             curves=read_curves(folder.with_name(f"{folder.name}.training")),
         )
     return evaluation

@@ -1,5 +1,6 @@
 """Results of a run: scores on held-out pairs, metrics.json, the parity check, the report."""
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from dragoman.commands.evaluate import evaluate_model
 from dragoman.commands.fit_setup import Run
 from dragoman.commands.inspect import inspect_pairs
 from dragoman.commands.predict import ProgressDisplay
-from dragoman.commands.report import report_model
+from dragoman.commands.report import list_versions, report_model
+from dragoman.configuration import list_set_values
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.engine import UnsupportedError
 from dragoman.engines.load import load_torch_engine
@@ -22,7 +24,7 @@ from dragoman.predictor import Predictor
 from dragoman.presets import choose_settings
 from dragoman.reading.pairs import join_features
 from dragoman.settings import Settings
-from dragoman.training.device import find_peak_memory_mib
+from dragoman.training.device import find_device, find_peak_memory_mib, name_machine
 from dragoman.training.logs import read_curves
 
 _MOST_INSPECTED = 3_000_000  # pairs; the inspection holds them in memory
@@ -76,6 +78,12 @@ def gather_metrics(
         "minutes": round(minutes, 2),
         "peak_memory_mib": find_peak_memory_mib(),
         "precision": run.precision,
+        "user_settings": [
+            name for name, value in list_set_values(run.typed) if value not in ("auto", None)
+        ],
+        "command": shlex.join(sys.orig_argv),
+        "machine": name_machine(find_device(run.settings.training)),
+        "versions": ", ".join(f"{name} {found}" for name, found in list_versions().items()),
         "samples": [_show(row, run.settings) for row in evaluations["valid"].rows[:_NUM_SAMPLES]],
     }
 

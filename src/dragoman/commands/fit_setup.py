@@ -190,7 +190,8 @@ def resume_run(
         hush_lightning()
         device = name_device(find_device(merged.training))
         machine = describe_machine(device)
-        record = replace(point.record, settings=merged, machine=machine)
+        typed = {**point.record.typed, **dict(list_set_values(settings))}
+        record = replace(point.record, settings=merged, typed=typed, machine=machine)
         data = RunData.reopen(record.pairs, merged.data, folder / DATA, record.data_sha256)
         data.sha256 = dict(record.sha256)
         context.timer.mark("data of the run")

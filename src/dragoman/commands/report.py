@@ -1,6 +1,8 @@
 """Writes the report of a model, or of outputs from files, as one HTML page."""
 
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +30,7 @@ def report_model(
     evaluations: Mapping[str, Evaluation],
     *,
     metrics: Mapping[str, Any] | None = None,
+    user_settings: Collection[str] = (),
     curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
     inspection: Mapping[str, Any] | None = None,
 ) -> None:
@@ -39,6 +42,7 @@ def report_model(
         name: Of the model.
         evaluations: By name; the heat maps of attention are of rows of the last one.
         metrics: The content of metrics.json: time, memory and data of the training.
+        user_settings: Names of the settings of this command, besides those of the training.
         curves: Those of the training.
         inspection: The findings in the data.
 
@@ -46,8 +50,11 @@ def report_model(
         DragomanError: The file cannot be written.
     """
     rows = {split: one.rows for split, one in evaluations.items()}
+    metrics = metrics or {}
+    given = metrics.get("user_settings")  # missing in older model folders
     content = ReportContent(
         name=name,
+        summary=_summarize(model, next(iter(evaluations.values())), metrics),
         created=_write_time(),
         curves=curves or {},
         inspection=inspection,
@@ -55,8 +62,10 @@ def report_model(
         rows=rows,
         attention=find_attention(model, next(reversed(rows.values()), ())),
         settings=flatten_settings(model.settings),
-        versions={library: _find_version(library) for library in _LIBRARIES},
-        facts=_list_facts(metrics or {}),
+        user_settings=None if given is None else {*given, *user_settings},
+        versions=list_versions(),
+        facts=_list_facts(metrics),
+        hashes=metrics.get("data", {}).get("sha256", {}),
     )
     write_report(path, content)
 
@@ -70,11 +79,21 @@ def report_outputs(path: Path, name: str, evaluation: Evaluation) -> None:
     content = ReportContent(
         name=name,
         created=_write_time(),
+        summary=f"Task: {evaluation.task}. Outputs read from a file.",
         evaluations={name: evaluation.to_dict()},
         rows={name: evaluation.rows},
-        versions={library: _find_version(library) for library in ("dragoman", "sacrebleu")},
+        versions=list_versions(("dragoman", "sacrebleu")),
     )
     write_report(path, content)
+
+
+def list_versions(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:
+    """Return the versions of Python and of those of `libraries` that are installed."""
+    found = {"Python": platform.python_version()}
+    for name in libraries:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def find_attention(model: Predictor, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -105,26 +124,37 @@ def find_attention(model: Predictor, rows: Sequence[Row]) -> list[dict[str, Any]
     ]
 
 
+def _summarize(model: Predictor, evaluation: Evaluation, metrics: Mapping[str, Any]) -> str:
+    """Return a line on the task, the data and the size of a model."""
+    tokenizer = model.settings.tokenizer
+    tokens = f"{tokenizer.source.kind} to {tokenizer.target.kind}"
+    parts = [f"Task: {evaluation.task} ({tokens})"]
+    if pairs := metrics.get("data", {}).get("pairs"):
+        parts.append(f"{pairs['train']:,} training pairs")
+    if "num_parameters" in metrics:
+        parts.append(f"{metrics['num_parameters']:,} parameters")
+    return ", ".join(parts) + "."
+
+
 def _list_facts(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return the facts of a training by their labels."""
-    facts: dict[str, str] = {}
+    facts: dict[str, str] = {
+        label: metrics[name]
+        for label, name in (
+            ("command", "command"),
+            ("machine", "machine"),
+            ("trained with", "versions"),
+        )
+        if name in metrics
+    }
     if "minutes" in metrics:
         facts["time"] = f"{metrics['minutes']:.1f} minutes, {metrics['num_steps']:,} steps"
         facts["precision"] = f"{metrics['precision']}"
         facts["parameters"] = f"{metrics['num_parameters']:,}"
     if "peak_memory_mib" in metrics:
         facts["peak memory"] = f"{metrics['peak_memory_mib']:,} MiB"
-    for path, digest in metrics.get("data", {}).get("sha256", {}).items():
-        facts[f"SHA-256 of {path}"] = digest
     return facts
 
 
 def _write_time() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _find_version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

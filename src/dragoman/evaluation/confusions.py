@@ -48,27 +48,25 @@ def find_confusions(
     """Return the most frequent differences between outputs and their closest references.
 
     "cat" for "kat" is ("k", "c"). Neighbouring differences of up to three units are one. Ties keep
-    the order of references and rows.
+    the order of references and rows. Truncated outputs are left out: their end is not the model's.
 
     Args:
         rows: Rows with outputs.
-        separator: Between two units; "": compare characters; None: words (by white space) in
-            running text, else characters.
+        separator: Between two units; "": compare characters; None: see `find_unit`.
         most: Number of differences to return.
     """
-    if separator is None:
-        num_words = sum(len(row.references[0].split()) for row in rows)
-        separator = " " if num_words >= _WORDS * len(rows) else ""
+    separator = find_unit(rows) if separator is None else separator
     counts: dict[tuple[str, str], int] = {}
     examples: dict[tuple[str, str], list[Example]] = {}
     for row in rows:
-        if row.is_exact:
+        if row.is_exact or not row.is_complete:
             continue
-        output = _split(row.hypothesis, separator)
+        output = split_units(row.hypothesis, separator)
         reference = min(
-            row.references, key=lambda one: Levenshtein.distance(output, _split(one, separator))
+            row.references,
+            key=lambda one: Levenshtein.distance(output, split_units(one, separator)),
         )
-        for pair in _list_differences(_split(reference, separator), output, separator):
+        for pair in _list_differences(split_units(reference, separator), output, separator):
             counts[pair] = counts.get(pair, 0) + 1
             kept = examples.setdefault(pair, [])
             example = Example(source=row.source, reference=reference, hypothesis=row.hypothesis)
@@ -83,7 +81,14 @@ def find_confusions(
     ]
 
 
-def _split(text: str, separator: str) -> Sequence[str]:
+def find_unit(rows: Sequence[Row]) -> str:
+    """Return what stands between two units: " " in running text (words), else "" (characters)."""
+    num_words = sum(len(row.references[0].split()) for row in rows)
+    return " " if num_words >= _WORDS * len(rows) else ""
+
+
+def split_units(text: str, separator: str) -> Sequence[str]:
+    """Return the units of a text: "" separates characters, " " words by any white space."""
     return text.split(separator if separator != " " else None) if separator else text
 
 

@@ -21,7 +21,14 @@ from dragoman.evaluation.breakdown import break_down
 from dragoman.evaluation.confidence import Calibration
 from dragoman.evaluation.confusions import Confusion, find_confusions
 from dragoman.evaluation.intervals import Interval, estimate_all
-from dragoman.evaluation.metrics import CountRows, Metric, Statistics, choose_metrics, find_task
+from dragoman.evaluation.metrics import (
+    CountRows,
+    Metric,
+    Statistics,
+    Task,
+    choose_metrics,
+    find_task,
+)
 from dragoman.evaluation.output_rows import Row, read_rows, write_rows
 from dragoman.settings import EvaluationSettings
 from dragoman.storage import consistent_read, read_json, staged_folder
@@ -108,6 +115,7 @@ class Evaluation:
     confusions: Sequence[Confusion]
     settings: EvaluationSettings
     tokenization: TargetTokenization
+    task: Task
     confidence: Calibration | None = None
     speed: Mapping[str, Any] = field(
         default_factory=dict
@@ -125,7 +133,9 @@ class Evaluation:
         """Return the content of scores.json."""
         return {
             "version": version("dragoman"),
+            "task": self.task,
             "rows": len(self.rows),
+            "truncated": sum(not row.is_complete for row in self.rows),
             "test_rows_digest": digest_rows(self.rows),
             "data": {"files": list(dict.fromkeys(row.file for row in self.rows if row.file))},
             "settings": self.settings.model_dump(mode="json"),
@@ -188,10 +198,11 @@ def evaluate_rows(
         },
         breakdown=break_down(rows, metrics, statistics, settings, rarest),
         confusions=find_confusions(
-            rows, separator=tokenization.separator if task == "phones" else None
+            rows, separator=(tokenization.separator or " ") if task == "phones" else None
         ),
         settings=settings,
         tokenization=tokenization,
+        task=task,
         confidence=confidence,
         speed=speed or {},
         model=model or {},
@@ -280,6 +291,8 @@ def digest_rows(rows: Sequence[Row]) -> str:
 def summarize(content: Mapping[str, Any]) -> list[str]:
     """Return the content of a scores.json as lines for the terminal."""
     lines = list_scores(content["scores"])
+    if num_truncated := content.get("truncated"):
+        lines.append(f"  truncated outputs: {num_truncated:,} of {content['rows']:,}")
     for kind, groups in content["breakdown"].items():
         lines += ["", f"by {kind}:", *_list_groups(groups, content["scores"]["titles"])]
     if content["confusions"]:

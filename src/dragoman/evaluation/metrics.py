@@ -54,7 +54,7 @@ def choose_metrics(
     separator: str = " ",
     has_symbols: bool = False,
 ) -> list[Metric]:
-    """Return the metrics for the task of `settings`, the most important ones first.
+    """Return the metrics for the task of `settings`, the task's own first.
 
     Args:
         settings: The task, and the tokenizer of BLEU.
@@ -65,12 +65,14 @@ def choose_metrics(
     """
     task = find_task(settings, references, has_symbols=has_symbols)
     if task == "phones":
-        return [make_exact_match(), make_token_errors(separator), make_row_errors()]
+        return [make_token_errors(separator), make_row_errors(), make_exact_match()]
     metrics = [make_exact_match(), make_word_errors(separator), make_character_errors()]
     if task == "records":
         return [*make_records(references), *metrics]
     translation = make_translation(settings, references)
-    if settings.task == "auto" and not _has_running_text(references):
+    if _has_running_text(references):
+        return [*translation, *reversed(metrics)]
+    if settings.task == "auto":
         translation = [metric for metric in translation if metric.name == "chrf"]
     return [*metrics, *translation]
 
@@ -174,14 +176,15 @@ def make_translation(
             title=title,
             is_higher_better=name != "ter",
             by_row=name == "chrf",
+            by_group=name == "chrf",
             is_tile=name != "ter",
             signature=counters[name][0],
             count_rows=counters[name][1],
             from_sums=from_sums,
         )
         for name, title, from_sums in (
-            ("bleu", "BLEU", sacrebleu_metrics.compute_bleu),
             ("chrf", "chrF", sacrebleu_metrics.compute_chrf),
+            ("bleu", "BLEU", sacrebleu_metrics.compute_bleu),
             ("ter", "TER", sacrebleu_metrics.compute_ter),
         )
     ]

@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ Estimate = tuple[float, float, float]  # value, and the ends of its interval (th
 MOST_TOKENS = 32  # of each side of a heat map
 _MOST_POINTS = 240  # of a line
 _MOST_MARKED = 25  # points of a line with markers
-_LONGEST_LABEL = 26  # characters
+_LONGEST_LABEL = 60  # characters
+_LINE_WIDTH = 22  # characters of a line of a label
 _ROW_HEIGHT = 22.0
 # A contrast of at least 3.4 with the page, light and dark.
 _SERIES = ("#3b82d6", "#d2691e", "#1f9d78", "#b05fc4")
@@ -76,11 +78,12 @@ def draw_curves(
     unit: str,
     best: tuple[str, Point] | None = None,
     begins_at_zero: bool = False,
+    is_percent: bool = False,
 ) -> Chart:
     """Return up to four lines over the steps of a training.
 
     Of more than 240 points the means of neighbours are drawn. Positive values that spread over more
-    than a factor of 8 have a logarithmic axis.
+    than a factor of 8 have a logarithmic axis, percents a linear one.
 
     Args:
         key: Unique on the page.
@@ -89,6 +92,7 @@ def draw_curves(
         unit: Of the values.
         best: The name of a curve and a point of it, which is ringed.
         begins_at_zero: Linear axis of values from 0.
+        is_percent: Linear axis inside 0 to 100, unless a value is higher.
     """
     notes = []
     with _drawing(key) as axes:
@@ -99,7 +103,8 @@ def draw_curves(
             notes.append(f"Ringed: best {name}: {value:.4g} after {step:,.0f} steps.")
         if any(len(points) > _MOST_POINTS for points in curves.values()):
             notes.append(f"Drawn: means of {_MOST_POINTS} stretches.")
-        _scale(axes, [value for points in curves.values() for _, value in points], begins_at_zero)
+        values = [value for points in curves.values() for _, value in points]
+        _scale(axes, values, begins_at_zero, is_percent)
         axes.set(xlabel="steps", ylabel=unit)
         return _finish(axes, title, f"{title}, {unit}, by steps", " ".join(notes))
 
@@ -107,45 +112,42 @@ def draw_curves(
 def draw_intervals(
     key: str,
     title: str,
-    groups: Sequence[str],
-    series: Mapping[str, Sequence[Estimate | None]],
+    estimates: Mapping[str, Estimate | None],
     *,
     unit: str,
 ) -> Chart:
-    """Return values with their intervals, one line for each group from the top; up to four series.
+    """Return percents with their intervals, one line for each group from the top.
 
     Args:
         key: Unique on the page.
         title: Of the chart.
-        groups: Names of the lines.
-        series: By name, an estimate for each of `groups`; None: unknown.
+        estimates: By the name of the group; None: unknown.
         unit: Of the values.
     """
-    height = 48 + _ROW_HEIGHT * max(2, len(groups)) + 16 * (len(series) > 1)
-    with _drawing(key, height) as axes:
+    labels = [_fold(name) for name in estimates]
+    num_lines = sum(label.count("\n") + 1 for label in labels)
+    known = [(row, one) for row, one in enumerate(estimates.values()) if one is not None]
+    with _drawing(key, 48 + _ROW_HEIGHT * max(2, num_lines)) as axes:
         from matplotlib.ticker import MaxNLocator
 
-        for place, (name, estimates) in enumerate(series.items()):
-            shift = 0.0 if len(series) == 1 else 0.32 * (place / (len(series) - 1) - 0.5)
-            known = [(row, one) for row, one in enumerate(estimates) if one is not None]
-            axes.errorbar(
-                [one[0] for _, one in known],
-                [row + shift for row, _ in known],
-                xerr=[
-                    [max(0.0, value - low) for _, (value, low, _) in known],
-                    [max(0.0, high - value) for _, (value, _, high) in known],
-                ],
-                fmt=_MARKERS[place],
-                color=_SERIES[place],
-                elinewidth=1.6,
-                capsize=3,
-                markersize=5.5,
-                label=write_plain(name, _LONGEST_LABEL),
-            )
-        axes.set_yticks(range(len(groups)), [write_plain(name, 18) for name in groups])
-        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.errorbar(
+            [one[0] for _, one in known],
+            [row for row, _ in known],
+            xerr=[
+                [max(0.0, value - low) for _, (value, low, _) in known],
+                [max(0.0, high - value) for _, (value, _, high) in known],
+            ],
+            fmt="o",
+            color=_SERIES[0],
+            elinewidth=1.6,
+            capsize=3,
+            markersize=5.5,
+            clip_on=False,
+        )
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
-        axes.margins(x=0.08)
+        axes.set_xlim(_limit_percents([end for _, (_, *ends) in known for end in ends]))
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel(unit)
         return _finish(axes, title, f"{title}, {unit}, with intervals")
@@ -158,7 +160,7 @@ def draw_calibration(key: str, series: Mapping[str, Sequence[Point]]) -> Chart:
             [0, 100], [0, 100], color=_GRAY, linewidth=1, linestyle=(0, (2, 2)), label="ideal"
         )
         _plot_lines(axes, series)
-        axes.set(xlim=(-2, 102), ylim=(-2, 102))
+        axes.set(xlim=(0, 100), ylim=(0, 100))
         axes.set(xlabel="mean confidence, percent", ylabel="exactly right, percent")
         return _finish(
             axes,
@@ -183,14 +185,14 @@ def draw_risk(key: str, curve: Sequence[Point], marks: Mapping[str, Point]) -> C
         for name, (x, y) in marks.items():
             axes.plot([x], [y], "D", color=_SERIES[1], markersize=6)
             axes.annotate(
-                write_plain(name, _LONGEST_LABEL),
+                write_plain(name, _LINE_WIDTH),
                 (x, y),
                 (-6, 7),
                 textcoords="offset points",
                 ha="right",
             )
         axes.set(xlabel="kept, percent of the rows", ylabel="wrong among the kept, percent")
-        axes.set(xlim=(0, 102), ylim=(0, max(1.0, *wrong) * 1.12))
+        axes.set(xlim=(0, 100), ylim=(0, min(100.0, max(1.0, *wrong) * 1.12)))
         return _finish(
             axes,
             "Risk and coverage",
@@ -211,8 +213,9 @@ def draw_attention(
     Up to 32 tokens of each side are drawn.
     """
     columns, rows = columns[:MOST_TOKENS], rows[:MOST_TOKENS]
-    labels = [[write_plain(token, 10) for token in side] for side in (columns, rows)]
-    side = min(22.0, 300 / max(1, len(columns)))
+    labels = [[write_plain(token, _LINE_WIDTH) for token in side] for side in (columns, rows)]
+    left = 44 + 6.6 * max(map(len, labels[1]))  # of the cells
+    side = min(22.0, (340 - left) / max(1, len(columns)))
     size = min(11.0, side * 0.95)
     longest = max(map(len, labels[0]))
     height = 56 + side * len(rows) + size * max(1.5, 0.6 * longest)
@@ -271,7 +274,8 @@ def _plot_lines(axes: "Axes", lines: Mapping[str, Sequence[Point]]) -> None:
             color=_SERIES[place],
             linestyle=_LINES[place],
             marker=_MARKERS[place] if len(points) <= _MOST_MARKED else None,
-            label=write_plain(name, _LONGEST_LABEL),
+            clip_on=False,
+            label=_fold(name),
         )
 
 
@@ -303,11 +307,25 @@ def _finish(axes: "Axes", title: str, label: str, note: str = "") -> Chart:
     return Chart(title=title, drawing=drawing, note=note)
 
 
-def _scale(axes: "Axes", values: Sequence[float], begins_at_zero: bool) -> None:
+def _fold(text: str) -> str:
+    """Return a label in lines of at most 22 characters."""
+    return textwrap.fill(write_plain(text, _LONGEST_LABEL), _LINE_WIDTH)
+
+
+def _limit_percents(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis: a little beyond the values, but not beyond 0 and 100."""
+    low, high = min(values, default=0.0), max(values, default=100.0)
+    beyond = max(1.0, 0.08 * (high - low))
+    return max(0.0, low - beyond), high if high > 100 else min(100.0, high + beyond)
+
+
+def _scale(axes: "Axes", values: Sequence[float], begins_at_zero: bool, is_percent: bool) -> None:
     """Choose the scales of curves with these values."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    if begins_at_zero:
+    if is_percent:
+        axes.set_ylim(_limit_percents(values))
+    elif begins_at_zero:
         axes.set_ylim(0, max(values) * 1.1 or 1.0)
     elif 0 < 8 * min(values) < max(values):
         axes.set_yscale("log")

@@ -1,7 +1,7 @@
 """What a report shows: one value with everything, each part optional; and how it shows scores."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ class ReportContent:
 
     name: str
     """Of the model, or of what else the report is about."""
+    summary: str = ""
+    """What the model does, its data and size, in a line under its name."""
     created: str = ""
     """Time of its making, as in "2027-03-01 12:00 UTC"; "": not shown."""
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
@@ -37,10 +39,14 @@ class ReportContent:
     `weights` (T lists of S values from 0 to 1), the attention of each token over the source."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every resolved setting by its dotted name."""
+    user_settings: Collection[str] | None = None
+    """Names of those that the user set; None: unknown."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Version of each program and library."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Anything else, by a label: time, memory, hashes of the data."""
+    """Anything else, by a label: command, machine, time, memory."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file of pairs."""
 
     @property
     def main_evaluation(self) -> str:

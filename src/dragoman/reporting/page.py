@@ -56,8 +56,9 @@ def render_page(content: ReportContent) -> str:
     environment.filters.update(text=show_text, number=show_number, plain=write_plain)
     template = environment.from_string(folder.joinpath("page.html.jinja").read_text("utf-8"))
     shown = [(key, title, show(content)) for key, title, show in _SECTIONS]
-    if content.versions or content.facts:
-        shown.append(("about", "Run", {"versions": content.versions, "facts": content.facts}))
+    about = {name: getattr(content, name) for name in ("facts", "versions", "hashes")}
+    if any(about.values()):
+        shown.append(("about", "Run", about))
     main = content.main_evaluation
     scores = list_scores(content.evaluations[main]) if main else []
     return template.render(

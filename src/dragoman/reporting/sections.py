@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.configuration import flatten_settings
+from dragoman.evaluation.confusions import find_unit, split_units
 from dragoman.evaluation.output_rows import Row
 from dragoman.reporting.charts import (
     MOST_TOKENS,
-    Chart,
     Point,
     draw_attention,
     draw_calibration,
@@ -20,7 +20,6 @@ from dragoman.reporting.charts import (
 )
 from dragoman.reporting.content import (
     ReportContent,
-    Score,
     find_title,
     is_higher_better,
     list_scores,
@@ -34,10 +33,10 @@ from dragoman.settings import Settings
 Shown = dict[str, Any]
 
 _MOST_CURVES = 4
-_MOST_SCORES = 9  # with a chart; a table has them all
-_MOST_MAPS = 6
+_MOST_MAPS = 3
 _MOST_CONFUSIONS = 30
-_MOST_SAMPLES = 12  # of a list
+_MOST_SAMPLES = 6  # of a list
+_FEWEST_ROWS = 10  # right ones, and wrong ones, for a confidence that says something
 _LOSSES = {
     "train_loss": "training",
     "valid_loss": "validation",
@@ -49,7 +48,10 @@ _SEVERITIES = ("fault", "warning", "note")
 
 
 def show_training(content: ReportContent) -> Shown | None:
-    """Return the charts of the training: losses, validation scores, learning rate, speed."""
+    """Return the charts of the training: losses and validation scores; learning rate and speed.
+
+    A validation score has the title of the same score of the main evaluation, else its own name.
+    """
     curves: dict[str, Sequence[Point]] = {}
     for name, points in content.curves.items():
         if finite := [(step, value) for step, value in points if math.isfinite(value)]:
@@ -78,19 +80,19 @@ def show_training(content: ReportContent) -> Shown | None:
                 best = (find_title(main, monitored), point)
             unit = name_unit(is_higher_better=is_higher)
             drawn = {find_title(main, name): chosen[name] for name in names}
-            charts.append(
-                draw_curves("valid" if is_higher else "errors", title, drawn, unit=unit, best=best)
-            )
+            key = "valid" if is_higher else "errors"
+            charts.append(draw_curves(key, title, drawn, unit=unit, best=best, is_percent=True))
+    folded = []
     for name, title, unit in (
         ("learning_rate", "Learning rate", "learning rate"),
         ("tokens_per_s", "Speed", "tokens per second"),
     ):
         if name in curves:
             key = name.replace("_", "")
-            charts.append(
+            folded.append(
                 draw_curves(key, title, {title: curves[name]}, unit=unit, begins_at_zero=True)
             )
-    return {"charts": charts} if charts else None
+    return {"charts": charts, "folded": folded} if charts or folded else None
 
 
 def show_inspection(content: ReportContent) -> Shown | None:
@@ -111,18 +113,21 @@ def show_inspection(content: ReportContent) -> Shown | None:
 
 
 def show_scores(content: ReportContent) -> Shown | None:
-    """Return the scores of all evaluations side by side, as a table and as charts."""
+    """Return the scores of all evaluations side by side."""
+    splits = sorted(content.evaluations, key=lambda name: name != content.main_evaluation)
     by_split = {
-        name: {score.name: score for score in list_scores(one)}
-        for name, one in content.evaluations.items()
+        name: {score.name: score for score in list_scores(content.evaluations[name])}
+        for name in splits
     }
     known = {name: score for scores in by_split.values() for name, score in scores.items()}
     if not known:
         return None
-    splits = list(by_split)
     return {
         "splits": splits,
-        "rows": [content.evaluations[name].get("rows") for name in splits],
+        "counts": {
+            name: [content.evaluations[split].get(name) for split in splits]
+            for name in ("rows", "truncated")
+        },
         "lines": [
             {
                 "title": score.title,
@@ -134,7 +139,6 @@ def show_scores(content: ReportContent) -> Shown | None:
             }
             for name, score in known.items()
         ],
-        "charts": _draw_scores(by_split, known),
         "signatures": {
             f"{split}, {find_title(one, name.removesuffix('_signature'))}": value
             for split, one in content.evaluations.items()
@@ -147,28 +151,8 @@ def show_scores(content: ReportContent) -> Shown | None:
     }  # fmt: skip
 
 
-def _draw_scores(
-    by_split: Mapping[str, Mapping[str, Score]], known: Mapping[str, Score]
-) -> list[Chart]:
-    """Return one chart of all scores of one evaluation, or a chart for each score of several."""
-    splits = list(by_split)
-    if len(splits) == 1:
-        estimates = [score.estimate for score in by_split[splits[0]].values()]
-        named = [score.title for score in known.values()]
-        unit = "percent, or points of 100"
-        return [draw_intervals("scores", "All scores", named, {splits[0]: estimates}, unit=unit)]
-    drawn = [score for name, score in known.items() if "." not in name]  # no fields
-    charts = []
-    for number, score in enumerate(drawn[:_MOST_SCORES]):
-        found = [by_split[split].get(score.name) for split in splits]
-        series = {score.title: [None if one is None else one.estimate for one in found]}
-        unit = name_unit(is_higher_better=score.is_higher_better)
-        charts.append(draw_intervals(f"score{number}", score.title, splits, series, unit=unit))
-    return charts
-
-
 def show_breakdowns(content: ReportContent) -> Shown | None:
-    """Return, by evaluation, a table of each breakdown, with charts of a score and an error rate."""
+    """Return, by evaluation, a table of each breakdown, with a chart of its first score."""
     shown: dict[str, list[Shown]] = {}
     for number, (split, evaluation) in enumerate(content.evaluations.items()):
         for place, (kind, groups) in enumerate((evaluation.get("breakdown") or {}).items()):
@@ -191,31 +175,26 @@ def show_breakdowns(content: ReportContent) -> Shown | None:
                 }
                 for row, (label, group) in enumerate(zip(labels, groups, strict=True))
             ]
-            first_by_direction = {
-                is_higher_better(evaluation, name): name for name in reversed(titles)
-            }
-            charts = [
-                draw_intervals(
-                    f"group{number}x{place}x{is_higher:d}",
-                    titles[name],
-                    labels,
-                    {titles[name]: estimates[name]},
-                    unit=name_unit(is_higher_better=is_higher),
-                )
-                for is_higher, name in sorted(first_by_direction.items(), reverse=True)
-            ]
+            name, title = next(iter(titles.items()))
+            chart = draw_intervals(
+                f"group{number}x{place}",
+                title,
+                dict(zip(labels, estimates[name], strict=True)),
+                unit=name_unit(is_higher_better=is_higher_better(evaluation, name)),
+            )
             shown.setdefault(split, []).append(
-                {"title": kind, "columns": [*titles.values()], "lines": lines, "charts": charts}
+                {"title": kind, "columns": [*titles.values()], "lines": lines, "charts": [chart]}
             )
     return _by_split(content, shown)
 
 
 def show_confusions(content: ReportContent) -> Shown | None:
-    """Return, by evaluation, the most frequent confusions, their examples marked."""
+    """Return, by evaluation, the most frequent confusions, each with an example, marked."""
     shown = {}
     for split, evaluation in content.evaluations.items():
         found = evaluation.get("confusions", [])[:_MOST_CONFUSIONS]
         most = max((one["count"] for one in found), default=1)
+        unit = _find_unit(content, split)
         if found:
             shown[split] = [
                 {
@@ -226,22 +205,31 @@ def show_confusions(content: ReportContent) -> Shown | None:
                     "examples": [
                         {
                             "source": example["source"],
-                            "shown": show_differences(example["reference"], example["hypothesis"]),
+                            "shown": show_differences(
+                                example["reference"], example["hypothesis"], unit
+                            ),
                         }
-                        for example in one.get("examples", [])[:2]
+                        for example in one.get("examples", [])[:1]
                     ],
                 }
                 for one in found
             ]
-    return _by_split(content, shown)
+    has_truncated = any(one.get("truncated") for one in content.evaluations.values())
+    return _by_split(content, shown, excludes_truncated=has_truncated)
 
 
 def show_confidence(content: ReportContent) -> Shown | None:
-    """Return, by evaluation, how well confidence is calibrated, and the rows above each threshold."""
+    """Return, by evaluation, how well confidence is calibrated, and the rows above each threshold.
+
+    Left out where nearly all rows are right, or wrong: then it says nothing.
+    """
     shown = {}
     for number, (split, evaluation) in enumerate(content.evaluations.items()):
         confidence = evaluation.get("confidence")
         if not confidence:
+            continue
+        exact = confidence.get("exact", 0.5)
+        if min(exact, 1 - exact) * confidence.get("rows", math.inf) < _FEWEST_ROWS:
             continue
         charts = []
         bins = {
@@ -266,23 +254,32 @@ def show_confidence(content: ReportContent) -> Shown | None:
 
 def show_samples(content: ReportContent) -> Shown | None:
     """Return, by evaluation, the lists of samples."""
-    return _by_split(
-        content, {split: choose_samples(rows) for split, rows in content.rows.items() if rows}
-    )
+    shown = {}
+    for split, rows in content.rows.items():
+        if rows:
+            unit = _find_unit(content, split)
+            is_phones = content.evaluations.get(split, {}).get("task") == "phones"
+            shown[split] = {
+                "lists": choose_samples(rows, unit),
+                "unit": "phones" if is_phones else "words" if unit else "characters",
+            }
+    return _by_split(content, shown)
 
 
-def choose_samples(rows: Sequence[Row], count: int = _MOST_SAMPLES) -> list[Shown]:
+def choose_samples(rows: Sequence[Row], unit: str = "", count: int = _MOST_SAMPLES) -> list[Shown]:
     """Return up to four lists of up to `count` rows each; empty lists are left out.
 
-    Each has a title, a note, and samples: a row, its differences, its edits and its place. Ties keep
-    the order of the rows.
+    Each has a title, a note, and samples: a row, its closest reference and its output with their
+    differences by `unit`, its edits and its place. Ties keep the order of the rows.
     """
-    closest = [find_closest(row.hypothesis, row.references) for row in rows]
+    closest = [find_closest(row.hypothesis, row.references, unit) for row in rows]
     places = range(len(rows))
     wrong = [place for place in places if not rows[place].is_exact]
     confidence = {
         place: row.confidence for place, row in enumerate(rows) if row.confidence is not None
     }
+    if len(rows) - len(wrong) < _FEWEST_ROWS:
+        confidence = {}
     lists = (
         (
             "Typical rows",
@@ -306,7 +303,12 @@ def choose_samples(rows: Sequence[Row], count: int = _MOST_SAMPLES) -> list[Show
         (
             "Furthest off",
             "The most edits to the closest reference, relative to its length.",
-            sorted(wrong, key=lambda place: -closest[place][1] / max(1, len(closest[place][0]))),
+            sorted(
+                wrong,
+                key=lambda place: (
+                    -closest[place][1] / max(1, len(split_units(closest[place][0], unit)))
+                ),
+            ),
         ),
     )
 
@@ -315,8 +317,9 @@ def choose_samples(rows: Sequence[Row], count: int = _MOST_SAMPLES) -> list[Show
         name = Path(row.file).name
         return {
             "row": row,
-            "shown": show_differences(reference, row.hypothesis),
+            "shown": show_differences(reference, row.hypothesis, unit),
             "edits": edits,
+            "confidence": confidence.get(place),
             "place": f"{name}:{row.line}" if name and row.line else name,
         }
 
@@ -328,7 +331,7 @@ def choose_samples(rows: Sequence[Row], count: int = _MOST_SAMPLES) -> list[Show
 
 
 def show_attention(content: ReportContent) -> Shown | None:
-    """Return a heat map for each of up to six outputs."""
+    """Return a heat map for each of up to three outputs."""
     maps = [one for one in content.attention if one["tokens"] and one["source_tokens"]][:_MOST_MAPS]
     if not maps:
         return None
@@ -343,23 +346,32 @@ def show_attention(content: ReportContent) -> Shown | None:
         for number, one in enumerate(maps, start=1)
     ]
     longest = max(len(side) for one in maps for side in (one["tokens"], one["source_tokens"]))
-    return {"charts": charts, "is_truncated": longest > MOST_TOKENS, "most": MOST_TOKENS}
+    return {
+        "charts": charts[:1],
+        "folded": charts[1:],
+        "is_truncated": longest > MOST_TOKENS,
+        "most": MOST_TOKENS,
+        "layer": content.settings.get("model.num_decoder_layers"),
+        "heads": content.settings.get("model.nhead"),
+    }
 
 
 def show_settings(content: ReportContent) -> Shown | None:
-    """Return the settings by section, with the default of those that differ from it."""
+    """Return the settings: those that the user set, those that were chosen, and the defaults."""
+    if not content.settings:
+        return None
     defaults = flatten_settings(Settings())
-    sections: dict[str, list[dict[str, Any]]] = {}
-    for full_name, value in content.settings.items():
-        section, _, name = (
-            full_name.partition(".") if "." in full_name else ("general", "", full_name)
-        )
-        shown, default = _write_setting(value), _write_setting(defaults.get(full_name, value))
-        is_changed = full_name != "version" and shown != default
-        sections.setdefault(section, []).append(
-            {"name": name, "value": shown, "default": default if is_changed else None}
-        )
-    return {"sections": sections} if sections else None
+    user, chosen, left = "set by you", "chosen for these pairs", "defaults"
+    if content.user_settings is None:
+        chosen = "not the default"
+    groups: dict[str, list[Shown]] = {user: [], chosen: [], left: []}
+    for name, value in content.settings.items():
+        shown, default = _write_setting(value), _write_setting(defaults.get(name, value))
+        is_changed = name != "version" and shown != default
+        group = user if name in (content.user_settings or ()) else chosen if is_changed else left
+        line = {"name": name, "value": shown, "default": default if is_changed else None}
+        groups[group].append(line)
+    return {"groups": {group: lines for group, lines in groups.items() if lines}}
 
 
 def _write_setting(value: object) -> str:
@@ -371,9 +383,23 @@ def _write_setting(value: object) -> str:
     return shown if shown == shown.strip() else f'"{shown}"'
 
 
-def _by_split(content: ReportContent, shown: Mapping[str, Any]) -> Shown | None:
+def _find_unit(content: ReportContent, split: str) -> str:
+    """Return what separates the units that are compared: phones, words of running text, or ""."""
+    evaluation = content.evaluations.get(split, {})
+    if evaluation.get("task") == "phones":
+        return evaluation.get("cut", {}).get("separator") or " "
+    rows = content.rows.get(split, ())
+    return find_unit(rows) if rows else ""
+
+
+def _by_split(
+    content: ReportContent, shown: Mapping[str, Any], *, excludes_truncated: bool = False
+) -> Shown | None:
     """Return what is shown by evaluation, the main one first."""
     if not shown:
         return None
     names = sorted(shown, key=lambda name: name != content.main_evaluation)
-    return {"splits": {name: shown[name] for name in names}}
+    return {
+        "splits": {name: shown[name] for name in names},
+        "excludes_truncated": excludes_truncated,
+    }

@@ -1,6 +1,7 @@
 """Text from data as HTML: escaped, hidden characters as codes, bounded; and differences of texts."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,6 +10,7 @@ from markupsafe import Markup, escape
 from rapidfuzz.distance import Levenshtein
 
 from dragoman.characters import JOINERS, is_hidden
+from dragoman.evaluation.confusions import split_units
 
 _LONGEST = 300  # characters of a text beside others
 _LONGEST_COMPARED = 3000  # characters of a text that are aligned
@@ -59,56 +61,76 @@ def write_plain(text: str, longest: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """Neighbouring characters of both texts, or of only one."""
+    """Neighbouring units of both texts, or of only one."""
 
     kind: Literal["same", "missing", "extra"]
     text: str
 
 
-def find_closest(output: str, references: Sequence[str]) -> tuple[str, int]:
-    """Return the reference with the fewest edits (the first of equally close), and their number."""
-    distances = [Levenshtein.distance(output, reference) for reference in references]
+def find_closest(output: str, references: Sequence[str], unit: str = "") -> tuple[str, int]:
+    """Return the reference with the fewest edits (the first of equally close), and their number.
+
+    Units are counted as `find_confusions` separates them by `unit`: "": characters; " ": words.
+    """
+    found = split_units(output, unit)
+    distances = [Levenshtein.distance(found, split_units(one, unit)) for one in references]
     least = min(distances)
     return references[distances.index(least)], least
 
 
-def compare_texts(reference: str, output: str) -> list[Stretch]:
+def compare_texts(reference: str, output: str, unit: str = "") -> list[Stretch]:
     """Return the stretches of both texts in their order, with the fewest edits.
 
     "same" and "missing" make the reference; "same" and "extra" make the output.
     """
+    expected, found = _cut(reference, unit), _cut(output, unit)
     stretches: list[Stretch] = []
-    edits = Levenshtein.opcodes(reference, output)
+    edits = Levenshtein.opcodes(expected, found)
     for is_same, group in itertools.groupby(edits, key=lambda edit: edit.tag == "equal"):
         run = list(group)
-        expected = reference[run[0].src_start : run[-1].src_end]
-        extra = output[run[0].dest_start : run[-1].dest_end]
+        missing = "".join(expected[run[0].src_start : run[-1].src_end])
+        extra = "".join(found[run[0].dest_start : run[-1].dest_end])
         if is_same:
-            stretches.append(Stretch(kind="same", text=expected))
+            stretches.append(Stretch(kind="same", text=missing))
             continue
-        if expected:
-            stretches.append(Stretch(kind="missing", text=expected))
+        if missing:
+            stretches.append(Stretch(kind="missing", text=missing))
         if extra:
             stretches.append(Stretch(kind="extra", text=extra))
     return stretches
 
 
-def show_differences(reference: str, output: str) -> Markup:
-    """Return the output with its differences to the reference as <del> and <ins>.
+def show_differences(reference: str, output: str, unit: str = "") -> tuple[Markup, Markup]:
+    """Return both texts, with what only the reference has as <del>, only the output as <ins>.
 
     Screen readers say "missing:" and "extra:" before them. In long texts the middle of a stretch
     is left out.
     """
     is_cut = max(len(reference), len(output)) > _LONGEST_COMPARED
-    stretches = compare_texts(reference[:_LONGEST_COMPARED], output[:_LONGEST_COMPARED])
+    stretches = compare_texts(reference[:_LONGEST_COMPARED], output[:_LONGEST_COMPARED], unit)
     is_long = sum(len(one.text) for one in stretches) > _LONGEST
-    shown = Markup("").join(_show_stretch(one, is_long=is_long) for one in stretches)
     more = Markup('<i class="empty"> … the rest is not compared</i>') if is_cut else ""
-    nothing = Markup('<i class="empty">empty</i> ') if not output else ""
-    return Markup('{}<bdi class="text" translate="no">{}</bdi>{}').format(nothing, shown, more)
+    shown = []
+    for text, other in ((reference, "extra"), (output, "missing")):
+        parts = [
+            _show_stretch(one, unit, is_long=is_long) for one in stretches if one.kind != other
+        ]
+        whole = Markup('<bdi class="text" translate="no">{}</bdi>{}').format(
+            Markup("").join(parts), more
+        )
+        shown.append(whole if text else show_text(text))
+    return shown[0], shown[1]
 
 
-def _show_stretch(stretch: Stretch, *, is_long: bool) -> Markup:
+def _cut(text: str, unit: str) -> Sequence[str]:
+    """Return the units of a text and the separators between them."""
+    if not unit:
+        return text
+    between = r"(\s+)" if unit == " " else f"({re.escape(unit)})"
+    return [part for part in re.split(between, text) if part]
+
+
+def _show_stretch(stretch: Stretch, unit: str, *, is_long: bool) -> Markup:
     is_same = stretch.kind == "same"
     if is_long and len(stretch.text) > 3 * _CONTEXT:
         left_out = f"{len(stretch.text) - 2 * _CONTEXT:,}"
@@ -117,7 +139,7 @@ def _show_stretch(stretch: Stretch, *, is_long: bool) -> Markup:
             mark_hidden(stretch.text[:_CONTEXT]) + middle + mark_hidden(stretch.text[-_CONTEXT:])
         )
     else:
-        shown = mark_hidden(stretch.text, shows_spaces=not is_same and not is_long)
+        shown = mark_hidden(stretch.text, shows_spaces=not (is_same or is_long or unit))
     if is_same:
         return shown
     tag = "del" if stretch.kind == "missing" else "ins"

@@ -3,9 +3,11 @@
 import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -45,6 +47,16 @@ def name_device(device_type: str) -> str:
     if device_type != "cuda":
         return device_type
     return f"cuda ({torch.cuda.get_device_name()})"
+
+
+def name_machine(device_type: str) -> str:
+    """Return the system, the processor, the threads and the GPU in a line."""
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux has no name for it in Python
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        processor = found[1] if found else processor
+    parts = [platform.platform(), processor, f"threads: {torch.get_num_threads()}"]
+    return ", ".join(parts + ([] if device_type == "cpu" else [name_device(device_type)]))
 
 
 def plan_micro_batches(training: TrainingSettings) -> int | None:

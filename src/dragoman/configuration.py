@@ -27,6 +27,27 @@ _RENAMED: dict[str, str | None] = {
 }
 _RENAMED_VALUES = {("training.implementation", "fast"): "fused"}
 
+# What other toolkits call a setting, for "did you mean".
+_ELSEWHERE = {
+    "optimization.learning_rate": "lr max_lr peak_lr learningrate",
+    "optimization.warmup_steps": "warmup warmup_updates num_warmup_steps",
+    "optimization.clip_norm": "max_grad_norm gradient_clip_val grad_clip clip",
+    "training.max_steps": "epochs max_epochs max_epoch num_epochs num_train_epochs train_steps "
+    "max_update max_updates steps",
+    "training.batch_tokens": "batch_size batchsize bs train_batch_size per_device_train_batch_size",
+    "training.accumulate": "accum_count update_freq gradient_accumulation_steps accumulate_grad_batches",
+    "training.patience": "early_stopping early_stopping_patience",
+    "training.checkpoint_every": "save_every save_steps save_interval save_checkpoint_steps",
+    "training.precision": "fp16 bf16 amp",
+    "model.d_model": "hidden_size hidden_dim hidden embed_dim embedding_dim emb_dim rnn_size dim",
+    "model.num_encoder_layers": "num_layers layers n_layers num_hidden_layers encoder_layers enc_layers",
+    "model.num_decoder_layers": "decoder_layers dec_layers",
+    "model.nhead": "heads num_heads n_heads n_head num_attention_heads attention_heads",
+    "model.dim_feedforward": "d_ff ffn_dim ffn_embed_dim intermediate_size transformer_ff",
+    "decoding.beam_size": "beam num_beams beams",
+    "decoding.num_hypotheses": "nbest n_best num_return_sequences",
+}
+
 
 @dataclass
 class _Draft:
@@ -297,6 +318,10 @@ def suggest(name: str, known: Sequence[str]) -> str:
     if name in _RENAMED:
         now = _RENAMED[name]
         return f"; did you mean {now}?" if now else "; it was removed"
+    plain = name.rpartition(".")[2].lower().replace("-", "_")
+    for setting, names in _ELSEWHERE.items():
+        if setting in known and plain in names.split():
+            return f"; did you mean {setting}?"
     by_last: dict[str, str] = {}
     for one in known:
         by_last.setdefault(one.rpartition(".")[2], one)

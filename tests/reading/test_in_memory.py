@@ -12,9 +12,14 @@ from dragoman.errors import DataError
 from dragoman.reading.in_memory import as_files
 from dragoman.reading.pairs import Pair, read_pairs
 
-pandas = pytest.importorskip("pandas")  # the tables of other libraries come by the same way
 ROWS = [(word, word.upper()) for word in make_words(40)]
-FRAME = pandas.DataFrame(ROWS, columns=["source", "target"])
+COLUMNS = {"source": [row[0] for row in ROWS], "target": [row[1] for row in ROWS]}
+
+
+@pytest.fixture
+def frame():
+    """The same rows as a table of another library."""
+    return pytest.importorskip("pandas").DataFrame(COLUMNS)
 
 
 def read(pairs):
@@ -32,19 +37,22 @@ def read(pairs):
         (row for row in ROWS),
         [Pair(*row, (), 1, "x.tsv") for row in ROWS],
         [{"target": target, "source": source, "note": 3} for source, target in ROWS],
-        {"source": [row[0] for row in ROWS], "target": [row[1] for row in ROWS]},
-        FRAME,
-        FRAME.assign(score=1.5)[["score", "target", "source"]],
-        pandas.DataFrame(ROWS),
-        pyarrow.table(FRAME),
+        COLUMNS,
+        pyarrow.table(COLUMNS),
     ],
 )
 def test_rows_and_tables_are_pairs(pairs):
     assert read(pairs) == ROWS
 
 
-def test_a_part_of_a_frame_keeps_its_rows():
-    assert read(FRAME[::3]) == ROWS[::3]
+def test_frames_are_pairs(frame):
+    columns = ["score", "target", "source"]
+    for one in (frame, frame.assign(score=1.5)[columns], type(frame)(ROWS), pyarrow.table(frame)):
+        assert read(one) == ROWS
+
+
+def test_a_part_of_a_frame_keeps_its_rows(frame):
+    assert read(frame[::3]) == ROWS[::3]
 
 
 def test_files_stay_files():
@@ -63,9 +71,17 @@ def test_anything_else_is_an_error(pairs):
         read(pairs)
 
 
+TARGETS = [None if row == 3 else target for row, target in enumerate(COLUMNS["target"])]
+
+
 def test_an_empty_cell_is_an_invalid_row():
     with pytest.raises(DataError, match=r"pairs\.parquet:4: the target is empty"):
-        read(FRAME.assign(target=FRAME.target.where(FRAME.index != 3)))
+        read(COLUMNS | {"target": TARGETS})
+
+
+def test_an_empty_cell_of_a_frame_is_an_invalid_row(frame):
+    with pytest.raises(DataError, match=r"pairs\.parquet:4: the target is empty"):
+        read(frame.assign(target=TARGETS))
 
 
 def test_a_model_is_trained_evaluated_and_inspected_without_files(tmp_path):
@@ -76,10 +92,10 @@ def test_a_model_is_trained_evaluated_and_inspected_without_files(tmp_path):
         "evaluation": {"report": "none", "resamples": 100},
     }
     console = Console(file=io.StringIO())
-    model = dragoman.fit(FRAME, tmp_path / "model", settings, console=console)
+    model = dragoman.fit(COLUMNS, tmp_path / "model", settings, console=console)
     assert model.settings.model.d_model == 16
     by_rows = dragoman.evaluate(model, ROWS)
-    by_name = dragoman.evaluate(tmp_path / "model", FRAME, {"evaluation.resamples": 200})
+    by_name = dragoman.evaluate(tmp_path / "model", COLUMNS, {"evaluation.resamples": 200})
     assert by_rows.scores.rows == by_name.scores.rows == len(ROWS)
     assert by_name.settings.resamples == 200
     assert "exact match" in repr(by_rows)

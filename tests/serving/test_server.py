@@ -20,6 +20,8 @@ from conftest import make_words
 from dragoman.cli import main
 from dragoman.model_folder.folder import ModelFolder, staged_model_folder
 from dragoman.reading.pairs import read_pairs
+from dragoman.serving.corrections import Corrections
+from dragoman.serving.messages import CorrectionRequest, PredictResponse, RequestError
 from dragoman.settings import DataSettings
 from serving.served import Client, running_server
 
@@ -105,6 +107,7 @@ def test_the_response_holds_what_was_asked_for(trained, client):
     assert not got["low_confidence"]
     assert got["nbest"][0]["output"] == "ABC"
     assert len(got["nbest"]) == 2
+    assert PredictResponse.model_validate(content)
     [got] = client.predict(["abc"])["predictions"]
     assert set(got) == {"output", "confidence", "score", "truncated"}
 
@@ -133,6 +136,11 @@ def test_no_torch_is_loaded_until_a_request_needs_it(server, client):
     [got] = client.predict("abc", decoding={"choices": ["FAD", "CAB"]})["predictions"]
     assert got["output"] in ("FAD", "CAB")
     assert "libtorch" in maps.read_text()
+
+
+def test_nbest_gives_as_many_outputs_where_they_are_drawn(client):
+    [got] = client.predict("abc", nbest=3, decoding={"method": "sampling"})["predictions"]
+    assert len(got["nbest"]) == 3
 
 
 BAD = [
@@ -279,6 +287,20 @@ def test_corrections_are_pairs_to_train_on(server, client):
     status, answer = client.post("/v1/corrections", {"source": "a\tb", "target": "A"})
     assert (status, answer["error"]["where"]) == (422, "source")
     assert [(one.source, one.target) for one in read_pairs(server[2])] == rows
+
+
+def test_corrections_are_never_mixed_with_rows_of_other_columns(trained, tmp_path):
+    path, [_, model] = tmp_path / "corrections.tsv", trained
+    path.write_text("source\ttarget\none\t1")  # without an end
+    corrections = Corrections(path, [model])
+    corrections.add(CorrectionRequest(source="two", target="2"), model)
+    assert path.read_text() == "source\ttarget\none\t1\ntwo\t2\n"
+    with_features = dragoman.load(FEATURES)
+    request = CorrectionRequest(source="two", features=["en"], target="2")
+    with pytest.raises(RequestError, match="columns have changed"):  # a model that was replaced
+        corrections.add(request, with_features)
+    with pytest.raises(dragoman.DragomanError, match=r"tsv:1: other columns than .* language"):
+        Corrections(path, [with_features])
 
 
 def test_a_client_of_libretranslate_gets_translations(server, client):

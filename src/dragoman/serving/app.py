@@ -16,7 +16,8 @@ from prometheus_client import generate_latest
 from pydantic import ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
 from dragoman.serving.corrections import Corrections
@@ -32,6 +33,7 @@ from dragoman.serving.messages import (
 )
 from dragoman.serving.service import Service
 
+_PAGE = Path(__file__).parent / "page"
 _MOST_ALTERNATIVES = 16
 
 
@@ -67,6 +69,10 @@ def build_app(
         kind = "not_found" if error.status_code == 404 else "invalid"
         found = RequestError(error.status_code, kind, request.url.path, error.detail)
         return respond(found, service.metrics)
+
+    @app.exception_handler(ClientDisconnect)
+    async def end(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it
 
     @app.exception_handler(Exception)  # the server logs it
     async def fail(_: Request, error: Exception) -> Response:
@@ -118,8 +124,10 @@ def build_app(
 
     if libretranslate:
         _add_libretranslate(app, service, limits.token)
-    _add_docs(app)
-    app.mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True))
+    # Swagger's files are in the package fastapi-offline.
+    app.mount("/docs/files", StaticFiles(packages=[("fastapi_offline", "static")]))
+    app.add_route("/docs", lambda _: FileResponse(_PAGE / "docs.html"))
+    app.mount("/", StaticFiles(directory=_PAGE, html=True))
     gate: ASGIApp = Gate(app, limits, service.metrics)
     if limits.origins:
         headers = ["Authorization", "Content-Type"]
@@ -190,25 +198,3 @@ def _add_libretranslate(app: FastAPI, service: Service, token: str) -> None:
             source, _, target = name.partition("-")
             targets.setdefault(source, []).append(target)
         return [{"code": code, "name": code, "targets": to} for code, to in targets.items()]
-
-
-def _add_docs(app: FastAPI) -> None:
-    """Add the page that shows the API, with Swagger's files from the package fastapi-offline."""
-    app.mount("/docs/files", StaticFiles(packages=[("fastapi_offline", "static")]))
-
-    @app.get("/docs", include_in_schema=False)
-    async def show_docs() -> Response:
-        return HTMLResponse(_DOCS)
-
-    @app.get("/docs/start.js", include_in_schema=False)
-    async def start_docs() -> Response:
-        start = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#docs"});'
-        return Response(start, media_type="text/javascript")
-
-
-_DOCS = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>dragoman: HTTP API</title>
-<link rel="icon" href="data:,"><link rel="stylesheet" href="docs/files/swagger-ui.css"></head>
-<body><div id="docs"></div><script src="docs/files/swagger-ui-bundle.js"></script>
-<script src="docs/start.js"></script></body></html>
-"""

@@ -1,5 +1,6 @@
 """Corrections of outputs, in a TSV that `dragoman fit` reads."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from threading import Lock
@@ -14,7 +15,8 @@ class Corrections:
     """The file; its columns are named as in the training data of the models.
 
     Raises:
-        SettingsError: The models have different columns, or the file cannot be written.
+        SettingsError: The models have different columns, the file has others, or it cannot be
+            written.
     """
 
     def __init__(self, path: Path, models: Collection[Predictor]) -> None:
@@ -24,21 +26,32 @@ class Corrections:
             raise SettingsError(
                 "--corrections: the models have different columns; serve them apart"
             )
-        names = columns.pop()
+        self._names = names = columns.pop()
         if positions := [name for name in names if name.isdecimal()]:
             raise SettingsError(
                 f"--corrections: the model was trained on column {positions[0]}, without a name; "
                 "corrections need the names of columns"
             )
+        head = "\t".join(names)
         try:
-            with path.open("ab") as file:
-                is_new = file.tell() == 0
+            with path.open("ab+") as file:
+                file.seek(0)
+                found = file.readline().decode("utf-8-sig", "replace").strip()
+                if not found:
+                    file.write(f"{head}\n".encode())
+                elif found != head:
+                    raise SettingsError(
+                        f"--corrections {path}:1: other columns than {', '.join(names)}, which the "
+                        "models have; give another file"
+                    )
+                else:
+                    file.seek(-1, os.SEEK_END)
+                    if file.read() != b"\n":  # a last row that was cut, or typed
+                        file.write(b"\n")
         except OSError as error:
             raise SettingsError(
                 f"--corrections {path}: cannot be written: {error.strerror}"
             ) from error
-        if is_new:
-            self._append(names)
 
     def add(self, asked: CorrectionRequest, model: Predictor) -> None:
         """Append a row.
@@ -46,6 +59,8 @@ class Corrections:
         Raises:
             RequestError: A side is empty, too long or no text, or the features do not fit.
         """
+        if _name_columns(model) != self._names:  # it was replaced
+            raise RequestError.invalid("model", "its columns have changed: start the server again")
         make_row(asked.source, asked.features, model, "source", "features")
         error = find_value_error("", 0, "the target", asked.target)
         error = error or find_side_error(
@@ -58,10 +73,7 @@ class Corrections:
         for where, text in cells.items():
             if {*"\t\r\n"} & {*text}:
                 raise RequestError.invalid(where, "a tab or a line break has no place in a TSV")
-        self._append((*cells.values(),))
-
-    def _append(self, cells: tuple[str, ...]) -> None:
-        row = "\t".join(cells) + "\n"
+        row = "\t".join(cells.values()) + "\n"
         with self._lock, self._path.open("ab") as file:  # one write, so that no row is cut
             file.write(row.encode())
 

@@ -54,8 +54,7 @@ class Gate:
         try:
             self._check(scope)
             async with asyncio.timeout(self._limits.timeout_s):
-                body = await self._read(Headers(scope=scope), receive)
-                await self._app(scope, _replay(body, receive), send_first)
+                await self._app(scope, self._bound(receive), send_first)
         except RequestError as error:
             await respond(error, self._metrics)(scope, receive, send_first)
         except TimeoutError:
@@ -63,8 +62,6 @@ class Gate:
             late = RequestError(504, "timeout", "time", message)
             if not status:
                 await respond(late, self._metrics)(scope, receive, send_first)
-        except _GoneError:
-            pass
         finally:
             self._running -= 1
             path = scope["path"] if scope["path"] in _COUNTED else "other"
@@ -94,28 +91,21 @@ class Gate:
                     401, "forbidden", "Authorization", "give the token: Authorization: Bearer TOKEN"
                 )
 
-    async def _read(self, headers: Headers, receive: "Receive") -> bytes:
-        """Return the body."""
-        most = self._limits.body_bytes
-        too_large = RequestError(
-            413, "too_large", "body", f"larger than {most:,} bytes; send several requests"
-        )
-        if int(headers.get("content-length", 0)) > most:  # uvicorn has checked that it is a number
-            raise too_large
-        body = bytearray()
-        while True:
+    def _bound(self, receive: "Receive") -> "Receive":
+        """Return `receive`, which raises the error of a body that is too large as it is read."""
+        size, most = 0, self._limits.body_bytes
+
+        async def receive_bounded() -> "Message":
+            nonlocal size
             message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _GoneError
-            body += message.get("body", b"")
-            if len(body) > most:
-                raise too_large
-            if not message.get("more_body"):
-                return bytes(body)
+            size += len(message.get("body", b""))
+            if size > most:
+                raise RequestError(
+                    413, "too_large", "body", f"larger than {most:,} bytes; send several requests"
+                )
+            return message
 
-
-class _GoneError(Exception):
-    """The client has closed the connection."""
+        return receive_bounded
 
 
 def respond(error: RequestError, metrics: Metrics) -> JSONResponse:
@@ -134,13 +124,3 @@ def _is_own(host: str, names: Collection[str]) -> bool:
     except ValueError:
         return name in ("localhost", *map(str.lower, names))
     return True
-
-
-def _replay(body: bytes, receive: "Receive") -> "Receive":
-    """Return what gives the body, which has been read, once, and then what `receive` gives."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> "Message":
-        return messages.pop() if messages else await receive()
-
-    return replay

@@ -78,7 +78,7 @@ class PredictRequest(Message):
     min_confidence: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """Mark outputs with a lower confidence, and truncated ones, by low_confidence."""
     nbest: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Outputs for each source, best first; the beam becomes as wide, if it is not set."""
+    """Outputs for each source, best first; as many are searched, or drawn, if that is not set."""
     alignment: bool = False
     """Give the attention of each output token over the source tokens; computed by PyTorch."""
 
@@ -96,7 +96,7 @@ class Hypothesis(Message):
     """One of the outputs of a source."""
 
     output: str
-    confidence: float | None
+    confidence: float
     score: float
     """Log-probability, in nats."""
 

@@ -1,5 +1,7 @@
 """The figures of the server, for Prometheus."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -11,28 +13,18 @@ class Metrics:
     """All figures, each with the labels that it is counted by."""
 
     def __init__(self) -> None:
-        all_ = self.registry = CollectorRegistry()
-        name = "dragoman_{}".format
+        self.registry = CollectorRegistry()
+        own: dict[str, Any] = {"namespace": "dragoman", "registry": self.registry}
         pool, model = ["pool"], ["model"]
-        self.queue_rows = Gauge(name("queue_rows"), "Rows that wait", pool, registry=all_)
-        self.queue_bytes = Gauge(name("queue_bytes"), "Their bytes", pool, registry=all_)
-        self.batch_rows = Histogram(
-            name("batch_rows"), "Rows of a batch", pool, registry=all_, buckets=_ROWS
-        )
+        self.queue_rows = Gauge("queue_rows", "Rows that wait", pool, **own)
+        self.queue_bytes = Gauge("queue_bytes", "Their bytes", pool, **own)
+        self.batch_rows = Histogram("batch_rows", "Rows of a batch", pool, buckets=_ROWS, **own)
         self.seconds = Histogram(
-            name("request_seconds"),
-            "From a request to its response",
-            ["path", "status"],
-            registry=all_,
-            buckets=_SECONDS,
+            "request_seconds", "Until the response", ["path", "status"], buckets=_SECONDS, **own
         )
-        self.errors = Counter(name("errors"), "Responses that are errors", ["kind"], registry=all_)
-        self.tokens = Counter(
-            name("tokens"), "Tokens of sources and outputs", ["model", "side"], registry=all_
-        )
+        self.errors = Counter("errors", "Responses that are errors", ["kind"], **own)
+        self.tokens = Counter("tokens", "Of sources and outputs", ["model", "side"], **own)
         self.confidence = Histogram(
-            name("confidence"), "Of the best outputs", model, registry=all_, buckets=_TENTHS
+            "confidence", "Of the best outputs", model, buckets=_TENTHS, **own
         )
-        self.reloads = Counter(
-            name("reloads"), "Models loaded again", ["model", "result"], registry=all_
-        )
+        self.reloads = Counter("reloads", "Models loaded again", ["model", "result"], **own)

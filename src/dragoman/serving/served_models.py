@@ -100,8 +100,9 @@ class ServedModel:
         if nbest is not None:
             values["num_hypotheses"] = nbest
             own = self.predictor.settings.decoding
-            if own.method == "beam":
-                values.setdefault("beam_size", max(nbest, own.beam_size))
+            widths = {"beam": "beam_size", "sampling": "num_samples"}
+            if width := widths.get(str(values.get("method", own.method))):
+                values.setdefault(width, max(nbest, getattr(own, width)))
         if alignment:
             values["alignment"] = True
         with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,11 @@ import torch
 from conftest import BRIEF, SMALL, make_words, write_pairs
 from dragoman.cli import COMMANDS, main
 from dragoman.cli_options import ENGINES, QUANTIZATIONS, read_command_line
+from dragoman.configuration import flatten_settings
 from dragoman.engines.engine import Quantization
 from dragoman.engines.load import EngineName
 from dragoman.errors import SettingsError
+from dragoman.settings import Settings
 
 WORDS = make_words(20, seed=9)
 
@@ -194,6 +197,29 @@ def test_help_lists_options_and_settings(command):
         assert b"Peak learning rate of AdamW. [0.001]" in found.stdout
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_short_help_lists_the_common_settings_and_all_every_one(name, capsys):
+    def helped(*words):
+        with pytest.raises(SystemExit) as end:
+            main([name, *words])
+        text = capsys.readouterr().out
+        assert end.value.code == 0
+        assert text.index("\nexamples:") < text.index("\noptions:")
+        return text, set(re.findall(r"^  --([\w.]+)(?: \(.*\))?$", text, re.MULTILINE)) & every
+
+    every, command = flatten_settings(Settings()).keys(), COMMANDS[name]
+    taken = {setting for setting in every if command.takes(setting)} - {"version"}
+    short, listed = helped("--help")
+    assert {*command.common} <= every
+    assert listed == ({*command.common} & taken or taken)
+    assert (f"\nall {len(taken)} settings: dragoman {name} --help all\n" in short) == (
+        listed < taken
+    )
+    for words in (["--help", "all"], ["--help=all"], ["pairs.tsv", "-h", "all"]):
+        assert helped(*words)[1] == taken
+    assert helped("--help", "pairs.tsv")[0] == short
+
+
 def test_all_errors_of_the_settings_are_reported_at_once(tmp_path):
     (tmp_path / "settings.yaml").write_text(
         "model:\n  d_modle: 3\n  nhed: 2\ntraining:\n  seed: x\n"
@@ -281,7 +307,9 @@ def test_a_missing_model_and_a_training_setting_are_errors(trained):
 )
 def test_a_setting_that_a_command_does_not_use_is_an_error(command, setting, reason):
     name = command.partition(" ")[0]
-    with pytest.raises(SettingsError, match=f"--{setting}: {reason}; `dragoman {name} --help`"):
+    with pytest.raises(
+        SettingsError, match=f"--{setting}: {reason}; `dragoman {name} --help all` lists"
+    ):
         read_command_line([*command.split(), f"--{setting}", "3"], COMMANDS)
     with pytest.raises(SystemExit):
         read_command_line([name, f"--{setting}=3", "--help"], COMMANDS)

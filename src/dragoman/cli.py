@@ -469,6 +469,20 @@ def _serve(arguments: Namespace, words: Sequence[str]) -> None:
 
 # ------------------------------------------------------------------ all commands
 
+_FOR_TRAINING = (
+    "preset", "data.source", "data.target", "data.features", "tokenizer.source.kind",
+    "tokenizer.source.vocab_size", "tokenizer.target.kind", "tokenizer.target.vocab_size",
+    "model.d_model", "model.num_encoder_layers", "model.num_decoder_layers", "model.dropout",
+    "optimization.learning_rate", "optimization.warmup_steps", "training.max_steps",
+    "training.batch_tokens", "training.seed", "training.valid_every", "training.patience",
+    "decoding.beam_size",
+)  # fmt: skip
+_FOR_USE = (
+    "data.source", "data.target", "data.features", "decoding.method", "decoding.beam_size",
+    "decoding.num_hypotheses", "decoding.length_penalty", "decoding.max_length",
+    "decoding.temperature", "decoding.top_k", "decoding.regex", "decoding.json_schema",
+    "decoding.choices", "decoding.batch_tokens", "evaluation.task",
+)  # fmt: skip
 COMMANDS = {
     "fit": Command(
         run=_fit,
@@ -485,6 +499,7 @@ COMMANDS = {
             "preset", "data.", "tokenizer.", "model.", "optimization.", "training.", "decoding.",
             "evaluation.",
         ),
+        common=_FOR_TRAINING,
     ),
     "predict": Command(
         run=_predict,
@@ -499,6 +514,7 @@ COMMANDS = {
             "data.valid", "data.test", "data.cache", "data.broken_rows", "data.long_rows",
             "data.max_tokens",
         ),
+        common=_FOR_USE,
     ),
     "evaluate": Command(
         run=_evaluate,
@@ -514,6 +530,7 @@ COMMANDS = {
             "decoding.num_hypotheses", "decoding.token_scores", "decoding.alignment",
             "decoding.truncation_mark",
         ),
+        common=_FOR_USE,
     ),
     "compare": Command(
         run=_compare,
@@ -530,6 +547,7 @@ COMMANDS = {
         examples=("dragoman inspect train.tsv --valid dev.tsv --test test.tsv",),
         sections=("preset", "data.", "tokenizer."),
         unused=("data.cache",),
+        common=_FOR_TRAINING,
     ),
     "export": Command(
         run=_export,
@@ -547,6 +565,7 @@ COMMANDS = {
             "dragoman serve de-en=model_a en-de=model_b --port 5000 --libretranslate",
         ),
         sections=("data.", "decoding."),
+        common=_FOR_USE,
     ),
 }  # fmt: skip
 

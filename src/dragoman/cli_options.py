@@ -4,7 +4,7 @@ import argparse
 import difflib
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args, get_origin
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args, get_origin
 from dragoman.errors import SettingsError
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from dragoman.settings import Section
 
 ENGINES = ("auto", "torch", "ctranslate2")
@@ -34,6 +36,8 @@ class Command(NamedTuple):
     """Beginnings of the names of the settings that it takes."""
     unused: tuple[str, ...] = ()
     """Beginnings of those among them that it does not use."""
+    common: tuple[str, ...] = ()
+    """Those that are set most often: --help lists them, --help all every one. None: it lists all."""
 
     def takes(self, setting: str) -> bool:
         """Return whether the command uses this setting."""
@@ -72,7 +76,9 @@ def _check_used(settings: Sequence[str], name: str, command: Command) -> None:
         if not command.takes(setting):
             is_use = section in ("data", "decoding", "evaluation")
             why = f"{name} does not use it" if is_use else "is for training only"
-            errors.append(f"--{setting}: {why}; `dragoman {name} --help` lists what {name} takes")
+            errors.append(
+                f"--{setting}: {why}; `dragoman {name} --help all` lists what {name} takes"
+            )
     if errors:
         raise SettingsError.gather(errors)
 
@@ -96,8 +102,11 @@ def build_parser(commands: Mapping[str, Command]) -> "tuple[_Parser, dict[str, _
             description=f"{command.summary[0].upper()}{command.summary[1:]}.\n\nexamples:{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            add_help=False,
         )
-        parsers[name].takes = command.takes
+        parsers[name].command = command
+        parsers[name].add_argument("-h", "--help", action=_Help, nargs="?", metavar="all",
+            help="show this help; all: with every setting")  # fmt: skip
         command.add_options(parsers[name])
     return parser, parsers
 
@@ -157,48 +166,81 @@ def minutes(word: str) -> float:
     return sum(value * unit for value, unit in zip(values, (1440, 60, 1, 1 / 60), strict=True))
 
 
+class _Help(argparse.Action):
+    """The option --help: prints the help, with every setting after `all`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: object,
+                 option_string: object = None) -> None:  # fmt: skip
+        """Print the help, and exit."""
+        assert isinstance(parser, _Parser)
+        parser.lists_all = values == "all"
+        parser.print_help()
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose help ends with the settings that its command takes."""
 
-    takes: Callable[[str], bool] | None = None
+    command: Command | None = None
+    lists_all = False
 
     def format_help(self) -> str:
         """Return the help; only then are the settings loaded and listed."""
-        if self.takes is None:
+        every = dict(_list_settings(self.command)) if self.command else {}
+        if self.command is None or not every:
             return super().format_help()
-        from dragoman.settings import Settings
-
-        lines = _list_section(Settings, "", self.takes)
-        if not lines:
-            return super().format_help()
+        listed = every if self.lists_all else self.command.common or every
+        lines = [line for name in every if name in listed for line in _describe(name, every[name])]
         file = ", or NAME in the YAML file of --config"
         title = (
             f"settings (--NAME VALUE{file if '--config' in self._option_string_actions else ''}):"
         )
+        if not every.keys() <= {*listed}:
+            title = f"the most common {title}"
+            lines.append(f"\nall {len(every)} settings: {self.prog} --help all")
         return super().format_help() + "\n" + "\n".join([title, *lines]) + "\n"
 
 
-def _list_section(section: "type[Section]", prefix: str, takes: Callable[[str], bool]) -> list[str]:
-    """Return the help of each setting that the command takes."""
-    from dragoman.settings import Section
+def _list_settings(command: Command) -> "Iterator[tuple[str, FieldInfo]]":
+    """Yield the settings that the command takes, by dotted name."""
+    from dragoman.settings import Section, Settings
 
-    lines = []
-    for name, info in section.model_fields.items():
-        dotted, kind = f"{prefix}{name}", info.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            lines += _list_section(kind, f"{dotted}.", takes)
-        elif takes(dotted):
-            default = info.default
-            if isinstance(default, tuple):
-                default = ", ".join(default)
-            is_choice = get_origin(kind) is Literal
-            choices = f" ({', '.join(map(str, get_args(kind)))})" if is_choice else ""
-            lines.append(f"  --{dotted}{choices}")
-            if isinstance(default, str) and default != default.strip():
-                default = repr(default)
-            text = f"{info.description} [{'none' if default == '' else default}]"
-            lines += textwrap.wrap(text, 88, initial_indent=" " * 8, subsequent_indent=" " * 8)
-    return lines
+    def walk(section: "type[Section]", prefix: str) -> "Iterator[tuple[str, FieldInfo]]":
+        for name, info in section.model_fields.items():
+            kind = info.annotation
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from walk(kind, f"{prefix}{name}.")
+            elif command.takes(f"{prefix}{name}"):
+                yield f"{prefix}{name}", info
+
+    return walk(Settings, "")
+
+
+def _list_choices(info: "FieldInfo") -> tuple[str, ...]:
+    """Return the values that a setting, or each of several in it, can have; none: any."""
+    kind = info.annotation
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
+    if kind is bool:
+        return ("true", "false")
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _describe(name: str, info: "FieldInfo") -> list[str]:
+    """Return the help of a setting."""
+    choices, default = _list_choices(info), info.default
+    if isinstance(default, tuple):
+        default = ", ".join(default)
+    if isinstance(default, str) and default != default.strip():
+        default = repr(default)
+    if isinstance(default, bool):
+        default = str(default).lower()
+    text = f"{info.description} [{'none' if default == '' else default}]"
+    indent = " " * 8
+    return [
+        f"  --{name} ({', '.join(choices)})" if choices else f"  --{name}",
+        *textwrap.wrap(text, 88, initial_indent=indent, subsequent_indent=indent),
+    ]
 
 
 def _split_settings(

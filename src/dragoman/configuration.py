@@ -411,7 +411,7 @@ def _read_arguments(arguments: Sequence[str], draft: _Draft) -> None:
     while rest:
         option = rest.pop(0)
         if not option.startswith("--") or option == "--":
-            draft.errors.append(f"{option!r}: expected --name value; see --help for the names")
+            draft.errors.append(f"{option!r}: expected --name value; see --help all for the names")
             continue
         name, has_value, value = option.removeprefix("--").partition("=")
         if not has_value:

@@ -234,7 +234,7 @@ class TrainingSettings(Section):
     monitor: Monitor = "auto"
     """Validation score for the best checkpoint and for early stopping. auto: chrf for running text, token_error_rate for symbols and short strings, character_error_rate for short strings in subwords."""
     loggers: Annotated[tuple[LoggerName, ...], BeforeValidator(_split_commas)] = ("auto",)
-    """Lightning loggers for curves and samples, in addition to a CSV file: auto, none, tensorboard, wandb, mlflow, comet, litlogger; auto: TensorBoard if installed."""
+    """Lightning loggers for curves and samples, in addition to a CSV file; several with commas between; auto: TensorBoard if installed."""
     implementation: Literal["fused", "reference"] = "fused"
     """Code that computes the model in training: fused is faster; reference is torch's own modules. Both compute the same function."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"

@@ -11,6 +11,7 @@ from conftest import make_words
 from dragoman.errors import DataError
 from dragoman.reading.in_memory import as_files
 from dragoman.reading.pairs import Pair, read_pairs
+from dragoman.settings import DataSettings
 
 ROWS = [(word, word.upper()) for word in make_words(40)]
 COLUMNS = {"source": [row[0] for row in ROWS], "target": [row[1] for row in ROWS]}
@@ -69,6 +70,19 @@ def test_files_stay_files():
 def test_anything_else_is_an_error(pairs):
     with pytest.raises(DataError, match=r"pairs: expected a file.* or a table such as a DataFrame"):
         read(pairs)
+
+
+def test_an_error_of_the_caller_is_not_taken_for_one_of_the_pairs():
+    for pairs in (["a.tsv"], ROWS):
+        with pytest.raises(ValueError, match="of the caller"), as_files(pairs):
+            raise ValueError("of the caller")
+
+
+def test_dicts_may_have_different_columns():
+    rows = [{"source": "a", "target": "A"}, {"source": "b", "target": "B", "tag": "x"}]
+    with as_files(rows) as paths:
+        found = [pair.features for pair in read_pairs(paths, DataSettings(features=("tag",)))]
+    assert found == [("tag=",), ("tag=x",)]
 
 
 TARGETS = [None if row == 3 else target for row, target in enumerate(COLUMNS["target"])]

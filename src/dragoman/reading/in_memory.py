@@ -24,32 +24,42 @@ def as_files(pairs: Pairs) -> Iterator[list[Path]]:
     Raises:
         DataError: They are neither files, nor rows, nor a table.
     """
-    if isinstance(pairs, str | Path):
-        yield [Path(pairs)]
-        return
     try:
-        is_table = isinstance(pairs, Mapping) or any(
-            hasattr(pairs, name) for name in ("__arrow_c_stream__", "columns")
-        )
-        rows = [] if is_table else list(pairs)
-        if not is_table and all(isinstance(row, str | os.PathLike) for row in rows):
-            yield [Path(row) for row in rows]
-            return
-        table = pa.table(pairs) if is_table else pa.Table.from_pylist(list(_name_sides(rows)))
-        if table.column_names == [str(place) for place in range(table.num_columns)]:  # no names
-            table = table.rename_columns([str(1 + place) for place in range(table.num_columns)])
+        files_or_table = _find_files_or_table(pairs)
     except (TypeError, ValueError, pa.ArrowException) as error:
         reason = shorten(str(error).partition("\n")[0], 200)
         raise DataError(
             "pairs: expected a file, two parallel text files, rows (source, target), or a table such "
             f"as a DataFrame, found {type(pairs).__name__}: {reason}"
         ) from error
+    if isinstance(files_or_table, list):
+        yield files_or_table
+        return
     with tempfile.TemporaryDirectory(prefix="dragoman-") as folder:
         import pyarrow.parquet  # on demand: it takes 0.1 s
 
         path = Path(folder) / "pairs.parquet"
-        pyarrow.parquet.write_table(table, path)
+        pyarrow.parquet.write_table(files_or_table, path)
         yield [path]
+
+
+def _find_files_or_table(pairs: Pairs) -> list[Path] | pa.Table:
+    if isinstance(pairs, str | Path):
+        return [Path(pairs)]
+    if isinstance(pairs, Mapping) or any(
+        hasattr(pairs, name) for name in ("__arrow_c_stream__", "columns")
+    ):
+        table = pa.table(pairs)
+    else:
+        rows = list(pairs)
+        if all(isinstance(row, str | os.PathLike) for row in rows):
+            return [Path(row) for row in rows]
+        rows = list(_name_sides(rows))
+        names = dict.fromkeys(name for row in rows for name in row)
+        table = pa.table({name: [row.get(name) for row in rows] for name in names})
+    if table.column_names == [str(place) for place in range(table.num_columns)]:  # no names
+        table = table.rename_columns([str(1 + place) for place in range(table.num_columns)])
+    return table
 
 
 def _name_sides(rows: list[Any]) -> Iterator[Mapping[str, Any]]:

@@ -217,8 +217,8 @@ def leave_room_for_outputs(
     """Return `settings` with the longest output fitted to the training targets; and messages.
 
     decoding.max_length_extra is raised if they need more. decoding.max_length becomes twice the
-    longest of them, and that: a model ends nothing that is far longer. Lengths that were set stay,
-    and a message says how many targets are longer.
+    longest target plus that: an output that is far longer would never end. Lengths that were set
+    stay, and a message says how many targets are longer.
 
     Args:
         source_lengths: Tokens of each training pair, ends included, (N,).

@@ -392,6 +392,24 @@ def test_a_folder_of_parquet_or_arrow_shards_is_read_in_the_order_of_names(tmp_p
         read_text(tmp_path, "bad.arrow", b"ARROW1 and nothing")
 
 
+def test_files_that_are_read_alike_are_described_together_and_others_by_themselves(tmp_path):
+    for number in range(9):
+        header = "b\tB\n" if number == 7 else "source\ttarget\n"
+        (tmp_path / f"{number}.tsv").write_text(f"{header}a\tA\n")
+    errors, pattern = RowErrors(), tmp_path / "*.tsv"
+    assert len(list(read_pairs(pattern, None, errors))) == 10
+    assert describe_layout([pattern], DataSettings()) == "\n".join(errors.layouts)
+    first, other = errors.layouts
+    assert first.startswith(f"{tmp_path / '0.tsv'} and 7 more: ")
+    assert other.startswith(f"{tmp_path / '7.tsv'}: ")
+
+
+def test_a_packed_arrow_file_is_refused_as_such(tmp_path):
+    for name in ("p.arrow.gz", "p.parquet.gz"):
+        with pytest.raises(DataError, match="is compressed inside; unpack"):
+            read_text(tmp_path, name, b"")
+
+
 def test_a_pipe_is_read_as_often_as_a_file():
     for words in (["/dev/stdin"], ["-"]):
         code = (

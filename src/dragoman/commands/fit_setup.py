@@ -27,7 +27,7 @@ from dragoman.model.transformer import Transformer
 from dragoman.model_folder.constraint_files import find_constraint_errors
 from dragoman.model_folder.folder import is_model_folder, sweep_model_folder
 from dragoman.presets import choose_settings, leave_room_for_outputs
-from dragoman.reading.pairs import list_shards
+from dragoman.reading.pairs import list_files
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import hold_lock, sha256
 from dragoman.tokenizers.tokenizer import PairTokenizer, find_side_errors
@@ -106,7 +106,7 @@ def start_run(
     with _temporary_folder(out) as ids, fast_float32():
         hush_lightning()
         with context.working("reading pairs"):
-            data = RunData.read(list_files(pairs), settings, ids)
+            data = RunData.read(pairs, settings, ids)
         context.timer.mark("pairs")
         choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
         with context.working("making tokens"):
@@ -209,11 +209,6 @@ def resume_run(
             )
         _report(run, messages, f"{record.precision} on {device}: as the run started")
         yield run
-
-
-def list_files(pairs: Sequence[Path]) -> list[Path]:
-    """Return the files of pairs, given as one or as several, as patterns or folders."""
-    return [shard for path in pairs for shard in list_shards(path)]
 
 
 def name_folders(out: Path) -> tuple[Path, Path]:

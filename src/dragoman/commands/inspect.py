@@ -46,7 +46,7 @@ from dragoman.inspection.sides import (
 )
 from dragoman.presets import choose_settings
 from dragoman.reading.in_memory import Pairs, as_files
-from dragoman.reading.pairs import Pair, RowErrors, have_same_symbols, list_tables, read_pairs
+from dragoman.reading.pairs import Pair, RowErrors, are_parallel, have_same_symbols, read_pairs
 from dragoman.reading.row_errors import OVER_LONG
 from dragoman.reading.statistics import collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings, UnicodeForm
@@ -90,17 +90,10 @@ def _inspect_files(
         train.hold(read_pairs(paths, _skip_invalid(settings.data), row_errors))
     )
     given = (settings.data.valid, settings.data.test)
-    is_parallel = all(
-        len(files) == 2
-        for one in (paths, *given)
-        if one
-        for files in list_tables(one, settings.data)
-    )
+    is_parallel = are_parallel((paths, *given), settings.data)
     choice = choose_settings(settings, statistics, is_parallel=is_parallel)
     data = _skip_invalid(choice.settings.data)
-    if not have_same_symbols(
-        data, settings.data
-    ):  # now without tags in the sources, with split features
+    if not have_same_symbols(data, settings.data):  # without their tags, other rows may be invalid
         row_errors, train = RowErrors(), HeldRows()
         for pair in read_pairs(paths, data, row_errors):
             train.add(pair)

@@ -10,7 +10,7 @@ Once `encode` has returned, a run no longer needs its files of pairs: they may c
 import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise, repeat
 from pathlib import Path
@@ -27,10 +27,10 @@ from dragoman.errors import DataError, ModelFolderError
 from dragoman.reading.pairs import (
     Pair,
     RowErrors,
+    are_parallel,
     describe_layout,
     have_same_symbols,
-    list_shards,
-    list_tables,
+    list_files,
     read_pairs,
 )
 from dragoman.reading.row_errors import RowError
@@ -83,7 +83,12 @@ class RunData:
     tokenizer: PairTokenizer
 
     def __init__(self, paths: Sequence[str | Path], settings: DataSettings, folder: Path) -> None:
-        self.paths, self.folder = list(paths), folder
+        self.folder = folder
+        self._files: dict[Split, Sequence[str | Path]] = {
+            "train": paths,
+            "valid": settings.valid,
+            "test": settings.test,
+        }
         self.sha256: dict[str, str] = {}
         self.digests: dict[str, str] = {}
         self.num_rows: dict[Split, int] = {}
@@ -107,17 +112,23 @@ class RunData:
         Raises:
             DataError: A file cannot be read, or has invalid rows that are not to be skipped.
         """
-        shards = [shard for path in paths for shard in list_shards(Path(path))]
-        data = cls(shards, settings.data, folder)
+        data = cls(paths, settings.data, folder)
+        data._files = {split: list_files(files) for split, files in data._files.items()}
         data._digests = data._digest_files()
         data.sha256 = {name: digest for files in data._digests.values() for name, digest in files}
         data._cache = Cache.open(settings.data.cache) if data._digests else None
         if data._cache:
             data._key = make_key(data._digests, settings)
-            data.digests = data._cache.take(data._key, folder)
-            data._cached = data._load() if data.digests else None
+            digests = data._cache.take(data._key, folder)
+            data._cached = data._load() if digests else None
+            data.digests = digests
         data.statistics = data._cached.statistics if data._cached else data._read_files()
         return data
+
+    @property
+    def paths(self) -> Sequence[str | Path]:
+        """The training files."""
+        return self._files["train"]
 
     def encode(self, settings: Settings) -> None:
         """Train the tokenizer and write the ids of each split; `settings` are resolved.
@@ -145,7 +156,7 @@ class RunData:
                 _number(self.paths),
             )
             self._check_counts(num_rows)
-            given = [files for files in self._list_files().values() if files]
+            given = [files for files in self._files.values() if files]
             notes = [note for files in given if (note := describe_layout(files, settings.data))]
             notes += self._find_leaks()
         for errors in (self.invalid_rows, long_rows):
@@ -210,7 +221,7 @@ class RunData:
 
     def read_split(self, split: Split) -> Iterator[Pair]:
         """Yield the pairs of one split as text, in the order of their file."""
-        files = self._list_files()[split]
+        files = self._files[split]
         if split != "train" and files:
             return _read_text(self.folder / f"{split}.text.arrow", files)
         return (pair for name, pair in self.read_splits() if name == split)
@@ -222,7 +233,7 @@ class RunData:
             0.0 if data.valid else data.valid_fraction,
             0.0 if data.test else data.test_fraction,
         )
-        for split, files in self._list_files().items():
+        for split, files in self._files.items():
             for pair in _read_text(self.folder / f"{split}.text.arrow", files):
                 if split == "train":
                     yield split_of(pair.source, pair.features, *fractions), pair
@@ -232,8 +243,7 @@ class RunData:
     @property
     def is_parallel(self) -> bool:
         """Whether all pairs come from two files of parallel text."""
-        tables = [list_tables(files, self._settings) for files in self._list_files().values()]
-        return all(len(files) == 2 for table in tables for files in table if files)
+        return are_parallel(self._files.values(), self._settings)
 
     def ids(self, split: Split) -> EncodedPairs:
         """Return the ids of one split."""
@@ -249,25 +259,11 @@ class RunData:
         counts = self._ids["train"].count_source_ids(self.tokenizer.source_vocab_size)
         return tuple(counts.tolist())
 
-    def _list_files(self) -> dict[Split, Sequence[str | Path]]:
-        data = self._settings
-        files: dict[Split, Sequence[str | Path]] = {
-            "train": self.paths,
-            "valid": data.valid,
-            "test": data.test,
-        }
-        with suppress(DataError):  # a resumed run does not need them any more
-            files = {
-                split: [shard for path in paths for shard in list_shards(Path(path))]
-                for split, paths in files.items()
-            }
-        return files
-
     def _read_files(self) -> PairStatistics:
         """Write the text of all pairs; return the statistics of those in the training file."""
         self.invalid_rows = RowErrors()
         with _without_garbage_collection():
-            for split, files in self._list_files().items():
+            for split, files in self._files.items():
                 pairs = read_pairs(files, self._settings, self.invalid_rows) if files else ()
                 written = _write_text(pairs, self.folder / f"{split}.text.arrow", files)
                 if split == "train":
@@ -279,7 +275,7 @@ class RunData:
 
     def _find_leaks(self) -> Iterator[str]:
         """Count the sources, features included, of given files that are training sources too."""
-        given = [split for split in SPLITS[1:] if self._list_files()[split]]
+        given = [split for split in SPLITS[1:] if self._files[split]]
         held_out = {
             split: {(pair.features, pair.source) for pair in self.read_split(split)}
             for split in given
@@ -354,7 +350,7 @@ class RunData:
 
         The names count: messages name rows by file, and the suffix tells the format.
         """
-        files = self._list_files()
+        files = self._files
         try:
             if not all(Path(name).is_file() for names in files.values() for name in names):
                 return {}

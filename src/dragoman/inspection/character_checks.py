@@ -16,6 +16,7 @@ from dragoman.inspection.findings import (
     SplitRows,
     describe_share,
     show_row,
+    show_rows,
     show_text,
 )
 from dragoman.settings import TokenizerKind, TokenizerSettings
@@ -181,7 +182,7 @@ def find_spaces(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
                 message=f"{describe_share(len(outer), rows)} have white space at the beginning or the "
                 "end of a side; it is kept, and learned",
                 remedy="remove it from the files, unless it is meant",
-                examples=tuple(show_row(rows, i) for i in outer[:MOST_EXAMPLES]),
+                examples=show_rows(rows, outer),
             )
         spaces = {
             i: found[0]

@@ -64,13 +64,15 @@ def measure_split(rows: SplitRows, tokenizer: PairTokenizer) -> tuple[SplitFigur
     }
     figures = SplitFigures(
         files=rows.files,
-        rows=rows.num_rows,
+        rows=len(rows),
         sources=len(np.unique(rows.source_keys)),
         lengths={measure: _describe(values) for measure, values in lengths.items()},
     )
     notes = []
     if rows.sampled_from:
-        notes = [f"{rows.name}: a sample of {len(rows):,} rows is checked, evenly spread"]
+        notes = [
+            f"{rows.name}: {len(rows):,} rows are checked, evenly spread, of about {rows.num_rows:,}"
+        ]
     if len(indices) == len(rows):
         return figures, notes
     note = f"lengths in tokens of {rows.name}: a sample of {len(indices):,} rows, evenly spread"

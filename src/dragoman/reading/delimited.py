@@ -106,10 +106,10 @@ def open_delimited(
     elif not is_stream and settings.format == "auto" and not is_prediction(sample[:1]):
         if _needs_quotes(sample):
             dialect = replace(dialect, has_quotes=True)
-        elif separator == "auto" and not _QUOTED_CELL.search("\n".join(sample)):
-            blocks = _refuse_late_quotes(blocks, file)
         elif _QUOTED_CELL.search("\n".join(sample)):
             notes.append("quotes around a cell are text (data.format=csv data.separator=tab: not)")
+        elif separator == "auto":
+            blocks = _refuse_late_quotes(blocks, file)
     notes += dialect.describe(usual)
 
     def names_columns(cells: Sequence[str]) -> bool:

@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,9 +45,10 @@ __all__ = [
     "Pair",
     "RowErrors",
     "Source",
+    "are_parallel",
     "check_files",
     "describe_layout",
-    "list_shards",
+    "list_files",
     "list_source_columns",
     "list_tables",
     "read_pairs",
@@ -64,7 +65,6 @@ SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-_MOST_LAYOUTS = 5  # described, of many files
 _FROM_TMX = (
     """  python -c "import sys, xml.etree.ElementTree as E; [print(*(' '.join(''.join(s.itertext())"""
     """.split()) for s in u.iter('seg')), sep='\\t') for u in E.parse(sys.argv[1]).iter('tu')]" """
@@ -141,8 +141,8 @@ def _read_table(
         columns = choose_columns(table, settings, labels)
         assert columns.target is not None
         file, longest = table.file, settings.max_characters
-        if row_errors is not None and (layout := _describe(table, columns)):
-            row_errors.layouts.append(layout)
+        if row_errors is not None:
+            row_errors.add_layout(file, _describe(table, columns))
         has_features = bool(columns.features) or settings.leading_tags
         features: tuple[str, ...] = ()
         num_pairs = 0
@@ -211,15 +211,15 @@ def check_files(paths: Sequence[str | Path], settings: DataSettings) -> None:
 
 
 def describe_layout(paths: Sequence[str | Path], settings: DataSettings) -> str:
-    """Return in a line for each file of pairs how it is read: what was found, and the columns.
+    """Return how files of pairs are read, what was found and the columns, in a line for all alike.
 
     Raises: DataError, when a file cannot be used.
     """
-    found = list[str]()
+    found = RowErrors()
     for files in list_tables(paths, settings):
         with _open_pairs(files, settings) as table:
-            found.append(_describe(table, choose_columns(table, settings)))
-    return "\n".join(filter(None, found[:_MOST_LAYOUTS]))
+            found.add_layout(table.file, _describe(table, choose_columns(table, settings)))
+    return "\n".join(found.layouts)
 
 
 def _describe(table: Table, columns: Columns) -> str:
@@ -242,7 +242,7 @@ def _describe(table: Table, columns: Columns) -> str:
         }
         used = [f"{i + 1} {role}" for role, i in roles.items() if i is not None]
         notes.append(f"no header; columns by position: {', '.join(used)}")
-    return f"{table.file}: {'; '.join(notes)}" if notes else ""
+    return "; ".join(notes)
 
 
 def read_sources(
@@ -260,8 +260,9 @@ def read_sources(
     """Yield the rows to predict in order; a row that cannot be used is an `InvalidRow`.
 
     A stream is TSV unless settings.format says otherwise, and a single column in it has no header.
-    The columns are those of training; the target may be missing, and in a file of one column without header each line is a source. With
-    the format parallel a line is a source with its tabs. An empty input yields nothing.
+    The columns are those of training; the target may be missing, and in a file of one column
+    without header each line is a source. With the format parallel a line is a source with its tabs.
+    An empty input yields nothing.
 
     Args:
         labels: As in `read_pairs`.
@@ -280,7 +281,7 @@ def read_sources(
         choose = choose_columns if has_target else choose_source_columns
         columns = choose(table, settings, labels)
         if layout := _describe(table, columns):
-            report(layout)
+            report(f"{table.file}: {layout}")
         extra = []
         if has_target or prefix:
             target = choose_prefix_column(table, prefix) if prefix else columns.target
@@ -336,10 +337,8 @@ def take_features(
 
 def have_same_symbols(one: DataSettings, other: DataSettings) -> bool:
     """Return whether `take_features` gives the same with both."""
-    return (one.leading_tags, one.features_separator) == (
-        other.leading_tags,
-        other.features_separator,
-    )
+    names = ("leading_tags", "features_separator")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def join_features(
@@ -367,8 +366,7 @@ def list_tables(
 
     Raises: DataError, when a pattern or a folder has no file.
     """
-    given = [paths] if isinstance(paths, str | Path) else paths
-    files = [file for path in given for file in list_shards(Path(path))]
+    files = list_files([paths] if isinstance(paths, str | Path) else paths)
     is_parallel = settings.format == "parallel" or (
         settings.format == "auto" and not any(map(_find_suffix, files))
     )
@@ -379,8 +377,21 @@ def list_tables(
     return [tuple(files)] if is_parallel and len(files) != 1 else [(file,) for file in files]
 
 
-def list_shards(path: Path) -> list[Path]:
-    """Return the files that a pattern or a folder stands for; else the path itself."""
+def are_parallel(groups: Iterable[Sequence[str | Path]], settings: DataSettings) -> bool:
+    """Return whether all of these groups of files that are not empty are two parallel texts."""
+    tables = [table for files in groups if files for table in list_tables(files, settings)]
+    return all(len(table) == 2 for table in tables)
+
+
+def list_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Return `paths`, with the files that patterns and folders stand for.
+
+    Raises: DataError, when a pattern or a folder has no file.
+    """
+    return [file for path in paths for file in _list_shards(Path(path))]
+
+
+def _list_shards(path: Path) -> list[Path]:
     if path.is_dir():
         found = [one for one in path.iterdir() if one.suffix in (".parquet", ".arrow")]
         found = [one for one in found if not one.name.startswith((".", "_", "cache-"))]
@@ -451,6 +462,10 @@ def _open_sources(
 def _open_columns(
     path: Path, layout: Format, settings: DataSettings, position: FilePosition | None = None
 ) -> Table:
+    if strip_packing(path) != path:
+        raise DataError(
+            f"{path}: {layout.capitalize()} is compressed inside; unpack the file first"
+        )
     wanted = (settings.source, settings.target, *settings.features)
     if layout == "arrow":
         return open_arrow(path, wanted)
@@ -486,24 +501,12 @@ def _open_table(
 
 
 def _find_layout(paths: Sequence[Path], settings: DataSettings) -> Format:
+    if len(paths) == 2:
+        return "parallel"
     # A model trained on two parallel files may be evaluated on pairs in one file.
-    if settings.format != "auto" and not (settings.format == "parallel" and len(paths) == 1):
-        if (settings.format == "parallel") != (len(paths) == 2):
-            raise DataError(
-                f"data.format={settings.format} with {len(paths)} file{'s' * (len(paths) > 1)}: "
-                "parallel text is two files, every other format one"
-            )
-        return settings.format
-    suffixes = [_find_suffix(path) for path in paths]
-    if len(paths) == 1:
-        return suffixes[0] or "tsv"
-    for path, suffix in zip(paths, suffixes, strict=True):
-        if suffix is not None:
-            raise DataError(
-                f"{path}: two files are two parallel texts, but the name says {suffix}, with "
-                "whole pairs; join the files into one, or set data.format=parallel"
-            )
-    return "parallel"
+    if settings.format == "auto" or settings.format == "parallel":
+        return _find_suffix(paths[0]) or "tsv"
+    return settings.format
 
 
 def _find_suffix(path: Path) -> Format | None:

@@ -11,7 +11,7 @@ from pyarrow import types
 from dragoman.errors import DataError
 from dragoman.reading.row_errors import RowError, find_line_error
 from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, label_columns
-from dragoman.reading.text_files import FilePosition, check_file, strip_packing
+from dragoman.reading.text_files import FilePosition, check_file
 
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 1 << 25
@@ -43,8 +43,6 @@ def open_parquet(
 
     Raises: DataError, here and while rows are read, when the file cannot be read.
     """
-    if strip_packing(path) != path:
-        raise DataError(f"{path}: Parquet is compressed inside; unpack the file first")
     check_file(path)
     with path.open("rb") as raw:
         raw.seek(max(0, path.stat().st_size - 8))

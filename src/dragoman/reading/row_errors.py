@@ -48,8 +48,7 @@ class RowErrors:
         self._counts: Counter[str] = Counter()
         self.examples: list[RowError] = []
         """The first errors of each kind, in their order."""
-        self.layouts: list[str] = []
-        """How each file was read, in one line: its encoding, separator, header, columns."""
+        self._files: dict[str, list[str]] = {}  # by how they were read
 
     @classmethod
     def restore(cls, counts: Mapping[str, int], examples: Iterable[RowError]) -> "RowErrors":
@@ -64,6 +63,19 @@ class RowErrors:
         self._counts[kind] += 1
         if self._counts[kind] <= self._shown:
             self.examples.append(RowError(str(file), line, kind, detail))
+
+    def add_layout(self, file: str, layout: str) -> None:
+        """Note how a file was read: its encoding, separator, header, columns; "": nothing to say."""
+        if layout:
+            self._files.setdefault(layout, []).append(file)
+
+    @property
+    def layouts(self) -> list[str]:
+        """How the files were read, in a line for all that were read alike."""
+        return [
+            f"{first}{f' and {len(more)} more' if more else ''}: {layout}"
+            for layout, (first, *more) in self._files.items()
+        ]
 
     @property
     def total(self) -> int:

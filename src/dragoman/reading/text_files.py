@@ -11,7 +11,6 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -257,7 +256,7 @@ def _check_utf8(head: bytes, name: str) -> None:
     """Raise a DataError, with a guess, if no line of several outside ASCII is UTF-8."""
     whole = head[: head.rfind(b"\n") + 1] if len(head) >= _CHUNK_BYTES else head
     lines = [line for line in whole.splitlines() if not line.isascii()]
-    if len(lines) < _FEWEST_FOREIGN or b"\0" in head or any(map(_decode, lines, repeat("utf-8"))):
+    if len(lines) < _FEWEST_FOREIGN or b"\0" in head or any(map(_is_utf8, lines)):
         return
     text = b"\n".join(lines).decode("cp1252", errors="replace")
     others = [character for character in text if not character.isascii()]
@@ -267,17 +266,17 @@ def _check_utf8(head: bytes, name: str) -> None:
     shown = f", but with {others[0]!r} in Windows-1252: {text.splitlines()[0][:40]!r}" * is_latin
     example = "cp1252" if is_latin else "cp1250, cp1251, shift_jis or gb18030"
     raise DataError(
-        f"{name}: the text is not UTF-8{shown}; set data.encoding to the file's, such as {example}, or save it as "
-        "UTF-8 (with data.encoding=utf-8 each row is judged by itself)"
+        f"{name}: the text is not UTF-8{shown}; set data.encoding to the file's, such as {example}, or "
+        "save it as UTF-8 (with data.encoding=utf-8 each row is judged by itself)"
     )
 
 
-def _decode(data: bytes, encoding: str) -> str:
-    """Return the text, or "" if it is not in this encoding."""
+def _is_utf8(data: bytes) -> bool:
     try:
-        return data.decode(encoding)
+        data.decode()
     except UnicodeDecodeError:
-        return ""
+        return False
+    return True
 
 
 def read_blocks(

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -218,6 +219,43 @@ def test_a_short_help_lists_the_common_settings_and_all_every_one(name, capsys):
     for words in (["--help", "all"], ["--help=all"], ["pairs.tsv", "-h", "all"]):
         assert helped(*words)[1] == taken
     assert helped("--help", "pairs.tsv")[0] == short
+
+
+def complete(line: str, folder: Path) -> list[str]:
+    """Return what the shell is offered for Tab at the end of `line`."""
+    typed = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE": "1"}
+    command = f"{shlex.quote(sys.executable)} -m dragoman 8>&1 9>&2 1>/dev/null"
+    found = subprocess.run(
+        ["bash", "-c", command], env=os.environ | typed, cwd=folder, capture_output=True,
+        timeout=120, check=True,
+    )  # fmt: skip
+    return [word.strip() for word in found.stdout.decode().split("\v")]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("dragoman ", [*COMMANDS]),
+        ("dragoman fit ", ["pairs.tsv"]),
+        ("dragoman fit pairs.tsv --res", ["--resume"]),
+        ("dragoman fit --help ", ["all", "pairs.tsv"]),
+        ("dragoman predict model --engine ", [*ENGINES]),
+        ("dragoman predict model --data.v", [""]),
+        ("dragoman fit p.tsv --model.d_model 32 --model.nh", ["--model.nhead"]),
+        ("dragoman fit p.tsv --training.loggers csv,none --model.activation ", ["relu", "gelu"]),
+        ("dragoman fit --tokenizer.shared --training.monitor=l", ["--training.monitor=loss"]),
+        ("dragoman fit --tokenizer.shared t", ["true"]),
+        ("dragoman fit --data.train pairs.tsv b.tsv --data.valid p", ["pairs.tsv"]),
+    ],
+)
+def test_a_shell_completes_commands_options_settings_and_choices(line, offered, tmp_path):
+    (tmp_path / "pairs.tsv").touch()
+    assert complete(line, tmp_path) == offered
+
+
+def test_a_shell_is_offered_each_setting_of_a_command(tmp_path):
+    every = flatten_settings(Settings()).keys() - {"version"}
+    assert {f"--{name}" for name in every} < {*complete("dragoman fit -", tmp_path)}
 
 
 def test_all_errors_of_the_settings_are_reported_at_once(tmp_path):

@@ -3,6 +3,7 @@
 Results go to standard output, everything else to standard error. What a command needs is imported
 inside its function, so that the others start fast.
 """
+# PYTHON_ARGCOMPLETE_OK: where argcomplete is switched on for all programs, it looks for this.
 
 import json
 import os

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +56,8 @@ def read_command_line(
         SystemExit: Help was asked for, or an argument is missing; argparse has printed it.
     """
     parser, parsers = build_parser(commands)
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(parser, parsers)
     options: list[str] = list(words)
     settings: list[str] = []
     if options and options[0] in parsers:
@@ -62,6 +65,22 @@ def read_command_line(
         if not {"-h", "--help"} & {*options}:
             _check_used(settings, options[0], commands[options[0]])
     return parser.parse_args(options), settings
+
+
+def _complete(parser: "_Parser", parsers: "Mapping[str, _Parser]") -> None:
+    """Write what can stand at the cursor of a shell, and exit; only here are settings options."""
+    import argcomplete
+
+    for one in parsers.values():
+        assert one.command is not None
+        one._option_string_actions["--help"].choices = ("all",)
+        for name, info in _list_settings(one.command):
+            option = one.add_argument(f"--{name}", help=info.description,
+                nargs="?" if info.annotation is bool else None)  # fmt: skip
+            # Not as choices of the option: "a,b" and "yes" are right, too.
+            if choices := dict.fromkeys(_list_choices(info), ""):
+                option.completer = argcomplete.ChoicesCompleter(choices)  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def _check_used(settings: Sequence[str], name: str, command: Command) -> None:

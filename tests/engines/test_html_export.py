@@ -124,6 +124,7 @@ DECODINGS = [
     {"forbidden_tokens": ["a", "b", "c", "d", "e", "f"]},
     {"beam_size": 30, "num_hypotheses": 30, "max_length_ratio": 0.0, "max_length_extra": 2},
     {"max_length_ratio": 0.0, "max_length_extra": 1},
+    {"beam_size": 3, "max_length": 4},
 ]
 
 

@@ -400,7 +400,8 @@ function isOver(done, live, hasBestEnded, longest, wanted, decoding) {
 /** Return the fewest tokens of an output, without its end, and the most, with it. */
 function limitLengths(sourceLength, decoding, numPositions) {
   const rounded = Math.ceil(sourceLength / 16) * 16;
-  const longest = Math.min(Math.floor(decoding.max_length_ratio * rounded) + decoding.max_length_extra, numPositions);
+  const byRatio = Math.floor(decoding.max_length_ratio * rounded) + decoding.max_length_extra;
+  const longest = Math.min(byRatio, decoding.max_length || Infinity, numPositions);
   const shortest = Math.floor(decoding.min_length_ratio * sourceLength) + decoding.min_length;
   return { shortest: Math.min(shortest, longest - 1), longest };
 }

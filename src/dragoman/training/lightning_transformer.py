@@ -26,8 +26,8 @@ class LightningTransformer(TransformerTraining):
 
     Batches are `(source_ids, target_ids)` tensors, (rows, length), padded on the right; a target is
     `bos_id`, tokens, `eos_id`. Mappings with `input_ids` and `labels` (and `attention_mask`) are
-    taken too; padding of targets may be -100. Each batch is checked: wrong ids are an error; rows
-    that do not look as above are warned of, once.
+    taken too; padding of targets may be -100. Each batch is checked: wrong ids are an error; the
+    first rows that do not look as above are warned of.
 
     The arguments are those of `Transformer`. The default optimization suits a small task: AdamW at
     a constant rate after a short warm-up. Steps with a non-finite loss are reported, and end the
@@ -79,7 +79,7 @@ class LightningTransformer(TransformerTraining):
             ),
             decoding=DecodingSettings(max_length_ratio=0.0, max_length_extra=max_seq_len),
         )
-        self._warned: set[str] = set()
+        self._has_warned = False
         self.save_hyperparameters(ignore=["optimization"])
         # As plain values, for checkpoints.
         self.save_hyperparameters({"optimization": self.optimization.model_dump()})
@@ -110,9 +110,11 @@ class LightningTransformer(TransformerTraining):
                 f"the batch has {len(source_ids)} rows of source_ids and {len(target_ids)} of "
                 "target_ids: both are (rows, length); transpose batches of (length, rows)"
             )
-        self._warn_of_form(source_ids, target_ids)
         # The shift needs a begin and a label.
         target_ids = F.pad(target_ids, (0, max(0, 2 - target_ids.shape[1])), value=pad_id)
+        if not self._has_warned and (fault := self._find_fault(source_ids, target_ids)):
+            self._has_warned = True
+            rank_zero_warn(fault)
         if isinstance(batch, Batch):
             return replace(batch, source_ids=source_ids, target_ids=target_ids)
         return Batch(source_ids=source_ids, target_ids=target_ids)
@@ -142,45 +144,30 @@ class LightningTransformer(TransformerTraining):
             )
         return tensors
 
-    def _warn_of_form(self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]) -> None:
-        """Warn, once for each fault, of rows from which the model would learn something else."""
-        network = self.network
-        is_source, is_target = source_ids != network.pad_id, target_ids != network.pad_id
-        rows, is_row = target_ids[is_target.any(dim=1)], is_target[is_target.any(dim=1)]
-        if not len(rows):
-            return
-        last = rows.gather(1, is_row.sum(dim=1, keepdim=True) - 1)[:, 0]
-        begin, end = f"bos_id {network.bos_id}", f"eos_id {network.eos_id}"
-        if rows.shape[1] > 1 and bool((rows[0] == network.bos_id).all()):
-            self._warn(
-                "rows",
+    def _find_fault(self, source_ids: Int[Tensor, "B S"], target_ids: Int[Tensor, "B T"]) -> str:
+        """Return what is wrong with rows from which the model would learn something else, or ""."""
+        begin, end = f"bos_id {self.network.bos_id}", f"eos_id {self.network.eos_id}"
+        is_source, is_target = (ids != self.network.pad_id for ids in (source_ids, target_ids))
+        if (target_ids[0] == self.network.bos_id).all():
+            return (
                 f"the first target has nothing but {begin}: batches are (rows, length), and these "
-                "look like (length, rows); transpose them",
+                "look like (length, rows); transpose them"
             )
-            return
-        if _has_inner_padding(is_source) or _has_inner_padding(is_row):
-            self._warn(
-                "padding",
-                "padding stands before tokens: pad on the right, or outputs depend on the padding",
+        if _has_inner_padding(is_source) or _has_inner_padding(is_target):
+            return (
+                "padding stands before tokens: pad on the right, or outputs depend on the padding"
             )
-            return
-        if missing := int((rows[:, 0] != network.bos_id).sum()):
-            self._warn(
-                "begin",
-                f"{missing} of {len(rows)} targets do not begin with {begin}: their first token is "
-                f"never learned, and generate() starts from it; put {begin} before each target",
+        last = is_target.sum(dim=1, keepdim=True).clamp(min=1) - 1
+        begins = target_ids[:, 0] == self.network.bos_id
+        ends = target_ids.gather(1, last)[:, 0] == self.network.eos_id
+        is_row = is_target.any(dim=1)
+        if wrong := int((is_row & ~(begins & ends)).sum()):
+            return (
+                f"{wrong} of {int(is_row.sum())} targets are not {begin}, tokens, {end}: generate() "
+                f"starts from {begin}, and a model learns to end an output from {end}; put both "
+                "around each target"
             )
-        if missing := int((last != network.eos_id).sum()):
-            self._warn(
-                "end",
-                f"{missing} of {len(rows)} targets do not end with {end}: the model does not learn "
-                f"to end an output; put {end} after each target",
-            )
-
-    def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            rank_zero_warn(message)
+        return ""
 
 
 def _has_inner_padding(is_token: Bool[Tensor, "B L"]) -> bool:

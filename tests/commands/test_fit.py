@@ -389,3 +389,10 @@ def test_scoring_out_of_memory_says_what_to_lower_and_can_be_resumed(tmp_path, m
     smaller = read_settings(None, ["--decoding.batch_tokens", "500"])
     fit((), out, smaller, console=quiet_console(), resume="must")
     assert (out / "model.safetensors").is_file()
+
+
+def test_pairs_may_be_those_of_the_settings(tmp_path):
+    words = ["--data.train", str(write_pairs(tmp_path / "pairs.tsv", 200))]
+    assert dry_run((), tmp_path / "model", short(*words), console=quiet_console())
+    model = fit((), tmp_path / "model", short(*words), console=quiet_console())
+    assert model.predict(["abc"])

@@ -65,7 +65,7 @@ def fit(
 
     Args:
         pairs: A file of pairs (TSV, CSV, JSONL, Parquet), two parallel text files, rows (source,
-            target), or a table such as a DataFrame. To resume, they may be left out, as ().
+            target), or a table such as a DataFrame; (): those of data.train, or of the run to resume.
         settings: Those that are not set are chosen by the number and the lengths of the pairs. To
             resume: those to change, among the ones that may (`resume.MAY_CHANGE`).
         overwrite: Replace a model folder at `out`.
@@ -96,7 +96,7 @@ def fit(
         point = _find_resume_point(folder, resume, context)
         if point is not None:
             prepared = resume_run(files, out, settings, point, context)
-        elif files:
+        elif files or settings.data.train:
             # The folder of a run that was stopped before its first checkpoint.
             restarts = resume == "auto" and not out.exists() and (folder / DATA).is_dir()
             prepared = start_run(files, out, settings, overwrite or restarts, context)

@@ -101,12 +101,13 @@ def start_run(
     Nothing of it is left on the disk, except what the caller writes.
     """
     _check_settings(settings)
-    _check_names([*list_files(pairs), out.absolute()])
+    files = pairs or settings.data.train
+    _check_names([*list_files(files), out.absolute()])
     out, folder = _check_folders(out, overwrite)
     with _temporary_folder(out) as ids, fast_float32():
         hush_lightning()
         with context.working("reading pairs"):
-            data = RunData.read(pairs, settings, ids)
+            data = RunData.read(files, settings, ids)
         context.timer.mark("pairs")
         choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
         with context.working("making tokens"):

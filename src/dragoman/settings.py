@@ -216,7 +216,7 @@ class TrainingSettings(Section):
     max_steps: Positive = 40_000
     """Maximum number of optimizer steps."""
     max_minutes: Annotated[float, Field(ge=0.0)] = 0.0
-    """Time limit of the run, in minutes (0: none). Without max_steps, fit measures its speed and chooses the number of steps that fills the time, so that the learning rate ends there. A resumed run keeps those steps, and may again take so long."""
+    """Time limit of the run, in minutes (0: none). Without max_steps, fit measures its speed and chooses the number of steps that fills the time, so that the learning rate ends there. Training that is slower stops at the limit, and is then scored. A resumed run keeps those steps, and may again take so long."""
     batch_tokens: Positive = 2048
     """Maximum tokens per batch, on its longer side, with padding."""
     accumulate: Size = 1
@@ -230,7 +230,7 @@ class TrainingSettings(Section):
     valid_rows: Positive = 1000
     """Decode about this many rows at each validation, of all lengths; the loss is always over all rows."""
     patience: Annotated[int, Field(ge=0)] = 10
-    """Stop after this many validations without a better score; 0: never."""
+    """Stop after this many validations without a better score; 0: never, as where max_minutes plans the steps."""
     monitor: Monitor = "auto"
     """Validation score for the best checkpoint and for early stopping. auto: chrf for running text, token_error_rate for symbols and short strings, character_error_rate for short strings in subwords."""
     loggers: Annotated[tuple[LoggerName, ...], BeforeValidator(_split_commas)] = ("auto",)
@@ -259,11 +259,11 @@ class DecodingSettings(Section):
     stop: Literal["full", "exact"] = "full"
     """Stop beam search when beam_size hypotheses have ended (full), or when no open hypothesis can still be among the best (exact: slower)."""
     max_length_ratio: Ratio = 2.0
-    """Maximum output length: max_length_ratio * source tokens (rounded up to a multiple of 16) + max_length_extra, in tokens."""
+    """Maximum output length, in tokens: max_length_ratio * source tokens (rounded up to a multiple of 16) + max_length_extra, but never more than max_length."""
     max_length_extra: Size = 50
     """Constant part of the maximum output length; fit raises it if training pairs need more."""
     max_length: Annotated[int, Field(ge=0)] = 0
-    """Upper bound of the maximum output length, in tokens; 0: none. fit sets it to twice the longest training target, plus max_length_extra; to set max_length_ratio or max_length_extra removes it."""
+    """Maximum output length of any source; 0: none. If none of the three is set, fit sets it to twice the longest training target, plus max_length_extra. For a trained model, setting one of the others alone removes it."""
     min_length_ratio: Ratio = 0.0
     """Minimum output length: min_length_ratio * source tokens + min_length, in tokens."""
     min_length: Annotated[int, Field(ge=0)] = 0

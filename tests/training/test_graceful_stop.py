@@ -1,6 +1,7 @@
 """Signals, time limits and kills: the run keeps its work, and can be resumed."""
 
 import fcntl
+import json
 import os
 import pty
 import shutil
@@ -22,6 +23,7 @@ from dragoman.training import checkpoints
 from dragoman.training.checkpoints import list_checkpoints, read_checkpoint
 from dragoman.training.graceful_stop import SignalHandler
 from dragoman.training.module import TransformerTraining
+from dragoman.training.run_context import StartTimer
 from processes import start_until
 from runs import WORDS, results_of, settings
 
@@ -121,6 +123,13 @@ def test_a_run_stopped_by_its_time_limit_can_be_resumed(monkeypatch, pairs, whol
     weights, curves, _ = results_of(out)
     assert weights == whole[0]
     assert curves["train_loss"][-1] == whole[1]["train_loss"][-1]
+
+
+def test_the_time_limit_counts_from_the_start_of_the_run(pairs, tmp_path):
+    limited = settings("--training.max_minutes", "30")
+    timer = StartTimer(age_s=1800.0)  # reading has taken all of it
+    fit(pairs, tmp_path / "model", limited, console=quiet_console(), timer=timer)
+    assert json.loads((tmp_path / "model" / "metrics.json").read_text())["num_steps"] == 1
 
 
 def test_a_failed_checkpoint_is_reported_and_the_others_stay(monkeypatch, pairs, whole, tmp_path):

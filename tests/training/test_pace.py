@@ -28,6 +28,11 @@ def test_the_run_ends_within_the_limit_and_uses_it(pace, minutes):
     assert 4 <= planned.training.max_steps / planned.training.valid_every <= 40
 
 
+def test_the_planned_steps_are_not_cut_by_early_stopping():
+    pace = Pace(step_s=1.0, validation_s=1.0, scoring_s=1.0)
+    assert plan_steps(Settings(), {}, pace, 600.0).training.patience == 0
+
+
 def test_the_peak_of_the_learning_rate_is_reached():
     pace = Pace(step_s=1.0, validation_s=1.0, scoring_s=1.0)
     planned = plan_steps(Settings(), {}, pace, 130.0)
@@ -38,13 +43,13 @@ def test_the_peak_of_the_learning_rate_is_reached():
 
 def test_typed_values_stay_and_are_counted():
     settings = Settings(
-        training=TrainingSettings(valid_every=10),
+        training=TrainingSettings(valid_every=10, patience=7),
         optimization=OptimizationSettings(warmup_steps=900),
     )
-    typed = {"training.valid_every": 10, "optimization.warmup_steps": 900}
+    typed = {"training.valid_every": 10, "training.patience": 7, "optimization.warmup_steps": 900}
     pace = Pace(step_s=1.0, validation_s=20.0, scoring_s=0.0)
     planned = plan_steps(settings, typed, pace, 3600.0)
-    assert planned.training.valid_every == 10
+    assert (planned.training.valid_every, planned.training.patience) == (10, 7)
     assert planned.optimization.warmup_steps == 900
     assert total_s(planned, pace) <= 3600.0
 

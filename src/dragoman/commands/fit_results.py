@@ -9,7 +9,6 @@ from typing import Any
 from dragoman.commands.evaluate import evaluate_model
 from dragoman.commands.fit_setup import Run
 from dragoman.commands.inspect import inspect_pairs
-from dragoman.commands.predict import ProgressDisplay
 from dragoman.commands.report import list_versions, report_model
 from dragoman.configuration import list_set_values
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
@@ -33,24 +32,14 @@ _NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on t
 
 def evaluate_run(run: Run, predictor: Predictor, counts: Sequence[int]) -> dict[str, Evaluation]:
     """Score the model on the held-out pairs; calibrate its confidence on the validation pairs."""
-    is_shown = run.context.console.file is sys.stderr
     valid, confidence = evaluate_model(
-        predictor,
-        run.data.read_split("valid"),
-        counts=counts,
-        calibrates=True,
-        progress=ProgressDisplay() if is_shown else None,
+        predictor, run.data.read_split("valid"), counts=counts, calibrates=True
     )
     files = run.settings.data.valid or tuple(f"{path}, held out" for path in run.data.paths)
     predictor.calibrations = (confidence.to_stored(files, run.settings.decoding),)
     found: dict[str, Evaluation] = {"valid": valid}
     if run.data.num_rows["test"]:
-        found["test"], _ = evaluate_model(
-            predictor,
-            run.data.read_split("test"),
-            counts=counts,
-            progress=ProgressDisplay() if is_shown else None,
-        )
+        found["test"], _ = evaluate_model(predictor, run.data.read_split("test"), counts=counts)
     return found
 
 

@@ -45,8 +45,7 @@ def limit_lengths(
     for length in source_lengths:
         rounded = -(-length // _SOURCE_STEP) * _SOURCE_STEP
         longest = int(decoding.max_length_ratio * rounded) + decoding.max_length_extra
-        bounds = (decoding.max_length or None, num_positions)
-        longest = min([longest, *(bound for bound in bounds if bound is not None)])
+        longest = min(longest, decoding.max_length or longest, num_positions or longest)
         shortest = int(decoding.min_length_ratio * length) + decoding.min_length
         limits.append(Limits(min(shortest, longest - 1), longest))
     return limits

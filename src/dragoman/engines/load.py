@@ -77,11 +77,7 @@ def load_engine(
         raise UnsupportedError(reason)
     if quantization != "float32":
         raise SettingsError(f"--quantization {quantization}: needs CTranslate2: {reason}")
-    try:
-        engine = load_torch()
-    except SettingsError as error:
-        also = refused and f"; {refused.removeprefix(f'--device {device}: ')}"
-        raise SettingsError(f"{error}{also}") from error
+    engine = load_torch()
     if refused:
         logging.getLogger(__name__).warning(f"dragoman: {refused}; using PyTorch")
     return engine

@@ -46,14 +46,14 @@ class ProgressBar(Callback):
 
     Args:
         timer: Its phases end with the first step, which is reported.
-        max_minutes: Time limit of the training; 0: none.
+        end_s: When the time limit ends, on `time.monotonic`; None: no limit.
     """
 
     def __init__(
-        self, console: Console, timer: StartTimer, checkpoints: Checkpoints, max_minutes: float
+        self, console: Console, timer: StartTimer, checkpoints: Checkpoints, end_s: float | None
     ) -> None:
         self._console, self._timer, self._checkpoints = console, timer, checkpoints
-        self._max_s = 60.0 * max_minutes
+        self._end_s = end_s
         self._bar = Progress(
             TextColumn("{task.description}", style="bold"),
             BarColumn(bar_width=None),
@@ -95,7 +95,7 @@ class ProgressBar(Callback):
         done = trainer.global_step - self._first_step
         if done == _COLD_STEPS:
             self._warm_s = time.monotonic()
-        if done != _TIMED_STEPS or not self._warm_s or self._max_s or not trainer.is_global_zero:
+        if done != _TIMED_STEPS or not self._warm_s or self._end_s or not trainer.is_global_zero:
             return
         step_s = (time.monotonic() - self._warm_s) / (_TIMED_STEPS - _COLD_STEPS)
         self._warm_s = 0.0  # once, also where a step has several batches
@@ -153,10 +153,11 @@ class ProgressBar(Callback):
         if (done := trainer.global_step - self._first_step) > 0:
             speed = trainer.callback_metrics.get("tokens_per_s", module.measure_speed())
             self._numbers = f"loss {float(module.step_loss):.3f}  {float(speed):,.0f} tokens/s"
-            spent_s = time.monotonic() - self._started_s  # validations included
-            left_s = spent_s / done * (trainer.max_steps - trainer.global_step)
-            if self._max_s:
-                left_s = min(left_s, max(0.0, self._max_s - spent_s))
+            now_s = time.monotonic()
+            step_s = (now_s - self._started_s) / done  # validations included
+            left_s = step_s * (trainer.max_steps - trainer.global_step)
+            if self._end_s:
+                left_s = min(left_s, max(0.0, self._end_s - now_s))
             left = f"{timedelta(seconds=round(left_s))} left"
             if self._bar.disable:
                 self._numbers += f"  {left}"

@@ -95,26 +95,24 @@ class StopTraining(Exception):  # noqa: N818 - not an error
 
 
 class GracefulStop(Checkpoint):
-    """Stops between two steps, on a signal or after `max_minutes`, and writes a checkpoint.
+    """Stops between two steps, on a signal or at `end_s`, and writes a checkpoint.
 
     All ranks stop at the same step, whichever received the signal. Lightning calls callbacks of the
     base class Checkpoint last, in the order of the Trainer's list: put this one behind `checkpoints`.
 
     Args:
-        max_minutes: From the start of the training in this process; 0: no limit.
+        end_s: Time on `time.monotonic`; None: no limit.
     """
 
     def __init__(
-        self, signals: SignalHandler, checkpoints: Checkpoints, max_minutes: float
+        self, signals: SignalHandler, checkpoints: Checkpoints, end_s: float | None
     ) -> None:
         self._signals, self._checkpoints = signals, checkpoints
-        self._max_s = 60.0 * max_minutes
-        self._started_s = 0.0
+        self._end_s = end_s
         self._is_stopping = False
 
     def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
-        """Start the time limit; take the signals from Lightning, which would save nothing."""
-        self._started_s = time.monotonic()
+        """Take the signals from Lightning, which would save nothing."""
         self._signals.install()
         self._signals.is_training = True
 
@@ -163,7 +161,7 @@ class GracefulStop(Checkpoint):
         return self._signals.is_training and self._checkpoints.is_whole
 
     def _check_time_limit(self, trainer: lightning.Trainer) -> None:
-        if self._max_s and self._agree(trainer, time.monotonic() - self._started_s >= self._max_s):
+        if self._end_s and self._agree(trainer, time.monotonic() >= self._end_s):
             self._checkpoints.save(trainer)  # before a validation that no other run would do
             trainer.should_stop = True
 

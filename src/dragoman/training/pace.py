@@ -13,7 +13,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
-from dragoman.configuration import list_set_values, merge_settings
+from dragoman.configuration import merge_settings
 from dragoman.data.batch import Batch
 from dragoman.errors import SettingsError, is_out_of_memory
 from dragoman.settings import Settings
@@ -95,7 +95,10 @@ def measure_pace(
     return Pace(
         step_s=fmean(steps_s[len(steps_s) // 2 :]),
         validation_s=validation_s,
-        scoring_s=validation_s * (rows["valid"] + rows["test"]) / num_decoded,
+        scoring_s=settings.decoding.num_candidates
+        * validation_s  # greedy
+        * (rows["valid"] + rows["test"])
+        / num_decoded,
     )
 
 
@@ -121,8 +124,8 @@ def plan_steps(
 ) -> Settings:
     """Return `settings` with as many steps as `available_s` allows, and validations among them.
 
-    A schedule that ends at zero ends there: cut before its end, a run loses most of what its last
-    steps would gain. Values in `typed` (by dotted name) stay.
+    A schedule that ends at zero ends there: cut before its end, also by early stopping, a run loses
+    most of what its last steps would gain. Values in `typed` (by dotted name) stay.
 
     Raises:
         SettingsError: No time is left for the training.
@@ -145,10 +148,11 @@ def plan_steps(
     planned = {
         "training.max_steps": max_steps,
         "training.valid_every": math.ceil(max_steps / num_validations),
+        "training.patience": 0,
         # A shorter run must still reach the peak of the learning rate.
         "optimization.warmup_steps": min(
             settings.optimization.warmup_steps, max(1, max_steps // 4)
         ),
     }
     changes = {name: value for name, value in planned.items() if name not in typed}
-    return merge_settings(Settings(), {**dict(list_set_values(settings)), **changes})
+    return merge_settings(settings, changes, overrule=True)

@@ -52,7 +52,7 @@ class StartTimer:
     """
 
     def __init__(self, age_s: float = 0.0) -> None:
-        self._started_s = self._marked_s = time.monotonic() - age_s
+        self.started_s = self._marked_s = time.monotonic() - age_s
         self.phases: dict[str, float] = {}
 
     @classmethod
@@ -74,7 +74,7 @@ class StartTimer:
     @property
     def total_s(self) -> float:
         """Seconds from the start to the last mark."""
-        return self._marked_s - self._started_s
+        return self._marked_s - self.started_s
 
     def report(self) -> str:
         """Return the phases as a table."""

@@ -38,15 +38,18 @@ def make_trainer(
         texts: Decodes the ids of the pairs.
     """
     training, optimization, console = settings.training, settings.optimization, context.console
+    end_s = None
+    if training.max_minutes:  # from the start of the run, not of the training
+        end_s = context.timer.started_s + 60.0 * training.max_minutes
     callbacks: list[lightning_callbacks.Callback] = [
         RngAndMetricState(),
-        ProgressBar(console, context.timer, checkpoints, training.max_minutes),
+        ProgressBar(console, context.timer, checkpoints, end_s),
         SampleLog(folder / SAMPLES_FILE, texts),
         CollapseWarning(console, settings, texts),
         NonFiniteSteps(console),
         EarlyStopping(checkpoints.monitor, checkpoints.mode, training.patience),
         checkpoints,
-        GracefulStop(context.signals, checkpoints, training.max_minutes),
+        GracefulStop(context.signals, checkpoints, end_s),
     ]
     if optimization.average_decay:
         callbacks.insert(0, average_weights(optimization.average_decay))

@@ -8,7 +8,7 @@ from rich.console import Console
 
 import dragoman
 from conftest import make_words
-from dragoman.errors import DataError
+from dragoman.errors import CheckpointError, DataError
 from dragoman.reading.in_memory import as_files
 from dragoman.reading.pairs import Pair, read_pairs
 from dragoman.settings import DataSettings
@@ -89,13 +89,23 @@ TARGETS = [None if row == 3 else target for row, target in enumerate(COLUMNS["ta
 
 
 def test_an_empty_cell_is_an_invalid_row():
-    with pytest.raises(DataError, match=r"pairs\.parquet:4: the target is empty"):
+    with pytest.raises(
+        DataError, match=r"^pairs in memory: 1 of 40 .*\n.*\n *pairs\[3\]: the target is"
+    ):
         read(COLUMNS | {"target": TARGETS})
 
 
 def test_an_empty_cell_of_a_frame_is_an_invalid_row(frame):
-    with pytest.raises(DataError, match=r"pairs\.parquet:4: the target is empty"):
+    with pytest.raises(DataError, match=r"pairs\[3\]: the target is empty"):
         read(frame.assign(target=TARGETS))
+
+
+def test_rows_without_names_are_a_file_without_a_header():
+    with pytest.raises(DataError, match="kind: the rows have no names; give dicts"):
+        dragoman.inspect(ROWS, {"data.features": ["kind"]})
+    with as_files(ROWS) as paths:
+        swapped = DataSettings(source="2", target="1", format="csv")
+        assert [pair[:2] for pair in read_pairs(paths, swapped)] == [row[::-1] for row in ROWS]
 
 
 def test_a_model_is_trained_evaluated_and_inspected_without_files(tmp_path):
@@ -108,7 +118,19 @@ def test_a_model_is_trained_evaluated_and_inspected_without_files(tmp_path):
     console = Console(file=io.StringIO())
     model = dragoman.fit(COLUMNS, tmp_path / "model", settings, console=console)
     assert model.settings.model.d_model == 16
+    for folder in (tmp_path / "model", tmp_path / "model.training"):
+        stored = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+        assert b"pairs in memory" in stored
+        assert b"pairs in memory.parquet" not in stored
+    changed = "pairs in memory: not the pairs with which the run started .pairs in memory, as"
+    with pytest.raises(CheckpointError, match=changed):
+        dragoman.fit(ROWS, tmp_path / "model", settings, resume="must", console=console)
     by_rows = dragoman.evaluate(model, ROWS)
+    # Names, places and formats of the files that a model was trained on do not apply to rows.
+    columns = {"data.source": "2", "data.target": "1", "data.format": "csv"}
+    by_columns = dragoman.evaluate(tmp_path / "model", ROWS, columns)
+    assert [row.source for row in by_columns.rows] == [row.source for row in by_rows.rows]
+    assert by_rows.rows[3].file == "pairs in memory"
     by_name = dragoman.evaluate(tmp_path / "model", COLUMNS, {"evaluation.resamples": 200})
     assert by_rows.scores.rows == by_name.scores.rows == len(ROWS)
     assert by_name.settings.resamples == 200

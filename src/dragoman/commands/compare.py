@@ -20,6 +20,7 @@ from dragoman.evaluation.evaluation import TargetTokenization
 from dragoman.evaluation.metrics import choose_metrics
 from dragoman.evaluation.significance import Comparison
 from dragoman.evaluation.significance import compare as compare_rows
+from dragoman.reading.row_errors import name_row
 from dragoman.settings import EvaluationSettings, Settings
 
 
@@ -111,7 +112,7 @@ def describe_comparison(found: Comparison) -> list[str]:
     if found.different_rows:
         lines.append(f"rows that differ most, by {found.differences[found.different_by].title}:")
     for row in found.different_rows:
-        where = f"{row.file}:{row.line}" if row.file and row.line else f"row {row.row + 1}"
+        where = name_row(row.file, row.line) if row.file and row.line else f"row {row.row + 1}"
         lines += [
             f"  {where}: {row.source}",
             f"    reference  {' | '.join(row.references)}",

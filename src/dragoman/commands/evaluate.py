@@ -40,6 +40,7 @@ from dragoman.model_folder.folder import EVALUATION, ModelFolder, is_model_folde
 from dragoman.predictor import PRODUCED_NAN, Predictor
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import SUFFIXES, InvalidRow, Pair, RowErrors, Source, read_pairs
+from dragoman.reading.row_errors import name_file, name_row
 from dragoman.reading.text_files import strip_packing
 
 Paths = str | Path | Sequence[str | Path]
@@ -112,7 +113,7 @@ def evaluate(
         write_evaluation(Path(out), evaluation)
         evaluation = replace(evaluation, folder=Path(out))
     if calibrate:
-        stored = confidence.to_stored(list(map(str, paths)), model.settings.decoding)
+        stored = confidence.to_stored(list(map(name_file, paths)), model.settings.decoding)
         write_calibration(folder, stored)
     if report is not None:
         from dragoman.training.logs import read_curves
@@ -254,7 +255,7 @@ def _find_out_of_reach(model: Predictor, rows: Sequence[Row]) -> dict[str, Any]:
     found = [(row, names[0]) for row, names in named if all(names)]
     return {
         "rows": len(found),
-        "first": [f"{row.file}:{row.line}: {names}" for row, names in found[:3]],
+        "first": [f"{name_row(row.file, row.line)}: {names}" for row, names in found[:3]],
     }
 
 
@@ -275,7 +276,7 @@ def predict_pairs(
             raise model.nan_error()
         if isinstance(source, InvalidRow):
             raise DataError(
-                f"{row.file}:{row.line}: the source cannot be predicted: {source.reason}; "
+                f"{name_row(row.file, row.line)}: the source cannot be predicted: {source.reason}; "
                 "remove it from the pairs"
             )
         best = best_first[0]

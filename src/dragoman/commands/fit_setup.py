@@ -28,6 +28,7 @@ from dragoman.model_folder.constraint_files import find_constraint_errors
 from dragoman.model_folder.folder import is_model_folder, sweep_model_folder
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.reading.pairs import list_files
+from dragoman.reading.row_errors import name_file
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import hold_lock, sha256
 from dragoman.tokenizers.tokenizer import PairTokenizer, find_side_errors
@@ -321,7 +322,7 @@ def _check_pairs(paths: Sequence[Path], record: RunRecord) -> None:
         return
     if [sha256(path) if path.is_file() else "" for path in paths] != started:
         raise CheckpointError(
-            f"{', '.join(map(str, paths))}: not the pairs with which the run started "
+            f"{', '.join(map(name_file, paths))}: not the pairs with which the run started "
             f"({', '.join(record.pairs)}, as they were then); leave them out to resume with those, "
             "or start from scratch with --overwrite"
         )

@@ -47,7 +47,7 @@ from dragoman.inspection.sides import (
 from dragoman.presets import choose_settings
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import Pair, RowErrors, are_parallel, have_same_symbols, read_pairs
-from dragoman.reading.row_errors import OVER_LONG
+from dragoman.reading.row_errors import OVER_LONG, name_row
 from dragoman.reading.statistics import collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings, UnicodeForm
 from dragoman.tokenizers.closed_vocabulary import to_unicode_form
@@ -279,7 +279,7 @@ def _show_finding(finding: Finding, console: Console) -> None:
     console.print(head.append(finding.title, style="bold"))
     console.print(Padding(Text(finding.message), (0, 0, 0, 2), expand=False))
     for example in finding.examples[:_SHOWN]:
-        place = Text(f"{example.file}:{example.line}: ", style="dim")
+        place = Text(f"{name_row(example.file, example.line)}: ", style="dim")
         console.print(Padding(place.append(example.text, style="none"), (0, 0, 0, 4), expand=False))
     if finding.count > _SHOWN < len(finding.examples):
         console.print(Padding(Text("..."), (0, 0, 0, 4), expand=False))

@@ -33,7 +33,7 @@ from dragoman.reading.pairs import (
     list_files,
     read_pairs,
 )
-from dragoman.reading.row_errors import RowError
+from dragoman.reading.row_errors import RowError, name_file, name_row
 from dragoman.reading.statistics import PairStatistics, Split, collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import sha256
@@ -126,9 +126,9 @@ class RunData:
         return data
 
     @property
-    def paths(self) -> Sequence[str | Path]:
-        """The training files."""
-        return self._files["train"]
+    def paths(self) -> list[str]:
+        """The names of the training files."""
+        return [*map(name_file, self._files["train"])]
 
     def encode(self, settings: Settings) -> None:
         """Train the tokenizer and write the ids of each split; `settings` are resolved.
@@ -252,7 +252,7 @@ class RunData:
     def name_rows(self, rows: NDArray[np.int64]) -> list[str]:
         """Return file and line of each of these training pairs."""
         found = (divmod(line, 1 << FILE_SHIFT) for line in self._ids["train"].find_lines(rows))
-        return [f"{self.paths[file]}:{line}" for file, line in found]
+        return [name_row(self.paths[file], line) for file, line in found]
 
     def count_source_tokens(self) -> tuple[int, ...]:
         """Return how often each source id occurs in the training pairs, from id 0."""
@@ -295,7 +295,7 @@ class RunData:
         for split, purpose in purposes.items():
             if counts[split] == 0:
                 raise DataError(
-                    f"{', '.join(map(str, self.paths))}: {sum(counts.values())} pairs with "
+                    f"{', '.join(self.paths)}: {sum(counts.values())} pairs with "
                     f"{self.statistics.num_sources} different sources leave none for {purpose}; all "
                     "pairs of a source go to the same split: give more pairs, or a separate file "
                     "with data.valid, or another data.valid_fraction "
@@ -355,7 +355,7 @@ class RunData:
             if not all(Path(name).is_file() for names in files.values() for name in names):
                 return {}
             return {
-                split: [[str(name), sha256(Path(name))] for name in names]
+                split: [[name_file(name), sha256(Path(name))] for name in names]
                 for split, names in files.items()
             }
         except OSError:
@@ -376,13 +376,13 @@ def _write_text(pairs: Iterable[Pair], path: Path, files: Sequence[str | Path]) 
 
 
 def _number(files: Sequence[str | Path]) -> dict[str, int]:
-    return {str(file): number for number, file in enumerate(files)}
+    return {name_file(file): number for number, file in enumerate(files)}
 
 
 def _read_text(path: Path, files: Sequence[str | Path]) -> Iterator[Pair]:
     """Yield the pairs that `_write_text` wrote, read from `files`."""
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    names = [*map(str, files)]
+    names = [*map(name_file, files)]
     for i in range(reader.num_record_batches):
         source, target, features, line = reader.get_batch(i).columns
         sides = [side.to_numpy(zero_copy_only=False).tolist() for side in (source, target)]

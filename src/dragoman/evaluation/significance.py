@@ -18,6 +18,7 @@ from dragoman.errors import DataError, shorten
 from dragoman.evaluation.intervals import draw_counts, draw_halves
 from dragoman.evaluation.metrics import CountRows, Metric, Statistics
 from dragoman.evaluation.output_rows import Row
+from dragoman.reading.row_errors import name_row
 from dragoman.settings import EvaluationSettings
 
 _FEWEST_DIFFERENT = 4  # rows, for an interval: a resample may well have none of fewer
@@ -353,7 +354,7 @@ def _find_different_rows(
 
 
 def _locate(row: Row) -> str:
-    return f" ({row.file}:{row.line})" if row.file and row.line else ""
+    return f" ({name_row(row.file, row.line)})" if row.file and row.line else ""
 
 
 def _show(value: object) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dragoman.characters import JOINERS, is_hidden
 from dragoman.reading.pairs import Pair
+from dragoman.reading.row_errors import name_file
 from dragoman.settings import DataSettings, Settings
 
 Severity = Literal["fault", "warning", "note"]
@@ -238,7 +239,7 @@ def group_rows(
         by_split[split].add(pair)
         if not given.get(split):
             whole.add(pair)
-    training_files = tuple(map(str, paths))
+    training_files = tuple(map(name_file, paths))
 
     def make(name: str, shown: str, held: HeldRows) -> SplitRows:
         return SplitRows(

@@ -15,6 +15,7 @@ from dragoman.inspection.findings import (
     show_rows,
     show_text,
 )
+from dragoman.reading.row_errors import name_row
 
 _MANY_DUPLICATES = 0.05  # of the rows of a split
 _MANY_LEAKS = 0.01
@@ -47,7 +48,7 @@ def find_leaks(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
             remedy=f"scores on {name} partly measure memory: remove these rows from {seen.shown}, "
             "or score the others separately",
             examples=tuple(
-                show_row(rows, i, note=f"{pair.file}:{pair.line}") for i, pair in first.items()
+                show_row(rows, i, note=name_row(pair.file, pair.line)) for i, pair in first.items()
             ),
         )
 

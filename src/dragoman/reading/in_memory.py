@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from dragoman.errors import DataError, shorten
 from dragoman.reading.pairs import Pair
+from dragoman.reading.row_errors import IN_MEMORY
 
 Pairs = str | Path | Iterable[Any] | Mapping[str, Any]
 """A file of pairs, or two parallel text files; or rows (source, target), or as dicts; or a table: a
@@ -19,7 +20,9 @@ dict of columns, a DataFrame (pandas, polars), or anything else that Arrow reads
 
 @contextmanager
 def as_files(pairs: Pairs) -> Iterator[list[Path]]:
-    """Give the files of `pairs`; those in memory are in one, `pairs.parquet`, until the end.
+    """Give the files of `pairs`; those in memory are in a temporary one, until the end.
+
+    Messages and records call it `IN_MEMORY`. Rows without names are a file without a header.
 
     Raises:
         DataError: They are neither files, nor rows, nor a table.
@@ -38,7 +41,7 @@ def as_files(pairs: Pairs) -> Iterator[list[Path]]:
     with tempfile.TemporaryDirectory(prefix="dragoman-") as folder:
         import pyarrow.parquet  # on demand: it takes 0.1 s
 
-        path = Path(folder) / "pairs.parquet"
+        path = Path(folder) / f"{IN_MEMORY}.parquet"
         pyarrow.parquet.write_table(files_or_table, path)
         yield [path]
 
@@ -54,7 +57,7 @@ def _find_files_or_table(pairs: Pairs) -> list[Path] | pa.Table:
         rows = list(pairs)
         if all(isinstance(row, str | os.PathLike) for row in rows):
             return [Path(row) for row in rows]
-        rows = list(_name_sides(rows))
+        rows = list(_name_columns(rows))
         names = dict.fromkeys(name for row in rows for name in row)
         table = pa.table({name: [row.get(name) for row in rows] for name in names})
     if table.column_names == [str(place) for place in range(table.num_columns)]:  # no names
@@ -62,21 +65,20 @@ def _find_files_or_table(pairs: Pairs) -> list[Path] | pa.Table:
     return table
 
 
-def _name_sides(rows: list[Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield rows as dicts, by the names of their columns."""
+def _name_columns(rows: list[Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield rows as dicts, by the names of their columns; those of (source, target) are positions."""
     for place, row in enumerate(rows):
         if isinstance(row, Mapping):
             yield row
             continue
-        is_pair = isinstance(row, Pair) and not row.features
-        sides = row[:2] if is_pair else row
+        sides = row[:2] if isinstance(row, Pair) and not row.features else row
         if (
             not isinstance(sides, list | tuple)
             or len(sides) != 2
             or not all(isinstance(side, str) for side in sides)
         ):
             raise TypeError(
-                f"row {place} is {shorten(repr(row))}; give (source, target), two strings, and with "
-                "features a dict of the columns"
+                f"pairs[{place}] is {shorten(repr(row))}; give (source, target), two strings, and "
+                "with features a dict of the columns"
             )
-        yield {"source": sides[0], "target": sides[1]}
+        yield {"1": sides[0], "2": sides[1]}

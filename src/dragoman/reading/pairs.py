@@ -14,12 +14,14 @@ from dragoman.reading.jsonl import open_jsonl
 from dragoman.reading.parquet import open_arrow, open_parquet
 from dragoman.reading.row_errors import (
     EMPTY_SIDE,
+    IN_MEMORY,
     INVALID_UTF8,
     OVER_LONG,
     InvalidRow,
     RowError,
     RowErrors,
     find_side_error,
+    name_file,
 )
 from dragoman.reading.tables import (
     WHOLE_ROW,
@@ -503,6 +505,8 @@ def _open_table(
 def _find_layout(paths: Sequence[Path], settings: DataSettings) -> Format:
     if len(paths) == 2:
         return "parallel"
+    if name_file(paths[0]) == IN_MEMORY:
+        return "parquet"
     # A model trained on two parallel files may be evaluated on pairs in one file.
     if settings.format == "auto" or settings.format == "parallel":
         return _find_suffix(paths[0]) or "tsv"

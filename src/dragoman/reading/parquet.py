@@ -9,7 +9,7 @@ import pyarrow.parquet
 from pyarrow import types
 
 from dragoman.errors import DataError
-from dragoman.reading.row_errors import RowError, find_line_error
+from dragoman.reading.row_errors import RowError, find_line_error, name_file
 from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, label_columns
 from dragoman.reading.text_files import FilePosition, check_file
 
@@ -120,6 +120,7 @@ def _make_table(
 ) -> Table:
     nested = [one for one in paths if one not in schema.names and _find_field(schema, one)]
     names = (*schema.names, *dict.fromkeys(nested))
+    positions = tuple(str(1 + i) for i in range(len(names)))
 
     def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
         wanted = [None if column == WHOLE_ROW else names[column] for column in columns]
@@ -127,7 +128,8 @@ def _make_table(
             _check_column(path, schema, name)
         return _read(path, read_batches, wanted, num_rows)
 
-    return Table(file=str(path), names=names, sample=names, read=read)
+    has_names = names != positions
+    return Table(file=name_file(path), names=names if has_names else None, sample=names, read=read)
 
 
 def _read(
@@ -152,7 +154,7 @@ def _read(
                 error = None
                 for text in fields:
                     if not text.isascii() or "\0" in text:
-                        error = error or find_line_error(str(path), number, text)
+                        error = error or find_line_error(name_file(path), number, text)
                 yield error or (number, fields)
     except _CORRUPT as error:
         raise DataError(
@@ -214,14 +216,16 @@ def _read_texts(column: pyarrow.Array) -> list[str | None]:
 
 def _check_column(path: Path, schema: pyarrow.Schema, name: str) -> None:
     if schema.names.count(name) > 1:
-        raise DataError(f"{path}: {schema.names.count(name)} columns have the name {name!r}")
+        raise DataError(
+            f"{name_file(path)}: {schema.names.count(name)} columns have the name {name!r}"
+        )
     field = _find_field(schema, name)
     assert field is not None
     kind = field.type
     values = kind.value_type if types.is_dictionary(kind) else kind
     if not _is_text(kind) and not types.is_integer(values):
         raise DataError(
-            f"{path}: column {name!r} holds {kind}, expected text or integers; "
+            f"{name_file(path)}: column {name!r} holds {kind}, expected text or integers; "
             "write it as text, in the form that the model should see"
         )
 

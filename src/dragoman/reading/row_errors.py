@@ -21,6 +21,20 @@ MISSING_FIELD = "missing field"
 NOT_TEXT = "value that is not text"
 
 
+IN_MEMORY = "pairs in memory"
+"""Names the pairs that a Python caller gives; for reading, they are in a file of this name."""
+
+
+def name_file(path: str | Path) -> str:
+    """Return the name of a file of pairs, for messages and records."""
+    return IN_MEMORY if Path(path).name == f"{IN_MEMORY}.parquet" else str(path)
+
+
+def name_row(file: str, line: int) -> str:
+    """Return where a row is, for messages; `line` is from 1."""
+    return f"pairs[{line - 1}]" if file == IN_MEMORY else f"{file}:{line}"
+
+
 class RowError(NamedTuple):
     """What is wrong with a row, and where it is."""
 
@@ -91,7 +105,7 @@ class RowErrors:
         """Return the counts by kind, then the first rows by file and line; "" without errors."""
         lines = [f"{count} x {kind}" for kind, count in self._counts.most_common()]
         first = self.examples[: self._shown]
-        lines += [f"{error.file}:{error.line}: {error.detail}" for error in first]
+        lines += [f"{name_row(error.file, error.line)}: {error.detail}" for error in first]
         if self.total > len(first):
             lines.append(f"... and {self.total - len(first)} more")
         return "\n".join(lines)

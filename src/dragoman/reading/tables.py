@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from dragoman.errors import DataError, shorten
 from dragoman.reading.headers import find_pair
-from dragoman.reading.row_errors import RowError
+from dragoman.reading.row_errors import IN_MEMORY, RowError
 from dragoman.settings import DataSettings
 
 Row = tuple[int, Sequence[str]]
@@ -94,6 +94,8 @@ def choose_columns(
 
     Raises: DataError, naming the columns that were found.
     """
+    if labels == () and (table.file, table.names, len(table.sample)) == (IN_MEMORY, None, 2):
+        return Columns(0, 1, (), ())  # rows (source, target), whatever the model's own files were
     if labels is not None and (found := _take_in_order(table, settings, labels, has_target=True)):
         return found
     names = table.names or ()
@@ -251,6 +253,8 @@ def _find_columns(
 
 
 def _describe_missing(table: Table, column: str) -> str:
+    if table.file == IN_MEMORY and table.names is None:
+        return "the rows have no names; give dicts, or the column's position, from 1"
     if table.names is None:
         return (
             "the file has no header to find a name in; set data.header=yes, or give the column's "

@@ -9,6 +9,7 @@ from typing import Any
 from dragoman.configuration import flatten_settings
 from dragoman.evaluation.confusions import find_unit, split_units
 from dragoman.evaluation.output_rows import Row
+from dragoman.reading.row_errors import name_row
 from dragoman.reporting.charts import (
     MOST_TOKENS,
     Point,
@@ -320,7 +321,7 @@ def choose_samples(rows: Sequence[Row], unit: str = "", count: int = _MOST_SAMPL
             "shown": show_differences(reference, row.hypothesis, unit),
             "edits": edits,
             "confidence": confidence.get(place),
-            "place": f"{name}:{row.line}" if name and row.line else name,
+            "place": name_row(name, row.line) if name and row.line else name,
         }
 
     return [

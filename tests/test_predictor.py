@@ -158,9 +158,12 @@ def test_a_forked_process_predicts_and_ends(trained, engine):
 
 def test_a_predictor_is_pickled_and_copied_by_loading_its_folder_again(trained, monkeypatch):
     loaded = Predictor.load(trained[0], {"decoding.beam_size": 3}, threads=1, quantization="int8")
-    pickled = [pickle.dumps(model) for model in (loaded, trained[1])]
+    two_best = loaded.with_decoding(Settings(decoding=DecodingSettings(num_hypotheses=2)))
+    assert two_best.engine is loaded.engine
+    models = (loaded, trained[1], two_best)
+    pickled = [pickle.dumps(model) for model in models]
     monkeypatch.chdir("/")
-    for model, content in zip((loaded, trained[1]), pickled, strict=True):
+    for model, content in zip(models, pickled, strict=True):
         for other in (pickle.loads(content), copy.deepcopy(model)):
             assert other.settings == model.settings
             assert other.engine.name == model.engine.name

@@ -1,6 +1,5 @@
 """Text in, text out: a trained model and its predictions."""
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -91,7 +90,7 @@ class Predictor:
         self.folders: tuple[Path, ...] = ()
         """Where its models are stored, for `pickle` and `copy`, which load them; (): nowhere."""
         self.options: dict[str, Any] = {}
-        """With which `load` gives the same predictor from `folders`."""
+        """With which, and its settings, `load` gives the same predictor from `folders`."""
         models = [one.settings.model for one in model_folders] or [settings.model]
         self._num_positions = min(
             (model.max_positions for model in models if model.positions == "learned"), default=None
@@ -131,8 +130,7 @@ class Predictor:
                     "one tokenizer; train its models on the same pairs, with different "
                     "training.seed"
                 )
-        typed = as_settings(settings)
-        merged = merge_for_use(typed, first.settings)
+        merged = merge_for_use(as_settings(settings), first.settings)
         config = resolve_search(merged.decoding, first.tokenizer)
         made = load_engine(model_folders, config, engine, device, threads, quantization)
         found = [
@@ -144,7 +142,7 @@ class Predictor:
             made, first.tokenizer, merged, model_folders, config=config, calibrations=found
         )
         loaded.folders = tuple(one.absolute() for one in paths)
-        loaded.options = {"settings": typed, "engine": engine, "device": device, "threads": threads,
+        loaded.options = {"engine": engine, "device": device, "threads": threads,
                           "quantization": quantization}  # fmt: skip
         return loaded
 
@@ -152,7 +150,9 @@ class Predictor:
         """Load it again where it is unpickled or copied: an engine cannot be stored."""
         if not self.folders:
             raise DragomanError("pickle, copy: this model is in memory only; load it from a folder")
-        return partial(Predictor.load, self.folders, **self.options), ()
+        sections = ("data", "decoding", "evaluation")  # those that `load` takes
+        settings = {name: getattr(self.settings, name) for name in sections}
+        return partial(Predictor.load, self.folders, settings, **self.options), ()
 
     def _describe_itself(self) -> dict[str, object]:
         model, tokenizer = self.settings.model, self.tokenizer
@@ -176,9 +176,14 @@ class Predictor:
         Raises:
             SettingsError: The settings conflict with each other or the model.
         """
-        other = copy.copy(self)
-        other.settings = merge_for_use(settings, self.settings)
-        other.config = resolve_search(other.settings.decoding, self.tokenizer)
+        other = Predictor(
+            self.engine,
+            self.tokenizer,
+            merge_for_use(settings, self.settings),
+            self.model_folders,
+            calibrations=self.calibrations,
+        )
+        other.folders, other.options = self.folders, self.options
         return other
 
     @property

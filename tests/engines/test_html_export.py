@@ -284,6 +284,8 @@ def test_what_a_page_cannot_do_is_refused(trained, tmp_path):
     folder = Path(shutil.copytree(trained[0], tmp_path / "model"))
     with pytest.raises(SettingsError, match="--to html has float16 and int8 only"):
         dragoman.export(folder, "html", "float32")
+    with pytest.raises(SettingsError, match="--to tflite: it does not exist; give ctranslate2"):
+        dragoman.export(folder, "tflite")
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("method: beam", "method: sampling"))
     with pytest.raises(ModelFolderError, match=r"decoding\.method is sampling"):

@@ -53,6 +53,8 @@ def export(
             PyTorch's although the weights are float32.
         SettingsError: A package is missing, or the quantization is not possible.
     """
+    if to not in _QUANTIZATIONS:
+        raise SettingsError(f"--to {to}: it does not exist; give {', '.join(_QUANTIZATIONS)}")
     known = _QUANTIZATIONS[to]
     quantization = quantization or known[0]
     if quantization not in known:

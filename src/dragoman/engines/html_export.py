@@ -36,7 +36,8 @@ _SIZES = (
 )  # fmt: skip
 _DECODING = (
     "beam_size", "num_hypotheses", "length_norm", "length_penalty", "stop", "max_length_ratio",
-    "max_length_extra", "max_length", "min_length_ratio", "min_length", "no_repeat_ngram", "forbidden_tokens",
+    "max_length_extra", "max_length", "min_length_ratio", "min_length", "no_repeat_ngram",
+    "forbidden_tokens",
 )  # fmt: skip
 _POLICY = (
     "default-src 'none'; script-src {scripts}; style-src {style}; img-src data:; "

@@ -452,7 +452,7 @@ def _serve(arguments: Namespace, words: Sequence[str]) -> None:
         port=arguments.port,
         limits=Limits(
             hosts=arguments.allow_host,
-            origins=arguments.allow_origin,
+            origins=[one.rstrip("/").lower() for one in arguments.allow_origin],
             body_bytes=arguments.max_body << 10,
             timeout_s=arguments.timeout,
             concurrent=arguments.max_requests,

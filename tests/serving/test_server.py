@@ -318,7 +318,8 @@ def test_a_token_and_pages_that_may_ask(trained, tmp_path):
     token = tmp_path / "token"
     token.touch(mode=0o600)
     token.write_text("secret\n")
-    words = ["--token-file", token, "--allow-origin", "https://good.example", "--allow-host", "me"]
+    allowed = "--allow-origin https://Good.example/ --allow-host me --allow-host me.example:80"
+    words = ["--token-file", token, *allowed.split()]
     with running_server(trained[0], *words, "--libretranslate") as (_, port):
         client = Client(port)
         ask = json.dumps({"source": "abc"}).encode()
@@ -330,6 +331,7 @@ def test_a_token_and_pages_that_may_ask(trained, tmp_path):
         )  # fmt: skip
         assert status == 200
         assert answered["access-control-allow-origin"] == "https://good.example"
+        assert client.send("GET", "/health", Host="me.example:80")[0] == 200
         assert client.get("/health") == {"status": "alive"}
         assert client.get("/ready") == {"status": "ready"}
         assert client.send("GET", "/")[0] == 200

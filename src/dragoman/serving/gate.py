@@ -122,5 +122,5 @@ def _is_own(host: str, names: Collection[str]) -> bool:
         name = urlsplit(f"//{host}").hostname or ""
         ipaddress.ip_address(name)
     except ValueError:
-        return name in ("localhost", *map(str.lower, names))
+        return not {name, host.lower()}.isdisjoint(["localhost", *map(str.lower, names)])
     return True

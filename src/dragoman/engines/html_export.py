@@ -79,7 +79,6 @@ def write_html(
         "description": {
             "name": name,
             "digest": digest,
-            "task": settings.evaluation.task,
             "features": list(settings.data.features),
             "examples": [one._asdict() for one in list_samples(model_folder)[:_NUM_EXAMPLES]],
             "decoding": {setting: decoding[setting] for setting in _DECODING},

@@ -1,7 +1,6 @@
 """Export to plain PyTorch: the state dictionary of an `nn.Transformer`, and a script that decodes."""
 
 import json
-import math
 import runpy
 import shutil
 import warnings
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from dragoman.decoding.hypothesis import Hypothesis, limit_lengths, normalize
+from dragoman.decoding.hypothesis import Hypothesis, limit_lengths
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.engine import Quantization
 from dragoman.errors import ModelFolderError
@@ -91,14 +90,10 @@ class PytorchModel:
         """Return the greedy hypothesis of each source; of the settings, only the lengths count."""
         assert prefixes is None
         limits = limit_lengths([len(ids) for ids in sources], config.decoding, self._num_positions)
-        found = []
-        for source, limit in zip(sources, limits, strict=True):
-            ids = self._script["decode"](list(source), limit.longest)
-            is_complete = ids[-1] == EOS_ID
-            found.append(
-                [self._score(source, ids[:-1] if is_complete else ids, is_complete, config)]
-            )
-        return found
+        return [
+            [self._score(source, self._script["decode"](list(source), limit.longest))]
+            for source, limit in zip(sources, limits, strict=True)
+        ]
 
     def score(
         self,
@@ -106,23 +101,18 @@ class PytorchModel:
         targets: Sequence[Sequence[int]],
         config: SearchConfig,
     ) -> list[Hypothesis]:
-        """Return each target with its log-probabilities: see `Engine.score`."""
+        """Return each target with its score, without `log_probs`."""
         return [
-            self._score(source, target, True, config)
+            self._score(source, [*target, EOS_ID])
             for source, target in zip(sources, targets, strict=True)
         ]
 
-    def _score(
-        self, source: Sequence[int], ids: Sequence[int], is_complete: bool, config: SearchConfig
-    ) -> Hypothesis:
-        emitted = [*ids, EOS_ID] if is_complete else ids
+    def _score(self, source: Sequence[int], emitted: Sequence[int]) -> Hypothesis:
         steps = self._script["score"](list(source), [BOS_ID, *emitted[:-1]])
-        log_probs = [float(step[token]) for step, token in zip(steps, emitted, strict=True)]
-        score = math.fsum(log_probs)
+        is_complete = emitted[-1] == EOS_ID
         return Hypothesis(
-            ids=tuple(ids),
-            score=score,
-            normalized_score=normalize(score, len(emitted), config.decoding),
+            ids=tuple(emitted[:-1] if is_complete else emitted),
+            score=sum(float(step[token]) for step, token in zip(steps, emitted, strict=True)),
+            normalized_score=0.0,
             is_complete=is_complete,
-            log_probs=tuple(log_probs),
         )

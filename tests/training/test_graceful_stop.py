@@ -128,7 +128,9 @@ def test_a_run_stopped_by_its_time_limit_can_be_resumed(monkeypatch, pairs, whol
 def test_the_time_limit_counts_from_the_start_of_the_run(pairs, tmp_path):
     limited = settings("--training.max_minutes", "30")
     timer = StartTimer(age_s=1800.0)  # reading has taken all of it
-    fit(pairs, tmp_path / "model", limited, console=quiet_console(), timer=timer)
+    console = quiet_console()
+    fit(pairs, tmp_path / "model", limited, console=console, timer=timer)
+    assert "training.max_steps is set, so" in console.file.getvalue()
     assert json.loads((tmp_path / "model" / "metrics.json").read_text())["num_steps"] == 1
 
 

@@ -133,20 +133,25 @@ def start_run(
             machine=describe_machine(name_device(device_type)),
         )
         run = _assemble(record, data, out, folder, context, None)
-        planned: list[str] = []
-        if resolved.training.max_minutes and "training.max_steps" not in record.typed:
-            run, planned = _fill_time(run, record)
-        messages = [*choice.reasons, *data.notes, *room, *planned, *filter(None, [data.cache_note])]
+        messages = [*choice.reasons, *data.notes, *room, *filter(None, [data.cache_note])]
+        if resolved.training.max_minutes:
+            run, message = _fill_time(run, record)
+            messages.append(message)
         _report(run, messages, f"{precision} on {name_device(device_type)}: {why}")
         yield run
 
 
-def _fill_time(run: Run, record: RunRecord) -> tuple[Run, list[str]]:
-    """Return the run with as many steps as training.max_minutes allows, and a message.
+def _fill_time(run: Run, record: RunRecord) -> tuple[Run, str]:
+    """Return the run with as many steps as training.max_minutes allows, unless they are set; a message.
 
     Raises:
         SettingsError: No time is left for the training.
     """
+    if "training.max_steps" in record.typed:
+        return run, (
+            "time limit: training.max_steps is set, so the training may stop before the learning rate "
+            "ends; leave it out, and fit plans the steps that fill the time"
+        )
     limit_s, timer = 60 * record.settings.training.max_minutes, run.context.timer
     run.context.report("measuring the speed")
     pace = measure_pace(
@@ -161,7 +166,7 @@ def _fill_time(run: Run, record: RunRecord) -> tuple[Run, list[str]]:
         f"time limit: {settings.training.max_steps:,} steps, at {pace.step_s:.3f} s a step and "
         f"{pace.validation_s:.1f} s a validation; the schedule of the learning rate ends there"
     )
-    return replace(run, pace=pace), [message]
+    return replace(run, pace=pace), message
 
 
 @contextmanager

@@ -108,8 +108,8 @@ class ProgressBar(Callback):
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
         """Print a line now and then in a long validation without a bar."""
-        is_due = self._bar.disable and time.monotonic() >= self._next_update_s
-        if trainer.is_global_zero and is_due and not self._console.is_terminal:
+        is_due = time.monotonic() >= self._next_update_s
+        if trainer.is_global_zero and self._bar.disable and is_due:
             self._print(f"validating after step {trainer.global_step:,}")
 
     def on_validation_start(self, *_: object) -> None:

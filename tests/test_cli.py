@@ -334,7 +334,8 @@ def test_a_missing_model_and_a_training_setting_are_errors(trained):
     ("command", "setting", "reason"),
     [
         ("predict m", "model.nhead", "is for training only"),
-        ("predict m", "data.valid", "predict does not use it"),
+        ("predict m", "data.train", "predict does not use it"),
+        ("serve m", "data.valid", "serve does not use it"),
         ("evaluate m p.tsv", "evaluation.report", "evaluate does not use it"),
         ("compare a b", "model.x", "is for training only"),
         ("compare a b", "decoding.beam_size", "compare does not use it"),
@@ -508,6 +509,9 @@ def test_fit_takes_valid_and_test_as_inspect_does(tmp_path):
     for option in ("--valid", "--data.valid"):
         for command in ("fit", "inspect"):
             assert f"{missing}:" in fails(command, pairs, option, missing)
+    for option, setting in (("valid", "data.valid"), ("max-time", "training.max_minutes")):
+        words = (f"--{option}", "1m", f"--{setting}=2")
+        assert f"--{option}, --{setting}: these are the same" in fails("fit", pairs, *words)
 
 
 def test_fit_without_pairs_or_with_resume_and_overwrite_is_an_error(tmp_path):

@@ -14,13 +14,14 @@ from dragoman.configuration import (
     find_conflicts,
     flatten_settings,
     list_set_values,
+    merge_for_use,
     merge_settings,
     read_settings,
     update_stored,
 )
 from dragoman.errors import SettingsError
 from dragoman.model_folder.folder import dump_settings
-from dragoman.settings import ModelSettings, Section, Settings
+from dragoman.settings import DecodingSettings, ModelSettings, Section, Settings
 
 
 def errors_of(config=None, arguments=()):
@@ -139,6 +140,14 @@ def test_conflicting_settings_are_reported():
     message = ["--data.valid_fraction", "0.6", "--data.test_fraction", "0.5"]
     assert "leave nothing to train on" in errors_of(None, message)
     assert find_conflicts(Settings()) == []
+    words, values = ["--decoding.num_hypotheses=2"], {"decoding.num_hypotheses": 2}
+    assert "more than the 1 candidates" in errors_of(None, words)
+    # With a model's settings they may agree.
+    for typed in (read_settings(None, words, is_whole=False), as_settings(values, is_whole=False)):
+        wide = Settings(decoding=DecodingSettings(beam_size=2))
+        assert merge_for_use(typed, wide).decoding.num_hypotheses == 2
+        with pytest.raises(SettingsError, match="more than the 1 candidates"):
+            merge_for_use(typed, Settings())
 
 
 def test_defaults_fill_only_what_was_left_open():

@@ -119,6 +119,9 @@ def test_at_a_terminal_each_line_is_answered_at_once(trained):
                 seen += os.read(main_side, 4096)
 
     wait_for(b"> ")
+    words = [*command, "--input", os.devnull]
+    given = subprocess.run(words, stdin=main_side, capture_output=True, check=True)
+    assert b"type a source" not in given.stderr
     for line, answer in ((b"abc\n", b"ABC\r\n> "), (b"\n", b"\r\n> "), (b"abd\n", b"ABD\r\n> ")):
         os.write(main_side, line)
         wait_for(answer)

@@ -100,6 +100,7 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     if arguments.resume != "no" and (arguments.overwrite or arguments.dry_run):
         raise DragomanError("--resume: leave out --overwrite and --dry-run")
     if arguments.max_time is not None:
+        _refuse_both("--max-time", "--training.max_minutes", words)
         words = [*words, "--training.max_minutes", str(arguments.max_time)]
     settings = _read_settings_of_pairs(arguments, words)
     if not arguments.pairs and arguments.resume == "no":
@@ -184,7 +185,7 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
         )
     from dragoman.configuration import read_settings
 
-    settings = read_settings(None, words)
+    settings = read_settings(None, words, is_whole=False)
     from dragoman.commands.predict import Job, run_job
     from dragoman.predictor import Predictor
 
@@ -249,7 +250,7 @@ def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
         raise DragomanError("--references, --sources: are for --hypotheses; leave them out")
     from dragoman.configuration import read_settings
 
-    settings = read_settings(None, words)
+    settings = read_settings(None, words, is_whole=False)
     _check_report(arguments, arguments.pairs)
     from dragoman.commands.evaluate import evaluate
     from dragoman.reading.pairs import RowErrors
@@ -383,9 +384,17 @@ def _read_settings_of_pairs(arguments: Namespace, words: Sequence[str]) -> "Sett
 
     files = {"data.valid": arguments.valid, "data.test": arguments.test}
     given = {name: paths for name, paths in files.items() if paths}
+    for name in given:
+        _refuse_both(f"--{name.removeprefix('data.')}", f"--{name}", words)
     settings = merge_settings(read_settings(arguments.config, words), given, overrule=True)
     arguments.pairs = arguments.pairs or list(settings.data.train)
     return settings
+
+
+def _refuse_both(option: str, setting: str, words: Sequence[str]) -> None:
+    """Refuse a setting in `words` that a shorter option gives, too."""
+    if any(word.partition("=")[0] == setting for word in words):
+        raise DragomanError(f"{option}, {setting}: these are the same setting; leave one out")
 
 
 def _add_export(command: ArgumentParser) -> None:
@@ -447,7 +456,7 @@ def _serve(arguments: Namespace, words: Sequence[str]) -> None:
 
     serve(
         arguments.models,
-        read_settings(None, words),
+        read_settings(None, words, is_whole=False),
         host=arguments.host,
         port=arguments.port,
         limits=Limits(
@@ -484,6 +493,7 @@ _FOR_USE = (
     "decoding.temperature", "decoding.top_k", "decoding.regex", "decoding.json_schema",
     "decoding.choices", "decoding.batch_tokens", "evaluation.task",
 )  # fmt: skip
+_OF_FIT = ("data.train", "data.valid", "data.test", "data.cache", "data.max_tokens")
 COMMANDS = {
     "fit": Command(
         run=_fit,
@@ -512,8 +522,7 @@ COMMANDS = {
         ),
         sections=("data.", "decoding."),
         unused=(
-            "data.valid", "data.test", "data.cache", "data.broken_rows", "data.long_rows",
-            "data.max_tokens",
+            *_OF_FIT, "data.broken_rows", "data.long_rows",
         ),
         common=_FOR_USE,
     ),
@@ -527,7 +536,7 @@ COMMANDS = {
         ),
         sections=("data.", "decoding.", "evaluation."),
         unused=(
-            "data.valid", "data.test", "data.cache", "data.max_tokens", "evaluation.report",
+            *_OF_FIT, "evaluation.report",
             "decoding.num_hypotheses", "decoding.token_scores", "decoding.alignment",
             "decoding.truncation_mark",
         ),
@@ -566,6 +575,7 @@ COMMANDS = {
             "dragoman serve de-en=model_a en-de=model_b --port 5000 --libretranslate",
         ),
         sections=("data.", "decoding."),
+        unused=(*_OF_FIT, "data.broken_rows", "data.long_rows"),
         common=_FOR_USE,
     ),
 }  # fmt: skip

@@ -1,7 +1,6 @@
 """Settings from a YAML file and from dotted arguments: merged, checked, all errors at once."""
 
 import difflib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,11 +61,15 @@ class _Draft:
         self.places[name] = place
 
 
-def read_settings(config: Path | None = None, arguments: Sequence[str] = ()) -> Settings:
+def read_settings(
+    config: Path | None = None, arguments: Sequence[str] = (), *, is_whole: bool = True
+) -> Settings:
     """Return the settings of a YAML file, with dotted arguments over them.
 
     `arguments` are as typed: `["--model.d_model", "256", "--tokenizer.shared=true"]`. A setting
     that neither sets has its default and is not in `model_fields_set`: a preset may still set it.
+    `is_whole`: no others, such as those of a model, will be merged with them, so that conflicts are
+    errors.
 
     Raises:
         SettingsError: Lists all errors of both, each with its place and "did you mean".
@@ -79,13 +82,13 @@ def read_settings(config: Path | None = None, arguments: Sequence[str] = ()) -> 
             raise SettingsError(f"{config}: the settings cannot be read: {error}") from error
         _take_file(content, str(config), draft)
     _read_arguments(arguments, draft)
-    return _check(draft)
+    return _check(draft, is_whole=is_whole)
 
 
 SettingsLike = Settings | Mapping[str, Any] | None
 
 
-def as_settings(given: SettingsLike) -> Settings:
+def as_settings(given: SettingsLike, *, is_whole: bool = True) -> Settings:
     """Return the settings that a Python caller gives: `Settings`, or a dict, nested or dotted.
 
     Raises:
@@ -100,23 +103,20 @@ def as_settings(given: SettingsLike) -> Settings:
         )
     draft = _Draft()
     for name, value in _flatten_mapping(given):
-        draft.set(name, value, name)
-    return _check(draft)
+        draft.set(name, value, shorten(name))
+    return _check(draft, is_whole=is_whole)
 
 
 def _flatten_mapping(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in given.items():
         if isinstance(value, Section):
             yield from list_set_values(value, f"{prefix}{name}.")
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and value:
             yield from _flatten_mapping(value, f"{prefix}{name}.")
         elif isinstance(value, list | tuple):
-            yield (
-                f"{prefix}{name}",
-                [os.fspath(one) if isinstance(one, Path) else one for one in value],
-            )
+            yield f"{prefix}{name}", [str(one) if isinstance(one, Path) else one for one in value]
         else:
-            yield f"{prefix}{name}", os.fspath(value) if isinstance(value, Path) else value
+            yield f"{prefix}{name}", str(value) if isinstance(value, Path) else value
 
 
 def parse_config(content: bytes, place: str) -> Settings:
@@ -130,25 +130,8 @@ def parse_config(content: bytes, place: str) -> Settings:
     return _check(draft)
 
 
-def parse_decoding(values: Mapping[str, Any]) -> Settings:
-    """Return settings with these of the section decoding, such as a request gives.
-
-    Whether they conflict is known once they are merged with those of a model: `merge_for_use`.
-
-    Raises:
-        SettingsError: As `read_settings`.
-    """
-    draft = _Draft()
-    for name, value in values.items():
-        draft.set(f"decoding.{name}", value, f"decoding.{shorten(name)}")
-    return _check(draft, is_whole=False)
-
-
 def _check(draft: _Draft, *, is_whole: bool = True) -> Settings:
-    """Return the settings of a draft, or raise all of its errors at once.
-
-    `is_whole`: no others will be merged with them, so that conflicts are errors.
-    """
+    """Return the settings of a draft, or raise all of its errors at once."""
     draft.errors += [
         f"{draft.places[name]}: this is a group of settings ({name}.…), not a setting with a value"
         for name in draft.values

@@ -130,7 +130,7 @@ class Predictor:
                     "one tokenizer; train its models on the same pairs, with different "
                     "training.seed"
                 )
-        merged = merge_for_use(as_settings(settings), first.settings)
+        merged = merge_for_use(as_settings(settings, is_whole=False), first.settings)
         config = resolve_search(merged.decoding, first.tokenizer)
         made = load_engine(model_folders, config, engine, device, threads, quantization)
         found = [

@@ -191,13 +191,14 @@ def test_given_targets_are_scored(trained, tmp_path):
         assert scores == pytest.approx([right["score"], wrong["score"]], abs=1e-4)
 
 
-def test_an_output_begins_with_the_prefix_of_its_row(model, tmp_path):
+def test_an_output_begins_with_the_prefix_of_its_row(model, tmp_path, capsys):
     (tmp_path / "in.csv").write_text("source,start\nabc,B\nabc,\nabc,AA\n")
     output, _ = predict(model, tmp_path / "in.csv", "out.jsonl", prefix="start")
     texts = [row["text"] for row in read_rows(output)]
     assert texts[0][0] == "B"
     assert texts[1] == "ABC"
     assert texts[2][:2] == "AA"
+    assert "not used" not in capsys.readouterr().err
     with pytest.raises(DragomanError, match="did you mean 'start'"):
         predict(model, tmp_path / "in.csv", "no.jsonl", prefix="strat")
 

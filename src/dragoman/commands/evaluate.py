@@ -125,7 +125,9 @@ def evaluate(
             folder.name,
             {name_evaluation(paths): evaluation},
             metrics=ModelFolder.read(folder).metrics,
-            user_settings=list(dict(list_set_values(as_settings(settings)))),
+            user_settings=[
+                name for name, _ in list_set_values(as_settings(settings, is_whole=False))
+            ],
             curves=read_curves(folder.with_name(f"{folder.name}.training")),
         )
     return evaluation

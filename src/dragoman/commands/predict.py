@@ -458,9 +458,11 @@ def _sync(files: Iterable[IO[bytes]]) -> None:
 
 
 def _read_rows(model: Predictor, job: Job, position: FilePosition | None = None) -> Iterator[Row]:
-    stdin = _Prompt() if sys.stdin.isatty() else sys.stdin.buffer
+    source: BinaryIO | Path = job.input or sys.stdin.buffer
+    if job.input is None and sys.stdin.isatty():
+        source = cast(BinaryIO, _Prompt())
     return read_sources(
-        cast(BinaryIO, stdin) if job.input is None else job.input,
+        source,
         model.settings.data,
         labels=model.feature_labels,
         has_target=job.scores_targets,

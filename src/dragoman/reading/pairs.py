@@ -224,8 +224,11 @@ def describe_layout(paths: Sequence[str | Path], settings: DataSettings) -> str:
     return "\n".join(found.layouts)
 
 
-def _describe(table: Table, columns: Columns) -> str:
-    """Return how a table is read, in one line; "" if nothing was found and no column is named."""
+def _describe(table: Table, columns: Columns, extra: Sequence[int] = ()) -> str:
+    """Return how a table is read, in one line; "" if nothing was found and no column is named.
+
+    The columns `extra` are used, too.
+    """
     notes, names = list(table.notes), table.names
     if names is not None:
         sides = {"source": columns.source, "target": columns.target}
@@ -234,7 +237,7 @@ def _describe(table: Table, columns: Columns) -> str:
             is_same = label.isdigit() or label.casefold() == names[i].casefold()
             used.append(f"feature {names[i]!r}" + ("" if is_same else f" as {label!r}"))
         notes.append(f"columns: {', '.join(used)}")
-        indices = {columns.source, columns.target, *columns.features}
+        indices = {columns.source, columns.target, *columns.features, *extra}
         if unused := [repr(name) for i, name in enumerate(names) if i not in indices]:
             notes.append(f"not used: {shorten(', '.join(unused))}")
     elif columns.by_position or not all(label.isdigit() for label in columns.labels):
@@ -282,13 +285,13 @@ def read_sources(
             return
         choose = choose_columns if has_target else choose_source_columns
         columns = choose(table, settings, labels)
-        if layout := _describe(table, columns):
-            report(f"{table.file}: {layout}")
         extra = []
         if has_target or prefix:
             target = choose_prefix_column(table, prefix) if prefix else columns.target
             assert target is not None
             extra.append(target)
+        if layout := _describe(table, columns, extra):
+            report(f"{table.file}: {layout}")
         num_values = 1 + len(columns.features)
         wanted = [columns.source, *columns.features, *extra, *[WHOLE_ROW] * with_columns]
         for row in table.read(wanted):

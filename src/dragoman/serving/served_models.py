@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dragoman.configuration import flatten_settings, parse_decoding
+from dragoman.configuration import as_settings, flatten_settings
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
 from dragoman.engines.parity import Sample, list_samples
 from dragoman.errors import DragomanError, ModelFolderError, SettingsError
@@ -122,7 +122,7 @@ class ServedModel:
                 values[name] = str(folder / file)
         if isinstance(values.get("json_schema"), dict):
             values["json_schema"] = json.dumps(values["json_schema"])
-        typed = parse_decoding(values)
+        typed = as_settings({"decoding": values}, is_whole=False)
         if "json_schema" in values and "json_schema" in list_constraint_files(typed.decoding):
             raise SettingsError("decoding.json_schema: expected the schema itself, an object")
         own = self.predictor.settings.decoding

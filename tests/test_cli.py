@@ -46,10 +46,11 @@ def fails(*words, given: bytes = b"", **options) -> str:
 
 def test_predict_pipes_lines_to_lines(trained):
     folder, model = trained
-    found = run("predict", folder, given="".join(f"{w}\n" for w in WORDS).encode())
-    assert found.returncode == 0
-    assert found.stdout.decode().splitlines() == model.predict(WORDS)
-    assert found.stderr == b""
+    for words in ([], ["--input", "-"]):
+        found = run("predict", folder, *words, given="".join(f"{w}\n" for w in WORDS).encode())
+        assert found.returncode == 0
+        assert found.stdout.decode().splitlines() == model.predict(WORDS)
+        assert found.stderr == b""
 
 
 def test_predict_reads_and_writes_files_and_reports_invalid_rows(trained, tmp_path):

@@ -200,7 +200,7 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
     if arguments.low_confidence_output and (warning := model.describe_calibration()):
         print(f"dragoman: {warning}", file=sys.stderr)
     job = Job(
-        input=arguments.input,
+        input=None if arguments.input == Path("-") else arguments.input,
         output=arguments.output,
         low_confidence_output=arguments.low_confidence_output,
         min_confidence=arguments.min_confidence or 0.0,

@@ -153,6 +153,24 @@ def test_usual_names_are_a_header(tmp_path, name, line, is_header):
     assert found == [("x", "y")] if is_header else [tuple(line.split(separator)), ("x", "y")]
 
 
+@pytest.mark.parametrize(
+    ("names", "features", "source"),
+    [
+        ("id,Source", (), 1),
+        ("id,word", (), 1),
+        ("tense,Input", ("tense",), 1),
+        ("word class,lemma", ("Word Class",), 1),
+        ("word,lemma", (), 0),  # two names for a source: the first column, as in training
+        ("laut,wort", (), 0),  # the target is named too: the first column, as in training
+    ],
+)
+def test_rows_to_predict_have_their_source_by_name(tmp_path, names, features, source):
+    path = tmp_path / "p.csv"
+    path.write_text(f"{names}\nx,y\n")
+    [row] = read_sources(path, DataSettings(features=features))
+    assert row.source == "xy"[source]
+
+
 def test_columns_that_the_settings_name_are_a_header(tmp_path):
     found, layout = read_text(tmp_path, "p.tsv", "foo\tbar\na\tb\n", source="bar", target="foo")
     assert found == [("b", "a")]

@@ -158,6 +158,12 @@ def find_pair(names: Sequence[str]) -> tuple[int, int] | None:
     return (source, target) if source < target or are_plain else None
 
 
+def find_source(names: Sequence[str]) -> int | None:
+    """Return the index of the source, if just one column is named as such, and none as the target."""
+    roles = [find_role(name) for name in names]
+    return roles.index("source") if roles.count("source") == 1 and "target" not in roles else None
+
+
 def find_role(name: str) -> str:
     """Return "source" or "target" for a usual name of such a column, else ""."""
     parts = _split(name)

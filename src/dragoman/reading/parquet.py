@@ -171,11 +171,14 @@ def _find_field(schema: pyarrow.Schema, path: str) -> pyarrow.Field | None:
     if path in schema.names:
         return schema.field(path)
     first, *rest = path.split(".")
-    field = schema.field(first) if schema.names.count(first) == 1 else None
+    if schema.names.count(first) != 1:
+        return None
+    field = schema.field(first)
     for name in rest:
-        is_there = field is not None and types.is_struct(field.type)
-        place = field.type.get_field_index(name) if field is not None and is_there else -1
-        field = field.type.field(place) if field is not None and place >= 0 else None
+        place = field.type.get_field_index(name) if types.is_struct(field.type) else -1
+        if place < 0:
+            return None
+        field = field.type.field(place)
     return field
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from dragoman.errors import DataError, shorten
-from dragoman.reading.headers import find_pair
+from dragoman.reading.headers import find_pair, find_source
 from dragoman.reading.row_errors import IN_MEMORY, RowError
 from dragoman.settings import DataSettings
 
@@ -147,9 +147,16 @@ def choose_source_columns(
     is_shorter = table.names is None and len(table.sample) == highest - 1
     wanted = [("data.source", settings.source)]
     wanted += [("data.features", column) for column in settings.features]
-    named = _find_named_pair(table.names or ())
-    if settings.source == settings.target == "auto" and table.names and named:
-        wanted[0] = ("data.source", table.names[named[0]])
+    if settings.source == settings.target == "auto" and table.names:
+        others = {name.casefold() for name in settings.features}
+        named = _find_named_pair(table.names)
+        index = (
+            named[0]
+            if named
+            else find_source(["" if name.casefold() in others else name for name in table.names])
+        )
+        if index is not None:
+            wanted[0] = ("data.source", table.names[index])
     source, *features = _find_columns(table, wanted, absent=target if is_shorter else None)
     return _label(table, Columns(source, None, tuple(features), settings.features), labels)
 
@@ -286,7 +293,7 @@ def _describe_one_column(table: Table) -> str:
             return f"{found}; it seems to be separated by {guess}"
     if table.names is not None:
         return (
-            f"{found}; source and target must be two columns; a field of a nested JSON object is "
+            f"{found}; source and target must be two columns; a field of a nested column is "
             "given as data.source=translation.en"
         )
     return f"{found}; put the source, a tab and the target on each line"

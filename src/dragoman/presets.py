@@ -169,7 +169,8 @@ def _choose_kind(side: SideStatistics) -> tuple[TokenizerKind, str]:
     Symbols need a closed inventory: few distinct ones, most of which occur again. Characters suit
     words and short phrases. Running text is split into subwords (bpe), which keeps sequences short.
     """
-    is_closed = side.num_rare_symbols <= _MOST_RARE * side.num_symbols <= _MOST_RARE * _MOST_SYMBOLS
+    num_symbols, num_rare = side.num_symbols, side.num_rare_symbols
+    is_closed = num_symbols <= _MOST_SYMBOLS and num_rare <= _MOST_RARE * num_symbols
     if is_closed and side.mean_symbols >= 1.5:
         return "symbols", f"{side.num_symbols} different ones, separated by spaces"
     if _is_short_text(side):

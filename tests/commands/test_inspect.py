@@ -341,7 +341,7 @@ def test_hangul_gets_the_advice_to_decompose_and_the_form_is_heeded(tmp_path):
 def test_of_very_many_rows_an_evenly_spread_sample_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(findings, "_MOST_ROWS", 1000)
     write_rows(tmp_path / "p.tsv", [(f"s{n % 3000}", f"t{n % 3000}") for n in range(6000)])
-    write_rows(tmp_path / "v.tsv", [(f"v{n}", f"t{n}") for n in range(100)])
+    write_rows(tmp_path / "v.tsv", [("s0", "t0"), *((f"v{n}", f"t{n}") for n in range(100))])
     for valid in ([], ["--data.valid", str(tmp_path / "v.tsv")]):
         inspection = inspect(tmp_path / "p.tsv", read_settings(None, valid))
         assert inspection.settings.preset == "small"
@@ -350,6 +350,9 @@ def test_of_very_many_rows_an_evenly_spread_sample_is_held(tmp_path, monkeypatch
         assert any("evenly spread, of about" in note for note in inspection.notes)
         [duplicates] = [one for one in inspection.findings if one.kind == "duplicates"]
         assert "a sample of its 6,000 rows" in duplicates.message
+        leaks = [one.message for one in inspection.findings if one.kind == "leakage"]
+        assert bool(leaks) == bool(valid)
+        assert all("(in a sample of 750 rows of train)" in leak for leak in leaks)
         assert all(
             int(one.text[1:5].strip(" →t")) == (one.line - 1) % 3000 for one in duplicates.examples
         )

@@ -34,6 +34,7 @@ def find_leaks(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
             continue
         same_target = int(np.isin(rows.pair_keys, seen.pair_keys).sum())
         is_many = len(found) > _MANY_LEAKS * len(rows)
+        searched = f" (in a sample of {len(seen):,} rows of {seen.shown})" * bool(seen.sampled_from)
         first = {
             i: seen.pairs[np.argmax(seen.source_keys == rows.source_keys[i])]
             for i in found[:MOST_EXAMPLES]
@@ -44,7 +45,7 @@ def find_leaks(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
             severity="warning" if is_many else "note",
             count=len(found),
             message=f"{describe_share(len(found), rows)} have a source that is also in "
-            f"{seen.shown}, {same_target:,} of them with the same target",
+            f"{seen.shown}, {same_target:,} of them with the same target{searched}",
             remedy=f"scores on {name} partly measure memory: remove these rows from {seen.shown}, "
             "or score the others separately",
             examples=tuple(

@@ -102,9 +102,9 @@ def split_of(
     """Return the split of a source: the same on every machine, and in any order of the rows.
 
     It depends on a hash of the source alone, in the Unicode form NFC: a source in two forms is one.
-    `features` are ignored, so that a source with
-    several features is never in two splits. Changing one fraction moves no row between train
-    and the other split, as long as the fractions sum to less than 1.
+    `features` are ignored, so that a source with several features is never in two splits. Changing
+    one fraction moves no row between train and the other split, as long as the fractions sum to less
+    than 1.
     """
     if valid_fraction == test_fraction == 0.0:
         return "train"

@@ -36,6 +36,14 @@ def test_no_source_stands_in_two_splits_and_none_is_lost(tmp_path):
     assert sum(map(len, distinct)) == len(set.union(*distinct)) == 400
 
 
+def test_rows_and_columns_are_data_as_in_fit():
+    rows = [(word, word.upper()) for word in make_words(40)]
+    columns = dict(zip(("source", "target"), map(list, zip(*rows, strict=True)), strict=True))
+    for pairs in (rows, columns):
+        data = prepare(pairs, "--data.cache", "none")
+        assert sum(data.num_rows.values()) == 40
+
+
 def test_only_the_first_rank_writes_into_the_folder(tmp_path):
     pairs, folder = write_pairs(tmp_path / "pairs.tsv", 300), tmp_path / "new" / "data"
     first, second = (PairDataModule(pairs, folder=folder) for _ in range(2))

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
@@ -12,6 +12,7 @@ from dragoman.configuration import SettingsLike, as_settings
 from dragoman.data.run_data import RunData
 from dragoman.data.sampler import EvaluationLoader, TrainingLoader
 from dragoman.presets import choose_settings, leave_room_for_outputs
+from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import Pair
 from dragoman.reading.statistics import Split
 from dragoman.tokenizers.tokenizer import PairTokenizer
@@ -27,7 +28,7 @@ class PairDataModule(lightning.LightningDataModule):
     (what was chosen and what was left out) and `cache_note` (what the cache had or has now).
 
     Args:
-        pairs: A file of pairs, or two parallel text files.
+        pairs: As `fit` takes them: files, rows, or a table.
         folder: Where the data are written, by the first rank; None, and on the other ranks: a
             temporary folder, removed with this object.
         data: The data, if they have been prepared already; then `settings` must be resolved.
@@ -35,14 +36,14 @@ class PairDataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        pairs: str | Path | Sequence[str | Path],
+        pairs: Pairs,
         settings: SettingsLike = None,
         folder: Path | None = None,
         *,
         data: RunData | None = None,
     ) -> None:
         super().__init__()
-        self.paths = [pairs] if isinstance(pairs, str | Path) else list(pairs)
+        self._pairs = pairs
         self.settings = as_settings(settings)
         self.notes: list[str] = []
         self._folder = folder
@@ -92,9 +93,10 @@ class PairDataModule(lightning.LightningDataModule):
             folder = Path(tempfile.mkdtemp(prefix="dragoman-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        data = RunData.read(self.paths, self.settings, folder)
-        choice = choose_settings(self.settings, data.statistics, is_parallel=data.is_parallel)
-        data.encode(choice.settings)
+        with as_files(self._pairs) as paths:
+            data = RunData.read(paths, self.settings, folder)
+            choice = choose_settings(self.settings, data.statistics, is_parallel=data.is_parallel)
+            data.encode(choice.settings)
         ids = data.ids("train")
         self.settings, room = leave_room_for_outputs(
             choice.settings, ids.source_lengths, ids.target_lengths

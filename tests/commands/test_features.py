@@ -184,6 +184,7 @@ STREAMS = {
     "pairs": ("auto", "ab\tAB\tV\nac\tAC\tN\n"),
     "csv": ("csv", "Kind,form,word\r\nV,AB,ab\r\nN,AC,ac\r\n"),
     "Excel": ("csv", '"word";"form";"kind"\n"ab";"AB";"V"\n"ac";"AC";"N"\n'),
+    "Excel's separator": ("csv", "sep=|\r\nword|form|kind\r\nab|AB|V\r\nac|AC|N\r\n"),
     "CSV lines": ("csv", "ab,V\nac,N\n"),
 }
 

@@ -82,7 +82,8 @@ def open_delimited(
     if first is None:
         return empty_table(file)
     separator, notes = settings.separator, list[str]()
-    if not is_stream and (found := _EXCEL_SEPARATOR.fullmatch(first.lines[0])):
+    may_name = is_csv or not is_stream  # a line of plain text may be anything
+    if may_name and (found := _EXCEL_SEPARATOR.fullmatch(first.lines[0])):
         separator = found[1] if separator == "auto" else separator
         notes.append(f"line 1 ({found[0].strip()}) names the separator")
         first = Block(first.first + 1, first.lines[1:], first.is_clean)

@@ -338,6 +338,12 @@ def test_hangul_gets_the_advice_to_decompose_and_the_form_is_heeded(tmp_path):
     assert heeded["duplicates"].count == 3
 
 
+def test_the_pairs_of_data_train_are_inspected(tmp_path):
+    write_rows(tmp_path / "p.tsv", [(f"s{n}", f"t{n}") for n in range(60)])
+    settings = read_settings(None, ["--data.train", str(tmp_path / "p.tsv")])
+    assert inspect((), settings) == inspect(tmp_path / "p.tsv", settings)
+
+
 def test_of_very_many_rows_an_evenly_spread_sample_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(findings, "_MOST_ROWS", 1000)
     write_rows(tmp_path / "p.tsv", [(f"s{n % 3000}", f"t{n % 3000}") for n in range(6000)])

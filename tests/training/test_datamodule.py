@@ -36,11 +36,12 @@ def test_no_source_stands_in_two_splits_and_none_is_lost(tmp_path):
     assert sum(map(len, distinct)) == len(set.union(*distinct)) == 400
 
 
-def test_rows_and_columns_are_data_as_in_fit():
+def test_pairs_are_given_as_in_fit(tmp_path):
     rows = [(word, word.upper()) for word in make_words(40)]
     columns = dict(zip(("source", "target"), map(list, zip(*rows, strict=True)), strict=True))
-    for pairs in (rows, columns):
-        data = prepare(pairs, "--data.cache", "none")
+    write_pairs(tmp_path / "pairs.tsv", 40)
+    for pairs in (rows, columns, ()):
+        data = prepare(pairs, "--data.cache", "none", "--data.train", str(tmp_path / "pairs.tsv"))
         assert sum(data.num_rows.values()) == 40
 
 

@@ -77,12 +77,13 @@ def inspect(
         DataError: A file cannot be read, or has no valid row.
         SettingsError: The settings of the tokenizer contradict each other.
     """
+    chosen = as_settings(settings)
     with as_files(pairs) as paths:
-        return _inspect_files(paths, as_settings(settings), tokenizer)
+        return _inspect_files(paths or chosen.data.train, chosen, tokenizer)
 
 
 def _inspect_files(
-    paths: Sequence[Path], settings: Settings, tokenizer: PairTokenizer | None
+    paths: Sequence[str | Path], settings: Settings, tokenizer: PairTokenizer | None
 ) -> Inspection:
     row_errors = RowErrors()
     train = HeldRows()

@@ -28,7 +28,7 @@ class PairDataModule(lightning.LightningDataModule):
     (what was chosen and what was left out) and `cache_note` (what the cache had or has now).
 
     Args:
-        pairs: As `fit` takes them: files, rows, or a table.
+        pairs: As `fit` takes them: files, rows, or a table; (): those of data.train.
         folder: Where the data are written, by the first rank; None, and on the other ranks: a
             temporary folder, removed with this object.
         data: The data, if they have been prepared already; then `settings` must be resolved.
@@ -94,7 +94,7 @@ class PairDataModule(lightning.LightningDataModule):
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         with as_files(self._pairs) as paths:
-            data = RunData.read(paths, self.settings, folder)
+            data = RunData.read(paths or self.settings.data.train, self.settings, folder)
             choice = choose_settings(self.settings, data.statistics, is_parallel=data.is_parallel)
             data.encode(choice.settings)
         ids = data.ids("train")

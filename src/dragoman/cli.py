@@ -14,7 +14,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dragoman.cli_options import (
     QUANTIZATIONS,
@@ -192,10 +192,7 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
     model = Predictor.load(
         [arguments.model, *arguments.ensemble],
         settings,
-        engine=arguments.engine,
-        device=arguments.device,
-        threads=arguments.threads,
-        quantization=arguments.quantization,
+        **_take_engine(arguments),
     )
     if arguments.low_confidence_output and (warning := model.describe_calibration()):
         print(f"dragoman: {warning}", file=sys.stderr)
@@ -211,6 +208,11 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
     )
     for line in run_job(model, job):
         print(f"dragoman: {line}", file=sys.stderr)
+
+
+def _take_engine(arguments: Namespace) -> dict[str, Any]:
+    names = ("engine", "device", "threads", "quantization")
+    return {name: getattr(arguments, name) for name in names}
 
 
 # ------------------------------------------------------------------ evaluate, compare
@@ -260,10 +262,7 @@ def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
         [arguments.model, *arguments.ensemble],
         arguments.pairs,
         settings,
-        engine=arguments.engine,
-        device=arguments.device,
-        threads=arguments.threads,
-        quantization=arguments.quantization,
+        **_take_engine(arguments),
         calibrate=arguments.calibrate,
         out=arguments.out,
         into_model=True,
@@ -470,10 +469,7 @@ def _serve(arguments: Namespace, words: Sequence[str]) -> None:
         token_file=arguments.token_file,
         corrections=arguments.corrections,
         libretranslate=arguments.libretranslate,
-        engine=arguments.engine,
-        device=arguments.device,
-        threads=arguments.threads,
-        quantization=arguments.quantization,
+        **_take_engine(arguments),
     )
 
 

@@ -123,7 +123,7 @@ def test_a_repeated_row_is_named_with_the_first_one(file):
     rows[500] = rows[700] = rows[20]
     inspection = inspect(write_rows(file, rows))
     assert lines_of(inspection) == {"duplicates": [501, 701]}
-    assert "also in line 21" in inspection.findings[0].examples[0].text
+    assert f"also in {file}:21" in inspection.findings[0].examples[0].text
 
 
 def test_all_rows_of_a_source_with_several_targets_are_named(file):

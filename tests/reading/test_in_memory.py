@@ -136,4 +136,7 @@ def test_a_model_is_trained_evaluated_and_inspected_without_files(tmp_path):
     assert by_name.settings.resamples == 200
     assert "exact match" in repr(by_rows)
     assert "<th>exact match</th>" in by_rows._repr_html_()
-    assert dragoman.inspect(ROWS).splits["train"].rows > 30
+    inspected = dragoman.inspect([*ROWS, ROWS[0]])
+    assert inspected.splits["train"].rows > 30
+    [example] = next(one for one in inspected.findings if one.kind == "duplicates").examples
+    assert "also in pairs[0]" in example.text

@@ -72,8 +72,9 @@ def find_duplicates(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
             remedy="repeated pairs weigh more in training and in scores: remove the repeats, "
             "unless they are intended",
             examples=tuple(
-                show_row(rows, i, note=f"also in line {rows.pairs[earlier[i]].line}")
+                show_row(rows, i, note=f"also in {name_row(pair.file, pair.line)}")
                 for i in found[:MOST_EXAMPLES]
+                for pair in [rows.pairs[earlier[i]]]
             ),
         )
 

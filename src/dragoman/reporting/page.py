@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dragoman.errors import DragomanError
+from dragoman.reading.row_errors import name_row
 from dragoman.reporting import sections
 from dragoman.reporting.content import ReportContent, list_scores, show_number
 from dragoman.reporting.text import show_text, write_plain
@@ -54,6 +55,7 @@ def render_page(content: ReportContent) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(text=show_text, number=show_number, plain=write_plain)
+    environment.globals.update(name_row=name_row)
     template = environment.from_string(folder.joinpath("page.html.jinja").read_text("utf-8"))
     shown = [(key, title, show(content)) for key, title, show in _SECTIONS]
     about = {name: getattr(content, name) for name in ("facts", "versions", "hashes")}

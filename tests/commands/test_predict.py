@@ -109,13 +109,14 @@ def test_values_that_a_table_cannot_hold_are_reported(model, tmp_path, suffix, m
         {"source": "abc", "note": "a\tb\nc"},
         {"source": "abd", "note": "d", "more": 1},
         {"source": "abe", "note": "e\rf"},
+        {"source": "abf", "note": None},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output, report = predict(model, path, f"out{suffix}")
     assert report == message
     if suffix == ".csv":
         with output.open(newline="") as file:
-            assert [row["note"] for row in csv.DictReader(file)] == ["a\tb\nc", "d", "e\rf"]
+            assert [row["note"] for row in csv.DictReader(file)] == ["a\tb\nc", "d", "e\rf", ""]
 
 
 def test_parquet_columns_that_are_not_text_are_passed_through(model, tmp_path):

@@ -226,6 +226,8 @@ def _find_type(kinds: set[type]) -> pa.DataType:
 
 
 def _as_text(value: object) -> str:
+    if value is None:  # as it is read
+        return ""
     is_text = isinstance(value, str) and find_surrogate(value) is None
     return str(value) if is_text else json.dumps(value)
 

@@ -402,10 +402,7 @@ class Predictor:
     ) -> list[Sequence[str]]:
         names = self.feature_labels
         rows = [()] * count if features is None else features
-        is_list = isinstance(rows, Iterable) and not isinstance(
-            rows, str | Mapping | set | frozenset
-        )
-        values = list(rows) if is_list and not hasattr(rows, "columns") else []
+        values = list(rows) if _is_list(rows) else []
         if len(values) != count or not all(
             isinstance(row, list | tuple)
             and len(row) == len(names)
@@ -508,10 +505,7 @@ def _list_texts(name: str, values: Iterable[str], count: int | None = None) -> l
     Raises:
         DragomanError: They are something else.
     """
-    is_other = isinstance(values, str | bytes | Mapping | set | frozenset) or hasattr(
-        values, "columns"
-    )
-    if is_other or not isinstance(values, Iterable):
+    if not _is_list(values):
         raise DragomanError(
             f"{name}: expected a list of {name}, found {type(values).__name__}; give the strings in "
             "[ ], or one column of a table"
@@ -526,6 +520,11 @@ def _list_texts(name: str, values: Iterable[str], count: int | None = None) -> l
     if count not in (None, len(texts)):
         raise DragomanError(f"{name}: give one for each of the {count} sources, not {len(texts)}")
     return texts
+
+
+def _is_list(values: object) -> bool:
+    is_other = isinstance(values, str | bytes | Mapping | set | frozenset)
+    return isinstance(values, Iterable) and not is_other and not hasattr(values, "columns")
 
 
 def _has_nan(predictions: Sequence[Prediction]) -> bool:

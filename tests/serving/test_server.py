@@ -286,6 +286,8 @@ def test_corrections_are_pairs_to_train_on(server, client):
     assert (status, answer["error"]["where"]) == (422, "target")
     status, answer = client.post("/v1/corrections", {"source": "a\tb", "target": "A"})
     assert (status, answer["error"]["where"]) == (422, "source")
+    for source, target in [('"a""b"', "A"), ('"a"', 'A ""')]:  # fit would read quotes as syntax
+        assert client.post("/v1/corrections", {"source": source, "target": target})[0] == 422
     assert [(one.source, one.target) for one in read_pairs(server[2])] == rows
 
 

@@ -74,6 +74,9 @@ class Corrections:
             if {*"\t\r\n"} & {*text}:
                 raise RequestError.invalid(where, "a tab or a line break has no place in a TSV")
         row = "\t".join(cells.values()) + "\n"
+        if '""' in row and any(text.startswith('"') for text in cells.values()):
+            message = 'a text that begins with ", and "" in the row, would be read as quoted cells'
+            raise RequestError.invalid("source", message)
         with self._lock, self._path.open("ab") as file:  # one write, so that no row is cut
             file.write(row.encode())
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dragoman.configuration import as_settings, flatten_settings
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
@@ -35,18 +35,13 @@ _FILES = (WEIGHTS, CONFIG, TOKENIZER, METRICS, CALIBRATION, *CONSTRAINT_FILES.va
 _TEXTS = {"choices": "choices.txt", "grammar": "grammar.lark"}  # files on the command line
 
 
-class Adapted(NamedTuple):
+class Adapted:
     """A model with the options of a request."""
 
-    predictor: Predictor
-    needs_torch: bool
-    """Whether PyTorch computes its searches."""
-
-    @classmethod
-    def of(cls, model: Predictor) -> "Adapted":
-        """Return it for `model`, which has the options."""
-        reason = unsupported_reason(model.config, model.tokenizer)
-        return cls(model, model.engine.name == "torch" or bool(reason))
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        reason = unsupported_reason(predictor.config, predictor.tokenizer)
+        self.needs_torch = bool(reason) or predictor.engine.name == "torch"
 
 
 class ServedModel:
@@ -63,7 +58,7 @@ class ServedModel:
         self.name = name
         self.predictor = predictor
         self.digest = "+".join(predictor.weights_sha256())
-        self._default = Adapted.of(predictor)
+        self._default = Adapted(predictor)
         self._by_options: dict[str, Adapted] = {}
         if isinstance(predictor.engine, CTranslate2Engine):
             predictor.engine.is_shared = True
@@ -92,7 +87,7 @@ class ServedModel:
             made = await asyncio.to_thread(self._adapt, decoding, nbest, alignment)
             if len(self._by_options) >= _CACHED_OPTIONS:
                 self._by_options.pop(next(iter(self._by_options)))
-            self._by_options.setdefault(key, Adapted.of(made))
+            self._by_options.setdefault(key, Adapted(made))
         return self._by_options[key]
 
     def _adapt(self, decoding: Mapping[str, Any], nbest: int | None, alignment: bool) -> Predictor:

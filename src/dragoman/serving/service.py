@@ -53,10 +53,11 @@ class Service:
         model = self.models.find(asked.model)
         rows = make_rows(asked, model.predictor)
         try:
-            predictor, needs_torch = await model.adapt(
+            adapted = await model.adapt(
                 asked.decoding, nbest=asked.nbest, alignment=asked.alignment
             )
-            answers = await (self._slow if needs_torch else self._fast).search(predictor, rows)
+            batcher = self._slow if adapted.needs_torch else self._fast
+            answers = await batcher.search(adapted.predictor, rows)
         except ModuleNotFoundError as error:
             message = f"{error.name}, which these settings need, is not installed here"
             raise RequestError.invalid("decoding", message) from error

@@ -36,6 +36,9 @@ _SUPPORTED = frozenset({
 _BEAM_ONLY = frozenset({"stop", "length_norm"})  # without effect in greedy search
 _FIRST_POSITIONS = 4096  # sinusoidal ones; doubled when a longer source or output comes
 _SMALL_BYTES = 200_000_000  # a smaller model is faster with one thread for each replica
+# In a smaller one, threads would wait for each other longer than they compute, above all where the
+# cores are busy: a single source takes one thread too.
+_TINY_BYTES = 16_000_000
 
 
 def unsupported_reason(config: SearchConfig, tokenizer: PairTokenizer | None = None) -> str:
@@ -65,7 +68,7 @@ class CTranslate2Engine:
         device: "cpu", "cuda", or "auto": a GPU if there is one that CTranslate2 can use.
         threads: Processor threads; None: all cores. Small models take one each for as many
             replicas, which beats several threads in one; a single source takes one replica with
-            all threads, but for int8, which is fastest with one.
+            all threads, but for int8 and tiny models, which are fastest with one.
         load_fallback: Returns the engine for requests that CTranslate2 does not support, such as a
             prefix; called for each of them. None: they raise UnsupportedError.
 
@@ -105,6 +108,7 @@ class CTranslate2Engine:
         # In int8 one thread alone is several times faster than two, whatever the size.
         self._has_single_threads = quantization.startswith("int8")
         size = sum(map(len, self._files.values()))
+        self._is_tiny = size < _TINY_BYTES
         self._has_replicas = size < _SMALL_BYTES or self._has_single_threads
         self._loaded: dict[int, Translator] = {}  # by the number of replicas
         self._loading = Lock()  # a server searches in several threads
@@ -243,7 +247,11 @@ class CTranslate2Engine:
                 self._files = None
                 self._loaded.clear()
             is_split = self._threads > 1 and self._has_replicas and self._device == "cpu"
-            replicas = self._threads if is_split and (num_rows > 1 or self.is_shared) else 1
+            replicas = (
+                self._threads
+                if is_split and (num_rows > 1 or self.is_shared or self._is_tiny)
+                else 1
+            )
             if replicas not in self._loaded:
                 self._loaded[replicas] = self._load(replicas)
             return self._loaded[replicas]

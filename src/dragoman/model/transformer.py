@@ -323,18 +323,21 @@ class _RotaryAttention(nn.MultiheadAttention):
         need_weights: bool = False,
         is_causal: bool = False,
     ) -> tuple[Float[Tensor, "B L D"], None]:
-        """Return the attention of `query` to itself: behind a causal mask, or one of padding."""
+        """Return the attention of `query` to itself; masks are biases."""
         assert query is key is value
-        assert attn_mask is None or is_causal
         rows, length, width = query.shape
         qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         by_head = qkv.view(rows, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         positions = self.rotation(0, length)
+        bias = None if is_causal else attn_mask
+        if key_padding_mask is not None:
+            padding = key_padding_mask[:, None, None]  # (B, L) -> (B, 1, 1, L)
+            bias = padding if bias is None else padding + bias
         mixed = F.scaled_dot_product_attention(
             rotate(by_head[0], positions),
             rotate(by_head[1], positions),
             by_head[2],
-            None if key_padding_mask is None else key_padding_mask[:, None, None],
+            bias,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=is_causal,
         )

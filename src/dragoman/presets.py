@@ -136,13 +136,16 @@ def choose_settings(
     chosen["training.monitor"] = monitor
     reasons["training.monitor"] = f"best by {monitor}: {why_monitor}"
     chosen["model.tie_embeddings"] = merged.tokenizer.shared
-    # A shorter run must still reach the peak of the learning rate.
-    most = max(1, merged.training.max_steps // 4)
-    chosen["optimization.warmup_steps"] = min(merged.optimization.warmup_steps, most)
+    chosen["optimization.warmup_steps"] = limit_warmup(merged, merged.training.max_steps)
     return Choice(
         settings=merge_settings(settings, chosen),
         reasons=tuple(why for name, why in reasons.items() if name not in by_hand),
     )
+
+
+def limit_warmup(settings: Settings, max_steps: int) -> int:
+    """Return the warm-up for so many steps: a shorter run must still reach the peak of the rate."""
+    return min(settings.optimization.warmup_steps, max(1, max_steps // 4))
 
 
 def _choose_valid_fraction(num_pairs: int) -> float:

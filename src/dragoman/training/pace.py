@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from dragoman.configuration import merge_settings
 from dragoman.data.batch import Batch
 from dragoman.errors import SettingsError, is_out_of_memory
+from dragoman.presets import limit_warmup
 from dragoman.settings import Settings
 from dragoman.training.datamodule import PairDataModule
 from dragoman.training.device import explain_out_of_memory, find_device
@@ -149,10 +150,7 @@ def plan_steps(
         "training.max_steps": max_steps,
         "training.valid_every": math.ceil(max_steps / num_validations),
         "training.patience": 0,
-        # A shorter run must still reach the peak of the learning rate.
-        "optimization.warmup_steps": min(
-            settings.optimization.warmup_steps, max(1, max_steps // 4)
-        ),
+        "optimization.warmup_steps": limit_warmup(settings, max_steps),
     }
     changes = {name: value for name, value in planned.items() if name not in typed}
     return merge_settings(settings, changes, overrule=True)

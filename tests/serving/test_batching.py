@@ -9,7 +9,7 @@ from conftest import make_words
 from dragoman.reading.pairs import Source
 from dragoman.serving.batching import Batcher
 from dragoman.serving.messages import RequestError
-from dragoman.serving.metrics import Metrics
+from dragoman.serving.prometheus import Metrics
 from dragoman.settings import DecodingSettings, Settings
 
 

@@ -43,7 +43,7 @@ def export(
 
     The outputs of both are compared on held-out rows that `fit` kept with the model. An earlier
     export is overwritten, or, if this one fails, left as it was. `predict` does not read exports.
-    A page needs Chromium for the comparison; without, the result is the reason why there is none.
+    A page needs Chromium for the comparison; without it, the result says why there is none.
 
     Args:
         quantization: Number format of the weights; None: float32, and float16 for a page.

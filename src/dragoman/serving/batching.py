@@ -15,7 +15,7 @@ from itertools import islice
 from dragoman.predictor import Prediction, Predictor
 from dragoman.reading.pairs import InvalidRow, Source
 from dragoman.serving.messages import RequestError
-from dragoman.serving.metrics import Metrics
+from dragoman.serving.prometheus import Metrics
 
 Answer = tuple[Source | InvalidRow, list[Prediction]]
 

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
 from dragoman.serving.messages import Limits, RequestError
-from dragoman.serving.metrics import Metrics
+from dragoman.serving.prometheus import Metrics
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

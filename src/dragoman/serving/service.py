@@ -17,7 +17,7 @@ from dragoman.serving.messages import (
     describe_outputs,
     make_rows,
 )
-from dragoman.serving.metrics import Metrics
+from dragoman.serving.prometheus import Metrics
 from dragoman.serving.served_models import ServedModels
 
 _RELOAD_EVERY_S = 1.0

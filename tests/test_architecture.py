@@ -22,7 +22,7 @@ ROWS = [
         "configuration",
         "cli_options",
     },
-    {"storage", "terminal"},
+    {"storage", "terminal", "records"},
     {"reading", "tokenizers", "model_folder"},
     {"presets"},
     {"data"},

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
-from dragoman.evaluation import records, sacrebleu_metrics
+from dragoman.evaluation import record_scores, sacrebleu_metrics
+from dragoman.records import detect_format
 from dragoman.settings import EvaluationSettings
 
 Statistics = NDArray[np.float64]
@@ -110,7 +111,7 @@ def find_task(
     """Return the task of `settings`; an auto task depends on the references."""
     if settings.task != "auto":
         return settings.task
-    if records.detect_format(references) is not None:
+    if detect_format(references) is not None:
         return "records"
     return "phones" if has_symbols else "text"
 
@@ -192,10 +193,10 @@ def make_translation(
 
 def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
     """Return the metrics of records: whole records, all fields together, then each field."""
-    counter = records.RecordCounter.of(references)
+    counter = record_scores.RecordCounter.of(references)
     proportions = (
-        ("record_match", "all fields right", records.WHOLE_COLUMNS),
-        ("parsed", "outputs that parse", records.PARSED_COLUMNS),
+        ("record_match", "all fields right", record_scores.WHOLE_COLUMNS),
+        ("parsed", "outputs that parse", record_scores.PARSED_COLUMNS),
     )
     metrics = [
         Metric(
@@ -210,9 +211,9 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
     ]
     for place, field in enumerate(("", *counter.fields)):
         for name, title, formula in (
-            ("field_f1", "F1", records.compute_f1),
-            ("field_precision", "precision", records.compute_precision),
-            ("field_recall", "recall", records.compute_recall),
+            ("field_f1", "F1", record_scores.compute_f1),
+            ("field_precision", "precision", record_scores.compute_precision),
+            ("field_recall", "recall", record_scores.compute_recall),
         ):
             metrics.append(
                 Metric(

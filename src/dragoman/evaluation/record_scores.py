@@ -1,56 +1,19 @@
-"""Targets that are records, JSON objects or `field: value`: which fields of them are right.
+"""Scores of outputs that are records: which of their fields are right."""
 
-A record is a multiset of (field, value). Fields of nested objects are dotted; each item of a list,
-and each value of a repeated field, is a value of its field. An item that is itself an object or a
-list is one value. null, and an empty value of a `field: value`, are not values.
-"""
-
-import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from string import whitespace
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Statistics = NDArray[np.float64]
-Format = Literal["json", "\n", "|", ";"]  # JSON, or the separator of `field: value`
-Record = Counter[tuple[str, str]]
+from dragoman.records import SEPARATORS, Format, Record, detect_format, parse_record
 
-_SEPARATORS: tuple[Format, ...] = ("\n", "|", ";")
+Statistics = NDArray[np.float64]
+
 _MOST_FIELDS = 20  # with scores
-_LEAST_FIELDS = 2.0  # per record, on average: any text before a colon looks like one
 WHOLE_COLUMNS = (1, 0)  # rows with all fields right, rows
 PARSED_COLUMNS = (2, 0)  # rows whose output parses, rows
-# A field begins with a letter, is short, and a space stands after its colon: 12:30, https://.
-_FIELD = re.compile(r"\s*([^\W\d_][^:|;\n]{0,39}?)\s*:(?:\s+|\Z)(.*)", re.DOTALL)
-
-
-def detect_format(references: Sequence[Sequence[str]]) -> Format | None:
-    """Return the format in which each of `references` is a record; None: not all are records.
-
-    Of several separators, the one that gives the most fields is chosen.
-    """
-    texts = [text for row in references for text in row]
-    if not texts:
-        return None
-    if all(parse_record(text, "json") is not None for text in texts):
-        return "json"
-    best = max(_SEPARATORS, key=lambda separator: _count_if_all_parse(texts, separator))
-    found = _count_if_all_parse(texts, best)
-    return best if found >= _LEAST_FIELDS * len(texts) else None
-
-
-def parse_record(text: str, form: Format) -> Record | None:
-    """Return the fields of `text` with their values; None: it is not a record.
-
-    Text without a field continues the value before it. Values of JSON are compared as JSON: "1" is
-    not 1, but 1.0 is.
-    """
-    return _parse_json(text) if form == "json" else _parse_lines(text, form)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,20 +97,9 @@ def _divide(above: Statistics, below: Statistics, others: Statistics) -> Statist
     return np.divide(100.0 * above, below, out=nothing, where=below > 0)
 
 
-def _count_if_all_parse(texts: Sequence[str], form: Format) -> int:
-    """Return the number of fields in `texts`; 0 if one is not a record."""
-    count = 0
-    for text in texts:
-        record = parse_record(text, form)
-        if record is None:
-            return 0
-        count += record.total()
-    return count
-
-
 def _guess_format(references: Sequence[Sequence[str]]) -> Format:
     texts = [text for row in references for text in row]
-    forms: tuple[Format, ...] = ("json", *_SEPARATORS)
+    forms: tuple[Format, ...] = ("json", *SEPARATORS)
     return max(
         forms,
         key=lambda form: sum((parse_record(text, form) or Counter()).total() for text in texts),
@@ -163,64 +115,3 @@ def _count_fields(record: Record) -> Counter[str]:
     for (field, _), count in record.items():
         counts[field] += count
     return counts
-
-
-def _parse_lines(text: str, separator: str) -> Record | None:
-    found: list[tuple[str, str]] = []
-    for part in text.split(separator):
-        match = _FIELD.fullmatch(part)
-        if match:
-            found.append((match[1], match[2]))
-        elif found:
-            field, value = found[-1]
-            found[-1] = field, f"{value}{separator}{part}"
-        elif part.strip():
-            return None
-    # A final separator, as in "a: x; b: y;", was joined to the last value.
-    pairs = ((field, value.strip().rstrip(separator + whitespace)) for field, value in found)
-    return Counter(pair for pair in pairs if pair[1]) if found else None
-
-
-@dataclass(frozen=True)
-class _Object:
-    """A JSON object with its repeated names."""
-
-    items: tuple[tuple[str, Any], ...]
-
-
-def _parse_json(text: str) -> Record | None:
-    try:
-        content = json.loads(
-            text,
-            object_pairs_hook=lambda items: _Object(tuple(items)),
-            parse_constant=_refuse,
-        )
-        return Counter(_flatten(content)) if isinstance(content, _Object) else None
-    except (ValueError, RecursionError):
-        return None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _flatten(content: _Object, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in content.items:
-        field = prefix + name
-        if isinstance(value, _Object):
-            yield from _flatten(value, f"{field}.")
-        else:
-            items: Iterable[Any] = value if isinstance(value, list) else [value]
-            yield from ((field, _write(item)) for item in items if item is not None)
-
-
-def _write(value: Any) -> str:  # noqa: ANN401
-    """Return the same text for all values that are equal as JSON."""
-    if isinstance(value, _Object):
-        items = sorted((json.dumps(name), _write(each)) for name, each in value.items)
-        return "{" + ",".join(f"{name}:{each}" for name, each in items) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_write, value)) + "]"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return json.dumps(value)

@@ -1,4 +1,4 @@
-"""Records: what is one, which of its fields are right, and what must hold of any."""
+"""Scores of records: which fields are right, and what must hold of any."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dragoman.evaluation.metrics import choose_metrics
-from dragoman.evaluation.records import RecordCounter, detect_format, parse_record
+from dragoman.evaluation.record_scores import RecordCounter
 from dragoman.settings import EvaluationSettings
 
 NAMES = st.sampled_from(["date", "total", "ship to", "Größe"])
@@ -21,7 +21,6 @@ JSON = st.recursive(
     max_leaves=8,
 )
 OBJECTS = st.dictionaries(NAMES, JSON, max_size=4)
-SEPARATORS = pytest.mark.parametrize("separator", ["\n", "|", ";"])
 
 
 def score_fields(hypotheses, references):
@@ -30,89 +29,6 @@ def score_fields(hypotheses, references):
         metric.name: float(metric.from_sums(metric.count_rows(hypotheses, references).sum(axis=0)))
         for metric in metrics
     }
-
-
-def test_nested_objects_have_dotted_fields_and_lists_several_values():
-    text = '{"buyer": {"name": "A", "tags": ["x", "y", "x"]}, "lines": [{"n": 1, "p": 2.0}]}'
-    assert parse_record(text, "json") == Counter(
-        {
-            ("buyer.name", '"A"'): 1,
-            ("buyer.tags", '"x"'): 2,
-            ("buyer.tags", '"y"'): 1,
-            ("lines", '{"n":1,"p":2}'): 1,
-        }
-    )
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "is_same"),
-    [
-        ('{"a": 1, "b": 2}', '{ "b":2.0,"a":1 }', True),
-        ('{"a": "1"}', '{"a": 1}', False),
-        ('{"a": ["x", "y"]}', '{"a": ["y", "x"]}', True),
-        ('{"a": ["x", "x"]}', '{"a": ["x"]}', False),
-        ('{"a": [[1, 2]]}', '{"a": [[2, 1]]}', False),
-        ('{"a": [{"p": 1, "q": 2}]}', '{"a": [{"q": 2, "p": 1}]}', True),
-        ('{"a": null, "b": 1}', '{"b": 1}', True),
-        ('{"a": true}', '{"a": 1}', False),
-        ('{"a": "é"}', '{"a": "\\u00e9"}', True),
-        ('{"a": 1, "a": 2}', '{"a": [2, 1]}', True),
-    ],
-)
-def test_values_are_compared_as_json(one, other, is_same):
-    assert (parse_record(one, "json") == parse_record(other, "json")) is is_same
-
-
-@pytest.mark.parametrize(
-    "text", ["", "3", "[1]", '{"a": 1', '{"a": NaN}', "a: 1", "[" * 9999, '{"a": 1} x', "{'a': 1}"]
-)
-def test_json_that_is_not_an_object_does_not_parse(text):
-    assert parse_record(text, "json") is None
-
-
-@SEPARATORS
-@given(pairs=PAIRS)
-@settings(max_examples=50, deadline=None)
-def test_fields_are_parsed_with_every_separator(separator, pairs):
-    text = f" {separator} ".join(f"{name}: {value}" for name, value in pairs)
-    for written in (text, f"{text}{separator}", f"  {text} "):
-        assert parse_record(written, separator) == Counter(pairs)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "  ", "no field", "12:30", "see http://x", "words then | a: 1"]
-)
-def test_text_that_begins_without_a_field_does_not_parse(text):
-    assert parse_record(text, "|") is None
-
-
-def test_text_without_a_field_continues_the_value_before():
-    assert parse_record("address: NO 1; LOT 2; total: 3", ";") == Counter(
-        {("address", "NO 1; LOT 2"): 1, ("total", "3"): 1}
-    )
-
-
-def test_a_field_without_a_value_is_not_a_field():
-    assert parse_record("total: | date: x", "|") == Counter({("date", "x"): 1})
-
-
-@pytest.mark.parametrize(
-    ("texts", "expected"),
-    [
-        (['{"a": 1}', "{}"], "json"),
-        (['{"a": 1}', "a: 1; b: 2"], None),
-        (["company: A | total: 3", "company: B; C | total: 4"], "|"),
-        (["a: 1\nb: 2\nc: 3; d: 4"], "\n"),
-        (["a: 1; b: 2", "a: 3; c: 4"], ";"),
-        (["12:30", "14:00"], None),
-        (["ANNA: no.", "BEN: yes."], None),  # speech: a colon alone makes no record
-        (["The plan: go; then: stop", "No plan"], None),
-        (["2024-10-03"], None),
-        ([], None),
-    ],
-)
-def test_targets_are_records_only_where_all_are(texts, expected):
-    assert detect_format([[text] for text in texts]) == expected
 
 
 def test_fields_are_scored_one_by_one_and_over_all():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dragoman.commands.evaluate import evaluate_outputs as evaluate_outputs
     from dragoman.commands.export import export as export
     from dragoman.commands.fit import fit as fit
+    from dragoman.commands.inspect import derive_schema as derive_schema
     from dragoman.commands.inspect import inspect as inspect
     from dragoman.configuration import SettingsLike
     from dragoman.configuration import read_settings as read_settings
@@ -59,6 +60,7 @@ _HOMES = {
     "Tokenizer": "dragoman.tokenizers.tokenizer",
     "Transformer": "dragoman.model.transformer",
     "compare": "dragoman.commands.compare",
+    "derive_schema": "dragoman.commands.inspect",
     "evaluate": "dragoman.commands.evaluate",
     "evaluate_outputs": "dragoman.commands.evaluate",
     "export": "dragoman.commands.export",

@@ -356,6 +356,9 @@ def _add_inspect(command: ArgumentParser) -> None:
     _add_held_out(command)
     add("--config", type=Path, help="YAML file of settings, as for fit")
     add("--json", action="store_true", help="print the findings as JSON")
+    add("--schema", nargs="?", const="", metavar="FILE.json",
+        help="instead derive a JSON schema from the training records, for --decoding.json_schema; "
+        "print it, or write it to the file")  # fmt: skip
 
 
 def _add_held_out(command: ArgumentParser) -> None:
@@ -367,9 +370,23 @@ def _add_held_out(command: ArgumentParser) -> None:
 def _inspect(arguments: Namespace, words: Sequence[str]) -> None:
     settings = _read_settings_of_pairs(arguments, words)
     if not arguments.pairs:
-        raise DragomanError("inspect: give PAIRS, files of pairs or two parallel text files")
-    from dragoman.commands.inspect import inspect, print_inspection
+        place = " before --schema" if arguments.schema else ""
+        raise DragomanError(
+            f"inspect: give PAIRS{place}: files of pairs or two parallel text files"
+        )
+    from dragoman.commands.inspect import (
+        derive_schema,
+        inspect,
+        print_inspection,
+        print_schema_check,
+    )
 
+    if arguments.schema is not None:
+        found = derive_schema(arguments.pairs, settings, out=arguments.schema or None)
+        print_schema_check(found)
+        if not arguments.schema:
+            _print_json(found.schema)
+        return
     inspection = inspect(arguments.pairs, settings)
     if arguments.json:
         _print_json(inspection.to_dict())

@@ -1,5 +1,6 @@
 """The data doctor: what is in the pairs, and what is wrong with them, before training."""
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dragoman.configuration import SettingsLike, as_settings
+from dragoman.errors import DataError
 from dragoman.inspection.character_checks import (
     find_hidden_characters,
     find_mixed_forms,
@@ -37,6 +39,7 @@ from dragoman.inspection.repeats import (
     find_leaks,
     find_several_targets,
 )
+from dragoman.inspection.schemas import DerivedSchema, derive_from_splits
 from dragoman.inspection.sides import (
     find_long_rows,
     find_odd_lengths,
@@ -44,7 +47,7 @@ from dragoman.inspection.sides import (
     measure_split,
     train_tokenizer,
 )
-from dragoman.presets import choose_settings
+from dragoman.presets import Choice, choose_settings
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import Pair, RowErrors, are_parallel, have_same_symbols, read_pairs
 from dragoman.reading.row_errors import OVER_LONG, name_row
@@ -82,9 +85,65 @@ def inspect(
         return _inspect_files(paths or chosen.data.train, chosen, tokenizer)
 
 
+def derive_schema(
+    pairs: Pairs, settings: SettingsLike = None, *, out: str | Path | None = None
+) -> DerivedSchema:
+    """Derive a JSON schema from the training records, for decoding.json_schema.
+
+    It has their types and fields, the values of closed fields, and patterns of dates and amounts
+    that all of them match. It is checked on the validation records, as `fit` would split them.
+
+    Args:
+        pairs: This and the next: as of `inspect`.
+        out: A new file to write, whose name ends with .json.
+
+    Raises:
+        DataError: A file cannot be read or written, or a target is not a JSON object.
+        SettingsError: llguidance is not installed, or the schema is too complex for it.
+    """
+    if out is not None and (Path(out).suffix != ".json" or Path(out).exists()):  # such as the pairs
+        raise DataError(
+            f"--schema {out}: {'it exists' if Path(out).exists() else 'no name for a schema'}; give "
+            "the name of a new file that ends with .json, after PAIRS"
+        )
+    chosen = as_settings(settings)
+    with as_files(pairs) as paths:
+        files = paths or chosen.data.train
+        found, choice, _, stride = _read_files(files, chosen)
+        form = choice.settings.tokenizer.target.unicode_form
+        split_pairs = ((split, _to_forms(pair, "none", form)) for split, pair in found)
+        derived = derive_from_splits(group_rows(split_pairs, files, chosen.data, stride)[1])
+    if out is not None:
+        try:
+            Path(out).write_text(
+                json.dumps(derived.schema, indent=2, ensure_ascii=False) + "\n", "utf-8"
+            )
+        except OSError as error:
+            raise DataError(f"--schema {out}: cannot be written: {error.strerror}") from error
+    return derived
+
+
 def _inspect_files(
     paths: Sequence[str | Path], settings: Settings, tokenizer: PairTokenizer | None
 ) -> Inspection:
+    split_pairs, choice, row_errors, stride = _read_files(paths, settings)
+    return inspect_pairs(
+        split_pairs,
+        paths,
+        choice.settings,
+        tokenizer=tokenizer,
+        row_errors=row_errors,
+        reasons=choice.reasons,
+        stride=stride,
+    )
+
+
+def _read_files(
+    paths: Sequence[str | Path], settings: Settings
+) -> tuple[Iterator[tuple[str, Pair]], Choice, RowErrors, int]:
+    """Return the valid pairs, each with its split; the settings that fit would choose; the invalid
+    rows, counted while the pairs are taken; of how many training rows one is held.
+    """
     row_errors = RowErrors()
     train = HeldRows()
     statistics = collect_statistics(
@@ -108,15 +167,7 @@ def _inspect_files(
             if files:
                 yield from ((split, pair) for pair in read_pairs(files, data, row_errors))
 
-    return inspect_pairs(
-        split_pairs(),
-        paths,
-        choice.settings,
-        tokenizer=tokenizer,
-        row_errors=row_errors,
-        reasons=choice.reasons,
-        stride=train.stride,
-    )
+    return split_pairs(), choice, row_errors, train.stride
 
 
 def inspect_pairs(
@@ -256,6 +307,17 @@ def print_inspection(inspection: Inspection) -> None:
     found = ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts)
     console.print()
     console.print(Text(f"found: {found}" if found else "nothing found"))
+
+
+def print_schema_check(found: DerivedSchema) -> None:
+    """Print on standard error how many records the schema refuses, and the first of them."""
+    console = TextConsole(
+        stderr=True, width=None if sys.stderr.isatty() else _WIDE, highlight=False
+    )
+    for line in found.describe():
+        console.print(Text(line))
+    for finding in found.refused.values():
+        _show_finding(finding, console)
 
 
 def _list_lengths(inspection: Inspection) -> Table:

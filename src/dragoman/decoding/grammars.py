@@ -9,7 +9,7 @@ whether another symbol may follow.
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -199,6 +199,25 @@ def constrain_to_grammar(decoding: DecodingSettings, tokenizer: PairTokenizer) -
             "one; change it, or use a model trained on such outputs"
         )
     return state
+
+
+def find_refused(schema: str, texts: Iterable[str]) -> dict[int, str]:
+    """Return which of `texts` a JSON schema refuses, by place, each with the start that it accepts.
+
+    Raises:
+        SettingsError: As of `constrain_to_grammar`.
+    """
+    first = EOS_ID + 1
+    pieces: list[bytes | None] = [*[None] * first, *(bytes([byte]) for byte in range(256))]
+    language = _Language(setting="json_schema", pieces=pieces, separator=b"", is_nfc=False)
+    grammars = json.dumps({"grammars": _write_grammars("json_schema", schema)})
+    initial, refused = _make_matcher(language, grammars), dict[int, str]()
+    for place, text in enumerate(texts):
+        matcher, data = initial.deep_copy(), text.encode()
+        accepted = matcher.try_consume_tokens([first + byte for byte in data])
+        if accepted < len(data) or not matcher.is_accepting() or not language.can_end(data):
+            refused[place] = data[:accepted].decode(errors="ignore")
+    return refused
 
 
 class _Vocabulary:

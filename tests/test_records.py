@@ -102,7 +102,14 @@ def test_a_field_without_a_value_is_not_a_field():
     ],
 )
 def test_targets_are_records_only_where_all_are(texts, expected):
-    assert detect_format([[text] for text in texts]) == expected
+    assert detect_format(texts) == expected
+
+
+def test_a_few_targets_may_be_no_records():
+    texts = [*['{"a": 1}'] * 9, '{"a": 1']
+    assert detect_format(texts, most_others=0.1) == "json"
+    assert detect_format([*texts, "?"], most_others=0.1) is None
+    assert detect_format([*["a: 1; b: 2"] * 9, "none"], most_others=0.1) == ";"
 
 
 @given(record=OBJECTS, indent=INDENTS)

@@ -166,6 +166,9 @@ def _add_predict(command: ArgumentParser) -> None:
         help="read pairs, and give the log-probability of each target for its source")  # fmt: skip
     add("--prefix", default="", metavar="COLUMN",
         help="column with the start of each output: a name, or a position from 1")  # fmt: skip
+    add("--require-grounding", choices=("exact", "near"),
+        help="leave out values of records that do not stand in the source, and count them; short for "
+        "--decoding.require_grounding")  # fmt: skip
     add("--min-confidence", type=fraction, metavar="THRESHOLD",
         help="send rows with calibrated confidence below THRESHOLD (0 to 1), truncated outputs and "
         "invalid rows to --low-confidence-output; `dragoman evaluate` suggests thresholds")  # fmt: skip
@@ -183,6 +186,9 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
             "--min-confidence and --low-confidence-output must be given together: low-confidence "
             "rows are written to --low-confidence-output"
         )
+    if arguments.require_grounding is not None:
+        _refuse_both("--require-grounding", "--decoding.require_grounding", words)
+        words = [*words, "--decoding.require_grounding", arguments.require_grounding]
     from dragoman.configuration import read_settings
 
     settings = read_settings(None, words, is_whole=False)

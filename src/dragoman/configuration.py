@@ -199,6 +199,11 @@ def find_conflicts(settings: Settings, places: Mapping[str, str] | None = None) 
             "decoding.minimum_risk: there is only one candidate; raise "
             "decoding.beam_size, or set decoding.method sampling and raise decoding.num_samples"
         )
+    if decoding.require_grounding != "none" and decoding.records == "none":
+        errors.append(
+            f"decoding.require_grounding: {decoding.require_grounding} is for outputs that are records, "
+            "and decoding.records is none; leave it out, or name the format in decoding.records"
+        )
     kinds = ("regex", "json_schema", "choices", "grammar")
     if len(given := [kind for kind in kinds if getattr(decoding, kind)]) > 1:
         errors.append(

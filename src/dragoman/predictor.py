@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -16,10 +16,12 @@ from dragoman.engines.engine import Engine, Quantization, add_details
 from dragoman.engines.load import EngineName, load_engine
 from dragoman.errors import DragomanError, SettingsError, shorten
 from dragoman.evaluation.confidence import find_confidence
+from dragoman.grounding import Span, find_spans, leave_out_ungrounded
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.folder import ModelFolder, StoredWeights
 from dragoman.reading.pairs import InvalidRow, Source, take_features
 from dragoman.reading.row_errors import EMPTY_SIDE, find_side_error, find_value_error
+from dragoman.records import SETTINGS, Format, list_fields
 from dragoman.settings import Settings
 from dragoman.terminal import html_table
 from dragoman.tokenizers.tokenizer import EOS_ID, UNKNOWN_ID, PairTokenizer
@@ -47,6 +49,24 @@ class Prediction:
     source_tokens: tuple[str, ...] = field(repr=False)
     # (tokens, source_tokens), with decoding.alignment.
     alignment: tuple[tuple[float, ...], ...] = field(repr=False)
+    source: str = field(default="", repr=False)  # without features and leading tags
+    record_format: Format | None = field(default=None, repr=False)  # None: the text is no record
+    emitted: str = field(default="", repr=False)  # the text before values were left out
+    num_left_out: int = field(default=0, repr=False)  # values: decoding.require_grounding
+
+    @property
+    def spans(self) -> list[Span]:
+        """Where each value of a record stands in `source`; []: it is no record.
+
+        Computed when it is asked for.
+        """
+        return find_spans(self.source, self.text, self.record_format) if self.record_format else []
+
+    @property
+    def is_record(self) -> bool:
+        """Whether the text is a record, in the format of the model."""
+        form = self.record_format
+        return form is not None and list_fields(self.emitted, form) is not None
 
     def marked(self, truncation_mark: str) -> str:
         """Return the text, followed by `truncation_mark` if it was truncated."""
@@ -54,7 +74,7 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values, such as a row of a pandas DataFrame."""
-        return asdict(self)
+        return {**asdict(self), "spans": [span._asdict() for span in self.spans]}
 
     def _repr_html_(self) -> str:
         shown = ("text", "score", "confidence", "is_complete")
@@ -87,6 +107,12 @@ class Predictor:
         self.config = resolve_search(settings.decoding, tokenizer) if config is None else config
         self.calibrations = tuple(calibrations)
         self.model_folders = tuple(model_folders)
+        self.record_format = SETTINGS.get(settings.decoding.records)
+        if settings.decoding.require_grounding != "none" and self.record_format is None:
+            raise SettingsError(
+                "decoding.require_grounding: this model does not say whether its outputs are records; "
+                f"name their format in decoding.records: {', '.join(SETTINGS)}"
+            )
         self.folders: tuple[Path, ...] = ()
         """Where its models are stored, for `pickle` and `copy`, which load them; (): nowhere."""
         self.options: dict[str, Any] = {}
@@ -342,7 +368,9 @@ class Predictor:
             if _has_nan(best_first):
                 reject(i, PRODUCED_NAN)
             else:
-                outputs[places[i]] = best_first
+                outputs[places[i]] = [
+                    self._ground(one, read[i].source, is_given=scores_targets) for one in best_first
+                ]
         return list(zip(rows, outputs, strict=True))
 
     def weights_sha256(self) -> list[str]:
@@ -478,6 +506,24 @@ class Predictor:
             )
             for text, one in zip(texts, hypotheses, strict=True)
         ]
+
+    def _ground(self, one: Prediction, source: str, *, is_given: bool) -> Prediction:
+        """Return a prediction with its source; without the values that must stand there and do not.
+
+        `is_given`: its text was given, and stays.
+        """
+        form, required = self.record_format, self.settings.decoding.require_grounding
+        text, count = one.text, 0
+        if form is not None and required != "none" and not is_given:
+            text, count = leave_out_ungrounded(source, text, form, required)
+        return replace(
+            one,
+            source=source,
+            record_format=form,
+            text=text,
+            emitted=one.text,
+            num_left_out=count,
+        )
 
     @cached_property
     def _source_names(self) -> list[str]:

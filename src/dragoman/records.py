@@ -19,6 +19,8 @@ Format = Literal["json", "\n", "|", ";"]  # JSON, or the separator of `field: va
 Record = Counter[tuple[str, str]]
 
 SEPARATORS: tuple[Format, ...] = ("\n", "|", ";")
+SETTINGS: dict[str, Format] = {"json": "json", "lines": "\n", "|": "|", ";": ";"}
+"""The format that each value of decoding.records names; none and auto name no format."""
 _LEAST_FIELDS = 2.0  # per record, on average: any text before a colon looks like one
 # A field begins with a letter, is short, and a space stands after its colon: 12:30, https://.
 _FIELD = re.compile(r"\s*([^\W\d_][^:|;\n]{0,39}?)\s*:(?:\s+|\Z)(.*)", re.DOTALL)
@@ -35,19 +37,22 @@ class Field(NamedTuple):
     end: int
 
 
-def detect_format(references: Sequence[Sequence[str]]) -> Format | None:
-    """Return the format in which each of `references` is a record; None: not all are records.
+def detect_format(texts: Sequence[str], *, most_others: float = 0.0) -> Format | None:
+    """Return the format in which all of `texts` are records; None: they are not.
 
     Of several separators, the one that gives the most fields is chosen.
+
+    Args:
+        most_others: The fraction of texts that need not be records.
     """
-    texts = [text for row in references for text in row]
     if not texts:
         return None
-    if all(list_fields(text, "json") is not None for text in texts):
+    most = int(most_others * len(texts))
+    if _count_fields(texts, "json", most) is not None:
         return "json"
-    best = max(SEPARATORS, key=lambda separator: _count_if_all_parse(texts, separator))
-    found = _count_if_all_parse(texts, best)
-    return best if found >= _LEAST_FIELDS * len(texts) else None
+    counts = [(_count_fields(texts, separator, most) or 0) for separator in SEPARATORS]
+    found = max(counts)
+    return SEPARATORS[counts.index(found)] if found >= _LEAST_FIELDS * (len(texts) - most) else None
 
 
 def parse_record(text: str, form: Format) -> Record | None:
@@ -95,14 +100,15 @@ def leave_out(text: str, form: Format, starts: Collection[int]) -> str:
     return form.join(kept).strip()
 
 
-def _count_if_all_parse(texts: Sequence[str], form: Format) -> int:
-    """Return the number of fields in `texts`; 0 if one is not a record."""
+def _count_fields(texts: Sequence[str], form: Format, most_others: int) -> int | None:
+    """Return the number of fields in `texts`; None if more than `most_others` are no records."""
     count = 0
     for text in texts:
         fields = list_fields(text, form)
-        if fields is None:
-            return 0
-        count += len(fields)
+        most_others -= fields is None
+        if most_others < 0:
+            return None
+        count += len(fields or ())
     return count
 
 

@@ -304,6 +304,10 @@ class DecodingSettings(Section):
     """Maximum source tokens per batch, with padding; each hypothesis of a beam counts."""
     truncation_mark: str = " [truncated]"
     """Appended to an output that was truncated at the maximum length."""
+    records: Literal["auto", "none", "json", "lines", "|", ";"] = "auto"
+    """Format of outputs that are records: JSON objects, or `field: value` on lines or between | or ;. none: they are text. auto: fit finds it in the training targets."""
+    require_grounding: Literal["none", "exact", "near"] = "none"
+    """Leave out each value of a record that does not stand in the source: in the same characters (exact), or nearly so (near). Values that the model rewrites, such as dates, do not."""
 
     def to_greedy(self) -> "DecodingSettings":
         """Return greedy search with the same maximum output length."""

@@ -115,6 +115,8 @@ class RowWriter:
         elif best_first:
             content = self._describe(best_first[0])
             content["num_unknown"] = best_first[0].num_unknown
+            if best_first[0].record_format and not _shows(row.columns, best_first[0].source):
+                content["source"] = best_first[0].source  # in which the spans are: without its tags
             if self.decoding.alignment:
                 content["source_tokens"] = best_first[0].source_tokens
             if self.decoding.num_hypotheses > 1:
@@ -132,6 +134,8 @@ class RowWriter:
             "normalized_score": round(prediction.normalized_score, 6),
             "is_complete": prediction.is_complete,
         }
+        if prediction.record_format:
+            content["spans"] = [span._asdict() for span in prediction.spans]
         if prediction.log_probs:
             content["tokens"] = prediction.tokens
             content["log_probs"] = [round(value, 6) for value in prediction.log_probs]
@@ -169,6 +173,11 @@ class RowWriter:
         # With this line end, cells with \r or with \n are quoted.
         csv.writer(text, lineterminator="\r\n").writerow(cells)
         return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _shows(columns: str, source: str) -> bool:
+    """Return whether `source` is a value in the row, a JSON object."""
+    return bool(columns) and source in json.loads(columns).values()
 
 
 def write_parquet(lines: Path, path: Path) -> None:
@@ -240,11 +249,13 @@ _CASTS: dict[pa.DataType, Callable[[Any], object]] = {
     pa.bool_(): bool,
 }
 _TEXTS, _NUMBERS = pa.list_(pa.string()), pa.list_(pa.float64())
+_SPAN = {"field": pa.string(), "value": pa.string(), "start": pa.int64(), "end": pa.int64()}
 _OUTPUT = {
     "score": pa.float64(),
     "confidence": pa.float64(),
     "normalized_score": pa.float64(),
     "is_complete": pa.bool_(),
+    "spans": pa.list_(pa.struct({**_SPAN, "kind": pa.string()})),
     "tokens": _TEXTS,
     "log_probs": _NUMBERS,
     "alignment": pa.list_(_NUMBERS),
@@ -256,6 +267,7 @@ _FIELDS = pa.schema(
         **_OUTPUT,
         "error": pa.string(),
         "num_unknown": pa.int64(),
+        "source": pa.string(),
         "source_tokens": _TEXTS,
         "hypotheses": pa.list_(pa.struct({"text": pa.string(), **_OUTPUT})),
     }

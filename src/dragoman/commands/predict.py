@@ -176,6 +176,7 @@ class State:
     digest: str = ""  # of these rows of the input
     row_errors: dict[str, list[int]] = field(default_factory=dict)  # kind: count, first lines
     rows_by_file: list[int] = field(default_factory=lambda: [0, 0])  # high, low confidence
+    values_left_out: NonNegativeInt = 0  # of records: decoding.require_grounding
 
     def report(self, job: Job) -> list[str]:
         """Return the lines for the user."""
@@ -183,6 +184,10 @@ class State:
         for kind, (count, *named) in self.row_errors.items():
             more = ", …" if count > _NAMED_ROWS else ""
             lines.append(f"{count:,} rows {kind}: line {', '.join(map(str, named))}{more}")
+        if self.values_left_out:
+            lines.append(
+                f"{self.values_left_out:,} values left out: they do not stand in the source"
+            )
         if job.low_confidence_output is not None:
             names = (job.output or "standard output", job.low_confidence_output)
             total = sum(self.rows_by_file)
@@ -514,6 +519,7 @@ def _predict(
 ) -> list[str]:
     """Return the text that each output gets of the rows of a window; count them in `state`."""
     texts: list[list[str]] = [[] for _ in writers]
+    is_grounded = model.settings.decoding.require_grounding != "none" and not job.scores_targets
     for row, best_first in model.predict_window(window, scores_targets=job.scores_targets):
         best = next(iter(best_first), None)
         is_low = job.low_confidence_output is not None and (
@@ -529,6 +535,11 @@ def _predict(
             kinds.append(f"without an output ({row.reason if isinstance(row, InvalidRow) else ''})")
         elif not best.is_complete:
             kinds.append("truncated at the maximum length (raise decoding.max_length_extra)")
+        if best is not None and best.num_left_out:
+            state.values_left_out += best.num_left_out
+            kinds.append("without values that do not stand in the source")
+        if is_grounded and best is not None and not best.is_record:
+            kinds.append("whose output is no record, so that no value of it was checked")
         unknown = model.find_unknown(row.features) if isinstance(row, Source) else []
         for symbol in unknown:
             is_listed = len(state.row_errors) < _MOST_KINDS

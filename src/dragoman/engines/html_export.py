@@ -57,8 +57,15 @@ def find_html_errors(settings: Settings) -> list[str]:
     if decoding.method != "beam":
         errors.append(f"decoding.method is {decoding.method}: the page has beam search only")
     errors += [
-        f"decoding.{name} is set: the page has no constraints and no minimum risk"
-        for name in ("regex", "json_schema", "choices", "grammar", "minimum_risk")
+        f"decoding.{name} is set: the page has no constraints, no minimum risk and no grounding"
+        for name in (
+            "regex",
+            "json_schema",
+            "choices",
+            "grammar",
+            "minimum_risk",
+            "require_grounding",
+        )
         if getattr(decoding, name) not in ("", "none")
     ]
     return errors

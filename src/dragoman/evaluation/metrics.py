@@ -111,7 +111,7 @@ def find_task(
     """Return the task of `settings`; an auto task depends on the references."""
     if settings.task != "auto":
         return settings.task
-    if detect_format(references) is not None:
+    if detect_format([text for row in references for text in row]) is not None:
         return "records"
     return "phones" if has_symbols else "text"
 

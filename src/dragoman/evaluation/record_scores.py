@@ -33,7 +33,8 @@ class RecordCounter:
 
         If not all references are records, the format that gives the most fields is used.
         """
-        form = detect_format(references) or _guess_format(references)
+        texts = [text for row in references for text in row]
+        form = detect_format(texts) or _guess_format(texts)
         counts: Counter[str] = Counter()
         for row in references:
             for text in row:
@@ -97,8 +98,7 @@ def _divide(above: Statistics, below: Statistics, others: Statistics) -> Statist
     return np.divide(100.0 * above, below, out=nothing, where=below > 0)
 
 
-def _guess_format(references: Sequence[Sequence[str]]) -> Format:
-    texts = [text for row in references for text in row]
+def _guess_format(texts: Sequence[str]) -> Format:
     forms: tuple[Format, ...] = ("json", *SEPARATORS)
     return max(
         forms,

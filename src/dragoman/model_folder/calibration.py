@@ -20,7 +20,14 @@ CALIBRATION = "calibration.json"
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 _MAX_BYTES = 1 << 20
 # They say how an output is shown, not which one is chosen.
-_WRITING = {"num_hypotheses", "token_scores", "alignment", "batch_tokens", "truncation_mark"}
+_WRITING = {
+    "num_hypotheses",
+    "token_scores",
+    "alignment",
+    "batch_tokens",
+    "truncation_mark",
+    "records",
+}
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 

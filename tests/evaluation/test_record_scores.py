@@ -2,14 +2,25 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dragoman.evaluation.metrics import choose_metrics
+from dragoman.evaluation.evaluation import (
+    evaluate_rows,
+    read_evaluation,
+    summarize,
+    write_evaluation,
+)
+from dragoman.evaluation.metrics import choose_metrics, is_higher_better
+from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.record_scores import RecordCounter
+from dragoman.evaluation.significance import compare
+from dragoman.reporting.content import ReportContent
+from dragoman.reporting.page import render_page
 from dragoman.settings import EvaluationSettings
 
 NAMES = st.sampled_from(["date", "total", "ship to", "Größe"])
@@ -105,3 +116,49 @@ def test_the_order_of_fields_has_no_influence(pairs, seed):
     mixed = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))]
     one, other = ("; ".join(f"{n}: {v}" for n, v in each) for each in (pairs, mixed))
     assert score_fields([other], [[one]])["record_match"] == 100
+
+
+def make_record_row(source, hypothesis, reference, emitted=""):
+    return Row(source=source, references=(reference,), hypothesis=hypothesis, emitted=emitted)
+
+
+def test_values_are_counted_by_how_they_stand_in_the_source(tmp_path):
+    rows = [
+        make_record_row("Ada, Bonn", "who: Ada | at: BONN", "who: Ada | at: Bonn"),
+        make_record_row("Bob, Graz", "who: Eve | at: Graz", "who: Bob | at: Graz"),
+        make_record_row("Zoë, Ulm", "no record", "who: Zoë | at: Ulm"),
+    ]
+    evaluation = evaluate_rows(rows, EvaluationSettings(resamples=100))
+    scores = [evaluation.scores[name] for name in ("grounded_exact", "grounded", "ungrounded")]
+    assert scores == [50, 75, 25]
+    directions = [is_higher_better(name) for name in ("grounded_exact", "grounded", "ungrounded")]
+    assert directions == [True, True, False]
+    other = [replace(row, hypothesis=row.references[0]) for row in rows]
+    metrics = choose_metrics(
+        EvaluationSettings(), [row.references for row in rows], sources=[row.source for row in rows]
+    )
+    found = compare([rows], [other], metrics, EvaluationSettings(resamples=100), names=("a", "b"))
+    assert found.differences["ungrounded"].is_better
+    without = [replace(row, source="") for row in rows]  # outputs of a file, without their sources
+    assert "grounded" not in evaluate_rows(without, EvaluationSettings()).scores.intervals
+    shown = render_page(
+        ReportContent(name="m", evaluations={"t": evaluation.to_dict()}, rows={"t": rows})
+    )
+    assert '<mark title="at (nearly)">Bonn</mark>' in shown
+    assert "(not in it: who)" in shown
+
+
+def test_the_scores_before_and_after_values_were_left_out_are_given(tmp_path):
+    rows = [
+        make_record_row(
+            "Ada, 7", "who: Ada | n: 7", "who: Ada | n: 7", "who: Ada | at: Rom | n: 7"
+        ),
+        make_record_row("Bob, 8", "who: Bob | n: 8", "who: Bob | n: 8"),
+    ]
+    write_evaluation(tmp_path / "run", evaluate_rows(rows, EvaluationSettings(task="records")))
+    stored, content = read_evaluation(tmp_path / "run")
+    assert stored == rows
+    assert content["scores"]["field_f1"] == 100
+    assert content["emitted_field_f1"] == pytest.approx(100 * 2 * 4 / (5 + 4))
+    line = "  field F1 before values that do not stand in the source were left out: 88.89"
+    assert line in summarize(content)

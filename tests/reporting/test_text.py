@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
+from dragoman.grounding import Span
 from dragoman.reporting.text import (
     compare_texts,
     find_closest,
@@ -121,3 +122,21 @@ def test_the_closest_reference_has_the_fewest_edits(output, references):
 
 def test_edits_are_counted_in_units_without_what_is_between_them():
     assert find_closest("a cat sat", ["the dog sat", "one"], " ") == ("the dog sat", 2)
+
+
+def test_values_are_marked_where_they_stand_with_their_fields():
+    source = "<b> " + "x" * 400 + " 8.20"
+    spans = [
+        Span("a<b", "<b>", 0, 3, "exact"),
+        Span("b", "b> x", 1, 5, "near"),  # they overlap
+        Span("c", "8.20", len(source) - 4, len(source), "exact"),  # beyond the usual length
+        Span("d", "9", None, None, "none"),
+    ]
+    shown = str(show_text(source, spans=spans))
+    assert re.findall(r'<mark title="(.*?)">(.*?)</mark>', shown) == [
+        ("a&lt;b", "&lt;"),
+        ("a&lt;b, b (nearly)", "b&gt;"),
+        ("b (nearly)", " x"),
+        ("c", "8.20"),
+    ]
+    assert html.unescape(re.sub("<.*?>", "", shown)) == source

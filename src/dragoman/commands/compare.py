@@ -61,6 +61,7 @@ def compare(
     metrics = choose_metrics(
         evaluation,
         [row.references for row in rows[baseline][0]],
+        sources=[row.source for row in rows[baseline][0]],
         separator=tokenization.separator,
         has_symbols=tokenization.has_symbols,
     )

@@ -291,6 +291,7 @@ def predict_pairs(
                 is_complete=best.is_complete,
                 score=best.score,
                 confidence=best.confidence,
+                emitted=best.emitted if best.num_left_out else "",
             )
         )
     return found

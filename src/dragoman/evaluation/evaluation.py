@@ -122,6 +122,7 @@ class Evaluation:
     )  # rows_per_s, seconds, engine, quantization
     model: Mapping[str, Any] = field(default_factory=dict)  # models, and all their settings
     folder: Path | None = None  # where it was written
+    emitted_f1: float | None = None  # of fields, before values were left out; None: none were
 
     def __repr__(self) -> str:
         return repr(self.scores)
@@ -146,6 +147,7 @@ class Evaluation:
             "confusions": [one.to_dict() for one in self.confusions],
             "confidence": None if self.confidence is None else self.confidence.to_dict(),
             "speed": dict(self.speed),
+            "emitted_field_f1": self.emitted_f1,
         }
 
 
@@ -183,6 +185,7 @@ def evaluate_rows(
     metrics = choose_metrics(
         settings,
         references,
+        sources=[row.source for row in rows],
         separator=tokenization.separator,
         has_symbols=tokenization.has_symbols,
     )
@@ -206,7 +209,18 @@ def evaluate_rows(
         confidence=confidence,
         speed=speed or {},
         model=model or {},
+        emitted_f1=_score_emitted(rows, metrics),
     )
+
+
+def _score_emitted(rows: Sequence[Row], metrics: Sequence[Metric]) -> float | None:
+    """Return the F1 of fields before values were left out; None: none were, or there are no fields."""
+    found = [metric for metric in metrics if metric.name == "field_f1"]
+    if not found or not any(row.emitted for row in rows):
+        return None
+    emitted = [row.emitted or row.hypothesis for row in rows]
+    statistics = found[0].count_rows(emitted, [row.references for row in rows])
+    return float(found[0].from_sums(statistics.sum(axis=0)))
 
 
 def collect_statistics(
@@ -293,6 +307,10 @@ def summarize(content: Mapping[str, Any]) -> list[str]:
     lines = list_scores(content["scores"])
     if num_truncated := content.get("truncated"):
         lines.append(f"  truncated outputs: {num_truncated:,} of {content['rows']:,}")
+    if (before := content.get("emitted_field_f1")) is not None:
+        lines.append(
+            f"  field F1 before values that do not stand in the source were left out: {before:.2f}"
+        )
     for kind, groups in content["breakdown"].items():
         lines += ["", f"by {kind}:", *_list_groups(groups, content["scores"]["titles"])]
     if content["confusions"]:

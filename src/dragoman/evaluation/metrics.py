@@ -52,6 +52,7 @@ def choose_metrics(
     settings: EvaluationSettings,
     references: Sequence[Sequence[str]],
     *,
+    sources: Sequence[str] = (),
     separator: str = " ",
     has_symbols: bool = False,
 ) -> list[Metric]:
@@ -61,6 +62,7 @@ def choose_metrics(
         settings: The task, and the tokenizer of BLEU.
         references: Of each row. An auto task, the fields of records, and the number of references
             in sacrebleu's signatures depend on them.
+        sources: Of each row, in which values of records are searched; empty: unknown.
         separator: Between two tokens; empty: white space.
         has_symbols: Target tokens are symbols: phones, if the task is auto.
     """
@@ -69,7 +71,8 @@ def choose_metrics(
         return [make_token_errors(separator), make_row_errors(), make_exact_match()]
     metrics = [make_exact_match(), make_word_errors(separator), make_character_errors()]
     if task == "records":
-        return [*make_records(references), *metrics]
+        grounding = make_grounding(references, sources) if any(sources) else []
+        return [*make_records(references), *grounding, *metrics]
     translation = make_translation(settings, references)
     if _has_running_text(references):
         return [*translation, *reversed(metrics)]
@@ -88,6 +91,7 @@ def list_known_metrics(settings: EvaluationSettings | None = None) -> dict[str, 
         make_character_errors(),
         *make_translation(settings, [["one reference"]]),
         *make_records([]),
+        *make_grounding([], []),
     ]
     return {metric.name: metric for metric in found}
 
@@ -228,6 +232,29 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
                 )
             )
     return metrics
+
+
+def make_grounding(references: Sequence[Sequence[str]], sources: Sequence[str]) -> list[Metric]:
+    """Return which values of the outputs stand in the source of their row."""
+    count_rows = partial(
+        record_scores.count_grounded,
+        sources=sources,
+        form=record_scores.find_format(references),
+    )
+    return [
+        Metric(
+            name=name,
+            title=title,
+            is_higher_better=name != "ungrounded",
+            count_rows=count_rows,
+            from_sums=partial(record_scores.compute_share, columns=columns),
+        )
+        for name, title, columns in (
+            ("grounded_exact", "values in the source, exactly", (0,)),
+            ("grounded", "values in the source, or nearly", (0, 1)),
+            ("ungrounded", "values not in the source", (2,)),
+        )
+    ]
 
 
 def divide_hits(sums: Statistics) -> Statistics:

@@ -36,6 +36,8 @@ class Row:
     """Log-probability of the output, in nats."""
     confidence: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """Calibrated probability that the output is exactly right."""
+    emitted: str = ""
+    """The output before values were left out (decoding.require_grounding); "": none was."""
 
     @property
     def is_exact(self) -> bool:
@@ -87,6 +89,7 @@ def write_rows(
                 "confidence": None if row.confidence is None else round_confidence(row.confidence),
                 "exact_match": row.is_exact,
                 **{name: round(float(values[place]), 4) for name, values in scores.items()},
+                **({"emitted": row.emitted} if row.emitted else {}),
             }
             file.write(json.dumps(content, ensure_ascii=False) + "\n")
 

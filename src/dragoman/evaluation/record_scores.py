@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.records import SEPARATORS, Format, Record, detect_format, parse_record
+from dragoman.grounding import find_spans
+from dragoman.records import SEPARATORS, Format, Record, detect_format, list_fields, parse_record
 
 Statistics = NDArray[np.float64]
 
@@ -29,12 +30,8 @@ class RecordCounter:
 
     @staticmethod
     def of(references: Sequence[Sequence[str]]) -> "RecordCounter":
-        """Return the counter for these references, with the most frequent fields first.
-
-        If not all references are records, the format that gives the most fields is used.
-        """
-        texts = [text for row in references for text in row]
-        form = detect_format(texts) or _guess_format(texts)
+        """Return the counter for these references, with the most frequent fields first."""
+        form = find_format(references)
         counts: Counter[str] = Counter()
         for row in references:
             for text in row:
@@ -75,6 +72,30 @@ class RecordCounter:
         return first, first + 1, first + 2
 
 
+def find_format(references: Sequence[Sequence[str]]) -> Format:
+    """Return the format of the references; if not all are records, the one with the most fields."""
+    texts = [text for row in references for text in row]
+    found, forms = detect_format(texts), ("json", *SEPARATORS)
+    if found is not None:
+        return found
+    return max(forms, key=lambda form: sum(len(list_fields(text, form) or ()) for text in texts))
+
+
+def count_grounded(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    sources: Sequence[str],
+    form: Format,
+) -> Statistics:
+    """Return how many values of each output stand in its source exactly, nearly, not: (N, 3)."""
+    statistics = np.zeros((len(hypotheses), 3))
+    for counts, source, hypothesis in zip(statistics, sources, hypotheses, strict=True):
+        for span in find_spans(source, hypothesis, form):
+            counts[("exact", "near", "none").index(span.kind)] += 1
+    return statistics
+
+
 def compute_precision(sums: Statistics) -> Statistics:
     """Return the fraction of the outputs' fields that match, in percent: (..., 3) -> (...).
 
@@ -93,17 +114,16 @@ def compute_f1(sums: Statistics) -> Statistics:
     return _divide(2 * sums[..., 0], sums[..., 1] + sums[..., 2], np.zeros(sums.shape[:-1]))
 
 
+def compute_share(sums: Statistics, *, columns: Sequence[int]) -> Statistics:
+    """Return what these columns are of all, in percent, 0 of nothing: (..., k) -> (...)."""
+    return np.asarray(
+        100.0 * sums[..., list(columns)].sum(axis=-1) / np.maximum(1.0, sums.sum(axis=-1))
+    )
+
+
 def _divide(above: Statistics, below: Statistics, others: Statistics) -> Statistics:
     nothing = np.where(others > 0, 0.0, 100.0)
     return np.divide(100.0 * above, below, out=nothing, where=below > 0)
-
-
-def _guess_format(texts: Sequence[str]) -> Format:
-    forms: tuple[Format, ...] = ("json", *SEPARATORS)
-    return max(
-        forms,
-        key=lambda form: sum((parse_record(text, form) or Counter()).total() for text in texts),
-    )
 
 
 def _count_differences(record: Record, other: Record) -> int:

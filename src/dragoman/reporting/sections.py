@@ -9,7 +9,10 @@ from typing import Any
 from dragoman.configuration import flatten_settings
 from dragoman.evaluation.confusions import find_unit, split_units
 from dragoman.evaluation.output_rows import Row
+from dragoman.evaluation.record_scores import find_format
+from dragoman.grounding import find_spans
 from dragoman.reading.row_errors import name_row
+from dragoman.records import Format
 from dragoman.reporting.charts import (
     MOST_TOKENS,
     Point,
@@ -255,23 +258,28 @@ def show_confidence(content: ReportContent) -> Shown | None:
 
 def show_samples(content: ReportContent) -> Shown | None:
     """Return, by evaluation, the lists of samples."""
-    shown = {}
+    shown, has_spans = {}, False
     for split, rows in content.rows.items():
         if rows:
             unit = _find_unit(content, split)
-            is_phones = content.evaluations.get(split, {}).get("task") == "phones"
+            task = content.evaluations.get(split, {}).get("task")
+            form = find_format([row.references for row in rows]) if task == "records" else None
             shown[split] = {
-                "lists": choose_samples(rows, unit),
-                "unit": "phones" if is_phones else "words" if unit else "characters",
+                "lists": choose_samples(rows, unit, form=form),
+                "unit": "phones" if task == "phones" else "words" if unit else "characters",
             }
-    return _by_split(content, shown)
+            has_spans = has_spans or form is not None
+    return _by_split(content, shown, has_spans=has_spans)
 
 
-def choose_samples(rows: Sequence[Row], unit: str = "", count: int = _MOST_SAMPLES) -> list[Shown]:
+def choose_samples(
+    rows: Sequence[Row], unit: str = "", count: int = _MOST_SAMPLES, form: Format | None = None
+) -> list[Shown]:
     """Return up to four lists of up to `count` rows each; empty lists are left out.
 
     Each has a title, a note, and samples: a row, its closest reference and its output with their
-    differences by `unit`, its edits and its place. Ties keep the order of the rows.
+    differences by `unit`, its edits and its place; where its values stand in the source, and which
+    do not, if outputs are records in the format `form`. Ties keep the order of the rows.
     """
     closest = [find_closest(row.hypothesis, row.references, unit) for row in rows]
     places = range(len(rows))
@@ -316,8 +324,11 @@ def choose_samples(rows: Sequence[Row], unit: str = "", count: int = _MOST_SAMPL
     def show(place: int) -> Shown:
         row, (reference, edits) = rows[place], closest[place]
         name = Path(row.file).name
+        spans = find_spans(row.source, row.hypothesis, form) if form else []
         return {
             "row": row,
+            "spans": spans,
+            "absent": [span.field for span in spans if span.kind == "none"],
             "shown": show_differences(reference, row.hypothesis, unit),
             "edits": edits,
             "confidence": confidence.get(place),
@@ -394,7 +405,11 @@ def _find_unit(content: ReportContent, split: str) -> str:
 
 
 def _by_split(
-    content: ReportContent, shown: Mapping[str, Any], *, excludes_truncated: bool = False
+    content: ReportContent,
+    shown: Mapping[str, Any],
+    *,
+    excludes_truncated: bool = False,
+    has_spans: bool = False,
 ) -> Shown | None:
     """Return what is shown by evaluation, the main one first."""
     if not shown:
@@ -403,4 +418,5 @@ def _by_split(
     return {
         "splits": {name: shown[name] for name in names},
         "excludes_truncated": excludes_truncated,
+        "has_spans": has_spans,
     }

@@ -11,6 +11,7 @@ from rapidfuzz.distance import Levenshtein
 
 from dragoman.characters import JOINERS, is_hidden
 from dragoman.evaluation.confusions import split_units
+from dragoman.grounding import Span
 
 _LONGEST = 300  # characters of a text beside others
 _LONGEST_COMPARED = 3000  # characters of a text that are aligned
@@ -18,18 +19,20 @@ _CONTEXT = 24  # characters on each side of a stretch that is left out
 _SIGNS = {"\n": "↵", "\t": "⇥"}
 
 
-def show_text(text: str, longest: int = _LONGEST) -> Markup:
+def show_text(text: str, longest: int = _LONGEST, spans: Sequence[Span] = ()) -> Markup:
     """Return `text` as HTML: escaped, isolated in its direction, hidden characters as codes.
 
     A control or format character, or a lone surrogate, becomes a small "U+202E"; a line break "↵".
-    Characters beyond `longest` are counted. An empty text becomes "empty".
+    Characters beyond `longest` are counted. An empty text becomes "empty". Where `spans` stand,
+    the text is marked, with their fields as its title; up to there it is shown.
     """
     if not text:
         return Markup('<i class="empty">empty</i>')
+    longest = max(longest, *(min(span.end or 0, _LONGEST_COMPARED) for span in spans), 0)
     left = len(text) - longest
     more = Markup('<i class="empty"> … {} more characters</i>').format(f"{left:,}")
     return Markup('<bdi class="text" translate="no">{}</bdi>{}').format(
-        mark_hidden(text[:longest]), more if left > 0 else ""
+        _mark_spans(text[:longest], spans), more if left > 0 else ""
     )
 
 
@@ -120,6 +123,23 @@ def show_differences(reference: str, output: str, unit: str = "") -> tuple[Marku
         )
         shown.append(whole if text else show_text(text))
     return shown[0], shown[1]
+
+
+def _mark_spans(text: str, spans: Sequence[Span]) -> Markup:
+    ends = {0, len(text), *(end for span in spans for end in (span.start, span.end) if end)}
+    shown = []
+    for start, end in itertools.pairwise(sorted(ends)):
+        part = mark_hidden(text[start:end])
+        fields = [
+            span.field + (" (nearly)" if span.kind == "near" else "")
+            for span in spans
+            if span.start is not None and span.end is not None and span.start <= start < span.end
+        ]
+        if fields and part:
+            title = write_plain(", ".join(fields), 100)
+            part = Markup('<mark title="{}">{}</mark>').format(title, part)
+        shown.append(part)
+    return Markup("").join(shown)
 
 
 def _cut(text: str, unit: str) -> Sequence[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import dragoman
+from conftest import BRIEF, SMALL, quiet_console
 from dragoman.model_folder.folder import ModelFolder
 from reporting.browser import FAINT_TEXTS, NAMES, Browser, find_browser
 from serving.served import running_server
@@ -323,3 +324,24 @@ def test_a_server_with_a_token_asks_for_it_once(browser, trained, tmp_path):
         browser.open(f"http://127.0.0.1:{port}/")
         wait_for(browser, "document.title === 'capitals'")
         assert predict(browser, "abc") == ["ABC"]
+
+
+def test_values_of_a_record_are_marked_in_the_input_with_their_fields(browser, tmp_path):
+    names = ("Ada", "Bob", "Eve", "Zoë")
+    pairs = [
+        (f"👍 {one} {n}.", f"who: {one} | n: {n} | at: Ulm") for one in names for n in range(9)
+    ]
+    settings = dragoman.read_settings(None, [*SMALL, *BRIEF])
+    dragoman.fit(pairs, tmp_path / "records", settings, console=quiet_console())
+    with running_server(tmp_path / "records") as (_, port):
+        browser.open(f"http://127.0.0.1:{port}/")
+        wait_for(browser, "document.title === 'records'")
+        browser.run("document.getElementById('choices').value = 'who: Zoë | n: 7 | at: Ulm'")
+        predict(browser, "👍 Zoë 7.")
+        assert list_texts(browser, "mark") == ["Zoë", "7"]
+        assert browser.run("[...document.querySelectorAll('mark')].map(one => one.title)") == [
+            "who",
+            "n",
+        ]
+        assert "Not in the input: at" in list_texts(browser, "article .note")
+        assert list_texts(browser, ".source") == ["👍 Zoë 7."]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dragoman.configuration import describe_value, suggest
 from dragoman.errors import DragomanError, SettingsError, shorten
 from dragoman.evaluation.confidence import round_confidence
+from dragoman.grounding import Kind
 from dragoman.predictor import Prediction as Output
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import Source, take_features
@@ -109,6 +110,17 @@ class Alignment(Message):
     weights: list[list[float]]
 
 
+class Span(Message):
+    """A value of an output that is a record, and where it stands in the source."""
+
+    field: str
+    value: str
+    start: int | None
+    """In characters; null: it does not stand there."""
+    end: int | None
+    kind: Kind
+
+
 class Prediction(Hypothesis):
     """The best output of a source."""
 
@@ -119,6 +131,12 @@ class Prediction(Hypothesis):
     low_confidence: bool | None = None
     num_unknown: int | None = None
     """Tokens and features of the source that the model has never seen, if there are any."""
+    spans: list[Span] | None = None
+    """Where the values stand, if the output is a record."""
+    source: str | None = None
+    """The source without its leading tags, if it has any: spans are places in it."""
+    num_left_out: int | None = None
+    """Values that were left out, if there are any: decoding.require_grounding."""
 
 
 class PredictResponse(Message):
@@ -212,6 +230,14 @@ def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[
     content = {**_describe_hypothesis(best), "truncated": not best.is_complete}
     if best.num_unknown:
         content["num_unknown"] = best.num_unknown
+    if best.record_format:
+        content["spans"] = [span._asdict() for span in best.spans]
+        if best.source not in (
+            [request.source] if isinstance(request.source, str) else request.source
+        ):
+            content["source"] = best.source
+    if best.num_left_out:
+        content["num_left_out"] = best.num_left_out
     if request.nbest is not None:
         content["nbest"] = [_describe_hypothesis(one) for one in best_first[: request.nbest]]
     if request.alignment:

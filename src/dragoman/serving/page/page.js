@@ -175,15 +175,33 @@ const say = (message) => get("status").replaceChildren(message);
 function showRow(row, isOnly) {
   const { prediction } = row;
   const card = make("article", {},
-    make("p", { className: "source", dir: "auto" }, ...makeFeatures(row), row.source),
+    make("p", { className: "source", dir: "auto" }, ...makeFeatures(row), ...markSpans(row)),
     make("p", { className: "output", dir: "auto", lang: "" }, prediction.output || make("i", {}, "nothing")),
   );
   if (prediction.truncated) card.append(make("p", { className: "warning" }, "▲ Truncated: it has the longest length."));
+  const absent = (prediction.spans ?? []).filter((span) => span.start === null).map((span) => span.field);
+  if (absent.length) card.append(make("p", { className: "note" }, `Not in the input: ${absent.join(", ")}`));
+  if (prediction.num_left_out) card.append(make("p", { className: "warning" }, `▲ Values left out, which are not in the input: ${prediction.num_left_out}`));
   if (prediction.nbest) card.append(make("ol", { className: "nbest" }, ...prediction.nbest.map((one) =>
     make("li", {}, make("span", { dir: "auto", className: "text" }, one.output), showConfidence(one)))));
   else card.append(showConfidence(prediction));
   card.append(showLook(row, isOnly), showActions(row));
   return card;
+}
+
+/** Return the source of a row in parts; the values of a record are marked, and name their fields. */
+function markSpans({ source, prediction }) {
+  const characters = [...source]; // of Unicode, as spans count; prediction.source lacks the tags before it
+  const skipped = prediction.source === undefined ? 0 : characters.length - [...prediction.source].length;
+  const spans = (prediction.spans ?? []).filter((span) => span.start !== null)
+    .map(({ field, kind, start, end }) => ({ field, kind, start: start + skipped, end: end + skipped }));
+  const ends = [0, ...spans.flatMap(({ start, end }) => [start, end]), characters.length].sort((one, other) => one - other);
+  return ends.slice(1).map((end, i) => {
+    const text = characters.slice(ends[i], end).join("");
+    const fields = spans.filter((span) => span.start <= ends[i] && ends[i] < span.end)
+      .map(({ field, kind }) => (kind === "near" ? `${field} (nearly)` : field));
+    return fields.length && text ? make("mark", { title: fields.join(", ") }, text) : text;
+  });
 }
 
 function showConfidence({ confidence }) {

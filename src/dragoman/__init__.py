@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dragoman.configuration import SettingsLike
     from dragoman.configuration import read_settings as read_settings
     from dragoman.data.batch import Batch as Batch
-    from dragoman.engines.engine import Quantization
+    from dragoman.engines.engine import QuantizationChoice
     from dragoman.engines.load import EngineName
     from dragoman.errors import DataError as DataError
     from dragoman.errors import SettingsError as SettingsError
@@ -79,7 +79,7 @@ def load(
     engine: "EngineName" = "auto",
     device: str = "auto",
     threads: int | None = None,
-    quantization: "Quantization" = "float32",
+    quantization: "QuantizationChoice" = "auto",
 ) -> "Predictor":
     """Return the model in the folder `path`, or an ensemble of several: see `Predictor.load`."""
     from dragoman.predictor import Predictor

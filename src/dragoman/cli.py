@@ -115,10 +115,13 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     timer.mark("program and libraries")
     pairs, out, overwrite = arguments.pairs, arguments.out, arguments.overwrite
     if arguments.dry_run:
+        from dragoman.commands.fit_decoding import OPEN
+        from dragoman.configuration import list_set_values
         from dragoman.model_folder.folder import dump_settings
 
         used = command.dry_run(pairs, out, settings, overwrite=overwrite, timer=timer)
-        write_data(dump_settings(used))
+        still_open = set(OPEN) - dict(list_set_values(settings)).keys()
+        write_data(dump_settings(used, still_open))
         return
     model = command.fit(
         pairs, out, settings, overwrite=overwrite, resume=arguments.resume, timer=timer
@@ -295,7 +298,7 @@ def _evaluate_outputs(arguments: Namespace, words: Sequence[str]) -> None:
         raise DragomanError("--hypotheses: needs --references, and no MODEL")
     of_models = {"--calibrate": arguments.calibrate, "--ensemble": arguments.ensemble,
                  "--engine": arguments.engine != "auto", "--device": arguments.device != "auto",
-                 "--threads": arguments.threads, "--quantization": arguments.quantization != "float32"}  # fmt: skip
+                 "--threads": arguments.threads, "--quantization": arguments.quantization != "auto"}  # fmt: skip
     if given := [option for option, is_given in of_models.items() if is_given]:
         raise DragomanError(f"{', '.join(given)}: for a model only; --hypotheses uses none")
     _check_report(arguments, [arguments.hypotheses, *arguments.references, arguments.sources])

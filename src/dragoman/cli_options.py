@@ -146,9 +146,9 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--engine", choices=ENGINES, default="auto",
         help="inference engine; auto: CTranslate2 if it supports the request, else PyTorch")  # fmt: skip
-    add("--quantization", choices=QUANTIZATIONS, default="float32",
-        help="number format of the weights in CTranslate2; int8 is smaller and faster "
-        "(default: %(default)s)")  # fmt: skip
+    add("--quantization", choices=("auto", *QUANTIZATIONS), default="auto",
+        help="number format of the weights in CTranslate2; auto: the one that fit chose, int8 where "
+        "it is quicker and as good")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")
     add("--threads", type=positive, help="processor threads (default: all cores)")
 

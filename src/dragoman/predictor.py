@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from dragoman.configuration import SettingsLike, as_settings, merge_for_use
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search_config import SearchConfig, resolve_search
-from dragoman.engines.engine import Engine, Quantization, add_details
+from dragoman.engines.engine import Engine, QuantizationChoice, add_details
 from dragoman.engines.load import EngineName, load_engine
 from dragoman.errors import DragomanError, SettingsError, shorten
 from dragoman.evaluation.confidence import find_confidence
@@ -131,7 +131,7 @@ class Predictor:
         engine: EngineName = "auto",
         device: str = "auto",
         threads: int | None = None,
-        quantization: Quantization = "float32",
+        quantization: QuantizationChoice = "auto",
     ) -> "Predictor":
         """Return the model in the folder `path`; several folders form an ensemble.
 
@@ -140,7 +140,8 @@ class Predictor:
             engine: "auto": CTranslate2 if it supports the request, else PyTorch.
             device: "cpu", "cuda", or "auto": a GPU if there is one.
             threads: Processor threads; None: all cores.
-            quantization: Number format of the weights; PyTorch has float32 only.
+            quantization: Number format of the weights; PyTorch has float32 only. "auto": the one
+                that `fit` chose for a CPU.
 
         Raises:
             ModelFolderError: A folder is missing, incomplete or no model folder; names the file.

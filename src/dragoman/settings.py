@@ -249,13 +249,13 @@ class DecodingSettings(Section):
     method: Literal["beam", "diverse", "sampling"] = "beam"
     """Beam search, diverse beam search (groups that avoid each other's tokens), or random sampling."""
     beam_size: Positive = 1
-    """Hypotheses kept at each step of beam search; 1: greedy search."""
+    """Hypotheses kept at each step of beam search; 1: greedy search. If it is not set, fit takes 1, or 5 where that is better on validation rows."""
     num_hypotheses: Positive = 1
     """Outputs per source, best first; more than one need --jsonl or --output *.parquet."""
     length_norm: Literal["average", "wu"] = "average"
     """Length normalisation: score / length^length_penalty (average), or score / ((5 + length) / 6)^length_penalty (wu: Wu et al. 2016)."""
     length_penalty: Annotated[float, Field(ge=0.0, le=50.0)] = 1.0
-    """Exponent of the length (end token included) in the length normalisation; 0: none."""
+    """Exponent of the length (end token included) in the length normalisation; 0: none. If it is not set, fit may choose one with a beam_size."""
     stop: Literal["full", "exact"] = "full"
     """Stop beam search when beam_size hypotheses have ended (full), or when no open hypothesis can still be among the best (exact: slower)."""
     max_length_ratio: Ratio = 2.0

@@ -264,6 +264,7 @@ def test_the_settings_of_a_dry_run_are_a_config(tmp_path, capsys):
     words = ["--tokenizer.source.kind", "regex", "--tokenizer.source.pattern", "[/a-z]+|."]
     assert main(["fit", str(pairs), "--dry-run", *SMALL, *BRIEF, *words]) == 0
     config.write_text(capsys.readouterr().out)
+    assert "beam_size" not in config.read_text()  # still to be chosen
     used = read_settings(config)
     assert used.tokenizer.source.pattern == "[/a-z]+|."
     assert used.decoding.truncation_mark == " [truncated]"

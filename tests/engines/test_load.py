@@ -75,7 +75,7 @@ def test_other_devices_use_pytorch(trained):
 def test_what_does_not_exist_is_refused_by_the_names_of_what_does(trained):
     for given, message in (
         ({"engine": "tensorflow"}, "--engine tensorflow: .* give auto, torch, ctranslate2"),
-        ({"quantization": "int4"}, "--quantization int4: .* give float32, int8,"),
+        ({"quantization": "int4"}, "--quantization int4: .* give auto, float32, int8,"),
         ({"device": "gpu"}, "--device gpu: .* give auto or one of: cpu"),
         ({"device": "meta"}, "--device meta: .* give auto or one of: cpu"),
         ({"device": "cpux", "engine": "ctranslate2"}, r"--device cpux .* \(cpu and cuda are\)"),
@@ -121,3 +121,19 @@ def test_a_folder_of_weights_that_are_nan_is_reported(folder):
     save_file(nan, folder / "model.safetensors")
     with pytest.raises(DragomanError, match="the model produced NaN"):
         dragoman.load(folder).predict(["abc"])
+
+
+def test_the_quantization_that_fit_chose_is_the_default(folder):
+    change_metrics(folder, {"is_equal": True, "quantization": "int8"})
+    assert dragoman.load(folder).engine.quantization == "int8"
+    wide = read_settings(None, ["--decoding.method", "sampling"])
+    for model in (
+        dragoman.load(folder, quantization="float32"),
+        dragoman.load(folder, engine="torch"),
+        dragoman.load(folder, wide),
+        dragoman.load([folder, folder]),
+    ):
+        assert model.engine.quantization == "float32"
+    for value in ("int4", None, "float16", 8):  # float16: not on a CPU
+        change_metrics(folder, {"is_equal": True, "quantization": value})
+        assert dragoman.load(folder, device="cpu").engine.quantization == "float32"

@@ -20,8 +20,8 @@ from dragoman.configuration import (
     flatten_settings,
     list_set_values,
 )
-from dragoman.engines.engine import Quantization
-from dragoman.engines.load import EngineName
+from dragoman.engines.engine import QuantizationChoice
+from dragoman.engines.load import EngineName, find_quantization
 from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.evaluation.breakdown import count_rarest
 from dragoman.evaluation.confidence import Calibration, calibrate, find_confidence, measure
@@ -54,7 +54,7 @@ def evaluate(
     engine: EngineName = "auto",
     device: str = "auto",
     threads: int | None = None,
-    quantization: Quantization = "float32",
+    quantization: QuantizationChoice = "auto",
     calibrate: bool = False,
     out: str | Path | None = None,
     into_model: bool = False,
@@ -316,7 +316,7 @@ def find_place(folder: Path, name: str, model: Predictor, evaluation: Evaluation
         for setting in used
         if setting.startswith(_CHANGE_SCORES) and used[setting] != own[setting]
     ]
-    if model.engine.quantization != "float32":
+    if model.engine.quantization != find_quantization(model.model_folders[0]):
         differing.append(model.engine.quantization)
     differing += [
         f"ensemble={other.path.absolute().parent.name}-{other.sha256[:6]}"

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Literal
@@ -10,7 +11,14 @@ from typing import Literal
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
-from dragoman.commands.fit_results import check_parity, evaluate_run, gather_metrics, report_run
+from dragoman.commands.fit_decoding import choose_decoding
+from dragoman.commands.fit_results import (
+    check_parity,
+    evaluate_run,
+    gather_metrics,
+    list_samples,
+    report_run,
+)
 from dragoman.commands.fit_setup import (
     Run,
     lock_folder,
@@ -24,6 +32,7 @@ from dragoman.engines.load import PARITY
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import CheckpointError, ModelFolderError, Stopped, is_out_of_memory
 from dragoman.evaluation.evaluation import write_evaluation
+from dragoman.evaluation.output_rows import group_references
 from dragoman.model.building import copy_weights
 from dragoman.model_folder.folder import (
     EVALUATION,
@@ -259,24 +268,38 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
     """
     run.module.current_batch = "the scoring of held-out pairs"
     engine = TorchEngine([run.module.network], find_device(run.settings.training))
-    predictor = Predictor(engine, run.data.tokenizer, run.settings)
     counts = run.data.count_source_tokens()
-    predictor.folders, predictor.options = (run.out.absolute(),), {"engine": "torch"}
-    with run.context.working("scoring"):
-        evaluations = evaluate_run(run, predictor, counts)
-    metrics = gather_metrics(run, evaluations, (time.monotonic() - started_s) / 60)
+    rows = group_references(run.data.read_split("valid"))
     model_folder = ModelFolder(
         settings=run.settings,
         tokenizer=run.data.tokenizer,
         weights=copy_weights(run.module.network),
-        metrics=metrics,
-        card=write_model_card(run.out.name, run.settings, metrics),
-        calibration=predictor.calibrations[0],
+        metrics={"samples": list_samples(run, rows)},
+        card="",
         source_counts=counts,
     )
     with run.context.working("comparing CTranslate2 with PyTorch"):
-        model_folder.metrics[PARITY], message = check_parity(model_folder)
+        fast, parity, message = check_parity(model_folder, engine)
     run.context.report(message)
+    with run.context.working("choosing the decoding"):
+        choice = choose_decoding(run, engine, fast, model_folder, rows)
+    for message in choice.reasons:
+        run.context.report(message)
+    predictor = choice.predictor
+    predictor.folders = (run.out.absolute(),)
+    predictor.options = {"engine": "torch"} if predictor.engine is engine else {"device": "cpu"}
+    with run.context.working("scoring"):
+        evaluations = evaluate_run(run, predictor, counts)
+    metrics = gather_metrics(run, evaluations, (time.monotonic() - started_s) / 60)
+    metrics["decoding"] = {"reasons": list(choice.reasons), **choice.trial}
+    metrics[PARITY] = {**parity, "quantization": choice.quantization}  # read from the file's end
+    model_folder = replace(
+        model_folder,
+        settings=predictor.settings,
+        metrics=metrics,
+        card=write_model_card(run.out.name, predictor.settings, metrics),
+        calibration=predictor.calibrations[0],
+    )
     try:
         with (
             run.context.working("writing the model folder"),

@@ -12,7 +12,7 @@ from dragoman.commands.inspect import inspect_pairs
 from dragoman.commands.report import list_versions, report_model
 from dragoman.configuration import list_set_values
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
-from dragoman.engines.engine import UnsupportedError
+from dragoman.engines.engine import Engine, UnsupportedError
 from dragoman.engines.load import load_torch_engine
 from dragoman.engines.parity import compare
 from dragoman.errors import DragomanError
@@ -36,7 +36,7 @@ def evaluate_run(run: Run, predictor: Predictor, counts: Sequence[int]) -> dict[
         predictor, run.data.read_split("valid"), counts=counts, calibrates=True
     )
     files = run.settings.data.valid or tuple(f"{path}, held out" for path in run.data.paths)
-    predictor.calibrations = (confidence.to_stored(files, run.settings.decoding),)
+    predictor.calibrations = (confidence.to_stored(files, predictor.settings.decoding),)
     found: dict[str, Evaluation] = {"valid": valid}
     if run.data.num_rows["test"]:
         found["test"], _ = evaluate_model(predictor, run.data.read_split("test"), counts=counts)
@@ -73,26 +73,37 @@ def gather_metrics(
         "command": shlex.join(sys.orig_argv),
         "machine": name_machine(find_device(run.settings.training)),
         "versions": ", ".join(f"{name} {found}" for name, found in list_versions().items()),
-        "samples": [_show(row, run.settings) for row in evaluations["valid"].rows[:_NUM_SAMPLES]],
+        "samples": list_samples(run, evaluations["valid"].rows),
     }
 
 
-def check_parity(model_folder: ModelFolder) -> tuple[dict[str, Any], str]:
+def list_samples(run: Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the first of the validation rows as metrics.json keeps them."""
+    return [_show(row, run.settings) for row in rows[:_NUM_SAMPLES]]
+
+
+def check_parity(
+    model_folder: ModelFolder, fallback: Engine
+) -> tuple[CTranslate2Engine | None, dict[str, Any], str]:
     """Return how CTranslate2 compares with PyTorch on held-out rows, and a message about it.
+
+    The engine is returned if it is equal; `fallback` computes what it does not support.
 
     `predict --engine auto` uses CTranslate2 unless `is_equal` is False.
     """
     model, tokenizer = model_folder.settings.model, model_folder.tokenizer
     try:
-        engine = CTranslate2Engine(model, tokenizer, model_folder.weights, device="cpu")
+        engine = CTranslate2Engine(
+            model, tokenizer, model_folder.weights, device="cpu", load_fallback=lambda: fallback
+        )
         check = compare(load_torch_engine([model_folder], "cpu"), engine, model_folder)
     except UnsupportedError as error:
         reason = f"CTranslate2 cannot compute this model, PyTorch will predict: {error.reason}"
-        return {"is_equal": False, "reason": error.reason}, reason
+        return None, {"is_equal": False, "reason": error.reason}, reason
     if check.is_equal:
-        return check.to_dict(), f"CTranslate2 agrees with PyTorch: {check}"
+        return engine, check.to_dict(), f"CTranslate2 agrees with PyTorch: {check}"
     message = f"warning: CTranslate2 differs from PyTorch, which will predict: {check}"
-    return check.to_dict(), message
+    return None, check.to_dict(), message
 
 
 def report_run(

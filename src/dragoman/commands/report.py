@@ -151,6 +151,9 @@ def _list_facts(metrics: Mapping[str, Any]) -> dict[str, str]:
         facts["time"] = f"{metrics['minutes']:.1f} minutes, {metrics['num_steps']:,} steps"
         facts["precision"] = f"{metrics['precision']}"
         facts["parameters"] = f"{metrics['num_parameters']:,}"
+    for reason in metrics.get("decoding", {}).get("reasons", ()):  # missing in older model folders
+        label, _, choice = reason.partition(": ")
+        facts[label] = choice
     if "peak_memory_mib" in metrics:
         facts["peak memory"] = f"{metrics['peak_memory_mib']:,} MiB"
     return facts

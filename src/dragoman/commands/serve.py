@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dragoman.engines.ctranslate2_engine import count_cores
-from dragoman.engines.engine import Quantization
+from dragoman.engines.engine import QuantizationChoice
 from dragoman.engines.load import EngineName
 from dragoman.errors import DragomanError, SettingsError
 from dragoman.predictor import Predictor
@@ -36,7 +36,7 @@ def serve(
     engine: EngineName = "auto",
     device: str = "auto",
     threads: int | None = None,
-    quantization: Quantization = "float32",
+    quantization: QuantizationChoice = "auto",
 ) -> None:
     """Serve models over HTTP; runs in the main thread until SIGTERM, which exits with code 0.
 

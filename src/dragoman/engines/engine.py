@@ -8,6 +8,8 @@ from dragoman.decoding.search_config import SearchConfig
 from dragoman.errors import SettingsError
 
 Quantization = Literal["float32", "int8", "int8_float32", "int8_float16", "float16", "bfloat16"]
+QuantizationChoice = Literal["auto"] | Quantization
+"""auto: the one that `fit` chose."""
 
 
 class UnsupportedError(SettingsError):

@@ -7,12 +7,13 @@ from typing import Literal, get_args
 
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
-from dragoman.engines.engine import Engine, Quantization, UnsupportedError
+from dragoman.engines.engine import Engine, Quantization, QuantizationChoice, UnsupportedError
 from dragoman.errors import SettingsError
 from dragoman.model_folder.folder import ModelFolder
 
 EngineName = Literal["auto", "torch", "ctranslate2"]
-PARITY = "ctranslate2"  # in metrics.json: how its outputs compared with PyTorch's after training
+# In metrics.json: how its outputs compared with PyTorch's after training, and the chosen quantization.
+PARITY = "ctranslate2"
 
 
 def load_engine(
@@ -21,12 +22,13 @@ def load_engine(
     name: EngineName = "auto",
     device: str = "auto",
     threads: int | None = None,
-    quantization: Quantization = "float32",
+    quantization: QuantizationChoice = "auto",
 ) -> Engine:
     """Return the engine for the models `model_folders` (several: an ensemble), to search by `config`.
 
     "auto" is CTranslate2, if it supports what `config` asks and gave the same outputs as PyTorch after
-    the training; PyTorch computes single requests that it does not support, such as a prefix.
+    the training; PyTorch computes single requests that it does not support, such as a prefix. The
+    quantization "auto" is that of `find_quantization`.
 
     Raises:
         SettingsError: The engine, the device or the quantization is not possible here.
@@ -34,7 +36,7 @@ def load_engine(
     """
     for option, value, known in (
         ("--engine", name, get_args(EngineName)),
-        ("--quantization", quantization, get_args(Quantization)),
+        ("--quantization", quantization, ("auto", *get_args(Quantization))),
     ):
         if value not in known:
             raise SettingsError(f"{option} {value}: it does not exist; give {', '.join(known)}")
@@ -55,7 +57,10 @@ def load_engine(
         reason = unsupported_reason(config, model_folders[0].tokenizer)
     refused = ""
     if not reason:
-        _check_quantization(quantization, device)
+        used = quantization
+        if used == "auto":
+            used = find_quantization(model_folders[0], device)
+        _check_quantization(used, device)
         try:
             engine: Engine = CTranslate2Engine(
                 model_folders[0].settings.model,
@@ -63,7 +68,7 @@ def load_engine(
                 model_folders[0].weights,
                 device=device,
                 threads=threads,
-                quantization=quantization,
+                quantization=used,
                 load_fallback=load_torch if name == "auto" else None,
             )
         except UnsupportedError as error:
@@ -71,11 +76,11 @@ def load_engine(
         else:
             parity = model_folders[0].metrics.get(PARITY)
             has_failed = isinstance(parity, dict) and parity.get("is_equal") is False
-            if name == "ctranslate2" or not has_failed or quantization != "float32":
+            if name == "ctranslate2" or not has_failed or used != "float32":
                 return engine
     if name == "ctranslate2":
         raise UnsupportedError(reason)
-    if quantization != "float32":
+    if quantization not in ("auto", "float32"):
         raise SettingsError(f"--quantization {quantization}: needs CTranslate2: {reason}")
     engine = load_torch()
     if refused:
@@ -83,11 +88,24 @@ def load_engine(
     return engine
 
 
-def _check_quantization(quantization: Quantization, device: str) -> None:
+def find_quantization(model_folder: ModelFolder, device: str = "auto") -> Quantization:
+    """Return the quantization that `fit` chose, for a CPU that supports it; else float32."""
+    parity = model_folder.metrics.get(PARITY)
+    chosen = parity.get("quantization") if isinstance(parity, dict) else None
+    has_gpu, known = _list_supported(device)
+    return "float32" if has_gpu or chosen not in list(known) else chosen
+
+
+def _list_supported(device: str) -> tuple[bool, set[str]]:
+    """Return whether CTranslate2 takes a GPU, and the quantizations it supports there."""
     import ctranslate2
 
     has_gpu = device != "cpu" and ctranslate2.get_cuda_device_count() > 0
-    known = ctranslate2.get_supported_compute_types("cuda" if has_gpu else "cpu")
+    return has_gpu, ctranslate2.get_supported_compute_types("cuda" if has_gpu else "cpu")
+
+
+def _check_quantization(quantization: Quantization, device: str) -> None:
+    _, known = _list_supported(device)
     if quantization not in known:
         raise SettingsError(
             f"--quantization {quantization}: not supported on this device; it supports "

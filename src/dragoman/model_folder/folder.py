@@ -21,7 +21,7 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -240,9 +240,11 @@ def is_model_folder(path: Path) -> bool:
     return (path / WEIGHTS).is_file() and (path / CONFIG).is_file()
 
 
-def dump_settings(settings: Settings) -> str:
-    """Return every setting as YAML that `read_settings` takes."""
+def dump_settings(settings: Settings, left_out: Collection[str] = ()) -> str:
+    """Return every setting but those of `left_out` as YAML that `read_settings` takes."""
     content = {"format": FORMAT, **settings.model_dump(mode="json")}
+    for section, _, name in (one.partition(".") for one in left_out):
+        del content[section][name]
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     if any(character in text for character in _FOLDED):  # PyYAML 6 would read a space instead
         text = yaml.safe_dump(content, sort_keys=False)
@@ -282,6 +284,7 @@ def write_model_card(name: str, settings: Settings, metrics: Mapping[str, Any]) 
         + ("; one vocabulary" if settings.tokenizer.shared else ""),
         f"- {metrics['num_steps']:,} steps in {metrics['minutes']:.1f} minutes, "
         f"{metrics['precision']}",
+        *(f"- {reason}" for reason in metrics["decoding"]["reasons"]),
         "",
         "Every setting is in `config.yaml`; all figures are in `metrics.json`.",
     ]

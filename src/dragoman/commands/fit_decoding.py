@@ -1,0 +1,218 @@
+"""Greedy or beam search, float32 or int8 weights: chosen on validation rows at the end of a run.
+
+The search is chosen by scores alone, never by time, so that the same seed gives the same one.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ctranslate2
+
+from dragoman.commands.fit_setup import Run
+from dragoman.configuration import as_settings, list_set_values
+from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
+from dragoman.engines.engine import Engine, Quantization
+from dragoman.evaluation.metrics import Metric, choose_metrics
+from dragoman.evaluation.output_rows import Row
+from dragoman.evaluation.significance import Difference, compare
+from dragoman.model_folder.folder import ModelFolder
+from dragoman.predictor import Predictor
+from dragoman.reading.pairs import Source
+from dragoman.settings import Settings
+from dragoman.tokenizers.tokenizer import PairTokenizer
+from dragoman.training.device import find_device
+
+OPEN = ("decoding.beam_size", "decoding.length_penalty")  # chosen here, unless the user set them
+
+_BEAM = 5
+_PENALTIES = (0.5, 1.5)  # tried besides 1, where a beam is better
+_CHANCE = 0.1  # two-sided p-value below which the better search is chosen
+_MARGIN = 0.1  # points of the score that int8 may cost
+_LEAST_GAIN = 1.2  # times as quick as float32
+# Of float32 weights. On one core with AVX-512 VNNI, int8 was 1.0 to 1.3 times as quick for models of
+# 0.5 and 1.7 million parameters, and 2.0 to 2.7 times for 7 and 47 million.
+_FEWEST_BYTES = 16_000_000
+_FEWEST_ROWS = 20
+_TRAINED_TOKENS = (
+    100  # for one of the rows here, which then take at most about 3% of the run's time
+)
+
+Values = dict[str, Any]
+"""Decoding settings by dotted name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How the model predicts unless told otherwise, and why."""
+
+    predictor: Predictor
+    """With the chosen settings; on a CPU also with the chosen weights."""
+    quantization: Quantization = "float32"
+    """Of the weights, on a CPU."""
+    reasons: Sequence[str] = ()
+    trial: Mapping[str, Any] = field(default_factory=dict)
+    """For metrics.json: the rows, and the score and seconds of all that was tried."""
+
+
+class Trial:
+    """Validation rows, the score that decides, and all that was tried on them."""
+
+    def __init__(self, rows: Sequence[Row], metric: Metric) -> None:
+        self.rows, self.metric = rows, metric
+        self.tried: list[dict[str, Any]] = []
+
+    def search(self, name: str, model: Predictor) -> tuple[list[Row], float]:
+        """Return the rows with the outputs of `model`, and the seconds; keep both under `name`.
+
+        The seconds are those of the processor: other processes do not count.
+        """
+        sources = [Source(row.source, row.features, row.line) for row in self.rows]
+        list(model.predict_rows(sources[:2]))  # loads the weights
+        start_s = time.process_time()
+        found = [best_first for _, best_first in model.predict_rows(sources)]
+        seconds = time.process_time() - start_s
+        texts = [best_first[0].text if best_first else "" for best_first in found]
+        counts = self.metric.count_rows(texts, [row.references for row in self.rows])
+        score = float(self.metric.from_sums(counts.sum(axis=0)))
+        self.tried.append({"name": name, "score": score, "seconds": round(seconds, 3)})
+        rows = [replace(row, hypothesis=text) for row, text in zip(self.rows, texts, strict=True)]
+        return rows, seconds
+
+    def compare(self, baseline: Sequence[Row], other: Sequence[Row]) -> Difference:
+        """Return by how much `other` is better, and whether that is chance."""
+        return compare([baseline], [other], [self.metric]).differences[self.metric.name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was tried as JSON values."""
+        return {"rows": len(self.rows), "score": self.metric.name, "tried": self.tried}
+
+
+def choose_decoding(
+    run: Run,
+    engine: Engine,
+    fast: CTranslate2Engine | None,
+    model_folder: ModelFolder,
+    valid: Sequence[Row],
+) -> Choice:
+    """Return how the model of `run` predicts best, by a sample of its validation rows `valid`.
+
+    Args:
+        engine: PyTorch on the device of the training.
+        fast: CTranslate2 on the CPU; None: it does not compute the model as PyTorch does.
+    """
+    settings, tokenizer = run.settings, run.data.tokenizer
+    typed = {name for name, _ in list_set_values(run.typed)}
+    predictor = Predictor(engine, tokenizer, settings)
+    if fast is not None and unsupported_reason(predictor.config, tokenizer):
+        fast = None
+    is_on_cpu = find_device(settings.training) == "cpu"
+    is_open = settings.decoding.method == "beam" and "decoding.beam_size" not in typed
+    is_large = sum(one.nbytes for one in model_folder.weights.values()) >= _FEWEST_BYTES
+    if not is_open and (fast is None or not is_large):
+        return Choice(predictor=predictor)
+    if len(rows := _sample_rows(run, valid)) < _FEWEST_ROWS:
+        why = "too short a run, or too few validation rows, to compare beam search and int8"
+        return Choice(predictor=predictor, reasons=[f"decoding: as set; {why}"])
+    trial, reasons = Trial(rows, _find_metric(settings, tokenizer, rows)), list[str]()
+    if is_open:
+        measured = predictor if fast is None or not is_on_cpu else _share(predictor, fast)
+        penalties = () if "decoding.length_penalty" in typed else _PENALTIES
+        chosen, why = choose_search(measured, trial, penalties)
+        reasons.append(f"decoding: {why}")
+        if chosen:
+            predictor = _decode(measured, chosen)
+    quantization: Quantization = "float32"
+    if fast is not None and not is_large:
+        reasons.append("weights: float32; int8 makes so small a model hardly quicker")
+    elif fast is not None and "int8" in ctranslate2.get_supported_compute_types("cpu"):
+        small = CTranslate2Engine(
+            settings.model, tokenizer, model_folder.weights,
+            device="cpu", quantization="int8", load_fallback=lambda: engine,
+        )  # fmt: skip
+        is_right, why = accept_int8(_share(predictor, fast), _share(predictor, small), trial)
+        reasons.append(f"weights: {why}")
+        if is_right:
+            quantization = "int8"
+            predictor = _share(predictor, small) if is_on_cpu else predictor
+    return Choice(
+        predictor=predictor, quantization=quantization, reasons=reasons, trial=trial.to_dict()
+    )
+
+
+def choose_search(
+    model: Predictor, trial: Trial, penalties: Sequence[float] = ()
+) -> tuple[Values, str]:
+    """Return the settings of a beam that is better than greedy search by a paired test; the reason.
+
+    Args:
+        penalties: Other length penalties to try where a beam is better.
+    """
+    greedy, greedy_s = trial.search("greedy", _decode(model, {"decoding.beam_size": 1}))
+    best, chosen = greedy, Values()
+    for penalty in (model.settings.decoding.length_penalty, *penalties):
+        values = {"decoding.beam_size": _BEAM, "decoding.length_penalty": penalty}
+        name = f"beam {_BEAM}, length penalty {penalty:g}"
+        rows, beam_s = trial.search(name, _decode(model, values))
+        found, difference = trial.compare(best, rows), trial.compare(greedy, rows)
+        figures = (
+            f"on {len(rows):,} validation rows ({difference.title} {difference.other:.2f} against "
+            f"{difference.baseline:.2f}, p {difference.randomization_p:.3f}; "
+            f"{beam_s / max(greedy_s, 1e-9):.1f} times the time)"
+        )
+        if found.is_better and found.randomization_p < _CHANCE:
+            best, chosen, why = rows, values, f"{name}; better than greedy {figures}"
+        elif not chosen:
+            better = "not surely better" if found.is_better else "no better"
+            return chosen, f"greedy; beam {_BEAM} is {better} {figures}"
+    return chosen, why
+
+
+def accept_int8(plain: Predictor, small: Predictor, trial: Trial) -> tuple[bool, str]:
+    """Return whether int8 weights are clearly quicker and cost at most 0.1 points; the reason."""
+    baseline, plain_s = trial.search("float32", plain)
+    other, small_s = trial.search("int8", small)
+    difference = trial.compare(baseline, other)
+    gain = difference.difference if difference.is_higher_better else -difference.difference
+    different = sum(a.hypothesis != b.hypothesis for a, b in zip(baseline, other, strict=True))
+    figures = (
+        f"{different:,} of {len(trial.rows):,} outputs differ, {difference.title} "
+        f"{difference.other:.2f} against {difference.baseline:.2f}, "
+        f"{plain_s / max(small_s, 1e-9):.1f} times as quick"
+    )
+    if gain >= -_MARGIN and plain_s >= _LEAST_GAIN * small_s:
+        return True, f"int8; {figures} as float32"
+    return False, f"float32; with int8 {figures}"
+
+
+def _sample_rows(run: Run, rows: Sequence[Row]) -> list[Row]:
+    """Return some of the validation rows, evenly over their file."""
+    training = run.settings.training
+    trained = run.trainer.global_step * training.accumulate * training.batch_tokens
+    length = float(run.data.ids("valid").target_lengths.mean())
+    count = min(len(rows), training.valid_rows, int(trained / (_TRAINED_TOKENS * length)))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _find_metric(settings: Settings, tokenizer: PairTokenizer, rows: Sequence[Row]) -> Metric:
+    """Return the score that chooses the checkpoint; or the task's own, where it is not over texts."""
+    metrics = choose_metrics(
+        settings.evaluation,
+        [row.references for row in rows],
+        separator=settings.tokenizer.target.separator,
+        has_symbols=bool(tokenizer.target.separator),
+    )
+    found, name = {one.name: one for one in metrics}, settings.training.monitor
+    if name == "token_error_rate" and name not in found:  # tokens are characters
+        name = "character_error_rate"
+    return found.get(name, metrics[0])
+
+
+def _decode(model: Predictor, values: Values) -> Predictor:
+    return model.with_decoding(as_settings(values, is_whole=False))
+
+
+def _share(model: Predictor, engine: Engine) -> Predictor:
+    """Return `model` with another engine."""
+    return Predictor(engine, model.tokenizer, model.settings, config=model.config)

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -115,6 +116,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Predictor]:
     assert isinstance(console.file, io.StringIO)
     (folder / "console.txt").write_text(console.file.getvalue())
     return folder / "model", model
+
+
+def write_record_pairs(path: Path, count: int = 700) -> Path:
+    """Records with a field that is in the source, one of chance, one always the same, a rare one."""
+    chance, lines = random.Random(0), []
+    for word in make_words(count, seed=1):
+        record = {"name": word.upper(), "sale": chance.random() < 0.7, "currency": "EUR"}
+        if word < "ab":
+            record["note"] = "new"
+        lines.append(f"{word}\t{json.dumps(record)}\n")
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_on_records(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Predictor]:
+    """A model whose outputs are records, as `trained`."""
+    folder = tmp_path_factory.mktemp("trained_on_records")
+    words = [*SMALL, "--training.max_steps", "150", "--data.valid_fraction", "0.3"]
+    words += ["--training.valid_every", "150", "--evaluation.report", "none"]
+    settings = read_settings(None, words)
+    pairs = write_record_pairs(folder / "pairs.tsv")
+    return folder / "model", fit(pairs, folder / "model", settings, console=quiet_console())
 
 
 @pytest.fixture(scope="module")

@@ -127,6 +127,7 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         pairs, out, settings, overwrite=overwrite, resume=arguments.resume, timer=timer
     )
     from dragoman.evaluation.evaluation import list_scores
+    from dragoman.evaluation.field_confidence import list_field_confidence
     from dragoman.model_folder.folder import write_example
 
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
@@ -134,7 +135,8 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         if split in metrics:
             level = f"{metrics['confidence_level']:.4g}"
             print(f"{split}, in percent or points of 100 [confidence interval, level {level}]:",
-                *list_scores(metrics[split]), sep="\n", file=sys.stderr)  # fmt: skip
+                *list_scores(metrics[split]), *list_field_confidence(metrics.get("fields", {}).get(split, ())),
+                sep="\n", file=sys.stderr)  # fmt: skip
             if num := metrics.get("num_truncated", {}).get(split):
                 print(f"  {num:,} of {metrics[split]['rows']:,} outputs were truncated at the maximum "
                     "length (decoding.max_length_ratio, decoding.max_length_extra)", file=sys.stderr)  # fmt: skip
@@ -174,7 +176,8 @@ def _add_predict(command: ArgumentParser) -> None:
         "--decoding.require_grounding")  # fmt: skip
     add("--min-confidence", type=fraction, metavar="THRESHOLD",
         help="send rows with calibrated confidence below THRESHOLD (0 to 1), truncated outputs and "
-        "invalid rows to --low-confidence-output; `dragoman evaluate` suggests thresholds")  # fmt: skip
+        "invalid rows to --low-confidence-output; of outputs that are records, only the values below "
+        "it: they leave their records; `dragoman evaluate` suggests thresholds")  # fmt: skip
     add("--low-confidence-output", type=Path, metavar="FILE",
         help="file for these rows: .jsonl, .parquet, .csv or .tsv, also .gz or .zst")  # fmt: skip
     add("--restart", action="store_true",
@@ -318,12 +321,15 @@ def _evaluate_outputs(arguments: Namespace, words: Sequence[str]) -> None:
 
 def _print_evaluation(evaluation: "Evaluation", arguments: Namespace) -> None:
     from dragoman.evaluation.evaluation import summarize
+    from dragoman.evaluation.field_confidence import list_field_confidence
 
     content, confidence = evaluation.to_dict(), evaluation.confidence
     if arguments.json:
         _print_json(content)
     else:
-        print("\n".join([*summarize(content), *(confidence.describe() if confidence else ())]))
+        lines = [*summarize(content), *(confidence.describe() if confidence else ())]
+        lines += list_field_confidence(confidence.fields) if confidence else ()
+        print("\n".join(lines))
     for path in (evaluation.folder, arguments.report):
         if path is not None:
             print(f"written: {path}", file=sys.stderr)

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -15,13 +15,13 @@ from dragoman.decoding.search_config import SearchConfig, resolve_search
 from dragoman.engines.engine import Engine, QuantizationChoice, add_details
 from dragoman.engines.load import EngineName, load_engine
 from dragoman.errors import DragomanError, SettingsError, shorten
-from dragoman.evaluation.confidence import find_confidence
+from dragoman.evaluation.confidence import FieldValue, find_confidence, score_fields
 from dragoman.grounding import Span, find_spans, leave_out_ungrounded
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.folder import ModelFolder, StoredWeights
 from dragoman.reading.pairs import InvalidRow, Source, take_features
 from dragoman.reading.row_errors import EMPTY_SIDE, find_side_error, find_value_error
-from dragoman.records import SETTINGS, Format, list_fields
+from dragoman.records import SETTINGS, Field, Format, list_fields
 from dragoman.settings import Settings
 from dragoman.terminal import html_table
 from dragoman.tokenizers.tokenizer import EOS_ID, UNKNOWN_ID, PairTokenizer
@@ -53,6 +53,9 @@ class Prediction:
     record_format: Format | None = field(default=None, repr=False)  # None: the text is no record
     emitted: str = field(default="", repr=False)  # the text before values were left out
     num_left_out: int = field(default=0, repr=False)  # values: decoding.require_grounding
+    _fields: tuple[FieldValue, ...] | Callable[[], tuple[FieldValue, ...]] = field(
+        default=(), repr=False, compare=False
+    )
 
     @property
     def spans(self) -> list[Span]:
@@ -68,13 +71,33 @@ class Prediction:
         form = self.record_format
         return form is not None and list_fields(self.emitted, form) is not None
 
+    @property
+    def fields(self) -> tuple[FieldValue, ...]:
+        """The values of a record, each with its confidence; (): it is no record.
+
+        Computed when it is asked for, together with those of all outputs of the same window.
+        """
+        found = self._fields() if callable(self._fields) else self._fields
+        if self.num_left_out and self.record_format:
+            left = list_fields(self.text, self.record_format, splits_items=True)
+            found = _follow(found, left or ())
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return partial(Prediction, **{**values, "_fields": self.fields}), ()
+
     def marked(self, truncation_mark: str) -> str:
         """Return the text, followed by `truncation_mark` if it was truncated."""
         return self.text if self.is_complete else self.text + truncation_mark
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values, such as a row of a pandas DataFrame."""
-        return {**asdict(self), "spans": [span._asdict() for span in self.spans]}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        del values["_fields"]
+        for name in ("spans", "fields"):
+            values[name] = [one._asdict() for one in getattr(self, name)]
+        return values
 
     def _repr_html_(self) -> str:
         shown = ("text", "score", "confidence", "is_complete")
@@ -230,8 +253,12 @@ class Predictor:
         Other decoding settings than at the calibration do not change it. An ensemble takes the
         geometric mean of its models' temperatures.
         """
-        found = [one.temperature for one in self.calibrations]
-        return float(math.prod(found) ** (1 / len(found))) if found else 1.0
+        return _find_mean([one.temperature for one in self.calibrations])
+
+    def find_field_temperature(self, name: str) -> float:
+        """Return the temperature for the values of a field, as `temperature` is that of outputs."""
+        stored = [one.records for one in self.calibrations]
+        return _find_mean([one.find(name).temperature for one in stored if one is not None])
 
     def describe_calibration(self) -> str:
         """Return a warning if the calibration does not apply to these settings, else ""."""
@@ -241,6 +268,11 @@ class Predictor:
             return "confidence: calibrated for each model, not for the ensemble"
         if changed := find_differences(self.calibrations[0], self.settings.decoding):
             return f"confidence: calibrated with other settings: {', '.join(changed[:3])}"
+        if self.record_format and self.calibrations[0].records is None:
+            return (
+                "confidence: calibrated for whole outputs, not for their fields; run `dragoman "
+                "evaluate MODEL PAIRS --calibrate`"
+            )
         return ""
 
     def predict(
@@ -460,16 +492,14 @@ class Predictor:
                 found[i] = choose_least_risky(candidates, texts, decoding)
         if decoding.token_scores or decoding.alignment:
             found = add_details(self.engine, sources, found, self.config, self._num_positions)
-        return [
-            self._describe(ids, hypotheses) for ids, hypotheses in zip(sources, found, strict=True)
-        ]
+        return self._describe(sources, found)
 
     def _score(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
         """Return each target as the only output of its source."""
         scored = self.engine.score(sources, targets, self.config)
-        return [self._describe(ids, [one]) for ids, one in zip(sources, scored, strict=True)]
+        return self._describe(sources, [[one] for one in scored])
 
     def _encode(self, rows: Sequence[Source]) -> list[list[int]]:
         return self.tokenizer.encode_sources(
@@ -487,13 +517,15 @@ class Predictor:
         return f"{text[:40]!r} has {names}, which the target's vocabulary lacks: no output has it"
 
     def _describe(
-        self, source_ids: Sequence[int], hypotheses: Sequence[Hypothesis]
-    ) -> list[Prediction]:
-        texts = self.tokenizer.decode_targets([one.ids for one in hypotheses])
+        self, sources: Sequence[Sequence[int]], found: Sequence[Sequence[Hypothesis]]
+    ) -> list[list[Prediction]]:
         names, end = self._target_names, self._target_names[EOS_ID]
         temperature = self.temperature
-        return [
-            Prediction(
+        scores = _FieldScores(self, sources, found) if self.record_format else None
+
+        def describe(row: int, rank: int, text: str) -> Prediction:
+            source_ids, one = sources[row], found[row][rank]
+            return Prediction(
                 text=text,
                 score=one.score,
                 confidence=find_confidence(one.score, temperature, is_complete=one.is_complete),
@@ -504,8 +536,13 @@ class Predictor:
                 log_probs=one.log_probs,
                 source_tokens=tuple(self._source_names[i] for i in source_ids),
                 alignment=one.alignment,
+                _fields=partial(scores.find, row, rank, text) if scores else (),
             )
-            for text, one in zip(texts, hypotheses, strict=True)
+
+        texts = (self.tokenizer.decode_targets([one.ids for one in best]) for best in found)
+        return [
+            [describe(row, rank, text) for rank, text in enumerate(best_first)]
+            for row, best_first in enumerate(texts)
         ]
 
     def _ground(self, one: Prediction, source: str, *, is_given: bool) -> Prediction:
@@ -526,6 +563,14 @@ class Predictor:
             num_left_out=count,
         )
 
+    def score_tokens(
+        self, sources: Sequence[Sequence[int]], found: Sequence[Sequence[Hypothesis]]
+    ) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each source with `log_probs`."""
+        decoding = self.config.decoding.model_copy(update={"alignment": False})
+        config = replace(self.config, decoding=decoding)
+        return add_details(self.engine, sources, found, config, self._num_positions)
+
     @cached_property
     def _source_names(self) -> list[str]:
         return self.tokenizer.source_names()
@@ -533,6 +578,57 @@ class Predictor:
     @cached_property
     def _target_names(self) -> list[str]:
         return self.tokenizer.target_names()
+
+
+class _FieldScores:
+    """The fields of outputs that were predicted together, scored when they are first asked for."""
+
+    def __init__(
+        self,
+        model: Predictor,
+        sources: Sequence[Sequence[int]],
+        found: Sequence[Sequence[Hypothesis]],
+    ) -> None:
+        self._model, self._sources, self._found = model, sources, found
+        self._scored: dict[int, list[list[Hypothesis]]] = {}  # by rank: few want more than the best
+
+    def find(self, row: int, rank: int, text: str) -> tuple[FieldValue, ...]:
+        """Return the fields of one output, whose text is `text`."""
+        model, one = self._model, self._found[row][rank]
+        if not one.log_probs:
+            if rank not in self._scored:
+                ranked = [best_first[rank : rank + 1] for best_first in self._found]
+                self._scored[rank] = model.score_tokens(self._sources, ranked)
+            one = self._scored[rank][row][0]
+        form, ends = model.record_format, model.tokenizer.target.find_ends(one.ids)
+        assert form is not None
+        return tuple(
+            FieldValue(
+                field=value.name,
+                value=value.text,
+                confidence=find_confidence(
+                    score, model.find_field_temperature(value.name), is_complete=one.is_complete
+                ),
+                score=score,
+                start=value.start,
+                end=value.end,
+            )
+            for value, score in score_fields(text, form, ends, one.log_probs)
+        )
+
+
+def _follow(values: Sequence[FieldValue], left: Sequence[Field]) -> tuple[FieldValue, ...]:
+    """Return those of `values` that are left in a shorter record, each with its place there."""
+    found, rest = [], iter(values)
+    for one in left:
+        value = next(value for value in rest if (value.field, value.value) == (one.name, one.text))
+        found.append(value._replace(start=one.start, end=one.end))
+    return tuple(found)
+
+
+def _find_mean(temperatures: Sequence[float]) -> float:
+    """Return the geometric mean; 1 if there are none."""
+    return float(math.prod(temperatures) ** (1 / len(temperatures))) if temperatures else 1.0
 
 
 def make_windows(rows: Iterable[T], first: int = 0) -> Iterator[list[T]]:

@@ -6,8 +6,9 @@ import torch
 
 from conftest import make_words
 from dragoman import read_settings
-from dragoman.commands.evaluate import evaluate, predict_pairs
+from dragoman.commands.evaluate import evaluate, predict_references
 from dragoman.commands.report import find_attention
+from dragoman.evaluation.output_rows import group_references
 from dragoman.reading.pairs import Pair
 
 WORDS = make_words(60, seed=9)
@@ -15,7 +16,8 @@ WORDS = make_words(60, seed=9)
 
 def test_the_attention_of_a_few_rows_is_over_their_sources(trained):
     _, model = trained
-    rows = predict_pairs(model, [Pair(word, word.upper(), (), 1, "p.tsv") for word in WORDS])
+    pairs = [Pair(word, word.upper(), (), 1, "p.tsv") for word in WORDS]
+    rows = [row for row, _ in predict_references(model, group_references(pairs))]
     found = find_attention(model, rows)
     assert len(found) == 3
     for one in found:

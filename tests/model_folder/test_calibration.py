@@ -43,7 +43,7 @@ INVALID = {
         [{"precision": 0.9}],
         [0.9],
     ],
-    "version": [0, 2, "1"],
+    "version": [0, 3, "1"],
     "unknown": [1],
 }
 

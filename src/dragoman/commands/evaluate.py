@@ -34,10 +34,16 @@ from dragoman.evaluation.evaluation import (
     read_evaluation,
     write_evaluation,
 )
+from dragoman.evaluation.field_confidence import (
+    JudgedValue,
+    calibrate_fields,
+    judge_values,
+    measure_fields,
+)
 from dragoman.evaluation.output_rows import Row, group_references, read_outputs, read_rows
 from dragoman.model_folder.calibration import write_calibration
 from dragoman.model_folder.folder import EVALUATION, ModelFolder, is_model_folder
-from dragoman.predictor import PRODUCED_NAN, Predictor
+from dragoman.predictor import PRODUCED_NAN, Prediction, Predictor
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import SUFFIXES, InvalidRow, Pair, RowErrors, Source, read_pairs
 from dragoman.reading.row_errors import name_file, name_row
@@ -190,19 +196,21 @@ def evaluate_model(
     Raises:
         DataError: There are no pairs, or one is too long for the model.
     """
+    settings, references = model.settings, group_references(pairs)
+    if not references:
+        raise DataError("there are no pairs to evaluate on")
     start_s = time.perf_counter()
     try:
-        rows = predict_pairs(model, pairs, progress)
+        predicted = predict_references(model, references, progress)
     finally:
         if progress is not None:
             progress.stop()
     seconds = time.perf_counter() - start_s
-    if not rows:
-        raise DataError("there are no pairs to evaluate on")
+    rows = [row for row, _ in predicted]
     scores = [float("nan") if row.score is None else row.score for row in rows]
     is_exact, is_complete = [row.is_exact for row in rows], [row.is_complete for row in rows]
     if calibrates:
-        level = model.settings.evaluation.confidence_level
+        level = settings.evaluation.confidence_level
         confidence = calibrate(scores, is_exact, is_complete, level=level)
         rows = [
             replace(
@@ -218,7 +226,8 @@ def evaluate_model(
         confidence = measure(
             scores, is_exact, is_complete, temperature=model.temperature, thresholds=thresholds
         )
-    settings, target = model.settings, model.settings.tokenizer.target
+    confidence = _with_fields(model, predicted, confidence, calibrates=calibrates)
+    target = settings.tokenizer.target
     evaluation = evaluate_rows(
         rows,
         settings.evaluation,
@@ -250,6 +259,29 @@ def evaluate_model(
     return evaluation, confidence
 
 
+def _with_fields(
+    model: Predictor,
+    predicted: Sequence[tuple[Row, Prediction]],
+    confidence: Calibration,
+    *,
+    calibrates: bool,
+) -> Calibration:
+    """Return `confidence` with that of the fields, if the outputs are records."""
+    form, level = model.record_format, model.settings.evaluation.confidence_level
+    records = model.calibrations[0].records if len(model.calibrations) == 1 else None
+    if form is None or not (calibrates or records):
+        return confidence
+    values = [
+        JudgedValue(value.field, value.score, is_right, row.is_complete)
+        for row, output in predicted
+        for value, is_right in judge_values(output.text, output.fields, row.references, form)
+    ]
+    if calibrates or records is None:
+        records = calibrate_fields(values, level=level)
+    fields = measure_fields(values, records, level=level)
+    return replace(confidence, records=records, fields=tuple(fields))
+
+
 def _find_out_of_reach(model: Predictor, rows: Sequence[Row]) -> dict[str, Any]:
     """Count the rows whose references all have tokens outside of the vocabulary; name the first."""
     tokenizer = model.tokenizer.target
@@ -261,18 +293,17 @@ def _find_out_of_reach(model: Predictor, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def predict_pairs(
-    model: Predictor, pairs: Iterable[Pair], progress: ProgressDisplay | None = None
-) -> list[Row]:
-    """Return a row for each source of `pairs`, with all its references and the best output.
+def predict_references(
+    model: Predictor, rows: Sequence[Row], progress: ProgressDisplay | None = None
+) -> list[tuple[Row, Prediction]]:
+    """Return each of `rows`, which have references, with the best output as its hypothesis.
 
     Raises:
-        DataError: A pair is too long for the model.
+        DataError: A source is too long for the model.
         DragomanError: The model produced NaN.
     """
-    rows = group_references(pairs)
     sources = [Source(row.source, row.features, row.line) for row in rows]
-    found: list[Row] = []
+    found: list[tuple[Row, Prediction]] = []
     for row, (source, best_first) in zip(rows, model.predict_rows(sources), strict=True):
         if isinstance(source, InvalidRow) and source.reason == PRODUCED_NAN:
             raise model.nan_error()
@@ -284,16 +315,15 @@ def predict_pairs(
         best = best_first[0]
         if progress is not None:
             progress.update(len(found), len(found) / len(rows))
-        found.append(
-            replace(
-                row,
-                hypothesis=best.text,
-                is_complete=best.is_complete,
-                score=best.score,
-                confidence=best.confidence,
-                emitted=best.emitted if best.num_left_out else "",
-            )
+        filled = replace(
+            row,
+            hypothesis=best.text,
+            is_complete=best.is_complete,
+            score=best.score,
+            confidence=best.confidence,
+            emitted=best.emitted if best.num_left_out else "",
         )
+        found.append((filled, best))
     return found
 
 

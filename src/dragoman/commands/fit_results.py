@@ -55,6 +55,11 @@ def gather_metrics(
             for name, evaluation in evaluations.items()
         },
         "confidence_level": run.settings.evaluation.confidence_level,
+        "fields": {
+            name: evaluation.confidence.fields
+            for name, evaluation in evaluations.items()
+            if evaluation.confidence is not None
+        },
         "data": {
             "files": [str(path) for path in data.paths],
             "pairs": dict(data.num_rows),

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dragoman.characters import find_surrogate
 from dragoman.errors import DragomanError
-from dragoman.evaluation.confidence import round_confidence
+from dragoman.evaluation.confidence import FieldValue, round_confidence
 from dragoman.predictor import Prediction
 from dragoman.reading.pairs import InvalidRow, Source
 from dragoman.settings import DecodingSettings
@@ -73,21 +73,22 @@ class RowWriter:
     Args:
         columns: Names of the input's columns, for a table.
         scores_targets: The outputs were given: a line of text is their log-probability.
+        lists_values: Values of records are rows, too: see `write_value`.
     """
 
     layout: Layout
     decoding: DecodingSettings
     columns: tuple[str, ...] = ()
     scores_targets: bool = False
+    lists_values: bool = False
 
     def header(self) -> str:
         """Return the line before the first row, or ""."""
         if self.layout not in ("csv", "tsv"):
             return ""
         taken = {*self.columns}
-        return self._join(
-            [*self.columns, *(find_free_name(name, taken) for name in _TABLE_COLUMNS)]
-        )
+        names = (*_TABLE_COLUMNS, *(("field", "value") if self.lists_values else ()))
+        return self._join([*self.columns, *(find_free_name(name, taken) for name in names)])
 
     def write(
         self, row: Source | InvalidRow, best_first: Sequence[Prediction]
@@ -108,12 +109,21 @@ class RowWriter:
         flat = _flatten(text)
         return f"{flat}\n", () if flat == text else (_BROKEN_LINE,)
 
+    def write_value(self, row: Source | InvalidRow, value: FieldValue) -> tuple[str, Sequence[str]]:
+        """Return the text of a value that was left out of its record, and messages: as `write`."""
+        content = describe_field(value)
+        if self.layout in ("jsonl", "parquet"):
+            return self._write_json(row, content), ()
+        return self._fill(row, ["", "", content["confidence"], "", "", value.field, value.value])
+
     def _write_object(self, row: Source | InvalidRow, best_first: Sequence[Prediction]) -> str:
         content: dict[str, object] = {}
         if isinstance(row, InvalidRow):
             content = {"text": "", "error": row.reason}
         elif best_first:
             content = self._describe(best_first[0])
+            if best_first[0].record_format:
+                content["fields"] = [describe_field(one) for one in best_first[0].fields]
             content["num_unknown"] = best_first[0].num_unknown
             if best_first[0].record_format and not _shows(row.columns, best_first[0].source):
                 content["source"] = best_first[0].source  # in which the spans are: without its tags
@@ -121,6 +131,9 @@ class RowWriter:
                 content["source_tokens"] = best_first[0].source_tokens
             if self.decoding.num_hypotheses > 1:
                 content["hypotheses"] = [self._describe(one) for one in best_first]
+        return self._write_json(row, content)
+
+    def _write_json(self, row: Source | InvalidRow, content: dict[str, object]) -> str:
         start = f'{{"line": {row.line}'
         if row.columns:  # JSON already, passed through unchanged
             start += f', "input": {row.columns}'
@@ -148,17 +161,19 @@ class RowWriter:
     def _write_cells(
         self, row: Source | InvalidRow, best_first: Sequence[Prediction]
     ) -> tuple[str, Sequence[str]]:
-        values: dict[str, object] = json.loads(row.columns) if row.columns else {}
-        cells: list[object] = [values.get(name, "") for name in self.columns]
-        cells.append(row.line)
+        cells: list[object] = ["", "", "", "", row.reason if isinstance(row, InvalidRow) else ""]
         if best_first:
             best = best_first[0]
             confidence = round_confidence(best.confidence)
-            cells += [best.text, round(best.score, 6), confidence]
+            cells = [best.text, round(best.score, 6), confidence]
             cells += [str(best.is_complete).lower(), ""]
-        else:
-            cells += ["", "", "", "", row.reason if isinstance(row, InvalidRow) else ""]
-        texts = [_as_text(one) for one in cells]
+        return self._fill(row, [*cells, "", ""] if self.lists_values else cells)
+
+    def _fill(self, row: Source | InvalidRow, cells: Sequence[object]) -> tuple[str, Sequence[str]]:
+        """Return the row of a table, the columns of the input first, and what the table lost."""
+        values: dict[str, object] = json.loads(row.columns) if row.columns else {}
+        given = [values.get(name, "") for name in self.columns]
+        texts = [_as_text(one) for one in (*given, row.line, *cells)]
         losses = []
         if not values.keys() <= {*self.columns}:  # JSON objects may have different fields
             losses.append(_NO_COLUMN)
@@ -178,6 +193,15 @@ class RowWriter:
 def _shows(columns: str, source: str) -> bool:
     """Return whether `source` is a value in the row, a JSON object."""
     return bool(columns) and source in json.loads(columns).values()
+
+
+def describe_field(value: FieldValue) -> dict[str, object]:
+    """Return a value of a record as it is written and shown."""
+    return {
+        "field": value.field,
+        "value": value.value,
+        "confidence": round_confidence(value.confidence),
+    }
 
 
 def write_parquet(lines: Path, path: Path) -> None:
@@ -221,7 +245,7 @@ def _read_objects(lines: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]
         for line in file:
             ours = json.loads(line)
             values = ours.pop("input", {})
-            ours["prediction"] = ours.pop("text")
+            ours["prediction"] = ours.pop("text", None)  # a value has none
             yield values, ours
 
 
@@ -266,6 +290,11 @@ _FIELDS = pa.schema(
         "prediction": pa.string(),
         **_OUTPUT,
         "error": pa.string(),
+        "field": pa.string(),
+        "value": pa.string(),
+        "fields": pa.list_(
+            pa.struct({"field": pa.string(), "value": pa.string(), "confidence": pa.float64()})
+        ),
         "num_unknown": pa.int64(),
         "source": pa.string(),
         "source_tokens": _TEXTS,

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from importlib.metadata import version
 from itertools import islice
@@ -33,8 +33,8 @@ from dragoman.commands.output_formats import (
 )
 from dragoman.configuration import flatten_settings
 from dragoman.errors import DragomanError, shorten
-from dragoman.evaluation.confidence import round_confidence
-from dragoman.predictor import Predictor, make_windows
+from dragoman.evaluation.confidence import FieldValue, round_confidence
+from dragoman.predictor import Prediction, Predictor, make_windows
 from dragoman.reading.pairs import (
     FilePosition,
     InvalidRow,
@@ -42,6 +42,7 @@ from dragoman.reading.pairs import (
     list_source_columns,
     read_sources,
 )
+from dragoman.records import Format, leave_out
 from dragoman.settings import DecodingSettings
 from dragoman.storage import hold_lock, is_same_file, open_itself, sha256, staged_file
 from dragoman.terminal import write_data
@@ -66,7 +67,8 @@ class Job:
         input: A file of sources; None: standard input.
         output: None: standard output.
         low_confidence_output: File for the rows with a confidence below `min_confidence`, truncated
-            outputs and invalid rows; None: all rows go to `output`.
+            outputs and invalid rows; of outputs that are records, for the values below it, which are
+            left out of their records. None: all goes to `output`.
         is_jsonl: Write JSON lines to standard output, and to files whose names say no format.
         scores_targets: The rows are pairs; score their targets.
         prefix: Column with the start of each output; "": none.
@@ -177,6 +179,8 @@ class State:
     row_errors: dict[str, list[int]] = field(default_factory=dict)  # kind: count, first lines
     rows_by_file: list[int] = field(default_factory=lambda: [0, 0])  # high, low confidence
     values_left_out: NonNegativeInt = 0  # of records: decoding.require_grounding
+    num_values: NonNegativeInt = 0  # of the records
+    unsure_values: dict[str, int] = field(default_factory=dict)  # left out of them, by field
 
     def report(self, job: Job) -> list[str]:
         """Return the lines for the user."""
@@ -197,6 +201,13 @@ class State:
                     f"{count:,} ({count / max(1, total):.1%}) in {name}"
                     for name, count in zip(names, self.rows_by_file, strict=True)
                 )
+            )
+        if self.num_values:
+            by_field = ", ".join(f"{name} {n:,}" for name, n in sorted(self.unsure_values.items()))
+            lines.append(
+                f"of {self.num_values:,} values {sum(self.unsure_values.values()):,} are left out of "
+                f"their records, and listed in {job.low_confidence_output}"
+                + (f": {shorten(by_field, 200)}" if by_field else "")
             )
         return lines
 
@@ -328,6 +339,12 @@ def _describe_job(model: Predictor, job: Job) -> dict[str, object]:
         "--low-confidence-output": low and os.path.relpath(low, job.output.parent),
         "--min-confidence": low and job.min_confidence,
         "temperature of the calibration": model.temperature,
+        "temperatures of fields": {
+            name: model.find_field_temperature(name)
+            for one in model.calibrations
+            if one.records is not None
+            for name in ("", *one.records.fields)
+        },
         "files of the constraint": [sha256(path) for path in constraints if path.is_file()],
         **{name: settings[name] for name in settings if name.startswith(("data.", "decoding."))},
     }
@@ -509,8 +526,9 @@ def _make_writers(model: Predictor, job: Job) -> list[RowWriter]:
             decoding=model.settings.decoding,
             columns=columns,
             scores_targets=job.scores_targets,
+            lists_values=place > 0 and model.record_format is not None,
         )
-        for layout in job.layouts
+        for place, layout in enumerate(job.layouts)
     ]
 
 
@@ -520,17 +538,32 @@ def _predict(
     """Return the text that each output gets of the rows of a window; count them in `state`."""
     texts: list[list[str]] = [[] for _ in writers]
     is_grounded = model.settings.decoding.require_grounding != "none" and not job.scores_targets
+    by_value = job.low_confidence_output is not None and not job.scores_targets
+    form = model.record_format if by_value else None
     for row, best_first in model.predict_window(window, scores_targets=job.scores_targets):
         best = next(iter(best_first), None)
-        is_low = job.low_confidence_output is not None and (
-            best is None
-            or not best.is_complete
-            or round_confidence(best.confidence) < job.min_confidence
-        )
+        unsure: list[FieldValue] = []
+        if form is not None and best is not None and best.is_complete and best.is_record:
+            is_low = False
+            best, unsure = _leave_out_unsure(best, form, job.min_confidence)
+            state.num_values += len(best.fields) + len(unsure)
+            best_first = [best, *best_first[1:]]
+        else:
+            is_low = job.low_confidence_output is not None and (
+                best is None
+                or not best.is_complete
+                or round_confidence(best.confidence) < job.min_confidence
+            )
         text, losses = writers[int(is_low)].write(row, best_first)
         texts[int(is_low)].append(text)
         state.rows_by_file[int(is_low)] += 1
         kinds = list(losses)
+        for value in unsure:
+            text, losses = writers[1].write_value(row, value)
+            texts[1].append(text)
+            kinds += [loss for loss in losses if loss not in kinds]
+            count = state.unsure_values.get(value.field, 0)
+            state.unsure_values[value.field] = count + 1
         if best is None:
             kinds.append(f"without an output ({row.reason if isinstance(row, InvalidRow) else ''})")
         elif not best.is_complete:
@@ -555,6 +588,17 @@ def _predict(
             if len(counted) <= _NAMED_ROWS:
                 counted.append(row.line)
     return ["".join(parts) for parts in texts]
+
+
+def _leave_out_unsure(
+    best: Prediction, form: Format, threshold: float
+) -> tuple[Prediction, list[FieldValue]]:
+    """Return a record without the values whose confidence is below `threshold`, and these values."""
+    values = best.fields
+    unsure = [one for one in values if round_confidence(one.confidence) < threshold]
+    text = leave_out(best.text, form, {one.start for one in unsure})
+    kept = tuple(one for one in values if one not in unsure)
+    return replace(best, text=text, _fields=kept), unsure
 
 
 class ProgressDisplay:

@@ -8,7 +8,7 @@ is fitted on validation rows; on other rows it is only applied and measured.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,8 +18,10 @@ from dragoman.model_folder.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
     StoredCalibration,
+    StoredFields,
     Threshold,
 )
+from dragoman.records import Field, Format, list_fields
 from dragoman.settings import DecodingSettings
 
 _DIGITS = 4
@@ -70,6 +72,47 @@ def round_confidence(confidence: float) -> float:
     return round(confidence, _DIGITS)
 
 
+class FieldValue(NamedTuple):
+    """A value of a record that a model wrote."""
+
+    field: str
+    value: str
+    confidence: float  # probability that the record has this value: see `find_confidence`
+    score: float  # log-probability of the value's tokens, in nats
+    start: int  # Prediction.text[start:end] is the value as written
+    end: int
+
+
+def score_fields(
+    text: str, form: Format, ends: Sequence[int], log_probs: Sequence[float]
+) -> list[tuple[Field, float]]:
+    """Return the values of the record `text`, each with the log-probability of its tokens, in nats.
+
+    What ends a value belongs to it: a quote, the comma after a number, the separator of
+    `field: value`, the end of the output. "12" and "125" begin alike.
+
+    Args:
+        ends: Where each token ends in `text`.
+        log_probs: Of each token, and of the end of the output if it is complete.
+    """
+    starts = [0, *ends]
+    ends = [*ends, len(text) + 1][: len(log_probs)]
+    found = []
+    for value in list_fields(text, form, splits_items=True) or ():
+        stop = value.end + (text[value.end - 1] != '"')
+        if form != "json":
+            after = text.find(form, value.end)
+            stop = (len(text) if after < 0 else after) + 1
+        score = sum(
+            log_prob
+            for start, end, log_prob in zip(starts, ends, log_probs, strict=False)
+            # A part of a character begins and ends at one place.
+            if start < stop and max(end, start + 1) > value.start
+        )
+        found.append((value, score))
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """A temperature, and how well its confidences are calibrated on some rows."""
@@ -84,6 +127,8 @@ class Calibration:
     uncalibrated_bins: tuple[tuple[float, float, int], ...]  # the same at temperature 1
     curve: tuple[tuple[float, float, float], ...]  # coverage, risk (not exact), threshold
     thresholds: tuple[Threshold, ...]
+    fields: tuple[dict[str, Any], ...] = ()  # of records: see `field_confidence.measure_fields`
+    records: StoredFields | None = None  # by which these are calibrated
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as scores.json stores them; all fractions from 0 to 1."""
@@ -98,6 +143,7 @@ class Calibration:
             "uncalibrated_bins": _round_all(self.uncalibrated_bins),
             "curve": _round_all(self.curve),
             "thresholds": [one.model_dump() for one in self.thresholds],
+            "fields": list(self.fields),
         }
 
     def to_stored(self, pairs: Sequence[str], decoding: DecodingSettings) -> StoredCalibration:
@@ -113,6 +159,7 @@ class Calibration:
             pairs=tuple(pairs),
             decoding=decoding,
             thresholds=self.thresholds,
+            records=self.records,
         )
 
     def describe(self) -> list[str]:

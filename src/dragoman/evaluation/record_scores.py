@@ -1,7 +1,7 @@
 """Scores of outputs that are records: which of their fields are right."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,10 +52,8 @@ class RecordCounter:
         for counts, hypothesis, texts in zip(statistics, hypotheses, references, strict=True):
             parsed = parse_record(hypothesis, self.form)
             output = parsed or Counter()
-            reference = min(
-                (parse_record(text, self.form) or Counter() for text in texts),
-                key=lambda record: (_count_differences(output, record), record.total()),
-            )
+            records = (parse_record(text, self.form) or Counter() for text in texts)
+            reference = find_closest(output, records)
             matches = output & reference
             counts[1] = parsed is not None and output == reference
             counts[2] = parsed is not None
@@ -94,6 +92,11 @@ def count_grounded(
         for span in find_spans(source, hypothesis, form):
             counts[("exact", "near", "none").index(span.kind)] += 1
     return statistics
+
+
+def find_closest(output: Record, references: Iterable[Record]) -> Record:
+    """Return the reference with the fewest missing and extra fields, then with the fewest fields."""
+    return min(references, key=lambda record: (_count_differences(output, record), record.total()))
 
 
 def compute_precision(sums: Statistics) -> Statistics:

@@ -1,7 +1,10 @@
 """The calibration of a model: it turns log-probabilities into confidences.
 
-{"version": 1, "temperature": 1.73, "rows": 450, "pairs": ["valid.tsv"],
- "decoding": {...}, "thresholds": [{"precision": 0.95, "threshold": 0.71, ...}]}
+{"version": 2, "temperature": 1.73, "rows": 450, "pairs": ["valid.tsv"],
+ "decoding": {...}, "thresholds": [{"precision": 0.95, "threshold": 0.71, ...}],
+ "records": {"fields": {"total": {"temperature": 0.9, ...}}, "others": {...}}}
+
+Version 1 has no "records".
 """
 
 import re
@@ -29,6 +32,7 @@ _WRITING = {
     "records",
 }
 
+Temperature = Annotated[float, Field(ge=LOWEST_TEMPERATURE, le=HIGHEST_TEMPERATURE)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -49,11 +53,33 @@ class Threshold(_Checked):
     """Fraction of exact outputs among the accepted rows, as measured."""
 
 
+class StoredField(_Checked):
+    """The calibration of the values of a field."""
+
+    temperature: Temperature
+    values: Annotated[int, Field(ge=0)]
+    """Number of values that it was fitted on."""
+    thresholds: tuple[Threshold, ...] = ()
+    """Of its values, not of rows."""
+
+
+class StoredFields(_Checked):
+    """The calibration of outputs that are records, by field."""
+
+    fields: dict[str, StoredField] = {}
+    others: StoredField
+    """Fitted on all values, for the fields that have none of their own."""
+
+    def find(self, field: str) -> StoredField:
+        """Return the calibration for the values of `field`."""
+        return self.fields.get(field, self.others)
+
+
 class StoredCalibration(_Checked):
     """What a model folder keeps of a calibration."""
 
-    version: Literal[1] = 1
-    temperature: Annotated[float, Field(ge=LOWEST_TEMPERATURE, le=HIGHEST_TEMPERATURE)]
+    version: Literal[1, 2] = 2
+    temperature: Temperature
     rows: Annotated[int, Field(ge=0)]
     """Number of rows that it was fitted on."""
     pairs: tuple[str, ...]
@@ -62,6 +88,8 @@ class StoredCalibration(_Checked):
     """Decoding settings of the outputs; for other settings the confidences may be off."""
     thresholds: tuple[Threshold, ...] = ()
     """Useful values of --min-confidence, for people to read."""
+    records: StoredFields | None = None
+    """None: the outputs are no records."""
 
     @field_validator("decoding", mode="before")
     @classmethod
@@ -83,9 +111,9 @@ def read_calibration(folder: Path) -> StoredCalibration | None:
         return StoredCalibration.model_validate_json(content)
     except ValidationError as error:
         named = re.search(rb'"version": ?(\d{1,6})\b', content)
-        if named and int(named[1]) > 1:
+        if named and int(named[1]) > 2:
             raise ModelFolderError(
-                f"{path}: its version: {later_format_reason(int(named[1]), 1)}; or {_REMEDY}"
+                f"{path}: its version: {later_format_reason(int(named[1]), 2)}; or {_REMEDY}"
             ) from error
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))[:100] or "the file"

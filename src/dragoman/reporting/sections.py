@@ -234,6 +234,8 @@ def show_confidence(content: ReportContent) -> Shown | None:
             continue
         exact = confidence.get("exact", 0.5)
         if min(exact, 1 - exact) * confidence.get("rows", math.inf) < _FEWEST_ROWS:
+            if fields := confidence.get("fields"):  # some of them may be uncertain
+                shown[split] = {"thresholds": [], "charts": [], "fields": fields}
             continue
         charts = []
         bins = {
@@ -252,7 +254,7 @@ def show_confidence(content: ReportContent) -> Shown | None:
                 for one in confidence.get("thresholds", [])
             }
             charts.append(draw_risk(f"risk{number}", curve, marks))
-        shown[split] = {"thresholds": [], **confidence, "charts": charts}
+        shown[split] = {"thresholds": [], "fields": [], **confidence, "charts": charts}
     return _by_split(content, shown)
 
 

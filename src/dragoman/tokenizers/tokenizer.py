@@ -1,5 +1,6 @@
 """Text to ids and back: one vocabulary (`Tokenizer`), and those of both sides (`PairTokenizer`)."""
 
+import codecs
 import itertools
 import json
 import unicodedata
@@ -167,6 +168,25 @@ class Tokenizer:
         ones, and lone surrogates.
         """
         return [None] * FIRST_TEXT_ID + self._pieces.token_bytes()
+
+    def find_ends(self, ids: Sequence[int]) -> list[int]:
+        """Return where each token ends in `decode(ids)`, in characters.
+
+        A part of a character ends before it, but for the last part.
+        """
+        text, ends, separator = "", [], self.separator.encode()
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for place, id_ in enumerate(ids):
+            piece = self._bytes[id_] if id_ < len(self._bytes) else None
+            text += decoder.decode((separator if place else b"") + (piece or b""))
+            ends.append(len(text))
+        if self.settings.unicode_form == "none" or text.isascii():
+            return ends
+        return [len(unicodedata.normalize("NFC", text[:end])) for end in ends]
+
+    @cached_property
+    def _bytes(self) -> list[bytes | None]:
+        return self.token_bytes()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tokenizer as plain JSON values, for `from_dict`."""

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from dragoman.decoding.hypothesis import Hypothesis, Limits, limit_lengths, norm
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_export import convert_model, list_token_names
 from dragoman.engines.engine import Engine, Quantization, UnsupportedError
+from dragoman.engines.thread_race import ThreadRace
 from dragoman.errors import DragomanError
 from dragoman.settings import DecodingSettings, ModelSettings
 from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer
@@ -35,10 +37,12 @@ _SUPPORTED = frozenset({
 })  # fmt: skip
 _BEAM_ONLY = frozenset({"stop", "length_norm"})  # without effect in greedy search
 _FIRST_POSITIONS = 4096  # sinusoidal ones; doubled when a longer source or output comes
-_SMALL_BYTES = 200_000_000  # a smaller model is faster with one thread for each replica
-# In a smaller one, threads would wait for each other longer than they compute, above all where the
-# cores are busy: a single source takes one thread too.
+# In a smaller model, threads would wait for each other longer than they compute, above all where the
+# cores are busy.
 _TINY_BYTES = 16_000_000
+_FEW_ROWS = (
+    16  # one row, few and many: what is quickest for one kind of call may not be for another
+)
 
 
 def unsupported_reason(config: SearchConfig, tokenizer: PairTokenizer | None = None) -> str:
@@ -66,9 +70,9 @@ class CTranslate2Engine:
     Args:
         weights: Read here, and again when more positions are needed, or another number of replicas.
         device: "cpu", "cuda", or "auto": a GPU if there is one that CTranslate2 can use.
-        threads: Processor threads; None: all cores. Small models take one each for as many
-            replicas, which beats several threads in one; a single source takes one replica with
-            all threads, but for int8 and tiny models, which are fastest with one.
+        threads: Processor threads; None: all cores. A replica of the model for each, or one
+            replica with all: a `ThreadRace` finds out what is quicker. int8 and tiny models, and
+            models that several threads share, have a replica for each.
         load_fallback: Returns the engine for requests that CTranslate2 does not support, such as a
             prefix; called for each of them. None: they raise UnsupportedError.
 
@@ -79,7 +83,7 @@ class CTranslate2Engine:
 
     name = "ctranslate2"
     is_shared = False
-    """Whether several threads search at once: then a single source takes one thread, too."""
+    """Whether several threads search at once: then each takes one processor thread."""
 
     def __init__(
         self,
@@ -105,11 +109,10 @@ class CTranslate2Engine:
         self._num_positions = self._num_learned or _FIRST_POSITIONS
         self._model, self._tokenizer, self._weights = model, tokenizer, weights
         self._files: dict[str, bytes] | None = self._convert()  # until one is loaded
+        is_tiny = sum(map(len, self._files.values())) < _TINY_BYTES
         # In int8 one thread alone is several times faster than two, whatever the size.
-        self._has_single_threads = quantization.startswith("int8")
-        size = sum(map(len, self._files.values()))
-        self._is_tiny = size < _TINY_BYTES
-        self._has_replicas = size < _SMALL_BYTES or self._has_single_threads
+        self._is_split = self._device == "cpu" and (is_tiny or quantization.startswith("int8"))
+        self._races: dict[tuple[int, int], ThreadRace] = {}  # by kind of call
         self._loaded: dict[int, Translator] = {}  # by the number of replicas
         self._loading = Lock()  # a server searches in several threads
         _ENGINES.add(self)
@@ -140,7 +143,9 @@ class CTranslate2Engine:
         lengths = [len(ids) for ids in sources]
         limits = limit_lengths(lengths, decoding, self._num_learned)
         longest = max([*lengths, *(limit.longest for limit in limits)], default=0)
-        translator = self._get_translator(len(sources), longest)
+        race = self._get_race(len(sources), decoding.beam_size)
+        replicas, started_s = race.choose(), time.perf_counter()
+        translator = self._get_translator(replicas, longest)
         groups: dict[Limits, list[int]] = defaultdict(list)
         for i, limit in enumerate(limits):
             groups[limit].append(i)
@@ -175,6 +180,8 @@ class CTranslate2Engine:
                     self._make_hypothesis(tokens, score, decoding)
                     for tokens, score in zip(result.hypotheses, result.scores, strict=True)
                 ]
+        num_tokens = sum(lengths) + sum(len(one[0].ids) for one in found if one)
+        race.record(replicas, (time.perf_counter() - started_s) / max(1, num_tokens))
         return found
 
     def score(
@@ -189,7 +196,9 @@ class CTranslate2Engine:
                 sources, targets, config
             )
         lengths = [*map(len, sources), *(len(ids) + 1 for ids in targets)]
-        translator = self._get_translator(len(sources), max(lengths, default=0))
+        race = self._get_race(len(sources), 0)
+        replicas, started_s = race.choose(), time.perf_counter()
+        translator = self._get_translator(replicas, max(lengths, default=0))
         with self._explain_errors():
             scored = translator.score_batch(
                 [self._name_source(ids) for ids in sources],
@@ -198,6 +207,7 @@ class CTranslate2Engine:
                 batch_type="tokens",
                 max_input_length=0,
             )
+        race.record(replicas, (time.perf_counter() - started_s) / max(1, sum(lengths)))
         return [
             Hypothesis(
                 ids=tuple(ids),
@@ -232,8 +242,16 @@ class CTranslate2Engine:
             is_complete=is_complete,
         )
 
-    def _get_translator(self, num_rows: int, longest: int) -> "Translator":
-        """Return one for so many rows, of at most `longest` tokens, loaded where it was not."""
+    def _get_race(self, num_rows: int, beam_size: int) -> ThreadRace:
+        """Return the race for calls of this kind; `beam_size` 0: scores of given targets."""
+        kind = ((num_rows > 1) + (num_rows >= _FEW_ROWS), beam_size)
+        if kind not in self._races:
+            layouts = (self._threads,) if self._is_split or self.is_shared else (self._threads, 1)
+            self._races[kind] = ThreadRace(layouts if self._device == "cpu" else (1,))
+        return self._races[kind]
+
+    def _get_translator(self, replicas: int, longest: int) -> "Translator":
+        """Return one for sequences of at most `longest` tokens, loaded where it was not."""
         with self._loading:
             if longest > self._num_positions:
                 if self._num_learned is not None:
@@ -246,12 +264,6 @@ class CTranslate2Engine:
                     self._num_positions *= 2
                 self._files = None
                 self._loaded.clear()
-            is_split = self._threads > 1 and self._has_replicas and self._device == "cpu"
-            replicas = (
-                self._threads
-                if is_split and (num_rows > 1 or self.is_shared or self._is_tiny)
-                else 1
-            )
             if replicas not in self._loaded:
                 self._loaded[replicas] = self._load(replicas)
             return self._loaded[replicas]
@@ -270,14 +282,13 @@ class CTranslate2Engine:
 
         files = self._convert() if self._files is None else self._files
         self._files = None
-        has_single_threads = replicas > 1 or self._has_single_threads
 
         def load() -> "Translator":
             translator = ctranslate2.Translator(
                 "model",
                 self._device,
                 inter_threads=replicas,
-                intra_threads=1 if has_single_threads else self._threads,
+                intra_threads=self._threads // replicas,
                 files=files,
             )
             if self._device == "cuda":  # it opens the libraries of the GPU at the first batch

@@ -119,6 +119,31 @@ def test_settings_of_the_user_stay():
     assert not settings.tokenizer.shared
 
 
+def test_quality_scales_the_steps_but_not_those_of_the_user():
+    def choose(*words):
+        return choose_settings(read_settings(None, words), measure(*WORDS, times=50)).settings
+
+    steps = {
+        name: choose("--quality", name).training.max_steps for name in ("quick", "normal", "best")
+    }
+    assert steps["quick"] * 8 == steps["normal"] == steps["best"] / 4
+    assert choose("--quality", "best", "--training.max_steps", "60").training.max_steps == 60
+
+
+def test_a_run_has_twenty_validations_so_that_patience_does_not_cut_its_first_half():
+    for words in ([], ["--training.max_steps", "60"]):
+        training = choose_settings(read_settings(None, words), measure(*WORDS)).settings.training
+        assert training.max_steps / training.valid_every == 20
+        assert training.patience * training.valid_every >= training.max_steps / 2
+
+
+def test_short_sequences_of_letters_have_a_wide_model_with_rotary_positions():
+    letters = choose_settings(Settings(), measure(*WORDS, times=50)).settings.model
+    text = choose_settings(Settings(), measure(*SENTENCES)).settings.model
+    assert (letters.positions, letters.d_model, letters.num_decoder_layers) == ("rotary", 256, 4)
+    assert (text.positions, text.d_model, text.num_decoder_layers) == ("sinusoidal", 128, 2)
+
+
 def test_a_vocabulary_shared_by_the_user_makes_both_sides_equal():
     words = ["--tokenizer.shared", "true", "--tokenizer.target.unicode_form", "nfd"]
     tokenizer = choose_settings(

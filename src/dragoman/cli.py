@@ -508,7 +508,7 @@ def _serve(arguments: Namespace, words: Sequence[str]) -> None:
 # ------------------------------------------------------------------ all commands
 
 _FOR_TRAINING = (
-    "preset", "data.source", "data.target", "data.features", "tokenizer.source.kind",
+    "preset", "quality", "data.source", "data.target", "data.features", "tokenizer.source.kind",
     "tokenizer.source.vocab_size", "tokenizer.target.kind", "tokenizer.target.vocab_size",
     "model.d_model", "model.num_encoder_layers", "model.num_decoder_layers", "model.dropout",
     "optimization.learning_rate", "optimization.warmup_steps", "training.max_steps",
@@ -535,7 +535,7 @@ COMMANDS = {
             "dragoman fit --out g2p --resume",
         ),
         sections=(
-            "preset", "data.", "tokenizer.", "model.", "optimization.", "training.", "decoding.",
+            "preset", "quality", "data.", "tokenizer.", "model.", "optimization.", "training.", "decoding.",
             "evaluation.",
         ),
         common=_FOR_TRAINING,

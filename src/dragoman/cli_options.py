@@ -21,7 +21,7 @@ ENGINES = ("auto", "torch", "ctranslate2")
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "float16", "bfloat16")
 _RENAMED = {"--force-target": "--score", "--rest": "--low-confidence-output"}
 _TOP_LEVEL = (
-    "preset", "data", "tokenizer", "model", "optimization", "training", "decoding", "evaluation",
+    "preset", "quality", "data", "tokenizer", "model", "optimization", "training", "decoding", "evaluation",
 )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def _check_used(settings: Sequence[str], name: str, command: Command) -> None:
     for word in settings:
         setting, _, _ = word.removeprefix("--").partition("=")
         section, dot, _ = setting.partition(".")
-        is_group = section in _TOP_LEVEL and not dot and section != "preset"
+        is_group = section in _TOP_LEVEL and not dot and section not in ("preset", "quality")
         if not word.startswith("--") or section not in _TOP_LEVEL or is_group:
             continue  # a value; or an error that `read_settings` reports
         if not command.takes(setting):

@@ -1,5 +1,6 @@
 """Values for all settings that the user leaves open, chosen from statistics of the pairs."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +24,12 @@ _SIZES: dict[str, dict[str, Any]] = {
         "optimization.warmup_steps": 200,
         "training.batch_tokens": 1024,
         "training.max_steps": 3000,
-        "training.valid_every": 100,
     },
     "small": {
         "model.dropout": 0.3,
         "optimization.warmup_steps": 500,
         "training.batch_tokens": 2048,
         "training.max_steps": 8000,
-        "training.valid_every": 250,
     },
     "medium": {
         "training.batch_tokens": 2048,
@@ -45,17 +44,28 @@ _SIZES: dict[str, dict[str, Any]] = {
         "optimization.warmup_steps": 4000,
         "training.batch_tokens": 8192,
         "training.max_steps": 100_000,
-        "training.valid_every": 1000,
     },
 }
 
 
-# Short sequences of letters need less width, and a narrow model allows a higher learning rate.
-_SHORT: dict[str, Any] = {
-    "model.d_model": 128,
-    "model.dim_feedforward": 512,
-    "optimization.learning_rate": 2e-3,
+# Short sequences of letters or symbols: a wide and deep model, however few the pairs, and rotary
+# positions. Measured in recipes/presets.md.
+_LETTERS: dict[str, Any] = {
+    "model.d_model": 256,
+    "model.dim_feedforward": 1024,
+    "model.num_encoder_layers": 4,
+    "model.num_decoder_layers": 4,
+    "model.positions": "rotary",
+    "optimization.learning_rate": 1e-3,
+    "optimization.warmup_steps": 500,
 }
+_LETTERS_BY_SIZE: dict[str, dict[str, Any]] = {
+    "tiny": {"training.max_steps": 4000},
+    "small": {"training.batch_tokens": 1024, "training.max_steps": 6000},
+    "medium": {"training.max_steps": 7000},
+}
+_QUALITIES = {"quick": 0.125, "normal": 1.0, "best": 4.0}  # of the steps
+_VALIDATIONS = 20  # in a run: so that patience never ends it before its second half
 _SHORT_CHARACTERS = 40.0  # mean length of the longer side
 _SHORT_SYMBOLS = 4.5  # mean number of words; longer is running text
 _MOST_CHARACTERS = 5000  # maximum size of a vocabulary of characters
@@ -121,9 +131,11 @@ def choose_settings(
     is_short = longest < _SHORT_CHARACTERS and (
         {tokenizer.source.kind, tokenizer.target.kind} <= {"characters", "symbols"}
     )
-    if size in ("small", "medium") and is_short:
-        chosen.update(_SHORT)
-        reasons["model.d_model"] = "a narrow model: short sequences of letters or symbols"
+    if size in _LETTERS_BY_SIZE and is_short:
+        chosen.update(_LETTERS | _LETTERS_BY_SIZE[size])
+        reasons["model.positions"] = (
+            "4 + 4 layers, rotary positions: short sequences of letters or symbols"
+        )
     characters = statistics.target.characters
     num_common = len(characters & statistics.source.characters)
     if tokenizer.source == tokenizer.target and num_common >= 0.7 * len(characters):
@@ -136,7 +148,10 @@ def choose_settings(
     chosen["training.monitor"] = monitor
     reasons["training.monitor"] = f"best by {monitor}: {why_monitor}"
     chosen["model.tie_embeddings"] = merged.tokenizer.shared
-    chosen["optimization.warmup_steps"] = limit_warmup(merged, merged.training.max_steps)
+    chosen["training.max_steps"] = int(chosen["training.max_steps"] * _QUALITIES[settings.quality])
+    max_steps = merge_settings(settings, chosen).training.max_steps
+    chosen["training.valid_every"] = math.ceil(max_steps / _VALIDATIONS)
+    chosen["optimization.warmup_steps"] = limit_warmup(merged, max_steps)
     return Choice(
         settings=merge_settings(settings, chosen),
         reasons=tuple(why for name, why in reasons.items() if name not in by_hand),

@@ -87,6 +87,16 @@ def test_running_text_is_split_into_subwords():
     assert tokenizer.source.kind == tokenizer.target.kind == "bpe"
 
 
+def test_hangul_is_decomposed_but_few_accented_letters_are_not():
+    hangul = [(chr(0xAC00 + 37 * n), f"c{n % 7}") for n in range(300)]
+    choice = choose_settings(Settings(), measure(*hangul))
+    assert choice.settings.tokenizer.source.unicode_form == "nfd"
+    assert choice.settings.tokenizer.target.unicode_form == "none"
+    assert any("Hangul as jamo" in reason for reason in choice.reasons)
+    accented = choose_settings(Settings(), measure(("été", "e t e"), ("où", "u"), times=50))
+    assert accented.settings.tokenizer.source.unicode_form == "none"
+
+
 def test_letters_of_two_scripts_are_not_shared():
     rows = [("привет", "hello"), ("мир", "world")]
     assert not choose_settings(Settings(), measure(*rows, times=50)).settings.tokenizer.shared

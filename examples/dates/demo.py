@@ -21,7 +21,14 @@ EXAMPLES = (
 
 SETTINGS = {
     "preset": "tiny",
-    "model": {"dropout": 0.0},
+    "model": {
+        "d_model": 128,
+        "dim_feedforward": 512,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "positions": "sinusoidal",
+        "dropout": 0.0,
+    },
     "optimization": {"learning_rate": 2e-3, "warmup_steps": 100, "label_smoothing": 0.0},
     "training": {"batch_tokens": 2048, "max_steps": 1200, "valid_every": 200, "valid_rows": 300},
 }

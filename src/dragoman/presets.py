@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +125,13 @@ def choose_settings(
         chosen[f"tokenizer.{side}.kind"] = kind
         chosen[f"tokenizer.{side}.vocab_size"] = vocab_size
         reasons[f"tokenizer.{side}.kind"] = f"{side} tokens {kind}: {why}"
+        num_decomposed = len(set(normalize("NFD", "".join(found.characters))))
+        if kind == "characters" and len(found.characters) >= max(150, 2 * num_decomposed):
+            chosen[f"tokenizer.{side}.unicode_form"] = "nfd"
+            reasons[f"tokenizer.{side}.unicode_form"] = (
+                f"{side} in the Unicode form NFD: {num_decomposed} different characters (Hangul as "
+                f"jamo) instead of {len(found.characters):,}"
+            )
     if settings.tokenizer.shared:
         chosen.update(_follow_shared(settings, chosen))
     tokenizer = merge_settings(settings, chosen).tokenizer

@@ -17,7 +17,6 @@ from dragoman.inspection.character_checks import (
     find_mixed_forms,
     find_mojibake,
     find_replacements,
-    find_smaller_vocabulary,
     find_spaces,
     find_unseen_characters,
 )
@@ -215,7 +214,6 @@ def inspect_pairs(
         findings += find_hidden_characters(files)
         findings += find_spaces(files)
         findings += find_mixed_forms(files)
-        findings += find_smaller_vocabulary(files, settings.tokenizer)
         findings += find_duplicates(files)
         findings += find_several_targets(files)
         findings += find_dominant_target(files["train"])

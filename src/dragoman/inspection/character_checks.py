@@ -24,7 +24,6 @@ from dragoman.tokenizers.tokenizer import KINDS
 
 _SAMPLED_ROWS = 100_000
 _SIDES = ("source", "target")
-_MANY_CHARACTERS = 150
 # All of the category Zs but the plain one, and the ideographic one, which is usual in its scripts;
 # in place before French punctuation, and beside numbers; after Â and Ã it is mojibake.
 _UNUSUAL_SPACE = re.compile(r"(?<![«\dÂÃ])[\u00a0\u1680\u2000-\u200a\u202f\u205f](?![!?;:»%€\d])")
@@ -209,28 +208,6 @@ def find_spaces(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
 
 def _has_outer_spaces(text: str) -> bool:
     return text[:1].isspace() or text[-1:].isspace()
-
-
-def find_smaller_vocabulary(
-    files: Mapping[str, SplitRows], tokenizer: TokenizerSettings
-) -> Iterator[Finding]:
-    """Find a side whose characters would be far fewer in the form NFD, such as Hangul as jamo."""
-    for side, settings in (("source", tokenizer.source), ("target", tokenizer.target)):
-        if settings.kind != "characters" or settings.unicode_form == "nfd":
-            continue
-        characters = set[str]().union(*files["train"].side(side))
-        decomposed = set(unicodedata.normalize("NFD", "".join(characters)))
-        if len(characters) >= _MANY_CHARACTERS and len(characters) >= 2 * len(decomposed):
-            yield Finding(
-                kind="large_vocabulary",
-                title=f"{len(characters):,} different {side} characters",
-                severity="note",
-                count=len(files["train"]),
-                message=f"the {side} has {len(characters):,} different characters; in the Unicode form "
-                f"NFD they are {len(decomposed):,} (letters and accents apart, Hangul as jamo)",
-                remedy=f"try tokenizer.{side}.unicode_form=nfd: each symbol is seen more often",
-                examples=(),
-            )
 
 
 def find_mixed_forms(files: Mapping[str, SplitRows]) -> Iterator[Finding]:

@@ -61,8 +61,8 @@ _LETTERS: dict[str, Any] = {
     "optimization.warmup_steps": 500,
 }
 _LETTERS_BY_SIZE: dict[str, dict[str, Any]] = {
-    "tiny": {"training.max_steps": 4000},
-    "small": {"training.batch_tokens": 1024, "training.max_steps": 6000},
+    "tiny": {"training.max_steps": 3000},
+    "small": {"training.batch_tokens": 1024, "training.max_steps": 4000},
     "medium": {"training.max_steps": 7000},
 }
 _QUALITIES = {"quick": 0.125, "normal": 1.0, "best": 4.0}  # of the steps

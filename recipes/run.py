@@ -1,0 +1,192 @@
+"""Train a recipe's data sets with each seed, score them, and write the rows of its table.
+
+    python recipes/run.py g2p_cmudict --data DATA --seeds 3
+
+Each run is one `dragoman fit`, resumed if it was interrupted. Scores come from its metrics.json, and
+go into results.json of the recipe and the tables of its README: no number is typed by hand.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "benchmarks"))
+
+from machine import describe_machine  # noqa: E402
+
+_TABLE = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What recipe.yaml says."""
+
+    name: str
+    title: str
+    score: str  # a name in metrics.json, such as word_error_rate
+    sets: dict[str, str]  # by name, a folder below --data with train, valid and test
+    published: dict[str, dict[str, float]]  # by system, then by set
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by set: not the defaults
+
+    @classmethod
+    def read(cls, name: str) -> "Recipe":
+        """Read the recipe in the folder `name`."""
+        content = yaml.safe_load((HERE / name / "recipe.yaml").read_text(encoding="utf-8"))
+        return cls(name=name, **content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One trained model, on the test pairs."""
+
+    set: str
+    seed: int
+    valid: float  # on the validation pairs, for choices
+    value: float
+    low: float | None  # of the interval over rows
+    high: float | None
+    rows: int
+    steps: int
+    minutes: float
+    peak_memory_mib: float
+    parameters: int
+    date: str
+    commit: str
+    processor: str
+
+
+def main() -> None:
+    """Run the recipes that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = sorted(path.parent.name for path in HERE.glob("*/recipe.yaml"))
+    parser.add_argument("recipe", choices=names)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
+    parser.add_argument("--sets", nargs="+", help="only these sets of the recipe")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1")
+    parser.add_argument("--out", type=Path, default=Path("recipes-out"), help="where models go")
+    arguments = parser.parse_args()
+    recipe = Recipe.read(arguments.recipe)
+    for seed in range(1, arguments.seeds + 1):
+        for name, folder in recipe.sets.items():
+            if arguments.sets is None or name in arguments.sets:
+                out = arguments.out / recipe.name / f"{name}-{seed}"
+                keep(recipe, train(recipe, name, arguments.data / folder, seed, out))
+
+
+def train(recipe: Recipe, name: str, data: Path, seed: int, out: Path) -> Result:
+    """Train one model, and return its score on the test pairs."""
+    train, valid, test = (
+        str(next(data.glob(f"{part}.tsv*"))) for part in ("train", "valid", "test")
+    )
+    settings = {**recipe.settings.get(name, {}), "training.seed": seed}
+    options = [f"--{key}={value}" for key, value in settings.items()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = ["fit", train, "--valid", valid, "--test", test, "--out", str(out), *options]
+    subprocess.run([sys.executable, "-m", "dragoman", *command, "--resume", "auto"], check=True)
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    low, high = metrics["test"]["intervals"][recipe.score] or (None, None)
+    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return Result(
+        set=name,
+        seed=seed,
+        valid=metrics["valid"][recipe.score],
+        value=metrics["test"][recipe.score],
+        low=low,
+        high=high,
+        rows=metrics["test"]["rows"],
+        steps=metrics["num_steps"],
+        minutes=metrics["minutes"],
+        peak_memory_mib=metrics["peak_memory_mib"],
+        parameters=metrics["num_parameters"],
+        date=date.today().isoformat(),
+        commit=subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip(),
+        processor=describe_machine([])["processor"],
+    )
+
+
+def keep(recipe: Recipe, result: Result) -> None:
+    """Add `result` to results.json, in the place of an older one, and rewrite the tables."""
+    path = HERE / recipe.name / "results.json"
+    found = read_results(recipe)
+    found[result.set, result.seed] = result
+    results = [asdict(found[key]) for key in sorted(found)]
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    replace_table(HERE / recipe.name / "README.md", tabulate(recipe))
+    recipes = [Recipe.read(path.parent.name) for path in sorted(HERE.glob("*/results.json"))]
+    replace_table(
+        HERE / "README.md", "\n\n".join(f"**{r.title}**\n\n{tabulate(r)}" for r in recipes)
+    )
+
+
+def read_results(recipe: Recipe) -> dict[tuple[str, int], Result]:
+    """Return the results of the recipe by set and seed."""
+    path = HERE / recipe.name / "results.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return {(one["set"], one["seed"]): Result(**one) for one in stored}
+
+
+def tabulate(recipe: Recipe) -> str:
+    """Return the table of a recipe: each set beside what is published, then their mean."""
+    by_set: dict[str, list[Result]] = {}
+    for result in read_results(recipe).values():
+        by_set.setdefault(result.set, []).append(result)
+    systems = list(recipe.published)
+    lines = [
+        [
+            "set",
+            f"{recipe.score} here",
+            "interval of a run",
+            "seeds",
+            "steps",
+            "minutes",
+            "MiB",
+            *systems,
+        ]
+    ]
+    for name, results in by_set.items():
+        values = [result.value for result in results]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        first = results[0]
+        interval = "" if first.low is None else f"{first.low:.2f} to {first.high:.2f}"
+        lines.append(
+            [
+                name,
+                f"**{statistics.mean(values):.2f}**{spread}",
+                interval,
+                str(len(values)),
+                f"{first.steps:,}",
+                f"{statistics.mean(result.minutes for result in results):.1f}",
+                f"{max(result.peak_memory_mib for result in results):,.0f}",
+                *(str(recipe.published[system].get(name, "")) for system in systems),
+            ]
+        )
+    if len(by_set) > 1:
+        mean = statistics.mean(statistics.mean(r.value for r in one) for one in by_set.values())
+        lines.append(["mean", f"**{mean:.2f}**", "", "", "", "", ""])
+        lines[-1] += [str(recipe.published[system].get("mean", "")) for system in systems]
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    last = max(read_results(recipe).values(), key=lambda result: result.date)
+    rows.insert(1, "|" + "-|" * len(lines[0]))
+    return "\n".join([*rows, "", f"{last.date}, commit {last.commit}, {last.processor}"])
+
+
+def replace_table(path: Path, table: str) -> None:
+    """Write `table` between the marks in the file."""
+    text = path.read_text(encoding="utf-8")
+    path.write_text(
+        _TABLE.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -49,8 +49,8 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-# Short sequences of letters or symbols: a wide and deep model, however few the pairs, and rotary
-# positions. Measured in recipes/presets.md.
+# Short sequences of letters or symbols: a wide and deep model, however few the pairs, rotary
+# positions, and as many steps as passes over the pairs need. Measured in recipes/presets.md.
 _LETTERS: dict[str, Any] = {
     "model.d_model": 256,
     "model.dim_feedforward": 1024,
@@ -60,14 +60,12 @@ _LETTERS: dict[str, Any] = {
     "optimization.learning_rate": 1e-3,
     "optimization.warmup_steps": 500,
 }
-_LETTERS_BY_SIZE: dict[str, dict[str, Any]] = {
-    "tiny": {"training.max_steps": 3000},
-    "small": {"training.batch_tokens": 1024, "training.max_steps": 4000},
-    "medium": {"training.max_steps": 7000},
-}
+_MOST_LETTERS = 40.0  # mean number on the longer side
+_LETTERS_BATCH = {"tiny": 1024, "small": 1024, "medium": 2048}  # tokens
+_LETTERS_EPOCHS = 120
+_LETTERS_TOKENS = (3_000_000, 14_000_000)  # of a run, at least and at most
 _QUALITIES = {"quick": 0.125, "normal": 1.0, "best": 4.0}  # of the steps
 _VALIDATIONS = 20  # in a run: so that patience never ends it before its second half
-_SHORT_CHARACTERS = 40.0  # mean length of the longer side
 _SHORT_SYMBOLS = 4.5  # mean number of words; longer is running text
 _MOST_CHARACTERS = 5000  # maximum size of a vocabulary of characters
 _MOST_SYMBOLS = 500  # maximum size of a vocabulary of symbols
@@ -135,12 +133,16 @@ def choose_settings(
     if settings.tokenizer.shared:
         chosen.update(_follow_shared(settings, chosen))
     tokenizer = merge_settings(settings, chosen).tokenizer
-    longest = max(statistics.source.mean_characters, statistics.target.mean_characters)
-    is_short = longest < _SHORT_CHARACTERS and (
-        {tokenizer.source.kind, tokenizer.target.kind} <= {"characters", "symbols"}
+    length = max(
+        _measure_length(statistics.source, tokenizer.source.kind),
+        _measure_length(statistics.target, tokenizer.target.kind),
     )
-    if size in _LETTERS_BY_SIZE and is_short:
-        chosen.update(_LETTERS | _LETTERS_BY_SIZE[size])
+    if size in _LETTERS_BATCH and length < _MOST_LETTERS:
+        batch = _LETTERS_BATCH[size]
+        least, most = _LETTERS_TOKENS
+        num_tokens = min(max(least, _LETTERS_EPOCHS * num_pairs * int(length)), most)
+        chosen.update(_LETTERS)
+        chosen["training.batch_tokens"], chosen["training.max_steps"] = batch, num_tokens // batch
         reasons["model.positions"] = (
             "4 + 4 layers, rotary positions: short sequences of letters or symbols"
         )
@@ -205,6 +207,13 @@ def _choose_kind(side: SideStatistics) -> tuple[TokenizerKind, str]:
             f"words or short phrases, {side.mean_characters:.0f} characters on average",
         )
     return "bpe", f"running text, {side.mean_characters:.0f} characters on average"
+
+
+def _measure_length(side: SideStatistics, kind: TokenizerKind) -> float:
+    """Return the mean number of tokens with an end; of running text infinity."""
+    return {"characters": side.mean_characters, "symbols": side.mean_symbols}.get(
+        kind, math.inf
+    ) + 1
 
 
 def _is_short_text(side: SideStatistics) -> bool:

@@ -350,7 +350,7 @@ class Settings(Section):
     preset: Literal["auto", "tiny", "small", "medium", "large"] = "auto"
     """Defaults for all settings that are not set; auto: by the number and length of the pairs."""
     quality: Literal["quick", "normal", "best"] = "normal"
-    """Steps of the preset: an eighth, all, or four times as many (for letters, about 2, 15 and 60 minutes on two cores)."""
+    """Steps of the preset: quick an eighth, best four times as many as normal."""
     data: DataSettings = DataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()

@@ -12,16 +12,13 @@ import dragoman
 from dragoman.decoding.search import search
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.pytorch_export import PytorchModel, write_pytorch
-from dragoman.errors import ModelFolderError
 from dragoman.settings import DecodingSettings
 from exported import OPTIONS, draw_sources, make_model, name_option
 
 BANNED = ("dragoman", "lightning", "ctranslate2", "tokenizers", "torchmetrics")
 
 
-@pytest.mark.parametrize(
-    "option", [one for one in OPTIONS if one["positions"] != "rotary"], ids=name_option
-)
+@pytest.mark.parametrize("option", OPTIONS, ids=name_option)
 def test_the_script_gives_our_outputs_and_scores(option, tmp_path):
     model, _, network = make_model(**option)
     write_pytorch(network, model, tmp_path)
@@ -60,10 +57,3 @@ def test_an_exported_model_decodes_where_nothing_of_ours_is_installed(trained, t
     assert end == 2
     modes = {path.stat().st_mode & 0o777 for path in (folder / "pytorch").iterdir()}
     assert len(modes) == 1
-
-
-def test_rotary_positions_are_refused_with_the_reason(tmp_path):
-    model, _, network = make_model(positions="rotary")
-    with pytest.raises(ModelFolderError, match=r"model\.positions is rotary"):
-        write_pytorch(network, model, tmp_path)
-    assert not list(tmp_path.iterdir())

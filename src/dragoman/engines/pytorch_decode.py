@@ -6,25 +6,58 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 folder = Path(__file__).parent
 config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
 begin, end = config["bos_id"], config["eos_id"]
 weights = load_file(folder / "embeddings.safetensors")
+
+
+def compute_angles(length: int, width: int) -> torch.Tensor:
+    """Return the angles of the sinusoidal and rotary positions: (L, D / 2)."""
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    return torch.arange(length)[:, None] * rates
+
+
+class RotaryAttention(torch.nn.MultiheadAttention):
+    """Self-attention whose queries and keys are rotated by their positions; the same parameters."""
+
+    def forward(  # type: ignore[override]
+        self, states: torch.Tensor, *_: object, attn_mask: torch.Tensor | None = None, **__: object
+    ) -> tuple[torch.Tensor, None]:
+        """Return the attention of `states` (1, L, D) to themselves."""
+        qkv = F.linear(states, self.in_proj_weight, self.in_proj_bias)
+        by_head = qkv.view(1, len(states[0]), 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        angles = compute_angles(states.shape[1], by_head.shape[-1])
+        first, second = by_head[:2].chunk(2, dim=-1)
+        sine, cosine = angles.sin(), angles.cos()
+        rotated = first * cosine - second * sine, second * cosine + first * sine
+        queries, keys = torch.cat(rotated, dim=-1)
+        mixed = F.scaled_dot_product_attention(queries, keys, by_head[2], attn_mask)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
 transformer = torch.nn.Transformer(**config["transformer"], batch_first=True).eval()
+if config["positions"] == "rotary":
+    for layer in (*transformer.encoder.layers, *transformer.decoder.layers):
+        width, heads = config["transformer"]["d_model"], config["transformer"]["nhead"]
+        layer.self_attn = RotaryAttention(width, heads)
+        layer.self_attn._qkv_same_embed_dim = False  # the stock layer then calls `forward`
 transformer.load_state_dict(load_file(folder / "transformer.safetensors"))
 
 
 def embed(ids: list[int], side: str) -> torch.Tensor:
-    """Return the scaled embeddings of `ids` with their positions: (1, L, D)."""
-    states = weights[f"{side}_embedding"][ids]
-    width = states.shape[1]
-    if (positions := weights.get(f"{side}_positions")) is None:  # sinusoidal, without an end
-        rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-        angles = torch.arange(len(ids))[:, None] * rates
-        positions = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
-    return (states * math.sqrt(width) + positions[: len(ids), :width])[None]
+    """Return the scaled embeddings of `ids`, with positions unless they are rotary: (1, L, D)."""
+    width = config["transformer"]["d_model"]
+    states = weights[f"{side}_embedding"][ids] * math.sqrt(width)
+    if config["positions"] == "learned":
+        states = states + weights[f"{side}_positions"][: len(ids)]
+    if config["positions"] == "sinusoidal":
+        angles = compute_angles(len(ids), width)
+        states = states + torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :width]
+    return states[None]
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from dragoman.decoding.hypothesis import Hypothesis, limit_lengths
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.engine import Quantization
-from dragoman.errors import ModelFolderError
 from dragoman.model.transformer import LearnedPositions, Transformer
 from dragoman.settings import ModelSettings
 from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID
@@ -21,15 +20,7 @@ _SCRIPT = "decode.py"
 
 
 def write_pytorch(network: Transformer, model: ModelSettings, folder: Path) -> None:
-    """Write the weights of `network`, its sizes and the script into `folder`.
-
-    Raises:
-        ModelFolderError: Its positions are rotary.
-    """
-    if network.rotation is not None:
-        raise ModelFolderError(
-            "model.positions is rotary, which nn.Transformer does not have: use --to onnx, or html"
-        )
+    """Write the weights of `network`, its sizes and the script into `folder`."""
     sizes = ("source", network.source_vocab_size), ("target", network.target_vocab_size)
     tensors = {}
     for side, size in sizes:  # without the rows that round the matrices up
@@ -58,6 +49,7 @@ def write_pytorch(network: Transformer, model: ModelSettings, folder: Path) -> N
             "activation": model.activation,
             "norm_first": model.norm_first,
         },
+        "positions": model.positions,
         "bos_id": network.bos_id,
         "eos_id": network.eos_id,
         "never_emitted": list(network.never_emitted),

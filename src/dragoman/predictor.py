@@ -19,8 +19,9 @@ from dragoman.evaluation.confidence import FieldValue, find_confidence, score_fi
 from dragoman.grounding import Span, find_spans, leave_out_ungrounded
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.folder import ModelFolder, StoredWeights
-from dragoman.reading.pairs import InvalidRow, Source, take_features
-from dragoman.reading.row_errors import EMPTY_SIDE, find_side_error, find_value_error
+from dragoman.reading.jsonl import read_record
+from dragoman.reading.pairs import InvalidRow, Source, take_features, write_target
+from dragoman.reading.row_errors import EMPTY_SIDE, RowError, find_side_error, find_value_error
 from dragoman.records import SETTINGS, Field, Format, list_fields
 from dragoman.settings import Settings
 from dragoman.terminal import html_table
@@ -91,6 +92,16 @@ class Prediction:
         """Return the text, followed by `truncation_mark` if it was truncated."""
         return self.text if self.is_complete else self.text + truncation_mark
 
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """The JSON object that the text is, for a model of such records; None: it is none."""
+        return read_record(self.text) if self.record_format == "json" else None
+
+    @property
+    def is_malformed(self) -> bool:
+        """Whether the text is to be a JSON object, and the model emitted none."""
+        return self.record_format == "json" and read_record(self.emitted) is None
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values, such as a row of a pandas DataFrame."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -127,7 +138,8 @@ class Predictor:
         self.engine = engine
         self.tokenizer = tokenizer
         self.settings = settings
-        self.config = resolve_search(settings.decoding, tokenizer) if config is None else config
+        names = settings.data.record_fields
+        self.config = config or resolve_search(settings.decoding, tokenizer, names)
         self.calibrations = tuple(calibrations)
         self.model_folders = tuple(model_folders)
         self.record_format = SETTINGS.get(settings.decoding.records)
@@ -181,7 +193,7 @@ class Predictor:
                     "training.seed"
                 )
         merged = merge_for_use(as_settings(settings, is_whole=False), first.settings)
-        config = resolve_search(merged.decoding, first.tokenizer)
+        config = resolve_search(merged.decoding, first.tokenizer, merged.data.record_fields)
         made = load_engine(model_folders, config, engine, device, threads, quantization)
         found = [
             model_folder.calibration
@@ -436,6 +448,12 @@ class Predictor:
         """
         texts, data = _list_texts("sources", sources), self.settings.data
         starts = [""] * len(texts) if given is None else _list_texts(name, given, len(texts))
+        if name == "targets" and data.records == "json":
+            for i, target in enumerate(starts):
+                written = write_target("", i, target, data)
+                if isinstance(written, RowError):
+                    raise DragomanError(f"targets[{i}]: {written.detail}")
+                starts[i] = written
         for i, (text, ids) in enumerate(zip(starts, self._encode_targets(starts), strict=True)):
             if unknown := self._name_unknown(text, ids):
                 raise DragomanError(f"{name}[{i}]: {unknown}")

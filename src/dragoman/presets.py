@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman.configuration import list_set_values, merge_settings
+from dragoman.errors import shorten
 from dragoman.reading.statistics import PairStatistics, SideStatistics
+from dragoman.records import SETTINGS
 from dragoman.settings import Monitor, Settings, TokenizerKind
 from dragoman.tokenizers.tokenizer import KINDS
 
@@ -90,8 +92,14 @@ def choose_settings(
     source, with its tabs.
     """
     by_hand = dict(list_set_values(settings))
-    for name in ("preset", "training.monitor"):  # chosen here
-        if by_hand.get(name) == "auto":
+    for name in (
+        "preset",
+        "training.monitor",
+        "data.records",
+        "data.record_fields",
+        "decoding.records",
+    ):
+        if by_hand.get(name) in ("auto", ()):
             del by_hand[name]
     settings = merge_settings(Settings(), by_hand)
     num_pairs = statistics.num_pairs
@@ -108,6 +116,20 @@ def choose_settings(
         reasons["data.features_separator"] = (
             f"features are split at {statistics.features_separator!r}: each part is one symbol"
         )
+    form, fields = statistics.record_form, statistics.record_fields
+    if settings.data.records == "json" or (settings.data.records == "auto" and form == "json"):
+        form = "json"
+        chosen["data.records"], chosen["data.record_fields"] = form, fields
+        reasons["data.record_fields"] = (
+            f"targets are JSON objects, with the fields in one order: {shorten(', '.join(fields), 200)}"
+        )
+    elif form is not None:
+        reasons["data.records"] = (
+            f"targets are records, kept as they are written: {shorten(', '.join(fields), 200)}"
+        )
+    chosen["decoding.records"] = next(
+        (name for name, one in SETTINGS.items() if one == form), "none"
+    )
     if is_parallel:
         chosen["data.format"] = "parallel"
     chosen["data.valid_fraction"] = _choose_valid_fraction(num_pairs)
@@ -116,7 +138,8 @@ def choose_settings(
     vocab_size = next(vocab_size for least, vocab_size in sizes if num_pairs >= least)
     for side, found in (("source", statistics.source), ("target", statistics.target)):
         kind, why = _choose_kind(found)
-        if statistics.has_copied_records:
+        task = settings.evaluation.task
+        if task == "records" or (task == "auto" and statistics.has_copied_records):
             kind, why = "characters", "targets are records with values copied from their sources"
             if settings.model.positions == "sinusoidal":  # as many tokens as characters, and ends
                 chosen["data.max_tokens"] = settings.data.max_characters + 100

@@ -14,7 +14,7 @@ from dragoman.predictor import Predictor
 
 SOURCES = [f"👩‍💻 {name} in {city}, {total}.00" for name in ("Zoë", "Ada") for city in ("Bonn", "Graz") for total in range(9)]  # fmt: skip
 # A model that has learned nothing; the only output that is allowed is the same for each source.
-RECORD = '{"name": "Zoë", "city": "Graz", "total": 5.0}'
+RECORD = '{"name":"Zoë","city":"Graz","total":5.0}'
 SOURCE = "👩‍💻 Zoe\u0308 in Bonn, 5.00"
 SPANS = [
     {"field": "name", "value": "Zoë", "start": 4, "end": 8, "kind": "exact"},
@@ -58,8 +58,8 @@ def test_each_value_of_a_prediction_has_its_place_in_the_source(folder):
     ("required", "text", "count"),
     [
         ("none", RECORD, 0),
-        ("near", '{"name": "Zoë", "total": 5.0}', 1),
-        ("exact", '{"name": "Zoë"}', 2),
+        ("near", '{"name":"Zoë","total":5.0}', 1),
+        ("exact", '{"name":"Zoë"}', 2),
     ],
 )
 def test_values_that_do_not_stand_in_the_source_are_left_out(folder, required, text, count):

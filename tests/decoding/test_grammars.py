@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import EOS
+from dragoman.decoding.search_config import resolve_search
 from dragoman.errors import SettingsError
-from dragoman.settings import SideSettings
+from dragoman.settings import DecodingSettings, SideSettings
 from dragoman.tokenizers.tokenizer import PairTokenizer, Tokenizer
 from vocabularies import (
     KINDS,
@@ -341,3 +342,16 @@ def test_without_llguidance_the_message_says_how_to_install_it(monkeypatch):
             SettingsError, match=r'needs llguidance.*pip install "dragoman\[guided\]"'
         ):
             constrain(make_tokenizer("characters"), **values)
+
+
+def test_the_keys_of_a_schema_come_in_the_order_of_the_records(tmp_path):
+    inner = {"properties": {"age": {"type": "integer"}, "name": {"type": "string"}}}
+    schema = json.dumps({"properties": {"tags": {"items": inner}, **inner["properties"]}})
+    tokenizer, fields = make_tokenizer("characters"), ("name", "age")
+    mine = '{"name":"ada","age":36,"tags":[{"name":"bob","age":1}]}'
+    other = '{"tags":[{"age":1,"name":"bob"}],"age":36,"name":"ada"}'
+    for value in (schema, write(tmp_path / "schema.json", schema)):
+        ordered = resolve_search(DecodingSettings(json_schema=value), tokenizer, fields).constraint
+        assert accepts(ordered, tokenizer, mine)
+        assert not accepts(ordered, tokenizer, other)
+        assert accepts(constrain(tokenizer, json_schema=value), tokenizer, other)

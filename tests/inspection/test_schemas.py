@@ -145,5 +145,7 @@ def test_the_command_writes_a_new_file_and_says_what_it_refuses(tmp_path, capsys
 def test_targets_that_are_no_objects_are_named(tmp_path):
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("".join(f's{i}\t{{"a": {i}}}\n' for i in range(30)) + "x\ta: 1\n")
-    with pytest.raises(DataError, match=r"pairs.tsv:31: the target is not a JSON object"):
+    with pytest.raises(
+        DataError, match=r"pairs.tsv:31: the target is invalid JSON: Expecting value at"
+    ):
         derive_schema(pairs)

@@ -369,7 +369,7 @@ def test_a_repeated_json_field_is_named(tmp_path):
     path = write(tmp_path, "p.jsonl", '{"source": "a", "source": "b", "target": "c"}')
     assert "field 'source' occurs twice" in fail(path)
     path = write(tmp_path, "p.jsonl", '{"source": "a", "target": "c"}\n{"target": 1, "target": 2}')
-    assert f"{path}:2: invalid JSON: field 'target' occurs twice" in fail(path)
+    assert f"{path}:2: the line is invalid JSON: field 'target' occurs twice" in fail(path)
 
 
 @pytest.mark.parametrize(

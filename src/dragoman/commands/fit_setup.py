@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 
 import lightning
@@ -30,7 +29,6 @@ from dragoman.model_folder.folder import is_model_folder, sweep_model_folder
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.reading.pairs import list_files
 from dragoman.reading.row_errors import name_file
-from dragoman.records import SETTINGS, detect_format
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import hold_lock, sha256
 from dragoman.tokenizers.tokenizer import PairTokenizer, find_side_errors
@@ -61,8 +59,6 @@ from dragoman.training.trainer import make_trainer
 from dragoman.training.validation_metrics import Texts, choose_text_scores, monitor_mode
 
 _IDS = ".ids-"  # in the names of temporary folders
-_RECORD_ROWS = 100_000  # rows whose targets may show that they are records
-_MOST_OTHERS = 0.1  # of them are none, such as broken JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +118,6 @@ def start_run(
         resolved, room = leave_room_for_outputs(
             choice.settings, train.source_lengths, train.target_lengths
         )
-        resolved, found = _find_records(resolved, data)
         resolved = _forget_cache(resolved).model_copy(update={"version": version("dragoman")})
         _check_settings(resolved)
         device_type = find_device(resolved.training)
@@ -138,7 +133,7 @@ def start_run(
             machine=describe_machine(name_device(device_type)),
         )
         run = _assemble(record, data, out, folder, context, None)
-        messages = [*choice.reasons, *data.notes, *room, *filter(None, [found, data.cache_note])]
+        messages = [*choice.reasons, *data.notes, *room, *filter(None, [data.cache_note])]
         if resolved.training.max_minutes:
             run, message = _fill_time(run, record)
             messages.append(message)
@@ -308,19 +303,6 @@ def _forget_cache(settings: Settings) -> Settings:
     """Return the settings without the cache: it belongs to this machine, not to the model folder."""
     data = settings.data.model_copy(update={"cache": DataSettings().cache})
     return settings.model_copy(update={"data": data})
-
-
-def _find_records(settings: Settings, data: RunData) -> tuple[Settings, str]:
-    """Return the settings with the format of the training targets, if they are records; a message."""
-    decoding = settings.decoding
-    if decoding.records != "auto":
-        return settings, ""
-    targets = [pair.target for pair in islice(data.read_split("train"), _RECORD_ROWS)]
-    form = detect_format(targets, most_others=_MOST_OTHERS)
-    name = next((name for name, one in SETTINGS.items() if one == form), "none")
-    decoding = decoding.model_copy(update={"records": name})
-    message = f"outputs are records: decoding.records {name}" if form else ""
-    return settings.model_copy(update={"decoding": decoding}), message
 
 
 def _check_settings(settings: Settings) -> None:

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dragoman.configuration import SettingsLike, as_settings
+from dragoman.configuration import SettingsLike, as_settings, merge_settings
 from dragoman.errors import DataError
 from dragoman.inspection.character_checks import (
     find_hidden_characters,
@@ -48,8 +48,8 @@ from dragoman.inspection.sides import (
 )
 from dragoman.presets import Choice, choose_settings
 from dragoman.reading.in_memory import Pairs, as_files
-from dragoman.reading.pairs import Pair, RowErrors, are_parallel, have_same_symbols, read_pairs
-from dragoman.reading.row_errors import OVER_LONG, name_row
+from dragoman.reading.pairs import Pair, RowErrors, are_parallel, give_same_pairs, read_pairs
+from dragoman.reading.row_errors import NO_RECORD, OVER_LONG, name_row
 from dragoman.reading.statistics import collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings, UnicodeForm
 from dragoman.tokenizers.closed_vocabulary import to_unicode_form
@@ -105,13 +105,18 @@ def derive_schema(
             f"--schema {out}: {'it exists' if Path(out).exists() else 'no name for a schema'}; give "
             "the name of a new file that ends with .json, after PAIRS"
         )
-    chosen = as_settings(settings)
+    chosen = merge_settings(as_settings(settings), {"data.records": "json"}, overrule=True)
     with as_files(pairs) as paths:
         files = paths or chosen.data.train
-        found, choice, _, stride = _read_files(files, chosen)
+        found, choice, row_errors, stride = _read_files(files, chosen)
         form = choice.settings.tokenizer.target.unicode_form
         split_pairs = ((split, _to_forms(pair, "none", form)) for split, pair in found)
-        derived = derive_from_splits(group_rows(split_pairs, files, chosen.data, stride)[1])
+        splits = group_rows(split_pairs, files, chosen.data, stride)[1]
+        for error in row_errors.examples:
+            if error.kind == NO_RECORD:
+                where = name_row(error.file, error.line)
+                raise DataError(f"--schema: {where}: {error.detail}")
+        derived = derive_from_splits(splits)
     if out is not None:
         try:
             Path(out).write_text(
@@ -152,7 +157,7 @@ def _read_files(
     is_parallel = are_parallel((paths, *given), settings.data)
     choice = choose_settings(settings, statistics, is_parallel=is_parallel)
     data = _skip_invalid(choice.settings.data)
-    if not have_same_symbols(data, settings.data):  # without their tags, other rows may be invalid
+    if not give_same_pairs(data, settings.data):  # without their tags, other rows may be invalid
         row_errors, train = RowErrors(), HeldRows()
         for pair in read_pairs(paths, data, row_errors):
             train.add(pair)

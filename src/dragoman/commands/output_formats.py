@@ -127,6 +127,8 @@ class RowWriter:
             content["num_unknown"] = best_first[0].num_unknown
             if best_first[0].record_format and not _shows(row.columns, best_first[0].source):
                 content["source"] = best_first[0].source  # in which the spans are: without its tags
+            if best_first[0].is_malformed:
+                content["error"] = NOT_A_RECORD
             if self.decoding.alignment:
                 content["source_tokens"] = best_first[0].source_tokens
             if self.decoding.num_hypotheses > 1:
@@ -149,6 +151,9 @@ class RowWriter:
         }
         if prediction.record_format:
             content["spans"] = [span._asdict() for span in prediction.spans]
+        if prediction.record_format == "json" and self.layout == "jsonl":
+            # Not in Parquet: a column has one type.
+            content["record"] = prediction.record
         if prediction.log_probs:
             content["tokens"] = prediction.tokens
             content["log_probs"] = [round(value, 6) for value in prediction.log_probs]
@@ -166,7 +171,7 @@ class RowWriter:
             best = best_first[0]
             confidence = round_confidence(best.confidence)
             cells = [best.text, round(best.score, 6), confidence]
-            cells += [str(best.is_complete).lower(), ""]
+            cells += [str(best.is_complete).lower(), NOT_A_RECORD if best.is_malformed else ""]
         return self._fill(row, [*cells, "", ""] if self.lists_values else cells)
 
     def _fill(self, row: Source | InvalidRow, cells: Sequence[object]) -> tuple[str, Sequence[str]]:
@@ -302,6 +307,7 @@ _FIELDS = pa.schema(
     }
 )
 _TABLE_COLUMNS = ("line", "prediction", "score", "confidence", "is_complete", "error")
+NOT_A_RECORD = "the output is not a JSON object"
 _BROKEN_LINE = "with a line break in the output, written as a space (--jsonl keeps it)"
 _BROKEN_CELL = "with a tab or a line break in a cell, written as a space (.csv keeps it)"
 _NO_COLUMN = "with fields that the first row lacks, left out of the table (.jsonl keeps them)"

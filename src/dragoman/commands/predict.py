@@ -66,9 +66,9 @@ class Job:
     Args:
         input: A file of sources; None: standard input.
         output: None: standard output.
-        low_confidence_output: File for the rows with a confidence below `min_confidence`, truncated
-            outputs and invalid rows; of outputs that are records, for the values below it, which are
-            left out of their records. None: all goes to `output`.
+        low_confidence_output: File for the rows with a confidence below `min_confidence`, outputs
+            that are truncated or malformed, and invalid rows; of outputs that are records, for the
+            values below it, which are left out of their records. None: all goes to `output`.
         is_jsonl: Write JSON lines to standard output, and to files whose names say no format.
         scores_targets: The rows are pairs; score their targets.
         prefix: Column with the start of each output; "": none.
@@ -543,7 +543,8 @@ def _predict(
     for row, best_first in model.predict_window(window, scores_targets=job.scores_targets):
         best = next(iter(best_first), None)
         unsure: list[FieldValue] = []
-        if form is not None and best is not None and best.is_complete and best.is_record:
+        is_malformed = best is not None and best.is_malformed
+        if form and best and best.is_complete and best.is_record and not is_malformed:
             is_low = False
             best, unsure = _leave_out_unsure(best, form, job.min_confidence)
             state.num_values += len(best.fields) + len(unsure)
@@ -552,6 +553,7 @@ def _predict(
             is_low = job.low_confidence_output is not None and (
                 best is None
                 or not best.is_complete
+                or is_malformed
                 or round_confidence(best.confidence) < job.min_confidence
             )
         text, losses = writers[int(is_low)].write(row, best_first)
@@ -573,6 +575,8 @@ def _predict(
             kinds.append("without values that do not stand in the source")
         if is_grounded and best is not None and not best.is_record:
             kinds.append("whose output is no record, so that no value of it was checked")
+        elif is_malformed:
+            kinds.append("whose output is not a JSON object")
         unknown = model.find_unknown(row.features) if isinstance(row, Source) else []
         for symbol in unknown:
             is_listed = len(state.row_errors) < _MOST_KINDS

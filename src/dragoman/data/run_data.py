@@ -29,7 +29,7 @@ from dragoman.reading.pairs import (
     RowErrors,
     are_parallel,
     describe_layout,
-    have_same_symbols,
+    give_same_pairs,
     list_files,
     read_pairs,
 )
@@ -138,13 +138,13 @@ class RunData:
         """
         used = settings.model_dump(mode="json", include={"data", "tokenizer"})
         used["data"].pop("cache")
-        has_new_symbols = not have_same_symbols(settings.data, self._settings)
+        has_new_pairs = not give_same_pairs(settings.data, self._settings)
         self._settings = settings.data
         if self._cached and self._cached.settings == used:
             self._adopt(self._cached)
             self.cache_note = f"prepared data: from the cache {self._cache and self._cache.folder}"
             return
-        if self._cached or has_new_symbols:  # without their tags, other rows may be invalid
+        if self._cached or has_new_pairs:  # without their tags, other rows may be invalid
             self._read_files()
         with _without_garbage_collection():
             self.tokenizer = PairTokenizer.train(self.read_split("train"), settings.tokenizer)

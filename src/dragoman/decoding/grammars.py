@@ -9,7 +9,7 @@ whether another symbol may follow.
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -158,12 +158,15 @@ class GrammarState:
         )
 
 
-def constrain_to_grammar(decoding: DecodingSettings, tokenizer: PairTokenizer) -> GrammarState:
+def constrain_to_grammar(
+    decoding: DecodingSettings, tokenizer: PairTokenizer, fields: Sequence[str] = ()
+) -> GrammarState:
     r"""Return the initial state for `decoding.regex`, `json_schema` or `grammar`; one is set.
 
     Syntax and meaning are llguidance's: \d and \w are Unicode's, as in Rust's regex crate; a
     terminal of a grammar is greedy. JSON may have up to 16 blanks, and a line break before them,
-    wherever whitespace is allowed; the keys of an object come in the order of the schema.
+    wherever whitespace is allowed; the keys of an object come in the order of `fields`, those of the
+    model's records, then in that of the schema.
     "x-guidance" in the schema sets other rules for whitespace.
 
     Costs 10 to 65 ms with 8,000 to 26,000 byte pieces, then 13 to 54 us a token of a hypothesis.
@@ -181,7 +184,8 @@ def constrain_to_grammar(decoding: DecodingSettings, tokenizer: PairTokenizer) -
             "use decoding.choices, or train with unicode_form nfc"
         )
     try:
-        grammars = json.dumps({"grammars": _write_grammars(setting, getattr(decoding, setting))})
+        found = _write_grammars(setting, getattr(decoding, setting), fields)
+        grammars = json.dumps({"grammars": found})
     except RecursionError as error:
         raise SettingsError(f"decoding.{setting}: it is nested too deeply: {error}") from error
     pieces = tokenizer.target.token_bytes()
@@ -271,14 +275,15 @@ def _refuse_duplicates(pairs: Sequence[tuple[str, Any]]) -> None:
         raise ValueError("duplicate key")
 
 
-def _write_grammars(setting: str, value: str) -> list[dict[str, Any]]:
+def _write_grammars(setting: str, value: str, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return the value of `setting` as llguidance's grammars, the top one first."""
     match setting:
         case "regex":
             return [{"lark_grammar": _regex_to_lark(value) + _OPTIONS}]
         case "json_schema":
             top = {"lark_grammar": f"start: @schema{_OPTIONS}"}
-            return [top, {"name": "schema", "json_schema": _parse_schema(value)}]
+            ranks = {name: place for place, name in enumerate(fields)}
+            return [top, {"name": "schema", "json_schema": _order(_parse_schema(value), ranks)}]
         case _:
             return [{"lark_grammar": _read(setting, value) + _OPTIONS}]
 
@@ -312,6 +317,17 @@ def _parse_schema(value: str) -> dict[str, Any] | bool:
     if not isinstance(options, dict) or "whitespace_flexible" in options:
         return schema
     return {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE, **options}}
+
+
+def _order(schema: Any, ranks: Mapping[str, int], name: str = "") -> Any:  # noqa: ANN401
+    """Return a schema with the properties of each object in the order of `ranks`, others after them."""
+    if isinstance(schema, list):
+        return [_order(one, ranks) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    is_ordered = name == "properties"
+    names = sorted(schema, key=lambda one: ranks.get(one, len(ranks)) if is_ordered else 0)
+    return {one: _order(schema[one], ranks, one) for one in names}
 
 
 def _read(setting: str, name: str) -> str:

@@ -1,5 +1,6 @@
 """The decoding settings, resolved for one vocabulary: tokens as ids, a constraint ready to use."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -37,8 +38,10 @@ class SearchConfig:
     constraint: ConstraintState | None = None  # before the first token; None: unconstrained
 
 
-def resolve_search(decoding: DecodingSettings, tokenizer: PairTokenizer) -> SearchConfig:
-    """Resolve `decoding` for the vocabularies of `tokenizer`.
+def resolve_search(
+    decoding: DecodingSettings, tokenizer: PairTokenizer, fields: Sequence[str] = ()
+) -> SearchConfig:
+    """Resolve `decoding` for the vocabularies of `tokenizer`, and `fields` of the model's records.
 
     Raises:
         SettingsError: A forbidden token is not in the vocabulary, or a constraint is invalid.
@@ -53,7 +56,7 @@ def resolve_search(decoding: DecodingSettings, tokenizer: PairTokenizer) -> Sear
     if decoding.choices:
         constraint = constrain_to_choices(Path(decoding.choices), tokenizer)
     elif decoding.regex or decoding.json_schema or decoding.grammar:
-        constraint = constrain_to_grammar(decoding, tokenizer)
+        constraint = constrain_to_grammar(decoding, tokenizer, fields)
     return SearchConfig(
         decoding=decoding,
         forbidden_ids=tuple(ids[token] for token in decoding.forbidden_tokens),

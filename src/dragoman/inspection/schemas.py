@@ -4,14 +4,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain, combinations, islice, product
 from typing import Any
 
 from dragoman.decoding.grammars import find_refused
-from dragoman.errors import DataError, shorten
+from dragoman.errors import DataError
 from dragoman.inspection.findings import (
     MOST_EXAMPLES,
     Finding,
@@ -19,8 +18,6 @@ from dragoman.inspection.findings import (
     describe_share,
     show_row,
 )
-from dragoman.reading.pairs import Pair
-from dragoman.reading.row_errors import name_row
 
 _LEAST_VALUES = 20  # for a pattern or an enumeration
 _MOST_CHOICES = 100
@@ -70,15 +67,15 @@ class DerivedSchema:
 
 
 def derive_from_splits(splits: Mapping[str, SplitRows]) -> DerivedSchema:
-    """Derive a schema from the training records; check it on them and on the validation records.
+    """Derive a schema from the training records, JSON objects; check it on them and on validation.
 
     Raises:
-        DataError: There are no training rows, or a target is not a JSON object; names the row.
+        DataError: There are no training rows.
         SettingsError: llguidance is not installed, or the schema is too complex for it.
     """
     if (train := splits.get("train")) is None:
         raise DataError("--schema: no pair is left to train on; give more pairs")
-    schema = _derive([_parse(pair) for pair in train.pairs])
+    schema = _derive([json.loads(target) for target in train.targets])
     checked = {
         name: splits[name].sample(_MOST_CHECKED) for name in ("train", "valid") if name in splits
     }
@@ -87,17 +84,6 @@ def derive_from_splits(splits: Mapping[str, SplitRows]) -> DerivedSchema:
         schema=schema,
         records={name: len(rows) for name, rows in checked.items()},
         refused={name: finding for name, finding in found.items() if finding is not None},
-    )
-
-
-def _parse(pair: Pair) -> dict[str, Any]:
-    with suppress(ValueError, RecursionError):
-        record = json.loads(pair.target)
-        if isinstance(record, dict):
-            return record
-    raise DataError(
-        f"--schema: {name_row(pair.file, pair.line)}: the target is not a JSON object, as each has "
-        f"to be: {shorten(pair.target)}"
     )
 
 

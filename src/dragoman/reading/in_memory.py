@@ -1,5 +1,6 @@
 """Pairs that a Python caller holds: rows or a table, written to a file that is read like any other."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,8 @@ from dragoman.reading.row_errors import IN_MEMORY
 
 Pairs = str | Path | Iterable[Any] | Mapping[str, Any]
 """A file of pairs, or two parallel text files; or rows (source, target), or as dicts; or a table: a
-dict of columns, a DataFrame (pandas, polars), or anything else that Arrow reads."""
+dict of columns, a DataFrame (pandas, polars), or anything else that Arrow reads. A target may be a
+record, as a dict."""
 
 
 @contextmanager
@@ -49,9 +51,14 @@ def as_files(pairs: Pairs) -> Iterator[list[Path]]:
 def _find_files_or_table(pairs: Pairs) -> list[Path] | pa.Table:
     if isinstance(pairs, str | Path):
         return [Path(pairs)]
-    if isinstance(pairs, Mapping) or any(
-        hasattr(pairs, name) for name in ("__arrow_c_stream__", "columns")
-    ):
+    if isinstance(pairs, Mapping):
+        table = pa.table(
+            {
+                name: [*map(_to_json, column)] if isinstance(column, list) else column
+                for name, column in pairs.items()
+            }
+        )
+    elif any(hasattr(pairs, name) for name in ("__arrow_c_stream__", "columns")):
         table = pa.table(pairs)
     else:
         rows = list(pairs)
@@ -59,10 +66,16 @@ def _find_files_or_table(pairs: Pairs) -> list[Path] | pa.Table:
             return [Path(row) for row in rows]
         rows = list(_name_columns(rows))
         names = dict.fromkeys(name for row in rows for name in row)
-        table = pa.table({name: [row.get(name) for row in rows] for name in names})
+        table = pa.table({name: [_to_json(row.get(name)) for row in rows] for name in names})
     if table.column_names == [str(place) for place in range(table.num_columns)]:  # no names
         table = table.rename_columns([str(1 + place) for place in range(table.num_columns)])
     return table
+
+
+def _to_json(value: object) -> object:
+    """Return a record as JSON: a table's column would give all of them the same fields."""
+    is_record = isinstance(value, dict)
+    return json.dumps(value, ensure_ascii=False, default=str) if is_record else value
 
 
 def _name_columns(rows: list[Any]) -> Iterator[Mapping[str, Any]]:
@@ -75,10 +88,11 @@ def _name_columns(rows: list[Any]) -> Iterator[Mapping[str, Any]]:
         if (
             not isinstance(sides, list | tuple)
             or len(sides) != 2
-            or not all(isinstance(side, str) for side in sides)
+            or not isinstance(sides[0], str)
+            or not isinstance(sides[1], str | dict)
         ):
             raise TypeError(
-                f"pairs[{place}] is {shorten(repr(row))}; give (source, target), two strings, and "
-                "with features a dict of the columns"
+                f"pairs[{place}] is {shorten(repr(row))}; give (source, target), two strings, or a "
+                "dict as the target, and with features a dict of the columns"
             )
         yield {"1": sides[0], "2": sides[1]}

@@ -3,7 +3,8 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
@@ -12,6 +13,7 @@ from dragoman.reading.row_errors import (
     BAD_JSON,
     EMPTY_LINE,
     MISSING_FIELD,
+    NO_RECORD,
     NOT_TEXT,
     OVER_LONG,
     RowError,
@@ -26,6 +28,7 @@ _MISSING = object()
 _MOST_CHARACTERS = 1 << 22  # of an object: parsed, it takes up to 30 times as much memory
 _SPACES, _GAP = re.compile(r"\s*"), re.compile(r"[\s,]*")
 _KINDS = {list: "a list", bool: "true or false"}
+_WRAPPED = ' or an object; of records, such as {"items": [...]}'
 
 
 class _Number(str):
@@ -179,6 +182,7 @@ def _take_fields(
         value = "" if value is None else value
         if not isinstance(value, str):
             found = f"field {name!r} holds {_KINDS[type(value)]}, expected text"
+            found += _WRAPPED if isinstance(value, list) else ""
             return RowError(file, number, NOT_TEXT, found)
         error = find_value_error(file, number, repr(name), value)
         if error is not None:
@@ -187,33 +191,84 @@ def _take_fields(
     return number, values
 
 
-def _dump(value: object) -> str:
-    """Return a value as JSON, its numbers as written."""
+def _dump(value: object, ranks: Mapping[str, int] | None = None) -> str:
+    """Return a value as JSON, its numbers as written; with `ranks` compactly, fields by their rank."""
     if isinstance(value, _Number):
         return str(value)
+    comma, colon = (", ", ": ") if ranks is None else (",", ":")
     if isinstance(value, dict):
-        fields = (f"{_dump(name)}: {_dump(one)}" for name, one in value.items())
-        return f"{{{', '.join(fields)}}}"
+        names = (
+            value if ranks is None else sorted(value, key=lambda one: ranks.get(one, len(ranks)))
+        )
+        fields = (f"{_dump(name)}{colon}{_dump(value[name], ranks)}" for name in names)
+        return f"{{{comma.join(fields)}}}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_dump, value))}]"
+        return f"[{comma.join(_dump(one, ranks) for one in value)}]"
     return json.dumps(value, ensure_ascii=False)
 
 
-def _parse(file: str, number: int, line: str) -> dict[str, Any] | RowError:
+def write_record(file: str, number: int, text: str, fields: tuple[str, ...]) -> str | RowError:
+    """Return a target that is a JSON object in the form that models learn: compact, in one order.
+
+    Parsed, it equals `text`: nothing but the order of the fields changes, and numbers stay as written.
+
+    Args:
+        fields: Names in their order, the same in nested objects; others follow, as in `text`.
+    """
+    row = _parse(file, number, text, "the target")
+    if isinstance(row, RowError):
+        return row._replace(kind=NO_RECORD)
+    try:
+        written = _dump(row, _rank(fields))
+    except RecursionError:
+        return RowError(file, number, NO_RECORD, "the target is a record nested too deeply")
+    return find_value_error(file, number, "the target", written) or written
+
+
+@lru_cache(maxsize=8)
+def _rank(fields: tuple[str, ...]) -> dict[str, int]:
+    return {name: place for place, name in enumerate(fields)}
+
+
+def list_objects(text: str) -> list[list[str]] | None:
+    """Return the names in a JSON object and in each object in it; None: `text` is no JSON object."""
+    row = _parse("", 0, text)
+    found: list[list[str]] = []
+    waiting: list[object] = [row]
+    for value in waiting:
+        if isinstance(value, dict):
+            found.append([*value])
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return None if isinstance(row, RowError) else found
+
+
+def read_record(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that an output is; None: it is none, or a field of it occurs twice."""
+    try:
+        row = json.loads(text, object_pairs_hook=_take_pairs)
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # no 1e999, no "\ud800"
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _parse(file: str, number: int, line: str, name: str = "the line") -> dict[str, Any] | RowError:
     if not line or line.isspace():
-        return RowError(file, number, EMPTY_LINE, "the line is empty")
+        return RowError(file, number, EMPTY_LINE, f"{name} is empty")
     if len(line) > _MOST_CHARACTERS:
         found = f"the object has over {_MOST_CHARACTERS:,} characters"
         return RowError(file, number, OVER_LONG, found)
     try:
         row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
-        found = f"invalid JSON: {error.msg} at character {error.colno}"
+        found = f"{name} is invalid JSON: {error.msg} at character {error.colno}"
         return RowError(file, number, BAD_JSON, found)
     except (ValueError, RecursionError) as error:
-        return RowError(file, number, BAD_JSON, f"invalid JSON: {error}")
+        return RowError(file, number, BAD_JSON, f"{name} is invalid JSON: {error}")
     if not isinstance(row, dict):
-        return RowError(file, number, BAD_JSON, "the line is not a JSON object")
+        return RowError(file, number, BAD_JSON, f"{name} is not a JSON object")
     return row
 
 

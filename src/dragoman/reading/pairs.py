@@ -10,12 +10,13 @@ from typing import BinaryIO, Literal, NamedTuple
 
 from dragoman.errors import DataError, shorten
 from dragoman.reading.delimited import open_delimited, open_parallel
-from dragoman.reading.jsonl import open_jsonl
+from dragoman.reading.jsonl import open_jsonl, write_record
 from dragoman.reading.parquet import open_arrow, open_parquet
 from dragoman.reading.row_errors import (
     EMPTY_SIDE,
     IN_MEMORY,
     INVALID_UTF8,
+    NO_RECORD,
     OVER_LONG,
     InvalidRow,
     RowError,
@@ -55,6 +56,7 @@ __all__ = [
     "list_tables",
     "read_pairs",
     "read_sources",
+    "write_target",
 ]
 
 Format = Literal["tsv", "csv", "jsonl", "parquet", "arrow", "parallel"]
@@ -129,7 +131,7 @@ def _read_table(
 ) -> Iterator[Pair]:
     """Yield the pairs of one file, or of two of parallel text: see `read_pairs`."""
     found, stopping = RowErrors(), RowErrors()  # in this file; those that are not skipped
-    keeps_empty = settings.broken_rows == "keep_empty"
+    keeps_empty, has_records = settings.broken_rows == "keep_empty", settings.records == "json"
 
     def add(error: RowError) -> None:
         policy = settings.long_rows if error.kind == OVER_LONG else settings.broken_rows
@@ -156,6 +158,12 @@ def _read_table(
             source, target = fields[0], fields[1]
             if has_features:
                 source, features = take_features(source, fields[2:], columns.labels, settings)
+            if has_records:
+                written = write_target(file, line, target, settings)
+                if isinstance(written, RowError):
+                    add(written)
+                    continue
+                target = written
             # The conditions of find_side_error, repeated: calls for every row are slow.
             if (
                 not source
@@ -174,6 +182,13 @@ def _read_table(
         _check_errors(file, num_pairs, found, stopping)
 
 
+def write_target(file: str, line: int, target: str, settings: DataSettings) -> str | RowError:
+    """Return a target in the form of data.records json; an empty one, where it is meant, is {}."""
+    if target and not target.isspace():
+        return write_record(file, line, target, settings.record_fields)
+    return "{}" if settings.broken_rows == "keep_empty" else target
+
+
 def _check_errors(file: str, num_pairs: int, found: RowErrors, stopping: RowErrors) -> None:
     """Raise a DataError for the errors in `stopping`, or if there is no pair."""
     num_rows = num_pairs + found.total
@@ -183,6 +198,8 @@ def _check_errors(file: str, num_pairs: int, found: RowErrors, stopping: RowErro
             remedies.append("set data.encoding to the encoding of the file, such as cp1252")
         if EMPTY_SIDE in stopping.counts:
             remedies.append("set data.broken_rows=keep_empty if empty targets are meant")
+        if NO_RECORD in stopping.counts:
+            remedies.append("set data.records=text to learn all targets as they are written")
         if stopping.counts.keys() - {OVER_LONG}:
             remedies.append("set data.broken_rows=skip to leave invalid rows out")
         if OVER_LONG in stopping.counts:
@@ -305,6 +322,10 @@ def read_sources(
             )
             whole = others.pop() if with_columns else ""
             error = find_side_error(table.file, line, "source", source, settings.max_characters)
+            if error is None and has_target and settings.records == "json":
+                written = write_target(table.file, line, others[0], settings)
+                error = written if isinstance(written, RowError) else None
+                others = [written] if isinstance(written, str) else others
             if error is None:
                 yield Source(source, features, line, others[0] if others else "", whole)
             else:
@@ -340,9 +361,9 @@ def take_features(
     return source, tuple(features)
 
 
-def have_same_symbols(one: DataSettings, other: DataSettings) -> bool:
-    """Return whether `take_features` gives the same with both."""
-    names = ("leading_tags", "features_separator")
+def give_same_pairs(one: DataSettings, other: DataSettings) -> bool:
+    """Return whether the same rows give the same features and targets with both."""
+    names = ("leading_tags", "features_separator", "records", "record_fields")
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 

@@ -1,5 +1,6 @@
 """Reads Parquet and Arrow files, a batch of rows at a time."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -36,7 +37,7 @@ def open_parquet(
 ) -> Table:
     """Return the table of a Parquet file; `line` is the number of the row, from 1.
 
-    A null is an empty text, an integer its digits.
+    A null is an empty text, an integer its digits; a struct is a JSON object, without its nulls.
 
     Args:
         paths: Columns in use; one such as "translation.en" may be a field of a nested column.
@@ -206,6 +207,8 @@ def _dump_rows(batch: pyarrow.RecordBatch) -> list[str]:
 
 def _read_texts(column: pyarrow.Array) -> list[str | None]:
     """Return values as text, None for null; bytes that are not UTF-8 as with surrogateescape."""
+    if types.is_struct(column.type):
+        return [None if row is None else _dump_struct(row) for row in column.to_pylist()]
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
     try:
@@ -217,6 +220,19 @@ def _read_texts(column: pyarrow.Array) -> list[str | None]:
         ]
 
 
+def _dump_struct(row: dict[str, object]) -> str:
+    """Return a struct as a JSON object; a field that is null is absent: structs cannot leave it out."""
+    return json.dumps(_leave_out_nulls(row), ensure_ascii=False, default=str)
+
+
+def _leave_out_nulls(value: object) -> object:
+    if isinstance(value, list):
+        return [*map(_leave_out_nulls, value)]
+    if isinstance(value, dict):
+        return {name: _leave_out_nulls(one) for name, one in value.items() if one is not None}
+    return value
+
+
 def _check_column(path: Path, schema: pyarrow.Schema, name: str) -> None:
     if schema.names.count(name) > 1:
         raise DataError(
@@ -226,9 +242,9 @@ def _check_column(path: Path, schema: pyarrow.Schema, name: str) -> None:
     assert field is not None
     kind = field.type
     values = kind.value_type if types.is_dictionary(kind) else kind
-    if not _is_text(kind) and not types.is_integer(values):
+    if not _is_text(kind) and not types.is_integer(values) and not types.is_struct(kind):
         raise DataError(
-            f"{name_file(path)}: column {name!r} holds {kind}, expected text or integers; "
+            f"{name_file(path)}: column {name!r} holds {kind}, expected text, integers or structs; "
             "write it as text, in the form that the model should see"
         )
 

@@ -17,6 +17,7 @@ EMPTY_SIDE = "empty side"
 OVER_LONG = "over-long side"
 BAD_CSV = "bad CSV"
 BAD_JSON = "bad JSON"
+NO_RECORD = "target that is not a record"
 MISSING_FIELD = "missing field"
 NOT_TEXT = "value that is not text"
 

@@ -9,7 +9,9 @@ from itertools import chain
 from typing import Literal
 from unicodedata import normalize
 
+from dragoman.reading.jsonl import list_objects
 from dragoman.reading.pairs import Pair, take_features
+from dragoman.records import Format, detect_format, list_fields
 from dragoman.settings import DataSettings
 
 Split = Literal["train", "valid", "test"]
@@ -19,6 +21,7 @@ _WITH_TAGS = DataSettings(leading_tags=True)
 _RECORD = re.compile(r"\s*(?:\{.*\}\s*\Z|[^\W\d_][^:|;\n]{0,39}:\s)", re.DOTALL)
 _WORD = re.compile(r"\w+")
 _MOST_RECORDS, _LEAST_COPIED = 0.9, 0.2  # of the targets; of their words, field names included
+_LOOKED_AT = 1000  # records of `field: value`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class PairStatistics:
     source: SideStatistics
     target: SideStatistics
     all_tagged: bool  # every measured source begins with a <tag>
+    record_form: Format | None = None  # of the targets, if over 90% of them are records
+    record_fields: tuple[str, ...] = ()  # the names of their fields, in the order of the records
     has_copied_records: bool = False  # targets are records, with words of their sources
     features_separator: str = ""  # in the values of features, if they plainly have several parts
 
@@ -48,7 +53,8 @@ class PairStatistics:
 def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
     """Return the statistics of `pairs`, in one pass and bounded memory."""
     source, target = _SideCounts(), _SideCounts()
-    num_pairs, num_tagged, num_records, copied = 0, 0, 0, 0.0
+    num_pairs, num_tagged, num_records, num_objects, copied = 0, 0, 0, 0, 0.0
+    fields, texts = list[str](), list[str]()
     sources: set[str] = set()
     features: set[str] = set()
     for num_pairs, pair in enumerate(pairs, start=1):
@@ -62,18 +68,53 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
             if _RECORD.match(pair.target):
                 words = _WORD.findall(pair.target)
                 num_records += 1
+                if (objects := list_objects(pair.target)) is not None:
+                    num_objects += 1
+                    for names in objects:
+                        _merge_names(fields, names)
+                elif len(texts) < _LOOKED_AT:
+                    texts.append(pair.target)
                 copied += sum(word in text for word in words) / max(1, len(words))
+    least = _MOST_RECORDS * source.num_rows
+    form: Format | None = "json" if num_objects > least else None
+    if form is None and num_records > least:
+        form, fields = _find_text_form(texts)
     return PairStatistics(
         num_pairs=num_pairs,
         num_sources=len(sources),
         source=source.finish(),
         target=target.finish(),
         all_tagged=num_tagged == source.num_rows > 0,
-        has_copied_records=(
-            num_records > _MOST_RECORDS * source.num_rows and copied > _LEAST_COPIED * num_records
-        ),
+        record_form=form,
+        record_fields=tuple(fields),
+        has_copied_records=bool(fields)
+        and num_records > least
+        and copied > _LEAST_COPIED * num_records,
         features_separator=_find_separator(features),
     )
+
+
+def _merge_names(order: list[str], names: Sequence[str]) -> None:
+    """Insert those of the `names` of a record that `order` lacks, beside their neighbours."""
+    for place, name in enumerate(names):
+        if name not in order:
+            known = [order.index(other) for other in names if other in order]
+            first = min(known, default=len(order))
+            order.insert(order.index(names[place - 1]) + 1 if place else first, name)
+
+
+def _find_text_form(texts: Sequence[str]) -> tuple[Format | None, list[str]]:
+    """Return the separator of `field: value` texts, and the names, if they recur.
+
+    None: texts of a single field, which may be speech.
+    """
+    form = detect_format(texts)
+    counts, order = Counter[str](), list[str]()
+    for text in texts:
+        names = [field.name for field in list_fields(text, form or "\n") or ()]
+        counts.update(names)
+        _merge_names(order, names)
+    return (form, order) if counts.total() >= 2 * len(counts) > 0 else (None, [])
 
 
 def _find_separator(features: Collection[str]) -> str:

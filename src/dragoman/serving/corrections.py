@@ -7,7 +7,8 @@ from threading import Lock
 
 from dragoman.errors import SettingsError
 from dragoman.predictor import Predictor
-from dragoman.reading.row_errors import find_side_error, find_value_error
+from dragoman.reading.pairs import write_target
+from dragoman.reading.row_errors import RowError, find_side_error, find_value_error
 from dragoman.serving.messages import CorrectionRequest, RequestError, make_row
 
 
@@ -66,6 +67,9 @@ class Corrections:
         error = error or find_side_error(
             "", 0, "target", asked.target, model.settings.data.max_characters
         )
+        if error is None and model.settings.data.records == "json":
+            written = write_target("", 0, asked.target, model.settings.data)
+            error = written if isinstance(written, RowError) else None
         if error is not None:
             raise RequestError.invalid("target", error.detail)
         cells = {"source": asked.source, "target": asked.target}

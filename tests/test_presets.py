@@ -155,6 +155,14 @@ def test_short_sequences_of_letters_have_a_wide_model_with_rotary_positions():
     assert (text.positions, text.d_model, text.num_decoder_layers) == ("sinusoidal", 128, 2)
 
 
+def test_records_with_copied_values_have_the_model_of_letters_and_some_rows_a_batch():
+    source = " ".join(f"word{n} |" for n in range(100))
+    rows = [(source, "name: word1 word2 | total: word3")]
+    settings = choose_settings(Settings(), measure(*rows, times=50)).settings
+    assert (settings.model.positions, settings.model.num_encoder_layers) == ("rotary", 4)
+    assert settings.training.batch_tokens >= 4 * len(source)
+
+
 def test_a_vocabulary_shared_by_the_user_makes_both_sides_equal():
     words = ["--tokenizer.shared", "true", "--tokenizer.target.unicode_form", "nfd"]
     tokenizer = choose_settings(

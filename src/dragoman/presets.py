@@ -51,8 +51,9 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-# Short sequences of letters or symbols: a wide and deep model, however few the pairs, rotary
-# positions, and as many steps as passes over the pairs need. Measured in recipes/presets.md.
+# Short sequences of letters or symbols, and records with copied values: a wide and deep model,
+# however few the pairs, rotary positions, and as many steps as passes over the pairs need.
+# Measured in recipes/presets.md.
 _LETTERS: dict[str, Any] = {
     "model.d_model": 256,
     "model.dim_feedforward": 1024,
@@ -64,6 +65,7 @@ _LETTERS: dict[str, Any] = {
 }
 _MOST_LETTERS = 40.0  # mean number on the longer side
 _LETTERS_BATCH = {"tiny": 1024, "small": 1024, "medium": 2048}  # tokens
+_LETTERS_ROWS = 4  # of mean length that fit into a batch, at least: of records
 _LETTERS_EPOCHS = 120
 _LETTERS_TOKENS = (3_000_000, 14_000_000)  # of a run, at least and at most
 _QUALITIES = {"quick": 0.125, "normal": 1.0, "best": 4.0}  # of the steps
@@ -136,12 +138,13 @@ def choose_settings(
     # Fewer merges for fewer pairs. Source: Sennrich and Zhang 2019.
     sizes = ((1_000_000, 16_000), (100_000, 8000), (10_000, 4000), (0, 1000))
     vocab_size = next(vocab_size for least, vocab_size in sizes if num_pairs >= least)
+    task = settings.evaluation.task
+    has_copies = task == "records" or (task == "auto" and statistics.has_copied_records)
     for side, found in (("source", statistics.source), ("target", statistics.target)):
         kind, why = _choose_kind(found)
-        task = settings.evaluation.task
-        if task == "records" or (task == "auto" and statistics.has_copied_records):
+        if has_copies:
             kind, why = "characters", "targets are records with values copied from their sources"
-            if settings.model.positions == "sinusoidal":  # as many tokens as characters, and ends
+            if settings.model.positions != "learned":  # as many tokens as characters, and ends
                 chosen["data.max_tokens"] = settings.data.max_characters + 100
         chosen[f"tokenizer.{side}.kind"] = kind
         chosen[f"tokenizer.{side}.vocab_size"] = vocab_size
@@ -160,14 +163,14 @@ def choose_settings(
         _measure_length(statistics.source, tokenizer.source.kind),
         _measure_length(statistics.target, tokenizer.target.kind),
     )
-    if size in _LETTERS_BATCH and length < _MOST_LETTERS:
-        batch = _LETTERS_BATCH[size]
+    if size in _LETTERS_BATCH and (length < _MOST_LETTERS or (has_copies and length < math.inf)):
+        batch = max(_LETTERS_BATCH[size], _LETTERS_ROWS * int(length))
         least, most = _LETTERS_TOKENS
         num_tokens = min(max(least, _LETTERS_EPOCHS * num_pairs * int(length)), most)
         chosen.update(_LETTERS)
         chosen["training.batch_tokens"], chosen["training.max_steps"] = batch, num_tokens // batch
         reasons["model.positions"] = (
-            "4 + 4 layers, rotary positions: short sequences of letters or symbols"
+            "4 + 4 layers, rotary positions: short sequences of letters or symbols, or copied records"
         )
     characters = statistics.target.characters
     num_common = len(characters & statistics.source.characters)

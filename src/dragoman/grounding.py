@@ -1,8 +1,9 @@
 """Where the values of a record stand in the source: in the same characters, nearly so, or nowhere.
 
 exact   the same characters; composed and decomposed accents are the same
-near    the same letters and digits, with other spaces, punctuation or case between them; or at
-        most one edit for five of them, with the same digits; or the same number, written otherwise
+near    the same letters, digits and signs (such as $ and %), with other spaces, punctuation or
+        case; or at most one edit for five of them, with the same digits and signs; or the same
+        number of JSON, written otherwise
 none    neither: the model has rewritten the value, or made it up
 
 A place never begins or ends inside a number, a word with cases, a letter with its accents, or an
@@ -21,8 +22,9 @@ from dragoman.records import Field, Format, leave_out, list_fields
 
 Kind = Literal["exact", "near", "none"]
 
-_LEAST_SIMILARITY = 0.8  # of letters and digits; an edit costs 1, of as many as the value has
+_LETTERS_PER_EDIT = 5  # of letters, digits and signs
 _LEAST_SPELLED = 0.6  # of a value are letters and digits: A+ is not near A
+_LEAST_RATIO = 70.0  # of rapidfuzz, for so many edits at most; it is lower than their similarity
 _SLACK = 8  # letters by which the ends of the most similar place may be off
 _JOINER = "\u200d"  # of emoji
 # Numbers, with their separators of thousands and their decimal point: 1,250.50 and 1.250,50.
@@ -85,6 +87,7 @@ class _Source:
 
     def __init__(self, text: str) -> None:
         self._text = text
+        self._found: dict[tuple[bool, str], list[tuple[int, int]]] = {}
 
     def find(
         self, value: str, taken: Sequence[tuple[int, int]], *, is_number: bool
@@ -112,12 +115,15 @@ class _Source:
 
     def _find_all(self, form: "_Form", value: str) -> list[tuple[int, int]]:
         """Return each place where the source, in this form, has `value`; parts of 8.20 come last."""
-        found, at = [], form.text.find(value)
-        while at >= 0:
-            if place := self._place(form, at, at + len(value)):
-                found.append(place)
-            at = form.text.find(value, at + 1)
-        return sorted(found, key=self._is_in_number)
+        key = (form is self._characters, value)
+        if key not in self._found:  # many items of a list may be equal
+            found, at = [], form.text.find(value)
+            while at >= 0:
+                if place := self._place(form, at, at + len(value)):
+                    found.append(place)
+                at = form.text.find(value, at + 1)
+            self._found[key] = sorted(found, key=self._is_in_number)
+        return self._found[key]
 
     def _is_in_number(self, place: tuple[int, int]) -> bool:
         start, end = place
@@ -162,11 +168,13 @@ class _Source:
         from rapidfuzz.distance import Levenshtein
         from rapidfuzz.fuzz import partial_ratio_alignment
 
-        form, most = self._spelling, int((1 - _LEAST_SIMILARITY) * len(spelled))
-        found = partial_ratio_alignment(spelled, form.text) if most and form.text else None
+        form, most = self._spelling, len(spelled) // _LETTERS_PER_EDIT
+        if not most or not form.text:
+            return None
+        found = partial_ratio_alignment(spelled, form.text, score_cutoff=_LEAST_RATIO)
         if found is None:
             return None
-        digits, slack = re.findall(r"\d+", spelled), min(most, _SLACK)
+        strict, slack = _list_strict(spelled), min(most, _SLACK)
         best = None
         firsts, lasts = (
             range(max(0, at - slack), min(len(form.text), at + slack) + 1)
@@ -175,7 +183,7 @@ class _Source:
         for first, last in product(firsts, lasts):
             part = form.text[first:last]
             edits = Levenshtein.distance(spelled, part, score_cutoff=most)
-            if edits > most or not part or re.findall(r"\d+", part) != digits:
+            if edits > most or not part or _list_strict(part) != strict:
                 continue
             if place := self._place(form, first, last):
                 best = min(best or (edits, place), (edits, place))
@@ -205,11 +213,11 @@ def _decompose(text: str) -> _Form:
 
 
 def _fold(form: _Form) -> _Form:
-    """Return its letters and digits without case, and one space between two numbers."""
+    """Return its letters, digits and signs without case, and one space between two numbers."""
     characters, starts, ends = list[str](), list[int](), list[int]()
     gap = -1
     for at, character in enumerate(form.text):
-        if not character.isalnum() and category(character)[0] != "M":
+        if not (character.isalnum() or category(character)[0] == "M" or _is_sign(character)):
             gap = at
             continue
         if gap == at - 1 and characters and character.isdecimal() and characters[-1].isdecimal():
@@ -234,6 +242,16 @@ def _choose(
             return place
         first = first or place
     return first
+
+
+def _is_sign(character: str) -> bool:
+    """Return whether it changes the meaning of a number or grade, as punctuation does not."""
+    return character in "+%‰°" or category(character) == "Sc"
+
+
+def _list_strict(text: str) -> list[str]:
+    """Return the numbers and signs of folded text, which no edit may change."""
+    return [one for one in re.findall(r"\d+|\W", text) if one.isdecimal() or _is_sign(one)]
 
 
 def _has_case(character: str) -> bool:

@@ -82,6 +82,9 @@ def _add_fit(command: ArgumentParser) -> None:
     _add_held_out(command)
     add("--out", type=Path, default=Path("model"), help="model folder to write (default: model)")
     add("--config", type=Path, help="YAML file of settings; arguments override it")
+    add("--from", dest="start_from", metavar="MODEL",
+        help="start from the weights of this model folder, with its vocabulary and sizes; symbols and "
+        "features that it lacks are added; short for --training.start_from")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the model folder")
     add("--resume", nargs="?", const="must", default="no", choices=("auto", "must"), metavar="auto",
         help="resume the interrupted run of --out; auto: start a new run if there is none")  # fmt: skip
@@ -102,6 +105,9 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     if arguments.max_time is not None:
         _refuse_both("--max-time", "--training.max_minutes", words)
         words = [*words, "--training.max_minutes", str(arguments.max_time)]
+    if arguments.start_from is not None:
+        _refuse_both("--from", "--training.start_from", words)
+        words = [*words, "--training.start_from", arguments.start_from]
     settings = _read_settings_of_pairs(arguments, words)
     if not arguments.pairs and arguments.resume == "no":
         raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
@@ -531,6 +537,7 @@ COMMANDS = {
             "dragoman fit pairs.tsv",
             "dragoman fit train.csv --valid dev.csv --test test.csv --out g2p --max-time 1h",
             "dragoman fit pairs.tsv --model.d_model 512 --optimization.learning_rate 0.0005",
+            "dragoman fit corrections.tsv pairs.tsv --from model --out better",
             "dragoman fit pairs.tsv --dry-run",
             "dragoman fit --out g2p --resume",
         ),

@@ -264,6 +264,43 @@ def merge_for_use(typed: Settings, trained: Settings) -> Settings:
     return merged
 
 
+def merge_for_start(typed: Settings, trained: Settings) -> Settings:
+    """Return the typed settings of a run that starts from a trained model, with those that it fixes.
+
+    Held-out fractions are among them, so that no pair of its training becomes one to validate on.
+
+    Raises:
+        SettingsError: Typed ones are not those of its weights and tokens; names each.
+    """
+    values = {
+        name: value
+        for name, value in flatten_settings(trained).items()
+        if name.startswith(("model.", "tokenizer.")) or name.removeprefix("data.") in _OF_START
+    }
+    given, may_differ = dict(list_set_values(typed)), ("model.dropout", "tokenizer.training_rows")
+    if not trained.data.features:
+        del values["data.features_separator"]  # chosen, if features are added
+    if trained.data.records == "auto":
+        values["data.records"] = "text"  # it learned targets as written
+    errors = [
+        f"--{name}: {given[name]!r}, but the model to start from, {typed.training.start_from}, has "
+        f"{value!r}; leave it out, or train from scratch, without --from"
+        for name, value in values.items()
+        if given.get(name, value) != value and name not in may_differ
+        # A model without tags can get some.
+        if not name.startswith("data.") or (name == "data.leading_tags" and value)
+    ]
+    if errors:
+        raise SettingsError.gather(errors)
+    return merge_settings(typed, values)
+
+
+_OF_START = (
+    "source", "target", "features", "features_separator", "leading_tags", "records", "record_fields",
+    "valid_fraction", "test_fraction", "max_characters", "max_tokens",
+)  # fmt: skip
+
+
 def check_sections(typed: Settings, user: str, sections: Sequence[str]) -> None:
     """Check that all typed settings are in `sections`, those that `user` takes.
 

@@ -172,6 +172,13 @@ def choose_settings(
         reasons["model.positions"] = (
             "4 + 4 layers, rotary positions: short sequences of letters or symbols, or copied records"
         )
+    if settings.training.start_from:
+        rate = chosen.get("optimization.learning_rate", settings.optimization.learning_rate)
+        chosen["optimization.learning_rate"] = 0.3 * rate
+        chosen["training.max_steps"] //= 4
+        reasons["optimization.learning_rate"] = (
+            "a lower learning rate and a quarter of the steps: the weights are trained already"
+        )
     characters = statistics.target.characters
     num_common = len(characters & statistics.source.characters)
     if tokenizer.source == tokenizer.target and num_common >= 0.7 * len(characters):

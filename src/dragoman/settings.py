@@ -217,6 +217,8 @@ class OptimizationSettings(Section):
 class TrainingSettings(Section):
     """How long, in what batches, and on what device to train."""
 
+    start_from: str = ""
+    """Model folder whose weights the training starts from. Its model sizes, tokens, columns and held-out fractions are used; new symbols and features are added to its vocabulary. none: random weights."""
     max_steps: Positive = 40_000
     """Maximum number of optimizer steps."""
     max_minutes: Annotated[float, Field(ge=0.0)] = 0.0

@@ -21,11 +21,17 @@ from dragoman.errors import (
     ModelFolderError,
     SettingsError,
     is_out_of_memory,
+    shorten,
 )
-from dragoman.model.building import build_network, count_at_least
+from dragoman.model.building import build_network, count_at_least, start_network
 from dragoman.model.transformer import Transformer
 from dragoman.model_folder.constraint_files import find_constraint_errors
-from dragoman.model_folder.folder import is_model_folder, sweep_model_folder
+from dragoman.model_folder.folder import (
+    ModelFolder,
+    find_start,
+    is_model_folder,
+    sweep_model_folder,
+)
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.reading.pairs import list_files
 from dragoman.reading.row_errors import name_file
@@ -102,13 +108,14 @@ def start_run(
     Nothing of it is left on the disk, except what the caller writes.
     """
     _check_settings(settings)
+    settings, start = find_start(settings)
     files = pairs or settings.data.train
     _check_names([*list_files(files), out.absolute()])
     out, folder = _check_folders(out, overwrite)
     with _temporary_folder(out) as ids, fast_float32():
         hush_lightning()
         with context.working("reading pairs"):
-            data = RunData.read(files, settings, ids)
+            data = RunData.read(files, settings, ids, start)
         context.timer.mark("pairs")
         choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
         with context.working("making tokens"):
@@ -137,6 +144,9 @@ def start_run(
         if resolved.training.max_minutes:
             run, message = _fill_time(run, record)
             messages.append(message)
+        if start:
+            start_network(run.module.network, data.tokenizer, start)
+            messages += _describe_start(run, start)
         _report(run, messages, f"{precision} on {name_device(device_type)}: {why}")
         yield run
 
@@ -303,6 +313,34 @@ def _forget_cache(settings: Settings) -> Settings:
     """Return the settings without the cache: it belongs to this machine, not to the model folder."""
     data = settings.data.model_copy(update={"cache": DataSettings().cache})
     return settings.model_copy(update={"data": data})
+
+
+def _describe_start(run: Run, start: ModelFolder) -> Iterator[str]:
+    """Yield what a run takes from the model that it starts from, and what it adds."""
+    new, old = run.data.tokenizer, start.tokenizer
+    added = []
+    for side, now, before in (
+        ("source", new.source, old.source),
+        ("target", new.target, old.target),
+    ):
+        if names := now.tokens(range(before.vocab_size, now.vocab_size)):
+            added.append(f"{len(names):,} {side} ({shorten(' '.join(names), 60)})")
+    features = [symbol for symbol in new.features if symbol not in old.features]
+    yield (
+        f"from {run.settings.training.start_from}: all weights, {old.source_vocab_size:,} source and "
+        f"{old.target_vocab_size:,} target symbols; new symbols: {', '.join(added) or 'none'}; "
+        f"new features: {shorten(' '.join(features), 60) or 'none'}"
+    )
+    data, trained = run.settings.data, start.settings.data
+    for split in ("valid", "test"):
+        files, name = getattr(trained, split), f"{split}_fraction"
+        held_out = 0.0 if files else getattr(trained, name)
+        if not getattr(data, split) and getattr(data, name) > held_out:
+            remedy = f"--{split} {' '.join(files)}" if files else f"--data.{name} {held_out:g}"
+            yield (
+                f"warning: pairs that this model was trained on may now be {split} pairs, and scores on "
+                f"them measure memory; give {remedy}, as it had"
+            )
 
 
 def _check_settings(settings: Settings) -> None:

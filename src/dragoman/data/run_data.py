@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 from dragoman.data.cache import Cache, make_key
 from dragoman.data.dataset import FILE_SHIFT, ROWS_PER_CHUNK, EncodedPairs, encode_splits
 from dragoman.errors import DataError, ModelFolderError
+from dragoman.model_folder.folder import WEIGHTS, ModelFolder
 from dragoman.reading.pairs import (
     Pair,
     RowErrors,
@@ -101,24 +102,37 @@ class RunData:
         self._cache: Cache | None = None
         self._cached: _Findings | None = None
         self._key = ""
+        self._start: PairTokenizer | None = None
 
     @classmethod
-    def read(cls, paths: Sequence[str | Path], settings: Settings, folder: Path) -> "RunData":
+    def read(
+        cls,
+        paths: Sequence[str | Path],
+        settings: Settings,
+        folder: Path,
+        start: ModelFolder | None = None,
+    ) -> "RunData":
         """Read all pairs into `folder`, or find them in the cache.
 
         Args:
             settings: As typed by the user; data.valid and data.test name more files.
+            start: The model whose tokenizer is kept and extended; None: a new one is trained.
 
         Raises:
             DataError: A file cannot be read, or has invalid rows that are not to be skipped.
         """
         data = cls(paths, settings.data, folder)
+        data._start = start.tokenizer if start else None
         data._files = {split: list_files(files) for split, files in data._files.items()}
         data._digests = data._digest_files()
         data.sha256 = {name: digest for files in data._digests.values() for name, digest in files}
+        if start:
+            weights = Path(settings.training.start_from) / WEIGHTS
+            data.sha256[str(weights)] = sha256(weights)
         data._cache = Cache.open(settings.data.cache) if data._digests else None
         if data._cache:
-            data._key = make_key(data._digests, settings)
+            before = data._start and data._start.to_dict()
+            data._key = make_key({**data._digests, "start": before}, settings)
             digests = data._cache.take(data._key, folder)
             data._cached = data._load() if digests else None
             data.digests = digests
@@ -147,7 +161,9 @@ class RunData:
         if self._cached or has_new_pairs:  # without their tags, other rows may be invalid
             self._read_files()
         with _without_garbage_collection():
-            self.tokenizer = PairTokenizer.train(self.read_split("train"), settings.tokenizer)
+            self.tokenizer = PairTokenizer.train(
+                self.read_split("train"), settings.tokenizer, self._start
+            )
             num_rows, long_rows, unknown = encode_splits(
                 self.read_splits(),
                 self.tokenizer,

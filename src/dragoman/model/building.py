@@ -8,9 +8,15 @@ from numpy.typing import NDArray
 
 from dragoman.errors import ModelFolderError
 from dragoman.model.transformer import Transformer
-from dragoman.model_folder.folder import StoredWeights
+from dragoman.model_folder.folder import ModelFolder, StoredWeights
 from dragoman.settings import ModelSettings
-from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, PAD_ID, PairTokenizer
+from dragoman.tokenizers.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    FIRST_TEXT_ID,
+    PAD_ID,
+    PairTokenizer,
+)
 
 _SHOWN = 5  # tensors in a message
 
@@ -70,6 +76,33 @@ def load_network(
         for name, parameter in network.named_parameters():
             parameter.copy_(torch.from_numpy(loaded[name]))
     return network
+
+
+def start_network(network: Transformer, tokenizer: PairTokenizer, start: ModelFolder) -> None:
+    """Give `network`, of the same sizes, the weights of the model `start`.
+
+    `tokenizer` has the tokens and features of its tokenizer, and more: their rows start at the mean of
+    the old tokens or features.
+
+    Raises:
+        ModelFolderError: The weights do not fit the settings of `start`.
+    """
+    old, first = start.tokenizer, tokenizer.source.vocab_size
+    trained = dict(load_network(start.settings.model, old, start.weights).named_parameters())
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            found = trained[name]
+            if not name.startswith(("source_embedding", "target_embedding", "output")):
+                parameter.copy_(found)
+                continue
+            has_features = name.startswith("source") or old.is_shared
+            texts = found[: (old.source if has_features else old.target).vocab_size]
+            parameter.copy_(texts[FIRST_TEXT_ID:].mean(0))
+            parameter[: len(texts)] = texts
+            if has_features and old.features:  # after the text, in both
+                features = found[len(texts) : old.source_vocab_size]
+                parameter[first:] = features.mean(0)
+                parameter[first : first + len(features)] = features
 
 
 def count_at_least(model: ModelSettings, tokenizer: PairTokenizer) -> int:

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dragoman.configuration import FORMAT, parse_config
+from dragoman.configuration import FORMAT, merge_for_start, parse_config
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.model_folder.calibration import (
     CALIBRATION,
@@ -240,6 +240,19 @@ def is_model_folder(path: Path) -> bool:
     return (path / WEIGHTS).is_file() and (path / CONFIG).is_file()
 
 
+def find_start(typed: Settings) -> tuple[Settings, ModelFolder | None]:
+    """Return typed settings with those that training.start_from fixes, and that folder, if any.
+
+    Raises:
+        ModelFolderError: It is missing, incomplete or invalid.
+        SettingsError: Typed settings contradict it.
+    """
+    if not typed.training.start_from:
+        return typed, None
+    folder = ModelFolder.read(Path(typed.training.start_from), with_metrics=False)
+    return merge_for_start(typed, folder.settings), folder
+
+
 def dump_settings(settings: Settings, left_out: Collection[str] = ()) -> str:
     """Return every setting but those of `left_out` as YAML that `read_settings` takes."""
     content = {"format": FORMAT, **settings.model_dump(mode="json")}
@@ -271,6 +284,7 @@ def write_model_card(name: str, settings: Settings, metrics: Mapping[str, Any]) 
         "## Data",
         f"- files: {', '.join(data['files'])}",
         *(f"- {split}: {rows:,} pairs" for split, rows in data["pairs"].items() if rows),
+        *(f"- started from the model {one}" for one in [settings.training.start_from] if one),
         "",
         "## Scores",
         *_score_table(metrics),

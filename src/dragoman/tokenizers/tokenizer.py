@@ -79,10 +79,13 @@ class Tokenizer:
         self._pieces = pieces
 
     @classmethod
-    def train(cls, texts: Iterable[str], settings: SideSettings) -> "Tokenizer":
+    def train(
+        cls, texts: Iterable[str], settings: SideSettings, start: "Tokenizer | None" = None
+    ) -> "Tokenizer":
         """Return a tokenizer trained on `texts`; the same texts give the same tokenizer.
 
-        Reads `texts` once.
+        Reads `texts` once. `start`, of the same settings: keep its tokens with their ids, and add
+        those of `texts` that it lacks; bpe and unigram lack none.
 
         Raises:
             SettingsError: The settings do not suit their kind.
@@ -91,6 +94,8 @@ class Tokenizer:
         """
         if errors := find_side_errors(settings):
             raise SettingsError.gather(errors)
+        if start is not None and start._pieces.spells_any_text:
+            return start
         formed = (to_unicode_form(text, settings.unicode_form) for text in texts)
         first = next((text for text in formed if text), None)
         if first is None:
@@ -102,6 +107,9 @@ class Tokenizer:
             pieces = KINDS[settings.kind].train(itertools.chain([first], formed), settings)
         except UnicodeEncodeError as error:
             raise _describe_surrogate(error.object, error.start) from error
+        if start is not None:
+            tokens = dict.fromkeys([*start._pieces.to_json(), *pieces.to_json()])
+            pieces = ClosedVocabulary(list(tokens), settings)
         return cls(settings, pieces)
 
     @property
@@ -233,11 +241,17 @@ class PairTokenizer:
     features: dict[str, int]
 
     @classmethod
-    def train(cls, pairs: "Iterable[Pair]", settings: TokenizerSettings) -> "PairTokenizer":
+    def train(
+        cls,
+        pairs: "Iterable[Pair]",
+        settings: TokenizerSettings,
+        start: "PairTokenizer | None" = None,
+    ) -> "PairTokenizer":
         """Return tokenizers trained on the first `settings.training_rows` of `pairs`.
 
         Reads `pairs` once, to the end: feature symbols are taken from all of them, the most
-        frequent first. Holds the texts of the training rows in memory.
+        frequent first. Holds the texts of the training rows in memory. `start`, of the same
+        settings: keep its tokens and features, before new ones.
 
         Raises:
             SettingsError: The settings do not suit their kinds, or shared sides differ.
@@ -264,12 +278,15 @@ class PairTokenizer:
                 sources.append(pair.source)
                 targets.append(pair.target)
             counts.update(pair.features)
+        old = (start.source, start.target) if start else ()
         if settings.shared:
-            source = target = Tokenizer.train(sources + targets, settings.source)
+            source = target = Tokenizer.train(sources + targets, settings.source, *old[:1])
         else:
-            source = Tokenizer.train(sources, settings.source)
-            target = Tokenizer.train(targets, settings.target)
+            source = Tokenizer.train(sources, settings.source, *old[:1])
+            target = Tokenizer.train(targets, settings.target, *old[1:])
         symbols = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
+        if start is not None:
+            symbols = list(dict.fromkeys([*start.features, *symbols]))
         if (longest := max(map(len, symbols), default=0)) > _MAX_FEATURE_CHARACTERS:
             raise DataError(
                 f"a feature has {longest:,} characters, more than {_MAX_FEATURE_CHARACTERS:,}: a "

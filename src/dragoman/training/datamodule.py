@@ -11,6 +11,7 @@ import lightning
 from dragoman.configuration import SettingsLike, as_settings
 from dragoman.data.run_data import RunData
 from dragoman.data.sampler import EvaluationLoader, TrainingLoader
+from dragoman.model_folder.folder import find_start
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import Pair
@@ -93,9 +94,10 @@ class PairDataModule(lightning.LightningDataModule):
             folder = Path(tempfile.mkdtemp(prefix="dragoman-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
+        settings, start = find_start(self.settings)
         with as_files(self._pairs) as paths:
-            data = RunData.read(paths or self.settings.data.train, self.settings, folder)
-            choice = choose_settings(self.settings, data.statistics, is_parallel=data.is_parallel)
+            data = RunData.read(paths or settings.data.train, settings, folder, start)
+            choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
             data.encode(choice.settings)
         ids = data.ids("train")
         self.settings, room = leave_room_for_outputs(

@@ -35,9 +35,8 @@ _LEAST_GAIN = 1.2  # times as quick as float32
 # 0.5 and 1.7 million parameters, and 2.0 to 2.7 times for 7 and 47 million.
 _FEWEST_BYTES = 16_000_000
 _FEWEST_ROWS = 20
-_TRAINED_TOKENS = (
-    100  # for one of the rows here, which then take at most about 3% of the run's time
-)
+# Trained for one of the rows here, which then take at most about 3% of the run's time.
+_TRAINED_TOKENS = 100
 
 Values = dict[str, Any]
 """Decoding settings by dotted name."""

@@ -111,7 +111,7 @@ class DataSettings(Section):
     features_separator: FeaturesSeparator = ""
     """Separator in the values of data.features, such as ";" in "V;PST;3;SG": each part is a symbol. A ; or | is found by itself where most values share parts; none: a value is one symbol."""
     records: Literal["auto", "json", "text"] = "auto"
-    """Form of targets that are JSON objects: json writes them compactly with the fields in the order of data.record_fields, and outputs are such objects again; text leaves them as written. auto: json if over 90% of the targets are JSON objects; the others are then invalid rows."""
+    """Form of targets that are JSON objects: json writes them compactly with the fields in the order of data.record_fields, and outputs are such objects again; text leaves them as written. auto: json if over nine in ten of the targets are JSON objects; the others are then invalid rows."""
     record_fields: Texts = ()
     """Order of the fields of data.records json, also of nested ones; none: as in the training pairs."""
     leading_tags: bool = False

@@ -61,7 +61,8 @@ def network(request: pytest.FixtureRequest) -> Transformer:
 # A model that learns to write words in capitals in seconds.
 SMALL = [
     "--model.d_model", "64", "--model.num_encoder_layers", "1", "--model.num_decoder_layers", "1",
-    "--model.dim_feedforward", "128", "--model.dropout", "0", "--optimization.label_smoothing", "0",
+    "--model.dim_feedforward", "128", "--model.positions", "sinusoidal",
+    "--model.dropout", "0", "--optimization.label_smoothing", "0",
     "--optimization.learning_rate", "0.003", "--optimization.warmup_steps", "50",
     "--training.batch_tokens", "512", "--training.max_steps", "400", "--training.valid_every", "200",
     "--data.valid_fraction", "0.1",

@@ -296,7 +296,7 @@ def test_a_time_limit_chooses_the_steps_and_the_schedule_ends_with_them(tmp_path
 
     words += ["--training.max_steps", "70"]  # by hand: the limit only stops the run
     typed = dry_run(pairs, tmp_path / "model", read_settings(None, words), console=quiet_console())
-    assert (typed.training.max_steps, typed.training.valid_every) == (70, 100)
+    assert (typed.training.max_steps, typed.training.valid_every) == (70, 4)
 
 
 def test_the_start_tells_how_it_computes_and_how_long_it_took(tmp_path):

@@ -72,8 +72,8 @@ DAMAGE = {
         r"its format is 7.*pip install --upgrade dragoman",
     ),
     "a calibration of a later version": (
-        change_json("calibration.json", version=2),
-        r"its format is 2.*pip install --upgrade dragoman",
+        change_json("calibration.json", version=3),
+        r"its format is 3.*pip install --upgrade dragoman",
     ),
     "choices in another file": (
         replace_text("config.yaml", "choices: ''", "choices: /etc/passwd"),

@@ -170,7 +170,7 @@ def tabulate(recipe: Recipe) -> str:
                 *(str(recipe.published[system].get(name, "")) for system in systems),
             ]
         )
-    if len(by_set) > 1:
+    if len(by_set) == len(recipe.sets) > 1:
         mean = statistics.mean(statistics.mean(r.value for r in one) for one in by_set.values())
         lines.append(["mean", f"**{mean:.2f}**", "", "", "", "", ""])
         lines[-1] += [str(recipe.published[system].get("mean", "")) for system in systems]

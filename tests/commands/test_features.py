@@ -18,9 +18,9 @@ from conftest import BRIEF, make_words, quiet_console
 from dragoman import read_settings
 from dragoman.configuration import merge_settings
 from dragoman.model_folder.folder import ModelFolder, write_example
-from dragoman.reading.headers import is_header
 from dragoman.reading.pairs import join_features, read_pairs, read_sources, take_features
 from dragoman.reading.statistics import collect_statistics
+from dragoman.reading.tables import is_header
 from dragoman.settings import DataSettings
 
 KINDS = ["V;PST;3;SG", "V;PST", "V;PRS;3;SG", "N;PL"]

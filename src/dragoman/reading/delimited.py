@@ -9,7 +9,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from dragoman.errors import DataError
-from dragoman.reading.headers import is_header, is_prediction, names_wanted
 from dragoman.reading.row_errors import (
     BAD_CSV,
     EMPTY_LINE,
@@ -18,7 +17,17 @@ from dragoman.reading.row_errors import (
     RowError,
     find_line_error,
 )
-from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, empty_table, label_columns
+from dragoman.reading.tables import (
+    WHOLE_ROW,
+    Row,
+    Table,
+    dump_row,
+    empty_table,
+    is_header,
+    is_prediction,
+    label_columns,
+    names_wanted,
+)
 from dragoman.reading.text_files import Block, Utf8Stream, read_blocks
 from dragoman.settings import DataSettings
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -12,14 +13,7 @@ from rich.text import Text
 
 from dragoman.configuration import SettingsLike, as_settings, merge_settings
 from dragoman.errors import DataError
-from dragoman.inspection.character_checks import (
-    find_hidden_characters,
-    find_mixed_forms,
-    find_mojibake,
-    find_replacements,
-    find_spaces,
-    find_unseen_characters,
-)
+from dragoman.inspection import character_checks, repeats
 from dragoman.inspection.findings import (
     MOST_EXAMPLES,
     SEVERITIES,
@@ -30,13 +24,6 @@ from dragoman.inspection.findings import (
     SplitFigures,
     SplitRows,
     group_rows,
-)
-from dragoman.inspection.repeats import (
-    find_copies,
-    find_dominant_target,
-    find_duplicates,
-    find_leaks,
-    find_several_targets,
 )
 from dragoman.inspection.schemas import DerivedSchema, derive_from_splits
 from dragoman.inspection.sides import (
@@ -59,6 +46,16 @@ from dragoman.training.run_context import TextConsole
 _SHOWN = 5  # examples of a finding
 _STYLES = {"fault": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _WIDE = 1000  # characters per line in a file or a pipe
+_CHECKS_OF_A_FILE = (
+    character_checks.find_mojibake,
+    character_checks.find_replacements,
+    character_checks.find_hidden_characters,
+    character_checks.find_spaces,
+    repeats.find_duplicates,
+    repeats.find_several_targets,
+    repeats.find_copies,
+    find_odd_lengths,
+)
 
 
 def inspect(
@@ -212,19 +209,13 @@ def inspect_pairs(
             notes += more
         for rows in files.values():
             findings += find_long_rows(rows, tokenizer, settings.data)
-        findings += find_leaks(files)
+        findings += repeats.find_leaks(files)
         findings += find_swapped(files)
-        findings += find_mojibake(files)
-        findings += find_replacements(files)
-        findings += find_hidden_characters(files)
-        findings += find_spaces(files)
-        findings += find_mixed_forms(files)
-        findings += find_duplicates(files)
-        findings += find_several_targets(files)
-        findings += find_dominant_target(files["train"])
-        findings += find_copies(files)
-        findings += find_unseen_characters(files, settings.tokenizer)
-        findings += find_odd_lengths(files)
+        for check in _CHECKS_OF_A_FILE:
+            findings += chain.from_iterable(map(check, files.values()))
+        findings += character_checks.find_mixed_forms(files)
+        findings += repeats.find_dominant_target(files["train"])
+        findings += character_checks.find_unseen_characters(files, settings.tokenizer)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Inspection(
         splits=figures,

@@ -8,15 +8,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import chain
 
 from dragoman.characters import JOINERS, is_hidden
 from dragoman.inspection.findings import (
     MOST_EXAMPLES,
     Finding,
     SplitRows,
-    describe_share,
+    report,
     show_row,
-    show_rows,
     show_text,
 )
 from dragoman.settings import TokenizerKind, TokenizerSettings
@@ -39,29 +39,18 @@ _TAGS = range(0xE0020, 0xE0080)  # after a black flag: the flag of a region
 _SKIN_TONES = "".join(map(chr, range(0x1F3FB, 0x1F400)))
 
 
-def find_mojibake(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+def find_mojibake(whole: SplitRows) -> Iterator[Finding]:
     """Find rows that ftfy considers wrongly decoded, and can repair."""
-    for whole in files.values():
-        rows = whole.sample(_SAMPLED_ROWS)
-        repaired: dict[int, str] = {}
-        for i, pair in enumerate(rows.pairs):
-            text = _repair(pair.source) or _repair(pair.target)
-            if text:
-                repaired[i] = text
-        if repaired:
-            yield Finding(
-                kind="mojibake",
-                title=f"wrongly decoded text in {rows.shown}",
-                severity="warning",
-                count=len(repaired),
-                message=f"{describe_share(len(repaired), rows)} look like UTF-8 that was decoded "
-                "with another encoding",
-                remedy="export the files again as UTF-8; or repair them, as `ftfy FILE` does",
-                examples=tuple(
-                    show_row(rows, i, note=f"should be: {show_text(repaired[i])}")
-                    for i in list(repaired)[:MOST_EXAMPLES]
-                ),
-            )
+    rows, notes = whole.sample(_SAMPLED_ROWS), dict[int, str]()
+    for i, pair in enumerate(rows.pairs):
+        if text := _repair(pair.source) or _repair(pair.target):
+            notes[i] = f"should be: {show_text(text)}"
+    return report(
+        rows, list(notes), "mojibake", f"wrongly decoded text in {rows.shown}",
+        "look like UTF-8 that was decoded with another encoding",
+        "export the files again as UTF-8; or repair them, as `ftfy FILE` does",
+        notes=notes,
+    )  # fmt: skip
 
 
 def _repair(text: str) -> str:
@@ -75,50 +64,32 @@ def _repair(text: str) -> str:
     return fixed if len(fixed) < len(text) and badness(fixed) < before else ""
 
 
-def find_replacements(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+def find_replacements(rows: SplitRows) -> Iterator[Finding]:
     """Find rows with U+FFFD, which replaces text that could not be decoded."""
-    for rows in files.values():
-        found = [i for i, pair in enumerate(rows.pairs) if "\ufffd" in pair.source + pair.target]
-        if found:
-            yield Finding(
-                kind="replacement_characters",
-                title=f"lost text in {rows.shown}",
-                severity="warning",
-                count=len(found),
-                message=f"{describe_share(len(found), rows)} have U+FFFD (\ufffd), which programs "
-                "write where they cannot decode the text",
-                remedy="export the files again in the right encoding; the lost text cannot be "
-                "restored from these",
-                examples=tuple(show_row(rows, i, at="\ufffd") for i in found[:MOST_EXAMPLES]),
-            )
+    found = [i for i, pair in enumerate(rows.pairs) if "\ufffd" in pair.source + pair.target]
+    return report(
+        rows, found, "replacement_characters", f"lost text in {rows.shown}",
+        "have U+FFFD (\ufffd), which programs write where they cannot decode the text",
+        "export the files again in the right encoding; the lost text cannot be restored from these",
+        at="\ufffd",
+    )  # fmt: skip
 
 
-def find_hidden_characters(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+def find_hidden_characters(whole: SplitRows) -> Iterator[Finding]:
     """Find rows with hidden characters that are out of place, on either side."""
-    for whole in files.values():
-        rows = whole.sample(_SAMPLED_ROWS)
-        found: dict[int, str] = {}
-        for i, pair in enumerate(rows.pairs):
-            both = pair.source + pair.target
-            if both.isprintable():
-                continue
-            hidden = list_hidden(pair.source, both) or list_hidden(pair.target, both)
-            if hidden:
-                found[i] = hidden[0]
-        if found:
-            names = Counter(found.values()).most_common(3)
-            shown = ", ".join(f"{_name(character)} in {count:,}" for character, count in names)
-            yield Finding(
-                kind="hidden_characters",
-                title=f"hidden characters in {rows.shown}",
-                severity="warning",
-                count=len(found),
-                message=f"{describe_share(len(found), rows)} have invisible control or zero-width "
-                f"characters: {shown}",
-                remedy="remove them from the files, and from what will be predicted: a model takes "
-                "them for text",
-                examples=tuple(show_row(rows, i, at=found[i]) for i in list(found)[:MOST_EXAMPLES]),
-            )
+    rows, found = whole.sample(_SAMPLED_ROWS), dict[int, str]()
+    for i, pair in enumerate(rows.pairs):
+        both = pair.source + pair.target
+        if both.isprintable():
+            continue
+        if hidden := list_hidden(pair.source, both) or list_hidden(pair.target, both):
+            found[i] = hidden[0]
+    return report(
+        rows, list(found), "hidden_characters", f"hidden characters in {rows.shown}",
+        f"have invisible control or zero-width characters: {_list_most(found)}",
+        "remove them from the files, and from what will be predicted: a model takes them for text",
+        at=found,
+    )  # fmt: skip
 
 
 def list_hidden(text: str, both: str) -> list[str]:
@@ -168,46 +139,32 @@ def _find_script(character: str) -> str:
     return "" if word in _NO_SCRIPT else word
 
 
-def find_spaces(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+def find_spaces(rows: SplitRows) -> Iterator[Finding]:
     """Find rows with spaces around a side, and rows with spaces that only look like a plain one."""
-    for rows in files.values():
-        outer = [i for i, pair in enumerate(rows.pairs) if any(map(_has_outer_spaces, pair[:2]))]
-        if outer:
-            yield Finding(
-                kind="outer_spaces",
-                title=f"spaces around the text in {rows.shown}",
-                severity="warning",
-                count=len(outer),
-                message=f"{describe_share(len(outer), rows)} have white space at the beginning or the "
-                "end of a side; it is kept, and learned",
-                remedy="remove it from the files, unless it is meant",
-                examples=show_rows(rows, outer),
-            )
-        spaces = {
-            i: found[0]
-            for i, pair in enumerate(rows.pairs)
-            if not (pair.source.isascii() and pair.target.isascii())
-            and (found := _UNUSUAL_SPACE.findall(pair.source + pair.target))
-        }
-        if spaces:
-            names = Counter(spaces.values()).most_common(3)
-            shown = ", ".join(f"{_name(character)} in {count:,}" for character, count in names)
-            yield Finding(
-                kind="unusual_spaces",
-                title=f"spaces that only look like plain ones in {rows.shown}",
-                severity="note",
-                count=len(spaces),
-                message=f"{describe_share(len(spaces), rows)} have other spaces than U+0020: {shown}",
-                remedy="replace them by plain spaces, in what will be predicted too, unless they are "
-                "meant: to a model they are different characters",
-                examples=tuple(
-                    show_row(rows, i, at=spaces[i]) for i in list(spaces)[:MOST_EXAMPLES]
-                ),
-            )
-
-
-def _has_outer_spaces(text: str) -> bool:
-    return text[:1].isspace() or text[-1:].isspace()
+    outer = [
+        i
+        for i, pair in enumerate(rows.pairs)
+        if any(side[:1].isspace() or side[-1:].isspace() for side in pair[:2])
+    ]
+    yield from report(
+        rows, outer, "outer_spaces", f"spaces around the text in {rows.shown}",
+        "have white space at the beginning or the end of a side; it is kept, and learned",
+        "remove it from the files, unless it is meant",
+    )  # fmt: skip
+    spaces = {
+        i: found[0]
+        for i, pair in enumerate(rows.pairs)
+        if not (pair.source.isascii() and pair.target.isascii())
+        and (found := _UNUSUAL_SPACE.findall(pair.source + pair.target))
+    }
+    yield from report(
+        rows, list(spaces), "unusual_spaces",
+        f"spaces that only look like plain ones in {rows.shown}",
+        f"have other spaces than U+0020: {_list_most(spaces)}",
+        "replace them by plain spaces, in what will be predicted too, unless they are meant: to a "
+        "model they are different characters",
+        severity="note", at=spaces,
+    )  # fmt: skip
 
 
 def find_mixed_forms(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
@@ -289,27 +246,22 @@ def find_unseen_characters(
         kind = tokenizer.source.kind if side == "source" else tokenizer.target.kind
         trained = set[str]().union(*files["train"].side(side))
         for rows in held_out:
-            texts = rows.side(side)
-            found = [i for i, text in enumerate(texts) if not trained.issuperset(text)]
-            if not found:
-                continue
-            counts = Counter(c for i in found for c in texts[i] if c not in trained)
+            unseen = {
+                i: [c for c in text if c not in trained]
+                for i, text in enumerate(rows.side(side))
+                if not trained.issuperset(text)
+            }
+            counts = Counter(chain.from_iterable(unseen.values()))
             most = counts.most_common(_MOST_SHOWN)
             shown = ", ".join(f"{_show_character(c)} ({count:,})" for c, count in most)
-            yield Finding(
-                kind="unseen_characters",
-                title=f"{side} characters of {rows.shown} that are not in train",
-                severity="note",
-                count=len(found),
-                message=f"{describe_share(len(found), rows)} have {side} characters that are not in the "
-                f"training data, {len(counts):,} different ones: {shown}"
-                f"{', …' * (len(counts) > _MOST_SHOWN)}",
-                remedy=_describe_remedy(side, kind),
-                examples=tuple(
-                    show_row(rows, i, at=next(c for c in texts[i] if c not in trained))
-                    for i in found[:MOST_EXAMPLES]
-                ),
-            )
+            yield from report(
+                rows, list(unseen), "unseen_characters",
+                f"{side} characters of {rows.shown} that are not in train",
+                f"have {side} characters that are not in the training data, {len(counts):,} different "
+                f"ones: {shown}{', …' * (len(counts) > _MOST_SHOWN)}",
+                _describe_remedy(side, kind),
+                severity="note", at={i: found[0] for i, found in unseen.items()},
+            )  # fmt: skip
 
 
 def _describe_remedy(side: str, kind: TokenizerKind) -> str:
@@ -335,6 +287,10 @@ def _spell(text: str) -> str:
     return "+".join(f"U+{ord(character):04X}" for character in text)
 
 
-def _name(character: str) -> str:
-    name = unicodedata.name(character, "").lower()
-    return f"U+{ord(character):04X}{name and f' {name}'}"
+def _list_most(characters: Mapping[int, str]) -> str:
+    """Return the most frequent of the characters that were found, by row, with their names."""
+    shown = []
+    for one, count in Counter(characters.values()).most_common(3):
+        name = unicodedata.name(one, "").lower()
+        shown.append(f"U+{ord(one):04X}{name and f' {name}'} in {count:,}")
+    return ", ".join(shown)

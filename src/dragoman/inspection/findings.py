@@ -1,7 +1,6 @@
 """The rows to inspect, by file and by split, and the result: findings with example rows, sizes."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -149,9 +148,40 @@ class Inspection:
         }
 
 
-def show_rows(rows: SplitRows, indices: Iterable[int]) -> tuple[Example, ...]:
-    """Return the first of the rows at `indices` as examples."""
-    return tuple(show_row(rows, int(i)) for i in itertools.islice(indices, MOST_EXAMPLES))
+def report(
+    rows: SplitRows,
+    found: Sequence[int] | NDArray[np.int64],
+    kind: str,
+    title: str,
+    message: str,
+    remedy: str,
+    *,
+    severity: Severity = "warning",
+    at: Mapping[int, str] | str = "",
+    notes: Mapping[int, str] | None = None,
+) -> Iterator[Finding]:
+    """Yield a finding about the rows at `found`, if there are any; the first ones are its examples.
+
+    Args:
+        message: Follows "1,234 of 5,678 rows (21.7%) of train".
+        at: What the example of each row, or of every row, shows: see `show_row`.
+        notes: Of the examples, by the index of the row.
+    """
+    if not len(found):
+        return
+    shown = [int(i) for i in found[:MOST_EXAMPLES]]
+    yield Finding(
+        kind=kind,
+        title=title,
+        severity=severity,
+        count=len(found),
+        message=f"{describe_share(len(found), rows)} {message}",
+        remedy=remedy,
+        examples=tuple(
+            show_row(rows, i, at if isinstance(at, str) else at[i], notes[i] if notes else "")
+            for i in shown
+        ),
+    )
 
 
 def show_row(rows: SplitRows, i: int, at: str = "", note: str = "") -> Example:

@@ -5,16 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.inspection.findings import (
-    MOST_EXAMPLES,
-    Finding,
-    SplitFigures,
-    SplitRows,
-    describe_share,
-    show_row,
-    show_rows,
-    spread,
-)
+from dragoman.inspection.findings import Finding, SplitFigures, SplitRows, report, spread
 from dragoman.settings import DataSettings, Settings
 from dragoman.tokenizers.tokenizer import PairTokenizer
 
@@ -92,26 +83,19 @@ def find_long_rows(
     if len(candidates) > _LONGEST_ROWS:
         candidates = np.sort(candidates[np.argsort(longer[candidates])[-_LONGEST_ROWS:]])
     lengths = np.maximum(*_count_tokens(rows, tokenizer, candidates))
-    is_over = lengths > data.max_tokens
-    found, lengths = candidates[is_over], lengths[is_over]
+    found = candidates[lengths > data.max_tokens]
     if not len(found):
-        return
-    stops = data.long_rows == "error"
+        return iter(())
+    stops, longest = data.long_rows == "error", lengths.max()
     policy = "fit stops at them" if stops else "fit skips them (data.long_rows=skip)"
-    yield Finding(
-        kind="over_long_tokens",
-        title=f"rows of {rows.shown} with too many tokens",
+    return report(
+        rows, found, "over_long_tokens", f"rows of {rows.shown} with too many tokens",
+        f"have more than data.max_tokens={data.max_tokens} tokens, up to {longest:,}; {policy}",
+        f"raise data.max_tokens ({longest} is enough for all; memory and time grow), shorten the "
+        "texts, or skip the rows with data.long_rows=skip",
         severity="fault" if stops else "warning",
-        count=len(found),
-        message=f"{describe_share(len(found), rows)} have more than data.max_tokens="
-        f"{data.max_tokens} tokens, up to {lengths.max():,}; {policy}",
-        remedy=f"raise data.max_tokens ({lengths.max()} is enough for all; memory and time grow), "
-        "shorten the texts, or skip the rows with data.long_rows=skip",
-        examples=tuple(
-            show_row(rows, int(i), note=f"{length:,} tokens")
-            for i, length in zip(found[:MOST_EXAMPLES], lengths[:MOST_EXAMPLES], strict=True)
-        ),
-    )
+        notes={int(i): f"{n:,} tokens" for i, n in zip(candidates, lengths, strict=True)},
+    )  # fmt: skip
 
 
 def _describe(lengths: NDArray[np.int64]) -> dict[str, float]:
@@ -167,45 +151,35 @@ def find_swapped(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
             & (source_mean < -0.5 * usual_target)
             & (-target_mean < -0.5 * usual_source)
         )
-        if len(found) and (name != "train" or len(found) <= _MOST_SWAPPED * len(rows)):
-            yield Finding(
-                kind="swapped",
-                title=f"likely swapped columns in {rows.shown}",
-                severity="warning",
-                count=len(found),
-                message=f"{describe_share(len(found), rows)} have a source that looks like a "
-                "target, and a target that looks like a source",
-                remedy="check these rows, and swap their columns",
-                examples=show_rows(rows, found),
-            )
+        if name != "train" or len(found) <= _MOST_SWAPPED * len(rows):
+            yield from report(
+                rows, found, "swapped", f"likely swapped columns in {rows.shown}",
+                "have a source that looks like a target, and a target that looks like a source",
+                "check these rows, and swap their columns",
+            )  # fmt: skip
 
 
-def find_odd_lengths(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
+def find_odd_lengths(rows: SplitRows) -> Iterator[Finding]:
     """Find long rows with sides of very unequal lengths, where those of other rows are similar."""
-    for rows in files.values():
-        if len(rows) < _FEWEST_ROWS:
-            continue
-        source = _count_characters(rows.sources)
-        target = np.maximum(1, _count_characters(rows.targets))  # perhaps empty on purpose
-        ratio = np.log(target / source)
-        usual = np.median(ratio)
-        deviation = 1.4826 * np.median(np.abs(ratio - usual))
-        longest = np.maximum(source * np.exp(usual), target)
-        least = max(np.log(_LEAST_FACTOR), _LEAST_DEVIATIONS * deviation)
-        found = np.flatnonzero((longest >= _LONG) & (np.abs(ratio - usual) > least))
-        if deviation > _MOST_SPREAD or not 0 < len(found) <= max(1, _MOST_ODD * len(rows)):
-            continue
-        yield Finding(
-            kind="odd_lengths",
-            title=f"sides of very unequal lengths in {rows.shown}",
-            severity="note",
-            count=len(found),
-            message=f"{describe_share(len(found), rows)} have a target more than "
-            f"{np.exp(least):.0f} times longer or shorter than expected from the source (usual: "
-            f"{np.exp(usual):.2f} times the source)",
-            remedy="check whether the sides belong together, or one is truncated",
-            examples=show_rows(rows, found),
-        )
+    if len(rows) < _FEWEST_ROWS:
+        return iter(())
+    source = _count_characters(rows.sources)
+    target = np.maximum(1, _count_characters(rows.targets))  # perhaps empty on purpose
+    ratio = np.log(target / source)
+    usual = np.median(ratio)
+    deviation = 1.4826 * np.median(np.abs(ratio - usual))
+    longest = np.maximum(source * np.exp(usual), target)
+    least = max(np.log(_LEAST_FACTOR), _LEAST_DEVIATIONS * deviation)
+    found = np.flatnonzero((longest >= _LONG) & (np.abs(ratio - usual) > least))
+    if deviation > _MOST_SPREAD or len(found) > max(1, _MOST_ODD * len(rows)):
+        return iter(())
+    return report(
+        rows, found, "odd_lengths", f"sides of very unequal lengths in {rows.shown}",
+        f"have a target more than {np.exp(least):.0f} times longer or shorter than expected from "
+        f"the source (usual: {np.exp(usual):.2f} times the source)",
+        "check whether the sides belong together, or one is truncated",
+        severity="note",
+    )  # fmt: skip
 
 
 def _count_bigrams(texts: Sequence[str]) -> NDArray[np.float64]:

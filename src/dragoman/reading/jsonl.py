@@ -26,7 +26,7 @@ from dragoman.reading.text_files import Block
 _LINES_TO_SEARCH = 100
 _MISSING = object()
 _MOST_CHARACTERS = 1 << 22  # of an object: parsed, it takes up to 30 times as much memory
-_SPACES, _GAP = re.compile(r"\s*"), re.compile(r"[\s,]*")
+_GAP = re.compile(r"[\s,]*")  # between two objects of an array
 _KINDS = {list: "a list", bool: "true or false"}
 _WRAPPED = ' or an object; of records, such as {"items": [...]}'
 
@@ -95,58 +95,36 @@ def _read_lines(blocks: Iterable[Block], file: str) -> Iterator[_Parsed]:
 
 
 def _read_array(blocks: Iterable[Block], file: str) -> Iterator[_Parsed]:
-    """Yield the objects of one JSON array, in memory for one block and one object.
+    """Yield the objects of one JSON array, whose text is held in memory.
 
     Raises: DataError, where the array is not valid JSON: the rest cannot be split into objects.
     """
-    text, line, wanted, is_open = "", 1, 0, False
-    for block in chain(blocks, [None]):
-        if block is not None:
-            for number, one in enumerate(block.lines if not block.is_clean else (), block.first):
-                if error := find_line_error(file, number, one):
-                    raise DataError(f"{file}:{number}: {error.detail}")
-            text += "\n".join(block.lines) + "\n"
-            if len(text) < wanted:
-                continue  # one long object: each attempt costs its length
-        end = 0
-        while (start := _find_value(text, end, is_open=is_open)) < len(text):
-            line += text.count("\n", end, start)
-            if not is_open:
-                end, is_open = start + 1, True  # [
-                continue
-            if text[start] == "]":
-                if text[start + 1 :].strip() or any(any(one.lines) for one in blocks if one):
-                    raise DataError(f"{file}:{line}: there is text after the end of the array")
-                return
-            try:
-                row, stop = _DECODER.raw_decode(text, start)
-            except (ValueError, RecursionError) as error:
-                is_whole = block is None or len(text) - start > _MOST_CHARACTERS
-                if is_whole or not isinstance(error, json.JSONDecodeError):
-                    shown = error.msg if isinstance(error, json.JSONDecodeError) else error
-                    raise DataError(
-                        f"{file}:{line}: invalid JSON in the object that begins here: {shown}"
-                    ) from error
-                end = start
-                break
-            is_object = isinstance(row, dict)
-            broken = RowError(file, line, BAD_JSON, "the value is not a JSON object")
-            yield line, row if is_object else broken, text[start:stop].replace("\n", " ")
-            line += text.count("\n", start, stop)
-            end = stop
-        else:
-            line += text.count("\n", end)
-            end = len(text)
-        text = text[end:]
-        wanted = 2 * len(text)
+    lines = list[str]()
+    for block in blocks:
+        for number, one in enumerate(() if block.is_clean else block.lines, block.first):
+            if error := find_line_error(file, number, one):
+                raise DataError(f"{file}:{number}: {error.detail}")
+        lines += block.lines
+    text = "\n".join(lines)
+    end = text.index("[") + 1
+    line = 1 + text.count("\n", 0, end)
+    while (start := end + len(_GAP.match(text, end)[0])) < len(text):  # type: ignore[index]
+        line += text.count("\n", end, start)
+        if text[start] == "]":
+            if text[start + 1 :].strip():
+                raise DataError(f"{file}:{line}: there is text after the end of the array")
+            return
+        try:
+            row, end = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            shown = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise DataError(
+                f"{file}:{line}: invalid JSON in the object that begins here: {shown}"
+            ) from error
+        broken = RowError(file, line, BAD_JSON, "the value is not a JSON object")
+        yield line, row if isinstance(row, dict) else broken, text[start:end].replace("\n", " ")
+        line += text.count("\n", start, end)
     raise DataError(f"{file}: the array has no end: the file is truncated")
-
-
-def _find_value(text: str, start: int, *, is_open: bool) -> int:
-    """Return where the next value begins, after spaces and commas."""
-    found = (_GAP if is_open else _SPACES).match(text, start)
-    assert found is not None
-    return found.end()
 
 
 def _find(row: dict[str, Any], path: str) -> object:

@@ -1,6 +1,5 @@
 """Pairs that a Python caller holds: rows or a table, written to a file that is read like any other."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +12,7 @@ import pyarrow as pa
 from dragoman.errors import DataError, shorten
 from dragoman.reading.pairs import Pair
 from dragoman.reading.row_errors import IN_MEMORY
+from dragoman.reading.tables import dump_value
 
 Pairs = str | Path | Iterable[Any] | Mapping[str, Any]
 """A file of pairs, or two parallel text files; or rows (source, target), or as dicts; or a table: a
@@ -74,8 +74,7 @@ def _find_files_or_table(pairs: Pairs) -> list[Path] | pa.Table:
 
 def _to_json(value: object) -> object:
     """Return a record as JSON: a table's column would give all of them the same fields."""
-    is_record = isinstance(value, dict)
-    return json.dumps(value, ensure_ascii=False, default=str) if is_record else value
+    return dump_value(value) if isinstance(value, dict) else value
 
 
 def _name_columns(rows: list[Any]) -> Iterator[Mapping[str, Any]]:

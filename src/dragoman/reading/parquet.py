@@ -1,6 +1,5 @@
 """Reads Parquet and Arrow files, a batch of rows at a time."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -11,23 +10,14 @@ from pyarrow import types
 
 from dragoman.errors import DataError
 from dragoman.reading.row_errors import RowError, find_line_error, name_file
-from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, label_columns
+from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, dump_value, label_columns
 from dragoman.reading.text_files import FilePosition, check_file
 
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 1 << 25
 _BUFFER_BYTES = 1 << 20
-_MOST_FOOTER_BYTES = 1 << 24  # in memory it takes up to 35 times as much
 _LIMITS: Final = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 17}
-_TEXT_KINDS = (
-    types.is_string,
-    types.is_large_string,
-    types.is_string_view,
-    types.is_binary,
-    types.is_large_binary,
-    types.is_binary_view,
-    types.is_null,
-)
+_TEXT_KINDS = "string large_string string_view binary large_binary binary_view null"
 # What pyarrow raises for a corrupt file; Python decodes names, texts and dates.
 _CORRUPT = (pyarrow.ArrowException, OSError, ValueError, OverflowError, IndexError)
 
@@ -45,14 +35,6 @@ def open_parquet(
     Raises: DataError, here and while rows are read, when the file cannot be read.
     """
     check_file(path)
-    with path.open("rb") as raw:
-        raw.seek(max(0, path.stat().st_size - 8))
-        footer_bytes = int.from_bytes(raw.read(4), "little")
-    if _MOST_FOOTER_BYTES < footer_bytes < path.stat().st_size:
-        raise DataError(
-            f"{path}: its footer has {footer_bytes >> 20} MiB, more than {_MOST_FOOTER_BYTES >> 20}: "
-            "write it again with fewer columns, or with larger row groups"
-        )
     try:
         with pyarrow.parquet.ParquetFile(path, **_LIMITS) as file:
             schema, metadata = file.schema_arrow, file.metadata
@@ -208,7 +190,8 @@ def _dump_rows(batch: pyarrow.RecordBatch) -> list[str]:
 def _read_texts(column: pyarrow.Array) -> list[str | None]:
     """Return values as text, None for null; bytes that are not UTF-8 as with surrogateescape."""
     if types.is_struct(column.type):
-        return [None if row is None else _dump_struct(row) for row in column.to_pylist()]
+        rows = map(_leave_out_nulls, column.to_pylist())
+        return [None if row is None else dump_value(row) for row in rows]
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
     try:
@@ -220,12 +203,8 @@ def _read_texts(column: pyarrow.Array) -> list[str | None]:
         ]
 
 
-def _dump_struct(row: dict[str, object]) -> str:
-    """Return a struct as a JSON object; a field that is null is absent: structs cannot leave it out."""
-    return json.dumps(_leave_out_nulls(row), ensure_ascii=False, default=str)
-
-
 def _leave_out_nulls(value: object) -> object:
+    """Return a struct as a dict without its nulls: structs cannot leave a field out."""
     if isinstance(value, list):
         return [*map(_leave_out_nulls, value)]
     if isinstance(value, dict):
@@ -251,7 +230,7 @@ def _check_column(path: Path, schema: pyarrow.Schema, name: str) -> None:
 
 def _is_text(kind: pyarrow.DataType) -> bool:
     values = kind.value_type if types.is_dictionary(kind) else kind
-    return any(is_kind(values) for is_kind in _TEXT_KINDS)
+    return str(values) in _TEXT_KINDS.split()
 
 
 def _first_line(error: Exception) -> str:

@@ -121,8 +121,13 @@ def label_columns(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
 
 def dump_row(labels: Sequence[str], fields: Sequence[object]) -> str:
-    """Return a row as a JSON object; values that JSON does not have become text."""
-    return json.dumps(dict(zip(labels, fields, strict=True)), ensure_ascii=False, default=str)
+    """Return a row as a JSON object: see `dump_value`."""
+    return dump_value(dict(zip(labels, fields, strict=True)))
+
+
+def dump_value(value: object) -> str:
+    """Return a value as JSON; what JSON does not have becomes text."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def empty_table(file: str) -> Table:

@@ -12,9 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dragoman.decoding.hypothesis import Hypothesis, limit_lengths, normalize
-from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.engine import Quantization
+from dragoman.engines.parity import ExportedModel
 from dragoman.model.block import (
     DecoderCache,
     Dropout,
@@ -98,16 +96,15 @@ def write_onnx(network: Transformer, folder: Path) -> dict[str, Any]:
     }
 
 
-class OnnxModel:
-    """The exported model in `folder`, run by ONNX Runtime to check it: greedy search and scores."""
+class OnnxModel(ExportedModel):
+    """The exported model in `folder`, run by ONNX Runtime to check it."""
 
     name = "onnx"
-    quantization: Quantization = "float32"
 
     def __init__(self, folder: Path, num_positions: int | None = None) -> None:
         import onnxruntime
 
-        self._num_positions = num_positions
+        super().__init__(num_positions)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they are raised too
         self._encoder, self._decoder_step = (
@@ -118,81 +115,35 @@ class OnnxModel:
         self._source_names = [value.name for value in self._encoder.get_outputs()]
         self._target_names = [name for name in names if name.startswith("target_")]
 
-    def search(
-        self,
-        sources: Sequence[Sequence[int]],
-        config: SearchConfig,
-        prefixes: Sequence[Sequence[int]] | None = None,
-    ) -> list[list[Hypothesis]]:
-        """Return the greedy hypothesis of each source; of the settings, only the lengths count."""
-        assert prefixes is None
-        limits = limit_lengths([len(ids) for ids in sources], config.decoding, self._num_positions)
-        state = self._start(sources)
-        tokens, log_probs = np.full((len(sources), 1), BOS_ID), np.zeros((len(sources), 1))
-        has_ended = np.zeros(len(sources), bool)
-        while not has_ended.all():
-            predicted = self._step(tokens[:, -1], state)
-            tokens = np.concatenate((tokens, predicted.argmax(axis=1)[:, None]), axis=1)
-            log_probs = np.concatenate((log_probs, predicted.max(axis=1)[:, None]), axis=1)
-            length = tokens.shape[1] - 1
-            has_ended |= (tokens[:, -1] == EOS_ID) | [length >= limit.longest for limit in limits]
-        found = []
-        for row, scores, limit in zip(
-            tokens[:, 1:].tolist(), log_probs[:, 1:].tolist(), limits, strict=True
-        ):
-            is_complete = EOS_ID in row[: limit.longest]
-            length = row.index(EOS_ID) + 1 if is_complete else limit.longest
-            score = sum(scores[:length])
-            one = Hypothesis(
-                ids=tuple(row[: length - is_complete]),
-                score=score,
-                normalized_score=normalize(score, length, config.decoding),
-                is_complete=is_complete,
-            )
-            found.append([one])
-        return found
+    def decode(self, source: Sequence[int], longest: int) -> list[int]:
+        """Return the greedy output of a source."""
+        state, emitted = self._start(source), [BOS_ID]
+        while emitted[-1] != EOS_ID and len(emitted) <= longest:
+            emitted.append(int(self._step(emitted[-1], state).argmax()))
+        return emitted[1:]
 
-    def score(
-        self,
-        sources: Sequence[Sequence[int]],
-        targets: Sequence[Sequence[int]],
-        config: SearchConfig,
-    ) -> list[Hypothesis]:
-        """Return each target with its log-probabilities: see `Engine.score`."""
-        state = self._start(sources)
-        tokens = _pad([[BOS_ID, *ids, EOS_ID] for ids in targets])
-        steps = [
-            np.take_along_axis(self._step(tokens[:, i - 1], state), tokens[:, i : i + 1], axis=1)
-            for i in range(1, tokens.shape[1])
+    def score_tokens(self, source: Sequence[int], emitted: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token of an output."""
+        state = self._start(source)
+        return [
+            float(self._step(before, state)[token])
+            for before, token in zip([BOS_ID, *emitted[:-1]], emitted, strict=True)
         ]
-        found = []
-        for ids, row in zip(targets, np.concatenate(steps, axis=1).tolist(), strict=True):
-            log_probs = tuple(row[: len(ids) + 1])
-            found.append(
-                Hypothesis(
-                    ids=tuple(ids),
-                    score=sum(log_probs),
-                    normalized_score=normalize(sum(log_probs), len(log_probs), config.decoding),
-                    is_complete=True,
-                    log_probs=log_probs,
-                )
-            )
-        return found
 
-    def _start(self, sources: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
+    def _start(self, source: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Return the inputs of the first step, without its ids."""
-        source_ids = _pad(sources)
-        found = self._encoder.run(None, {"source_ids": source_ids})
-        empty = np.zeros((len(source_ids), 0, found[-1].shape[2]), np.float32)
+        found = self._encoder.run(None, {"source_ids": np.array([source], np.int64)})
+        empty = np.zeros((1, 0, found[-1].shape[2]), np.float32)
         return {
             **dict(zip(self._source_names, found, strict=True)),
             **dict.fromkeys(self._target_names, empty),
         }
 
-    def _step(self, ids: NDArray[np.int64], state: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Return the log-probabilities of the token after `ids`, which are added to `state`."""
+    def _step(self, token: int, state: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Return the log-probabilities (V,) of the token after `token`, which is added to `state`."""
         log_probs: NDArray[np.float32]
-        log_probs, *grown = self._decoder_step.run(None, {"ids": ids, **state})
+        ids = np.array([token], np.int64)
+        [log_probs], *grown = self._decoder_step.run(None, {"ids": ids, **state})
         state.update(zip(self._target_names, grown, strict=True))
         return log_probs
 
@@ -296,10 +247,3 @@ def _trace(
             opset_version=_OPSET,
             dynamo=False,
         )
-
-
-def _pad(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    padded = np.full((len(rows), max(map(len, rows))), PAD_ID, np.int64)
-    for row, filled in zip(rows, padded, strict=True):
-        filled[: len(row)] = row
-    return padded

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dragoman.decoding.hypothesis import Hypothesis
+from dragoman.decoding.hypothesis import Hypothesis, limit_lengths, normalize
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.engine import Engine
+from dragoman.engines.engine import Engine, Quantization
 from dragoman.errors import ModelFolderError
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.pairs import take_features
-from dragoman.tokenizers.tokenizer import UNKNOWN_ID
+from dragoman.tokenizers.tokenizer import EOS_ID, UNKNOWN_ID
 
 _TIE = 1e-3  # nats: tokens whose log-probabilities differ by less are equally good
 
@@ -47,6 +47,66 @@ class Check:
         return (
             f"{self.equal_rows} of {self.rows} held-out outputs are PyTorch's{ties}; the score of "
             f"a reference differs by at most {self.largest_difference:.2g}"
+        )
+
+
+class ExportedModel:
+    """An exported model as an engine, to check it: greedy search and scores, row by row.
+
+    Args:
+        num_positions: Learned positions of the targets; None: sinusoidal or rotary ones.
+    """
+
+    name: str
+    quantization: Quantization = "float32"
+
+    def __init__(self, num_positions: int | None = None) -> None:
+        self._num_positions = num_positions
+
+    def decode(self, source: Sequence[int], longest: int) -> list[int]:
+        """Return the greedy output of a source, of at most `longest` tokens, with its end."""
+        raise NotImplementedError
+
+    def score_tokens(self, source: Sequence[int], emitted: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token of an output, its end included."""
+        raise NotImplementedError
+
+    def search(
+        self,
+        sources: Sequence[Sequence[int]],
+        config: SearchConfig,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Return the greedy hypothesis of each source; of the settings, only the lengths count."""
+        assert prefixes is None
+        limits = limit_lengths([len(ids) for ids in sources], config.decoding, self._num_positions)
+        return [
+            [self._describe(source, self.decode(source, limit.longest), config)]
+            for source, limit in zip(sources, limits, strict=True)
+        ]
+
+    def score(
+        self,
+        sources: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        config: SearchConfig,
+    ) -> list[Hypothesis]:
+        """Return each target with its log-probabilities: see `Engine.score`."""
+        return [
+            self._describe(source, [*target, EOS_ID], config)
+            for source, target in zip(sources, targets, strict=True)
+        ]
+
+    def _describe(
+        self, source: Sequence[int], emitted: Sequence[int], config: SearchConfig
+    ) -> Hypothesis:
+        log_probs, is_complete = self.score_tokens(source, emitted), emitted[-1] == EOS_ID
+        return Hypothesis(
+            ids=tuple(emitted[:-1] if is_complete else emitted),
+            score=sum(log_probs),
+            normalized_score=normalize(sum(log_probs), len(log_probs), config.decoding),
+            is_complete=is_complete,
+            log_probs=tuple(log_probs),
         )
 
 

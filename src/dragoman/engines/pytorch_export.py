@@ -9,12 +9,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from dragoman.decoding.hypothesis import Hypothesis, limit_lengths
-from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.engine import Quantization
+from dragoman.engines.parity import ExportedModel
 from dragoman.model.transformer import LearnedPositions, Transformer
 from dragoman.settings import ModelSettings
-from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID
+from dragoman.tokenizers.tokenizer import BOS_ID
 
 _SCRIPT = "decode.py"
 
@@ -61,50 +59,23 @@ def write_pytorch(network: Transformer, model: ModelSettings, folder: Path) -> N
         shutil.copymode(folder / _SCRIPT, path)
 
 
-class PytorchModel:
-    """The script in `folder`, run to check it: greedy search and scores."""
+class PytorchModel(ExportedModel):
+    """The script in `folder`, run to check it."""
 
     name = "pytorch"
-    quantization: Quantization = "float32"
 
     def __init__(self, folder: Path, num_positions: int | None = None) -> None:
+        super().__init__(num_positions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that pre-norm has no nested tensors
             self._script = runpy.run_path(str(folder / _SCRIPT))
-        self._num_positions = num_positions
 
-    def search(
-        self,
-        sources: Sequence[Sequence[int]],
-        config: SearchConfig,
-        prefixes: Sequence[Sequence[int]] | None = None,
-    ) -> list[list[Hypothesis]]:
-        """Return the greedy hypothesis of each source; of the settings, only the lengths count."""
-        assert prefixes is None
-        limits = limit_lengths([len(ids) for ids in sources], config.decoding, self._num_positions)
-        return [
-            [self._score(source, self._script["decode"](list(source), limit.longest))]
-            for source, limit in zip(sources, limits, strict=True)
-        ]
+    def decode(self, source: Sequence[int], longest: int) -> list[int]:
+        """Return the greedy output of a source."""
+        ids: list[int] = self._script["decode"](list(source), longest)
+        return ids
 
-    def score(
-        self,
-        sources: Sequence[Sequence[int]],
-        targets: Sequence[Sequence[int]],
-        config: SearchConfig,
-    ) -> list[Hypothesis]:
-        """Return each target with its score, without `log_probs`."""
-        return [
-            self._score(source, [*target, EOS_ID])
-            for source, target in zip(sources, targets, strict=True)
-        ]
-
-    def _score(self, source: Sequence[int], emitted: Sequence[int]) -> Hypothesis:
+    def score_tokens(self, source: Sequence[int], emitted: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token of an output."""
         steps = self._script["score"](list(source), [BOS_ID, *emitted[:-1]])
-        is_complete = emitted[-1] == EOS_ID
-        return Hypothesis(
-            ids=tuple(emitted[:-1] if is_complete else emitted),
-            score=sum(float(step[token]) for step, token in zip(steps, emitted, strict=True)),
-            normalized_score=0.0,
-            is_complete=is_complete,
-        )
+        return [float(step[token]) for step, token in zip(steps, emitted, strict=True)]

@@ -49,6 +49,17 @@ def staged_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def explain_failed_write(
+    path: str | Path, kind: type[DragomanError], remedy: str = ""
+) -> Iterator[None]:
+    """Turn an OSError of the body into an error of this kind: `path` cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{path}: cannot be written: {error.strerror or error}{remedy}") from error
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second name; copy it if the disk is another one, or has no links.
 

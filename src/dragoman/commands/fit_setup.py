@@ -36,7 +36,7 @@ from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.reading.pairs import list_files
 from dragoman.reading.row_errors import name_file
 from dragoman.settings import DataSettings, Settings
-from dragoman.storage import hold_lock, sha256
+from dragoman.storage import explain_failed_write, hold_lock, sha256
 from dragoman.tokenizers.tokenizer import PairTokenizer, find_side_errors
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
@@ -91,12 +91,10 @@ class Run:
         Raises:
             ModelFolderError: It cannot be written.
         """
-        try:
+        with explain_failed_write(self.folder, ModelFolderError):
             if self.folder.exists():
                 shutil.rmtree(self.folder)
             self.data.move(self.folder / DATA)
-        except OSError as error:
-            raise ModelFolderError(f"{self.folder}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -271,10 +269,8 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
     Raises:
         ModelFolderError: It cannot be made.
     """
-    try:
+    with explain_failed_write(out, ModelFolderError):
         folder = tempfile.TemporaryDirectory(prefix=f".{out.name}{_IDS}", dir=_find_nearest(out))
-    except OSError as error:
-        raise ModelFolderError(f"{out}: cannot be written: {error.strerror}") from error
     with folder as name:
         try:
             yield Path(name)

@@ -39,6 +39,7 @@ from dragoman.reading.pairs import Pair, RowErrors, are_parallel, give_same_pair
 from dragoman.reading.row_errors import NO_RECORD, OVER_LONG, name_row
 from dragoman.reading.statistics import collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings, UnicodeForm
+from dragoman.storage import explain_failed_write
 from dragoman.tokenizers.closed_vocabulary import to_unicode_form
 from dragoman.tokenizers.tokenizer import PairTokenizer
 from dragoman.training.run_context import TextConsole
@@ -115,12 +116,9 @@ def derive_schema(
                 raise DataError(f"--schema: {where}: {error.detail}")
         derived = derive_from_splits(splits)
     if out is not None:
-        try:
-            Path(out).write_text(
-                json.dumps(derived.schema, indent=2, ensure_ascii=False) + "\n", "utf-8"
-            )
-        except OSError as error:
-            raise DataError(f"--schema {out}: cannot be written: {error.strerror}") from error
+        with explain_failed_write(f"--schema {out}", DataError):
+            text = json.dumps(derived.schema, indent=2, ensure_ascii=False)
+            Path(out).write_text(text + "\n", "utf-8")
     return derived
 
 

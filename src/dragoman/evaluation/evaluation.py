@@ -31,7 +31,7 @@ from dragoman.evaluation.metrics import (
 )
 from dragoman.evaluation.output_rows import Row, read_rows, write_rows
 from dragoman.settings import EvaluationSettings
-from dragoman.storage import consistent_read, read_json, staged_folder
+from dragoman.storage import consistent_read, explain_failed_write, read_json, staged_folder
 from dragoman.terminal import html_table
 
 ROWS, SCORES = "rows.jsonl", "scores.json"
@@ -261,16 +261,11 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """
     if folder.exists() and not (folder / SCORES).is_file():
         raise DataError(f"{folder}: exists and is not an evaluation; choose another --out")
-    try:
-        with staged_folder(folder) as partial:
-            write_rows(partial / ROWS, evaluation.rows, evaluation.row_scores)
-            content = evaluation.to_dict()
-            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-            (partial / SCORES).write_text(text + "\n", "utf-8", "replace")
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written: {error.strerror}; choose a folder with --out"
-        ) from error
+    remedy = "; choose a folder with --out"
+    with explain_failed_write(folder, DataError, remedy), staged_folder(folder) as partial:
+        write_rows(partial / ROWS, evaluation.rows, evaluation.row_scores)
+        text = json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        (partial / SCORES).write_text(text + "\n", "utf-8", "replace")
 
 
 def read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:

@@ -17,7 +17,7 @@ from dragoman.configuration import flatten_settings, update_stored
 from dragoman.errors import ModelFolderError, later_format_reason
 from dragoman.model_folder.constraint_files import list_constraint_files
 from dragoman.settings import DecodingSettings
-from dragoman.storage import read_bytes, staged_file
+from dragoman.storage import explain_failed_write, read_bytes, staged_file
 
 CALIBRATION = "calibration.json"
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
@@ -129,11 +129,8 @@ def write_calibration(folder: Path, calibration: StoredCalibration) -> None:
         ModelFolderError: It cannot be written; an earlier one is unchanged.
     """
     path = folder / CALIBRATION
-    try:
-        with staged_file(path) as temporary:
-            temporary.write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ModelFolderError(f"{path}: cannot be written: {error.strerror}") from error
+    with explain_failed_write(path, ModelFolderError), staged_file(path) as temporary:
+        temporary.write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def find_differences(calibration: StoredCalibration, decoding: DecodingSettings) -> list[str]:

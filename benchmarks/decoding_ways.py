@@ -213,7 +213,7 @@ def _find_network(predictor: Predictor) -> "Transformer":
 
 
 def _pad(rows: Ids, pad_id: int, device: str) -> "torch.Tensor":
-    from dragoman.data.batch import pad
+    from dragoman.data.dataset import pad
 
     return pad(rows, pad_id).to(device)
 

@@ -12,7 +12,7 @@ from training_ids import sum_lengths
 from training_pacing import Pacing
 from training_task import Task
 
-from dragoman.data.batch import Batch
+from dragoman.data.dataset import Batch
 from dragoman.data.sampler import cut_batch
 from dragoman.model.building import build_network
 from dragoman.settings import Settings

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dragoman.commands.inspect import inspect as inspect
     from dragoman.configuration import SettingsLike
     from dragoman.configuration import read_settings as read_settings
-    from dragoman.data.batch import Batch as Batch
+    from dragoman.data.dataset import Batch as Batch
     from dragoman.engines.engine import QuantizationChoice
     from dragoman.engines.load import EngineName
     from dragoman.errors import DataError as DataError
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from dragoman.training.lightning_transformer import LightningTransformer as LightningTransformer
 
 _HOMES = {
-    "Batch": "dragoman.data.batch",
+    "Batch": "dragoman.data.dataset",
     "DataError": "dragoman.errors",
     "Evaluation": "dragoman.evaluation.evaluation",
     "LightningTransformer": "dragoman.training.lightning_transformer",

@@ -1,6 +1,6 @@
 import torch
 
-from dragoman.data.batch import Batch, pad
+from dragoman.data.dataset import Batch, pad
 
 
 def test_rows_are_padded_on_the_right_to_the_longest():

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dragoman.data import sampler
-from dragoman.data.batch import Batch
-from dragoman.data.dataset import EncodedPairs, IdsWriter
+from dragoman.data.dataset import Batch, EncodedPairs, IdsWriter
 from dragoman.data.sampler import (
     EvaluationLoader,
     TrainingLoader,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from conftest import BOS, EOS, random_ids
-from dragoman.data.batch import pad
+from dragoman.data.dataset import pad
 from dragoman.decoding.scoring import align, score_targets
 from dragoman.decoding.search import search
 from dragoman.decoding.search_config import SearchConfig

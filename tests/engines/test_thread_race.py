@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dragoman.engines.thread_race import ThreadRace
+from dragoman.engines.ctranslate2_engine import ThreadRace
 
 
 def run(race: ThreadRace, seconds: Mapping[int, float], num_calls: int) -> list[int]:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from dragoman.commands.report import render_page
 from dragoman.evaluation import metrics
 from dragoman.evaluation.evaluation import (
     evaluate_rows,
@@ -16,7 +17,6 @@ from dragoman.evaluation.metrics import Metric, choose_metrics, divide_edits, is
 from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.significance import compare
 from dragoman.reporting.content import ReportContent
-from dragoman.reporting.page import render_page
 from dragoman.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(task="text", resamples=100)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dragoman.commands.report import render_page
 from dragoman.evaluation.evaluation import (
     evaluate_rows,
     read_evaluation,
@@ -20,7 +21,6 @@ from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.record_scores import RecordCounter
 from dragoman.evaluation.significance import compare
 from dragoman.reporting.content import ReportContent
-from dragoman.reporting.page import render_page
 from dragoman.settings import EvaluationSettings
 
 NAMES = st.sampled_from(["date", "total", "ship to", "Größe"])

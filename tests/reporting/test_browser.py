@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dragoman.reporting.page import write_report
+from dragoman.commands.report import write_report
 from reporting.browser import FAINT_TEXTS, NAMES, Browser, find_browser
 from reporting.example import make_content, make_hostile_content
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import html5lib
 import pytest
 
+from dragoman.commands.report import render_page, write_report
 from dragoman.errors import DragomanError
 from dragoman.reporting.content import ReportContent
-from dragoman.reporting.page import render_page, write_report
 from reporting.example import (
     make_attention,
     make_content,
@@ -243,7 +243,7 @@ def test_the_best_validation_is_marked_on_the_curve_of_the_monitored_score():
 def test_the_same_content_gives_the_same_bytes_also_in_another_process(tmp_path):
     content = make_hostile_content()
     write_report(tmp_path / "one.html", content)
-    code = "import sys; from pathlib import Path; from reporting.example import make_hostile_content; from dragoman.reporting.page import write_report; write_report(Path(sys.argv[1]), make_hostile_content())"
+    code = "import sys; from pathlib import Path; from reporting.example import make_hostile_content; from dragoman.commands.report import write_report; write_report(Path(sys.argv[1]), make_hostile_content())"
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "two.html")], check=True,
         cwd=Path(__file__).parent.parent, env={**os.environ, "PYTHONHASHSEED": "7"},
@@ -260,10 +260,10 @@ def test_a_report_replaces_the_old_one_and_leaves_no_other_file(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(DragomanError, match=r"missing/report\.html: cannot write the report"):
+    with pytest.raises(DragomanError, match=r"missing/report\.html: cannot be written"):
         write_report(tmp_path / "missing" / "report.html", ReportContent(name="m"))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DragomanError, match="folder: cannot write the report"):
+    with pytest.raises(DragomanError, match="folder: cannot be written"):
         write_report(tmp_path / "folder", ReportContent(name="m"))
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
@@ -274,7 +274,5 @@ def test_a_content_can_be_changed_in_part_and_all_fields_but_the_name_are_option
 
 
 def test_importing_loads_neither_matplotlib_nor_torch():
-    code = (
-        "import sys, dragoman.reporting.page; assert not {'matplotlib', 'torch'} & set(sys.modules)"
-    )
+    code = "import sys, dragoman.commands.report; assert not {'matplotlib', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

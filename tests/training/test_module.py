@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import BOS, EOS, random_ids
-from dragoman.data.batch import Batch
+from dragoman.data.dataset import Batch
 from dragoman.model.transformer import Transformer
 from dragoman.settings import OptimizationSettings
 from dragoman.training.module import TransformerTraining

@@ -12,8 +12,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dragoman.data.batch import Batch
-from dragoman.data.dataset import EncodedPairs
+from dragoman.data.dataset import Batch, EncodedPairs
 
 Lengths = NDArray[np.integer]
 

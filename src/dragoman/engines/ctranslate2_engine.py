@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import math
 import os
 import time
 import weakref
@@ -19,7 +20,6 @@ from dragoman.decoding.hypothesis import Hypothesis, Limits, limit_lengths, norm
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_export import convert_model, list_token_names
 from dragoman.engines.engine import Engine, Quantization, UnsupportedError
-from dragoman.engines.thread_race import ThreadRace
 from dragoman.errors import DragomanError
 from dragoman.settings import DecodingSettings, ModelSettings
 from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer
@@ -40,9 +40,11 @@ _FIRST_POSITIONS = 4096  # sinusoidal ones; doubled when a longer source or outp
 # In a smaller model, threads would wait for each other longer than they compute, above all where the
 # cores are busy.
 _TINY_BYTES = 16_000_000
-_FEW_ROWS = (
-    16  # one row, few and many: what is quickest for one kind of call may not be for another
-)
+# One row, few and many: what is quickest for one kind of call may not be for another.
+_FEW_ROWS = 16
+_MEASURED = 2  # calls with each layout of threads, after one that loads it
+_MUCH_SLOWER = 2.0
+_MOST_SLOW = 3  # in a row: other processes have come or gone
 
 
 def unsupported_reason(config: SearchConfig, tokenizer: PairTokenizer | None = None) -> str:
@@ -242,7 +244,7 @@ class CTranslate2Engine:
             is_complete=is_complete,
         )
 
-    def _get_race(self, num_rows: int, beam_size: int) -> ThreadRace:
+    def _get_race(self, num_rows: int, beam_size: int) -> "ThreadRace":
         """Return the race for calls of this kind; `beam_size` 0: scores of given targets."""
         kind = ((num_rows > 1) + (num_rows >= _FEW_ROWS), beam_size)
         if kind not in self._races:
@@ -317,6 +319,47 @@ class CTranslate2Engine:
             raise UnsupportedError(
                 f"--device {self._device}: CTranslate2 failed ({cause}){remedy}"
             ) from error
+
+
+class ThreadRace:
+    """Chooses among layouts of threads, by the seconds a token of like calls.
+
+    A layout is a number of replicas of the model, which share the threads. Each is used for some
+    calls, in this order; then the quickest is, until calls take much longer than it did.
+    """
+
+    def __init__(self, layouts: Sequence[int]) -> None:
+        self.layouts = tuple(layouts)
+        self._seconds: defaultdict[int, list[float]] = defaultdict(list)  # by layout
+        self._num_slow = 0
+
+    def choose(self) -> int:
+        """Return the layout of the next call."""
+        for layout in self.layouts:
+            if len(self._seconds[layout]) <= _MEASURED and not self._is_lost(layout):
+                return layout
+        return min(self.layouts, key=self._find_best)
+
+    def record(self, layout: int, seconds: float) -> None:
+        """Note how long a token of a call with `layout` took."""
+        times = self._seconds[layout]
+        if len(times) <= _MEASURED:
+            times.append(seconds)
+            return
+        is_slow = seconds > _MUCH_SLOWER * self._find_best(layout)
+        self._num_slow = self._num_slow + 1 if is_slow else 0
+        if self._num_slow == _MOST_SLOW:
+            self._seconds.clear()
+            self._num_slow = 0
+
+    def _is_lost(self, layout: int) -> bool:
+        """Return whether its first measured call was so slow that no second one is needed."""
+        found = self._find_best(layout)
+        best = min(map(self._find_best, self.layouts))
+        return math.isfinite(found) and found > _MUCH_SLOWER * best
+
+    def _find_best(self, layout: int) -> float:
+        return min(self._seconds[layout][1:], default=math.inf)
 
 
 _ENGINES: "weakref.WeakSet[CTranslate2Engine]" = weakref.WeakSet()

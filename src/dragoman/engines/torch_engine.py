@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from dragoman.data.batch import pad
+from dragoman.data.dataset import pad
 from dragoman.decoding.ensemble import Ensemble
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.scoring import score_targets

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from dragoman.data.batch import Batch
+from dragoman.data.dataset import Batch
 from dragoman.model.block import Weights, make_layers
 from dragoman.model.loss import LossSums, draw_dropout, find_dtype, sum_losses_of_layers
 from dragoman.model.transformer import Transformer

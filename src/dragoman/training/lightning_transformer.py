@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from torch import Tensor
 
-from dragoman.data.batch import Batch
+from dragoman.data.dataset import Batch
 from dragoman.errors import DataError
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
-from dragoman.data.batch import Batch
+from dragoman.data.dataset import Batch
 from dragoman.data.sampler import cut_batch
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search import search

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from dragoman.data.batch import Batch
+from dragoman.data.dataset import Batch
 from dragoman.errors import TrainingError
 from dragoman.model.loss import sum_losses
 from dragoman.training.datamodule import PairDataModule

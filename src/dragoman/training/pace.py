@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from dragoman.configuration import merge_settings
-from dragoman.data.batch import Batch
+from dragoman.data.dataset import Batch
 from dragoman.errors import SettingsError, is_out_of_memory
 from dragoman.presets import limit_warmup
 from dragoman.settings import Settings

@@ -333,7 +333,7 @@ def test_a_record_with_renamed_settings_loads():
         data_sha256={},
         machine={},
     )
-    content = record.to_dict()
+    content = record.model_dump(mode="json")
     content["settings"]["training"]["path"] = content["settings"]["training"].pop("implementation")
     content["typed"] = {"training.path": "reference"}
-    assert RunRecord.from_dict(content) == record
+    assert RunRecord.read(content) == record

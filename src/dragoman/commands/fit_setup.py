@@ -168,7 +168,7 @@ def _fill_time(run: Run, record: RunRecord) -> tuple[Run, str]:
     timer.mark("speed")
     settings = plan_steps(run.settings, record.typed, pace, limit_s - timer.total_s)
     _check_settings(settings)
-    planned = replace(record, settings=settings)
+    planned = record.model_copy(update={"settings": settings})
     run = _assemble(planned, run.data, run.out, run.folder, run.context, None)
     message = (
         f"time limit: {settings.training.max_steps:,} steps, at {pace.step_s:.3f} s a step and "
@@ -206,7 +206,8 @@ def resume_run(
         device = name_device(find_device(merged.training))
         machine = describe_machine(device)
         typed = {**point.record.typed, **dict(list_set_values(settings))}
-        record = replace(point.record, settings=merged, typed=typed, machine=machine)
+        changed = {"settings": merged, "typed": typed, "machine": machine}
+        record = point.record.model_copy(update=changed)
         data = RunData.reopen(record.pairs, merged.data, folder / DATA, record.data_sha256)
         data.sha256 = dict(record.sha256)
         context.timer.mark("data of the run")
@@ -395,7 +396,7 @@ def _assemble(
         training.checkpoint_every or training.valid_every,
         f"valid_{training.monitor}",
         monitor_mode(training.monitor),
-        record=record.to_dict(),
+        record=record.model_dump(mode="json"),
         console=context.console,
     )
     trainer = make_trainer(settings, record.precision, folder, texts, checkpoints, context)

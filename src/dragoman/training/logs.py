@@ -5,10 +5,10 @@ Nothing here imports Lightning or torch before a training needs it, so that a re
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dragoman.errors import DataError
 from dragoman.settings import LoggerName
@@ -56,29 +56,21 @@ def make_loggers(
     from lightning.pytorch import loggers
 
     run = folder.name.removesuffix(".training")
-    found: list[Logger] = [_make_csv_logger(folder, step, unlogged or {})]
+    makers: dict[str, Callable[[], Any]] = {
+        "tensorboard": lambda: loggers.TensorBoardLogger(
+            folder, "", "tensorboard", default_hp_metric=False, purge_step=step or None
+        ),
+        "wandb": lambda: loggers.WandbLogger(run, folder),
+        "mlflow": lambda: loggers.MLFlowLogger(
+            "dragoman", run_name=run, save_dir=str(folder / "mlruns")
+        ),
+        "comet": lambda: loggers.CometLogger(name=run, offline_directory=str(folder / "comet")),
+        "litlogger": lambda: loggers.LitLogger(root_dir=folder / "litlogger", name=run),
+    }
     auto = "tensorboard" if find_spec("tensorboard") else "none"
-    for name in dict.fromkeys(auto if name == "auto" else name for name in names):
-        if name == "tensorboard":
-            found.append(
-                loggers.TensorBoardLogger(
-                    folder,
-                    name="",
-                    version="tensorboard",
-                    default_hp_metric=False,
-                    purge_step=step or None,
-                )
-            )
-        elif name == "wandb":
-            found.append(loggers.WandbLogger(name=run, save_dir=folder))
-        elif name == "mlflow":
-            uri = str(folder / "mlruns")
-            found.append(loggers.MLFlowLogger("dragoman", run_name=run, save_dir=uri))
-        elif name == "comet":
-            found.append(loggers.CometLogger(name=run, offline_directory=str(folder / "comet")))
-        elif name == "litlogger":
-            found.append(loggers.LitLogger(root_dir=folder / "litlogger", name=run))  # type: ignore[arg-type]
-    return found
+    chosen = dict.fromkeys(auto if name == "auto" else name for name in names)
+    csv_logger = _make_csv_logger(folder, step, unlogged or {})
+    return [csv_logger, *(makers[name]() for name in chosen if name != "none")]
 
 
 def _make_csv_logger(folder: Path, step: int, unlogged: Mapping[str, float]) -> "CSVLogger":

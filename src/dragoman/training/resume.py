@@ -5,12 +5,13 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from dragoman.configuration import (
     flatten_settings,
@@ -46,57 +47,39 @@ MAY_CHANGE = (
     "data.cache",
 )
 
-_FORMAT = 1
+
+def _update(stored: object) -> object:
+    """Return stored settings under their names of today."""
+    return update_stored(stored) if isinstance(stored, Mapping) else stored
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
+class RunRecord(BaseModel):
     """The run that a checkpoint belongs to, as stored in every checkpoint."""
 
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = 1
     version: str
-    settings: Settings  # resolved
-    typed: Mapping[str, Any]  # what the user set, by dotted name
+    settings: Annotated[Settings, BeforeValidator(_update)]  # resolved
+    typed: Annotated[dict[str, Any], BeforeValidator(_update)]  # by the user, by dotted name
     precision: str
     pairs: tuple[str, ...]
-    sha256: Mapping[str, str]  # by file
-    data_sha256: Mapping[str, str]  # by file in the folder of the data
-    machine: Mapping[str, str]  # see `describe_machine`
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON values."""
-        return {
-            "format": _FORMAT,
-            "version": self.version,
-            "settings": self.settings.model_dump(mode="json"),
-            "typed": {name: _make_plain(value) for name, value in self.typed.items()},
-            "precision": self.precision,
-            "pairs": list(self.pairs),
-            "sha256": dict(self.sha256),
-            "data_sha256": dict(self.data_sha256),
-            "machine": dict(self.machine),
-        }
+    sha256: dict[str, str]  # by file
+    data_sha256: dict[str, str] = {}  # by file in the folder of the data
+    machine: dict[str, str] = {}  # see `describe_machine`
 
     @classmethod
-    def from_dict(cls, content: object) -> "RunRecord":
-        """Read a record.
+    def read(cls, content: object) -> "RunRecord":
+        """Return the record that `model_dump` wrote.
 
         Raises:
             CheckpointError: `content` is no record, or of another format.
         """
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        if not isinstance(content, dict) or content.get("format") != 1:
             raise CheckpointError("it does not belong to a run of this version of dragoman")
         try:
-            return cls(
-                version=content["version"],
-                settings=Settings.model_validate(update_stored(content["settings"])),
-                typed=update_stored(content["typed"]),
-                precision=content["precision"],
-                pairs=tuple(content["pairs"]),
-                sha256=content["sha256"],
-                data_sha256=content.get("data_sha256", {}),  # earlier versions have none
-                machine=content.get("machine", {}),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return cls.model_validate(content)
+        except ValidationError as error:
             raise CheckpointError(f"its record of the run cannot be read: {error}") from error
 
 
@@ -146,7 +129,7 @@ def find_resume_point(folder: Path, errors: list[str]) -> ResumePoint | None:
             checkpoint = read_checkpoint(path, is_mapped=True)
             point = ResumePoint(
                 path=path,
-                record=RunRecord.from_dict(checkpoint.get(RECORD)),
+                record=RunRecord.read(checkpoint.get(RECORD)),
                 step=int(checkpoint["global_step"]),
                 validated_step=int(checkpoint["validated_step"]),
                 checkpoint=checkpoint,

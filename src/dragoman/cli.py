@@ -111,11 +111,12 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     settings = _read_settings_of_pairs(arguments, words)
     if not arguments.pairs and arguments.resume == "no":
         raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
-    from dragoman.reading.pairs import check_files
+    from dragoman.reading.pairs import describe_layout
 
     # Errors that the first lines show are reported before torch is loaded, which takes seconds.
     for files in (arguments.pairs, settings.data.valid, settings.data.test):
-        check_files(files, settings.data)
+        if files:
+            describe_layout(files, settings.data)
     from dragoman.commands import fit as command
 
     timer.mark("program and libraries")

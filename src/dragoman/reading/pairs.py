@@ -3,7 +3,7 @@
 import glob
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
@@ -18,12 +18,12 @@ from dragoman.reading.row_errors import (
     INVALID_UTF8,
     NO_RECORD,
     OVER_LONG,
-    InvalidRow,
     RowError,
-    RowErrors,
     find_side_error,
     name_file,
 )
+from dragoman.reading.row_errors import InvalidRow as InvalidRow
+from dragoman.reading.row_errors import RowErrors as RowErrors
 from dragoman.reading.tables import (
     WHOLE_ROW,
     Columns,
@@ -32,8 +32,8 @@ from dragoman.reading.tables import (
     choose_prefix_column,
     choose_source_columns,
 )
+from dragoman.reading.text_files import FilePosition as FilePosition
 from dragoman.reading.text_files import (
-    FilePosition,
     Utf8Stream,
     open_text_file,
     read_blocks,
@@ -41,23 +41,6 @@ from dragoman.reading.text_files import (
     strip_packing,
 )
 from dragoman.settings import DataSettings
-
-__all__ = [
-    "FilePosition",
-    "InvalidRow",
-    "Pair",
-    "RowErrors",
-    "Source",
-    "are_parallel",
-    "check_files",
-    "describe_layout",
-    "list_files",
-    "list_source_columns",
-    "list_tables",
-    "read_pairs",
-    "read_sources",
-    "write_target",
-]
 
 Format = Literal["tsv", "csv", "jsonl", "parquet", "arrow", "parallel"]
 SUFFIXES: dict[str, Format] = {
@@ -218,15 +201,6 @@ def _check_errors(file: str, num_pairs: int, found: RowErrors, stopping: RowErro
 
 def _indent(report: str) -> str:
     return "\n".join(f"  {line}" for line in report.split("\n"))
-
-
-def check_files(paths: Sequence[str | Path], settings: DataSettings) -> None:
-    """Check what the first lines of files of pairs show: that the columns are there.
-
-    Raises: DataError, when a file cannot be used.
-    """
-    if paths:
-        describe_layout(paths, settings)
 
 
 def describe_layout(paths: Sequence[str | Path], settings: DataSettings) -> str:
@@ -444,86 +418,69 @@ def _open_pairs(paths: Sequence[Path], settings: DataSettings) -> Iterator[Table
             f"{len(paths)} files of pairs are given; expected one, two parallel texts, or several "
             "whose names say their format (.tsv, .csv, .jsonl, .parquet)"
         )
-    layout = _find_layout(paths, settings)
-    names = [str(path) for path in paths]
-    with ExitStack() as stack:
-        paths = [spool(path) for path in paths]
-        if layout in ("parquet", "arrow"):
-            table = _open_columns(paths[0], layout, settings)
-        else:
-            streams = [stack.enter_context(open_text_file(path)) for path in paths]
-            table = _open_table(streams, names, layout, settings, drops_blank_end=True)
+    layout, names = _find_layout(paths, settings), [str(path) for path in paths]
+    with _open([*map(spool, paths)], names, layout, settings, drops_blank_end=True) as table:
         if not table.sample:
             raise DataError(f"{table.file}: the file is empty")
         yield table
 
 
-@contextmanager
 def _open_sources(
     source: BinaryIO | Path,
     settings: DataSettings,
     name: str,
     position: FilePosition | None = None,
-) -> Iterator[Table]:
+) -> AbstractContextManager[Table]:
     """Open the table of rows to predict; `name` is that of a stream in messages."""
     layout: Format = "tsv" if settings.format == "auto" else settings.format
-    is_stream = not isinstance(source, Path)
-    with ExitStack() as stack:
-        if isinstance(source, Path):
-            if settings.format == "auto":
-                layout = _find_suffix(source) or "tsv"
-            name = str(source)
-            if layout in ("parquet", "arrow"):
-                yield _open_columns(source, layout, settings, position)
-                return
-            source = stack.enter_context(open_text_file(source, position))
-        elif layout in ("parquet", "arrow"):
-            raise DataError(f"{name}: {layout} cannot be read from a stream; give the file's name")
-        # A stream may be live: only its first line is looked at.
-        yield _open_table(
-            [source], [name], layout, settings, drops_blank_end=False, is_stream=is_stream
-        )
+    if isinstance(source, Path):
+        name = str(source)
+        if settings.format == "auto":
+            layout = _find_suffix(source) or "tsv"
+    elif layout in ("parquet", "arrow"):
+        raise DataError(f"{name}: {layout} cannot be read from a stream; give the file's name")
+    return _open([source], [name], layout, settings, drops_blank_end=False, position=position)
 
 
-def _open_columns(
-    path: Path, layout: Format, settings: DataSettings, position: FilePosition | None = None
-) -> Table:
-    if strip_packing(path) != path:
-        raise DataError(
-            f"{path}: {layout.capitalize()} is compressed inside; unpack the file first"
-        )
-    wanted = (settings.source, settings.target, *settings.features)
-    if layout == "arrow":
-        return open_arrow(path, wanted)
-    return open_parquet(path, position, wanted)
-
-
-def _open_table(
-    streams: Sequence[BinaryIO],
+@contextmanager
+def _open(
+    sources: Sequence[BinaryIO | Path],
     names: Sequence[str],
     layout: Format,
     settings: DataSettings,
     *,
     drops_blank_end: bool,
-    is_stream: bool = False,
-) -> Table:
-    text = [
-        Utf8Stream(stream, name, settings.encoding, waits=not is_stream)
-        for stream, name in zip(streams, names, strict=True)
-    ]
-    if layout == "parallel":
-        table = open_parallel(text, names)
-    else:
+    position: FilePosition | None = None,
+) -> Iterator[Table]:
+    """Open the table in one source, or in two of parallel text; `names` are for messages."""
+    first, wanted = sources[0], (settings.source, settings.target, *settings.features)
+    if layout in ("parquet", "arrow"):
+        assert isinstance(first, Path)
+        if strip_packing(first) != first:
+            raise DataError(
+                f"{first}: {layout.capitalize()} is compressed inside; unpack the file first"
+            )
+        is_arrow = layout == "arrow"
+        yield open_arrow(first, wanted) if is_arrow else open_parquet(first, position, wanted)
+        return
+    is_stream = not isinstance(first, Path)  # perhaps live: only its first line is looked at
+    with ExitStack() as stack:
+        texts = []
+        for source, name in zip(sources, names, strict=True):
+            if isinstance(source, Path):
+                source = stack.enter_context(open_text_file(source, position))
+            texts.append(Utf8Stream(source, name, settings.encoding, waits=not is_stream))
+        is_csv = layout == "csv"
         blocks = read_blocks(
-            text[0], names[0], keeps_returns=layout == "csv", drops_blank_end=drops_blank_end
+            texts[0], names[0], keeps_returns=is_csv, drops_blank_end=drops_blank_end
         )
-        if layout == "jsonl":
-            wanted = (settings.source, settings.target, *settings.features)
+        if layout == "parallel":
+            table = open_parallel(texts, names)
+        elif layout == "jsonl":
             table = open_jsonl(blocks, names[0], wanted)
         else:
-            is_csv = layout == "csv"
             table = open_delimited(blocks, names[0], settings, is_csv=is_csv, is_stream=is_stream)
-    return replace(table, notes=[*(note for one in text for note in one.notes), *table.notes])
+        yield replace(table, notes=[*(note for one in texts for note in one.notes), *table.notes])
 
 
 def _find_layout(paths: Sequence[Path], settings: DataSettings) -> Format:

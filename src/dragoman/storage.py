@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from dragoman.errors import DragomanError, ModelFolderError
 
@@ -237,6 +238,13 @@ def read_json(path: Path, max_bytes: int) -> Any:  # noqa: ANN401
         return json.loads(read_bytes(path, max_bytes))
     except (ValueError, RecursionError) as error:
         raise ModelFolderError(f"{path}: not valid JSON: {error}") from error
+
+
+def describe_first(error: ValidationError) -> str:
+    """Return the first fault that pydantic found in a file: where, and what; in bounded length."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))[:100]
+    return f"{where}: {first['msg'][:200]}" if where else first["msg"][:200]
 
 
 def _resolve(path: Path) -> Path:

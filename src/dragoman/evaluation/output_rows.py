@@ -15,6 +15,7 @@ from dragoman.errors import DataError
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.reading.pairs import Pair
 from dragoman.reading.text_files import open_text_file, read_blocks
+from dragoman.storage import describe_first
 
 _OUTPUT_NAMES = ("text", "hypothesis", "target", "reference")  # in JSONL of predict and evaluate
 
@@ -105,10 +106,8 @@ def read_rows(path: Path) -> list[Row]:
         try:
             rows.append(_ROW.validate_json(line, strict=True))
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
             raise DataError(
-                f"{place}: {field and f'{field}: '}{first['msg']}; give rows as evaluate writes them"
+                f"{place}: {describe_first(error)}; give rows as evaluate writes them"
             ) from error
     if not rows:
         raise DataError(f"{path}: the file has no rows")

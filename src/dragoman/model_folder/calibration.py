@@ -17,7 +17,7 @@ from dragoman.configuration import flatten_settings, update_stored
 from dragoman.errors import ModelFolderError, later_format_reason
 from dragoman.model_folder.constraint_files import list_constraint_files
 from dragoman.settings import DecodingSettings
-from dragoman.storage import explain_failed_write, read_bytes, staged_file
+from dragoman.storage import describe_first, explain_failed_write, read_bytes, staged_file
 
 CALIBRATION = "calibration.json"
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
@@ -115,10 +115,8 @@ def read_calibration(folder: Path) -> StoredCalibration | None:
             raise ModelFolderError(
                 f"{path}: its version: {later_format_reason(int(named[1]), 2)}; or {_REMEDY}"
             ) from error
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))[:100] or "the file"
         raise ModelFolderError(
-            f"{path}: not a valid calibration: {where}: {first['msg'][:200]}; {_REMEDY}"
+            f"{path}: not a valid calibration: {describe_first(error)}; {_REMEDY}"
         ) from error
 
 

@@ -256,7 +256,14 @@ def _check_utf8(head: bytes, name: str) -> None:
     """Raise a DataError, with a guess, if no line of several outside ASCII is UTF-8."""
     whole = head[: head.rfind(b"\n") + 1] if len(head) >= _CHUNK_BYTES else head
     lines = [line for line in whole.splitlines() if not line.isascii()]
-    if len(lines) < _FEWEST_FOREIGN or b"\0" in head or any(map(_is_utf8, lines)):
+    if (
+        len(lines) < _FEWEST_FOREIGN
+        or b"\0" in head
+        or any(
+            line.decode(errors="ignore").encode() == line
+            for line in lines  # UTF-8
+        )
+    ):
         return
     text = b"\n".join(lines).decode("cp1252", errors="replace")
     others = [character for character in text if not character.isascii()]
@@ -269,14 +276,6 @@ def _check_utf8(head: bytes, name: str) -> None:
         f"{name}: the text is not UTF-8{shown}; set data.encoding to the file's, such as {example}, or "
         "save it as UTF-8 (with data.encoding=utf-8 each row is judged by itself)"
     )
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def read_blocks(

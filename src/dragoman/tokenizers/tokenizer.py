@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dragoman.characters import find_surrogate
 from dragoman.errors import DataError, ModelFolderError, SettingsError, later_format_reason
 from dragoman.settings import SideSettings, TokenizerKind, TokenizerSettings
-from dragoman.storage import read_json, staged_file
+from dragoman.storage import describe_first, read_json, staged_file
 from dragoman.tokenizers.closed_vocabulary import BOS_ID as BOS_ID
 from dragoman.tokenizers.closed_vocabulary import EOS_ID as EOS_ID
 from dragoman.tokenizers.closed_vocabulary import FIRST_TEXT_ID as FIRST_TEXT_ID
@@ -214,7 +214,7 @@ class Tokenizer:
                 raise ModelFolderError("; ".join(errors))
             return cls(settings, KINDS[settings.kind].from_json(stored.tokens, settings))
         except ValidationError as error:
-            raise ModelFolderError(_describe_first(error)) from error
+            raise ModelFolderError(describe_first(error)) from error
         except ValueError as error:
             raise ModelFolderError(str(error)) from error
 
@@ -400,7 +400,7 @@ class PairTokenizer:
             source = _load_side("source", content)
             target = source if stored.target == "source" else _load_side("target", content)
         except ValidationError as error:
-            raise ModelFolderError(f"{path}: {_describe_first(error)}; {_REMEDY}") from error
+            raise ModelFolderError(f"{path}: {describe_first(error)}; {_REMEDY}") from error
         except ModelFolderError as error:
             raise ModelFolderError(f"{path}: {error}; {_REMEDY}") from error
         return cls(source=source, target=target, features=_number(stored.features, source))
@@ -446,12 +446,6 @@ def _load_side(side: Literal["source", "target"], content: Mapping[str, Any]) ->
         return Tokenizer.from_dict(content[side])
     except ModelFolderError as error:
         raise ModelFolderError(f"{side}: {error}") from error
-
-
-def _describe_first(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))[:100]
-    return f"{where}: {first['msg'][:200]}" if where else first["msg"][:200]
 
 
 def _check_ids(ids: Sequence[int], vocab_size: int) -> None:

@@ -25,7 +25,7 @@ from dragoman.settings import Settings
 from dragoman.storage import staged_file
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.module import TransformerTraining
-from dragoman.training.run_context import LINE_EVERY_S, StartTimer
+from dragoman.training.run_context import LINE_EVERY_S, StartTimer, print_plain
 from dragoman.training.validation_metrics import DecodedRow, Texts
 
 SAMPLES_FILE = "samples.jsonl"
@@ -80,8 +80,7 @@ class ProgressBar(Callback):
         if "first step" not in self._timer.phases and trainer.global_step > self._first_step:
             self._timer.mark("first step")
             if trainer.is_global_zero:
-                message = f"first step after {self._timer.total_s:.1f} s"
-                self._console.print(message, highlight=False)
+                print_plain(self._console, f"first step after {self._timer.total_s:.1f} s")
         self._tell_duration(trainer)
         if trainer.is_global_zero and time.monotonic() >= self._next_update_s:
             self._update(trainer)
@@ -145,7 +144,7 @@ class ProgressBar(Callback):
         return LINE_EVERY_S if self._bar.disable else 0.5
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_plain(self._console, line)
         self._next_update_s = time.monotonic() + self._interval_s
 
     def _update(self, trainer: lightning.Trainer) -> None:
@@ -298,16 +297,14 @@ class CollapseWarning(Callback):
         source = shorten(self._texts.read_source(row.source))
         output = shorten(self._texts.read_output(row.hypothesis))
         reference = shorten(self._texts.read_reference(row.reference))
-        self._console.print(
+        print_plain(
+            self._console,
             f"warning: step {step:,}: {fault}\n"
             f"  for example: {source!r} -> {output!r}, reference {reference!r}\n"
             f"  usual causes: too high a learning rate or too short a warm-up "
             f"(optimization.learning_rate {rate:g}, try {rate / 3:.2g}; optimization.warmup_steps "
             f"{self._optimization.warmup_steps}); targets that do not depend on their sources "
             "(swapped columns, shifted lines: see dragoman inspect); too few steps so far",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
         )
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from dragoman.errors import CheckpointError
 from dragoman.storage import is_staged, link_or_copy, staged_file
-from dragoman.training.run_context import TextConsole
+from dragoman.training.run_context import TextConsole, print_plain
 
 BEST = "best.ckpt"
 RECORD = "dragoman"  # key of a checkpoint: the run that it belongs to
@@ -199,8 +199,7 @@ class Checkpoints(Checkpoint):
         return True
 
     def _warn(self, message: str) -> None:
-        console = self._console or TextConsole(stderr=True)
-        console.print(f"warning: {message}", highlight=False, soft_wrap=True, markup=False)
+        print_plain(self._console or TextConsole(stderr=True), f"warning: {message}")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

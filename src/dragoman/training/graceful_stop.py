@@ -13,6 +13,7 @@ from rich.console import Console
 
 from dragoman.errors import Stopped
 from dragoman.training.checkpoints import Checkpoints
+from dragoman.training.run_context import print_plain
 
 GRACE_PERIOD_S = 7.0  # from the signal on, for the current step to finish
 
@@ -73,10 +74,8 @@ class SignalHandler:
         if _ALARM:
             signal.setitimer(signal.ITIMER_REAL, GRACE_PERIOD_S)
         with suppress(OSError, SystemExit):  # rich raises SystemExit where nobody reads
-            self._console.print(
-                f"{received.name}: stopping after this step; send it again to stop at once",
-                highlight=False,
-            )
+            message = f"{received.name}: stopping after this step; send it again to stop at once"
+            print_plain(self._console, message)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from dragoman.errors import TrainingError
 from dragoman.model.loss import sum_losses
 from dragoman.training.datamodule import PairDataModule
 from dragoman.training.module import Pairs, TransformerTraining, as_batch
+from dragoman.training.run_context import print_plain
 
 MOST_IN_A_ROW: Final = 5  # skipped steps, one after another, that end a training
 _MOST_NAMED: Final = 5  # rows
@@ -59,9 +60,7 @@ class NonFiniteSteps(Callback):
             f"{_name_rows(trainer, find_nonfinite_rows(pl_module, batches))}"
         )
         if trainer.is_global_zero:
-            self._console.print(
-                f"warning: {message}", highlight=False, soft_wrap=True, markup=False
-            )
+            print_plain(self._console, f"warning: {message}")
         if pl_module.num_skipped >= MOST_IN_A_ROW:
             optimization = pl_module.optimization
             rate, warmup_steps = optimization.learning_rate, optimization.warmup_steps

@@ -44,6 +44,11 @@ class TextConsole(Console):
             yield segment._replace(text=text)
 
 
+def print_plain(console: Console, message: str) -> None:
+    """Print a message as it is: without markup, colours and line breaks of rich."""
+    console.print(message, highlight=False, soft_wrap=True, markup=False)
+
+
 class StartTimer:
     """Measures the seconds of each phase from the start to the first step.
 
@@ -124,4 +129,4 @@ class RunContext:
 
     def report(self, message: str) -> None:
         """Print a message as it is."""
-        self.console.print(message, highlight=False, soft_wrap=True, markup=False)
+        print_plain(self.console, message)

@@ -10,7 +10,7 @@ from dragoman.cli import main
 from dragoman.commands.inspect import inspect, inspect_pairs
 from dragoman.configuration import read_settings
 from dragoman.errors import DataError
-from dragoman.inspection import character_checks, findings, sides
+from dragoman.inspection import character_checks, findings, row_checks
 from dragoman.inspection.findings import Inspection
 from dragoman.reading.pairs import RowErrors, read_pairs
 from dragoman.reading.statistics import split_of
@@ -303,8 +303,8 @@ def test_pairs_that_have_been_read_give_the_same_inspection(file):
 
 def test_findings_and_lengths_of_a_sample_say_so(file, monkeypatch):
     monkeypatch.setattr(character_checks, "_SAMPLED_ROWS", 300)
-    monkeypatch.setattr(sides, "_TRAINED_ROWS", 200)
-    monkeypatch.setattr(sides, "_ENCODED_ROWS", 100)
+    monkeypatch.setattr(row_checks, "_TRAINED_ROWS", 200)
+    monkeypatch.setattr(row_checks, "_ENCODED_ROWS", 100)
     rows = [(source, f"{target}\x07") for source, target in invent_rows(NUM_ROWS)]
     inspection = inspect(write_rows(file, rows))
     [finding] = inspection.findings

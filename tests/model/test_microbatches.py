@@ -4,8 +4,7 @@ from torch.nn import functional as F
 
 from conftest import BOS, EOS, pad_right, random_ids
 from dragoman.data.dataset import Batch
-from dragoman.model.loss import sum_losses
-from dragoman.model.microbatches import sum_losses_by_microbatches
+from dragoman.model.loss import sum_losses, sum_losses_by_microbatches
 from dragoman.model.transformer import Transformer
 
 

@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from dragoman.errors import DataError, DragomanError, ModelFolderError, SettingsError
 from dragoman.settings import SideSettings
-from dragoman.tokenizers import closed_vocabulary, subwords
+from dragoman.tokenizers import vocabularies
 from dragoman.tokenizers.tokenizer import (
     BOS_ID,
     EOS_ID,
@@ -246,8 +246,8 @@ def test_marks_stay_with_their_letters():
 
 
 def test_the_byte_alphabet_is_that_of_hugging_face():
-    assert subwords._byte_alphabet().keys() == set(ByteLevel.alphabet())
-    assert sorted(subwords._byte_alphabet().values()) == list(range(256))
+    assert vocabularies._byte_alphabet().keys() == set(ByteLevel.alphabet())
+    assert sorted(vocabularies._byte_alphabet().values()) == list(range(256))
 
 
 SCRIPT = """
@@ -351,7 +351,7 @@ def test_a_pattern_with_catastrophic_backtracking_is_a_settings_error():
 
 
 def test_a_pattern_that_runs_for_minutes_is_left_after_its_time_limit(monkeypatch):
-    monkeypatch.setattr(closed_vocabulary, "_PATTERN_S", 0.2)
+    monkeypatch.setattr(vocabularies, "_PATTERN_S", 0.2)
     pattern = r".{0,50}.{0,50}.{0,50}.{0,50}\x{1F600}|."
     tokenizer = Tokenizer.train(["a"], SideSettings(kind="regex", pattern=pattern))
     assert tokenizer.encode("aa") == [FIRST_TEXT_ID, FIRST_TEXT_ID]

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dragoman.configuration import SettingsLike, as_settings, merge_settings
 from dragoman.errors import DataError
-from dragoman.inspection import character_checks, repeats
+from dragoman.inspection import character_checks, row_checks
 from dragoman.inspection.findings import (
     MOST_EXAMPLES,
     SEVERITIES,
@@ -26,13 +26,6 @@ from dragoman.inspection.findings import (
     group_rows,
 )
 from dragoman.inspection.schemas import DerivedSchema, derive_from_splits
-from dragoman.inspection.sides import (
-    find_long_rows,
-    find_odd_lengths,
-    find_swapped,
-    measure_split,
-    train_tokenizer,
-)
 from dragoman.presets import Choice, choose_settings
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import Pair, RowErrors, are_parallel, give_same_pairs, read_pairs
@@ -40,8 +33,8 @@ from dragoman.reading.row_errors import NO_RECORD, OVER_LONG, name_row
 from dragoman.reading.statistics import collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings, UnicodeForm
 from dragoman.storage import explain_failed_write
-from dragoman.tokenizers.closed_vocabulary import to_unicode_form
 from dragoman.tokenizers.tokenizer import PairTokenizer
+from dragoman.tokenizers.vocabularies import to_unicode_form
 from dragoman.training.run_context import TextConsole
 
 _SHOWN = 5  # examples of a finding
@@ -52,10 +45,10 @@ _CHECKS_OF_A_FILE = (
     character_checks.find_replacements,
     character_checks.find_hidden_characters,
     character_checks.find_spaces,
-    repeats.find_duplicates,
-    repeats.find_several_targets,
-    repeats.find_copies,
-    find_odd_lengths,
+    row_checks.find_duplicates,
+    row_checks.find_several_targets,
+    row_checks.find_copies,
+    row_checks.find_odd_lengths,
 )
 
 
@@ -201,18 +194,18 @@ def inspect_pairs(
     figures, notes = dict[str, SplitFigures](), list[str]()
     if "train" in splits:
         if tokenizer is None:
-            tokenizer, notes = train_tokenizer(splits["train"], settings)
+            tokenizer, notes = row_checks.train_tokenizer(splits["train"], settings)
         for name, rows in splits.items():
-            figures[name], more = measure_split(rows, tokenizer)
+            figures[name], more = row_checks.measure_split(rows, tokenizer)
             notes += more
         for rows in files.values():
-            findings += find_long_rows(rows, tokenizer, settings.data)
-        findings += repeats.find_leaks(files)
-        findings += find_swapped(files)
+            findings += row_checks.find_long_rows(rows, tokenizer, settings.data)
+        findings += row_checks.find_leaks(files)
+        findings += row_checks.find_swapped(files)
         for check in _CHECKS_OF_A_FILE:
             findings += chain.from_iterable(map(check, files.values()))
         findings += character_checks.find_mixed_forms(files)
-        findings += repeats.find_dominant_target(files["train"])
+        findings += row_checks.find_dominant_target(files["train"])
         findings += character_checks.find_unseen_characters(files, settings.tokenizer)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Inspection(

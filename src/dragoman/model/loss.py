@@ -3,10 +3,17 @@
 The projection to the vocabulary and the cross-entropy are fused: logits are computed a few rows at
 a time, and their gradient in the same pass. With a large vocabulary, all logits and their softmax
 in float32 would be the largest tensors in memory, and reading and writing them takes most time.
+
+On the CPU a batch is computed by micro-batches, one per core. Most operations of a batch are too
+small to split among cores, which would wait for each other after each operation. Instead each core
+computes a whole micro-batch, forward and backward. The gradients are summed in the order of the
+micro-batches, so the sum does not depend on which finished first.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from dragoman.data.dataset import Batch
 from dragoman.model.block import (
     Dropout,
     Layers,
@@ -26,6 +34,7 @@ from dragoman.model.block import (
 from dragoman.model.transformer import Transformer
 
 Implementation = Literal["fused", "reference"]
+Found = TypeVar("Found")
 
 # Logits (rows x tokens) in float32 at a time. On a CPU they fit its caches (8 to 64 times less, or
 # 8 times more, is slower); a GPU needs larger chunks.
@@ -168,7 +177,7 @@ class _CrossEntropy(torch.autograd.Function):
         chunk_logits = _CHUNK_LOGITS["cpu" if states.device.type == "cpu" else "other"]
         chunk = max(_MIN_CHUNK_ROWS, chunk_logits // len(weight))
         needs_grad = any(ctx.needs_input_grad)  # type: ignore[attr-defined]
-        gradients = _Gradients(states, weight, bias) if needs_grad else None
+        gradients = _LossGradients(states, weight, bias) if needs_grad else None
         sums = torch.zeros(3, device=states.device)
         for start in range(0, len(states), _BLOCK_ROWS):
             block = slice(start, start + _BLOCK_ROWS)
@@ -192,7 +201,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found: _Gradients = ctx.gradients  # type: ignore[attr-defined]
+        found: _LossGradients = ctx.gradients  # type: ignore[attr-defined]
         by_bias = None if found.by_bias is None else found.by_bias * grads[0]
         return found.by_states * grads[0], found.by_weight * grads[0], by_bias, None, None
 
@@ -240,7 +249,7 @@ class _Rows:
         return probs
 
 
-class _Gradients:
+class _LossGradients:
     """The gradients of the summed loss, accumulated over blocks of rows."""
 
     def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -257,3 +266,157 @@ class _Gradients:
         self.by_weight = by_weight if is_first else self.by_weight.float() + by_weight
         if self.by_bias is not None:
             self.by_bias += by_logits.sum(dim=0, dtype=torch.float32)
+
+
+def sum_losses_by_microbatches(
+    model: Transformer, microbatches: Sequence[Batch], label_smoothing: float = 0.0
+) -> LossSums:
+    """Return the sums of `sum_losses` over all `microbatches`.
+
+    The gradients are computed here; `loss.backward()` gives them to the parameters, and can be
+    called once. The same micro-batches give the same bits on any number of cores, up to one each.
+    """
+    dtype = find_dtype(model)
+    cast: dict[Tensor, Tensor] = {p: p.detach().to(dtype) for p in model.parameters()}
+    dropouts = [draw_dropout(model) for _ in microbatches]  # seeds in order
+
+    def run(number: int) -> tuple[LossSums, Gradients]:
+        leaves, batch = Leaves(dtype, cast), microbatches[number]
+        layers = make_layers(model, leaves, dropouts[number])
+        sums = sum_losses_of_layers(layers, batch.source_ids, batch.target_ids, label_smoothing)
+        return sums, leaves.differentiate(sums.loss)
+
+    total, sums = GradientSum(), list[LossSums]()
+    for of_one, gradients in _run_in_parallel(run, len(microbatches)):
+        total.add(gradients)
+        sums.append(of_one)
+    by_parameter = total.finish()
+    loss: Tensor = _KnownGradients.apply(  # type: ignore[no-untyped-call]
+        torch.stack([one.loss.detach() for one in sums]).sum(),
+        list(by_parameter.values()),
+        *by_parameter,
+    )
+    return LossSums(
+        loss=loss,
+        nll=torch.stack([one.nll for one in sums]).sum(),
+        num_correct=torch.stack([one.num_correct for one in sums]).sum(),
+        num_tokens=torch.stack([one.num_tokens for one in sums]).sum(),
+    )
+
+
+def _run_in_parallel(run: Callable[[int], Found], count: int) -> Iterator[Found]:
+    """Yield `run` of 0 to `count` - 1, in order; the workers share the cores."""
+    num_threads = torch.get_num_threads()
+    num_workers = min(count, num_threads)
+    if num_workers <= 1:
+        yield from map(run, range(count))
+        return
+    try:
+        torch.set_num_threads(1)  # the sums meanwhile must not wait for busy cores
+        with ThreadPoolExecutor(
+            num_workers, initializer=torch.set_num_threads, initargs=(num_threads // num_workers,)
+        ) as pool:
+            yield from pool.map(run, range(count))
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+class _KnownGradients(torch.autograd.Function):
+    """A loss whose gradients are already known: the backward pass returns them."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, loss: Float[Tensor, ""], gradients: list[Tensor], *_: Tensor
+    ) -> Tensor:
+        ctx.gradients = gradients  # type: ignore[attr-defined]
+        return loss
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients  # type: ignore[attr-defined]
+        ctx.gradients = None  # type: ignore[attr-defined]
+        torch._foreach_mul_(gradients, grads[0])
+        return None, None, *gradients
+
+
+class Leaves(Weights):
+    """Copies of the parameters as leaves of one micro-batch's graph, so its gradients stay apart.
+
+    They share the memory of the parameters.
+
+    Args:
+        cast: The parameters in `dtype`, cast once for all micro-batches.
+    """
+
+    def __init__(self, dtype: torch.dtype, cast: Mapping[Tensor, Tensor]) -> None:
+        super().__init__(dtype)
+        self._shared = cast
+        self._leaves: dict[Tensor, Tensor] = {}
+        self._rows: list[tuple[Tensor, Int[Tensor, ...], Tensor]] = []
+
+    def matmul_weight(self, parameter: Tensor) -> Tensor:
+        """Return the leaf of a parameter, in the dtype of matrix products."""
+        return self._make_leaf(parameter, self._shared[parameter])
+
+    def norm_weight(self, parameter: Tensor) -> Tensor:
+        """Return the leaf of a norm's parameter, in its own dtype."""
+        return self._make_leaf(parameter, parameter)
+
+    def embedding_rows(self, table: Tensor, ids: Int[Tensor, "*L"]) -> Float[Tensor, "*L D"]:
+        """Return the rows `ids` of an embedding as a leaf: the gradient has these rows only."""
+        rows = F.embedding(ids, table.detach()).requires_grad_()
+        self._rows.append((table, ids, rows))
+        return rows
+
+    def differentiate(self, loss: Float[Tensor, ""]) -> "Gradients":
+        """Return the gradients of `loss` with respect to all leaves."""
+        leaves = [*self._leaves.values(), *(rows for _, _, rows in self._rows)]
+        found = torch.autograd.grad(loss, leaves)
+        count = len(self._leaves)
+        return Gradients(
+            by_parameter=list(zip(self._leaves, found[:count], strict=True)),
+            by_rows=[
+                (table, ids.flatten(), gradient.flatten(0, -2))  # (*L, D) -> (N, D)
+                for (table, ids, _), gradient in zip(self._rows, found[count:], strict=True)
+            ],
+        )
+
+    def _make_leaf(self, parameter: Tensor, value: Tensor) -> Tensor:
+        if parameter not in self._leaves:
+            self._leaves[parameter] = value.detach().requires_grad_()
+        return self._leaves[parameter]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients:
+    """The gradients of one micro-batch: of whole parameters, and of rows of embeddings."""
+
+    by_parameter: list[tuple[Tensor, Tensor]]
+    by_rows: list[tuple[Tensor, Tensor, Tensor]]  # embedding, ids (N,), gradients (N, D)
+
+
+class GradientSum:
+    """The sum of the gradients of micro-batches, in the order of the calls of `add`."""
+
+    def __init__(self) -> None:
+        self._totals: dict[Tensor, Tensor] = {}
+        self._rows: dict[Tensor, list[tuple[Tensor, Tensor]]] = {}  # ids, and gradients by row
+
+    def add(self, gradients: Gradients) -> None:
+        """Add those of a micro-batch; sums have the dtype of the parameter."""
+        for parameter, gradient in gradients.by_parameter:
+            if parameter in self._totals:
+                self._totals[parameter] += gradient
+            else:
+                self._totals[parameter] = gradient.to(parameter.dtype)
+        for table, ids, by_row in gradients.by_rows:
+            self._rows.setdefault(table, []).append((ids, by_row))
+
+    def finish(self) -> dict[Tensor, Tensor]:
+        """Return the sum for each parameter."""
+        for table, rows in self._rows.items():
+            ids, by_row = (torch.cat(each) for each in zip(*rows, strict=True))
+            # Autograd's own function for embeddings: it adds the rows one by one, in order.
+            dense = torch.ops.aten.embedding_dense_backward(by_row, ids, len(table), -1, False)
+            self._totals[table] = self._totals[table] + dense if table in self._totals else dense
+        return self._totals

@@ -17,15 +17,20 @@ from dragoman.characters import find_surrogate
 from dragoman.errors import DataError, ModelFolderError, SettingsError, later_format_reason
 from dragoman.settings import SideSettings, TokenizerKind, TokenizerSettings
 from dragoman.storage import describe_first, read_json, staged_file
-from dragoman.tokenizers.closed_vocabulary import BOS_ID as BOS_ID
-from dragoman.tokenizers.closed_vocabulary import EOS_ID as EOS_ID
-from dragoman.tokenizers.closed_vocabulary import FIRST_TEXT_ID as FIRST_TEXT_ID
-from dragoman.tokenizers.closed_vocabulary import PAD_ID as PAD_ID
-from dragoman.tokenizers.closed_vocabulary import SPECIAL_NAMES as SPECIAL_NAMES
-from dragoman.tokenizers.closed_vocabulary import UNKNOWN_ID as UNKNOWN_ID
-from dragoman.tokenizers.closed_vocabulary import ClosedVocabulary, make_cut, to_unicode_form
-from dragoman.tokenizers.closed_vocabulary import find_free_name as find_free_name
-from dragoman.tokenizers.subwords import SMALLEST_SUBWORD_VOCABULARY, Subwords
+from dragoman.tokenizers.vocabularies import BOS_ID as BOS_ID
+from dragoman.tokenizers.vocabularies import EOS_ID as EOS_ID
+from dragoman.tokenizers.vocabularies import FIRST_TEXT_ID as FIRST_TEXT_ID
+from dragoman.tokenizers.vocabularies import PAD_ID as PAD_ID
+from dragoman.tokenizers.vocabularies import (
+    SMALLEST_SUBWORD_VOCABULARY,
+    ClosedVocabulary,
+    Subwords,
+    make_cut,
+    to_unicode_form,
+)
+from dragoman.tokenizers.vocabularies import SPECIAL_NAMES as SPECIAL_NAMES
+from dragoman.tokenizers.vocabularies import UNKNOWN_ID as UNKNOWN_ID
+from dragoman.tokenizers.vocabularies import find_free_name as find_free_name
 
 if TYPE_CHECKING:
     from dragoman.reading.pairs import Pair

@@ -21,8 +21,7 @@ from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search import search
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.errors import SettingsError
-from dragoman.model.loss import Implementation, LossSums, sum_losses
-from dragoman.model.microbatches import sum_losses_by_microbatches
+from dragoman.model.loss import Implementation, LossSums, sum_losses, sum_losses_by_microbatches
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
 from dragoman.training.validation_metrics import (

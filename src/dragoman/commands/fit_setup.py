@@ -108,7 +108,9 @@ def start_run(
     _check_settings(settings)
     settings, start = find_start(settings)
     files = pairs or settings.data.train
-    _check_names([*list_files(files), out.absolute()])
+    names = [str(path) for path in (*list_files(files), out.absolute())]  # in the model folder
+    if wrong := [name for name in names if find_surrogate(name) is not None]:
+        raise DataError.gather([f"{one!r}: the name is not UTF-8; rename it" for one in wrong])
     out, folder = _check_folders(out, overwrite)
     with _temporary_folder(out) as ids, fast_float32():
         hush_lightning()
@@ -347,12 +349,6 @@ def _check_settings(settings: Settings) -> None:
     faults += find_side_errors(settings.tokenizer.target, "tokenizer.target.")
     if faults:
         raise SettingsError.gather(faults)
-
-
-def _check_names(paths: Sequence[Path]) -> None:
-    """Check that names can be written into the model folder, before the training."""
-    if wrong := [path for path in paths if find_surrogate(str(path)) is not None]:
-        raise DataError.gather([f"{str(one)!r}: the name is not UTF-8; rename it" for one in wrong])
 
 
 def _check_pairs(paths: Sequence[Path], record: RunRecord) -> None:

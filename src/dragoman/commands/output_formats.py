@@ -125,7 +125,8 @@ class RowWriter:
             if best_first[0].record_format:
                 content["fields"] = [describe_field(one) for one in best_first[0].fields]
             content["num_unknown"] = best_first[0].num_unknown
-            if best_first[0].record_format and not _shows(row.columns, best_first[0].source):
+            shown = json.loads(row.columns).values() if row.columns else ()
+            if best_first[0].record_format and best_first[0].source not in shown:
                 content["source"] = best_first[0].source  # in which the spans are: without its tags
             if best_first[0].is_malformed:
                 content["error"] = NOT_A_RECORD
@@ -193,11 +194,6 @@ class RowWriter:
         # With this line end, cells with \r or with \n are quoted.
         csv.writer(text, lineterminator="\r\n").writerow(cells)
         return text.getvalue().removesuffix("\r\n") + "\n"
-
-
-def _shows(columns: str, source: str) -> bool:
-    """Return whether `source` is a value in the row, a JSON object."""
-    return bool(columns) and source in json.loads(columns).values()
 
 
 def describe_field(value: FieldValue) -> dict[str, object]:

@@ -137,22 +137,17 @@ def render_page(content: ReportContent) -> str:
     about = {name: getattr(content, name) for name in ("facts", "versions", "hashes")}
     if any(about.values()):
         shown.append(("about", "Run", about))
-    main = content.main_evaluation
-    scores = list_scores(content.evaluations[main]) if main else []
+    main = content.evaluations.get(content.main_evaluation, {})
+    scores = list_scores(main)
+    own_level = main.get("settings", {}).get("confidence_level")
+    level = own_level or content.settings.get("evaluation.confidence_level", 0.95)
     return template.render(
         content=content,
         style=Markup(folder.joinpath("style.css").read_text("utf-8")),
-        level=f"{100 * _find_level(content):g}%",
+        level=f"{100 * level:g}%",
         tiles=([score for score in scores if score.is_tile] or scores)[:_MOST_TILES],
         sections=[one for one in shown if one[2] is not None],
     )
-
-
-def _find_level(content: ReportContent) -> float:
-    """Return the confidence level of the intervals: that of the evaluation, else of the settings."""
-    main = content.evaluations.get(content.main_evaluation, {})
-    own = main.get("settings", {}).get("confidence_level")
-    return float(own or content.settings.get("evaluation.confidence_level", 0.95))
 
 
 def list_versions(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:

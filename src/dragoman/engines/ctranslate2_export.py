@@ -242,10 +242,6 @@ def _serialize(
     return b"".join(parts)
 
 
-def _is_matrix(name: str) -> bool:
-    return name.endswith("/weight")  # not the table of positions, which is not quantized
-
-
 def _quantize(
     name: str, array: Array, quantization: Quantization
 ) -> dict[str, NDArray[np.generic]]:
@@ -253,7 +249,8 @@ def _quantize(
 
     In int8, a row of [0.5, -1.0] is [64, -127] with the scale 127.
     """
-    if quantization.startswith("int8") and _is_matrix(name):
+    is_matrix = name.endswith("/weight")  # not the table of positions
+    if quantization.startswith("int8") and is_matrix:
         largest = np.abs(array).max(axis=1)
         # A row of zeros has the scale 1; that of a tiny one stays finite.
         largest[largest == 0.0] = 127.0

@@ -158,25 +158,23 @@ def compare(reference: Engine, engine: Engine, model_folder: ModelFolder) -> Che
     config = SearchConfig(decoding=model_folder.settings.decoding.to_greedy())
     sources, targets = _encode_samples(model_folder)
     expected, found = ([one for [one] in e.search(sources, config)] for e in (reference, engine))
-    scores = [e.score(sources, targets, config) for e in (reference, engine)]
+    one, other = (
+        np.array([each.score for each in e.score(sources, targets, config)], float)
+        for e in (reference, engine)
+    )
     others = [
         i
-        for i, (one, other) in enumerate(zip(expected, found, strict=True))
-        if (one.ids, one.is_complete) != (other.ids, other.is_complete)
+        for i, (wanted, made) in enumerate(zip(expected, found, strict=True))
+        if (wanted.ids, wanted.is_complete) != (made.ids, made.is_complete)
     ]
     tied = sum(_is_tie(sources[i], expected[i], found[i], reference, config) for i in others)
     return Check(
         rows=len(sources),
         equal_rows=len(sources) - len(others),
         tied_rows=tied,
-        largest_difference=_find_largest_difference(scores),
+        # numpy's maximum is NaN where one is, Python's may be another.
+        largest_difference=float(np.max(np.abs(one - other), initial=0.0)),
     )
-
-
-def _find_largest_difference(scores: Sequence[Sequence[Hypothesis]]) -> float:
-    one, other = (np.array([each.score for each in found], float) for found in scores)
-    # numpy's maximum is NaN where one is, Python's may be another.
-    return float(np.max(np.abs(one - other), initial=0.0))
 
 
 def _is_tie(

@@ -74,7 +74,8 @@ def choose_metrics(
         grounding = make_grounding(references, sources) if any(sources) else []
         return [*make_records(references), *grounding, *metrics]
     translation = make_translation(settings, references)
-    if _has_running_text(references):
+    # Without four words in any reference BLEU is always 0, and TER close to WER.
+    if any(len(text.split(maxsplit=3)) == 4 for row in references for text in row):
         return [*translation, *reversed(metrics)]
     if settings.task == "auto":
         translation = [metric for metric in translation if metric.name == "chrf"]
@@ -275,11 +276,6 @@ def count_edits(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) 
     lengths; it may exceed 100 percent.
     """
     return min((Levenshtein.distance(hypothesis, one), len(one)) for one in references)
-
-
-def _has_running_text(references: Sequence[Sequence[str]]) -> bool:
-    """Whether a reference has four words. If not, BLEU is always 0, and TER close to WER."""
-    return any(len(text.split(maxsplit=3)) == 4 for row in references for text in row)
 
 
 def _make_edit_rate(name: str, title: str, split: Callable[[str], Sequence[str]]) -> Metric:

@@ -59,7 +59,7 @@ class RecordCounter:
             counts[2] = parsed is not None
             for place, record in enumerate((matches, output, reference)):
                 counts[3 + place] = record.total()
-                per_field = _count_fields(record)
+                per_field = Counter(field for field, _ in record.elements())
                 for number, field in enumerate(self.fields, start=1):
                     counts[3 + 3 * number + place] = per_field[field]
         return statistics
@@ -96,7 +96,12 @@ def count_grounded(
 
 def find_closest(output: Record, references: Iterable[Record]) -> Record:
     """Return the reference with the fewest missing and extra fields, then with the fewest fields."""
-    return min(references, key=lambda record: (_count_differences(output, record), record.total()))
+
+    def count_differences(record: Record) -> tuple[int, int]:
+        shared = (output & record).total()
+        return output.total() + record.total() - 2 * shared, record.total()
+
+    return min(references, key=count_differences)
 
 
 def compute_precision(sums: Statistics) -> Statistics:
@@ -127,14 +132,3 @@ def compute_share(sums: Statistics, *, columns: Sequence[int]) -> Statistics:
 def _divide(above: Statistics, below: Statistics, others: Statistics) -> Statistics:
     nothing = np.where(others > 0, 0.0, 100.0)
     return np.divide(100.0 * above, below, out=nothing, where=below > 0)
-
-
-def _count_differences(record: Record, other: Record) -> int:
-    return record.total() + other.total() - 2 * (record & other).total()
-
-
-def _count_fields(record: Record) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for (field, _), count in record.items():
-        counts[field] += count
-    return counts

@@ -74,7 +74,7 @@ def list_scores(evaluation: Mapping[str, Any]) -> list[Score]:
         tiles = [metric.name for metric in known if metric.is_tile]
     found = []
     for name, value in scores.items():
-        if name == "rows" or not _is_number(value):
+        if name == "rows" or not isinstance(value, int | float) or not math.isfinite(value):
             continue
         found.append(
             Score(
@@ -133,7 +133,3 @@ def take_estimate(found: Sequence[float | None] | None) -> Estimate | None:
     value, low, high = found
     assert value is not None
     return value, value if low is None else low, value if high is None else high
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -25,8 +25,8 @@ from dragoman.predictor import Predictor
 from dragoman.reading.pairs import Source
 from dragoman.reading.row_errors import name_row
 from dragoman.reporting import sections
-from dragoman.reporting.content import ReportContent, list_scores, show_number
-from dragoman.reporting.text import show_text, write_plain
+from dragoman.reporting.content import ReportContent, list_scores, show_estimate, show_number
+from dragoman.reporting.text import show_differences, show_text, write_plain
 from dragoman.storage import explain_failed_write, staged_file
 
 _NUM_ATTENTION = 3  # outputs with a heat map
@@ -130,8 +130,10 @@ def render_page(content: ReportContent) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(text=show_text, number=show_number, plain=write_plain)
-    environment.globals.update(name_row=name_row)
+    environment.filters.update(
+        text=show_text, number=show_number, plain=write_plain, estimate=show_estimate
+    )
+    environment.globals.update(name_row=name_row, differences=show_differences)
     template = environment.from_string(folder.joinpath("page.html.jinja").read_text("utf-8"))
     shown = [(key, title, show(content)) for key, title, show in _SECTIONS]
     about = {name: getattr(content, name) for name in ("facts", "versions", "hashes")}

@@ -116,9 +116,9 @@ def show_number(value: float | None, digits: int = 1) -> str:
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
-def show_estimate(estimate: Estimate | None) -> str:
+def show_estimate(found: Sequence[float | None] | None) -> str:
     """Return a value and its interval, as in "93.1 (92.0 to 94.2)"."""
-    if estimate is None:
+    if (estimate := take_estimate(found)) is None:
         return "–"
     value, low, high = estimate
     digits = 2 if high < 1 else 1

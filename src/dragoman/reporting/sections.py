@@ -11,6 +11,7 @@ from dragoman.evaluation.confusions import find_unit, split_units
 from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.record_scores import find_format
 from dragoman.grounding import find_spans
+from dragoman.inspection.findings import SEVERITIES
 from dragoman.reading.row_errors import name_row
 from dragoman.records import Format
 from dragoman.reporting.charts import (
@@ -28,7 +29,6 @@ from dragoman.reporting.content import (
     is_higher_better,
     list_scores,
     name_unit,
-    show_estimate,
     take_estimate,
 )
 from dragoman.reporting.text import find_closest, show_differences
@@ -44,11 +44,9 @@ _FEWEST_ROWS = 10  # right ones, and wrong ones, for a confidence that says some
 _LOSSES = {
     "train_loss": "training",
     "valid_loss": "validation",
-    "step_loss": "single steps",
-    "update_loss": "single steps",  # in logs of version 0.1
+    "update_loss": "single steps",
 }
 _TEACHER_FORCED = ("valid_loss", "valid_perplexity", "valid_token_accuracy")
-_SEVERITIES = ("fault", "warning", "note")
 
 
 def show_training(content: ReportContent) -> Shown | None:
@@ -100,20 +98,14 @@ def show_training(content: ReportContent) -> Shown | None:
 
 
 def show_inspection(content: ReportContent) -> Shown | None:
-    """Return the findings, the most severe first, the sizes of the splits, and the preset."""
+    """Return the findings, the sizes of the splits, the preset; and how many findings there are."""
     if content.inspection is None:
         return None
-    findings = sorted(
-        content.inspection.get("findings", []),
-        key=lambda finding: _SEVERITIES.index(finding.get("severity", "note")),
+    found = sorted(
+        content.inspection["findings"], key=lambda one: SEVERITIES.index(one["severity"])
     )
-    return {
-        "findings": findings,
-        "counts": Counter(finding.get("severity", "note") for finding in findings),
-        "splits": content.inspection.get("splits", {}),
-        "measures": ("source_characters", "target_characters", "source_tokens", "target_tokens"),
-        "preset": content.inspection.get("preset"),
-    }
+    counts = Counter(finding["severity"] for finding in found)
+    return {**content.inspection, "findings": found, "counts": counts}
 
 
 def show_scores(content: ReportContent) -> Shown | None:
@@ -124,100 +116,43 @@ def show_scores(content: ReportContent) -> Shown | None:
         for name in splits
     }
     known = {name: score for scores in by_split.values() for name, score in scores.items()}
-    if not known:
-        return None
-    return {
-        "splits": splits,
-        "counts": {
-            name: [content.evaluations[split].get(name) for split in splits]
-            for name in ("rows", "truncated")
-        },
-        "lines": [
-            {
-                "title": score.title,
-                "is_higher_better": score.is_higher_better,
-                "cells": [
-                    show_estimate(by_split[split][name].estimate if name in by_split[split] else None)
-                    for split in splits
-                ],
-            }
-            for name, score in known.items()
-        ],
-        "signatures": {
-            f"{split}, {find_title(one, name.removesuffix('_signature'))}": value
-            for split, one in content.evaluations.items()
-            for name, value in one.get("scores", {}).items()
-            if name.endswith("_signature") and value
-        },
-        "speeds": {
-            split: one["speed"] for split, one in content.evaluations.items() if one.get("speed")
-        },
-    }  # fmt: skip
+    signatures = {
+        f"{split}, {find_title(one, name.removesuffix('_signature'))}": value
+        for split, one in content.evaluations.items()
+        for name, value in one.get("scores", {}).items()
+        if name.endswith("_signature") and value
+    }
+    return {"by_split": by_split, "known": known, "signatures": signatures} if known else None
 
 
 def show_breakdowns(content: ReportContent) -> Shown | None:
-    """Return, by evaluation, a table of each breakdown, with a chart of its first score."""
+    """Return, by evaluation, the groups of each breakdown, with a chart of their first score."""
     shown: dict[str, list[Shown]] = {}
     for number, (split, evaluation) in enumerate(content.evaluations.items()):
-        for place, (kind, groups) in enumerate((evaluation.get("breakdown") or {}).items()):
+        for place, (kind, groups) in enumerate(evaluation.get("breakdown", {}).items()):
             if not groups:
                 continue
-            titles = {
-                name: find_title(evaluation, name)
-                for name in groups[0]
-                if name not in ("group", "rows")
-            }
-            labels = [str(group["group"]) for group in groups]
-            estimates = {
-                name: [take_estimate(group.get(name)) for group in groups] for name in titles
-            }
-            lines = [
-                {
-                    "group": label,
-                    "rows": group["rows"],
-                    "cells": [show_estimate(estimates[name][row]) for name in titles],
-                }
-                for row, (label, group) in enumerate(zip(labels, groups, strict=True))
-            ]
-            name, title = next(iter(titles.items()))
+            names = [name for name in groups[0] if name not in ("group", "rows")]
+            titles = {name: find_title(evaluation, name) for name in names}
             chart = draw_intervals(
                 f"group{number}x{place}",
-                title,
-                dict(zip(labels, estimates[name], strict=True)),
-                unit=name_unit(is_higher_better=is_higher_better(evaluation, name)),
+                titles[names[0]],
+                {str(group["group"]): take_estimate(group.get(names[0])) for group in groups},
+                unit=name_unit(is_higher_better=is_higher_better(evaluation, names[0])),
             )
             shown.setdefault(split, []).append(
-                {"title": kind, "columns": [*titles.values()], "lines": lines, "charts": [chart]}
+                {"title": kind, "titles": titles, "groups": groups, "charts": [chart]}
             )
     return _by_split(content, shown)
 
 
 def show_confusions(content: ReportContent) -> Shown | None:
-    """Return, by evaluation, the most frequent confusions, each with an example, marked."""
-    shown = {}
-    for split, evaluation in content.evaluations.items():
-        found = evaluation.get("confusions", [])[:_MOST_CONFUSIONS]
-        most = max((one["count"] for one in found), default=1)
-        unit = _find_unit(content, split)
-        if found:
-            shown[split] = [
-                {
-                    "expected": one["from"],
-                    "found": one["to"],
-                    "count": one["count"],
-                    "share": round(100 * one["count"] / max(1, most)),
-                    "examples": [
-                        {
-                            "source": example["source"],
-                            "shown": show_differences(
-                                example["reference"], example["hypothesis"], unit
-                            ),
-                        }
-                        for example in one.get("examples", [])[:1]
-                    ],
-                }
-                for one in found
-            ]
+    """Return, by evaluation, the most frequent confusions, and the unit of their differences."""
+    shown = {
+        split: {"lines": found[:_MOST_CONFUSIONS], "unit": _find_unit(content, split)}
+        for split, evaluation in content.evaluations.items()
+        if (found := evaluation.get("confusions"))
+    }
     has_truncated = any(one.get("truncated") for one in content.evaluations.values())
     return _by_split(content, shown, excludes_truncated=has_truncated)
 

@@ -484,27 +484,25 @@ def describe_value(details: ErrorDetails, name: str = "") -> str:
     if isinstance(value, int | float):
         found = "a huge number" if abs(value) >= 1e30 else str(value)
     quoted = repr(found) if isinstance(value, str) else found
-    match details["type"]:
-        case "literal_error":
-            choices = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-            hint = suggest(str(value)[:80], choices)
-            return f"{quoted} is not one of {', '.join(choices)}{hint}"
-        case "int_parsing" | "int_type" | "int_from_float":
-            return f"{quoted} is not a whole number"
-        case "float_parsing" | "float_type" | "finite_number":
-            return f"{quoted} is not a number"
-        case "bool_parsing" | "bool_type":
-            return f"{quoted} is neither true nor false"
-        case "string_type":
-            return f"{quoted} is not a text"
-        case "greater_than_equal":
-            return f"{found} is too small: give at least {context['ge']}"
-        case "greater_than":
-            return f"{found} is too small: give more than {context['gt']}"
-        case "less_than":
-            return f"{found} is too large: give less than {context['lt']}"
-        case "less_than_equal":
-            return f"{found} is too large: give at most {context['le']}"
-        case "model_type" | "model_attributes_type":
-            return f"this is a group of settings ({name}.…), not a setting with a value"
+    if details["type"] == "literal_error":
+        choices = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        hint = suggest(str(value)[:80], choices)
+        return f"{quoted} is not one of {', '.join(choices)}{hint}"
+    for types, message in _MESSAGES.items():
+        if details["type"] in types.split():
+            return message.format(found=found, quoted=quoted, name=name, **context)
     return details["msg"]
+
+
+_MESSAGES = {  # by the types of pydantic's errors
+    "int_parsing int_type int_from_float": "{quoted} is not a whole number",
+    "float_parsing float_type finite_number": "{quoted} is not a number",
+    "bool_parsing bool_type": "{quoted} is neither true nor false",
+    "string_type": "{quoted} is not a text",
+    "greater_than_equal": "{found} is too small: give at least {ge}",
+    "greater_than": "{found} is too small: give more than {gt}",
+    "less_than": "{found} is too large: give less than {lt}",
+    "less_than_equal": "{found} is too large: give at most {le}",
+    "model_type model_attributes_type": "this is a group of settings ({name}.…), not a setting with "
+    "a value",
+}

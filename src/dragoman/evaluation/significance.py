@@ -72,26 +72,14 @@ class Comparison:
     baseline_runs: int
     other_runs: int
     differences: dict[str, Difference]  # by the name of the metric
+    different_settings: Mapping[str, tuple[str, str]]  # values by name, where they are recorded
     different_by: str  # name of the metric that chose `different_rows`
     different_rows: tuple[DifferentRow, ...]  # the most different first
-    different_settings: Mapping[str, tuple[str, str]]  # values by name, where they are recorded
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as `compare --json` prints them."""
-        return {
-            "baseline": self.baseline,
-            "other": self.other,
-            "confidence_level": self.level,
-            "rows": self.rows,
-            "baseline_runs": self.baseline_runs,
-            "other_runs": self.other_runs,
-            "scores": {name: asdict(one) for name, one in self.differences.items()},
-            "different_settings": dict(self.different_settings),
-            "different_by": self.different_by,
-            "different_rows": [
-                {**asdict(row), "references": list(row.references)} for row in self.different_rows
-            ],
-        }
+        names = {"level": "confidence_level", "differences": "scores"}
+        return {names.get(name, name): value for name, value in asdict(self).items()}
 
 
 def compare(

@@ -120,11 +120,7 @@ def _flatten_mapping(given: Mapping[str, Any], prefix: str = "") -> Iterator[tup
 
 
 def parse_config(content: bytes, place: str) -> Settings:
-    """Return the settings in `content`, YAML; `place` is its file name, for messages.
-
-    Raises:
-        SettingsError: As `read_settings`.
-    """
+    """Return the settings in `content`, YAML; `place` is its file name, for messages."""
     draft = _Draft()
     _take_file(content, place, draft)
     return _check(draft)
@@ -302,11 +298,7 @@ _OF_START = (
 
 
 def check_sections(typed: Settings, user: str, sections: Sequence[str]) -> None:
-    """Check that all typed settings are in `sections`, those that `user` takes.
-
-    Raises:
-        SettingsError: One is not.
-    """
+    """Check that all typed settings are in `sections`, those that `user` takes."""
     for name, _ in list_set_values(typed):
         if (section := name.partition(".")[0]) not in sections:
             is_use = section in ("data", "decoding", "evaluation")
@@ -362,11 +354,7 @@ def suggest(name: str, known: Sequence[str]) -> str:
 
 
 def _take_file(content: bytes, place: str, draft: _Draft) -> None:
-    """Put the settings of a YAML file into `draft`, each with its line.
-
-    Raises:
-        SettingsError: It is not YAML, not a mapping, or of a later format.
-    """
+    """Put the settings of a YAML file into `draft`, each with its line."""
     try:
         root = yaml.compose(content.decode("utf-8-sig"), yaml.SafeLoader)
     except UnicodeDecodeError as error:

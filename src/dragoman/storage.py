@@ -35,9 +35,6 @@ def staged_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; at the end, the file written there replaces `path`.
 
     After an error, `path` is unchanged and the temporary file is gone.
-
-    Raises:
-        OSError: It cannot be written.
     """
     temporary = _name_beside(path, "tmp")
     try:
@@ -97,9 +94,6 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
     After an error, `path` is unchanged and the temporary folder is gone. A symbolic link at `path`
     stays, and the folder that it leads to is replaced.
-
-    Raises:
-        OSError: It cannot be written.
     """
     place = _resolve(path)
     temporary = _name_beside(place, "tmp")
@@ -133,9 +127,6 @@ def sweep(path: Path) -> None:
 
     Temporary folders of running processes stay. If `path` is missing because its writer was killed
     between two renames, the copy of the old folder is put back.
-
-    Raises:
-        OSError: The copy cannot be put back.
     """
     place = _resolve(path)
     for copy in _list_copies(place):
@@ -157,11 +148,7 @@ def sweep(path: Path) -> None:
 
 @contextmanager
 def consistent_read(path: Path) -> Iterator[None]:
-    """Refuse what the body reads from the folder `path`, if the folder is replaced meanwhile.
-
-    Raises:
-        ModelFolderError: It was replaced.
-    """
+    """Refuse what the body reads from the folder `path`, if the folder is replaced meanwhile."""
     before = _identify(path)
     failure: Exception | None = None
     try:

@@ -38,7 +38,6 @@ def compare(
             with different seeds are joined by commas.
         settings: Its evaluation section overrides that of the first run.
         on: The name of the evaluation, for model folders; "": test, or the only one.
-        num_rows: How many rows to show of those that differ most.
 
     Raises:
         DataError: There are fewer than two runs, one has no evaluation, or their rows differ.

@@ -79,7 +79,6 @@ def evaluate(
             that in its folder.
         out: Folder to write: rows.jsonl and scores.json; None: write neither.
         into_model: Without `out`, write into the model folder: see `find_place`.
-        report: HTML file to write.
         row_errors: Gets the rows that could not be read, where data.broken_rows skips them.
 
     Raises:
@@ -153,10 +152,8 @@ def evaluate_outputs(
     Args:
         hypotheses: A file of lines, or of JSON objects (.jsonl).
         references: One or more files with the same lines; each is right.
-        sources: A file with the same lines of the source.
         settings: Only its evaluation section is used.
         out: Folder to write: rows.jsonl and scores.json; None: write neither.
-        report: HTML file to write.
 
     Raises:
         DataError: A file cannot be read, or the files differ in their number of lines.
@@ -191,7 +188,6 @@ def evaluate_model(
         counts: How often each source id occurs in the training pairs; empty: unknown.
         calibrates: Fit the temperature of the confidence to these pairs; else the model's
             temperature is measured.
-        progress: Shows how far the prediction is.
 
     Raises:
         DataError: There are no pairs, or one is too long for the model.

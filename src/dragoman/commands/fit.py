@@ -145,11 +145,7 @@ def dry_run(
 
 
 def _find_resume_point(folder: Path, resume: Resume, context: RunContext) -> ResumePoint | None:
-    """Return where to resume the run in `folder`; None: it is to start.
-
-    Raises:
-        CheckpointError: It must be resumed, and there is no checkpoint.
-    """
+    """Return where to resume the run in `folder`; None: it is to start."""
     if resume == "no":
         return None
     damaged: list[str] = []
@@ -185,12 +181,7 @@ def _is_complete(run: Run) -> bool:
 
 
 def _train(run: Run, loggers: Sequence[Logger]) -> None:
-    """Train to the end.
-
-    Raises:
-        TrainingError: The loss is not finite.
-        Stopped: By a signal; a checkpoint is written, if there was a step.
-    """
+    """Train to the end."""
     point = run.resume_point
     if point is None:
         run.take_folder()
@@ -223,11 +214,7 @@ def _train(run: Run, loggers: Sequence[Logger]) -> None:
 
 @contextmanager
 def _explain_memory(run: Run) -> Iterator[None]:
-    """Say which batch did not fit into the memory, and what to lower.
-
-    Raises:
-        TrainingError: The memory is too small.
-    """
+    """Say which batch did not fit into the memory, and what to lower."""
     try:
         yield
     except Exception as error:
@@ -261,11 +248,7 @@ def _load_best_weights(run: Run) -> None:
 
 
 def _score_and_write(run: Run, started_s: float) -> Predictor:
-    """Score the trained model on held-out pairs, and write the model folder atomically.
-
-    Raises:
-        ModelFolderError: It cannot be written; an old one at its place is unchanged.
-    """
+    """Score the trained model on held-out pairs, and write the model folder atomically."""
     run.module.current_batch = "the scoring of held-out pairs"
     engine = TorchEngine([run.module.network], find_device(run.settings.training))
     counts = run.data.count_source_tokens()

@@ -86,11 +86,7 @@ class Run:
     pace: Pace | None = None  # if it was measured
 
     def take_folder(self) -> None:
-        """Make the folder of the run: empty, except for its data.
-
-        Raises:
-            ModelFolderError: It cannot be written.
-        """
+        """Make the folder of the run: empty, except for its data."""
         with explain_failed_write(self.folder, ModelFolderError):
             if self.folder.exists():
                 shutil.rmtree(self.folder)
@@ -152,11 +148,7 @@ def start_run(
 
 
 def _fill_time(run: Run, record: RunRecord) -> tuple[Run, str]:
-    """Return the run with as many steps as training.max_minutes allows, unless they are set; a message.
-
-    Raises:
-        SettingsError: No time is left for the training.
-    """
+    """Return the run with as many steps as training.max_minutes allows, unless they are set; a message."""
     if "training.max_steps" in record.typed:
         return run, (
             "time limit: training.max_steps is set, so the training may stop before the learning rate "
@@ -187,7 +179,6 @@ def resume_run(
 
     Args:
         pairs: Empty, or the files with which it started.
-        settings: The ones to change.
 
     Raises:
         SettingsError: Some of them may not change.
@@ -267,11 +258,7 @@ def sweep_folders(out: Path) -> None:
 
 @contextmanager
 def _temporary_folder(out: Path) -> Iterator[Path]:
-    """Give a folder on the disk of `out`, removed at the end.
-
-    Raises:
-        ModelFolderError: It cannot be made.
-    """
+    """Give a folder on the disk of `out`, removed at the end."""
     with explain_failed_write(out, ModelFolderError):
         folder = tempfile.TemporaryDirectory(prefix=f".{out.name}{_IDS}", dir=_find_nearest(out))
     with folder as name:
@@ -288,11 +275,7 @@ def _find_nearest(out: Path) -> Path:
 
 
 def _check_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
-    """Return the model folder, and the folder for checkpoints and logs; touch neither.
-
-    Raises:
-        ModelFolderError: One exists and may not be replaced, or `out` is not a model folder.
-    """
+    """Return the model folder, and the folder for checkpoints and logs; touch neither."""
     out, folder = name_folders(out)
     existing = [path for path in (out, folder) if path.exists()]
     if existing and not overwrite:
@@ -414,11 +397,7 @@ def _assemble(
 
 
 def _build(settings: Settings, tokenizer: PairTokenizer) -> Transformer:
-    """Return a new network.
-
-    Raises:
-        SettingsError: It does not fit into the memory of this machine.
-    """
+    """Return a new network."""
     # In float32: weights, gradients, and the two moments of AdamW.
     copies = 4 if find_device(settings.training) == "cpu" else 1
     num_bytes = 4 * copies * count_at_least(settings.model, tokenizer)

@@ -178,8 +178,6 @@ def inspect_pairs(
         paths: The training file, or both files of parallel text.
         settings: Resolved, as `choose_settings` returns them.
         tokenizer: That of a model trained on these pairs; None: one is trained.
-        row_errors: The rows that could not be read.
-        reasons: For the settings that were chosen.
         stride: Of the training file, one row in so many is given.
 
     Raises:

@@ -128,11 +128,7 @@ def run_job(model: Predictor, job: Job) -> list[str]:
 
 
 def _check_job(model: Predictor, job: Job) -> None:
-    """Refuse outputs that would replace the input or each other, or lose what is asked for.
-
-    Raises:
-        DragomanError: They would.
-    """
+    """Refuse outputs that would replace the input or each other, or lose what is asked for."""
     layouts, low = job.layouts, job.low_confidence_output
     if job.is_jsonl and layouts[0] != "jsonl":
         raise DragomanError(f"--jsonl: --output {job.output} says {layouts[0]}; leave one out")

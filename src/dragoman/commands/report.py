@@ -60,17 +60,9 @@ def report_model(
     """Write the report of a model.
 
     Args:
-        path: The HTML file.
-        model: The model.
-        name: Of the model.
         evaluations: By name; the heat maps of attention are of rows of the last one.
         metrics: The content of metrics.json: time, memory and data of the training.
         user_settings: Names of the settings of this command, besides those of the training.
-        curves: Those of the training.
-        inspection: The findings in the data.
-
-    Raises:
-        DragomanError: The file cannot be written.
     """
     rows = {split: one.rows for split, one in evaluations.items()}
     metrics = metrics or {}
@@ -94,11 +86,7 @@ def report_model(
 
 
 def report_outputs(path: Path, name: str, evaluation: Evaluation) -> None:
-    """Write the report of outputs that were read from files.
-
-    Raises:
-        DragomanError: The file cannot be written.
-    """
+    """Write the report of outputs that were read from files."""
     content = ReportContent(
         name=name,
         created=_write_time(),
@@ -114,9 +102,6 @@ def write_report(path: Path, content: ReportContent) -> None:
     """Write `content` as one HTML file, atomically.
 
     The same content gives the same bytes with the same versions of the libraries.
-
-    Raises:
-        DragomanError: The file cannot be written.
     """
     page = render_page(content)
     remedy = "; choose another file"

@@ -44,9 +44,7 @@ def serve(
         models: Folders, or NAME=FOLDER, or NAME=FOLDER,FOLDER for an ensemble.
         settings: Its data and decoding sections override the settings of the models.
         port: 0: a free one.
-        token_file: Holds the token that requests must give.
         corrections: TSV that gets the corrections of outputs.
-        libretranslate: Also serve LibreTranslate's API.
 
     Raises:
         DragomanError: A model cannot be loaded, the port is in use, a package is missing, ...

@@ -105,11 +105,7 @@ class Cache:
         return digests
 
     def keep(self, key: str, folder: Path, digests: Mapping[str, str]) -> None:
-        """Make an entry of the files in `folder` with these names; `digests`: the SHA-256 of each.
-
-        Raises:
-            OSError: The folder cannot be written.
-        """
+        """Make an entry of the files in `folder` with these names; `digests`: the SHA-256 of each."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=self.folder))
         try:

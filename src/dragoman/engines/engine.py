@@ -58,9 +58,6 @@ class Engine(Protocol):
 
         They always have `log_probs`, and where `config.decoding.alignment` is set, `alignment`. The
         probability is over the tokens that may be emitted, as in a search without rules.
-
-        Raises:
-            UnsupportedError: The engine cannot do it.
         """
         ...
 

@@ -32,10 +32,7 @@ def break_down(
     Kinds with fewer than two groups are left out. Without an interval, low and high are None.
 
     Args:
-        rows: All rows.
-        metrics: All metrics; those with `by_group` are used.
         statistics: By the name of the metric, (N, k).
-        settings: Of the intervals.
         rarest: Of each row, as `count_rarest` returns it; empty: unknown.
     """
     kinds: dict[str, Groups] = {

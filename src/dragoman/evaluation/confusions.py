@@ -51,9 +51,7 @@ def find_confusions(
     the order of references and rows. Truncated outputs are left out: their end is not the model's.
 
     Args:
-        rows: Rows with outputs.
         separator: Between two units; "": compare characters; None: see `find_unit`.
-        most: Number of differences to return.
     """
     separator = find_unit(rows) if separator is None else separator
     counts: dict[tuple[str, str], int] = {}

@@ -164,13 +164,9 @@ def evaluate_rows(
     """Return the evaluation of `rows`.
 
     Args:
-        rows: At least one.
-        settings: The task, and how intervals are made.
         tokenization: Of the targets; None: words.
         rarest: Count of the rarest token of each source in the training pairs; empty: unknown.
-        confidence: Of these rows.
         speed: `rows_per_s`, `seconds`, `engine` and `quantization`.
-        model: What made the outputs.
 
     Raises:
         ValueError: There are no rows, or one has no reference.

@@ -44,9 +44,7 @@ def estimate_all(
     """Return the score of each metric by name, with its interval.
 
     Args:
-        metrics: What to estimate.
         statistics: By the name of the metric, of the same N > 0 rows: (N, k).
-        settings: Level, number of resamples, and seed.
 
     Time grows with rows times resamples, memory with the rows.
 

@@ -59,7 +59,6 @@ def choose_metrics(
     """Return the metrics for the task of `settings`, the task's own first.
 
     Args:
-        settings: The task, and the tokenizer of BLEU.
         references: Of each row. An auto task, the fields of records, and the number of references
             in sacrebleu's signatures depend on them.
         sources: Of each row, in which values of records are searched; empty: unknown.

@@ -107,10 +107,6 @@ def compare(
     Args:
         baseline: Its runs; the rows of each in the same order.
         other: Its runs, over the same rows.
-        metrics: What to compare, at least one metric.
-        settings: Level, number of resamples, and seed.
-        names: Of the two.
-        num_rows: Number of rows to return, of those that differ most.
 
     Raises:
         DataError: The test rows are not the same; names the first different one.
@@ -264,7 +260,6 @@ def _draw_chance(
         scores: Of the runs, (runs,).
         resampled: The same over rows drawn again, (runs, resamples).
         num_baseline: Number of runs of the first system.
-        seed: Of the drawing.
     """
     drawn = _subtract_means(resampled, num_baseline)
     chance = drawn - float(_subtract_means(scores, num_baseline))

@@ -40,11 +40,7 @@ def find_constraint_errors(settings: Settings) -> list[str]:
 
 
 def keep_constraint_files(folder: Path, settings: Settings) -> Settings:
-    """Copy the files that `settings.decoding` names to `folder`; return settings that name these.
-
-    Raises:
-        ModelFolderError: One cannot be copied.
-    """
+    """Copy the files that `settings.decoding` names to `folder`; return settings that name these."""
     kept = {}
     for setting, given in list_constraint_files(settings.decoding).items():
         name = CONSTRAINT_FILES[setting]

@@ -219,9 +219,6 @@ def sweep_model_folder(path: Path) -> None:
     """Remove what killed processes left beside and in the model folder at `path`.
 
     If `path` is missing because its writer was killed while replacing it, the old folder is put back.
-
-    Raises:
-        ModelFolderError: It cannot be put back.
     """
     evaluations = path / EVALUATION
     inner = [path / name for name in (*EXPORTS, CALIBRATION)]

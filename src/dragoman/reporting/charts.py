@@ -86,10 +86,6 @@ def draw_curves(
     than a factor of 8 have a logarithmic axis, percents a linear one.
 
     Args:
-        key: Unique on the page.
-        title: Of the chart.
-        curves: (step, value) points by name.
-        unit: Of the values.
         best: The name of a curve and a point of it, which is ringed.
         begins_at_zero: Linear axis of values from 0.
         is_percent: Linear axis inside 0 to 100, unless a value is higher.
@@ -116,14 +112,7 @@ def draw_intervals(
     *,
     unit: str,
 ) -> Chart:
-    """Return percents with their intervals, one line for each group from the top.
-
-    Args:
-        key: Unique on the page.
-        title: Of the chart.
-        estimates: By the name of the group; None: unknown.
-        unit: Of the values.
-    """
+    """Return percents with their intervals, one line for each group from the top."""
     labels = [_fold(name) for name in estimates]
     num_lines = sum(label.count("\n") + 1 for label in labels)
     known = [(row, one) for row, one in enumerate(estimates.values()) if one is not None]
@@ -174,9 +163,7 @@ def draw_risk(key: str, curve: Sequence[Point], marks: Mapping[str, Point]) -> C
     """Return the wrong outputs among those kept over the kept ones, both in percent.
 
     Args:
-        key: Unique on the page.
         curve: (kept, wrong) points.
-        marks: Points with a name.
     """
     kept, wrong = zip(*sorted(curve), strict=True)
     with _drawing(key, 290) as axes:

@@ -173,10 +173,6 @@ def _match(backend: Backend, pattern: str, rows: list[str]) -> list[Encoding]:
 
     The pattern may be a stranger's, and the engine backtracks: it runs in a thread that is left
     alone after a time limit, or when the user interrupts.
-
-    Raises:
-        SettingsError: The pattern takes too many steps, or too long.
-        UnicodeEncodeError: A text holds a lone surrogate.
     """
     for text in rows:
         text.encode()

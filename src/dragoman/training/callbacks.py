@@ -213,11 +213,7 @@ class SampleLog(Callback):
 
 
 def truncate_samples(path: Path, step: int) -> None:
-    """Keep only the samples of the first `step` steps; the resumed run writes the others.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Keep only the samples of the first `step` steps; the resumed run writes the others."""
     if not path.is_file():
         return
     kept = []

@@ -46,7 +46,6 @@ class Checkpoints(Checkpoint):
 
     Args:
         every: Steps between two checkpoints.
-        monitor: Name of the score as it is logged.
         record: Plain values stored in every checkpoint under `RECORD`: the run that it belongs to.
         console: None: standard error; a Console cannot be sent to another process.
     """

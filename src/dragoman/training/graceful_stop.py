@@ -56,11 +56,7 @@ class SignalHandler:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal; a second one, or one outside of the training, stops at once.
-
-        Raises:
-            Stopped: At once.
-        """
+        """Handle a signal; a second one, or one outside of the training, stops at once."""
         if number == _ALARM:
             assert self.received is not None
             message = f"{self.received.name}: stopped within a step that did not finish in time"

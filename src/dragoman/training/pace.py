@@ -54,7 +54,6 @@ def measure_pace(
     """Train for some steps and validate some batches. It changes `module`: train another one.
 
     Args:
-        precision: Lightning's name of the precision.
         longest_s: Seconds after which no further step is measured.
         timer: Its phase "first step" ends with the first step.
 

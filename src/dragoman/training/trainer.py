@@ -32,10 +32,6 @@ def make_trainer(
     """Return the Trainer of the resolved `settings`; samples go into `folder`.
 
     It has no loggers yet: some of them write files as soon as they are made.
-
-    Args:
-        precision: Lightning's name of the precision.
-        texts: Decodes the ids of the pairs.
     """
     training, optimization, console = settings.training, settings.optimization, context.console
     end_s = None

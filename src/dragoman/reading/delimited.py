@@ -139,8 +139,10 @@ def open_delimited(
         # The limit belongs to the whole process; it is only ever raised.
         longest = min(settings.max_characters + 1, _LARGEST_LIMIT)
         csv.field_size_limit(max(csv.field_size_limit(), longest))
-        return _open_quoted(blocks, file, dialect, names_columns, notes, first.first - 1)
-    return _open_plain(blocks, file, dialect.separator, names_columns, notes)
+        records = _read_records(blocks, file, dialect, first.first - 1)
+    else:
+        records = _split_lines(blocks, file, dialect.separator)
+    return _make_table(records, file, names_columns, notes)
 
 
 def _needs_quotes(sample: Sequence[str]) -> bool:
@@ -216,92 +218,61 @@ def _find_width(dialect: _Dialect, lines: Sequence[str]) -> int:
     return widths.pop() if len(widths) == 1 else 0
 
 
-def _open_plain(
-    blocks: Iterator[Block],
+_Record = tuple[int, list[str], RowError | None]
+"""Number of the first line, the cells, and what is wrong with the row."""
+
+
+def _make_table(
+    records: Iterator[_Record],
     file: str,
-    separator: str,
     names_columns: Callable[[Sequence[str]], bool],
     notes: list[str],
 ) -> Table:
-    """Return the table of a file in which quotes are text."""
-    held = [next(blocks)]
-    while not any(held[-1].lines) and (block := next(blocks, None)):
-        held.append(block)
-    names = None
-    sample = tuple(next(filter(None, held[-1].lines), "").split(separator))
-    if names_columns(sample):
-        # Empty lines before the header are rows, and errors.
-        number = next((n for n, line in enumerate(held[-1].lines) if line), 0)
-        header = held.pop()
-        error = find_line_error(file, header.first + number, header.lines[number])
+    """Return the table of `records`; empty lines before the header are rows, and errors."""
+    held: list[_Record] = []
+    for line, cells, error in records:
+        if error is not None and not cells:
+            raise DataError(f"{file}:{line}: the first line cannot be read: {error.detail}")
+        held.append((line, cells, error))
+        if cells not in ([], [""]):
+            break
+    if not held:
+        return empty_table(file)
+    line, cells, error = held[-1]
+    sample, names = tuple(cells), None
+    if cells and names_columns(sample):
         if error is not None:
-            raise DataError(f"{file}:{error.line}: the header cannot be read: {error.detail}")
+            raise DataError(f"{file}:{line}: the header cannot be read: {error.detail}")
         names = sample
-        place = header.first + number + 1
-        held.append(Block(header.first, header.lines[:number], header.is_clean))
-        held.append(Block(place, header.lines[number + 1 :], header.is_clean))
+        held.pop()
     width = len(sample)
 
     def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
         choose = _choose(columns, label_columns(names, width))
-        for block in chain(held, blocks):
-            is_clean = block.is_clean
-            for number, line in enumerate(block.lines, block.first):
-                error = None if is_clean else find_line_error(file, number, line)
-                fields = line.split(separator)
-                if error is not None:
-                    yield error
-                elif len(fields) != width:
-                    yield _describe_width(file, number, fields if line else [], width)
-                else:
-                    yield number, choose(fields)
-
-    return Table(file=file, names=names, sample=sample, read=read, notes=notes)
-
-
-def _open_quoted(
-    blocks: Iterator[Block],
-    file: str,
-    dialect: _Dialect,
-    names_columns: Callable[[Sequence[str]], bool],
-    notes: list[str],
-    num_skipped: int,
-) -> Table:
-    """Return the table of a file in which quotes are syntax, after `num_skipped` lines of it."""
-    records = _read_records(blocks, file, dialect, num_skipped)
-    held: list[tuple[int, list[str]] | RowError] = []
-    sample: tuple[str, ...] = ()
-    names: tuple[str, ...] | None = None
-    while not sample:
-        first = next(records, None)
-        if first is None:
-            return empty_table(file)
-        if isinstance(first, RowError):
-            raise DataError(f"{file}:{first.line}: the first line cannot be read: {first.detail}")
-        sample = tuple(first[1])
-        if sample and names_columns(sample):
-            names = sample
-        else:
-            held.append(first)
-    width = len(sample)
-
-    def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
-        choose = _choose(columns, label_columns(names, width))
-        for record in chain(held, records):
-            if isinstance(record, RowError):
-                yield record
-            elif len(record[1]) != width:
-                yield _describe_width(file, record[0], record[1], width)
+        for line, fields, error in chain(held, records):
+            if error is not None:
+                yield error
+            elif len(fields) != width:
+                yield _describe_width(file, line, fields, width)
             else:
-                yield record[0], choose(record[1])
+                yield line, choose(fields)
 
     return Table(file=file, names=names, sample=sample, read=read, notes=notes)
+
+
+def _split_lines(blocks: Iterator[Block], file: str, separator: str) -> Iterator[_Record]:
+    """Yield the cells of each line of a file in which quotes are text."""
+    for block in blocks:
+        is_clean = block.is_clean
+        for number, line in enumerate(block.lines, block.first):
+            error = None if is_clean else find_line_error(file, number, line)
+            yield number, line.split(separator), error
 
 
 def _read_records(
     blocks: Iterator[Block], file: str, dialect: _Dialect, num_skipped: int
-) -> Iterator[tuple[int, list[str]] | RowError]:
-    """Yield each record with the number of its first line, or the error in it.
+) -> Iterator[_Record]:
+    """Yield the cells of each row of a file in which quotes are syntax, after `num_skipped` lines.
 
     Raises: DataError, when a quote is not closed: the rest cannot be split into rows.
     """
@@ -330,15 +301,14 @@ def _read_records(
             last = num_skipped + reader.line_num
             if last > first or "unexpected end" in found:
                 raise _describe_open_quote(file, first, f"line {last}: {found}") from error
+            kind = BAD_CSV
             if "field limit" in found:
-                detail = f"a field has over {csv.field_size_limit()} characters"
-                yield RowError(file, first, OVER_LONG, detail)
+                kind, found = OVER_LONG, f"a field has over {csv.field_size_limit()} characters"
             elif "new-line character" in found:
-                yield RowError(file, first, BAD_CSV, "a carriage return is outside quotes")
-            else:
-                yield RowError(file, first, BAD_CSV, found)
+                found = "a carriage return is outside quotes"
+            yield first, [], RowError(file, first, kind, found)
         else:
-            yield line_error or (first, fields)
+            yield first, fields, line_error
 
 
 def _describe_open_quote(file: str, line: int, found: str) -> DataError:
@@ -401,7 +371,7 @@ def _choose(columns: Sequence[int], labels: Sequence[str]) -> Callable[[list[str
 
 
 def _describe_width(file: str, line: int, fields: list[str], width: int) -> RowError:
-    if not fields:
+    if fields in ([], [""]):
         return RowError(file, line, EMPTY_LINE, "the line is empty")
     found = f"{len(fields)} column{'s' if len(fields) > 1 else ''}, expected {width}"
     return RowError(file, line, WRONG_COLUMNS, found)

@@ -90,9 +90,7 @@ def load(
 
 
 def predict(
-    path: "str | Path",
-    sources: "Iterable[str]",
-    features: "Iterable[Sequence[str]] | None" = None,
+    path: "str | Path", sources: "Iterable[str]", features: "Iterable[Sequence[str]] | None" = None
 ) -> list[str]:
     """Return the output of the model in the folder `path` for each source: `Predictor.predict`."""
     return load(path).predict(sources, features)

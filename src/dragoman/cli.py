@@ -209,9 +209,7 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
     from dragoman.predictor import Predictor
 
     model = Predictor.load(
-        [arguments.model, *arguments.ensemble],
-        settings,
-        **_take_engine(arguments),
+        [arguments.model, *arguments.ensemble], settings, **_take_engine(arguments)
     )
     if arguments.low_confidence_output and (warning := model.describe_calibration()):
         print(f"dragoman: {warning}", file=sys.stderr)

@@ -25,11 +25,7 @@ from dragoman.settings import EvaluationSettings, Settings
 
 
 def compare(
-    runs: Sequence[str | Path],
-    settings: SettingsLike = None,
-    *,
-    on: str = "",
-    num_rows: int = 10,
+    runs: Sequence[str | Path], settings: SettingsLike = None, *, on: str = "", num_rows: int = 10
 ) -> list[Comparison]:
     """Compare the first of `runs`, the baseline, with each of the others.
 
@@ -96,7 +92,7 @@ def describe_comparison(found: Comparison) -> list[str]:
         shown = [f"{name} {shorten(one)} -> {shorten(two)}" for name, (one, two) in differing]
         lines.append(f"  settings that differ: {'; '.join(shown)}")
     lines += [
-        f"  {'':<{width}}  baseline    other  difference [{level}]          p (bootstrap, swaps)",
+        f"  {'':<{width}}  baseline    other  difference [{level}]          p (bootstrap, swaps)"
     ]
     for one in found.differences.values():
         interval = f"{one.difference:+.2f}"

@@ -53,9 +53,7 @@ _CHECKS_OF_A_FILE = (
 
 
 def inspect(
-    pairs: Pairs,
-    settings: SettingsLike = None,
-    tokenizer: PairTokenizer | None = None,
+    pairs: Pairs, settings: SettingsLike = None, tokenizer: PairTokenizer | None = None
 ) -> Inspection:
     """Inspect pairs, as `fit` takes them, and those of data.valid and data.test.
 

@@ -272,11 +272,7 @@ class CTranslate2Engine:
 
     def _convert(self) -> dict[str, bytes]:
         return convert_model(
-            self._model,
-            self._tokenizer,
-            self._weights,
-            self.quantization,
-            self._num_positions,
+            self._model, self._tokenizer, self._weights, self.quantization, self._num_positions
         )
 
     def _load(self, replicas: int) -> "Translator":

@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 from dragoman.engines.engine import Quantization, UnsupportedError
 from dragoman.errors import ModelFolderError
 from dragoman.settings import ModelSettings
-from dragoman.tokenizers.tokenizer import (
-    BOS_ID,
-    EOS_ID,
-    UNKNOWN_ID,
-    PairTokenizer,
-    find_free_name,
-)
+from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, UNKNOWN_ID, PairTokenizer, find_free_name
 
 Array = NDArray[np.float32]
 
@@ -119,10 +113,7 @@ def _count_layers(model: ModelSettings) -> tuple[tuple[str, int], tuple[str, int
 
 
 def _map_weights(
-    model: ModelSettings,
-    tokenizer: PairTokenizer,
-    weights: Mapping[str, Array],
-    num_positions: int,
+    model: ModelSettings, tokenizer: PairTokenizer, weights: Mapping[str, Array], num_positions: int
 ) -> dict[str, Array]:
     """Return the weights by CTranslate2's names; each shape is checked as it is taken."""
     width, wide = model.d_model, model.dim_feedforward

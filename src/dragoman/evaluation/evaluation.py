@@ -234,9 +234,7 @@ def collect_statistics(
 
 
 def score_statistics(
-    metrics: Sequence[Metric],
-    statistics: Mapping[str, Statistics],
-    settings: EvaluationSettings,
+    metrics: Sequence[Metric], statistics: Mapping[str, Statistics], settings: EvaluationSettings
 ) -> Scores:
     """Return the scores of the rows with these `statistics`, as `collect_statistics` returns them."""
     return Scores(

@@ -107,10 +107,7 @@ def is_higher_better(name: str) -> bool:
 
 
 def find_task(
-    settings: EvaluationSettings,
-    references: Sequence[Sequence[str]],
-    *,
-    has_symbols: bool = False,
+    settings: EvaluationSettings, references: Sequence[Sequence[str]], *, has_symbols: bool = False
 ) -> Task:
     """Return the task of `settings`; an auto task depends on the references."""
     if settings.task != "auto":
@@ -237,9 +234,7 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
 def make_grounding(references: Sequence[Sequence[str]], sources: Sequence[str]) -> list[Metric]:
     """Return which values of the outputs stand in the source of their row."""
     count_rows = partial(
-        record_scores.count_grounded,
-        sources=sources,
-        form=record_scores.find_format(references),
+        record_scores.count_grounded, sources=sources, form=record_scores.find_format(references)
     )
     return [
         Metric(

@@ -323,9 +323,7 @@ def _weigh(
     return total, total / np.maximum(1, _count_characters(texts))
 
 
-def _read_bigrams(
-    texts: Sequence[str],
-) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+def _read_bigrams(texts: Sequence[str]) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
     """Yield, for some texts at a time, the bucket of each bigram, and where each text starts.
 
     A bigram is a character and the one before it; the first one has none before it.

@@ -11,13 +11,7 @@ from typing import Any
 
 from dragoman.decoding.grammars import find_refused
 from dragoman.errors import DataError
-from dragoman.inspection.findings import (
-    MOST_EXAMPLES,
-    Finding,
-    SplitRows,
-    describe_share,
-    show_row,
-)
+from dragoman.inspection.findings import MOST_EXAMPLES, Finding, SplitRows, describe_share, show_row
 
 _LEAST_VALUES = 20  # for a pattern or an enumeration
 _MOST_CHOICES = 100

@@ -10,13 +10,7 @@ from dragoman.errors import ModelFolderError
 from dragoman.model.transformer import Transformer
 from dragoman.model_folder.folder import ModelFolder, StoredWeights
 from dragoman.settings import ModelSettings
-from dragoman.tokenizers.tokenizer import (
-    BOS_ID,
-    EOS_ID,
-    FIRST_TEXT_ID,
-    PAD_ID,
-    PairTokenizer,
-)
+from dragoman.tokenizers.tokenizer import BOS_ID, EOS_ID, FIRST_TEXT_ID, PAD_ID, PairTokenizer
 
 _SHOWN = 5  # tensors in a message
 

@@ -426,10 +426,7 @@ def _open_pairs(paths: Sequence[Path], settings: DataSettings) -> Iterator[Table
 
 
 def _open_sources(
-    source: BinaryIO | Path,
-    settings: DataSettings,
-    name: str,
-    position: FilePosition | None = None,
+    source: BinaryIO | Path, settings: DataSettings, name: str, position: FilePosition | None = None
 ) -> AbstractContextManager[Table]:
     """Open the table of rows to predict; `name` is that of a stream in messages."""
     layout: Format = "tsv" if settings.format == "auto" else settings.format

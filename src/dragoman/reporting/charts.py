@@ -106,11 +106,7 @@ def draw_curves(
 
 
 def draw_intervals(
-    key: str,
-    title: str,
-    estimates: Mapping[str, Estimate | None],
-    *,
-    unit: str,
+    key: str, title: str, estimates: Mapping[str, Estimate | None], *, unit: str
 ) -> Chart:
     """Return percents with their intervals, one line for each group from the top."""
     labels = [_fold(name) for name in estimates]

@@ -41,11 +41,7 @@ _MOST_MAPS = 3
 _MOST_CONFUSIONS = 30
 _MOST_SAMPLES = 6  # of a list
 _FEWEST_ROWS = 10  # right ones, and wrong ones, for a confidence that says something
-_LOSSES = {
-    "train_loss": "training",
-    "valid_loss": "validation",
-    "update_loss": "single steps",
-}
+_LOSSES = {"train_loss": "training", "valid_loss": "validation", "update_loss": "single steps"}
 _TEACHER_FORCED = ("valid_loss", "valid_perplexity", "valid_token_accuracy")
 
 

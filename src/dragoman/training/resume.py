@@ -13,12 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from dragoman.configuration import (
-    flatten_settings,
-    list_set_values,
-    merge_settings,
-    update_stored,
-)
+from dragoman.configuration import flatten_settings, list_set_values, merge_settings, update_stored
 from dragoman.errors import CheckpointError, SettingsError
 from dragoman.settings import Settings
 from dragoman.training.checkpoints import (

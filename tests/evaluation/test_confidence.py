@@ -184,13 +184,3 @@ def test_the_description_names_thresholds_and_missing_ones():
     assert lines[0].startswith("confidence: off by ")
     assert any(line.startswith("90% exact: keep the ") for line in lines)
     assert lines[-1] == "99% exact: no threshold can guarantee it"
-
-
-def test_rows_of_different_lengths_are_refused():
-    for columns, message in (
-        (([], []), "no rows"),
-        (([-1.0], [True, False]), "1,"),
-        (([-1.0, math.nan], [True, False]), "row 1: its score is NaN"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            calibrate(*columns)

@@ -140,13 +140,3 @@ def test_the_summary_has_scores_intervals_groups_and_confusions():
     low, high = evaluation.scores.to_dict()["intervals"]["exact_match"]
     for part in (f"90.00  [{low:.2f}, {high:.2f}]", "by feature:", "<odd>", "x 'X' -> '!'", "12.0 rows/s (torch)"):  # fmt: skip
         assert part in lines
-
-
-@pytest.mark.parametrize(
-    ("references", "message"),
-    [([], "there are no rows to score"), ([("a",), ()], "row 1 has no reference")],
-)
-def test_rows_that_cannot_be_scored_are_refused(references, message):
-    rows = [Row(source="s", references=texts, hypothesis="a") for texts in references]
-    with pytest.raises(ValueError, match=message):
-        evaluate_rows(rows, SETTINGS)

@@ -203,12 +203,9 @@ def calibrate(
         is_complete: (N,), whether it ended by itself; None: all did.
         level: How often the promise of a threshold holds.
 
-    Raises:
-        ValueError: There are no rows, the lengths differ, or a score is NaN.
-
     Source: Guo et al. 2017; for the probabilities of the rows: Platt 1999, section 2.2.
     """
-    rows = _check(scores, is_exact, is_complete)
+    rows = _as_rows(scores, is_exact, is_complete)
     temperature = _fit_temperature(rows)
     thresholds = choose_thresholds(rows.find_confidences(temperature), rows.is_exact, level=level)
     return _measure(rows, temperature, thresholds)
@@ -227,11 +224,8 @@ def measure(
     The thresholds stay, with their coverage and fraction exact on these rows.
 
     Args: as of `calibrate`.
-
-    Raises:
-        ValueError: There are no rows, the lengths differ, or a score is NaN.
     """
-    return _measure(_check(scores, is_exact, is_complete), temperature, thresholds)
+    return _measure(_as_rows(scores, is_exact, is_complete), temperature, thresholds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,24 +240,14 @@ class _Rows:
         return np.round(found, _DIGITS)
 
 
-def _check(scores: ArrayLike, is_exact: ArrayLike, is_complete: ArrayLike | None) -> _Rows:
-    rows = _Rows(
+def _as_rows(scores: ArrayLike, is_exact: ArrayLike, is_complete: ArrayLike | None) -> _Rows:
+    return _Rows(
         scores=np.asarray(scores, float),
         is_exact=np.asarray(is_exact, bool),
         is_complete=np.ones(np.shape(scores), bool)
         if is_complete is None
         else np.asarray(is_complete, bool),
     )
-    if not rows.scores.shape == rows.is_exact.shape == rows.is_complete.shape:
-        raise ValueError(
-            f"{rows.scores.shape} scores, but {rows.is_exact.shape} rows that are exact or not and "
-            f"{rows.is_complete.shape} that are complete or not"
-        )
-    if rows.scores.ndim != 1 or not len(rows.scores):
-        raise ValueError("there are no rows to calibrate on: give one score for each")
-    if np.isnan(rows.scores).any():
-        raise ValueError(f"row {int(np.isnan(rows.scores).argmax())}: its score is NaN")
-    return rows
 
 
 def _find_evidence(scores: ArrayLike) -> NDArray[np.float64]:

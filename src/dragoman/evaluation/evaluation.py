@@ -161,23 +161,17 @@ def evaluate_rows(
     speed: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Return the evaluation of `rows`.
+    """Return the evaluation of `rows`, at least one, each with a reference.
 
     Args:
         tokenization: Of the targets; None: words.
         rarest: Count of the rarest token of each source in the training pairs; empty: unknown.
         speed: `rows_per_s`, `seconds`, `engine` and `quantization`.
 
-    Raises:
-        ValueError: There are no rows, or one has no reference.
     """
     tokenization = tokenization or TargetTokenization()
     hypotheses = [row.hypothesis for row in rows]
     references = [row.references for row in rows]
-    if not rows:
-        raise ValueError("there are no rows to score")
-    if (place := next((i for i, row in enumerate(rows) if not row.references), None)) is not None:
-        raise ValueError(f"row {place} has no reference")
     metrics = choose_metrics(
         settings,
         references,

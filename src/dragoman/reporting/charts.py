@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -37,28 +38,7 @@ _SERIES = ("#3b82d6", "#d2691e", "#1f9d78", "#b05fc4")
 _GRAY = "#7f8b98"
 _LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 _MARKERS = ("o", "s", "^", "D")
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "text.parse_math": False,
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib
-    "font.size": 11,
-    "axes.edgecolor": _GRAY,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": False,
-    "grid.color": _GRAY,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.6,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.facecolor": "none",
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-}
+_STYLE = Path(__file__).with_name("charts.mplstyle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,14 +216,13 @@ def _drawing(key: str, height: float = 210) -> Iterator["Axes"]:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        import matplotlib
+        from matplotlib import style
         from matplotlib.figure import Figure
 
-        with matplotlib.rc_context(), warnings.catch_warnings():
+        # The salt makes the ids of clip paths and markers the same each time, and unique.
+        ours = style.context(["default", _STYLE, {"svg.hashsalt": key}])
+        with ours, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            matplotlib.rcdefaults()
-            # The salt makes the ids of clip paths and markers the same each time, and unique.
-            matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": key})
             yield Figure(figsize=(340 / 72, height / 72), layout="constrained").add_subplot()
     finally:
         log.setLevel(level)

@@ -33,10 +33,8 @@ class Command(NamedTuple):
     add_options: Callable[[argparse.ArgumentParser], None]
     summary: str
     examples: tuple[str, ...]
-    sections: tuple[str, ...]
-    """Beginnings of the names of the settings that it takes."""
-    unused: tuple[str, ...] = ()
-    """Beginnings of those among them that it does not use."""
+    sections: tuple[str, ...]  # beginnings of the names of the settings that it takes
+    unused: tuple[str, ...] = ()  # beginnings of those among them that it does not use
     common: tuple[str, ...] = ()
     """Those that are set most often: --help lists them, --help all every one. None: it lists all."""
 

@@ -23,12 +23,10 @@ class Check:
     """How the greedy outputs and the scores of two engines compare."""
 
     rows: int
-    equal_rows: int
-    """Rows with the same tokens, complete or truncated alike."""
+    equal_rows: int  # rows with the same tokens, complete or truncated alike
     tied_rows: int
     """Others, where PyTorch finds both tokens equally likely at the first difference: rounding."""
-    largest_difference: float
-    """Of the log-probability of a reference, in nats."""
+    largest_difference: float  # of the log-probability of a reference, in nats
 
     @property
     def is_equal(self) -> bool:
@@ -114,8 +112,7 @@ class Sample(NamedTuple):
     """A held-out row."""
 
     source: str
-    features: list[str]
-    """One for each of `data.features`."""
+    features: list[str]  # one for each of `data.features`
     target: str
 
 

@@ -36,16 +36,13 @@ class Metric:
     is_higher_better: bool
     by_row: bool = False
     """Meaningful for a single row: written to rows.jsonl, and chooses the rows that differ most."""
-    by_group: bool = False
-    """Broken down by length, feature and rarity."""
-    is_tile: bool = False
-    """Among the few scores at the top of the report."""
+    by_group: bool = False  # broken down by length, feature and rarity
+    is_tile: bool = False  # among the few scores at the top of the report
     signature: str = ""  # sacrebleu's: only scores with the same one can be compared
     count_rows: CountRows
     from_sums: Callable[[Statistics], Statistics]
     """Sums over rows, (..., k) -> the score in percent or points of 100, (...)."""
-    is_proportion: bool = False
-    """Each row counts 0 or 1, and the score is their mean."""
+    is_proportion: bool = False  # each row counts 0 or 1, and the score is their mean
 
 
 def choose_metrics(

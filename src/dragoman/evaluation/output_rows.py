@@ -28,11 +28,9 @@ class Row:
     references: Annotated[tuple[str, ...], Field(min_length=1)]
     hypothesis: str
     features: tuple[str, ...] = ()
-    line: Annotated[int, Field(ge=0)] = 0
-    """Of the first pair with this source, from 1; 0: unknown."""
+    line: Annotated[int, Field(ge=0)] = 0  # of the first pair with this source, from 1; 0: unknown
     file: str = ""
-    is_complete: bool = True
-    """The output ended by itself: it was not truncated."""
+    is_complete: bool = True  # the output ended by itself: it was not truncated
     score: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Log-probability of the output, in nats."""
     confidence: Annotated[float, Field(ge=0.0, le=1.0)] | None = None

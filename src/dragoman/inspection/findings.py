@@ -37,8 +37,7 @@ class SplitRows:
     shown: str
     files: tuple[str, ...]
     pairs: list[Pair]
-    sampled_from: int = 0
-    """Number of rows that these are a sample of; 0: these are all."""
+    sampled_from: int = 0  # number of rows that these are a sample of; 0: these are all
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -46,8 +46,7 @@ class DerivedSchema:
     """A JSON schema of the training records, and which records it refuses."""
 
     schema: dict[str, Any]
-    records: Mapping[str, int]
-    """How many were checked, by split: train, valid."""
+    records: Mapping[str, int]  # how many were checked, by split: train, valid
     refused: Mapping[str, Finding]
     """Those that the schema refuses, by split; a split without one is missing."""
 

@@ -71,14 +71,11 @@ class Layer:
 
     norm_first: bool
     num_heads: int
-    norms: tuple[Function, ...]
-    """One for each sub-layer, in order."""
+    norms: tuple[Function, ...]  # one for each sub-layer, in order
     self_qkv: Function
     self_output: Function
-    cross: "CrossAttention | None"
-    """None in the encoder."""
-    linear1: Function
-    """With the activation."""
+    cross: "CrossAttention | None"  # None in the encoder
+    linear1: Function  # with the activation
     linear2: Function
 
 

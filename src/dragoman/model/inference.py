@@ -36,8 +36,7 @@ class PackedModel:
     """A model with packed weights: a copy, valid until the parameters change."""
 
     layers: Layers
-    project: Function
-    """To the logits over the target's vocabulary."""
+    project: Function  # to the logits over the target's vocabulary
 
 
 class PackedWeights(Weights):

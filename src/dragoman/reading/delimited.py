@@ -49,8 +49,7 @@ class _Dialect:
     separator: str
     has_quotes: bool
     """Quotes are syntax: a cell in quotes may hold the separator, line ends, and quotes, twice."""
-    drops_spaces: bool = False
-    """Spaces after a separator are not text."""
+    drops_spaces: bool = False  # spaces after a separator are not text
 
     def read(self, lines: Iterable[str]) -> "_csv.Reader":
         """Return the cells of each row of `lines`."""

@@ -68,8 +68,7 @@ class Pair(NamedTuple):
     target: str
     features: tuple[str, ...]
     """Symbols put before the source: "tense=PST" from a column, "<PST>" from a leading tag."""
-    line: int
-    """Line in `file`, from 1; in Parquet the row."""
+    line: int  # line in `file`, from 1; in Parquet the row
     file: str
 
 
@@ -79,10 +78,8 @@ class Source(NamedTuple):
     source: str
     features: tuple[str, ...]
     line: int
-    given: str = ""
-    """The prefix of the output, or the whole target where it is scored."""
-    columns: str = ""
-    """The whole row, as a JSON object, on request."""
+    given: str = ""  # the prefix of the output, or the whole target where it is scored
+    columns: str = ""  # the whole row, as a JSON object, on request
 
 
 def read_pairs(

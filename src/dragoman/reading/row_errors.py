@@ -51,8 +51,7 @@ class InvalidRow(NamedTuple):
     line: int
     file: str
     reason: str
-    columns: str = ""
-    """The whole row, as a JSON object, on request and if it could be read."""
+    columns: str = ""  # the whole row, as a JSON object, on request and if it could be read
 
 
 class RowErrors:

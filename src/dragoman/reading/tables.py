@@ -78,14 +78,11 @@ class Table:
     """An open file: its header or first row, and a function that reads its rows."""
 
     file: str
-    names: tuple[str, ...] | None
-    """Names of the columns; None: they only have positions."""
-    sample: tuple[str, ...]
-    """The header, or the fields of the first row; (): the file is empty."""
+    names: tuple[str, ...] | None  # names of the columns; None: they only have positions
+    sample: tuple[str, ...]  # the header, or the fields of the first row; (): the file is empty
     read: Callable[[Sequence[int]], Iterator[Row | RowError]]
     """Yields the rows, once, with the columns at these indices, from 0, or WHOLE_ROW."""
-    notes: Sequence[str] = ()
-    """How the file is read, in words, where that was found and not set."""
+    notes: Sequence[str] = ()  # how the file is read, in words, where that was found and not set
 
     def labels(self) -> tuple[str, ...]:
         """Return the names of the columns in WHOLE_ROW; positions if they have no names."""

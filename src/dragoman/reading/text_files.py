@@ -42,12 +42,9 @@ _FOREIGN = {
 class Block(NamedTuple):
     """Some whole lines of a text file, decoded with surrogateescape."""
 
-    first: int
-    """Number of the first line, from 1."""
-    lines: list[str]
-    """Without their line ends."""
-    is_clean: bool
-    """None of the lines has a NUL or a byte that is not UTF-8."""
+    first: int  # number of the first line, from 1
+    lines: list[str]  # without their line ends
+    is_clean: bool  # no line has a NUL or a byte that is not UTF-8
 
 
 class FilePosition:

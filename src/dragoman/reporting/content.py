@@ -17,12 +17,9 @@ class ReportContent:
     Texts may hold anything: the page shows them as text.
     """
 
-    name: str
-    """Of the model, or of what else the report is about."""
-    summary: str = ""
-    """What the model does, its data and size, in a line under its name."""
-    created: str = ""
-    """Time of its making, as in "2027-03-01 12:00 UTC"; "": not shown."""
+    name: str  # of the model, or of what else the report is about
+    summary: str = ""  # what the model does, its data and size, in a line under its name
+    created: str = ""  # time of its making, as in "2027-03-01 12:00 UTC"; "": not shown
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     """(step, value) points by name. `step_loss`, `train_loss` and `valid_loss` share a chart;
     `learning_rate` and `tokens_per_s` have one each; every other `valid_` name is a validation
@@ -39,14 +36,11 @@ class ReportContent:
     `weights` (T lists of S values from 0 to 1), the attention of each token over the source."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every resolved setting by its dotted name."""
-    user_settings: Collection[str] | None = None
-    """Names of those that the user set; None: unknown."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    """Version of each program and library."""
+    user_settings: Collection[str] | None = None  # names of those that the user set; None: unknown
+    versions: Mapping[str, str] = field(default_factory=dict)  # version of each program and library
     facts: Mapping[str, str] = field(default_factory=dict)
     """Anything else, by a label: command, machine, time, memory."""
-    hashes: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each file of pairs."""
+    hashes: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of each file of pairs
 
     @property
     def main_evaluation(self) -> str:

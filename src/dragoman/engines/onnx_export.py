@@ -13,18 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dragoman.engines.parity import ExportedModel
-from dragoman.model.block import (
-    DecoderCache,
-    Dropout,
-    Layer,
-    Layers,
-    Mask,
-    Weights,
-    decode,
-    encode,
-    make_layers,
-    start_decoder,
-)
+from dragoman.model import block
 from dragoman.model.transformer import (
     SinusoidalPositions,
     Transformer,
@@ -155,7 +144,7 @@ class _Encoder(nn.Module):
 
     def forward(self, source_ids: Tensor) -> tuple[Tensor | None, ...]:
         layers = _make_layers(self.network)
-        cache = start_decoder(layers, encode(layers, source_ids))
+        cache = block.start_decoder(layers, block.encode(layers, source_ids))
         return cache.source_mask.bias, *cache.source
 
 
@@ -174,7 +163,7 @@ class _DecoderStep(nn.Module):
         source, past = keys_values[:num_layers], keys_values[num_layers:]
         produced: list[Tensor] = []  # queries, keys and values of `ids`, layer by layer
 
-        def record(layer: Layer) -> Layer:
+        def record(layer: block.Layer) -> block.Layer:
             # The tracer loses what `decode` writes into the cache.
             def project(x: Tensor) -> Tensor:
                 produced.append(layer.self_qkv(x))
@@ -183,13 +172,13 @@ class _DecoderStep(nn.Module):
             return replace(layer, self_qkv=project)
 
         layers = _make_layers(self.network)
-        cache = DecoderCache(
+        cache = block.DecoderCache(
             source=source,
-            source_mask=Mask(source_mask),
+            source_mask=block.Mask(source_mask),
             target=tuple(nn.functional.pad(one, (0, 0, 0, 1)) for one in past),
             length=past[0].shape[1],
         )
-        states = decode(
+        states = block.decode(
             replace(layers, decoder=tuple(map(record, layers.decoder))), ids[:, None], cache
         )
         log_probs = (self.network.project(states) + self.mask).log_softmax(dim=-1)
@@ -208,8 +197,8 @@ class _DecoderStep(nn.Module):
         return torch.cat((key, value), dim=1)[:, None]
 
 
-def _make_layers(network: Transformer) -> Layers:
-    return make_layers(network, Weights(torch.float32), Dropout(0.0))
+def _make_layers(network: Transformer) -> block.Layers:
+    return block.make_layers(network, block.Weights(torch.float32), block.Dropout(0.0))
 
 
 class _Sinusoids(nn.Module):

@@ -13,18 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dragoman.model.block import (
-    DecoderCache,
-    Dropout,
-    Function,
-    Layers,
-    Mask,
-    Weights,
-    decode,
-    encode,
-    make_layers,
-    start_decoder,
-)
+from dragoman.model import block
 from dragoman.model.transformer import Transformer
 
 _ACTIVATIONS: dict[object, str] = {None: "none", F.relu: "relu", F.gelu: "gelu"}  # oneDNN's names
@@ -35,18 +24,20 @@ _FIRST_CAPACITY = 16  # target positions; doubled when full
 class PackedModel:
     """A model with packed weights: a copy, valid until the parameters change."""
 
-    layers: Layers
-    project: Function  # to the logits over the target's vocabulary
+    layers: block.Layers
+    project: block.Function  # to the logits over the target's vocabulary
 
 
-class PackedWeights(Weights):
+class PackedWeights(block.Weights):
     """The parameters without gradients, each matrix in a layout for the processor."""
 
     def matmul_weight(self, parameter: Tensor) -> Tensor:
         """Return a parameter; autocast casts it, if it is on."""
         return parameter.detach()
 
-    def linear(self, weight: Tensor, bias: Tensor, activation: Function | None = None) -> Function:
+    def linear(
+        self, weight: Tensor, bias: Tensor, activation: block.Function | None = None
+    ) -> block.Function:
         """Return the function x -> activation(x @ weight.T + bias)."""
         return packed_linear(weight, bias, activation)
 
@@ -58,14 +49,14 @@ def pack(model: Transformer) -> PackedModel:
     output = model.target_embedding if model.output is None else model.output
     bias = None if model.output is None else model.output.bias[:size]
     return PackedModel(
-        layers=make_layers(model, weights, Dropout(0.0), is_inference=True),
+        layers=block.make_layers(model, weights, block.Dropout(0.0), is_inference=True),
         project=packed_linear(output.weight[:size], bias),
     )
 
 
-def start(packed: PackedModel, source_ids: Int[Tensor, "N S"]) -> DecoderCache:
+def start(packed: PackedModel, source_ids: Int[Tensor, "N S"]) -> block.DecoderCache:
     """Encode the sources; return the cache before the first target token."""
-    cache = start_decoder(packed.layers, encode(packed.layers, source_ids))
+    cache = block.start_decoder(packed.layers, block.encode(packed.layers, source_ids))
     buffers = tuple(
         source.new_zeros(len(source), _FIRST_CAPACITY, source.shape[-1]) for source in cache.source
     )
@@ -73,19 +64,19 @@ def start(packed: PackedModel, source_ids: Int[Tensor, "N S"]) -> DecoderCache:
 
 
 def step(
-    packed: PackedModel, ids: Int[Tensor, " R"], cache: DecoderCache
-) -> tuple[Float[Tensor, "R V"], DecoderCache]:
+    packed: PackedModel, ids: Int[Tensor, " R"], cache: block.DecoderCache
+) -> tuple[Float[Tensor, "R V"], block.DecoderCache]:
     """Return the logits of the token after `ids`, and the cache that includes `ids`."""
     if cache.length == cache.target[0].shape[1]:  # full: double the capacity
         larger = tuple(torch.cat((kept, torch.zeros_like(kept)), dim=1) for kept in cache.target)
         cache = replace(cache, target=larger)
-    logits = packed.project(decode(packed.layers, ids[:, None], cache))
+    logits = packed.project(block.decode(packed.layers, ids[:, None], cache))
     return logits, replace(cache, length=cache.length + 1)
 
 
 def select(
-    cache: DecoderCache, rows: Int[Tensor, " R2"], sources: Int[Tensor, " N2"] | None = None
-) -> DecoderCache:
+    cache: block.DecoderCache, rows: Int[Tensor, " R2"], sources: Int[Tensor, " N2"] | None = None
+) -> block.DecoderCache:
     """Return the cache of the given rows, in their order; rows may be repeated or dropped.
 
     `sources` are the sources of the new rows, with an equal number of rows each. None: each row
@@ -104,7 +95,7 @@ def select(
         cache,
         target=target,
         source=tuple(kept.index_select(0, sources) for kept in cache.source),
-        source_mask=Mask(None if bias is None else bias.index_select(0, sources)),
+        source_mask=block.Mask(None if bias is None else bias.index_select(0, sources)),
     )
 
 
@@ -120,8 +111,8 @@ def _select_past(
 def packed_linear(
     weight: Float[Tensor, "O I"],
     bias: Float[Tensor, " O"] | None,
-    activation: Function | None = None,
-) -> Function:
+    activation: block.Function | None = None,
+) -> block.Function:
     """Return the function x -> activation(x @ weight.T + bias), with a packed copy of `weight`.
 
     A search multiplies a few rows by the same matrices at every step. On the CPU, oneDNN with the

@@ -238,8 +238,7 @@ def update_stored(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any
 def merge_for_use(typed: Settings, trained: Settings) -> Settings:
     """Return the settings of a trained model, overridden by the typed ones.
 
-    Raises:
-        SettingsError: A typed setting is for training only, or some conflict.
+    Raises: SettingsError, when a typed setting is for training only, or some conflict.
     """
     check_sections(typed, "a trained model", ("data", "decoding", "evaluation"))
     if dict(list_set_values(typed)).keys() & {
@@ -265,8 +264,7 @@ def merge_for_start(typed: Settings, trained: Settings) -> Settings:
 
     Held-out fractions are among them, so that no pair of its training becomes one to validate on.
 
-    Raises:
-        SettingsError: Typed ones are not those of its weights and tokens; names each.
+    Raises: SettingsError, when typed ones are not those of its weights and tokens; names each.
     """
     values = {
         name: value

@@ -61,8 +61,7 @@ def explain_failed_write(
 def link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second name; copy it if the disk is another one, or has no links.
 
-    Raises:
-        OSError: `source` is missing, or `target` cannot be written.
+    Raises: OSError, when `source` is missing, or `target` cannot be written.
     """
     try:
         os.link(source, target)
@@ -73,8 +72,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 def open_itself(path: Path, *, is_new: bool) -> IO[bytes]:
     """Open a file at a name that others can guess, to write and read; a link there is not followed.
 
-    Raises:
-        OSError: It cannot be opened, or it is a symbolic link and not to be new.
+    Raises: OSError, when it cannot be opened, or it is a symbolic link and not to be new.
     """
     if is_new:
         path.unlink(missing_ok=True)
@@ -202,8 +200,7 @@ def sha256(path: Path) -> str:
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """Return the content of a file.
 
-    Raises:
-        ModelFolderError: It is missing, unreadable, or larger than `max_bytes`.
+    Raises: ModelFolderError, when it is missing, unreadable, or larger than `max_bytes`.
     """
     try:
         with path.open("rb") as file:
@@ -218,8 +215,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 def read_json(path: Path, max_bytes: int) -> Any:  # noqa: ANN401
     """Return the content of a JSON file.
 
-    Raises:
-        ModelFolderError: It is missing, unreadable, larger than `max_bytes`, or not JSON.
+    Raises: ModelFolderError, when it is missing, unreadable, larger than `max_bytes`, or not JSON.
     """
     try:
         return json.loads(read_bytes(path, max_bytes))

@@ -155,8 +155,7 @@ def evaluate_outputs(
         settings: Only its evaluation section is used.
         out: Folder to write: rows.jsonl and scores.json; None: write neither.
 
-    Raises:
-        DataError: A file cannot be read, or the files differ in their number of lines.
+    Raises: DataError, when a file cannot be read, or the files differ in their number of lines.
     """
     check_sections(as_settings(settings), "an evaluation of outputs", ("evaluation",))
     if not isinstance(hypotheses, str | Path):
@@ -189,8 +188,7 @@ def evaluate_model(
         calibrates: Fit the temperature of the confidence to these pairs; else the model's
             temperature is measured.
 
-    Raises:
-        DataError: There are no pairs, or one is too long for the model.
+    Raises: DataError, when there are no pairs, or one is too long for the model.
     """
     settings, references = model.settings, group_references(pairs)
     if not references:
@@ -376,8 +374,7 @@ def find_run(path: Path, name: str = "") -> tuple[list[Row], dict[str, Any]]:
         path: A model folder, a folder that `evaluate` wrote, or a file of rows.
         name: Which evaluation of a model folder; "": test, or the only one.
 
-    Raises:
-        DataError: There is no such evaluation.
+    Raises: DataError, when there is no such evaluation.
     """
     if path.is_file():
         is_whole = path.name == ROWS and path.with_name(SCORES).is_file()

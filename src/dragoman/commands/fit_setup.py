@@ -231,8 +231,7 @@ def name_folders(out: Path) -> tuple[Path, Path]:
 def lock_folder(out: Path) -> Iterator[None]:
     """Keep other processes from training into `out`; the lock of a dead process holds nobody up.
 
-    Raises:
-        ModelFolderError: Another process trains there, or nothing can be written there.
+    Raises: ModelFolderError, when another process trains there, or nothing can be written there.
     """
     nearest = _find_nearest(out)
     lock = nearest / f".{'+'.join(out.absolute().relative_to(nearest).parts)}.lock"

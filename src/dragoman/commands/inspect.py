@@ -178,8 +178,7 @@ def inspect_pairs(
         tokenizer: That of a model trained on these pairs; None: one is trained.
         stride: Of the training file, one row in so many is given.
 
-    Raises:
-        SettingsError: The settings of the tokenizer contradict each other.
+    Raises: SettingsError, when the settings of the tokenizer contradict each other.
     """
     forms = [settings.tokenizer.source.unicode_form, settings.tokenizer.target.unicode_form]
     if forms != ["none", "none"]:  # all checks see what the model sees

@@ -47,8 +47,7 @@ _PACKERS: dict[str, Callable[[bytes], bytes]] = {
 def find_layout(path: Path) -> Layout:
     """Return the layout for the name of a file.
 
-    Raises:
-        DragomanError: It is the name of a format that is not written.
+    Raises: DragomanError, when it is the name of a format that is not written.
     """
     is_packed = path.suffix.lower() in _PACKERS
     suffix = (path.with_suffix("") if is_packed else path).suffix.lower()

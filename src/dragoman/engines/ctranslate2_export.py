@@ -67,8 +67,7 @@ def convert_model(
 def list_token_names(tokenizer: PairTokenizer) -> tuple[list[str], list[str]]:
     """Return the names of the source's and the target's tokens in CTranslate2, by id.
 
-    Raises:
-        UnsupportedError: Two tokens have the same name.
+    Raises: UnsupportedError, when two tokens have the same name.
     """
     source_names, target_names = tokenizer.source_names(), tokenizer.target_names()
     # CTranslate2 4.8.5 answers a source of only the end token with an empty output, without running

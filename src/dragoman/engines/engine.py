@@ -43,8 +43,7 @@ class Engine(Protocol):
             sources: The ids of each source, with the end token.
             prefixes: Ids that the output of each source begins with; None: none.
 
-        Raises:
-            UnsupportedError: The engine cannot do this search.
+        Raises: UnsupportedError, when the engine cannot do this search.
         """
         ...
 

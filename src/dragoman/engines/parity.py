@@ -119,8 +119,7 @@ class Sample(NamedTuple):
 def list_samples(model_folder: ModelFolder) -> list[Sample]:
     """Return the held-out rows in `model_folder.metrics`.
 
-    Raises:
-        ModelFolderError: There are no such rows.
+    Raises: ModelFolderError, when there are no such rows.
     """
     samples = model_folder.metrics.get("samples")
     if not samples:
@@ -149,8 +148,7 @@ def compare(reference: Engine, engine: Engine, model_folder: ModelFolder) -> Che
 
     The outputs are greedy ones, within the lengths of the model's own settings.
 
-    Raises:
-        ModelFolderError: There are no such rows.
+    Raises: ModelFolderError, when there are no such rows.
     """
     config = SearchConfig(decoding=model_folder.settings.decoding.to_greedy())
     sources, targets = _encode_samples(model_folder)

@@ -27,8 +27,7 @@ class TorchEngine:
     Args:
         device: "auto": a GPU if there is one.
 
-    Raises:
-        SettingsError: PyTorch does not know the device, or cannot use it.
+    Raises: SettingsError, when PyTorch does not know the device, or cannot use it.
     """
 
     name = "torch"

@@ -244,8 +244,7 @@ def score_statistics(
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Write the folder atomically; an evaluation at this place is replaced.
 
-    Raises:
-        DataError: It cannot be written, or something else is at this place.
+    Raises: DataError, when it cannot be written, or something else is at this place.
     """
     if folder.exists() and not (folder / SCORES).is_file():
         raise DataError(f"{folder}: exists and is not an evaluation; choose another --out")
@@ -259,8 +258,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
 def read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """Return the rows and the content of scores.json of a folder that `write_evaluation` wrote.
 
-    Raises:
-        DataError: It is missing, invalid, or was replaced while it was read.
+    Raises: DataError, when it is missing, invalid, or was replaced while it was read.
     """
     try:
         with consistent_read(folder):

@@ -96,8 +96,7 @@ def write_rows(
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a file that `write_rows` wrote.
 
-    Raises:
-        DataError: It cannot be read, or a line is not a row; names the line.
+    Raises: DataError, when it cannot be read, or a line is not a row; names the line.
     """
     rows = []
     for place, line in _read_lines(path):

@@ -108,8 +108,7 @@ def compare(
         baseline: Its runs; the rows of each in the same order.
         other: Its runs, over the same rows.
 
-    Raises:
-        DataError: The test rows are not the same; names the first different one.
+    Raises: DataError, when the test rows are not the same; names the first different one.
 
     Source: Koehn 2004 (paired bootstrap), Riezler and Maxwell 2005 (randomisation; the observed
     statistic counts too: the p-value is never 0).

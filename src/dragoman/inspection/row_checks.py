@@ -154,8 +154,7 @@ def _group_by_source(keys: NDArray[np.uint64], found: NDArray[np.int64]) -> list
 def train_tokenizer(rows: SplitRows, settings: Settings) -> tuple[PairTokenizer, list[str]]:
     """Return a tokenizer trained on the rows, or on a sample of many, and a note about a sample.
 
-    Raises:
-        SettingsError: The settings of the tokenizer contradict each other.
+    Raises: SettingsError, when the settings of the tokenizer contradict each other.
     """
     sample = rows.sample(_TRAINED_ROWS)
     tokenizer = PairTokenizer.train(iter(sample.pairs), settings.tokenizer)

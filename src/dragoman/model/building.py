@@ -43,8 +43,7 @@ def load_network(
 ) -> Transformer:
     """Return a `Transformer` of the sizes in the settings, with `weights`.
 
-    Raises:
-        ModelFolderError: The name or the shape of a tensor does not fit the settings.
+    Raises: ModelFolderError, when the name or the shape of a tensor does not fit the settings.
     """
     loaded = dict(weights)
     num_stored = sum(weight.size for weight in loaded.values())
@@ -78,8 +77,7 @@ def start_network(network: Transformer, tokenizer: PairTokenizer, start: ModelFo
     `tokenizer` has the tokens and features of its tokenizer, and more: their rows start at the mean of
     the old tokens or features.
 
-    Raises:
-        ModelFolderError: The weights do not fit the settings of `start`.
+    Raises: ModelFolderError, when the weights do not fit the settings of `start`.
     """
     old, first = start.tokenizer, tokenizer.source.vocab_size
     trained = dict(load_network(start.settings.model, old, start.weights).named_parameters())

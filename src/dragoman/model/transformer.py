@@ -51,8 +51,7 @@ class Transformer(nn.Module):
     Sequences are padded on the right with `pad_id`. Matrices are rounded up to a multiple of 8 rows
     for speed, but logits have only a column for each id of the vocabulary.
 
-    Raises:
-        SettingsError: The sizes do not fit together.
+    Raises: SettingsError, when the sizes do not fit together.
     """
 
     def __init__(
@@ -190,8 +189,7 @@ class Transformer(nn.Module):
 
         The training of `fit` and the engines need no check: their ids are those of a tokenizer.
 
-        Raises:
-            DataError: They are not whole numbers in rows, or not in the vocabulary.
+        Raises: DataError, when they are not whole numbers in rows, or not in the vocabulary.
         """
         if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
             raise DataError(
@@ -409,8 +407,7 @@ class LearnedPositions(nn.Module):
     def forward(self, start: int, stop: int) -> Float[Tensor, "L D"]:
         """Return the vectors of positions `start` to `stop` - 1.
 
-        Raises:
-            DragomanError: `stop` is beyond the last learned position.
+        Raises: DragomanError, when `stop` is beyond the last learned position.
         """
         if stop > len(self.weight):
             raise DragomanError(

@@ -100,8 +100,7 @@ class StoredCalibration(_Checked):
 def read_calibration(folder: Path) -> StoredCalibration | None:
     """Return the calibration in the model folder `folder`; None if it has none.
 
-    Raises:
-        ModelFolderError: The file cannot be read, or is not a calibration.
+    Raises: ModelFolderError, when the file cannot be read, or is not a calibration.
     """
     path = folder / CALIBRATION
     if not path.exists():
@@ -123,8 +122,7 @@ def read_calibration(folder: Path) -> StoredCalibration | None:
 def write_calibration(folder: Path, calibration: StoredCalibration) -> None:
     """Write the calibration into `folder`, atomically.
 
-    Raises:
-        ModelFolderError: It cannot be written; an earlier one is unchanged.
+    Raises: ModelFolderError, when it cannot be written; an earlier one is unchanged.
     """
     path = folder / CALIBRATION
     with explain_failed_write(path, ModelFolderError), staged_file(path) as temporary:

@@ -58,8 +58,7 @@ def keep_constraint_files(folder: Path, settings: Settings) -> Settings:
 def find_constraint_files(folder: Path, settings: Settings) -> Settings:
     """Return the `settings` of the model folder `folder` with full paths of its constraint files.
 
-    Raises:
-        ModelFolderError: They name a file outside the folder, or it is missing.
+    Raises: ModelFolderError, when they name a file outside the folder, or it is missing.
     """
     found = {}
     for setting, given in list_constraint_files(settings.decoding).items():

@@ -119,8 +119,7 @@ class ModelFolder:
     def write(self, path: Path) -> None:
         """Write the model folder to `path`, atomically; a folder at `path` is replaced.
 
-        Raises:
-            ModelFolderError: It cannot be written; `path` is unchanged.
+        Raises: ModelFolderError, when it cannot be written; `path` is unchanged.
         """
         with staged_model_folder(path) as folder:
             self.fill(folder)
@@ -153,8 +152,7 @@ class StoredWeights(Mapping[str, NDArray[np.float32]]):
 
     The file is mapped into memory: the tensors stay the same if another file replaces it later.
 
-    Raises:
-        ModelFolderError: The file is missing or invalid, or a tensor is not float32.
+    Raises: ModelFolderError, when the file is missing or invalid, or a tensor is not float32.
     """
 
     def __init__(self, path: Path) -> None:
@@ -205,8 +203,7 @@ class StoredWeights(Mapping[str, NDArray[np.float32]]):
 def staged_model_folder(path: Path) -> Iterator[Path]:
     """Give an empty temporary folder; at the end, it replaces the folder at `path` atomically.
 
-    Raises:
-        ModelFolderError: It cannot be written; `path` is unchanged.
+    Raises: ModelFolderError, when it cannot be written; `path` is unchanged.
     """
     try:
         with staged_folder(path) as folder:

@@ -26,8 +26,7 @@ def as_files(pairs: Pairs) -> Iterator[list[Path]]:
 
     Messages and records call it `IN_MEMORY`. Rows without names are a file without a header.
 
-    Raises:
-        DataError: They are neither files, nor rows, nor a table.
+    Raises: DataError, when they are neither files, nor rows, nor a table.
     """
     try:
         files_or_table = _find_files_or_table(pairs)

@@ -129,8 +129,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each of `texts`; faster than one by one.
 
-        Raises:
-            DataError: A text holds a lone surrogate; kinds characters and symbols take it.
+        Raises: DataError, when a text holds a lone surrogate; kinds characters and symbols take it.
         """
         form = self.settings.unicode_form
         if form != "none":
@@ -151,8 +150,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; special ids give none.
 
-        Raises:
-            ValueError: An id is not in 0 to vocab_size - 1.
+        Raises: ValueError, when an id is not in 0 to vocab_size - 1.
         """
         _check_ids(ids, self.vocab_size)
         text = self._pieces.decode(ids)
@@ -162,8 +160,7 @@ class Tokenizer:
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Return a readable name for each of `ids`; no two ids have the same.
 
-        Raises:
-            ValueError: An id is not in 0 to vocab_size - 1.
+        Raises: ValueError, when an id is not in 0 to vocab_size - 1.
         """
         ids = list(ids)
         _check_ids(ids, self.vocab_size)
@@ -209,8 +206,7 @@ class Tokenizer:
     def from_dict(cls, content: object) -> "Tokenizer":
         """Return the tokenizer that `to_dict` wrote.
 
-        Raises:
-            ModelFolderError: `content` is not what `to_dict` writes.
+        Raises: ModelFolderError, when `content` is not what `to_dict` writes.
         """
         try:
             stored = _StoredSide.model_validate(content)
@@ -390,8 +386,7 @@ class PairTokenizer:
     def load(cls, path: Path) -> "PairTokenizer":
         """Return the tokenizer that `save` wrote to `path`.
 
-        Raises:
-            ModelFolderError: The file is missing, invalid, or not from `save`.
+        Raises: ModelFolderError, when the file is missing, invalid, or not from `save`.
         """
         content = read_json(path, _MAX_BYTES)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:

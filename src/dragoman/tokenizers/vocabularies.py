@@ -105,8 +105,7 @@ class ClosedVocabulary:
     def from_json(cls, content: Any, settings: SideSettings) -> "ClosedVocabulary":  # noqa: ANN401
         """Return the vocabulary that `to_json` wrote.
 
-        Raises:
-            ValueError: `content` is not a list of different tokens.
+        Raises: ValueError, when `content` is not a list of different tokens.
         """
         vocabulary = cls(TypeAdapter(list[str]).validate_python(content, strict=True), settings)
         if len(vocabulary._ids) != len(content):
@@ -118,8 +117,7 @@ class ClosedVocabulary:
 def make_cut(settings: SideSettings) -> Cut:
     """Return the function that cuts texts, in their Unicode form, into tokens.
 
-    Raises:
-        SettingsError: The pattern of kind regex is not a regular expression.
+    Raises: SettingsError, when the pattern of kind regex is not a regular expression.
     """
     match settings.kind:
         case "characters":

@@ -212,8 +212,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Write `checkpoint` to `path`.
 
-        Raises:
-            OSError: It cannot be written; the old file at `path` is unchanged.
+        Raises: OSError, when it cannot be written; the old file at `path` is unchanged.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)

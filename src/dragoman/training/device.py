@@ -24,8 +24,7 @@ except ImportError:  # Windows
 def find_device(training: TrainingSettings) -> str:
     """Return the device type to train on.
 
-    Raises:
-        SettingsError: The one that was set is not available.
+    Raises: SettingsError, when the one that was set is not available.
     """
     is_available = {
         "cpu": True,

@@ -33,8 +33,7 @@ class LightningTransformer(TransformerTraining):
     a constant rate after a short warm-up. Steps with a non-finite loss are reported, and end the
     training after a few in a row.
 
-    Raises:
-        SettingsError: The sizes contradict each other.
+    Raises: SettingsError, when the sizes contradict each other.
     """
 
     def __init__(
@@ -91,8 +90,7 @@ class LightningTransformer(TransformerTraining):
     def on_before_batch_transfer(self, batch: object, dataloader_idx: int) -> Batch | Tensor:
         """Return a batch of the user, checked, as a `Batch`; sources to predict, as ids.
 
-        Raises:
-            DataError: It is of another form, or has ids that are not in the vocabulary.
+        Raises: DataError, when it is of another form, or has ids that are not in the vocabulary.
         """
         sides = self._find_sides(batch)
         source_ids = self.network.check_ids(sides[0], "source")

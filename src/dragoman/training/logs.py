@@ -119,8 +119,7 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     every other `valid_` score at each validation. Of two values of a step the later written counts;
     values that are not finite are left out. Without a log the result is empty.
 
-    Raises:
-        DataError: The file is not the log of a training.
+    Raises: DataError, when the file is not the log of a training.
     """
     path = folder / METRICS_FILE
     if not path.is_file():

@@ -43,8 +43,7 @@ class NonFiniteSteps(Callback):
     ) -> None:
         """Report the step if it was skipped.
 
-        Raises:
-            TrainingError: Too many in a row were skipped.
+        Raises: TrainingError, when too many in a row were skipped.
         """
         assert isinstance(pl_module, TransformerTraining)
         self._batches.append(as_batch(batch))

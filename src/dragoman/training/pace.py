@@ -57,8 +57,7 @@ def measure_pace(
         longest_s: Seconds after which no further step is measured.
         timer: Its phase "first step" ends with the first step.
 
-    Raises:
-        TrainingError: The memory is too small.
+    Raises: TrainingError, when the memory is too small.
     """
     steps = _StepTimer(longest_s, timer)
     trainer = lightning.Trainer(
@@ -127,8 +126,7 @@ def plan_steps(
     A schedule that ends at zero ends there: cut before its end, also by early stopping, a run loses
     most of what its last steps would gain. Values in `typed` (by dotted name) stay.
 
-    Raises:
-        SettingsError: No time is left for the training.
+    Raises: SettingsError, when no time is left for the training.
     """
     train_s = (1.0 - _SPARE) * (available_s - pace.scoring_s - _OTHER_S)
     few, many = _VALIDATIONS

@@ -67,8 +67,7 @@ class RunRecord(BaseModel):
     def read(cls, content: object) -> "RunRecord":
         """Return the record that `model_dump` wrote.
 
-        Raises:
-            CheckpointError: `content` is no record, or of another format.
+        Raises: CheckpointError, when `content` is no record, or of another format.
         """
         if not isinstance(content, dict) or content.get("format") != 1:
             raise CheckpointError("it does not belong to a run of this version of dragoman")
@@ -145,8 +144,7 @@ def find_resume_point(folder: Path, errors: list[str]) -> ResumePoint | None:
 def merge_for_resuming(record: RunRecord, typed: Settings) -> Settings:
     """Return the settings of a run, changed by those typed now.
 
-    Raises:
-        SettingsError: Settings were typed that may not change; names each.
+    Raises: SettingsError, when settings were typed that may not change; names each.
     """
     started = flatten_settings(record.settings)
     values = dict(list_set_values(typed))

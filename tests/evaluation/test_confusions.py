@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from dragoman.evaluation.confusions import find_confusions
+from dragoman.evaluation.breakdown import find_confusions
 from dragoman.evaluation.output_rows import Row
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dragoman.configuration import flatten_settings
-from dragoman.evaluation.confusions import find_confusions
+from dragoman.evaluation.breakdown import find_confusions
 from dragoman.evaluation.output_rows import Row
 from dragoman.reporting.content import ReportContent
 from dragoman.settings import DataSettings, ModelSettings, Settings, TrainingSettings

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
+from dragoman.evaluation.breakdown import find_closest
 from dragoman.grounding import Span
 from dragoman.reporting.text import (
     compare_texts,
-    find_closest,
     mark_hidden,
     show_differences,
     show_text,

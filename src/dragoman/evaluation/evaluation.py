@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dragoman.errors import DataError, ModelFolderError, shorten
-from dragoman.evaluation.breakdown import break_down
+from dragoman.evaluation.breakdown import Confusion, break_down, find_confusions
 from dragoman.evaluation.confidence import Calibration
-from dragoman.evaluation.confusions import Confusion, find_confusions
 from dragoman.evaluation.intervals import Interval, estimate_all
 from dragoman.evaluation.metrics import (
     CountRows,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.configuration import flatten_settings
-from dragoman.evaluation.confusions import find_unit, split_units
+from dragoman.evaluation.breakdown import find_closest, find_unit, split_units
 from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.record_scores import find_format
 from dragoman.grounding import find_spans
@@ -31,7 +31,7 @@ from dragoman.reporting.content import (
     name_unit,
     take_estimate,
 )
-from dragoman.reporting.text import find_closest, show_differences
+from dragoman.reporting.text import show_differences
 from dragoman.settings import Settings
 
 Shown = dict[str, Any]

@@ -10,7 +10,6 @@ from markupsafe import Markup, escape
 from rapidfuzz.distance import Levenshtein
 
 from dragoman.characters import JOINERS, is_hidden
-from dragoman.evaluation.confusions import split_units
 from dragoman.grounding import Span
 
 _LONGEST = 300  # characters of a text beside others
@@ -68,17 +67,6 @@ class Stretch:
 
     kind: Literal["same", "missing", "extra"]
     text: str
-
-
-def find_closest(output: str, references: Sequence[str], unit: str = "") -> tuple[str, int]:
-    """Return the reference with the fewest edits (the first of equally close), and their number.
-
-    Units are counted as `find_confusions` separates them by `unit`: "": characters; " ": words.
-    """
-    found = split_units(output, unit)
-    distances = [Levenshtein.distance(found, split_units(one, unit)) for one in references]
-    least = min(distances)
-    return references[distances.index(least)], least
 
 
 def compare_texts(reference: str, output: str, unit: str = "") -> list[Stretch]:

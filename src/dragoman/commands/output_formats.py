@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -25,13 +25,8 @@ from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.tokenizer import find_free_name
 
 Layout = Literal["text", "jsonl", "csv", "tsv", "parquet"]
-_BY_SUFFIX: dict[str, Layout] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
+_BY_SUFFIX: dict[str, Layout] = {f".{layout}": layout for layout in get_args(Layout)[1:]}
+_BY_SUFFIX[".ndjson"] = "jsonl"
 # Names of formats that are not written; any other name is a file of lines (.txt, .out, .de).
 _OTHER_FORMATS = re.compile(
     r"\.(json|xlsx?|xlsm|ods|arrow|feather|ipc|orc|avro|pq|pkl|pickle|npy|npz|h5|hdf5|db|sqlite3?|xml"

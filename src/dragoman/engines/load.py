@@ -60,7 +60,11 @@ def load_engine(
         used = quantization
         if used == "auto":
             used = find_quantization(model_folders[0], device)
-        _check_quantization(used, device)
+        if used not in (supported := _list_supported(device)[1]):
+            raise SettingsError(
+                f"--quantization {used}: not supported on this device; it supports "
+                f"{', '.join(sorted(supported))}"
+            )
         try:
             engine: Engine = CTranslate2Engine(
                 model_folders[0].settings.model,
@@ -102,15 +106,6 @@ def _list_supported(device: str) -> tuple[bool, set[str]]:
 
     has_gpu = device != "cpu" and ctranslate2.get_cuda_device_count() > 0
     return has_gpu, ctranslate2.get_supported_compute_types("cuda" if has_gpu else "cpu")
-
-
-def _check_quantization(quantization: Quantization, device: str) -> None:
-    _, known = _list_supported(device)
-    if quantization not in known:
-        raise SettingsError(
-            f"--quantization {quantization}: not supported on this device; it supports "
-            f"{', '.join(sorted(known))}"
-        )
 
 
 def load_torch_engine(

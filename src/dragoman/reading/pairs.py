@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, get_args
 
 from dragoman.errors import DataError, shorten
 from dragoman.reading.delimited import open_delimited, open_parallel
@@ -43,15 +43,8 @@ from dragoman.reading.text_files import (
 from dragoman.settings import DataSettings
 
 Format = Literal["tsv", "csv", "jsonl", "parquet", "arrow", "parallel"]
-SUFFIXES: dict[str, Format] = {
-    ".tsv": "tsv",
-    ".csv": "csv",
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
+SUFFIXES: dict[str, Format] = {f".{layout}": layout for layout in get_args(Format)[:-1]}
+SUFFIXES |= {".json": "jsonl", ".ndjson": "jsonl"}
 _FROM_TMX = (
     """  python -c "import sys, xml.etree.ElementTree as E; [print(*(' '.join(''.join(s.itertext())"""
     """.split()) for s in u.iter('seg')), sep='\\t') for u in E.parse(sys.argv[1]).iter('tu')]" """

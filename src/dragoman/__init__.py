@@ -24,11 +24,8 @@ if TYPE_CHECKING:
     from dragoman.commands.fit import fit as fit
     from dragoman.commands.inspect import derive_schema as derive_schema
     from dragoman.commands.inspect import inspect as inspect
-    from dragoman.configuration import SettingsLike
     from dragoman.configuration import read_settings as read_settings
     from dragoman.data.dataset import Batch as Batch
-    from dragoman.engines.engine import QuantizationChoice
-    from dragoman.engines.load import EngineName
     from dragoman.errors import DataError as DataError
     from dragoman.errors import SettingsError as SettingsError
     from dragoman.evaluation.evaluation import Evaluation as Evaluation
@@ -43,6 +40,8 @@ if TYPE_CHECKING:
     from dragoman.tokenizers.tokenizer import Tokenizer as Tokenizer
     from dragoman.training.datamodule import PairDataModule as PairDataModule
     from dragoman.training.lightning_transformer import LightningTransformer as LightningTransformer
+
+    load = Predictor.load
 
 _HOMES = {
     "Batch": "dragoman.data.dataset",
@@ -72,28 +71,13 @@ _HOMES = {
 __all__ = ["DragomanError", "load", "predict", *sorted(_HOMES)]
 
 
-def load(
-    path: "str | Path | Sequence[str | Path]",
-    settings: "SettingsLike" = None,
-    *,
-    engine: "EngineName" = "auto",
-    device: str = "auto",
-    threads: int | None = None,
-    quantization: "QuantizationChoice" = "auto",
-) -> "Predictor":
-    """Return the model in the folder `path`, or an ensemble of several: see `Predictor.load`."""
-    from dragoman.predictor import Predictor
-
-    return Predictor.load(
-        path, settings, engine=engine, device=device, threads=threads, quantization=quantization
-    )
-
-
 def predict(
     path: "str | Path", sources: "Iterable[str]", features: "Iterable[Sequence[str]] | None" = None
 ) -> list[str]:
     """Return the output of the model in the folder `path` for each source: `Predictor.predict`."""
-    return load(path).predict(sources, features)
+    from dragoman.predictor import Predictor
+
+    return Predictor.load(path).predict(sources, features)
 
 
 def __getattr__(name: str) -> object:
@@ -101,6 +85,10 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         return version("dragoman")
+    if name == "load":
+        from dragoman.predictor import Predictor
+
+        return Predictor.load
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -35,6 +35,11 @@ class PairDataModule(lightning.LightningDataModule):
         data: The data, if they have been prepared already; then `settings` must be resolved.
     """
 
+    tokenizer: PairTokenizer
+    num_rows: dict[Split, int]
+    sha256: dict[str, str]  # empty, if a file is not a regular one
+    cache_note: str  # "": there is nothing to report
+
     def __init__(
         self,
         pairs: Pairs,
@@ -48,7 +53,9 @@ class PairDataModule(lightning.LightningDataModule):
         self.settings = as_settings(settings)
         self.notes: list[str] = []
         self._folder = folder
-        self._data = data
+        self._data: RunData | None = None
+        if data is not None:
+            self._take(data)
 
     @property
     def data(self) -> RunData:
@@ -60,26 +67,6 @@ class PairDataModule(lightning.LightningDataModule):
     def folder(self) -> Path:
         """The folder of the data."""
         return self.data.folder
-
-    @property
-    def tokenizer(self) -> PairTokenizer:
-        """The tokenizer of both sides."""
-        return self.data.tokenizer
-
-    @property
-    def num_rows(self) -> dict[Split, int]:
-        """The number of pairs of each split."""
-        return self.data.num_rows
-
-    @property
-    def sha256(self) -> dict[str, str]:
-        """The SHA-256 of each file; empty if one is not a regular file."""
-        return self.data.sha256
-
-    @property
-    def cache_note(self) -> str:
-        """What the cache had of the data, or has now; "" if there is nothing to report."""
-        return self.data.cache_note
 
     def prepare_data(self) -> None:
         """Read the pairs, train the tokenizer, and write the ids; once.
@@ -104,7 +91,7 @@ class PairDataModule(lightning.LightningDataModule):
             choice.settings, ids.source_lengths, ids.target_lengths
         )
         self.notes = [*choice.reasons, *data.notes, *room]
-        self._data = data
+        self._take(data)
 
     def setup(self, stage: str) -> None:
         """Prepare the data if `prepare_data` has not been called in this process.
@@ -147,6 +134,10 @@ class PairDataModule(lightning.LightningDataModule):
             rank=rank,
             num_ranks=num_ranks,
         )
+
+    def _take(self, data: RunData) -> None:
+        self._data, self.tokenizer, self.num_rows = data, data.tokenizer, data.num_rows
+        self.sha256, self.cache_note = data.sha256, data.cache_note
 
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:

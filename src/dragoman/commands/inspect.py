@@ -70,7 +70,17 @@ def inspect(
     """
     chosen = as_settings(settings)
     with as_files(pairs) as paths:
-        return _inspect_files(paths or chosen.data.train, chosen, tokenizer)
+        files = paths or chosen.data.train
+        pairs, choice, row_errors, stride = _read_files(files, chosen)
+        return inspect_pairs(
+            pairs,
+            files,
+            choice.settings,
+            tokenizer=tokenizer,
+            row_errors=row_errors,
+            reasons=choice.reasons,
+            stride=stride,
+        )
 
 
 def derive_schema(
@@ -111,21 +121,6 @@ def derive_schema(
             text = json.dumps(derived.schema, indent=2, ensure_ascii=False)
             Path(out).write_text(text + "\n", "utf-8")
     return derived
-
-
-def _inspect_files(
-    paths: Sequence[str | Path], settings: Settings, tokenizer: PairTokenizer | None
-) -> Inspection:
-    split_pairs, choice, row_errors, stride = _read_files(paths, settings)
-    return inspect_pairs(
-        split_pairs,
-        paths,
-        choice.settings,
-        tokenizer=tokenizer,
-        row_errors=row_errors,
-        reasons=choice.reasons,
-        stride=stride,
-    )
 
 
 def _read_files(

@@ -45,8 +45,7 @@ def export(
     export is overwritten, or, if this one fails, left as it was. `predict` does not read exports.
     A page needs Chromium for the comparison; without it, the result says why there is none.
 
-    Args:
-        quantization: Number format of the weights; None: float32, and float16 for a page.
+    `quantization`: number format of the weights; None: float32, and float16 for a page.
 
     Raises:
         ModelFolderError: The folder is no model, cannot be exported, or the outputs differ from

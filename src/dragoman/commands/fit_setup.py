@@ -177,8 +177,7 @@ def resume_run(
 ) -> Iterator[Run]:
     """Give the run of `point`, ready to continue from there with its data and settings.
 
-    Args:
-        pairs: Empty, or the files with which it started.
+    `pairs`: empty, or the files with which it started.
 
     Raises:
         SettingsError: Some of them may not change.

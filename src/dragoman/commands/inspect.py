@@ -61,8 +61,7 @@ def inspect(
     evenly spread sample is held and checked. Lengths in tokens and some checks of characters are
     measured on smaller ones. The notes and findings say so.
 
-    Args:
-        tokenizer: That of a model trained on these pairs; None: one is trained.
+    `tokenizer`: that of a model trained on these pairs; None: one is trained.
 
     Raises:
         DataError: A file cannot be read, or has no valid row.

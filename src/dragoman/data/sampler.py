@@ -100,8 +100,7 @@ def cut_batch(
 ) -> list[Batch]:
     """Return `batch` as micro-batches of similar lengths, each padded to its own longest row.
 
-    Args:
-        micro_batch_tokens: Size, as of `cut_by_budget`; None: at least one for each thread.
+    `micro_batch_tokens`: size, as of `cut_by_budget`; None: at least one for each thread.
     """
     source, target = (_find_lengths(ids, pad_id) for ids in (batch.source_ids, batch.target_ids))
     if micro_batch_tokens is None:

@@ -51,8 +51,7 @@ class Check:
 class ExportedModel:
     """An exported model as an engine, to check it: greedy search and scores, row by row.
 
-    Args:
-        num_positions: Learned positions of the targets; None: sinusoidal or rotary ones.
+    `num_positions`: learned positions of the targets; None: sinusoidal or rotary ones.
     """
 
     name: str

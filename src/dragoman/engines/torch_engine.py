@@ -24,8 +24,7 @@ if hasattr(os, "register_at_fork"):
 class TorchEngine:
     """One model, or an ensemble of models that share their vocabularies; they must not change.
 
-    Args:
-        device: "auto": a GPU if there is one.
+    `device`: "auto": a GPU if there is one.
 
     Raises: SettingsError, when PyTorch does not know the device, or cannot use it.
     """

@@ -100,8 +100,7 @@ def group_by_rarity(counts: Sequence[int]) -> Groups:
 def count_rarest(rows: Sequence[Row], tokenizer: PairTokenizer, counts: Sequence[int]) -> list[int]:
     """Return the count of the rarest token of each source in the training pairs.
 
-    Args:
-        counts: Of each source id in the training pairs; unknown ids and ids beyond them: 0.
+    `counts`: of each source id in the training pairs; unknown ids and ids beyond them: 0.
     """
     known = dict(enumerate(counts))
     known[UNKNOWN_ID] = 0
@@ -145,8 +144,7 @@ def find_confusions(
     "cat" for "kat" is ("k", "c"). Neighbouring differences of up to three units are one. Ties keep
     the order of references and rows. Truncated outputs are left out: their end is not the model's.
 
-    Args:
-        separator: Between two units; "": compare characters; None: see `find_unit`.
+    `separator`: between two units; "": compare characters; None: see `find_unit`.
     """
     separator = find_unit(rows) if separator is None else separator
     counts: dict[tuple[str, str], int] = {}
@@ -174,8 +172,7 @@ def find_confusions(
 def find_closest(output: str, references: Sequence[str], unit: str = "") -> tuple[str, int]:
     """Return the reference with the fewest edits (the first of equally close), and their number.
 
-    Args:
-        unit: Between two units, as of `split_units`.
+    `unit`: between two units, as of `split_units`.
     """
     found = split_units(output, unit)
     distances = [Levenshtein.distance(found, split_units(one, unit)) for one in references]

@@ -43,8 +43,7 @@ def estimate_all(
 ) -> dict[str, Interval]:
     """Return the score of each metric by name, with its interval.
 
-    Args:
-        statistics: By the name of the metric, of the same N > 0 rows: (N, k).
+    `statistics`: by the name of the metric, of the same N > 0 rows: (N, k).
 
     Time grows with rows times resamples, memory with the rows.
 

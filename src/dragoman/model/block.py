@@ -36,8 +36,7 @@ class Weights:
     This class is for training: autograd gives the gradients to the parameters. The subclasses are
     `Leaves` for micro-batches and `PackedWeights` for inference.
 
-    Args:
-        dtype: Of matrix products; each parameter is cast once.
+    `dtype`: of matrix products; each parameter is cast once.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

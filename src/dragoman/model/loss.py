@@ -344,8 +344,7 @@ class Leaves(Weights):
 
     They share the memory of the parameters.
 
-    Args:
-        cast: The parameters in `dtype`, cast once for all micro-batches.
+    `cast`: the parameters in `dtype`, cast once for all micro-batches.
     """
 
     def __init__(self, dtype: torch.dtype, cast: Mapping[Tensor, Tensor]) -> None:

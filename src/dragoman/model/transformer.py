@@ -238,8 +238,7 @@ class Transformer(nn.Module):
     ) -> "list[Hypothesis]":
         """Return the log-probability of each target given its source, in total and by token.
 
-        Args:
-            target_ids: As in training: `bos_id`, tokens, `eos_id`, padding.
+        `target_ids`: as in training: `bos_id`, tokens, `eos_id`, padding.
         """
         from dragoman.decoding.scoring import score_targets
         from dragoman.settings import DecodingSettings
@@ -349,8 +348,7 @@ def rotate(
 
     A score of two rotated vectors depends on the distance of their positions only.
 
-    Args:
-        positions: Sines and cosines interleaved, as `sinusoidal_positions` gives them.
+    `positions`: sines and cosines interleaved, as `sinusoidal_positions` gives them.
     """
     sine, cosine = positions[:, 0::2].to(x.dtype), positions[:, 1::2].to(x.dtype)  # (L, Dh / 2)
     first, second = x.chunk(2, dim=-1)

@@ -42,8 +42,7 @@ def open_jsonl(blocks: Iterator[Block], file: str, paths: Sequence[str] = ()) ->
     A number as a value is its text as written (1.50 stays "1.50"); null is an empty text; an object
     is its JSON.
 
-    Args:
-        paths: Columns in use; one such as "translation.en" may be a field of a nested object.
+    `paths`: columns in use; one such as "translation.en" may be a field of a nested object.
 
     Raises: DataError, here and while rows are read, when the file cannot be read.
     """
@@ -190,8 +189,7 @@ def write_record(file: str, number: int, text: str, fields: tuple[str, ...]) -> 
 
     Parsed, it equals `text`: nothing but the order of the fields changes, and numbers stay as written.
 
-    Args:
-        fields: Names in their order, the same in nested objects; others follow, as in `text`.
+    `fields`: names in their order, the same in nested objects; others follow, as in `text`.
     """
     row = _parse(file, number, text, "the target")
     if isinstance(row, RowError):

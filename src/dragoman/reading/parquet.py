@@ -29,8 +29,7 @@ def open_parquet(
 
     A null is an empty text, an integer its digits; a struct is a JSON object, without its nulls.
 
-    Args:
-        paths: Columns in use; one such as "translation.en" may be a field of a nested column.
+    `paths`: columns in use; one such as "translation.en" may be a field of a nested column.
 
     Raises: DataError, here and while rows are read, when the file cannot be read.
     """

@@ -138,8 +138,7 @@ def draw_calibration(key: str, series: Mapping[str, Sequence[Point]]) -> Chart:
 def draw_risk(key: str, curve: Sequence[Point], marks: Mapping[str, Point]) -> Chart:
     """Return the wrong outputs among those kept over the kept ones, both in percent.
 
-    Args:
-        curve: (kept, wrong) points.
+    `curve`: (kept, wrong) points.
     """
     kept, wrong = zip(*sorted(curve), strict=True)
     with _drawing(key, 290) as axes:

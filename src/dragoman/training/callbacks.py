@@ -181,8 +181,7 @@ class SampleLog(Callback):
     The same rows each time, evenly spread over the lengths of the sources. They cost nothing: the
     validation has decoded them anyway.
 
-    Args:
-        path: The file; its folder must exist when the first validation ends.
+    `path`: the file; its folder must exist when the first validation ends.
     """
 
     def __init__(self, path: Path, texts: Texts) -> None:

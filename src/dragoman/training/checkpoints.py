@@ -244,8 +244,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def read_checkpoint(path: Path, *, is_mapped: bool = False) -> dict[str, Any]:
     """Return a checkpoint, with its tensors on the CPU.
 
-    Args:
-        is_mapped: Map the tensors from the file: for reading something else, and soon.
+    `is_mapped`: map the tensors from the file: for reading something else, and soon.
 
     Raises:
         CheckpointError: It is missing, truncated, changed, or holds more than plain values.

@@ -95,8 +95,7 @@ class GracefulStop(Checkpoint):
     All ranks stop at the same step, whichever received the signal. Lightning calls callbacks of the
     base class Checkpoint last, in the order of the Trainer's list: put this one behind `checkpoints`.
 
-    Args:
-        end_s: Time on `time.monotonic`; None: no limit.
+    `end_s`: time on `time.monotonic`; None: no limit.
     """
 
     def __init__(

@@ -52,8 +52,7 @@ def print_plain(console: Console, message: str) -> None:
 class StartTimer:
     """Measures the seconds of each phase from the start to the first step.
 
-    Args:
-        age_s: How long ago the start was.
+    `age_s`: how long ago the start was.
     """
 
     def __init__(self, age_s: float = 0.0) -> None:

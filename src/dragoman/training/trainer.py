@@ -76,8 +76,7 @@ def make_trainer(
 class EarlyStopping(lightning_callbacks.EarlyStopping):
     """Lightning's early stopping; a resumed run takes its patience from the settings.
 
-    Args:
-        patience: Validations without a better score before the training stops; 0: never.
+    `patience`: validations without a better score before the training stops; 0: never.
     """
 
     def __init__(self, monitor: str, mode: Literal["min", "max"], patience: int) -> None:

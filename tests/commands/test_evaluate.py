@@ -6,7 +6,7 @@ import pytest
 import dragoman
 from conftest import make_words
 from dragoman.commands.compare import describe_comparison
-from dragoman.commands.evaluate import evaluate_model, find_run, list_evaluations, name_evaluation
+from dragoman.commands.evaluate import evaluate_model, find_run, name_evaluation
 from dragoman.errors import DataError, SettingsError
 from dragoman.evaluation.evaluation import summarize, write_evaluation
 from dragoman.reading.pairs import Pair
@@ -21,7 +21,7 @@ WORDS = make_words(60, seed=9)
 
 def test_fit_writes_its_evaluations_into_the_folder(trained):
     folder, model = trained
-    assert list_evaluations(folder) == ["valid"]
+    assert [one.name for one in (folder / "evaluation").iterdir()] == ["valid"]
     rows, content = find_run(folder)
     assert content["rows"] == len(rows) == content["scores"]["rows"]
     assert all(row.line and row.file.endswith("pairs.tsv") for row in rows)

@@ -385,7 +385,7 @@ def find_run(path: Path, name: str = "") -> tuple[list[Row], dict[str, Any]]:
         raise DataError(
             f"{path}: expected a model folder, a folder that evaluate wrote, or a file of rows"
         )
-    found = list_evaluations(path)
+    found = sorted(one.parent.name for one in (path / EVALUATION).glob(f"*/{SCORES}"))
     chosen = name or ("test" if "test" in found or len(found) != 1 else found[0])
     if chosen not in found:
         known = ", ".join(found) or "none"
@@ -394,9 +394,3 @@ def find_run(path: Path, name: str = "") -> tuple[list[Row], dict[str, Any]]:
             f"evaluate {path} PAIRS`, or name another with --on"
         )
     return read_evaluation(path / EVALUATION / chosen)
-
-
-def list_evaluations(model: Path) -> list[str]:
-    """Return the names of the evaluations in a model folder."""
-    folder = model / EVALUATION
-    return sorted(one.parent.name for one in folder.glob(f"*/{SCORES}"))

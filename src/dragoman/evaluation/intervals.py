@@ -65,9 +65,10 @@ def estimate_all(
             arrays[id(influences[metric.name])] = influences[metric.name]
     sums: dict[int, Statistics] = {}
     if arrays:
-        joined = resample_sums(
-            np.concatenate(list(arrays.values()), axis=1), settings.resamples, settings.seed
-        )
+        stacked = np.concatenate(list(arrays.values()), axis=1)  # (N, k)
+        generator = np.random.default_rng(settings.seed)
+        counts = draw_counts(len(stacked), settings.resamples, generator)
+        joined = np.concatenate([chunk @ stacked for chunk in counts])  # (resamples, k)
         ends = np.cumsum([array.shape[1] for array in arrays.values()])[:-1]
         sums = dict(zip(arrays, np.split(joined, ends, axis=1), strict=True))
     found = {}
@@ -88,12 +89,6 @@ def estimate_all(
         low, high = max(0.0, min(low, value)), max(value, min(most, high))
         found[metric.name] = Interval(value=value, low=low, high=high)
     return found
-
-
-def resample_sums(statistics: Statistics, resamples: int, seed: int) -> Statistics:
-    """Return sums over N rows drawn with replacement from `statistics` (N, k): (resamples, k)."""
-    counts = draw_counts(len(statistics), resamples, np.random.default_rng(seed))
-    return np.concatenate([chunk @ statistics for chunk in counts])
 
 
 def draw_counts(

@@ -330,25 +330,21 @@ def flatten_settings(section: BaseModel, prefix: str = "") -> dict[str, Any]:
 
 def suggest(name: str, known: Sequence[str]) -> str:
     """Return "; did you mean X?" with the most similar name of `known`, or ""."""
-    if name in _RENAMED:
-        now = _RENAMED[name]
-        return f"; did you mean {now}?" if now else "; it was removed"
-    plain = name.rpartition(".")[2].lower().replace("-", "_")
-    for setting, names in _ELSEWHERE.items():
-        if setting in known and plain in names.split():
-            return f"; did you mean {setting}?"
-    by_last: dict[str, str] = {}
-    for one in known:
-        by_last.setdefault(one.rpartition(".")[2], one)
-    if (last := name.rpartition(".")[2]) in by_last:
-        return f"; did you mean {by_last[last]}?"
-    if longer := [one for one in known if name and one.startswith(name)]:
-        return f"; did you mean {longer[0]}?"
-    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
-        return f"; did you mean {close[0]}?"
-    if close := difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.7):
-        return f"; did you mean {by_last[close[0]]}?"
-    return ""
+    if name in _RENAMED and _RENAMED[name] is None:
+        return "; it was removed"
+    last = name.rpartition(".")[2]
+    plain = last.lower().replace("-", "_")
+    by_last = {one.rpartition(".")[2]: one for one in reversed(known)}
+    found = [
+        _RENAMED.get(name),
+        *(one for one, names in _ELSEWHERE.items() if one in known and plain in names.split()),
+        by_last.get(last),
+        *(one for one in known if name and one.startswith(name)),
+        *difflib.get_close_matches(name, known, n=1, cutoff=0.6),
+        *(by_last[one] for one in difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)),
+    ]
+    best = next(filter(None, found), None)
+    return f"; did you mean {best}?" if best else ""
 
 
 def _take_file(content: bytes, place: str, draft: _Draft) -> None:

@@ -1,85 +1,66 @@
 """Decode greedily with PyTorch alone, ids in, ids out: `python decode.py 4 5 6`."""
 
 import json
-import math
 import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 folder = Path(__file__).parent
-config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-begin, end = config["bos_id"], config["eos_id"]
-weights = load_file(folder / "embeddings.safetensors")
+config = json.loads((folder / "config.json").read_text("utf-8"))
+weights, width = load_file(folder / "embeddings.safetensors"), config["transformer"]["d_model"]
 
 
-def compute_angles(length: int, width: int) -> torch.Tensor:
-    """Return the angles of the sinusoidal and rotary positions: (L, D / 2)."""
-    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-    return torch.arange(length)[:, None] * rates
+def _turn(length: int, width: int) -> Tensor:  # cosines + i sines of the positions: (L, D / 2)
+    angles = torch.arange(length)[:, None] * 10000 ** (torch.arange(0, width, 2) / -width)
+    return torch.polar(torch.ones(()), angles)
 
 
-class RotaryAttention(torch.nn.MultiheadAttention):
-    """Self-attention whose queries and keys are rotated by their positions; the same parameters."""
-
-    def forward(  # type: ignore[override]
-        self, states: torch.Tensor, *_: object, attn_mask: torch.Tensor | None = None, **__: object
-    ) -> tuple[torch.Tensor, None]:
-        """Return the attention of `states` (1, L, D) to themselves."""
-        qkv = F.linear(states, self.in_proj_weight, self.in_proj_bias)
-        by_head = qkv.view(1, len(states[0]), 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        angles = compute_angles(states.shape[1], by_head.shape[-1])
-        first, second = by_head[:2].chunk(2, dim=-1)
-        sine, cosine = angles.sin(), angles.cos()
-        rotated = first * cosine - second * sine, second * cosine + first * sine
-        queries, keys = torch.cat(rotated, dim=-1)
-        mixed = F.scaled_dot_product_attention(queries, keys, by_head[2], attn_mask)
+class _Rotary(nn.MultiheadAttention):  # its queries and keys are turned by their positions
+    def forward(self, x: Tensor, *_: Tensor, **given: Tensor | None) -> tuple[Tensor, None]:  # type: ignore[override]
+        qkv = x @ self.in_proj_weight.T + self.in_proj_bias
+        split = qkv.view(1, x.shape[1], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        turned = torch.complex(*split[:2].chunk(2, -1)) * _turn(x.shape[1], split.shape[-1])
+        q, k = torch.cat((turned.real, turned.imag), -1)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, split[2], given["attn_mask"])
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
 
-transformer = torch.nn.Transformer(**config["transformer"], batch_first=True).eval()
+transformer = nn.Transformer(**config["transformer"], batch_first=True).eval()
 if config["positions"] == "rotary":
     for layer in (*transformer.encoder.layers, *transformer.decoder.layers):
-        width, heads = config["transformer"]["d_model"], config["transformer"]["nhead"]
-        layer.self_attn = RotaryAttention(width, heads)
-        layer.self_attn._qkv_same_embed_dim = False  # the stock layer then calls `forward`
+        layer.self_attn = _Rotary(width, config["transformer"]["nhead"])
 transformer.load_state_dict(load_file(folder / "transformer.safetensors"))
 
 
-def embed(ids: list[int], side: str) -> torch.Tensor:
-    """Return the scaled embeddings of `ids`, with positions unless they are rotary: (1, L, D)."""
-    width = config["transformer"]["d_model"]
-    states = weights[f"{side}_embedding"][ids] * math.sqrt(width)
+def _embed(ids: list[int], side: str) -> Tensor:  # (1, L, D)
+    states: Tensor = weights[f"{side}_embedding"][ids] * width**0.5
     if config["positions"] == "learned":
         states = states + weights[f"{side}_positions"][: len(ids)]
-    if config["positions"] == "sinusoidal":
-        angles = compute_angles(len(ids), width)
-        states = states + torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :width]
+    elif config["positions"] == "sinusoidal":  # sines and cosines in turn
+        states = states + torch.view_as_real(_turn(len(ids), width)).flip(-1).flatten(1)[:, :width]
     return states[None]
 
 
 @torch.no_grad()
-def score(source: list[int], target: list[int]) -> torch.Tensor:
+def score(source: list[int], target: list[int]) -> Tensor:
     """Return the log-probabilities (T, V) of the token after each of `target`."""
-    mask = torch.nn.Transformer.generate_square_subsequent_mask(len(target))
-    states: torch.Tensor = transformer(
-        embed(source, "source"), embed(target, "target"), tgt_mask=mask
-    )[0]
-    logits = states @ weights["output_weight"].T + weights["output_bias"]
+    mask = transformer.generate_square_subsequent_mask(len(target))
+    states = transformer(_embed(source, "source"), _embed(target, "target"), tgt_mask=mask)[0]
+    logits: Tensor = states @ weights["output_weight"].T + weights["output_bias"]
     logits[:, config["never_emitted"]] = -torch.inf
-    log_probs: torch.Tensor = logits.log_softmax(dim=-1)
-    return log_probs
+    return logits.log_softmax(-1)
 
 
 def decode(source: list[int], longest: int = 100) -> list[int]:
-    """Return the output of a source, which ends with `end`; `longest` counts the output's end."""
-    ids = [begin]
-    while len(ids) <= longest and ids[-1] != end:
+    """Return the output, at most `longest` tokens, of a source with its end."""
+    ids = [config["bos_id"]]
+    while len(ids) <= longest and ids[-1] != config["eos_id"]:
         ids.append(int(score(source, ids)[-1].argmax()))
     return ids[1:]
 
 
 if __name__ == "__main__":
-    print(*decode([*map(int, sys.argv[1:]), end]))
+    print(*decode([*map(int, sys.argv[1:]), config["eos_id"]]))

@@ -18,10 +18,16 @@ from libretranslatepy import LibreTranslateAPI
 import dragoman
 from conftest import make_words
 from dragoman.cli import main
+from dragoman.grounding import Span
 from dragoman.model_folder.folder import ModelFolder, staged_model_folder
 from dragoman.reading.pairs import read_pairs
 from dragoman.serving.corrections import Corrections
-from dragoman.serving.messages import CorrectionRequest, PredictResponse, RequestError
+from dragoman.serving.messages import (
+    CorrectionRequest,
+    PredictResponse,
+    RequestError,
+    encode_json,
+)
 from dragoman.settings import DataSettings
 from serving.served import Client, running_server
 
@@ -110,6 +116,30 @@ def test_the_response_holds_what_was_asked_for(trained, client):
     assert PredictResponse.model_validate(content)
     [got] = client.predict(["abc"])["predictions"]
     assert set(got) == {"output", "confidence", "score", "truncated"}
+
+
+def test_a_record_comes_with_its_fields_their_confidence_and_places(trained_on_records):
+    model = dragoman.load(trained_on_records[0])
+    words = [f"{word} EUR" for word in make_words(20, seed=5)]
+    with running_server(trained_on_records[0]) as (_, port):
+        content = Client(port).predict(words)
+        schemas = Client(port).get("/openapi.json")["components"]["schemas"]
+    assert PredictResponse.model_validate(content)
+    for got, [best] in zip(content["predictions"], model.predict_n_best(words), strict=True):
+        assert got["output"] == best.text
+        assert got["record"] == best.record
+        assert got["spans"] == [span._asdict() for span in best.spans]
+        assert [{key: one[key] for key in Span._fields} for one in got["fields"]] == got["spans"]
+        for one, field in zip(got["fields"], best.fields, strict=True):
+            assert one["confidence"] == pytest.approx(field.confidence, abs=2e-4)
+    kinds = {(one["field"], one["kind"]) for got in content["predictions"] for one in got["fields"]}
+    assert {("currency", "exact"), ("sale", "none")} <= kinds
+    assert {"record", "fields", "spans"} <= set(schemas["Prediction"]["properties"])
+    assert {"value", "confidence", "start"} <= set(schemas["FieldValue"]["properties"])
+
+
+def test_half_a_surrogate_pair_of_a_record_is_json_again():
+    assert encode_json({"é": "\ud800"}) == b'{"\xc3\xa9":"\\ud800"}'
 
 
 def test_no_response_waits_for_a_delayed_acknowledgement(client):

@@ -114,8 +114,8 @@ class Batcher:
             self._free -= 1
             rows = [request.rows[i] for request, places in batch for i in places]
             self._metrics.batch_rows.labels(self._name).observe(len(rows))
-            search = batch[0][0].predictor.predict_window
-            running = loop.run_in_executor(self._threads, search, rows)
+            predictor = batch[0][0].predictor
+            running = loop.run_in_executor(self._threads, _search, predictor, rows)
             running.add_done_callback(partial(self._finish, batch))
 
     def _next_batch(self) -> list[tuple[_Request, range]]:
@@ -165,3 +165,11 @@ class Batcher:
         """Count rows that wait no more."""
         self._rows -= len(places)
         self._bytes -= sum(request.sizes[i] for i in places)
+
+
+def _search(predictor: Predictor, rows: Sequence[Source]) -> list[Answer]:
+    """Return each row with its outputs; of records, the values are scored here, all at once."""
+    answers = predictor.predict_window(rows)
+    if predictor.record_format:  # when one asks for its values, those of all are scored
+        _ = next((best_first[0].fields for _, best_first in answers if best_first), ())
+    return answers

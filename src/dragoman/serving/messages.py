@@ -1,5 +1,6 @@
 """The JSON of the server: requests and responses, and errors that say where and what."""
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -16,6 +17,8 @@ from dragoman.reading.pairs import Source, take_features
 from dragoman.reading.row_errors import find_side_error, find_value_error
 
 Body = TypeVar("Body", bound="Message")
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,12 @@ class Span(Message):
     kind: Kind
 
 
+class FieldValue(Span):
+    """A value of a record, where it stands in the source, and how sure the model is of it."""
+
+    confidence: float
+
+
 class Prediction(Hypothesis):
     """The best output of a source."""
 
@@ -131,8 +140,12 @@ class Prediction(Hypothesis):
     low_confidence: bool | None = None
     num_unknown: int | None = None
     """Tokens and features of the source that the model has never seen, if there are any."""
+    record: dict[str, Any] | None = None
+    """The output, if the model writes JSON objects; null: this one is none."""
+    fields: list[FieldValue] | None = None
+    """The values of a record in their order, if the model writes records."""
     spans: list[Span] | None = None
-    """Where the values stand, if the output is a record."""
+    """The same without the empty ones, and without confidence."""
     source: str | None = None
     """The source without its leading tags, if it has any: spans are places in it."""
     num_left_out: int | None = None
@@ -146,6 +159,11 @@ class PredictResponse(Message):
     digest: str
     """SHA-256 of the weights."""
     predictions: list[Prediction]
+
+
+def encode_json(content: object) -> bytes:
+    """Return a response as JSON; half of a surrogate pair, from an escape in a record, is one again."""
+    return _encode(content).encode(errors="backslashreplace")
 
 
 def parse_body(kind: type[Body], body: bytes) -> Body:
@@ -231,7 +249,7 @@ def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[
     if best.num_unknown:
         content["num_unknown"] = best.num_unknown
     if best.record_format:
-        content["spans"] = [span._asdict() for span in best.spans]
+        content |= _describe_record(best)
         if best.source not in (
             [request.source] if isinstance(request.source, str) else request.source
         ):
@@ -249,6 +267,20 @@ def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[
     if request.min_confidence is not None:
         is_low = content["confidence"] < request.min_confidence
         content["low_confidence"] = is_low or not best.is_complete
+    return content
+
+
+def _describe_record(output: Output) -> dict[str, Any]:
+    """Return the fields of `Prediction` that only records have."""
+    content: dict[str, Any] = {} if output.record_format != "json" else {"record": output.record}
+    spans = output.spans
+    content["spans"] = [span._asdict() for span in spans]
+    placed, content["fields"] = iter(spans), []
+    for one in output.fields:
+        absent = Span(field=one.field, value=one.value, start=None, end=None, kind="none")
+        # An empty value has no span.
+        span = next(placed)._asdict() if one.value.strip() else absent.model_dump()
+        content["fields"].append({**span, "confidence": round_confidence(one.confidence)})
     return content
 
 

@@ -1,5 +1,6 @@
 """The figures of the server, for Prometheus."""
 
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -14,6 +15,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.find = lru_cache(maxsize=4096)(lambda figure, *labels: figure.labels(*labels))
+        """A figure with labels; quicker than its own method."""
         own: dict[str, Any] = {"namespace": "dragoman", "registry": self.registry}
         pool, model = ["pool"], ["model"]
         self.queue_rows = Gauge("queue_rows", "Rows that wait", pool, **own)

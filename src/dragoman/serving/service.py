@@ -63,21 +63,27 @@ class Service:
             raise RequestError.invalid("decoding", message) from error
         except DragomanError as error:
             raise RequestError.from_settings(error) from error
-        predictions = []
-        for i, (row, best_first) in enumerate(answers):
+        for i, (row, _) in enumerate(answers):
             if isinstance(row, InvalidRow):
                 if row.reason == PRODUCED_NAN:
                     raise RequestError(500, "internal", "model", row.reason)
                 where = "source" if isinstance(asked.source, str) else f"source[{i}]"
                 raise RequestError.invalid(where, row.reason)
-            predictions.append(describe_outputs(best_first, asked))
         self._count(model.name, [best_first[0] for _, best_first in answers])
+
+        def describe() -> list[dict[str, Any]]:
+            return [describe_outputs(best_first, asked) for _, best_first in answers]
+
+        # Of records in a thread: it searches each value in the source.
+        is_plain = adapted.predictor.record_format is None
+        predictions = describe() if is_plain else await asyncio.to_thread(describe)
         return {"model": model.name, "digest": model.digest, "predictions": predictions}
 
     def _count(self, model: str, outputs: Sequence[Prediction]) -> None:
-        tokens, confidence = self.metrics.tokens, self.metrics.confidence.labels(model)
-        tokens.labels(model, "source").inc(sum(len(one.source_tokens) for one in outputs))
-        tokens.labels(model, "output").inc(sum(len(one.tokens) for one in outputs))
+        find, tokens = self.metrics.find, self.metrics.tokens
+        find(tokens, model, "source").inc(sum(len(one.source_tokens) for one in outputs))
+        find(tokens, model, "output").inc(sum(len(one.tokens) for one in outputs))
+        confidence = find(self.metrics.confidence, model)
         for one in outputs:
             confidence.observe(one.confidence)
 

@@ -222,15 +222,19 @@ def test_a_bad_request_gets_one_answer_and_the_server_goes_on(client):
 
 
 def test_paths_and_methods_that_do_not_exist_are_errors_in_the_same_form(client):
-    for method, path, status in [
-        ("GET", "/x", 404),
-        ("GET", "/page.js/x", 404),
-        ("POST", "/health", 405),
-        ("PUT", "/page.js", 405),
+    for method, path, allowed in [
+        ("GET", "/x", None),
+        ("GET", "/page.js/x", None),
+        ("GET", "/v1/predict", "POST"),
+        ("DELETE", "/v1/models", "GET"),
+        ("POST", "/health", "GET"),
+        ("PUT", "/page.js", "GET, HEAD"),
     ]:
-        found, _, body = client.send(method, path)
-        assert found == status
-        assert json.loads(body)["error"]["where"] == path
+        status, headers, body = client.send(method, path)
+        error = json.loads(body)["error"]
+        assert (status, error["where"]) == (405 if allowed else 404, path)
+        assert headers.get("allow") == allowed
+        assert allowed is None or error["message"].endswith(f"send {allowed}")
 
 
 def test_a_large_body_is_refused_with_and_without_its_length(server):

@@ -5,10 +5,11 @@ import hmac
 import ipaddress
 import time
 from collections.abc import Collection
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from dragoman.serving.messages import Limits, RequestError
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 _TOKEN_PATHS = ("/v1/", "/metrics")
 _COUNTED = ("/v1/predict", "/v1/models", "/v1/corrections", "/translate")  # each by itself
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    b"frame-ancestors 'none'"
 )
+_HEADERS = ((b"content-security-policy", _POLICY), (b"x-content-type-options", b"nosniff"))
 
 
 class Gate:
@@ -32,6 +34,7 @@ class Gate:
 
     def __init__(self, app: "ASGIApp", limits: Limits, metrics: Metrics) -> None:
         self._app, self._limits, self._metrics = app, limits, metrics
+        self._is_own = lru_cache(maxsize=64)(partial(_is_own, names=limits.hosts))
         self._running = 0
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
@@ -45,9 +48,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = _POLICY
-                headers["X-Content-Type-Options"] = "nosniff"
+                message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
         self._running += 1
@@ -62,31 +63,39 @@ class Gate:
             late = RequestError(504, "timeout", "time", message)
             if not status:
                 await respond(late, self._metrics)(scope, receive, send_first)
+        except ClientDisconnect:
+            status = 499  # nobody reads an answer
+        except Exception as error:  # the server logs it
+            message = f"internal error: {type(error).__name__}"
+            failed = RequestError(500, "internal", "server", message)
+            if not status:
+                await respond(failed, self._metrics)(scope, receive, send_first)
+            raise
         finally:
             self._running -= 1
             path = scope["path"] if scope["path"] in _COUNTED else "other"
             elapsed_s = time.perf_counter() - start_s
-            self._metrics.seconds.labels(path, status).observe(elapsed_s)
+            self._metrics.find(self._metrics.seconds, path, status).observe(elapsed_s)
 
     def _check(self, scope: "Scope") -> None:
         """Raise the error of a request that is refused by its head."""
-        headers, limits = Headers(scope=scope), self._limits
+        headers, limits = dict(scope["headers"]), self._limits
         if self._running > limits.concurrent:
             raise RequestError(503, "queue_full", "server", "too many requests; try later")
-        host = headers.get("host", "")
-        if not _is_own(host, limits.hosts):
+        host = headers.get(b"host", b"").decode("latin-1")
+        if not self._is_own(host):
             raise RequestError(
                 403, "forbidden", "Host", "this is not a name of this server; --allow-host adds it"
             )
-        origin = headers.get("origin")
+        origin = headers.get(b"origin", b"").decode("latin-1")
         is_known = not origin or origin.partition("://")[2] == host
         if not is_known and not {origin, "*"} & {*limits.origins}:
             raise RequestError(
                 403, "forbidden", "Origin", "pages elsewhere may not ask; --allow-origin adds them"
             )
         if limits.token and scope["path"].startswith(_TOKEN_PATHS):
-            given = headers.get("authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {limits.token}".encode()):
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, f"Bearer {limits.token}".encode()):
                 raise RequestError(
                     401, "forbidden", "Authorization", "give the token: Authorization: Bearer TOKEN"
                 )

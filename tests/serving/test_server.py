@@ -475,7 +475,7 @@ def test_an_ensemble_and_a_second_model_are_served_by_name(trained):
 
 def test_a_late_answer_is_504_and_one_request_too_many_503(trained):
     words = ["--timeout", "1", "--max-body", "100", "--max-requests", "1"]
-    with running_server(trained[0], *words) as (_, port):
+    with running_server(trained[0], *words) as (process, port):
         sources = make_words(2000)
         decoding = {"beam_size": 8, "max_length_extra": 1000, "min_length": 1000}
         client = Client(port)
@@ -489,6 +489,8 @@ def test_a_late_answer_is_504_and_one_request_too_many_503(trained):
             status, headers, _ = client.send("GET", "/ready")  # a second one at the same time
             assert (status, headers["retry-after"]) == (503, "1")
             assert b" 504 " in slow.recv(100)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0  # it does not wait for the search whose request was given up
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`dragoman serve`: models behind HTTP, until SIGTERM."""
 
+import os
 import signal
 import socket
 import stat
@@ -61,8 +62,9 @@ def serve(
     from dragoman.serving.served_models import ServedModels
     from dragoman.serving.service import Service
 
-    # Until the server runs, and after it has ended: uvicorn then raises the signal again.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Until the server runs, and after it has ended: uvicorn then raises the signal again. Not
+    # sys.exit, which would wait for searches whose requests were given up.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     limits = limits or Limits()
     if token_file is not None:
         limits = replace(limits, token=_read_token(token_file))

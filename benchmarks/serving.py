@@ -3,8 +3,9 @@
 python benchmarks/serving.py MODEL SOURCES [--rounds 3] [--rows 4000] [--clients 64]
 
 Prints sentences/s of `predict` on one list and of the server with so many clients that send one
-sentence at a time, the median time of a single request and of a single call, and the server's
-memory. The clients share the processor with the server.
+sentence at a time, the time of the processor that a sentence takes each of them, the median time
+of a single request and of a single call, and the server's memory. The clients share the processor
+with the server.
 """
 
 import argparse
@@ -44,17 +45,20 @@ def main() -> None:
         found = re.search(r":(\d+)$", server.stderr.readline().strip())
         assert found, "the server did not start"
         port, model = int(found[1]), Predictor.load(options.model)
-        lists, served = [], []
+        lists, served, cpu = [], [], []
         for turn in range(-1, options.rounds):  # the first warms up
-            start = time.perf_counter()
+            clocks = [read_clocks(server.pid)]
             expected = model.predict(sources)
-            middle = time.perf_counter()
+            clocks.append(read_clocks(server.pid))
             answers = asyncio.run(send_all(port, sources, options.clients))
-            end = time.perf_counter()
+            clocks.append(read_clocks(server.pid))
             assert answers == expected, "the server's outputs differ"
             if turn >= 0:
-                lists.append(len(sources) / (middle - start))
-                served.append(len(sources) / (end - middle))
+                start, middle, end = clocks
+                lists.append(len(sources) / (middle[0] - start[0]))
+                served.append(len(sources) / (end[0] - middle[0]))
+                spent = middle[1] - start[1], end[2] - middle[2], end[1] - middle[1]
+                cpu.append([1e3 * each / len(sources) for each in spent])
         single, calls = asyncio.run(time_singles(port, options.model, sources[:_SINGLE]))
         status = Path(f"/proc/{server.pid}/status").read_text("utf-8")
         server.send_signal(signal.SIGTERM)
@@ -63,10 +67,21 @@ def main() -> None:
     print(json.dumps(describe_machine(("dragoman", "ctranslate2", "uvicorn", "fastapi"))))
     print(f"predict on one list: {statistics.median(lists):,.0f} sentences/s")
     print(f"{options.clients} clients: {statistics.median(served):,.0f} sentences/s, {ratio:.0%}")
+    parts = [statistics.median(each) for each in zip(*cpu, strict=True)]
+    print(
+        "processor for a sentence: predict {:.2f}, server {:.2f}, client {:.2f} ms".format(*parts)
+    )
     print(f"one request: {1e3 * single:.2f} ms; one call in the process: {1e3 * calls:.2f} ms")
     if peak_kib:
         print(f"memory of the server: {int(peak_kib[1]) / 1024:.0f} MiB")
     print(f"load of the machine: {os.getloadavg()[0]:.1f}; exit code {server.returncode}")
+
+
+def read_clocks(server: int) -> tuple[float, float, float]:
+    """Return the time, and the processor time of this process and of the server, in s."""
+    fields = Path(f"/proc/{server}/stat").read_text("utf-8").rpartition(")")[2].split()
+    spent = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime
+    return time.perf_counter(), time.process_time(), spent
 
 
 async def send_all(port: int, sources: Sequence[str], clients: int) -> list[str]:

@@ -62,10 +62,7 @@ class Score:
 def list_scores(evaluation: Mapping[str, Any]) -> list[Score]:
     """Return the scores of a scores.json, in its order."""
     scores = evaluation.get("scores", {})
-    intervals, tiles = scores.get("intervals", {}), scores.get("tiles")
-    if tiles is None:  # written before scores.json stored them
-        known = metrics.list_known_metrics().values()
-        tiles = [metric.name for metric in known if metric.is_tile]
+    intervals, tiles = scores.get("intervals", {}), scores.get("tiles", ())
     found = []
     for name, value in scores.items():
         if name == "rows" or not isinstance(value, int | float) or not math.isfinite(value):

@@ -120,11 +120,8 @@ class Cache:
             shutil.rmtree(staged, ignore_errors=True)
 
     def remove(self, key: str) -> None:
-        """Remove an entry, as far as the folder can be written."""
-        staged = self.folder / f"{_STAGED}{os.urandom(8).hex()}"
-        with suppress(OSError):  # another run may have removed it
-            (self.folder / key).rename(staged)  # first, so that nobody takes half of it
-        shutil.rmtree(staged, ignore_errors=True)
+        """Remove an entry, as far as the folder can be written; `take` refuses half of one."""
+        shutil.rmtree(self.folder / key, ignore_errors=True)
 
     def prune(self, largest_bytes: int = LARGEST_BYTES) -> list[str]:
         """Remove entries unused for `UNUSED_DAYS`; then those unused for longest over the limit.

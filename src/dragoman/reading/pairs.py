@@ -81,7 +81,7 @@ def read_pairs(
     row_errors: RowErrors | None = None,
     labels: Sequence[str] | None = None,
 ) -> Iterator[Pair]:
-    """Yield the pairs of files (see `list_tables`), in order and constant memory.
+    """Yield the pairs of files (see `list_tables`), in order; but for a JSON array, in constant memory.
 
     A column's value v becomes the feature "name=v", or "3=v" if columns have no names; `labels` are
     other names, those of a trained model, to which the columns are matched. Empty lines

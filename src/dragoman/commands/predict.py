@@ -99,10 +99,10 @@ class Job:
         return found if self.output is not None else [default, *found]
 
     @property
-    def named_outputs(self) -> str:
-        """The outputs, as typed, for messages."""
+    def names(self) -> list[str]:
+        """The outputs, as typed, for messages, the main one first."""
         named = [f"{option} {path}" for option, path in self.files.items()]
-        return ", ".join([*(["standard output"] if self.output is None else []), *named])
+        return named if self.output is not None else ["standard output", *named]
 
 
 def run_job(model: Predictor, job: Job) -> list[str]:
@@ -124,7 +124,8 @@ def run_job(model: Predictor, job: Job) -> list[str]:
     except BrokenPipeError:  # nobody reads standard output or standard error any more
         raise
     except OSError as error:
-        raise DragomanError(f"{job.named_outputs}: cannot be written: {error.strerror}") from error
+        names = ", ".join(job.names)
+        raise DragomanError(f"{names}: cannot be written: {error.strerror}") from error
 
 
 def _check_job(model: Predictor, job: Job) -> None:
@@ -141,12 +142,9 @@ def _check_job(model: Predictor, job: Job) -> None:
     is_given_twice = low and job.output and job.output.resolve() == low.resolve()
     if is_given_twice or (low and job.output and is_same_file(low, job.output)):
         raise DragomanError(f"--low-confidence-output {low}: this is the --output too")
-    names = [f"{option} {path}" for option, path in job.files.items()]
-    if job.output is None:
-        names.insert(0, "--output (standard output)")
     if low is not None and "text" in layouts:
         raise DragomanError(
-            f"{names[layouts.index('text')]}: lines of text do not say to which rows they belong "
+            f"{job.names[layouts.index('text')]}: lines of text do not say to which rows they belong "
             "when other rows are in another file; name it .jsonl, .parquet, .csv or .tsv, or give "
             "--jsonl"
         )
@@ -155,7 +153,7 @@ def _check_job(model: Predictor, job: Job) -> None:
         is_scored = job.scores_targets and name == "num_hypotheses"  # the output is given: one
         if is_scored or (value := getattr(decoding, name)) == getattr(default, name):
             continue
-        for place, layout in zip(names, layouts, strict=True):
+        for place, layout in zip(job.names, layouts, strict=True):
             if layout not in ("jsonl", "parquet"):
                 raise DragomanError(
                     f"{place}: {'lines of text' if layout == 'text' else layout.upper()} cannot "
@@ -512,7 +510,7 @@ def _make_writers(model: Predictor, job: Job) -> list[RowWriter]:
     if {"csv", "tsv"} & set(job.layouts):
         if job.input is None:
             raise DragomanError(
-                f"{job.named_outputs}: a table has the columns of its input; give the input by "
+                f"{', '.join(job.names)}: a table has the columns of its input; give the input by "
                 "--input, or write .jsonl"
             )
         columns = list_source_columns(job.input, model.settings.data)

@@ -181,6 +181,9 @@ def _add_predict(command: ArgumentParser) -> None:
     add("--require-grounding", choices=("exact", "near"),
         help="leave out values of records that do not stand in the source, and count them; short for "
         "--decoding.require_grounding")  # fmt: skip
+    add("--memory", choices=("none", "auto"),
+        help="auto: answer sources of the training pairs by their targets, where fit found that this "
+        "helps; none: always by the model; short for --decoding.memory")  # fmt: skip
     add("--min-confidence", type=fraction, metavar="THRESHOLD",
         help="send rows with calibrated confidence below THRESHOLD (0 to 1), truncated outputs and "
         "invalid rows to --low-confidence-output; of outputs that are records, only the values below "
@@ -199,9 +202,10 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
             "--min-confidence and --low-confidence-output must be given together: low-confidence "
             "rows are written to --low-confidence-output"
         )
-    if arguments.require_grounding is not None:
-        _refuse_both("--require-grounding", "--decoding.require_grounding", words)
-        words = [*words, "--decoding.require_grounding", arguments.require_grounding]
+    for name in ("require_grounding", "memory"):
+        if (value := getattr(arguments, name)) is not None:
+            _refuse_both(f"--{name.replace('_', '-')}", f"--decoding.{name}", words)
+            words = [*words, f"--decoding.{name}", value]
     from dragoman.configuration import read_settings
 
     settings = read_settings(None, words, is_whole=False)

@@ -15,10 +15,11 @@ from dragoman.decoding.search_config import SearchConfig, resolve_search
 from dragoman.engines.engine import Engine, QuantizationChoice, add_details
 from dragoman.engines.load import EngineName, load_engine
 from dragoman.errors import DragomanError, SettingsError, shorten
-from dragoman.evaluation.confidence import FieldValue, find_confidence, score_fields
+from dragoman.evaluation.confidence import FieldValue, find_confidence, find_score, score_fields
 from dragoman.grounding import Span, find_spans, leave_out_ungrounded
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.folder import ModelFolder, StoredWeights
+from dragoman.model_folder.memory import TargetMemory
 from dragoman.reading.jsonl import read_record
 from dragoman.reading.pairs import InvalidRow, Source, take_features, write_target
 from dragoman.reading.row_errors import EMPTY_SIDE, RowError, find_side_error, find_value_error
@@ -54,6 +55,7 @@ class Prediction:
     record_format: Format | None = field(default=None, repr=False)  # None: the text is no record
     emitted: str = field(default="", repr=False)  # the text before values were left out
     num_left_out: int = field(default=0, repr=False)  # values: decoding.require_grounding
+    memory_row: str = ""  # the training pair whose target it is; "": the model wrote it
     _fields: tuple[FieldValue, ...] | Callable[[], tuple[FieldValue, ...]] = field(
         default=(), repr=False, compare=False
     )
@@ -123,6 +125,7 @@ class Predictor:
         model_folders: The content of the model folders that were loaded.
         config: `settings.decoding`, resolved; None: it is resolved here.
         calibrations: Of its models, where they have one: see `temperature`.
+        memory: Answers for sources of the training pairs: see decoding.memory.
     """
 
     def __init__(
@@ -134,6 +137,7 @@ class Predictor:
         *,
         config: SearchConfig | None = None,
         calibrations: Sequence[StoredCalibration] = (),
+        memory: TargetMemory | None = None,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
@@ -141,6 +145,7 @@ class Predictor:
         names = settings.data.record_fields
         self.config = config or resolve_search(settings.decoding, tokenizer, names)
         self.calibrations = tuple(calibrations)
+        self.memory = memory
         self.model_folders = tuple(model_folders)
         self.record_format = SETTINGS.get(settings.decoding.records)
         if settings.decoding.require_grounding != "none" and self.record_format is None:
@@ -201,8 +206,9 @@ class Predictor:
             if model_folder.calibration is not None
         ]
         loaded = cls(
-            made, first.tokenizer, merged, model_folders, config=config, calibrations=found
-        )
+            made, first.tokenizer, merged, model_folders, config=config, calibrations=found,
+            memory=first.memory,
+        )  # fmt: skip
         loaded.folders = tuple(one.absolute() for one in paths)
         loaded.options = {"engine": engine, "device": device, "threads": threads,
                           "quantization": quantization}  # fmt: skip
@@ -244,6 +250,7 @@ class Predictor:
             merge_for_use(settings, self.settings),
             self.model_folders,
             calibrations=self.calibrations,
+            memory=self.memory,
         )
         other.folders, other.options = self.folders, self.options
         return other
@@ -393,6 +400,9 @@ class Predictor:
 
         kept: list[int] = []  # rows of `read`
         for i, source in enumerate(sources):
+            if not scores_targets and (answer := self._remember(read[i])):
+                outputs[places[i]] = [self._ground(answer, read[i].source, is_given=False)]
+                continue
             length = max(len(source), len(given[i]) + 1 if scores_targets else 0)
             if unknown := self._name_unknown(read[i].given, given[i]):
                 reject(i, unknown)
@@ -493,6 +503,35 @@ class Predictor:
                 f"tuples of strings (data.features of this model: {', '.join(names) or 'none'})"
             )
         return values
+
+    @cached_property
+    def _has_memory(self) -> bool:
+        """Whether this search may be answered from memory: nothing is asked that it cannot give."""
+        one, names = self.settings.decoding, ("forbidden_tokens", "token_scores", "alignment")
+        is_plain = one.method != "sampling" and one.num_hypotheses == 1
+        is_plain &= self.config.constraint is None and not any(getattr(one, name) for name in names)
+        return one.memory == "auto" and is_plain
+
+    def _remember(self, row: Source) -> Prediction | None:
+        """Return the target of a training source; None: the model is to predict."""
+        if self.memory is None or not self._has_memory or row.given:
+            return None
+        if (found := self.memory.find(row.source, row.features)) is None:
+            return None
+        confidence, form = self.memory.confidence, self.record_format
+        score = find_score(confidence, self.temperature)
+        values = list_fields(found.target, form, splits_items=True) if form else None
+        return Prediction(
+            text=found.target, score=score, confidence=confidence, is_complete=True,
+            normalized_score=score, num_unknown=0, tokens=(), log_probs=(), source_tokens=(),
+            alignment=(), memory_row=found.row,
+            _fields=tuple(
+                FieldValue(
+                    one.name, one.text, confidence,
+                    find_score(confidence, self.find_field_temperature(one.name)), one.start, one.end,
+                ) for one in values or ()
+            ),
+        )  # fmt: skip
 
     def _search(
         self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]] | None

@@ -314,6 +314,8 @@ class DecodingSettings(Section):
     """Format of outputs that are records: JSON objects, or `field: value` on lines or between | or ;. none: they are text. auto: fit finds it in the training targets."""
     require_grounding: Literal["none", "exact", "near"] = "none"
     """Leave out each value of a record that does not stand in the source: in the same characters (exact), or nearly so (near). Values that the model rewrites, such as dates, do not."""
+    memory: Literal["none", "auto"] = "auto"
+    """Answer a source of the training pairs by its target, if it had only one. auto: where fit found, on sources that occur again, that this is better than the model, and kept a table of them; not with constraints, forbidden_tokens, samples, several hypotheses, token_scores, alignment or a prefix."""
 
     def to_greedy(self) -> "DecodingSettings":
         """Return greedy search with the same maximum output length."""

@@ -185,11 +185,13 @@ def evaluate_model(
 
     Args:
         counts: How often each source id occurs in the training pairs; empty: unknown.
-        calibrates: Fit the temperature of the confidence to these pairs; else the model's
-            temperature is measured.
+        calibrates: Fit the temperature of the confidence to these pairs, with the model's own
+            outputs, not those from memory; else the model's temperature is measured.
 
     Raises: DataError, when there are no pairs, or one is too long for the model.
     """
+    if calibrates and model.memory is not None:
+        model = model.with_decoding(as_settings({"decoding.memory": "none"}, is_whole=False))
     settings, references = model.settings, group_references(pairs)
     if not references:
         raise DataError("there are no pairs to evaluate on")
@@ -316,6 +318,7 @@ def predict_references(
             score=best.score,
             confidence=best.confidence,
             emitted=best.emitted if best.num_left_out else "",
+            memory_row=best.memory_row,
         )
         found.append((filled, best))
     return found

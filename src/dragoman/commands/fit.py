@@ -11,7 +11,7 @@ from typing import Literal
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
-from dragoman.commands.fit_decoding import choose_decoding
+from dragoman.commands.fit_decoding import choose_decoding, choose_memory
 from dragoman.commands.fit_results import (
     check_parity,
     evaluate_run,
@@ -273,8 +273,16 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
     predictor.options = {"engine": "torch"} if predictor.engine is engine else {"device": "cpu"}
     with run.context.working("scoring"):
         evaluations = evaluate_run(run, predictor, counts)
+    with run.context.working("comparing memory with the model"):
+        # After the scores, which are those of the model alone.
+        predictor.memory, reason, memory_trial = choose_memory(run, predictor, rows)
+    if reason:
+        run.context.report(reason)
     metrics = gather_metrics(run, evaluations, (time.monotonic() - started_s) / 60)
-    metrics["decoding"] = {"reasons": list(choice.reasons), **choice.trial}
+    reasons = [*choice.reasons, *([reason] if reason else [])]
+    metrics["decoding"] = {"reasons": reasons, **choice.trial}
+    if memory_trial:
+        metrics["memory"] = memory_trial
     metrics[PARITY] = {**parity, "quantization": choice.quantization}  # read from the file's end
     model_folder = replace(
         model_folder,
@@ -282,6 +290,7 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
         metrics=metrics,
         card=write_model_card(run.out.name, predictor.settings, metrics),
         calibration=predictor.calibrations[0],
+        memory=predictor.memory,
     )
     try:
         with (

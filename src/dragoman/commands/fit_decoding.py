@@ -1,4 +1,4 @@
-"""Greedy or beam search, float32 or int8 weights: chosen on validation rows at the end of a run.
+"""Greedy or beam search, float32 or int8 weights, memory or not: chosen at the end of a run.
 
 The search is chosen by scores alone, never by time, so that the same seed gives the same one.
 """
@@ -15,9 +15,10 @@ from dragoman.configuration import as_settings, list_set_values
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
 from dragoman.engines.engine import Engine, Quantization
 from dragoman.evaluation.metrics import Metric, choose_metrics
-from dragoman.evaluation.output_rows import Row
+from dragoman.evaluation.output_rows import Row, group_references
 from dragoman.evaluation.significance import Difference, compare
 from dragoman.model_folder.folder import ModelFolder
+from dragoman.model_folder.memory import SourceGroups, TargetMemory
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import Source
 from dragoman.settings import Settings
@@ -35,6 +36,7 @@ _LEAST_GAIN = 1.2  # times as quick as float32
 # 0.5 and 1.7 million parameters, and 2.0 to 2.7 times for 7 and 47 million.
 _FEWEST_BYTES = 16_000_000
 _FEWEST_ROWS = 20
+_MEMORY_BYTES = 1 << 24  # a memory may be as large, or as the weights
 # Trained for one of the rows here, which then take at most about 3% of the run's time.
 _TRAINED_TOKENS = 100
 
@@ -73,11 +75,14 @@ class Trial:
         found = [best_first for _, best_first in model.predict_rows(sources)]
         seconds = time.process_time() - start_s
         texts = [best_first[0].text if best_first else "" for best_first in found]
+        return self.add(name, texts, seconds), seconds
+
+    def add(self, name: str, texts: Sequence[str], seconds: float = 0.0) -> list[Row]:
+        """Return the rows with outputs `texts`; keep their score under `name`."""
         counts = self.metric.count_rows(texts, [row.references for row in self.rows])
         score = float(self.metric.from_sums(counts.sum(axis=0)))
         self.tried.append({"name": name, "score": score, "seconds": round(seconds, 3)})
-        rows = [replace(row, hypothesis=text) for row, text in zip(self.rows, texts, strict=True)]
-        return rows, seconds
+        return [replace(row, hypothesis=text) for row, text in zip(self.rows, texts, strict=True)]
 
     def compare(self, baseline: Sequence[Row], other: Sequence[Row]) -> Difference:
         """Return by how much `other` is better, and whether that is chance."""
@@ -185,12 +190,65 @@ def accept_int8(plain: Predictor, small: Predictor, trial: Trial) -> tuple[bool,
     return False, f"float32; with int8 {figures}"
 
 
-def _sample_rows(run: Run, rows: Sequence[Row]) -> list[Row]:
-    """Return some of the validation rows, evenly over their file."""
+def choose_memory(
+    run: Run, model: Predictor, valid: Sequence[Row]
+) -> tuple[TargetMemory | None, str, dict[str, Any]]:
+    """Return the targets of training sources, if they are better outputs than those of `model`.
+
+    Compared are the validation rows `valid` whose sources are training sources, and training sources
+    that occur again: one row of each is left out, and the others answer. Also returns the reason,
+    and what was tried.
+    """
+    most = _count_rows(run)
+    if model.settings.decoding.memory == "none" or most < _FEWEST_ROWS:
+        return None, "", {}
+    groups = SourceGroups.collect(run.data.read_split("train"))
+    seen = [(row, groups.find(row.source, row.features)) for row in valid]
+    asked: list[tuple[Row | int, int]] = [(row, place) for row, place in seen if place is not None]
+    asked += zip(groups.left_out.tolist(), groups.others.tolist(), strict=True)
+    if len(asked) < _FEWEST_ROWS:
+        return None, f"memory: none; {len(asked):,} repeated sources are too few to test it", {}
+    count = min(len(asked), most)
+    asked = [asked[i * len(asked) // count] for i in range(count)]
+    wanted = {one for both in asked for one in both if isinstance(one, int)}
+    pairs = {i: pair for i, pair in enumerate(run.data.read_split("train")) if i in wanted}
+    rows = [one if isinstance(one, Row) else group_references([pairs[one]])[0] for one, _ in asked]
+    trial = Trial(rows, _find_metric(model.settings, model.tokenizer, rows))
+    baseline, _ = trial.search("model", model)
+    other = trial.add("memory", [pairs[place].target for _, place in asked])
+    difference = trial.compare(baseline, other)
+    figures = (
+        f"on {count:,} repeated sources, each without one of its rows ({difference.title} "
+        f"{difference.other:.2f} against {difference.baseline:.2f}, p {difference.randomization_p:.3f})"
+    )
+    if not difference.is_better or difference.randomization_p >= _CHANCE:
+        better = "not surely better" if difference.is_better else "no better"
+        return None, f"memory: none; it is {better} than the model {figures}", trial.to_dict()
+    weights = sum(one.nbytes for one in run.module.network.state_dict().values())
+    confidence = (sum(row.is_exact for row in other) + 1) / (count + 2)
+    found = groups.remember(
+        run.data.read_split("train"), run.data.paths, confidence, max(weights, _MEMORY_BYTES)
+    )
+    if found is None:
+        why = f"none; better than the model {figures}, but its table is larger than the weights"
+        return None, f"memory: {why}", trial.to_dict()
+    why = (
+        f"{len(found):,} sources, {found.num_bytes / 1e6:,.2f} MB; better than the model {figures}"
+    )
+    return found, f"memory: {why}", trial.to_dict()
+
+
+def _count_rows(run: Run) -> int:
+    """Return the most rows to compare."""
     training = run.settings.training
     trained = run.trainer.global_step * training.accumulate * training.batch_tokens
     length = float(run.data.ids("valid").target_lengths.mean())
-    count = min(len(rows), training.valid_rows, int(trained / (_TRAINED_TOKENS * length)))
+    return min(training.valid_rows, int(trained / (_TRAINED_TOKENS * length)))
+
+
+def _sample_rows(run: Run, rows: Sequence[Row]) -> list[Row]:
+    """Return some of the validation rows, evenly over their file."""
+    count = min(len(rows), _count_rows(run))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 

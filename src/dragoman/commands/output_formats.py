@@ -119,6 +119,8 @@ class RowWriter:
             if best_first[0].record_format:
                 content["fields"] = [describe_field(one) for one in best_first[0].fields]
             content["num_unknown"] = best_first[0].num_unknown
+            if best_first[0].memory_row:
+                content |= {"from": "memory", "row": best_first[0].memory_row}
             shown = json.loads(row.columns).values() if row.columns else ()
             if best_first[0].record_format and best_first[0].source not in shown:
                 content["source"] = best_first[0].source  # in which the spans are: without its tags
@@ -293,6 +295,8 @@ _FIELDS = pa.schema(
         "num_unknown": pa.int64(),
         "source": pa.string(),
         "source_tokens": _TEXTS,
+        "from": pa.string(),
+        "row": pa.string(),
         "hypotheses": pa.list_(pa.struct({"text": pa.string(), **_OUTPUT})),
     }
 )

@@ -172,6 +172,7 @@ class State:
     digest: str = ""  # of these rows of the input
     row_errors: dict[str, list[int]] = field(default_factory=dict)  # kind: count, first lines
     rows_by_file: list[int] = field(default_factory=lambda: [0, 0])  # high, low confidence
+    from_memory: NonNegativeInt = 0  # rows: decoding.memory
     values_left_out: NonNegativeInt = 0  # of records: decoding.require_grounding
     num_values: NonNegativeInt = 0  # of the records
     unsure_values: dict[str, int] = field(default_factory=dict)  # left out of them, by field
@@ -182,6 +183,9 @@ class State:
         for kind, (count, *named) in self.row_errors.items():
             more = ", …" if count > _NAMED_ROWS else ""
             lines.append(f"{count:,} rows {kind}: line {', '.join(map(str, named))}{more}")
+        if self.from_memory:
+            lines.append(f"{self.from_memory:,} rows answered from the training pairs (--memory none: "
+                         "by the model)")  # fmt: skip
         if self.values_left_out:
             lines.append(
                 f"{self.values_left_out:,} values left out: they do not stand in the source"
@@ -564,6 +568,7 @@ def _predict(
             kinds.append(f"without an output ({row.reason if isinstance(row, InvalidRow) else ''})")
         elif not best.is_complete:
             kinds.append("truncated at the maximum length (raise decoding.max_length_extra)")
+        state.from_memory += best is not None and bool(best.memory_row)
         if best is not None and best.num_left_out:
             state.values_left_out += best.num_left_out
             kinds.append("without values that do not stand in the source")

@@ -32,6 +32,7 @@ _SUPPORTED = frozenset({
     "beam_size", "num_hypotheses", "length_penalty", "max_length_ratio", "max_length_extra", "max_length",
     "min_length_ratio", "min_length", "no_repeat_ngram", "forbidden_tokens", "minimum_risk",
     "token_scores", "batch_tokens", "truncation_mark", "records", "require_grounding",
+    "memory",
     # Without effect in beam search:
     "diverse_groups", "diverse_strength", "num_samples", "temperature", "top_k", "top_p", "seed",
 })  # fmt: skip

@@ -49,6 +49,7 @@ def break_down(
         "source length": group_by_length(rows) if any(row.source for row in rows) else {},
         "feature": group_by_feature(rows),
         "rare symbols": group_by_rarity(rarest) if len(rarest) else {},
+        "origin of the output": group_by_origin(rows),
     }
     by_group = [metric for metric in metrics if metric.by_group]
     breakdown: dict[str, list[dict[str, Any]]] = {}
@@ -95,6 +96,13 @@ def group_by_rarity(counts: Sequence[int]) -> Groups:
     return {
         _RARITY_TITLES[number]: np.flatnonzero(group_of == number) for number in np.unique(group_of)
     }
+
+
+def group_by_origin(rows: Sequence[Row]) -> Groups:
+    """Return the rows that the model predicted, and those that training pairs answered."""
+    is_remembered = np.array([bool(row.memory_row) for row in rows])
+    found = {"model": np.flatnonzero(~is_remembered), "memory": np.flatnonzero(is_remembered)}
+    return {name: places for name, places in found.items() if len(places)}
 
 
 def count_rarest(rows: Sequence[Row], tokenizer: PairTokenizer, counts: Sequence[int]) -> list[int]:

@@ -57,6 +57,11 @@ def find_confidence(score: float, temperature: float = 1.0, *, is_complete: bool
     return 1.0 - math.exp(-float(_find_evidence(score)) / temperature)
 
 
+def find_score(confidence: float, temperature: float) -> float:
+    """Return the log-probability, in nats, whose confidence is `confidence`, in (0, 1)."""
+    return math.log(-math.expm1(temperature * math.log1p(-confidence)))
+
+
 def find_confidences(
     scores: ArrayLike, temperature: float = 1.0, is_complete: ArrayLike | None = None
 ) -> NDArray[np.float64]:

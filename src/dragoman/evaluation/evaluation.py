@@ -136,6 +136,7 @@ class Evaluation:
             "task": self.task,
             "rows": len(self.rows),
             "truncated": sum(not row.is_complete for row in self.rows),
+            "from_memory": sum(bool(row.memory_row) for row in self.rows),
             "test_rows_digest": digest_rows(self.rows),
             "data": {"files": list(dict.fromkeys(row.file for row in self.rows if row.file))},
             "settings": self.settings.model_dump(mode="json"),
@@ -287,6 +288,11 @@ def summarize(content: Mapping[str, Any]) -> list[str]:
     lines = list_scores(content["scores"])
     if num_truncated := content.get("truncated"):
         lines.append(f"  truncated outputs: {num_truncated:,} of {content['rows']:,}")
+    if remembered := content.get("from_memory"):
+        lines.append(
+            f"  {remembered:,} of {content['rows']:,} outputs are targets of the same sources in the "
+            "training pairs, not of the model: --decoding.memory none scores the model alone"
+        )
     if (before := content.get("emitted_field_f1")) is not None:
         lines.append(
             f"  field F1 before values that do not stand in the source were left out: {before:.2f}"

@@ -37,6 +37,8 @@ class Row:
     """Calibrated probability that the output is exactly right."""
     emitted: str = ""
     """The output before values were left out (decoding.require_grounding); "": none was."""
+    memory_row: str = ""
+    """The training pair whose target the output is (decoding.memory); "": the model wrote it."""
 
     @property
     def is_exact(self) -> bool:
@@ -89,6 +91,7 @@ def write_rows(
                 "exact_match": row.is_exact,
                 **{name: round(float(values[place]), 4) for name, values in scores.items()},
                 **({"emitted": row.emitted} if row.emitted else {}),
+                **({"memory_row": row.memory_row} if row.memory_row else {}),
             }
             file.write(json.dumps(content, ensure_ascii=False) + "\n")
 

@@ -30,6 +30,7 @@ _WRITING = {
     "batch_tokens",
     "truncation_mark",
     "records",
+    "memory",  # confidence is that of the model's own outputs
 }
 
 Temperature = Annotated[float, Field(ge=LOWEST_TEMPERATURE, le=HIGHEST_TEMPERATURE)]

@@ -7,6 +7,7 @@
     README.md           a model card
     token_counts.json   how often each source token was in the training pairs
     calibration.json    turns log-probabilities into confidences, once calibrated
+    memory.safetensors  targets of training sources, if they help: decoding.memory
     choices.txt, schema.json, grammar.lark   constraints of the outputs, if a setting names a file
     ctranslate2/, onnx/, html/, pytorch/  exports for other programs; never read here
     evaluation/         outputs and scores of each evaluation; report.html shows them
@@ -45,6 +46,7 @@ from dragoman.model_folder.calibration import (
     write_calibration,
 )
 from dragoman.model_folder.constraint_files import find_constraint_files, keep_constraint_files
+from dragoman.model_folder.memory import TargetMemory
 from dragoman.settings import Settings
 from dragoman.storage import consistent_read, read_bytes, read_json, staged_folder, sweep
 from dragoman.tokenizers.tokenizer import PairTokenizer
@@ -75,6 +77,7 @@ class ModelFolder:
     calibration: StoredCalibration | None = None
     source_counts: tuple[int, ...] = ()
     """How often each source id was in the training pairs; (): not known."""
+    memory: TargetMemory | None = None
 
     @classmethod
     def read(cls, path: Path, *, with_metrics: bool = True) -> "ModelFolder":
@@ -114,6 +117,7 @@ class ModelFolder:
                 card=card.read_text("utf-8", errors="replace") if card.is_file() else "",
                 calibration=read_calibration(path),
                 source_counts=_read_token_counts(path / TOKEN_COUNTS),
+                memory=TargetMemory.read(path),
             )
 
     def write(self, path: Path) -> None:
@@ -143,6 +147,8 @@ class ModelFolder:
         if self.source_counts:
             counts = json.dumps({"source": self.source_counts}, separators=(",", ":"))
             (folder / TOKEN_COUNTS).write_text(counts + "\n", encoding="utf-8")
+        if self.memory is not None:
+            self.memory.write(folder)
         if self.calibration is not None:
             write_calibration(folder, self.calibration)
 

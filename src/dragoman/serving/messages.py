@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -150,6 +150,10 @@ class Prediction(Hypothesis):
     """The source without its leading tags, if it has any: spans are places in it."""
     num_left_out: int | None = None
     """Values that were left out, if there are any: decoding.require_grounding."""
+    from_: Literal["memory"] | None = Field(None, alias="from")
+    """memory: the target of a training pair, not an output of the model: decoding.memory."""
+    row: str | None = None
+    """That pair: `file:line`."""
 
 
 class PredictResponse(Message):
@@ -254,6 +258,8 @@ def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[
             [request.source] if isinstance(request.source, str) else request.source
         ):
             content["source"] = best.source
+    if best.memory_row:
+        content |= {"from": "memory", "row": best.memory_row}
     if best.num_left_out:
         content["num_left_out"] = best.num_left_out
     if request.nbest is not None:

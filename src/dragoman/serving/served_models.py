@@ -16,6 +16,7 @@ from dragoman.errors import DragomanError, ModelFolderError, SettingsError
 from dragoman.model_folder.calibration import CALIBRATION
 from dragoman.model_folder.constraint_files import CONSTRAINT_FILES, list_constraint_files
 from dragoman.model_folder.folder import CONFIG, METRICS, TOKENIZER, WEIGHTS, ModelFolder
+from dragoman.model_folder.memory import MEMORY
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import InvalidRow, Source
 from dragoman.serving.messages import RequestError
@@ -31,7 +32,7 @@ _LARGEST = {
     "max_length_extra": 1000,
     "batch_tokens": 1 << 16,
 }
-_FILES = (WEIGHTS, CONFIG, TOKENIZER, METRICS, CALIBRATION, *CONSTRAINT_FILES.values())
+_FILES = (WEIGHTS, CONFIG, TOKENIZER, METRICS, CALIBRATION, MEMORY, *CONSTRAINT_FILES.values())
 _TEXTS = {"choices": "choices.txt", "grammar": "grammar.lark"}  # files on the command line
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dragoman.commands.compare import compare as compare
     from dragoman.commands.evaluate import evaluate as evaluate
     from dragoman.commands.evaluate import evaluate_outputs as evaluate_outputs
+    from dragoman.commands.explain import Explanation as Explanation
+    from dragoman.commands.explain import explain as explain
     from dragoman.commands.export import export as export
     from dragoman.commands.fit import fit as fit
     from dragoman.commands.inspect import derive_schema as derive_schema
@@ -47,6 +49,7 @@ _HOMES = {
     "Batch": "dragoman.data.dataset",
     "DataError": "dragoman.errors",
     "Evaluation": "dragoman.evaluation.evaluation",
+    "Explanation": "dragoman.commands.explain",
     "LightningTransformer": "dragoman.training.lightning_transformer",
     "Pair": "dragoman.reading.pairs",
     "PairDataModule": "dragoman.training.datamodule",
@@ -62,6 +65,7 @@ _HOMES = {
     "derive_schema": "dragoman.commands.inspect",
     "evaluate": "dragoman.commands.evaluate",
     "evaluate_outputs": "dragoman.commands.evaluate",
+    "explain": "dragoman.commands.explain",
     "export": "dragoman.commands.export",
     "fit": "dragoman.commands.fit",
     "inspect": "dragoman.commands.inspect",

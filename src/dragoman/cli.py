@@ -369,6 +369,38 @@ def _compare(arguments: Namespace, words: Sequence[str]) -> None:
         print("\n\n".join("\n".join(describe_comparison(one)) for one in found))
 
 
+def _add_explain(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("model", type=Path, metavar="MODEL", help="model folder")
+    add("source", metavar="SOURCE", help="the source whose output is to be explained")
+    add("features", nargs="*", metavar="FEATURE", help="its values of the model's data.features")
+    add("--pairs", nargs="+", default=[], metavar="FILE",
+        help="the training pairs (default: the files that MODEL names)")  # fmt: skip
+    add("--rows", type=positive, default=5,
+        help="show so many of the nearest rows by characters, and by encoder state (default: %(default)s)")  # fmt: skip
+    add("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")
+    add("--json", action="store_true", help="print the explanation as JSON")
+
+
+def _explain(arguments: Namespace, words: Sequence[str]) -> None:
+    from dragoman.commands.explain import describe_explanation, explain
+    from dragoman.configuration import read_settings
+
+    found = explain(
+        arguments.model,
+        arguments.source,
+        arguments.features,
+        pairs=arguments.pairs,
+        settings=read_settings(None, words, is_whole=False),
+        num_rows=arguments.rows,
+        device=arguments.device,
+    )
+    if arguments.json:
+        _print_json(found.to_dict())
+    else:
+        print("\n".join(describe_explanation(found)))
+
+
 # ------------------------------------------------------------------ inspect, export
 
 
@@ -587,6 +619,15 @@ COMMANDS = {
         examples=("dragoman compare baseline larger", "dragoman compare a1,a2,a3 b1,b2,b3"),
         sections=("evaluation.",),
         unused=("evaluation.report",),
+    ),
+    "explain": Command(
+        run=_explain,
+        add_options=_add_explain,
+        summary="show the training pairs that bear on an output, and what is unsure in it",
+        examples=("dragoman explain model 'am 3. Oktober' --pairs train.tsv",),
+        sections=("data.", "decoding."),
+        unused=(*_OF_FIT, "decoding.token_scores"),
+        common=_FOR_USE,
     ),
     "inspect": Command(
         run=_inspect,

@@ -4,7 +4,9 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dragoman.data.dataset import pad
 from dragoman.decoding.ensemble import Ensemble
@@ -15,6 +17,8 @@ from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.engine import Quantization, make_batches
 from dragoman.errors import SettingsError
 from dragoman.model.transformer import Transformer
+
+_STATE_TOKENS = 8192  # in a batch
 
 if hasattr(os, "register_at_fork"):
     # The threads of OpenMP are not in a forked process, which would wait for them for ever.
@@ -86,6 +90,17 @@ class TorchEngine:
             )
             found.update(zip(batch, scored, strict=True))
         return [found[i] for i in range(len(sources))]
+
+    @torch.no_grad()
+    def pool_states(self, sources: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Return the mean of the encoder's states of each source, in the first model: (N, D)."""
+        found = np.empty((len(sources), self.networks[0].d_model), np.float32)
+        for batch in make_batches([len(ids) for ids in sources], _STATE_TOKENS):
+            memory = self.networks[0].encode(self._pad([sources[i] for i in batch]))
+            is_token = memory.is_token[..., None]  # (B, S) -> (B, S, 1)
+            means = (memory.states * is_token).sum(dim=1) / is_token.sum(dim=1)
+            found[batch] = means.cpu().numpy()
+        return found
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         return pad(rows, self.networks[0].pad_id).to(self.device)

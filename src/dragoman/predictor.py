@@ -393,7 +393,9 @@ class Predictor:
         rows, outputs = list(window), [list[Prediction]() for _ in window]
         places = [place for place, row in enumerate(rows) if isinstance(row, Source)]
         read = [row for row in rows if isinstance(row, Source)]
-        sources, given = self._encode(read), self._encode_targets([row.given for row in read])
+        texts = [row.source for row in read]
+        sources = self.tokenizer.encode_sources(texts, [row.features for row in read])
+        given = self._encode_targets([row.given for row in read], texts)
 
         def reject(i: int, reason: str) -> None:
             rows[places[i]] = InvalidRow(read[i].line, "", reason, read[i].columns)
@@ -416,9 +418,11 @@ class Predictor:
                 kept.append(i)
         kept_sources, kept_given = [sources[i] for i in kept], [given[i] for i in kept]
         if scores_targets:
-            found = self._score(kept_sources, kept_given)
+            scored = self.engine.score(kept_sources, kept_given, self.config)
+            hypotheses = [[one] for one in scored]
         else:
-            found = self._search(kept_sources, kept_given if any(kept_given) else None)
+            hypotheses = self._search(kept_sources, kept_given if any(kept_given) else None)
+        found = self._describe(kept_sources, [texts[i] for i in kept], hypotheses)
         for i, best_first in zip(kept, found, strict=True):
             if _has_nan(best_first):
                 reject(i, PRODUCED_NAN)
@@ -464,14 +468,15 @@ class Predictor:
                 if isinstance(written, RowError):
                     raise DragomanError(f"targets[{i}]: {written.detail}")
                 starts[i] = written
-        for i, (text, ids) in enumerate(zip(starts, self._encode_targets(starts), strict=True)):
-            if unknown := self._name_unknown(text, ids):
-                raise DragomanError(f"{name}[{i}]: {unknown}")
         values = self._list_features(features, len(texts))
         rows: list[Source | InvalidRow] = []
         unseen = dict[str, None]()
         for line, (text, row) in enumerate(zip(texts, values, strict=True)):
             rest, symbols = take_features(text, row, self.feature_labels, data)
+            if starts[line]:
+                [ids] = self._encode_targets([starts[line]], [rest])
+                if unknown := self._name_unknown(starts[line], ids):
+                    raise DragomanError(f"{name}[{line}]: {unknown}")
             unseen.update(dict.fromkeys(self.find_unknown(symbols)))
             error = find_value_error("", line, "the source", rest)
             error = error or find_side_error("", line, "source", rest, data.max_characters)
@@ -535,7 +540,7 @@ class Predictor:
 
     def _search(
         self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]] | None
-    ) -> list[list[Prediction]]:
+    ) -> list[list[Hypothesis]]:
         """Return the outputs of each source, best first."""
         found = self.engine.search(sources, self.config, prefixes)
         decoding = self.settings.decoding
@@ -549,22 +554,10 @@ class Predictor:
                 found[i] = choose_least_risky(candidates, texts, decoding)
         if decoding.token_scores or decoding.alignment:
             found = add_details(self.engine, sources, found, self.config, self._num_positions)
-        return self._describe(sources, found)
+        return found
 
-    def _score(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
-    ) -> list[list[Prediction]]:
-        """Return each target as the only output of its source."""
-        scored = self.engine.score(sources, targets, self.config)
-        return self._describe(sources, [[one] for one in scored])
-
-    def _encode(self, rows: Sequence[Source]) -> list[list[int]]:
-        return self.tokenizer.encode_sources(
-            [row.source for row in rows], [row.features for row in rows]
-        )
-
-    def _encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        return [ids[1:-1] for ids in self.tokenizer.encode_targets(texts)]
+    def _encode_targets(self, texts: Sequence[str], sources: Sequence[str]) -> list[list[int]]:
+        return [ids[1:-1] for ids in self.tokenizer.encode_targets(texts, sources)]
 
     def _name_unknown(self, text: str, ids: Sequence[int]) -> str:
         """Return why the model cannot emit `text`, with these ids; "" if it can."""
@@ -574,11 +567,14 @@ class Predictor:
         return f"{text[:40]!r} has {names}, which the target's vocabulary lacks: no output has it"
 
     def _describe(
-        self, sources: Sequence[Sequence[int]], found: Sequence[Sequence[Hypothesis]]
+        self,
+        sources: Sequence[Sequence[int]],
+        source_texts: Sequence[str],
+        found: Sequence[Sequence[Hypothesis]],
     ) -> list[list[Prediction]]:
         names, end = self._target_names, self._target_names[EOS_ID]
         temperature = self.temperature
-        scores = _FieldScores(self, sources, found) if self.record_format else None
+        scores = _FieldScores(self, sources, source_texts, found) if self.record_format else None
 
         def describe(row: int, rank: int, text: str) -> Prediction:
             source_ids, one = sources[row], found[row][rank]
@@ -596,10 +592,13 @@ class Predictor:
                 _fields=partial(scores.find, row, rank, text) if scores else (),
             )
 
-        texts = (self.tokenizer.decode_targets([one.ids for one in best]) for best in found)
+        read = self.tokenizer.read_target
         return [
-            [describe(row, rank, text) for rank, text in enumerate(best_first)]
-            for row, best_first in enumerate(texts)
+            [
+                describe(row, rank, read(one.ids, source_texts[row]))
+                for rank, one in enumerate(best_first)
+            ]
+            for row, best_first in enumerate(found)
         ]
 
     def _ground(self, one: Prediction, source: str, *, is_given: bool) -> Prediction:
@@ -644,9 +643,10 @@ class _FieldScores:
         self,
         model: Predictor,
         sources: Sequence[Sequence[int]],
+        texts: Sequence[str],
         found: Sequence[Sequence[Hypothesis]],
     ) -> None:
-        self._model, self._sources, self._found = model, sources, found
+        self._model, self._sources, self._texts, self._found = model, sources, texts, found
         self._scored: dict[int, list[list[Hypothesis]]] = {}  # by rank: few want more than the best
 
     def find(self, row: int, rank: int, text: str) -> tuple[FieldValue, ...]:
@@ -657,7 +657,8 @@ class _FieldScores:
                 ranked = [best_first[rank : rank + 1] for best_first in self._found]
                 self._scored[rank] = model.score_tokens(self._sources, ranked)
             one = self._scored[rank][row][0]
-        form, ends = model.record_format, model.tokenizer.target.find_ends(one.ids)
+        ends = model.tokenizer.find_target_ends(one.ids, self._texts[row])
+        form = model.record_format
         assert form is not None
         return tuple(
             FieldValue(

@@ -1,6 +1,7 @@
 """Values for all settings that the user leaves open, chosen from statistics of the pairs."""
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 from unicodedata import normalize
@@ -12,7 +13,7 @@ from dragoman.configuration import list_set_values, merge_settings
 from dragoman.errors import shorten
 from dragoman.reading.statistics import PairStatistics, SideStatistics
 from dragoman.records import SETTINGS
-from dragoman.settings import Monitor, Settings, TokenizerKind
+from dragoman.settings import Monitor, Settings, TokenizerKind, TokenizerSettings
 from dragoman.tokenizers.tokenizer import KINDS
 
 # The fewer the pairs, the smaller the model, the stronger the dropout, the smaller the batches:
@@ -70,6 +71,7 @@ _LETTERS_EPOCHS = 120
 _LETTERS_TOKENS = (3_000_000, 14_000_000)  # of a run, at least and at most
 _QUALITIES = {"quick": 0.125, "normal": 1.0, "best": 4.0}  # of the steps
 _VALIDATIONS = 20  # in a run: so that patience never ends it before its second half
+_SUBWORDS = 0.35  # for a character, of a vocabulary of 1,000 to 4,000
 _SHORT_SYMBOLS = 4.5  # mean number of words; longer is running text
 _MOST_CHARACTERS = 5000  # maximum size of a vocabulary of characters
 _MOST_SYMBOLS = 500  # maximum size of a vocabulary of symbols
@@ -140,12 +142,21 @@ def choose_settings(
     vocab_size = next(vocab_size for least, vocab_size in sizes if num_pairs >= least)
     task = settings.evaluation.task
     has_copies = task == "records" or (task == "auto" and statistics.has_copied_records)
+    pointers = settings.tokenizer.pointers or (has_copies and _can_point(settings, by_hand))
+    if has_copies and settings.model.positions != "learned":  # at most as many tokens as characters
+        chosen["data.max_tokens"] = settings.data.max_characters + 100
+    if pointers:
+        chosen["tokenizer.pointers"] = chosen["tokenizer.shared"] = True
+        reasons["tokenizer.pointers"] = (
+            "pointers: most values of the records stand in their sources, so the model learns the "
+            "places of their words, not their letters"
+        )
     for side, found in (("source", statistics.source), ("target", statistics.target)):
         kind, why = _choose_kind(found)
-        if has_copies:
+        if pointers:
+            kind, why = "bpe", "words have numbers, to which records point"
+        elif has_copies:
             kind, why = "characters", "targets are records with values copied from their sources"
-            if settings.model.positions != "learned":  # as many tokens as characters, and ends
-                chosen["data.max_tokens"] = settings.data.max_characters + 100
         chosen[f"tokenizer.{side}.kind"] = kind
         chosen[f"tokenizer.{side}.vocab_size"] = vocab_size
         reasons[f"tokenizer.{side}.kind"] = f"{side} tokens {kind}: {why}"
@@ -163,6 +174,8 @@ def choose_settings(
         _measure_length(statistics.source, tokenizer.source.kind),
         _measure_length(statistics.target, tokenizer.target.kind),
     )
+    if pointers:  # subwords and numbers; targets are shorter
+        length = _SUBWORDS * statistics.source.mean_characters + statistics.source.mean_symbols + 1
     if size in _LETTERS_BATCH and (length < _MOST_LETTERS or (has_copies and length < math.inf)):
         batch = max(_LETTERS_BATCH[size], _LETTERS_ROWS * int(length))
         least, most = _LETTERS_TOKENS
@@ -187,7 +200,7 @@ def choose_settings(
             "one vocabulary: both sides have the same tokenizer and script"
         )
     merged = merge_settings(settings, chosen)
-    monitor, why_monitor = _choose_monitor(merged.tokenizer.target.kind, statistics.target)
+    monitor, why_monitor = _choose_monitor(merged.tokenizer, statistics.target)
     chosen["training.monitor"] = monitor
     reasons["training.monitor"] = f"best by {monitor}: {why_monitor}"
     chosen["model.tie_embeddings"] = merged.tokenizer.shared
@@ -253,15 +266,28 @@ def _is_short_text(side: SideStatistics) -> bool:
     return side.mean_symbols <= _SHORT_SYMBOLS and len(side.characters) <= _MOST_CHARACTERS
 
 
-def _choose_monitor(kind: TokenizerKind, target: SideStatistics) -> tuple[Monitor, str]:
+def _can_point(settings: Settings, by_hand: Container[str]) -> bool:
+    """Return whether nothing that the user set speaks against pointers."""
+    decoding = settings.decoding
+    return not (
+        "tokenizer.pointers" in by_hand
+        or ("tokenizer.shared" in by_hand and not settings.tokenizer.shared)
+        or settings.tokenizer.source != settings.tokenizer.target
+        or any((decoding.choices, decoding.regex, decoding.json_schema, decoding.grammar))
+    )
+
+
+def _choose_monitor(tokenizer: TokenizerSettings, target: SideStatistics) -> tuple[Monitor, str]:
     """Return the score that chooses the best checkpoint, and the reason.
 
     Running text has many right wordings: chrF gives partial credit. Symbols and characters are
     compared token by token. Short strings in subwords are compared by characters, because one
     letter may change all subwords of a word.
     """
-    if not KINDS[kind].spells_any_text:
-        return "token_error_rate", f"targets are {kind}, compared one by one"
+    kind = tokenizer.target.kind
+    if not KINDS[kind].spells_any_text or tokenizer.pointers:
+        what = "pointers to words" if tokenizer.pointers else kind
+        return "token_error_rate", f"targets are {what}, compared one by one"
     if _is_short_text(target):
         return "character_error_rate", "targets are short strings in subwords"
     return "chrf", "targets are running text, with many right wordings"

@@ -91,10 +91,9 @@ def encode_splits(
         while chunk := list(islice(iterator, ROWS_PER_CHUNK)):
             for split, writer in writers.items():
                 rows = [pair for name, pair in chunk if name == split]
-                sources = tokenizer.encode_sources(
-                    [pair.source for pair in rows], [pair.features for pair in rows]
-                )
-                targets = tokenizer.encode_targets([pair.target for pair in rows])
+                texts = [pair.source for pair in rows]
+                sources = tokenizer.encode_sources(texts, [pair.features for pair in rows])
+                targets = tokenizer.encode_targets([pair.target for pair in rows], texts)
                 kept = []
                 for pair, source, target in zip(rows, sources, targets, strict=True):
                     length = max(len(source), len(target))

@@ -53,6 +53,12 @@ def resolve_search(
             f"{suggest(unknown[0], list(ids))}"
         )
     constraint: ConstraintState | None = None
+    constraints = ("choices", "regex", "json_schema", "grammar")
+    if tokenizer.pointers and (given := [one for one in constraints if getattr(decoding, one)]):
+        raise SettingsError(
+            f"decoding.{given[0]}: this model points to the words of its source, which a constraint "
+            "does not know; train it with tokenizer.pointers false"
+        )
     if decoding.choices:
         constraint = constrain_to_choices(Path(decoding.choices), tokenizer)
     elif decoding.regex or decoding.json_schema or decoding.grammar:

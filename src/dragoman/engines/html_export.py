@@ -23,7 +23,7 @@ from dragoman.errors import ModelFolderError
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.pairs import take_features
 from dragoman.settings import Settings
-from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, Tokenizer
+from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, PairTokenizer, Tokenizer
 
 HtmlQuantization = Literal["float16", "int8"]
 
@@ -99,6 +99,7 @@ def write_html(
         "source": _describe_side(tokenizer.source),
         "target": _describe_side(tokenizer.target),
         "features": list(tokenizer.features),
+        "pointers": _describe_pointers(tokenizer),
         "source_names": tokenizer.source_names(),
         "target_names": tokenizer.target_names(),
         "leading_tags": settings.data.leading_tags,
@@ -172,9 +173,12 @@ class HtmlModel:
         for text, values, reference in list_samples(model_folder):
             source, symbols = take_features(text, values, data.features, data)
             [ids] = tokenizer.encode_sources([source], [symbols])
-            target = tokenizer.encode_targets([reference])[0][1:-1]
-            output = tokenizer.decode_target(target)
-            if self._ask("encode", text, values) != ids or self._ask("decode", target) != output:
+            target = tokenizer.encode_targets([reference], [source])[0][1:-1]
+            output, decoded = (
+                tokenizer.read_target(target, source),
+                self._ask("decode", target, text),
+            )
+            if self._ask("encode", text, values) != ids or decoded != output:
                 raise ModelFolderError(
                     f"the page tokenizes {text[:40]!r} or {output[:40]!r} otherwise; this is a bug "
                     "of dragoman, report it with this message"
@@ -243,6 +247,11 @@ def _describe_side(tokenizer: Tokenizer) -> dict[str, Any]:
         side["tokens"] = sorted(vocab, key=vocab.__getitem__)[FIRST_TEXT_ID:]
         side["merges"] = [" ".join(pair) for pair in tokens["model"]["merges"]]
     return side
+
+
+def _describe_pointers(tokenizer: PairTokenizer) -> dict[str, Any] | None:
+    pointers = tokenizer.pointers
+    return {**pointers.to_dict(), "lead": pointers.lead} if pointers else None
 
 
 def _fill_page(name: str, about: dict[str, Any], weights: str) -> str:

@@ -91,10 +91,70 @@ class Tokenizer {
   }
 }
 
+/** Records that point into their source: see tokenizers/pointers.py. */
+class Pointers {
+  /** `first`: the id of the first number; numbers, cases and structures follow each other. */
+  constructor(stored, tokenizer, first) {
+    Object.assign(this, stored, { tokenizer, first, firstCase: first + stored.num_words });
+    this.firstStructure = this.firstCase + 3;
+    this.pattern = new RegExp(NUMBERED[stored.words], "gu");
+  }
+
+  #findWords(text) {
+    const words = Array.from(text.matchAll(this.pattern), (match) => [match.index, match.index + match[0].length]);
+    return words.slice(0, this.num_words);
+  }
+
+  encode(text) {
+    let place = 0;
+    const ids = this.#findWords(text).flatMap(([, end], number) => {
+      const piece = text.slice(place, (place = end)), word = piece.replace(OUTER_SPACES, ""), lower = word.toLowerCase();
+      const [first] = word, rest = word.slice(first.length);
+      const kind = word === lower ? -1 : rest === rest.toLowerCase() ? 0 : word === word.toUpperCase() ? 1 : 2;
+      return [this.first + number, ...(kind < 0 ? [] : [this.firstCase + kind]), ...this.tokenizer.encode(piece.toLowerCase())];
+    });
+    return [...ids, ...this.tokenizer.encode(text.slice(place).toLowerCase())];
+  }
+
+  decode(ids, source) {
+    const words = this.#findWords(source), texts = [];
+    const escape = (text) => (this.form === "json" ? JSON.stringify(text).slice(1, -1) : text);
+    let spelled = [], before = -1;
+    for (const id of [...ids, null]) {
+      if (id !== null && id < this.first) {
+        spelled.push(id);
+        continue;
+      }
+      if (spelled.length) {
+        texts.push(this.tokenizer.decode(spelled));
+        [spelled, before] = [[], -1];
+      }
+      if (id === null || (id >= this.firstCase && id < this.firstStructure)) continue;
+      if (id >= this.firstStructure) {
+        texts.push(this.structures[id - this.firstStructure]);
+        before = -1;
+        continue;
+      }
+      const number = id - this.first, known = number < words.length;
+      const follows = known && before >= 0 && number === before + 1;
+      texts.push(known ? escape(source.slice(follows ? words[before][1] : words[number][0], words[number][1])) : "\ufffd");
+      before = known ? number : -1;
+    }
+    if (texts[0]?.startsWith(this.lead)) texts[0] = texts[0].slice(this.lead.length);
+    return texts.join("");
+  }
+}
+
 const SPACE = String.raw`\p{White_Space}`; // not \s, which takes U+FEFF for a space
 const WORDS = new RegExp(String.raw` ?[\p{L}\p{M}]+|\p{N}| ?[^${SPACE}\p{L}\p{M}\p{N}]+|${SPACE}+(?!\P{White_Space})|${SPACE}+`, "gu");
 const PYTHON_SPACE = String.raw`${SPACE}\x1c-\x1f`; // of str.split and str.strip, and of \s in its re
 const OUTER_SPACES = new RegExp(`^[${PYTHON_SPACE}]+|[${PYTHON_SPACE}]+$`, "gu");
+const LETTER = String.raw`\p{L}\p{N}_`; // of \w in Python
+const NUMBERED = { // words, as in tokenizers/pointers.py
+  spaces: `[^${PYTHON_SPACE}]+`,
+  punctuation: `[${LETTER}](?:[^${PYTHON_SPACE}]*[${LETTER}])?|[^${LETTER}${PYTHON_SPACE}]+`,
+  all: String.raw`\p{Nd}+|[\p{L}\p{Nl}\p{No}]+|[^${LETTER}${PYTHON_SPACE}]|_`,
+};
 const LEADING_TAGS = new RegExp(`^(?:(?:<[^<>${PYTHON_SPACE}]+> )+|<[^<>${PYTHON_SPACE}]+>$)`, "u");
 const LONE_SURROGATE = /\p{Surrogate}/u;
 
@@ -479,6 +539,8 @@ class Adapter {
     this.source = new Tokenizer(about.source);
     this.target = new Tokenizer(about.target);
     this.featureIds = new Map(about.features.map((symbol, i) => [symbol, about.source.tokens.length + FIRST_TEXT + i]));
+    const first = about.source.tokens.length + FIRST_TEXT + about.features.length;
+    this.pointers = about.pointers && new Pointers(about.pointers, this.source, first);
   }
 
   async describe() {
@@ -495,7 +557,7 @@ class Adapter {
       const found = await search(this.model, sourceIds, settings);
       const [best] = found;
       const shown = found.map((one) => ({
-        output: this.target.decode(one.ids),
+        output: this.decodeTarget(one.ids, text),
         confidence: findConfidence(one, this.about.temperature),
         score: one.score,
       }));
@@ -523,15 +585,24 @@ class Adapter {
       throw new RequestError(`features${place}`, `give ${labels.length} for each source: ${labels.join(", ") || "none"}`);
     const split = (value) => value.split(separator).map((part) => part.replaceAll(OUTER_SPACES, "")).filter((part) => part);
     const symbols = labels.flatMap((label, i) => (separator ? split(values[i]) : [values[i]]).map((part) => `${label}=${part}`));
-    const tags = this.about.leading_tags ? text.match(LEADING_TAGS)?.[0] : undefined;
+    const tags = this.#findTags(text), rest = text.slice(tags.length);
     if (tags) symbols.push(...tags.trim().split(" "));
     if (LONE_SURROGATE.test(text) && this.source.side.kind === "bpe")
       throw new RequestError(`source${place}`, "it holds half a character, which is no text");
     const ids = symbols.map((symbol) => this.featureIds.get(symbol) ?? UNKNOWN);
-    ids.push(...this.source.encode(text.slice(tags?.length ?? 0)), END);
+    ids.push(...(this.pointers ?? this.source).encode(rest), END);
     if (ids.length > this.model.numPositions)
       throw new RequestError(`source${place}`, `${ids.length} tokens, more than the ${this.model.numPositions} of the model`);
     return ids;
+  }
+
+  /** Return the text of an output for the source `text`. */
+  decodeTarget(ids, text) {
+    return this.pointers ? this.pointers.decode(ids, text.slice(this.#findTags(text).length)) : this.target.decode(ids);
+  }
+
+  #findTags(text) {
+    return (this.about.leading_tags && text.match(LEADING_TAGS)?.[0]) || "";
   }
 
   /** Return the model's decoding settings with those of a request; the beam has room for `nbest`. */
@@ -555,7 +626,7 @@ const tensors = readTensors(about.tensors, readBase64(document.getElementById("w
 window.adapter = new Adapter(about, new Transformer(about.sizes, tensors));
 window.check = { // what the export is checked by, before it is kept
   encode: (text, features) => window.adapter.encodeSource(text, features),
-  decode: (ids) => window.adapter.target.decode(ids),
+  decode: (ids, text) => window.adapter.decodeTarget(ids, text),
   search: (ids, decoding) => search(window.adapter.model, ids, decoding),
   score: (source, target) => scoreTarget(window.adapter.model, source, target),
 };

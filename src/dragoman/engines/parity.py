@@ -195,9 +195,8 @@ def _encode_samples(model_folder: ModelFolder) -> tuple[list[list[int]], list[li
     """Return the ids of the sources, and of the targets without begin and end."""
     samples, data = list_samples(model_folder), model_folder.settings.data
     taken = [take_features(one.source, one.features, data.features, data) for one in samples]
-    sources = model_folder.tokenizer.encode_sources(
-        [text for text, _ in taken], [symbols for _, symbols in taken]
-    )
-    targets = model_folder.tokenizer.encode_targets([one.target for one in samples])
+    texts = [text for text, _ in taken]
+    sources = model_folder.tokenizer.encode_sources(texts, [symbols for _, symbols in taken])
+    targets = model_folder.tokenizer.encode_targets([one.target for one in samples], texts)
     # No engine emits an unknown token, so its probability is 0.
     return sources, [[id_ for id_ in ids[1:-1] if id_ != UNKNOWN_ID] for ids in targets]

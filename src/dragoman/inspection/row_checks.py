@@ -243,9 +243,9 @@ def _count_tokens(
     sources, targets = list[int](), list[int]()
     for start in range(0, len(indices), 4096):
         pairs = [rows.pairs[i] for i in indices[start : start + 4096]]
-        features = [pair.features for pair in pairs]
-        sources += map(len, tokenizer.encode_sources([pair.source for pair in pairs], features))
-        targets += map(len, tokenizer.encode_targets([pair.target for pair in pairs]))
+        texts, features = [pair.source for pair in pairs], [pair.features for pair in pairs]
+        sources += map(len, tokenizer.encode_sources(texts, features))
+        targets += map(len, tokenizer.encode_targets([pair.target for pair in pairs], texts))
     return np.array(sources, np.int64), np.array(targets, np.int64)
 
 

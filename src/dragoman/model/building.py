@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dragoman.errors import ModelFolderError
 from dragoman.model.transformer import Transformer
@@ -17,7 +18,7 @@ _SHOWN = 5  # tensors in a message
 
 def build_network(model: ModelSettings, tokenizer: PairTokenizer) -> Transformer:
     """Return a new `Transformer` with random weights, for the vocabularies of `tokenizer`."""
-    return Transformer(
+    network = Transformer(
         tokenizer.source_vocab_size,
         model.d_model,
         model.nhead,
@@ -36,6 +37,21 @@ def build_network(model: ModelSettings, tokenizer: PairTokenizer) -> Transformer
         eos_id=EOS_ID,
         never_emitted=tokenizer.never_emitted,
     )
+    if tokenizer.pointers:
+        numbers = network.source_embedding.weight[slice(*tokenizer.numbers)]
+        _start_numbers(numbers.detach())
+    return network
+
+
+def _start_numbers(rows: Tensor) -> None:
+    """Add waves to the random embeddings of numbers, (N, D), so that "the next one" is alike for all.
+
+    Each number would learn its neighbour by itself otherwise, and the high ones are rare.
+    """
+    count, width = rows.shape
+    angles = torch.arange(count)[:, None] * 2 * 100 ** -torch.linspace(0, 1, width // 2)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1) * (2 / width) ** 0.5  # as large as rows
+    rows.add_(waves).mul_(0.5**0.5)
 
 
 def load_network(
@@ -92,9 +108,12 @@ def start_network(network: Transformer, tokenizer: PairTokenizer, start: ModelFo
             parameter.copy_(texts[FIRST_TEXT_ID:].mean(0))
             parameter[: len(texts)] = texts
             if has_features and old.features:  # after the text, in both
-                features = found[len(texts) : old.source_vocab_size]
-                parameter[first:] = features.mean(0)
+                features = found[len(texts) : len(texts) + len(old.features)]
+                parameter[first : first + len(tokenizer.features)] = features.mean(0)
                 parameter[first : first + len(features)] = features
+            if old.pointers:  # the same in both, at the end
+                count = old.source_vocab_size - len(texts) - len(old.features)
+                parameter[-count:] = found[-count:]
 
 
 def count_at_least(model: ModelSettings, tokenizer: PairTokenizer) -> int:

@@ -1,13 +1,13 @@
 """Text to ids and back: one vocabulary (`Tokenizer`), and those of both sides (`PairTokenizer`)."""
 
 import codecs
-import itertools
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -17,6 +17,7 @@ from dragoman.characters import find_surrogate
 from dragoman.errors import DataError, ModelFolderError, SettingsError, later_format_reason
 from dragoman.settings import SideSettings, TokenizerKind, TokenizerSettings
 from dragoman.storage import describe_first, read_json, staged_file
+from dragoman.tokenizers.pointers import CASES, Part, Pointers, Structure, Word
 from dragoman.tokenizers.vocabularies import BOS_ID as BOS_ID
 from dragoman.tokenizers.vocabularies import EOS_ID as EOS_ID
 from dragoman.tokenizers.vocabularies import FIRST_TEXT_ID as FIRST_TEXT_ID
@@ -67,6 +68,7 @@ class _StoredPair(BaseModel):
     features: list[str]
     source: _StoredSide
     target: _StoredSide | Literal["source"]
+    pointers: Pointers | None = None
 
 
 class Tokenizer:
@@ -109,7 +111,7 @@ class Tokenizer:
                 "check the files and the columns that data.source and data.target name"
             )
         try:
-            pieces = KINDS[settings.kind].train(itertools.chain([first], formed), settings)
+            pieces = KINDS[settings.kind].train(chain([first], formed), settings)
         except UnicodeEncodeError as error:
             raise _describe_surrogate(error.object, error.start) from error
         if start is not None:
@@ -234,12 +236,14 @@ class PairTokenizer:
     """The vocabularies of both sides; if they are shared, `source` and `target` are one object.
 
     `features` gives the source id of each feature symbol. They follow the ids of the text, so a text
-    that reads like a symbol is never taken for one.
+    that reads like a symbol is never taken for one. The ids of `pointers` follow them: the numbers of
+    the words, then the cases, then the structures.
     """
 
     source: Tokenizer
     target: Tokenizer
     features: dict[str, int]
+    pointers: Pointers | None = None  # only if the sides share one vocabulary
 
     @classmethod
     def train(
@@ -269,6 +273,11 @@ class PairTokenizer:
                 "tokenizer.shared is true, but tokenizer.source and tokenizer.target differ in "
                 f"{', '.join(differing)}: give both sides the same, or set tokenizer.shared to false"
             )
+        if settings.pointers and not settings.shared:
+            errors.append(
+                "tokenizer.pointers needs one vocabulary for both sides: set tokenizer.shared, and "
+                "give both sides the same kind"
+            )
         if errors:
             raise SettingsError.gather(errors)
         sources: list[str] = []
@@ -279,8 +288,18 @@ class PairTokenizer:
                 sources.append(pair.source)
                 targets.append(pair.target)
             counts.update(pair.features)
+        pointers = start.pointers if start else None
+        if settings.pointers and pointers is None:
+            pointers = Pointers.train(sources, targets)
+            if pointers is None:
+                raise SettingsError(
+                    "tokenizer.pointers: the targets are no records with values that stand in their "
+                    "sources; leave it out"
+                )
         old = (start.source, start.target) if start else ()
         if settings.shared:
+            if pointers:
+                sources = [source.lower() for source in sources]
             source = target = Tokenizer.train(sources + targets, settings.source, *old[:1])
         else:
             source = Tokenizer.train(sources, settings.source, *old[:1])
@@ -293,7 +312,8 @@ class PairTokenizer:
                 f"a feature has {longest:,} characters, more than {_MAX_FEATURE_CHARACTERS:,}: a "
                 "feature is one symbol; check the columns that data.features names"
             )
-        trained = cls(source=source, target=target, features=_number(symbols, source))
+        numbered = _number(symbols, source)
+        trained = cls(source=source, target=target, features=numbered, pointers=pointers)
         if (size := len(trained._dump())) > _MAX_BYTES:  # `load` would refuse it
             raise DataError(
                 f"the tokens take {size >> 20:,} MiB, more than the {_MAX_BYTES >> 20} that a model "
@@ -308,8 +328,8 @@ class PairTokenizer:
 
     @property
     def source_vocab_size(self) -> int:
-        """Number of source ids: special, text, features."""
-        return self.source.vocab_size + len(self.features)
+        """Number of source ids: special, text, features, those of pointers."""
+        return self._first_structure + (len(self.pointers.structures) if self.pointers else 0)
 
     @property
     def target_vocab_size(self) -> int:
@@ -319,7 +339,26 @@ class PairTokenizer:
     @property
     def never_emitted(self) -> tuple[int, ...]:
         """The target ids that spell nothing, and are not the end: an output never has them."""
-        return (PAD_ID, BOS_ID, UNKNOWN_ID, *(self.features.values() if self.is_shared else ()))
+        of_sources = self.features.values() if self.is_shared else ()
+        cases = range(self._first_case, self._first_structure)
+        return (PAD_ID, BOS_ID, UNKNOWN_ID, *of_sources, *cases)
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """The first id of the numbers of words, and the first after them; equal: there are none."""
+        return self._first_number, self._first_case
+
+    @property
+    def _first_number(self) -> int:
+        return self.source.vocab_size + len(self.features)
+
+    @property
+    def _first_case(self) -> int:
+        return self._first_number + (self.pointers.num_words if self.pointers else 0)
+
+    @property
+    def _first_structure(self) -> int:
+        return self._first_case + (len(CASES) if self.pointers else 0)
 
     def encode_sources(
         self, texts: Sequence[str], features: Sequence[tuple[str, ...]]
@@ -330,27 +369,114 @@ class PairTokenizer:
         UNKNOWN_ID.
         """
         find = self.features.get
+        encoded = self._number_words(texts) if self.pointers else self.source.encode_batch(texts)
         return [
             [*(find(symbol, UNKNOWN_ID) for symbol in symbols), *ids, EOS_ID]
             if symbols
             else [*ids, EOS_ID]  # no generator for each of millions of rows
-            for symbols, ids in zip(features, self.source.encode_batch(texts), strict=True)
+            for symbols, ids in zip(features, encoded, strict=True)
         ]
 
-    def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each target: BOS_ID, its text, EOS_ID."""
-        return [[BOS_ID, *ids, EOS_ID] for ids in self.target.encode_batch(texts)]
+    def _number_words(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, with its number and case before each word."""
+        assert self.pointers is not None
+        pieces = [self.pointers.split_source(text) for text in texts]
+        spelled = [piece.lower() for row in pieces for piece in row]
+        encoded = iter(self.source.encode_batch(spelled))
+        rows = []
+        for *words, _ in pieces:
+            ids = list[int]()
+            for number, word in enumerate(words, start=self._first_number):
+                case = self.pointers.find_case(word)
+                ids += (number,) if case is None else (number, self._first_case + case)
+                ids += next(encoded)
+            rows.append([*ids, *next(encoded)])
+        return rows
+
+    def encode_targets(
+        self, texts: Sequence[str], sources: Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """Return the ids of each target: BOS_ID, its text, EOS_ID.
+
+        `sources`: to which the values of records may point; None: all is spelled.
+        """
+        if self.pointers is None or sources is None:
+            return [[BOS_ID, *ids, EOS_ID] for ids in self.target.encode_batch(texts)]
+        rows = [
+            self.pointers.split_target(source, text)
+            for source, text in zip(sources, texts, strict=True)
+        ]
+        spelled = [part for row in rows for part in row if isinstance(part, str)]
+        encoded = iter(self.target.encode_batch(spelled))
+        return [
+            [BOS_ID, *chain.from_iterable(self._encode_part(part, encoded) for part in row), EOS_ID]
+            for row in rows
+        ]
+
+    def _encode_part(self, part: Part, encoded: Iterator[list[int]]) -> Sequence[int]:
+        if isinstance(part, Word):
+            return (self._first_number + part.number,)
+        if isinstance(part, Structure):
+            return (self._first_structure + part.place,)
+        return next(encoded)
 
     def decode_target(self, ids: Sequence[int]) -> str:
-        """Return the text of a target's `ids`: see `Tokenizer.decode`. Features give none."""
+        """Return the text of a target's `ids`: see `Tokenizer.decode`. Features give none.
+
+        A word of the source reads as its number: see `read_target`.
+        """
         _check_ids(ids, self.target_vocab_size)
         if self.is_shared and self.features:
-            ids = [id_ for id_ in ids if id_ < self.target.vocab_size]
-        return self.target.decode(ids)
+            first = self.target.vocab_size
+            ids = [id_ for id_ in ids if not first <= id_ < self._first_number]
+        if self.pointers is None:
+            return self.target.decode(ids)
+        return "".join(
+            part
+            if isinstance(part, str)
+            else f"⟨{part.number}⟩"
+            if isinstance(part, Word)
+            else self.pointers.structures[part.place]
+            for part, _ in self._find_parts(ids)
+        )
 
     def decode_targets(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """Return the text of each of `rows`, as `decode_target` does."""
         return [self.decode_target(ids) for ids in rows]
+
+    def read_target(self, ids: Sequence[int], source: str) -> str:
+        """Return the text of a target's `ids`, with the words of `source` to which they point."""
+        if self.pointers is None:
+            return self.decode_target(ids)
+        return "".join(self.pointers.join(source, (part for part, _ in self._find_parts(ids))))
+
+    def find_target_ends(self, ids: Sequence[int], source: str) -> list[int]:
+        """Return where each token ends in `read_target(ids, source)`, in characters."""
+        if self.pointers is None:
+            return self.target.find_ends(ids)
+        parts = list(self._find_parts(ids))
+        texts = self.pointers.join(source, [part for part, _ in parts])
+        ends, start = list[int](), 0
+        for (part, run), text in zip(parts, texts, strict=True):
+            if isinstance(part, str):
+                cut = len(part) - len(text)  # at the begin of the output: see `Pointers.join`
+                ends += [start + max(0, end - cut) for end in self.target.find_ends(run)]
+            else:
+                ends.append(start + len(text))
+            start += len(text)
+        return ends
+
+    def _find_parts(self, ids: Sequence[int]) -> Iterator[tuple[Part, Sequence[int]]]:
+        """Yield the parts that `ids` spell, each with its ids; features give none."""
+        first, case, last = self._first_number, self._first_case, self._first_structure
+        for is_text, run in groupby(ids, key=lambda id_: id_ < first):
+            found = list(run)
+            if is_text:
+                yield self.target.decode([i for i in found if i < self.target.vocab_size]), found
+                continue
+            for id_ in found:
+                if not case <= id_ < last:
+                    yield Structure(id_ - last) if id_ >= last else Word(id_ - first), [id_]
 
     def source_names(self) -> list[str]:
         """Return a readable name for each source id, in order and each once."""
@@ -359,6 +485,11 @@ class PairTokenizer:
         for symbol in self.features:
             names.append(find_free_name(symbol, taken))
             taken.add(names[-1])
+        if self.pointers:
+            numbers = map(str, range(self.pointers.num_words))
+            for text in (*numbers, *CASES, *self.pointers.structures):
+                names.append(find_free_name(f"⟨{text}⟩", taken))
+                taken.add(names[-1])
         return names
 
     def target_names(self) -> list[str]:
@@ -375,6 +506,7 @@ class PairTokenizer:
             "features": list(self.features),
             "source": self.source.to_dict(),
             "target": "source" if self.is_shared else self.target.to_dict(),
+            **({"pointers": self.pointers.to_dict()} if self.pointers else {}),
         }
 
     def save(self, path: Path) -> None:
@@ -403,7 +535,8 @@ class PairTokenizer:
             raise ModelFolderError(f"{path}: {describe_first(error)}; {_REMEDY}") from error
         except ModelFolderError as error:
             raise ModelFolderError(f"{path}: {error}; {_REMEDY}") from error
-        return cls(source=source, target=target, features=_number(stored.features, source))
+        features = _number(stored.features, source)
+        return cls(source=source, target=target, features=features, pointers=stored.pointers)
 
     def _dump(self) -> bytes:
         text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)

@@ -79,10 +79,9 @@ class Texts:
 
     def read_source(self, ids: Sequence[int]) -> str:
         """Return the features of a source, a space after each, and its text."""
-        first = self.tokenizer.source.vocab_size
-        names = list(self.tokenizer.features)
-        symbols = [f"{names[id_ - first]} " for id_ in ids if id_ >= first]
-        text = [id_ for id_ in ids if id_ < first]
+        names = {id_: name for name, id_ in self.tokenizer.features.items()}
+        symbols = [f"{names[id_]} " for id_ in ids if id_ in names]
+        text = [id_ for id_ in ids if id_ not in names]
         return "".join(symbols) + self._mark_unknown(text, is_source=True)
 
     def read_reference(self, ids: Sequence[int]) -> str:
@@ -96,7 +95,7 @@ class Texts:
     def _mark_unknown(self, ids: Sequence[int], *, is_source: bool = False) -> str:
         tokenizer = self.tokenizer
         side = tokenizer.source if is_source else tokenizer.target
-        decode = side.decode if is_source else tokenizer.decode_target
+        decode = side.decode if is_source and not tokenizer.pointers else tokenizer.decode_target
         parts: list[str] = []
         for is_unknown, run in groupby(ids, key=lambda id_: id_ == UNKNOWN_ID):
             part = list(run)

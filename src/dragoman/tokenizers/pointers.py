@@ -1,0 +1,257 @@
+"""Records whose values point into their source: a model names the words of a value, and spells none.
+
+    source   ⟨0⟩the ⟨1⟩turf ⟨2⟩team ⟨3⟩inc.
+    target   Name: the turf team | Type: inc.   ->   ⟨ | Name: ⟩ ⟨0⟩⟨1⟩⟨2⟩ ⟨ | Type: ⟩ ⟨3⟩
+
+The words of a source are numbered. A value is the numbers of its words; what stands between two
+that follow each other belongs to them. The text between two values is one token, where it recurs.
+Anything else is spelled. Copying becomes choosing, which few pairs suffice for: a pointer network
+(Vinyals et al. 2015) in the vocabulary of a usual Transformer, so that every engine can run it.
+"""
+
+import json
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+from dragoman.records import Format, detect_format, list_fields
+
+Words = Literal["spaces", "punctuation", "all"]
+CASES = ("Capital", "UPPER", "MiXed")
+"""The tokens before a word that is not in lower case: a source is read in lower case."""
+
+_WORDS: dict[Words, re.Pattern[str]] = {
+    "spaces": re.compile(r"\S+"),
+    "punctuation": re.compile(r"\w(?:\S*\w)?|[^\w\s]+"),  # (1,250.50): three
+    "all": re.compile(r"\d+|[^\W\d_]+|[^\w\s]|_"),
+}
+_LEAD: dict[Format, str] = {"json": "", "\n": "\n", "|": " | ", ";": "; "}  # of the first field too
+_MOST_WORDS = 4000  # of a source that have a number
+_MOST_STRUCTURES = 1000
+_LEAST_POINTED = 0.5  # of the characters of a field; others are spelled, such as categories
+_LEAST_SHARE = 0.95  # of the characters that the finest words cover
+_MOST_OTHERS = 0.1  # of the targets that are no records
+_LOOKED_AT = 5000  # pairs
+
+
+class Word(NamedTuple):
+    """A word of a source, by its number."""
+
+    number: int
+
+
+class Structure(NamedTuple):
+    """The text between two values, by its place in `Pointers.structures`."""
+
+    place: int
+
+
+Part = Word | Structure | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pointers:
+    """How records of one form point into their sources.
+
+    Args:
+        fields: Those whose values point; the values of others are spelled.
+        structures: The texts between values that recur.
+        num_words: Words of a source that have a number, from its first.
+    """
+
+    form: Format
+    words: Words
+    fields: tuple[str, ...]
+    structures: tuple[str, ...]
+    num_words: int
+
+    @classmethod
+    def train(cls, sources: Sequence[str], targets: Sequence[str]) -> "Pointers | None":
+        """Return the pointers for these pairs; None: the targets are no records of their sources."""
+        every = sources
+        sources, targets = sources[:_LOOKED_AT], targets[:_LOOKED_AT]
+        form = detect_format(targets, most_others=_MOST_OTHERS)
+        if form is None:
+            return None
+        best, most = None, 0
+        for words in reversed(_WORDS):
+            finder = cls(form=form, words=words, fields=(), structures=(), num_words=_MOST_WORDS)
+            pointed, characters = Counter[str](), Counter[str]()
+            for source, target in zip(sources, targets, strict=True):
+                places = _Places(source, finder)
+                for _, name, value in finder._cut(target):
+                    spelled = (one for one in places.find(value, 0) if isinstance(one, str))
+                    characters[name] += len(value)
+                    pointed[name] += len(value) - sum(map(len, spelled))
+            fields = [name for name in pointed if pointed[name] > _LEAST_POINTED * characters[name]]
+            if (total := sum(pointed[name] for name in fields)) >= _LEAST_SHARE * most and total:
+                best, most = (words, fields), max(most, total)
+        if best is None:
+            return None
+        words, fields = best
+        structures = Counter[str]()
+        for target in targets:
+            structures.update(text for text, _, _ in finder._cut(target))
+        listed = [text for text, count in structures.most_common(_MOST_STRUCTURES) if count > 1]
+        return cls(
+            form=form,
+            words=words,
+            fields=tuple(fields),
+            structures=tuple(filter(None, listed)),
+            num_words=min(max(len(_WORDS[words].findall(one)) for one in every), _MOST_WORDS),
+        )
+
+    @property
+    def lead(self) -> str:
+        """What is added before the first field, so that all fields begin alike."""
+        return _LEAD[self.form]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return asdict(self)
+
+    def find_words(self, source: str) -> list[tuple[int, int]]:
+        """Return where the numbered words of `source` stand, in characters."""
+        return [match.span() for match in _WORDS[self.words].finditer(source)][: self.num_words]
+
+    def split_source(self, source: str) -> list[str]:
+        """Return `source` in pieces: the k-th ends with the k-th word; the last has none."""
+        ends = [0, *(end for _, end in self.find_words(source)), len(source)]
+        return [source[start:end] for start, end in pairwise(ends)]
+
+    def find_case(self, text: str) -> int | None:
+        """Return the place in CASES of a word with what stands before it; None: lower case."""
+        word = text.lstrip()
+        if word == word.lower():
+            return None
+        if word[1:] == word[1:].lower():
+            return 0
+        return 1 if word == word.upper() else 2
+
+    def split_target(self, source: str, target: str) -> list[Part]:
+        """Return the parts of `target`, of which `join` makes it again."""
+        parts: list[Part] = []
+        places, after = _Places(source, self), 0
+        for structure, name, value in self._cut(target):
+            known = self._places.get(structure)
+            parts.append(structure if known is None else Structure(known))
+            if name not in self.fields:
+                parts.append(self._escape(value))
+                continue
+            for piece in places.find(value, after):
+                if isinstance(piece, str):
+                    parts.append(self._escape(piece))
+                else:
+                    parts += map(Word, piece)
+                    after = piece.stop
+        parts = [part for part in parts if part != ""]
+        return parts if "".join(self.join(source, parts)) == target else [target]
+
+    def join(self, source: str, parts: Iterable[Part]) -> Iterator[str]:
+        """Yield the text of each of `parts`; a word that `source` lacks becomes U+FFFD."""
+        words, before = self.find_words(source), -1
+        for place, part in enumerate(parts):
+            number = part.number if isinstance(part, Word) else -1
+            if isinstance(part, Structure):
+                text = self.structures[part.place]
+            elif isinstance(part, str):
+                text = part
+            elif number >= len(words):
+                text = "\ufffd"
+            else:
+                start, end = words[number]
+                if before >= 0 and number == before + 1:
+                    start = words[before][1]
+                text = self._escape(source[start:end])
+            yield text if place else text.removeprefix(self.lead)
+            before = number if number < len(words) else -1
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {text: place for place, text in enumerate(self.structures)}
+
+    def _escape(self, value: str) -> str:
+        return json.dumps(value, ensure_ascii=False)[1:-1] if self.form == "json" else value
+
+    def _cut(self, target: str) -> Iterator[tuple[str, str, str]]:
+        """Yield the text before each value, its field, and the value; the rest without a value."""
+        fields = list_fields(target, self.form, splits_items=True)
+        before, at = self.lead if fields else "", 0
+        for field in fields or ():
+            start, end = field.start, field.end
+            if self.form == "json" and target[start] == '"':
+                start, end = start + 1, end - 1
+            if self._escape(field.text) != target[start:end]:
+                continue  # written otherwise than `join` would: it stays in the text
+            yield before + target[at:start], field.name, field.text
+            before, at = "", end
+        yield before + target[at:], "", ""
+
+
+class _Places:
+    """A source and its words, to search in; runs of words are ranges of their numbers."""
+
+    def __init__(self, source: str, pointers: Pointers) -> None:
+        self._source = source
+        words = pointers.find_words(source)
+        self._starts, self._ends = [start for start, _ in words], [end for _, end in words]
+
+    def find(self, value: str, after: int) -> Sequence[range | str]:
+        """Return `value` as words and text: the first words that read it, from `after` on or ever.
+
+        If there are none, in pieces: the longest runs of words with letters or digits, else text.
+        """
+        first, at = None, self._source.find(value) if value else -1
+        while at >= 0:
+            start, stop = (
+                bisect_left(self._starts, at),
+                bisect_left(self._ends, at + len(value)) + 1,
+            )
+            is_whole = start < stop <= len(self._ends)
+            if is_whole and self._measure(start, stop) == (at, at + len(value)):
+                if start >= after:
+                    return [range(start, stop)]
+                first = first or range(start, stop)
+            at = self._source.find(value, at + 1)
+        return [first] if first else list(self._find_pieces(value, after))
+
+    def _measure(self, start: int, stop: int) -> tuple[int, int]:
+        return self._starts[start], self._ends[stop - 1]
+
+    def _find_pieces(self, value: str, after: int) -> Iterator[range | str]:
+        at, spelled = 0, ""
+        while at < len(value):
+            found = self._find_longest(value, at, after)
+            if found is None:
+                spelled, at = spelled + value[at], at + 1
+                continue
+            if spelled:
+                yield spelled
+            yield found
+            after, spelled = found.stop, ""
+            start, end = self._measure(found.start, found.stop)
+            at += end - start
+        if spelled:
+            yield spelled
+
+    def _find_longest(self, value: str, at: int, after: int) -> range | None:
+        """Return the longest run of words that `value` has at `at`; of equals, the next one."""
+        best, most = None, (0, False)
+        for first, start in enumerate(self._starts):
+            stop = first
+            while stop < len(self._ends) and value.startswith(
+                self._source[start : self._ends[stop]], at
+            ):
+                stop += 1
+            if stop == first:
+                continue
+            text = self._source[start : self._ends[stop - 1]]
+            rank = (len(text), first >= after)
+            if any(map(str.isalnum, text)) and rank > most:
+                best, most = range(first, stop), rank
+        return best

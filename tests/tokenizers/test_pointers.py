@@ -1,0 +1,137 @@
+"""Records that point into their sources: lossless both ways, with a place for each token."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dragoman.errors import SettingsError
+from dragoman.reading.pairs import Pair
+from dragoman.settings import SideSettings, TokenizerSettings
+from dragoman.tokenizers.pointers import Pointers, Structure, Word
+from dragoman.tokenizers.tokenizer import EOS_ID, UNKNOWN_ID, PairTokenizer
+
+LINES = [
+    ("the turf team inc.", "Name: the turf team | Type: inc."),
+    ("a b  c", "Name: a b | Type: c"),
+    ("RUSH, WILLIE H", "Name: WILLIE H | Type: RUSH,"),
+]
+OBJECTS = [
+    (
+        'say "no" (1,250.50) 3',
+        json.dumps({"name": 'say "no"', "lines": [{"n": "3"}]}, separators=(",", ":")),
+    ),
+    (
+        "Ünal | KG: 8.20 x",
+        '{"name":"Ünal KG","lines":[{"n":8.20},{"n":"x"}]}',
+    ),
+]
+KINDS = ["characters", "bpe"]
+
+
+def make(rows, kind="characters"):
+    side = SideSettings(kind=kind, vocab_size=300)
+    settings = TokenizerSettings(source=side, target=side, shared=True, pointers=True)
+    return PairTokenizer.train([Pair(*row, (), 0, "") for row in rows], settings)
+
+
+def trained(rows):
+    found = Pointers.train(*zip(*rows, strict=True))
+    assert found is not None
+    return found
+
+
+def test_a_value_is_the_numbers_of_its_words():
+    pointers = trained(LINES)
+    assert pointers.words == "spaces"
+    parts = pointers.split_target(*LINES[0])
+    name, kind = (pointers.structures.index(text) for text in (" | Name: ", " | Type: "))
+    assert parts == [Structure(name), Word(0), Word(1), Word(2), Structure(kind), Word(3)]
+
+
+def test_words_are_as_coarse_as_the_values_allow():
+    assert trained([("see (1999), p", "a: 1999 | b: p")] * 2).words == "punctuation"
+    assert trained([("12km far", "a: 12 | b: far")] * 2).words == "all"
+
+
+def test_a_field_that_rarely_stands_in_its_source_is_spelled():
+    rows = [(f"{name} sells food", f"name: {name} | kind: shop") for name in ("ab", "cd", "ef")]
+    assert trained(rows).fields == ("name",)
+
+
+def test_the_occurrence_after_the_last_value_is_pointed_to():
+    pointers = trained([("5 a 5 b", "x: a | y: 5")] * 2)
+    words = [
+        part.number
+        for part in pointers.split_target("5 a 5 b", "x: a | y: 5")
+        if isinstance(part, Word)
+    ]
+    assert words == [1, 2]
+
+
+def test_targets_without_values_of_their_source_have_no_pointers():
+    assert Pointers.train(["a b"], ["c d"]) is None
+    with pytest.raises(SettingsError, match="no records with values that stand in their sources"):
+        make([("a b", "c d")])
+
+
+def test_pointers_need_one_vocabulary():
+    with pytest.raises(SettingsError, match=r"set tokenizer\.shared"):
+        PairTokenizer.train([Pair(*LINES[0], (), 0, "")], TokenizerSettings(pointers=True))
+
+
+@pytest.mark.parametrize("rows", [LINES, OBJECTS], ids=["lines", "json"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_come_back_with_a_place_for_each_token(rows, kind):
+    tokenizer = make(rows, kind)
+    sources, targets = zip(*rows, strict=True)
+    for source, target, ids in zip(
+        sources, targets, tokenizer.encode_targets(targets, sources), strict=True
+    ):
+        assert UNKNOWN_ID not in ids
+        assert tokenizer.read_target(ids[1:-1], source) == target
+        ends = tokenizer.find_target_ends(ids[1:-1], source)
+        assert len(ends) == len(ids) - 2
+        assert ends == sorted(ends)
+        assert ends[-1] == len(target)
+        assert len(ids) < len(tokenizer.encode_targets([target])[0])  # it is not spelled
+
+
+def test_words_of_sources_have_a_number_and_a_case():
+    tokenizer = make(LINES)
+    [ids] = tokenizer.encode_sources(["Turf  team"], [()])
+    names = tokenizer.source_names()
+    assert [names[id_] for id_ in ids[:-1]] == ["⟨0⟩", "⟨Capital⟩", *"turf", "⟨1⟩", *"  team"]
+    assert ids[-1] == EOS_ID
+    assert len(names) == len(set(names)) == tokenizer.source_vocab_size
+
+
+def test_an_output_that_points_beyond_its_source_shows_it():
+    tokenizer = make(LINES)
+    [ids] = tokenizer.encode_targets([LINES[0][1]], [LINES[0][0]])
+    assert tokenizer.read_target(ids[1:-1], "x") == "Name: x\ufffd\ufffd | Type: \ufffd"
+
+
+def test_a_stored_tokenizer_points_alike(tmp_path):
+    tokenizer = make(OBJECTS, "bpe")
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = PairTokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.pointers == tokenizer.pointers
+    [ids] = tokenizer.encode_targets([OBJECTS[0][1]], [OBJECTS[0][0]])
+    assert loaded.read_target(ids[1:-1], OBJECTS[0][0]) == OBJECTS[0][1]
+
+
+texts = st.text(st.sampled_from('ab1 "\\|:{}é'), max_size=12)
+
+
+@given(texts, st.dictionaries(st.sampled_from(["name", "lines"]), texts | st.integers(0, 99)))
+def test_any_target_comes_back(source, record):
+    lines, objects = trained(LINES), trained(OBJECTS)
+    for pointers, target in (
+        (lines, " | ".join(f"{name}: {value}" for name, value in record.items())),
+        (objects, json.dumps(record, ensure_ascii=False, separators=(",", ":"))),
+        (lines, source),
+    ):
+        parts = pointers.split_target(source, target)
+        assert "".join(pointers.join(source, parts)) == target

@@ -216,7 +216,7 @@ def choose_settings(
 
 def limit_warmup(settings: Settings, max_steps: int) -> int:
     """Return the warm-up for so many steps: a shorter run must still reach the peak of the rate."""
-    return min(settings.optimization.warmup_steps, max(1, max_steps // 4))
+    return min(settings.optimization.warmup_steps, max_steps // 4)
 
 
 def _choose_valid_fraction(num_pairs: int) -> float:

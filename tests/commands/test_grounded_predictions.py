@@ -32,7 +32,8 @@ def to_record(source):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
     pairs = [(one, json.dumps(to_record(one), ensure_ascii=False)) for one in SOURCES]
-    fit(pairs, folder / "model", read_settings(None, [*SMALL, *BRIEF]), console=quiet_console())
+    words = [*SMALL, *BRIEF, "--tokenizer.pointers", "false"]  # choices are spelled
+    fit(pairs, folder / "model", read_settings(None, words), console=quiet_console())
     (folder / "choices.txt").write_text(RECORD)
     return folder
 

@@ -44,6 +44,7 @@ def folder(tmp_path_factory):
     rows[1]["record"] = dict(reversed(rows[1]["record"].items()))
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = [*SMALL, *BRIEF, "--data.valid_fraction", "0.4", "--decoding.max_length", "60"]
+    words += ["--tokenizer.pointers", "false"]  # a constraint spells
     fit(folder / "pairs.jsonl", folder / "model", read_settings(None, words), console=console)
     (folder / "console.txt").write_text(console.file.getvalue())
     (folder / "in.tsv").write_text("ab 1.5\ncd 2.5\n")

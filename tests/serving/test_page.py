@@ -331,7 +331,8 @@ def test_values_of_a_record_are_marked_in_the_input_with_their_fields(browser, t
     pairs = [
         (f"👍 {one} {n}.", f"who: {one} | n: {n} | at: Ulm") for one in names for n in range(9)
     ]
-    settings = dragoman.read_settings(None, [*SMALL, *BRIEF])
+    words = [*SMALL, *BRIEF, "--tokenizer.pointers", "false"]  # choices are spelled
+    settings = dragoman.read_settings(None, words)
     dragoman.fit(pairs, tmp_path / "records", settings, console=quiet_console())
     with running_server(tmp_path / "records") as (_, port):
         browser.open(f"http://127.0.0.1:{port}/")

@@ -112,8 +112,9 @@ def start_network(network: Transformer, tokenizer: PairTokenizer, start: ModelFo
                 parameter[first : first + len(tokenizer.features)] = features.mean(0)
                 parameter[first : first + len(features)] = features
             if old.pointers:  # the same in both, at the end
-                count = old.source_vocab_size - len(texts) - len(old.features)
-                parameter[-count:] = found[-count:]
+                count = old.source_vocab_size - old.numbers[0]
+                place = tokenizer.numbers[0]
+                parameter[place : place + count] = found[old.numbers[0] : old.source_vocab_size]
 
 
 def count_at_least(model: ModelSettings, tokenizer: PairTokenizer) -> int:

@@ -1,12 +1,14 @@
 """Records whose values point into their source: a model names the words of a value, and spells none.
 
-    source   ⟨0⟩the ⟨1⟩turf ⟨2⟩team ⟨3⟩inc.
-    target   Name: the turf team | Type: inc.   ->   ⟨ | Name: ⟩ ⟨0⟩⟨1⟩⟨2⟩ ⟨ | Type: ⟩ ⟨3⟩
+    source   The turf team Inc.                 ->   ⟨0⟩⟨Capital⟩the ⟨1⟩turf ⟨2⟩team ⟨3⟩⟨Capital⟩inc.
+    target   Name: The turf team | Type: Inc.   ->   ⟨ | Name: ⟩ ⟨0⟩⟨1⟩⟨2⟩ ⟨ | Type: ⟩ ⟨3⟩
 
 The words of a source are numbered. A value is the numbers of its words; what stands between two
 that follow each other belongs to them. The text between two values is one token, where it recurs.
 Anything else is spelled. Copying becomes choosing, which few pairs suffice for: a pointer network
 (Vinyals et al. 2015) in the vocabulary of a usual Transformer, so that every engine can run it.
+As its letters need not be known to copy it, a source is read in lower case, with a token for the
+case of each word.
 """
 
 import json

@@ -1,0 +1,86 @@
+"""A model whose records point into their sources copies words that it has never seen."""
+
+import random
+
+import pytest
+
+import dragoman
+from conftest import SMALL, make_words, quiet_console
+from dragoman import Predictor, fit, read_settings
+from dragoman.engines.browser import find_browser
+from dragoman.errors import SettingsError
+
+WORDS = make_words(400)
+UNSEEN = ["Qyx", "zuv17", "WOBB"]
+
+
+def make_pairs(count):
+    chance = random.Random(1)
+    for _ in range(count):
+        name, city, total = (chance.choice(WORDS) for _ in range(3))
+        if chance.random() < 0.5:
+            source = f"from {name} in {city} for {total}"
+        else:
+            source = f"{city}: {total} paid by {name}"
+        yield source, f"name: {name} | total: {total} | city: {city}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, console = tmp_path_factory.mktemp("pointers") / "model", quiet_console()
+    words = [*SMALL, "--training.loggers", "none", "--training.patience", "0"]
+    settings = read_settings(None, [*words, "--training.valid_every", "100"])
+    fit(list(make_pairs(600)), folder, settings, console=console)
+    assert "pointers: most values of the records stand in their sources" in console.file.getvalue()
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["ctranslate2", "torch"])
+def test_words_that_were_never_seen_are_copied(folder, engine):
+    name, total, city = UNSEEN
+    model = Predictor.load(folder, engine=engine)
+    [[found]] = model.predict_n_best([f"from {name} in {city} for {total}"])
+    assert found.text == f"name: {name} | total: {total} | city: {city}"
+    assert [span.kind for span in found.spans] == ["exact"] * 3
+    assert [(one.field, one.value) for one in found.fields] == [
+        ("name", name), ("total", total), ("city", city),
+    ]  # fmt: skip
+    product = sum(one.score for one in found.fields)
+    assert found.score <= product + 1e-4 <= 1e-4  # all tokens but the structure belong to a value
+    assert len(found.tokens) < 10
+
+
+def test_a_given_target_is_scored_as_pointers(folder):
+    model = Predictor.load(folder)
+    source = f"from {UNSEEN[0]} in ab for cd"
+    right, wrong = model.score(
+        [source] * 2, [f"name: {name} | total: cd | city: ab" for name in (UNSEEN[0], "ab")]
+    )
+    assert right.text == f"name: {UNSEEN[0]} | total: cd | city: ab"
+    assert right.score > wrong.score + 1
+
+
+def test_a_model_that_starts_from_it_points_alike(folder, tmp_path):
+    settings = read_settings(
+        None,
+        ["--training.start_from", str(folder), "--training.max_steps", "1", "--optimization.learning_rate", "1e-6",
+         "--evaluation.report", "none", "--training.loggers", "none"],
+    )  # fmt: skip
+    fit(list(make_pairs(80)), tmp_path / "model", settings, console=quiet_console())
+    old, new = (Predictor.load(one).tokenizer for one in (folder, tmp_path / "model"))
+    assert new.pointers == old.pointers
+    source = f"from {UNSEEN[0]} in ab for cd"
+    assert Predictor.load(tmp_path / "model").predict([source]) == Predictor.load(folder).predict(
+        [source]
+    )
+
+
+def test_constraints_are_refused(folder):
+    with pytest.raises(SettingsError, match=r"decoding\.regex.*tokenizer\.pointers false"):
+        Predictor.load(folder, {"decoding.regex": "a+"})
+
+
+@pytest.mark.skipif(find_browser() is None, reason="needs a browser")
+def test_a_page_points_alike(folder):
+    check = dragoman.export(folder, "html")
+    assert check.is_equal

@@ -22,6 +22,7 @@ SEPARATORS: tuple[Format, ...] = ("\n", "|", ";")
 SETTINGS: dict[str, Format] = {"json": "json", "lines": "\n", "|": "|", ";": ";"}
 """The format that each value of decoding.records names; none and auto name no format."""
 _LEAST_FIELDS = 2.0  # per record, on average: any text before a colon looks like one
+_LEAST_RECURRING = 1.3  # of fields whose names occur four times on average, or more
 # A field begins with a letter, is short, and a space stands after its colon: 12:30, https://.
 _FIELD = re.compile(r"\s*([^\W\d_][^:|;\n]{0,39}?)\s*:(?:\s+|\Z)(.*)", re.DOTALL)
 _FIRST_COMMA = re.compile(r"\A\s*, *")
@@ -50,9 +51,11 @@ def detect_format(texts: Sequence[str], *, most_others: float = 0.0) -> Format |
     most = int(most_others * len(texts))
     if _count_fields(texts, "json", most) is not None:
         return "json"
-    counts = [(_count_fields(texts, separator, most) or 0) for separator in SEPARATORS]
-    found = max(counts)
-    return SEPARATORS[counts.index(found)] if found >= _LEAST_FIELDS * (len(texts) - most) else None
+    counts = [(_count_fields(texts, one, most) or Counter()) for one in SEPARATORS]
+    totals = [one.total() for one in counts]
+    best = totals.index(found := max(totals))
+    least = _LEAST_RECURRING if found >= 4 * len(counts[best]) else _LEAST_FIELDS
+    return SEPARATORS[best] if found >= least * (len(texts) - most) else None
 
 
 def parse_record(text: str, form: Format) -> Record | None:
@@ -100,16 +103,16 @@ def leave_out(text: str, form: Format, starts: Collection[int]) -> str:
     return form.join(kept).strip()
 
 
-def _count_fields(texts: Sequence[str], form: Format, most_others: int) -> int | None:
-    """Return the number of fields in `texts`; None if more than `most_others` are no records."""
-    count = 0
+def _count_fields(texts: Sequence[str], form: Format, most_others: int) -> Counter[str] | None:
+    """Return the names of fields in `texts`; None if more than `most_others` are no records."""
+    counts = Counter[str]()
     for text in texts:
         fields = list_fields(text, form)
         most_others -= fields is None
         if most_others < 0:
             return None
-        count += len(fields or ())
-    return count
+        counts.update(field.name for field in fields or ())
+    return counts
 
 
 def _cut_lines(text: str, separator: str) -> list[tuple[int, int, Field]] | None:

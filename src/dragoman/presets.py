@@ -67,6 +67,7 @@ _LETTERS: dict[str, Any] = {
 _MOST_LETTERS = 40.0  # mean number on the longer side
 _LETTERS_BATCH = {"tiny": 1024, "small": 1024, "medium": 2048}  # tokens
 _LETTERS_ROWS = 4  # of mean length that fit into a batch, at least: of records
+_POINTER_ROWS, _POINTER_BATCH = 8, 2048  # the same for pointers, and their largest usual batch
 _LETTERS_EPOCHS = 120
 _LETTERS_TOKENS = (3_000_000, 14_000_000)  # of a run, at least and at most
 _QUALITIES = {"quick": 0.125, "normal": 1.0, "best": 4.0}  # of the steps
@@ -178,6 +179,9 @@ def choose_settings(
         length = _SUBWORDS * statistics.source.mean_characters + statistics.source.mean_symbols + 1
     if size in _LETTERS_BATCH and (length < _MOST_LETTERS or (has_copies and length < math.inf)):
         batch = max(_LETTERS_BATCH[size], _LETTERS_ROWS * int(length))
+        if pointers:  # up to three times as many rows, as long as the batch is small
+            rows = _POINTER_ROWS * int(length)
+            batch = max(_LETTERS_BATCH[size], rows, min(3 * rows, _POINTER_BATCH))
         least, most = _LETTERS_TOKENS
         num_tokens = min(max(least, _LETTERS_EPOCHS * num_pairs * int(length)), most)
         chosen.update(_LETTERS)

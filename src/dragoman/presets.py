@@ -68,6 +68,7 @@ _MOST_LETTERS = 40.0  # mean number on the longer side
 _LETTERS_BATCH = {"tiny": 1024, "small": 1024, "medium": 2048}  # tokens
 _LETTERS_ROWS = 4  # of mean length that fit into a batch, at least: of records
 _POINTER_ROWS, _POINTER_BATCH = 8, 2048  # the same for pointers, and their largest usual batch
+_FEW_EPOCHS, _FEW_EPOCHS_DROPOUT = 60, 0.2  # of pointers to long sources, which learn slowly
 _LETTERS_EPOCHS = 120
 _LETTERS_TOKENS = (3_000_000, 14_000_000)  # of a run, at least and at most
 _QUALITIES = {"quick": 0.125, "normal": 1.0, "best": 4.0}  # of the steps
@@ -184,6 +185,8 @@ def choose_settings(
             batch = max(_LETTERS_BATCH[size], rows, min(3 * rows, _POINTER_BATCH))
         least, most = _LETTERS_TOKENS
         num_tokens = min(max(least, _LETTERS_EPOCHS * num_pairs * int(length)), most)
+        if pointers and num_tokens < _FEW_EPOCHS * num_pairs * int(length):
+            chosen["model.dropout"] = _FEW_EPOCHS_DROPOUT
         chosen.update(_LETTERS)
         chosen["training.batch_tokens"], chosen["training.max_steps"] = batch, num_tokens // batch
         reasons["model.positions"] = (

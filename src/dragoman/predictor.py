@@ -403,7 +403,7 @@ class Predictor:
         kept: list[int] = []  # rows of `read`
         for i, source in enumerate(sources):
             if not scores_targets and (answer := self._remember(read[i])):
-                outputs[places[i]] = [self._ground(answer, read[i].source, is_given=False)]
+                outputs[places[i]] = [self._leave_out(answer)]
                 continue
             length = max(len(source), len(given[i]) + 1 if scores_targets else 0)
             if unknown := self._name_unknown(read[i].given, given[i]):
@@ -426,10 +426,10 @@ class Predictor:
         for i, best_first in zip(kept, found, strict=True):
             if _has_nan(best_first):
                 reject(i, PRODUCED_NAN)
+            elif scores_targets:  # a given text stays
+                outputs[places[i]] = best_first
             else:
-                outputs[places[i]] = [
-                    self._ground(one, read[i].source, is_given=scores_targets) for one in best_first
-                ]
+                outputs[places[i]] = [self._leave_out(one) for one in best_first]
         return list(zip(rows, outputs, strict=True))
 
     def weights_sha256(self) -> list[str]:
@@ -529,7 +529,8 @@ class Predictor:
         return Prediction(
             text=found.target, score=score, confidence=confidence, is_complete=True,
             normalized_score=score, num_unknown=0, tokens=(), log_probs=(), source_tokens=(),
-            alignment=(), memory_row=found.row,
+            alignment=(), source=row.source, record_format=form, emitted=found.target,
+            memory_row=found.row,
             _fields=tuple(
                 FieldValue(
                     one.name, one.text, confidence,
@@ -589,6 +590,9 @@ class Predictor:
                 log_probs=one.log_probs,
                 source_tokens=tuple(self._source_names[i] for i in source_ids),
                 alignment=one.alignment,
+                source=source_texts[row],
+                record_format=self.record_format,
+                emitted=text,
                 _fields=partial(scores.find, row, rank, text) if scores else (),
             )
 
@@ -601,23 +605,13 @@ class Predictor:
             for row, best_first in enumerate(found)
         ]
 
-    def _ground(self, one: Prediction, source: str, *, is_given: bool) -> Prediction:
-        """Return a prediction with its source; without the values that must stand there and do not.
-
-        `is_given`: its text was given, and stays.
-        """
+    def _leave_out(self, one: Prediction) -> Prediction:
+        """Return a prediction without the values that must stand in its source and do not."""
         form, required = self.record_format, self.settings.decoding.require_grounding
-        text, count = one.text, 0
-        if form is not None and required != "none" and not is_given:
-            text, count = leave_out_ungrounded(source, text, form, required)
-        return replace(
-            one,
-            source=source,
-            record_format=form,
-            text=text,
-            emitted=one.text,
-            num_left_out=count,
-        )
+        if form is None or required == "none":
+            return one
+        text, count = leave_out_ungrounded(one.source, one.text, form, required)
+        return replace(one, text=text, num_left_out=count)
 
     def score_tokens(
         self, sources: Sequence[Sequence[int]], found: Sequence[Sequence[Hypothesis]]

@@ -220,14 +220,20 @@ def _stream(model: Predictor, job: Job) -> State:
         output: IO[str] = sys.stdout
         writes: list[Callable[[str], object]] = [write_data]
         if job.output is not None:
-            output = stack.enter_context(job.output.open("w", encoding="utf-8"))
+            output = stack.enter_context(
+                job.output.open("w", encoding="utf-8", errors="backslashreplace")
+            )
             writes = [output.write]
         if low is not None:
             stack.enter_context(_lock_files({"--low-confidence-output": low}))
             partial, pack = stack.enter_context(staged_file(low)), find_packer(low)
             file = stack.enter_context(partial.open("wb"))
             file.write(pack(b""))
-            writes.append(lambda text: file.write(pack(text.encode()) if text else b""))
+            writes.append(
+                lambda text: file.write(
+                    pack(text.encode(errors="backslashreplace")) if text else b""
+                )
+            )
         for write, writer in zip(writes, writers, strict=True):
             write(writer.header())
         rows = _read_rows(model, job)
@@ -290,7 +296,7 @@ def _write_files(model: Predictor, job: Job) -> State:
             for window in make_windows(rows, state.rows):
                 texts = _predict(model, job, window, writers, state)
                 for file, pack, text in zip(files, packs, texts, strict=True):
-                    file.write(pack(text.encode()) if text else b"")
+                    file.write(pack(text.encode(errors="backslashreplace")) if text else b"")
                 _sync(files)
                 _update_digest(digest, window)
                 state.rows += len(window)

@@ -146,7 +146,8 @@ def choose_settings(
     has_copies = task == "records" or (task == "auto" and statistics.has_copied_records)
     pointers = settings.tokenizer.pointers or (has_copies and _can_point(settings, by_hand))
     if has_copies and settings.model.positions != "learned":  # at most as many tokens as characters
-        chosen["data.max_tokens"] = settings.data.max_characters + 100
+        times = 3 if pointers else 1  # a letter may have a number and a case
+        chosen["data.max_tokens"] = times * settings.data.max_characters + 100
     if pointers:
         chosen["tokenizer.pointers"] = chosen["tokenizer.shared"] = True
         reasons["tokenizer.pointers"] = (

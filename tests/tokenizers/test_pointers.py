@@ -107,6 +107,21 @@ def test_words_of_sources_have_a_number_and_a_case():
     assert len(names) == len(set(names)) == tokenizer.source_vocab_size
 
 
+def test_words_that_have_no_number_are_marked_as_unknown():
+    tokenizer = make(LINES)
+    assert tokenizer.pointers.num_words == 4
+    [short, long] = tokenizer.encode_sources(["a b a b ", "a b a b a"], [(), ()])
+    assert (short.count(UNKNOWN_ID), long.count(UNKNOWN_ID)) == (0, 1)
+
+
+def test_the_start_of_an_output_has_the_tokens_of_a_whole_one():
+    tokenizer = make(LINES)
+    source, target = LINES[0]
+    whole, start = tokenizer.encode_targets([target, "Name: the turf team | Type: "], [source] * 2)
+    assert start[:-1] == whole[: len(start) - 1]
+    assert len(start) == len(whole) - 1
+
+
 def test_an_output_that_points_beyond_its_source_shows_it():
     tokenizer = make(LINES)
     [ids] = tokenizer.encode_targets([LINES[0][1]], [LINES[0][0]])

@@ -106,14 +106,16 @@ class Pointers {
   }
 
   encode(text) {
+    const words = this.#findWords(text);
     let place = 0;
-    const ids = this.#findWords(text).flatMap(([, end], number) => {
+    const ids = words.flatMap(([, end], number) => {
       const piece = text.slice(place, (place = end)), word = piece.replace(OUTER_SPACES, ""), lower = word.toLowerCase();
       const [first] = word, rest = word.slice(first.length);
       const kind = word === lower ? -1 : rest === rest.toLowerCase() ? 0 : word === word.toUpperCase() ? 1 : 2;
       return [this.first + number, ...(kind < 0 ? [] : [this.firstCase + kind]), ...this.tokenizer.encode(piece.toLowerCase())];
     });
-    return [...ids, ...this.tokenizer.encode(text.slice(place).toLowerCase())];
+    const rest = text.slice(place), hasMore = words.length === this.num_words && rest.replace(OUTER_SPACES, "") !== "";
+    return [...ids, ...(hasMore ? [UNKNOWN] : []), ...this.tokenizer.encode(rest.toLowerCase())];
   }
 
   decode(ids, source) {

@@ -183,7 +183,7 @@ class Pointers:
     def _cut(self, target: str) -> Iterator[tuple[str, str, str]]:
         """Yield the text before each value, its field, and the value; the rest without a value."""
         fields = list_fields(target, self.form, splits_items=True)
-        before, at = self.lead if fields else "", 0
+        before, at = "" if fields is None else self.lead, 0
         for field in fields or ():
             start, end = field.start, field.end
             if self.form == "json" and target[start] == '"':

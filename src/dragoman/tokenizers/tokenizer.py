@@ -378,19 +378,23 @@ class PairTokenizer:
         ]
 
     def _number_words(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, with its number and case before each word."""
+        """Return the ids of each text, with its number and case before each word.
+
+        UNKNOWN_ID stands before words that have no number, because no training source is so long.
+        """
         assert self.pointers is not None
         pieces = [self.pointers.split_source(text) for text in texts]
         spelled = [piece.lower() for row in pieces for piece in row]
         encoded = iter(self.source.encode_batch(spelled))
         rows = []
-        for *words, _ in pieces:
+        for *words, rest in pieces:
             ids = list[int]()
             for number, word in enumerate(words, start=self._first_number):
                 case = self.pointers.find_case(word)
                 ids += (number,) if case is None else (number, self._first_case + case)
                 ids += next(encoded)
-            rows.append([*ids, *next(encoded)])
+            has_more = len(words) == self.pointers.num_words and not (rest == "" or rest.isspace())
+            rows.append([*ids, *([UNKNOWN_ID] if has_more else []), *next(encoded)])
         return rows
 
     def encode_targets(

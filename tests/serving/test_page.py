@@ -9,6 +9,8 @@ import pytest
 import dragoman
 from conftest import BRIEF, SMALL, quiet_console
 from dragoman.model_folder.folder import ModelFolder
+from dragoman.model_folder.memory import SourceGroups
+from dragoman.reading.pairs import Pair
 from reporting.browser import FAINT_TEXTS, NAMES, Browser, find_browser
 from serving.served import running_server
 
@@ -294,6 +296,18 @@ def test_the_servers_page_constrains_outputs(served):
     served.run("document.getElementById('schema').value = '{\"enum\": [1]}'")
     assert predict(served, "abc") == []
     assert list_texts(served, "#error")[0].startswith("decoding")
+
+
+def test_an_answer_from_the_training_pairs_is_marked(browser, trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "model")
+    pairs = [Pair("abc", "<b>", (), 12, "pairs.tsv")]
+    SourceGroups.collect(pairs).remember(pairs, ["pairs.tsv"], 0.9, 1000).write(folder)
+    with running_server(folder) as (_, port):
+        browser.open(f"http://127.0.0.1:{port}/")
+        wait_for(browser, "document.title === 'model'")
+        assert predict(browser, "abc\nhead") == ["<b>", "HEAD"]
+        assert list_texts(browser, "article .note") == ["From the training pairs, pairs.tsv:12"]
+        assert list_texts(browser, "article summary") == ["Where the model looked"]
 
 
 def test_the_server_keeps_corrections(served, server):

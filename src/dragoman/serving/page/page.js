@@ -178,6 +178,8 @@ function showRow(row, isOnly) {
     make("p", { className: "source", dir: "auto" }, ...makeFeatures(row), ...markSpans(row)),
     make("p", { className: "output", dir: "auto", lang: "" }, prediction.output || make("i", {}, "nothing")),
   );
+  const isRemembered = prediction.from === "memory"; // the model looked nowhere
+  if (isRemembered) card.append(make("p", { className: "note" }, `From the training pairs, ${prediction.row}`));
   if (prediction.truncated) card.append(make("p", { className: "warning" }, "▲ Truncated: it has the longest length."));
   const absent = (prediction.spans ?? []).filter((span) => span.start === null).map((span) => span.field);
   if (absent.length) card.append(make("p", { className: "note" }, `Not in the input: ${absent.join(", ")}`));
@@ -185,7 +187,7 @@ function showRow(row, isOnly) {
   if (prediction.nbest) card.append(make("ol", { className: "nbest" }, ...prediction.nbest.map((one) =>
     make("li", {}, make("span", { dir: "auto", className: "text" }, one.output), showConfidence(one)))));
   else card.append(showConfidence(prediction));
-  card.append(showLook(row, isOnly), showActions(row));
+  card.append(...(isRemembered ? [] : [showLook(row, isOnly)]), showActions(row));
   return card;
 }
 

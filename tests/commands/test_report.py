@@ -1,4 +1,5 @@
 import json
+import shutil
 from html import unescape
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from conftest import make_words
 from dragoman import read_settings
 from dragoman.commands.evaluate import evaluate, predict_references
-from dragoman.commands.report import find_attention
-from dragoman.evaluation.output_rows import group_references
+from dragoman.commands.report import find_attention, find_neighbours
+from dragoman.evaluation.output_rows import Row, group_references
 from dragoman.reading.pairs import Pair
+from dragoman.storage import sha256
 
 WORDS = make_words(60, seed=9)
 
@@ -55,3 +57,41 @@ def test_the_report_of_a_command_adds_the_settings_of_that_command(trained, tmp_
     user = report.read_text().split("<h3>Set by you", 1)[1].split("<h3>", 1)[0]
     assert "decoding.beam_size" in user
     assert "model.d_model" in user
+
+
+def test_training_pairs_that_bear_on_confident_errors_are_found(monkeypatch):
+    answers = [("ab c", "X", 0.5), ("abc", "A", 1.0), ("far", "Y", 0.9), *[("zz", "Z", 0.1)] * 20]
+    names = ("source", "hypothesis", "confidence")
+    rows = [Row(references=("A",), **dict(zip(names, one, strict=True))) for one in answers]
+    texts = [("AB  c", "A"), ("abc", "X"), ("abd", "D"), ("abd", "D"), ("abC", "A"), ("ab c", "B")]
+    pairs = [Pair(*both, (), i, "d/p.tsv") for i, both in enumerate(texts, start=1)]
+    found = find_neighbours(rows, [*pairs, Pair("ab c", "F", ("<x>",), 7, "d/p.tsv")])
+    far, near, *others = found["outputs"]
+    assert (far["row"], far["otherwise"], far["nearest"]) == (rows[2], {}, [])
+    assert (near["row"], len(others)) == (rows[0], 8)
+    assert near["otherwise"] == {"A": ["p.tsv:1", "p.tsv:5"], "B": ["p.tsv:6"]}
+    assert [one.line for _, one in near["nearest"]] == [6, 7, 2, 3, 5]
+    monkeypatch.setattr("dragoman.commands.report._MOST_COMPARED", 400.0)
+    found = find_neighbours(rows, pairs)
+    assert found["num_compared"] < found["num_pairs"] == 6
+    assert found["outputs"][1]["otherwise"] == near["otherwise"]
+    assert (
+        find_neighbours(rows, []) == find_neighbours(rows[1:2], pairs) == {}
+    )  # no pairs; no errors
+
+
+def test_a_report_shows_training_pairs_only_if_they_are_at_hand_and_unchanged(trained, tmp_path):
+    pairs, own, report = (tmp_path / name for name in ("p.tsv", "own.tsv", "report.html"))
+    pairs.write_text("abc\t<b>\n" * 3 + "abd\tABD\n")
+    own.write_text("abc\tC\n")
+    folder = shutil.copytree(trained[0], tmp_path / "model")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["data"] |= {"files": [str(pairs)], "sha256": {str(pairs): sha256(pairs)}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    evaluate(folder, own, report=report)
+    assert "<b>3 training rows say otherwise:</b>" in report.read_text()
+    assert "p.tsv:1, p.tsv:2, p.tsv:3" in report.read_text()
+    for change in (lambda: pairs.write_text("abc\tC\n"), pairs.unlink):
+        change()
+        evaluate(folder, own, report=report)
+        assert 'id="neighbours"' not in report.read_text()

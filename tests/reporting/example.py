@@ -5,9 +5,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from dragoman.commands.report import find_neighbours
 from dragoman.configuration import flatten_settings
 from dragoman.evaluation.breakdown import find_confusions
 from dragoman.evaluation.output_rows import Row
+from dragoman.reading.pairs import Pair
 from dragoman.reporting.content import ReportContent
 from dragoman.settings import DataSettings, ModelSettings, Settings, TrainingSettings
 
@@ -196,6 +198,13 @@ def make_attention() -> list[dict[str, Any]]:
     return found
 
 
+def make_neighbours(rows: list[Row]) -> dict[str, Any]:
+    """Training pairs of the words, and one that says otherwise than a wrong output."""
+    wrong = max((row for row in rows if not row.is_exact), key=lambda row: row.confidence or 0.0)
+    pairs = [(word, _pronounce(word)) for word in (*_WORDS, wrong.source.title())]
+    return find_neighbours(rows, [Pair(*one, wrong.features, 9, "train.tsv") for one in pairs])
+
+
 def make_content() -> ReportContent:
     """A report with every section."""
     valid, test = make_rows(2000, seed=1, skill=0.93), make_rows(1200, seed=2, skill=0.9)
@@ -213,6 +222,7 @@ def make_content() -> ReportContent:
         evaluations={"valid": make_evaluation(valid), "test": make_evaluation(test)},
         rows={"valid": valid, "test": test},
         attention=make_attention(),
+        neighbours=make_neighbours(test),
         settings=flatten_settings(settings),
         user_settings={"data.test", "training.max_steps", "decoding.beam_size"},
         versions={"dragoman": "0.1.0", "Python": "3.11.7", "torch": "2.13.0", "sacrebleu": "2.6.0"},
@@ -264,6 +274,7 @@ def make_hostile_content() -> ReportContent:
         rows={name: rows},
         attention=[{"source": name, "source_tokens": list(HOSTILE), "tokens": list(HOSTILE),
                     "weights": [[1 / len(HOSTILE)] * len(HOSTILE)] * len(HOSTILE)}],
+        neighbours=find_neighbours(rows, [Pair(row.source, name, row.features, 1, name) for row in rows]),
         settings={name: name, "data." + name: [name]},
         versions={name: name},
         facts={name: name},

@@ -21,6 +21,7 @@ from reporting.example import (
     make_evaluation,
     make_hostile_content,
     make_inspection,
+    make_neighbours,
     make_rows,
 )
 
@@ -35,6 +36,7 @@ PARTS = {
     "confusions": {"evaluations": {"a": {"confusions": [{"from": "a", "to": "b", "count": 1}]}}},
     "confidence": {"evaluations": {"a": {"confidence": {"curve": [[0.5, 0.1, 0.9], [1.0, 0.2, 0.1]]}}}},
     "samples": {"rows": {"test": make_rows(3, seed=0)}},
+    "neighbours": {"neighbours": make_neighbours(make_rows(50, seed=0))},
     "attention": {"attention": make_attention()[:1]},
     "settings": {"settings": {"preset": "small"}},
     "about": {"facts": {"Time": "1 s"}},

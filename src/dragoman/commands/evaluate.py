@@ -4,7 +4,7 @@ import hashlib
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -124,18 +124,31 @@ def evaluate(
         from dragoman.training.logs import read_curves
 
         folder = folder.resolve()  # "." has no name
+        trained = ModelFolder.read(folder)
         report_model(
             Path(report),
             model,
             folder.name,
             {name_evaluation(paths): evaluation},
-            metrics=ModelFolder.read(folder).metrics,
+            metrics=trained.metrics,
             user_settings=[
                 name for name, _ in list_set_values(as_settings(settings, is_whole=False))
             ],
             curves=read_curves(folder.with_name(f"{folder.name}.training")),
+            training=_read_training(trained),
         )
     return evaluation
+
+
+def _read_training(model_folder: ModelFolder) -> Iterator[Pair]:
+    """Yield the training pairs; none if they are not at hand, or have changed."""
+    from dragoman.commands.explain import find_files, read_training  # torch, on demand
+
+    notes, data = list[str](), model_folder.settings.data
+    with suppress(DataError, OSError):
+        files = find_files(model_folder.metrics, notes)
+        if not notes:
+            yield from read_training(files, data, data.features, notes)
 
 
 def evaluate_outputs(

@@ -20,6 +20,7 @@ from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import Pair, read_pairs, take_features
 from dragoman.reading.row_errors import name_row
 from dragoman.reading.statistics import split_of
+from dragoman.settings import DataSettings
 from dragoman.storage import sha256
 
 _ENCODED_ROWS = 2000  # the nearest by characters, whose encoder states are compared
@@ -100,8 +101,9 @@ def explain(
             if is_same and pair.target != best.emitted:
                 otherwise.setdefault(pair.target, []).append(name_row(pair.file, pair.line))
 
-    with as_files(pairs or _find_files(ModelFolder.read(Path(path)).metrics, notes)) as files:
-        found = heapq.nlargest(_ENCODED_ROWS, compare(_read_training(files, model, notes)))
+    with as_files(pairs or find_files(ModelFolder.read(Path(path)).metrics, notes)) as files:
+        training = read_training(files, data, model.feature_labels, notes)
+        found = heapq.nlargest(_ENCODED_ROWS, compare(training))
     distinct = {(one.source, one.features, one.target): (near, one) for near, _, one in found[::-1]}
     nearest = list(distinct.values())[::-1]
     ids = model.tokenizer.encode_sources(
@@ -166,7 +168,7 @@ def describe_explanation(found: Explanation) -> list[str]:
     return [*lines, *(f"note: {note}" for note in found.notes)]
 
 
-def _find_files(metrics: dict[str, Any], notes: list[str]) -> list[Path]:
+def find_files(metrics: dict[str, Any], notes: list[str]) -> list[Path]:
     """Return the files of the training pairs; note which have changed.
 
     Raises:
@@ -181,11 +183,16 @@ def _find_files(metrics: dict[str, Any], notes: list[str]) -> list[Path]:
     return files
 
 
-def _read_training(files: Sequence[Path], model: Predictor, notes: list[str]) -> Iterator[Pair]:
-    """Yield the pairs that the model was trained on; note how many were held out."""
-    data, held_out = model.settings.data, 0
+def read_training(
+    files: Sequence[Path], data: DataSettings, labels: Sequence[str], notes: list[str]
+) -> Iterator[Pair]:
+    """Yield the pairs that the model was trained on; note how many were held out.
+
+    `labels` are the names of its features.
+    """
+    held_out = 0
     fractions = 0.0 if data.valid else data.valid_fraction, 0.0 if data.test else data.test_fraction
-    for pair in read_pairs(files, data, labels=model.feature_labels):
+    for pair in read_pairs(files, data, labels=labels):
         if split_of(pair.source, pair.features, *fractions) == "train":
             yield pair
         else:

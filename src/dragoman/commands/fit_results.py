@@ -129,6 +129,7 @@ def report_run(
             metrics=metrics,
             curves=read_curves(run.folder),
             inspection=inspection,
+            training=run.data.read_split("train"),
         )
     except DragomanError as error:  # the model is complete without it
         return f"no report: {error}"

@@ -3,8 +3,9 @@
 A typical file, with two evaluations, takes about 0.5 MB, however many rows there are.
 """
 
+import math
 import platform
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,14 +16,17 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from rapidfuzz import process
+from rapidfuzz.fuzz import ratio
 
 from dragoman.configuration import flatten_settings, merge_settings
 from dragoman.engines.engine import UnsupportedError
 from dragoman.errors import DragomanError
 from dragoman.evaluation.evaluation import Evaluation
 from dragoman.evaluation.output_rows import Row
+from dragoman.inspection.findings import HeldRows
 from dragoman.predictor import Predictor
-from dragoman.reading.pairs import Source
+from dragoman.reading.pairs import Pair, Source
 from dragoman.reading.row_errors import name_row
 from dragoman.reporting import sections
 from dragoman.reporting.content import ReportContent, list_scores, show_estimate, show_number
@@ -31,6 +35,11 @@ from dragoman.storage import explain_failed_write, staged_file
 
 _NUM_ATTENTION = 3  # outputs with a heat map
 _ATTENTION_CHARACTERS = 24  # sources of about this length are chosen
+_NUM_WRONG = 10  # outputs with their nearest training pairs
+_NUM_NEAREST = 5
+_MOST_TRAINING = 3_000_000  # pairs; of more, none are read
+_LEAST_SIMILAR = 50.0  # percent of the characters are common
+_MOST_COMPARED = 2e10  # products of the lengths of two sources: half a second
 _LIBRARIES = ("dragoman", "torch", "lightning", "tokenizers", "ctranslate2", "sacrebleu")
 _MOST_TILES = 4
 _SECTIONS = (
@@ -41,6 +50,7 @@ _SECTIONS = (
     ("confusions", "Confusions", sections.show_confusions),
     ("confidence", "Confidence", sections.show_confidence),
     ("samples", "Samples", sections.show_samples),
+    ("neighbours", "Nearest training pairs", sections.show_neighbours),
     ("attention", "Attention", sections.show_attention),
     ("settings", "Settings", sections.show_settings),
 )
@@ -56,17 +66,20 @@ def report_model(
     user_settings: Collection[str] = (),
     curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
     inspection: Mapping[str, Any] | None = None,
+    training: Iterable[Pair] = (),
 ) -> None:
     """Write the report of a model.
 
     Args:
-        evaluations: By name; the heat maps of attention are of rows of the last one.
+        evaluations: By name; heat maps of attention and nearest pairs are of rows of the last one.
         metrics: The content of metrics.json: time, memory and data of the training.
         user_settings: Names of the settings of this command, besides those of the training.
+        training: The training pairs, which are read once; (): not at hand.
     """
     rows = {split: one.rows for split, one in evaluations.items()}
     metrics = metrics or {}
     given = metrics.get("user_settings")  # missing in older model folders
+    is_large = metrics.get("data", {}).get("pairs", {}).get("train", 0) > _MOST_TRAINING
     content = ReportContent(
         name=name,
         summary=_summarize(model, next(iter(evaluations.values())), metrics),
@@ -76,6 +89,7 @@ def report_model(
         evaluations={split: one.to_dict() for split, one in evaluations.items()},
         rows=rows,
         attention=find_attention(model, next(reversed(rows.values()), ())),
+        neighbours=find_neighbours(next(reversed(rows.values()), ()), () if is_large else training),
         settings=flatten_settings(model.settings),
         user_settings=None if given is None else {*given, *user_settings},
         versions=list_versions(),
@@ -172,6 +186,50 @@ def find_attention(model: Predictor, rows: Sequence[Row]) -> list[dict[str, Any]
         }
         for row, (_, (best, *_)) in zip(short, found, strict=True)
     ]
+
+
+def find_neighbours(rows: Sequence[Row], training: Iterable[Pair]) -> dict[str, Any]:
+    """Return training pairs that bear on wrong outputs of the highest confidence; {}: there are none.
+
+    `otherwise` has all pairs of the same source, but for case and spaces, whose targets are not the
+    output; `nearest`, (similarity in [0, 1], pair) by characters, of pairs that are spread evenly.
+    """
+    wrong = [row for row in rows if row.confidence and not row.is_exact]
+    wrong = sorted(wrong, key=lambda row: -(row.confidence or 0.0))[:_NUM_WRONG]
+    places: dict[tuple[str, tuple[str, ...]], dict[str, list[str]]]
+    places = {(_fold(row.source), row.features): {} for row in wrong}
+    held = HeldRows()
+    for pair in held.hold(training) if wrong else ():
+        if (found := places.get((_fold(pair.source), pair.features))) is not None:
+            place = name_row(Path(pair.file).name, pair.line)
+            found.setdefault(pair.target, []).append(place)
+    if not held.pairs:
+        return {}
+    lengths = [sum(len(one.source) for one in side) for side in (wrong, held.pairs)]
+    compared = held.pairs[:: math.ceil(math.prod(lengths) / _MOST_COMPARED)]
+    distinct = {(one.source, one.features, one.target): one for one in compared[::-1]}
+    pairs = [one._replace(file=Path(one.file).name) for one in reversed(distinct.values())]
+    sources, outputs = [one.source for one in pairs], []
+    for row in wrong:
+        same = places[_fold(row.source), row.features]
+        output = row.emitted or row.hypothesis
+        nearest = process.extract(
+            row.source, sources, scorer=ratio, limit=_NUM_NEAREST, score_cutoff=_LEAST_SIMILAR
+        )
+        outputs.append(
+            {
+                "row": row,
+                "otherwise": {target: rows for target, rows in same.items() if target != output},
+                "nearest": [(score / 100, pairs[i]) for _, score, i in nearest],
+            }
+        )
+    num_pairs = held.sampled_from or len(held.pairs)
+    return {"outputs": outputs, "num_compared": len(compared), "num_pairs": num_pairs}
+
+
+def _fold(text: str) -> str:
+    """Return `text` without case and spaces."""
+    return "".join(text.casefold().split())
 
 
 def _summarize(model: Predictor, evaluation: Evaluation, metrics: Mapping[str, Any]) -> str:

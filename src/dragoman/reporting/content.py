@@ -34,6 +34,8 @@ class ReportContent:
     attention: Sequence[Mapping[str, Any]] = ()
     """Outputs with `source` (optional), `source_tokens` (S texts), `tokens` (T texts), and
     `weights` (T lists of S values from 0 to 1), the attention of each token over the source."""
+    neighbours: Mapping[str, Any] = field(default_factory=dict)
+    """Wrong outputs with training pairs that bear on them, as `report.find_neighbours` gives them."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every resolved setting by its dotted name."""
     user_settings: Collection[str] | None = None  # names of those that the user set; None: unknown

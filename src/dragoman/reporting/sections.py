@@ -256,7 +256,6 @@ def choose_samples(
 
     def show(place: int) -> Shown:
         row, (reference, edits) = rows[place], closest[place]
-        name = Path(row.file).name
         spans = find_spans(row.source, row.hypothesis, form) if form else []
         return {
             "row": row,
@@ -265,7 +264,7 @@ def choose_samples(
             "shown": show_differences(reference, row.hypothesis, unit),
             "edits": edits,
             "confidence": confidence.get(place),
-            "place": name_row(name, row.line) if name and row.line else name,
+            "place": _name_place(row.file, row.line),
         }
 
     return [
@@ -273,6 +272,25 @@ def choose_samples(
         for title, note, chosen in lists
         if chosen
     ]
+
+
+def show_neighbours(content: ReportContent) -> Shown | None:
+    """Return wrong outputs with their differences, and the training pairs that bear on them."""
+    if not content.neighbours:
+        return None
+    unit, outputs = _find_unit(content, content.main_evaluation), []
+    for one in content.neighbours["outputs"]:
+        row = one["row"]
+        reference, _ = find_closest(row.hypothesis, row.references, unit)
+        outputs.append(
+            {
+                **one,
+                "shown": show_differences(reference, row.hypothesis, unit),
+                "place": _name_place(row.file, row.line),
+                "otherwise": sorted(one["otherwise"].items(), key=lambda item: -len(item[1])),
+            }
+        )
+    return {**content.neighbours, "outputs": outputs}
 
 
 def show_attention(content: ReportContent) -> Shown | None:
@@ -317,6 +335,12 @@ def show_settings(content: ReportContent) -> Shown | None:
         line = {"name": name, "value": shown, "default": default if is_changed else None}
         groups[group].append(line)
     return {"groups": {group: lines for group, lines in groups.items() if lines}}
+
+
+def _name_place(file: str, line: int) -> str:
+    """Return file and line as far as they are known, without folders."""
+    name = Path(file).name
+    return name_row(name, line) if name and line else name
 
 
 def _write_setting(value: object) -> str:

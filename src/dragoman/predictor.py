@@ -19,7 +19,7 @@ from dragoman.evaluation.confidence import FieldValue, find_confidence, find_sco
 from dragoman.grounding import Span, find_spans, leave_out_ungrounded
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.folder import ModelFolder, StoredWeights
-from dragoman.model_folder.memory import TargetMemory
+from dragoman.model_folder.memory import TargetMemory, find_shared
 from dragoman.reading.jsonl import read_record
 from dragoman.reading.pairs import InvalidRow, Source, take_features, write_target
 from dragoman.reading.row_errors import EMPTY_SIDE, RowError, find_side_error, find_value_error
@@ -207,7 +207,7 @@ class Predictor:
         ]
         loaded = cls(
             made, first.tokenizer, merged, model_folders, config=config, calibrations=found,
-            memory=first.memory,
+            memory=find_shared([one.memory for one in model_folders]),
         )  # fmt: skip
         loaded.folders = tuple(one.absolute() for one in paths)
         loaded.options = {"engine": engine, "device": device, "threads": threads,

@@ -1,5 +1,6 @@
 """Sources of the training pairs, answered by their targets where that is better than the model."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -32,7 +33,8 @@ def run(tmp_path_factory):
     lines = [f"{word}\t{NAMES[word]}\n" for word in WORDS]
     lines[1:1] = [f"{WORDS[1]}\tother\n"]  # a source with two targets
     (folder / "pairs.tsv").write_text("".join(lines + lines))
-    words = [*SMALL, *BRIEF, "--training.max_steps", "60", "--training.monitor", "exact_match"]
+    words = [*SMALL, *BRIEF, "--training.max_steps", "60", "--training.monitor", "exact_match",
+             "--evaluation.report", "html"]  # fmt: skip
     settings = read_settings(None, words)
     model = fit(folder / "pairs.tsv", folder / "model", settings, console=console)
     return folder / "model", model, " ".join(console.file.getvalue().split())
@@ -62,6 +64,7 @@ def test_the_choice_and_its_reason_are_stored_and_the_scores_are_those_of_the_mo
     assert metrics["decoding"]["reasons"][-1].startswith("memory: 2")
     assert [one["name"] for one in metrics["memory"]["tried"]] == ["model", "memory"]
     assert metrics["memory"]["tried"][1]["score"] > 90 > 20 > metrics["valid"]["exact_match"]
+    assert "pairs.tsv:" in (run[0] / "report.html").read_text().split('<section id="neighbours"')[1]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,20 @@ def test_files_and_the_server_mark_the_answers(run, tmp_path, capsys):
         dragoman.load(folder).predict_n_best([WORDS[0]])[0], PredictRequest(source=WORDS[0])
     )
     assert Message.model_validate(content).from_ == "memory"
+
+
+@pytest.mark.parametrize("case", ["same", "other", "none"])
+def test_an_ensemble_answers_from_a_table_that_all_its_models_have(run, tmp_path, case):
+    folder = shutil.copytree(run[0], tmp_path / "model")
+    tensors = load_file(folder / MEMORY)
+    if case == "none":
+        (folder / MEMORY).unlink()
+    elif case == "other":  # the same sources, one with another target
+        tensors["targets"][0] = tensors["targets"][1]
+        dataclasses.replace(dragoman.load(folder).memory, tensors=tensors).write(folder)
+    for folders in ([run[0], folder], [folder, run[0]]):
+        [[best]] = dragoman.load(folders).predict_n_best([WORDS[0]])
+        assert (best.text == NAMES[WORDS[0]], bool(best.memory_row)) == (case == "same",) * 2
 
 
 def test_evaluate_says_what_memory_answered(run, tmp_path, capsys):

@@ -190,6 +190,17 @@ class SourceGroups:
         return TargetMemory(tensors=tensors, files=tuple(files), confidence=confidence)
 
 
+def find_shared(memories: Sequence[TargetMemory | None]) -> TargetMemory | None:
+    """Return the table of an ensemble: the one that all its models have; None: they differ."""
+    tables = [one.tensors if one else {} for one in memories]
+    is_same = all(
+        np.array_equal(one.get(name, ()), tables[0].get(name, ()))
+        for one in tables
+        for name in _TYPES
+    )
+    return memories[0] if is_same else None
+
+
 def hash_source(source: str, features: Sequence[str]) -> int:
     """Return 64 bits of a source with its features, in the Unicode form NFC."""
     text = normalize("NFC", "\0".join((source, *features)))

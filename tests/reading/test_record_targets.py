@@ -188,7 +188,7 @@ def test_texts_of_fields_stay_as_they_are_if_their_names_recur():
     choice = choose(*targets)
     assert choice.settings.data.records == "auto"
     assert choice.settings.data.record_fields == ()
-    assert choice.settings.tokenizer.target.kind == "characters"
+    assert choice.settings.tokenizer.pointers
     assert "targets are records, kept as they are written: name, total" in choice.reasons
     distinct = [f"{'abcdefghi'[i]}x: words and more" for i in range(9)]
     assert not any("records" in reason for reason in choose(*distinct).reasons)

@@ -175,6 +175,11 @@ class RunData:
             given = [files for files in self._files.values() if files]
             notes = [note for files in given if (note := describe_layout(files, settings.data))]
             notes += self._find_leaks()
+            if settings.tokenizer.pointers and self.tokenizer.pointers is None:
+                notes.append(
+                    "warning: tokenizer.pointers does nothing: the targets are no records with values "
+                    "that stand in their sources; they are spelled"
+                )
         for errors in (self.invalid_rows, long_rows):
             if errors.total:
                 notes.append(f"rows left out: {errors.report()}")

@@ -243,7 +243,7 @@ class PairTokenizer:
     source: Tokenizer
     target: Tokenizer
     features: dict[str, int]
-    pointers: Pointers | None = None  # only if the sides share one vocabulary
+    pointers: Pointers | None = None  # None also if targets are no records of their sources
 
     @classmethod
     def train(
@@ -291,11 +291,6 @@ class PairTokenizer:
         pointers = start.pointers if start else None
         if settings.pointers and pointers is None:
             pointers = Pointers.train(sources, targets)
-            if pointers is None:
-                raise SettingsError(
-                    "tokenizer.pointers: the targets are no records with values that stand in their "
-                    "sources; leave it out"
-                )
         old = (start.source, start.target) if start else ()
         if settings.shared:
             if pointers:

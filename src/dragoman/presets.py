@@ -144,8 +144,8 @@ def choose_settings(
     vocab_size = next(vocab_size for least, vocab_size in sizes if num_pairs >= least)
     task = settings.evaluation.task
     has_copies = task == "records" or (task == "auto" and statistics.has_copied_records)
-    is_copied = has_copies and statistics.has_copied_records
-    pointers = settings.tokenizer.pointers or (is_copied and _can_point(settings, by_hand))
+    can_point = statistics.can_point and _can_point(settings, by_hand)
+    pointers = settings.tokenizer.pointers or (has_copies and can_point)
     if has_copies and settings.model.positions != "learned":  # at most as many tokens as characters
         times = 3 if pointers else 1  # a letter may have a number and a case
         chosen["data.max_tokens"] = times * settings.data.max_characters + 100

@@ -5,7 +5,7 @@ import random
 import pytest
 
 import dragoman
-from conftest import SMALL, make_words, quiet_console
+from conftest import BRIEF, SMALL, make_words, quiet_console
 from dragoman import Predictor, fit, read_settings
 from dragoman.engines.browser import find_browser
 from dragoman.errors import SettingsError
@@ -73,6 +73,14 @@ def test_a_model_that_starts_from_it_points_alike(folder, tmp_path):
     assert Predictor.load(tmp_path / "model").predict([source]) == Predictor.load(folder).predict(
         [source]
     )
+
+
+@pytest.mark.parametrize("extra", [[], ["--evaluation.task", "records"]])
+def test_records_whose_values_do_not_point_are_spelled(extra, tmp_path):
+    rows = [(f"name {word} price 3", "name: red | price: low") for word in WORDS]
+    words = [*SMALL, *BRIEF, *extra, "--training.loggers", "none"]
+    model = fit(rows, tmp_path / "model", read_settings(None, words), console=quiet_console())
+    assert model.tokenizer.pointers is None
 
 
 def test_constraints_are_refused(folder):

@@ -13,6 +13,7 @@ from dragoman.reading.jsonl import list_objects
 from dragoman.reading.pairs import Pair, take_features
 from dragoman.records import Format, detect_format, list_fields
 from dragoman.settings import DataSettings
+from dragoman.tokenizers.pointers import Pointers
 
 Split = Literal["train", "valid", "test"]
 _MEASURED_ROWS = 100_000  # rows whose text is looked at; the rest is counted
@@ -21,7 +22,7 @@ _WITH_TAGS = DataSettings(leading_tags=True)
 _RECORD = re.compile(r"\s*(?:\{.*\}\s*\Z|[^\W\d_][^:|;\n]{0,39}:\s)", re.DOTALL)
 _WORD = re.compile(r"\w+")
 _MOST_RECORDS, _LEAST_COPIED = 0.9, 0.2  # of the targets; of their words, field names included
-_LOOKED_AT = 1000  # records of `field: value`
+_LOOKED_AT = 1000  # records whose fields are looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class PairStatistics:
     record_form: Format | None = None  # of the targets, if over 90% of them are records
     record_fields: tuple[str, ...] = ()  # the names of their fields, in the order of the records
     has_copied_records: bool = False  # targets are records, with words of their sources
+    can_point: bool = False  # targets are records, with values that stand in their sources
     features_separator: str = ""  # in the values of features, if they plainly have several parts
 
 
@@ -54,7 +56,7 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
     """Return the statistics of `pairs`, in one pass and bounded memory."""
     source, target = _SideCounts(), _SideCounts()
     num_pairs, num_tagged, num_records, num_objects, copied = 0, 0, 0, 0, 0.0
-    fields, texts = list[str](), list[str]()
+    fields, texts, records = list[str](), list[str](), list[tuple[str, str]]()
     sources: set[str] = set()
     features: set[str] = set()
     for num_pairs, pair in enumerate(pairs, start=1):
@@ -68,6 +70,8 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
             if _RECORD.match(pair.target):
                 words = _WORD.findall(pair.target)
                 num_records += 1
+                if num_records <= _LOOKED_AT:
+                    records.append((text, pair.target))
                 if (objects := list_objects(pair.target)) is not None:
                     num_objects += 1
                     for names in objects:
@@ -90,6 +94,7 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
         has_copied_records=bool(fields)
         and num_records > least
         and copied > _LEAST_COPIED * num_records,
+        can_point=num_records > least and Pointers.train(*zip(*records, strict=True)) is not None,
         features_separator=_find_separator(features),
     )
 

@@ -417,12 +417,14 @@ class Predictor:
             else:
                 kept.append(i)
         kept_sources, kept_given = [sources[i] for i in kept], [given[i] for i in kept]
+        kept_texts = [texts[i] for i in kept]
         if scores_targets:
             scored = self.engine.score(kept_sources, kept_given, self.config)
             hypotheses = [[one] for one in scored]
         else:
-            hypotheses = self._search(kept_sources, kept_given if any(kept_given) else None)
-        found = self._describe(kept_sources, [texts[i] for i in kept], hypotheses)
+            prefixes = kept_given if any(kept_given) else None
+            hypotheses = self._search(kept_sources, kept_texts, prefixes)
+        found = self._describe(kept_sources, kept_texts, hypotheses)
         for i, best_first in zip(kept, found, strict=True):
             if _has_nan(best_first):
                 reject(i, PRODUCED_NAN)
@@ -540,7 +542,10 @@ class Predictor:
         )  # fmt: skip
 
     def _search(
-        self, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]] | None
+        self,
+        sources: Sequence[Sequence[int]],
+        source_texts: Sequence[str],
+        prefixes: Sequence[Sequence[int]] | None,
     ) -> list[list[Hypothesis]]:
         """Return the outputs of each source, best first."""
         found = self.engine.search(sources, self.config, prefixes)
@@ -551,7 +556,8 @@ class Predictor:
             for i, candidates in enumerate(found):
                 if self.config.constraint is not None:  # only complete ones conform
                     candidates = [one for one in candidates if one.is_complete] or candidates
-                texts = self.tokenizer.decode_targets([one.ids for one in candidates])
+                read = partial(self.tokenizer.read_target, source=source_texts[i])
+                texts = [read(one.ids) for one in candidates]
                 found[i] = choose_least_risky(candidates, texts, decoding)
         if decoding.token_scores or decoding.alignment:
             found = add_details(self.engine, sources, found, self.config, self._num_positions)

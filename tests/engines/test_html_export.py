@@ -20,6 +20,7 @@ from dragoman.model.building import build_network, copy_weights
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.pairs import take_features
 from dragoman.settings import DataSettings, DecodingSettings, Settings, SideSettings
+from dragoman.tokenizers.pointers import Pointers
 from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, PairTokenizer, Tokenizer
 from exported import OPTIONS, draw_sources, make_model, name_option
 from reporting.browser import NAMES, Browser, find_browser
@@ -172,6 +173,34 @@ def test_any_text_has_the_ids_that_python_gives_and_comes_back(kind, form, brows
     rows = [chance.choices(range(one.vocab_size), k=chance.randint(0, 9)) for _ in range(150)]
     rows += [ids[:-1] for ids in found]
     assert browser.run(f"({json.dumps(rows)}).map(check.decode)") == tokenizer.decode_targets(rows)
+
+
+@needs_browser
+@pytest.mark.parametrize("words", ["spaces", "punctuation", "all"])
+@pytest.mark.parametrize("form", ["json", "|"])
+def test_words_have_the_numbers_that_python_gives(words, form, browser, tmp_path):
+    one = Tokenizer.train(TEXTS * 3, SideSettings(kind="bpe", vocab_size=330))
+    pointers = Pointers(
+        form=form, words=words, fields=("a",), structures=("", " | a: ", '{"a":"'), num_words=9
+    )
+    tokenizer = PairTokenizer(source=one, target=one, features={"a=V": 330}, pointers=pointers)
+    model = make_model()[0]
+    path = tmp_path / "page.html"
+    browser.open(write_page(path, model, tokenizer, build_network(model, tokenizer)))
+    texts = [
+        *TEXTS,
+        *draw_texts(1),
+        "Ab cD-E F.",
+        'a "b" \\ c',
+        "ไปกรุงเทพฯ (दिल्ली), ①Ⅳ_x❤️",
+        "ΟΔΟΣ ΑΣ İ ǅ",
+    ]
+    found = browser.run(f"({json.dumps(texts)}).map(text => check.encode(text, []))")
+    assert found == tokenizer.encode_sources(texts, [()] * len(texts))
+    chance, ids = random.Random(2), range(331, tokenizer.source_vocab_size)
+    rows = [([*chance.choices(ids, k=6), *chance.choices(range(40), k=2)], text) for text in texts]
+    outputs = browser.run(f"({json.dumps(rows)}).map(([ids, text]) => check.decode(ids, text))")
+    assert outputs == [tokenizer.read_target(*row) for row in rows]
 
 
 @needs_browser

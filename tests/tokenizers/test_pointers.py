@@ -55,6 +55,38 @@ def test_words_are_as_coarse_as_the_values_allow():
     assert trained([("12km far", "a: 12 | b: far")] * 2).words == "all"
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "numbers"),
+    [
+        ("张伟在北京大学", "name: 张伟 | at: 北京", [0, 1, 3, 4]),
+        ("김철수는 서울에서", "name: 김철수 | at: 서울", [0, 1, 2, 4, 5]),
+        ("ไปกรุงเทพฯ", "name: กรุง | at: เทพ", [2, 3, 4, 5, 6, 7]),
+        ("(दिल्ली)में", "name: दिल्ली | at: में", [1, 3]),
+        ("(Be\u0301la.Ko\u0308ln)", "name: Be\u0301la | at: Ko\u0308ln", [1, 3]),
+    ],
+)
+def test_words_of_any_script_can_be_pointed_to(source, target, numbers):
+    pointers = trained([(source, target)] * 2)
+    parts = pointers.split_target(source, target)
+    assert [part.number for part in parts if isinstance(part, Word)] == numbers
+    assert not any(isinstance(part, str) for part in parts)
+
+
+def test_words_that_the_value_writes_together_are_pointed_to():
+    source, target = "call 030 123 456", "a: 030123456 | b: call"
+    pointers = trained([(source, target)] * 2)
+    names = [pointers.structures.index(text) for text in (" | a: ", "", " | b: ")]
+    first, together, second = map(Structure, names)
+    assert pointers.split_target(source, target) == [
+        first, Word(1), together, Word(2), together, Word(3), second, Word(0)
+    ]  # fmt: skip
+
+
+def test_a_word_with_cases_is_spelled_whole():
+    pointers = trained([("at a 20", "a: at a | b: 20")] * 2)
+    assert "Category" in pointers.split_target("at a 20", "a: Category | b: 20")
+
+
 def test_a_field_that_rarely_stands_in_its_source_is_spelled():
     rows = [(f"{name} sells food", f"name: {name} | kind: shop") for name in ("ab", "cd", "ef")]
     assert trained(rows).fields == ("name",)

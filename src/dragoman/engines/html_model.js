@@ -152,10 +152,11 @@ const WORDS = new RegExp(String.raw` ?[\p{L}\p{M}]+|\p{N}| ?[^${SPACE}\p{L}\p{M}
 const PYTHON_SPACE = String.raw`${SPACE}\x1c-\x1f`; // of str.split and str.strip, and of \s in its re
 const OUTER_SPACES = new RegExp(`^[${PYTHON_SPACE}]+|[${PYTHON_SPACE}]+$`, "gu");
 const LETTER = String.raw`\p{L}\p{N}_`; // of \w in Python
+const ALONE = String.raw`[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\u{20000}-\u{3ffff}]`;
 const NUMBERED = { // words, as in tokenizers/pointers.py
   spaces: `[^${PYTHON_SPACE}]+`,
-  punctuation: `[${LETTER}](?:[^${PYTHON_SPACE}]*[${LETTER}])?|[^${LETTER}${PYTHON_SPACE}]+`,
-  all: String.raw`\p{Nd}+|[\p{L}\p{Nl}\p{No}]+|[^${LETTER}${PYTHON_SPACE}]|_`,
+  punctuation: String.raw`[${LETTER}](?:[^${PYTHON_SPACE}]*[${LETTER}\p{M}])?|[^${LETTER}${PYTHON_SPACE}]+`,
+  all: String.raw`\p{Nd}+|${ALONE}\p{M}*|(?:(?!${ALONE})[\p{L}\p{Nl}\p{No}]\p{M}*)+|[^${LETTER}${PYTHON_SPACE}]\p{M}*|_`,
 };
 const LEADING_TAGS = new RegExp(`^(?:(?:<[^<>${PYTHON_SPACE}]+> )+|<[^<>${PYTHON_SPACE}]+>$)`, "u");
 const LONE_SURROGATE = /\p{Surrogate}/u;

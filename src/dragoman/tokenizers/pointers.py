@@ -4,8 +4,8 @@
     target   Name: The turf team | Type: Inc.   ->   ⟨ | Name: ⟩ ⟨0⟩⟨1⟩⟨2⟩ ⟨ | Type: ⟩ ⟨3⟩
 
 The words of a source are numbered. A value is the numbers of its words; what stands between two
-that follow each other belongs to them. The text between two values is one token, where it recurs.
-Anything else is spelled. Copying becomes choosing, which few pairs suffice for: a pointer network
+that follow each other belongs to them, unless an empty text is put between: 030 123 as 030123. The
+text between two values is one token, where it recurs. Anything else is spelled. Copying becomes choosing, which few pairs suffice for: a pointer network
 (Vinyals et al. 2015) in the vocabulary of a usual Transformer, so that every engine can run it.
 As its letters need not be known to copy it, a source is read in lower case, with a token for the
 case of each word.
@@ -17,9 +17,10 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from itertools import pairwise
+from functools import cache, cached_property
+from itertools import islice, pairwise
 from typing import Any, Literal, NamedTuple
+from unicodedata import category
 
 from dragoman.records import Format, detect_format, list_fields
 
@@ -27,11 +28,18 @@ Words = Literal["spaces", "punctuation", "all"]
 CASES = ("Capital", "UPPER", "MiXed")
 """The tokens before a word that is not in lower case: a source is read in lower case."""
 
-_WORDS: dict[Words, re.Pattern[str]] = {
-    "spaces": re.compile(r"\S+"),
-    "punctuation": re.compile(r"\w(?:\S*\w)?|[^\w\s]+"),  # (1,250.50): three
-    "all": re.compile(r"\d+|[^\W\d_]+|[^\w\s]|_"),
+_WORDS: dict[Words, str] = {  # {marks}: accents and vowel signs, which are no letters of \w
+    "spaces": r"\S+",
+    "punctuation": r"\w(?:\S*[\w{marks}])?|[^\w\s]+",  # (1,250.50): three
+    "all": r"\d+|[{alone}][{marks}]*|(?:[^\W\d_{alone}][{marks}]*)+|[^\w\s][{marks}]*|_",
 }
+# Letters of scripts without spaces (Thai to Khmer, kana, Han), and of Hangul, where particles follow
+# a name without a space: each is a word.
+_ALONE = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_MARKS = range(0x300, 0x20000)  # where the marks of Unicode are, but for selectors of variants
 _LEAD: dict[Format, str] = {"json": "", "\n": "\n", "|": " | ", ";": "; "}  # of the first field too
 _MOST_WORDS = 4000  # of a source that have a number
 _MOST_STRUCTURES = 1000
@@ -104,8 +112,8 @@ class Pointers:
             form=form,
             words=words,
             fields=tuple(fields),
-            structures=tuple(filter(None, listed)),
-            num_words=min(max(len(_WORDS[words].findall(one)) for one in every), _MOST_WORDS),
+            structures=("", *filter(None, listed)),
+            num_words=min(max(len(_compile(words).findall(one)) for one in every), _MOST_WORDS),
         )
 
     @property
@@ -119,7 +127,8 @@ class Pointers:
 
     def find_words(self, source: str) -> list[tuple[int, int]]:
         """Return where the numbered words of `source` stand, in characters."""
-        return [match.span() for match in _WORDS[self.words].finditer(source)][: self.num_words]
+        words = _compile(self.words).finditer(source)
+        return [match.span() for match in islice(words, self.num_words)]
 
     def split_source(self, source: str) -> list[str]:
         """Return `source` in pieces: the k-th ends with the k-th word; the last has none."""
@@ -140,13 +149,15 @@ class Pointers:
         parts: list[Part] = []
         places, after = _Places(source, self), 0
         for structure, name, value in self._cut(target):
-            known = self._places.get(structure)
-            parts.append(structure if known is None else Structure(known))
+            if structure:
+                parts.append(self._find_structure(structure))
             if name not in self.fields:
                 parts.append(self._escape(value))
                 continue
             for piece in places.find(value, after):
-                if isinstance(piece, str):
+                if piece == "":
+                    parts.append(self._find_structure(""))
+                elif isinstance(piece, str):
                     parts.append(self._escape(piece))
                 else:
                     parts += map(Word, piece)
@@ -177,6 +188,10 @@ class Pointers:
     def _places(self) -> dict[str, int]:
         return {text: place for place, text in enumerate(self.structures)}
 
+    def _find_structure(self, text: str) -> Part:
+        place = self._places.get(text)
+        return text if place is None else Structure(place)
+
     def _escape(self, value: str) -> str:
         return json.dumps(value, ensure_ascii=False)[1:-1] if self.form == "json" else value
 
@@ -203,10 +218,22 @@ class _Places:
         words = pointers.find_words(source)
         self._starts, self._ends = [start for start, _ in words], [end for _, end in words]
 
+    @cached_property
+    def _numbers(self) -> dict[str, list[int]]:
+        numbers = dict[str, list[int]]()
+        for number, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
+            numbers.setdefault(self._source[start:end], []).append(number)
+        return numbers
+
+    @cached_property
+    def _lengths(self) -> set[int]:
+        return set(map(len, self._numbers))
+
     def find(self, value: str, after: int) -> Sequence[range | str]:
         """Return `value` as words and text: the first words that read it, from `after` on or ever.
 
-        If there are none, in pieces: the longest runs of words with letters or digits, else text.
+        If there are none, in pieces: the longest runs of words with letters or digits, else text; ""
+        stands between two runs that would be read as one.
         """
         first, at = None, self._source.find(value) if value else -1
         while at >= 0:
@@ -232,7 +259,7 @@ class _Places:
             if found is None:
                 spelled, at = spelled + value[at], at + 1
                 continue
-            if spelled:
+            if spelled or (at and found.start == after):
                 yield spelled
             yield found
             after, spelled = found.stop, ""
@@ -242,18 +269,39 @@ class _Places:
             yield spelled
 
     def _find_longest(self, value: str, at: int, after: int) -> range | None:
-        """Return the longest run of words that `value` has at `at`; of equals, the next one."""
+        """Return the longest run of words that `value` has at `at`; of equals, the next one.
+
+        None begins or ends inside a word with cases: "a" is no piece of "Paris".
+        """
         best, most = None, (0, False)
-        for first, start in enumerate(self._starts):
-            stop = first
-            while stop < len(self._ends) and value.startswith(
-                self._source[start : self._ends[stop]], at
-            ):
-                stop += 1
-            if stop == first:
-                continue
-            text = self._source[start : self._ends[stop - 1]]
-            rank = (len(text), first >= after)
-            if any(map(str.isalnum, text)) and rank > most:
-                best, most = range(first, stop), rank
+        if _is_inside(value, at):
+            return None
+        for length in self._lengths:
+            for first in self._numbers.get(value[at : at + length], ()):
+                stop, end = first, at
+                for place in range(first, len(self._ends)):
+                    start = self._ends[place - 1] if place > first else self._starts[place]
+                    word = self._source[start : self._ends[place]]
+                    if not value.startswith(word, end):
+                        break
+                    end += len(word)
+                    if not _is_inside(value, end):
+                        stop, found = place + 1, end
+                if stop == first or (rank := (found - at, first >= after)) <= most:
+                    continue
+                if any(map(str.isalnum, value[at:found])):
+                    best, most = range(first, stop), rank
         return best
+
+
+@cache
+def _compile(words: Words) -> re.Pattern[str]:
+    marks = "".join(one for one in map(chr, _MARKS) if category(one)[0] == "M")
+    marks += "\U000e0100-\U000e01ef"
+    return re.compile(_WORDS[words].format(marks=marks, alone=_ALONE))
+
+
+def _is_inside(value: str, at: int) -> bool:
+    """Return whether a word of letters with cases is cut before the character `at`."""
+    around = value[at - 1 : at + 1] if at else ""
+    return len(around) == 2 and all(one.islower() or one.isupper() for one in around)

@@ -530,6 +530,8 @@ class PairTokenizer:
                 raise ModelFolderError("features: one of them has two ids")
             source = _load_side("source", content)
             target = source if stored.target == "source" else _load_side("target", content)
+            if stored.pointers and (target is not source or stored.pointers.num_words < 0):
+                raise ModelFolderError("pointers: they need one vocabulary, and numbers of words")
         except ValidationError as error:
             raise ModelFolderError(f"{path}: {describe_first(error)}; {_REMEDY}") from error
         except ModelFolderError as error:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dragoman.errors import SettingsError
+from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.reading.pairs import Pair
 from dragoman.settings import SideSettings, TokenizerSettings
 from dragoman.tokenizers.pointers import Pointers, Structure, Word
@@ -169,6 +169,15 @@ def test_a_stored_tokenizer_points_alike(tmp_path):
     assert loaded.pointers == tokenizer.pointers
     [ids] = tokenizer.encode_targets([OBJECTS[0][1]], [OBJECTS[0][0]])
     assert loaded.read_target(ids[1:-1], OBJECTS[0][0]) == OBJECTS[0][1]
+
+
+@pytest.mark.parametrize("num_words", [0, -3, 10**9])
+def test_a_stored_tokenizer_of_another_program_is_refused(num_words, tmp_path):
+    content = make(LINES).to_dict()
+    content["pointers"]["num_words"] = num_words
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelFolderError, match="1 to 4,000 words"):
+        PairTokenizer.load(tmp_path / "tokenizer.json")
 
 
 texts = st.text(st.sampled_from('ab1 "\\|:{}é'), max_size=12)

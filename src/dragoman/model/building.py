@@ -51,7 +51,8 @@ def _start_numbers(rows: Tensor) -> None:
     count, width = rows.shape
     angles = torch.arange(count)[:, None] * 2 * 100 ** -torch.linspace(0, 1, width // 2)
     waves = torch.cat([angles.sin(), angles.cos()], dim=1) * (2 / width) ** 0.5  # as large as rows
-    rows.add_(waves).mul_(0.5**0.5)
+    rows[:, : waves.shape[1]].add_(waves)  # an odd width has one column without
+    rows.mul_(0.5**0.5)
 
 
 def load_network(

@@ -41,7 +41,7 @@ _ALONE = (
 )
 _MARKS = range(0x300, 0x20000)  # where the marks of Unicode are, but for selectors of variants
 _LEAD: dict[Format, str] = {"json": "", "\n": "\n", "|": " | ", ";": "; "}  # of the first field too
-_MOST_WORDS = 4000  # of a source that have a number
+MOST_WORDS = 4000  # of a source that have a number
 _MOST_STRUCTURES = 1000
 _LEAST_POINTED = 0.5  # of the characters of a field; others are spelled, such as categories
 _LEAST_SHARE = 0.95  # of the characters that the finest words cover
@@ -90,7 +90,7 @@ class Pointers:
             return None
         best, most = None, 0
         for words in reversed(_WORDS):
-            finder = cls(form=form, words=words, fields=(), structures=(), num_words=_MOST_WORDS)
+            finder = cls(form=form, words=words, fields=(), structures=(), num_words=MOST_WORDS)
             pointed, characters = Counter[str](), Counter[str]()
             for source, target in zip(sources, targets, strict=True):
                 places = _Places(source, finder)
@@ -113,7 +113,7 @@ class Pointers:
             words=words,
             fields=tuple(fields),
             structures=("", *filter(None, listed)),
-            num_words=min(max(len(_compile(words).findall(one)) for one in every), _MOST_WORDS),
+            num_words=min(max(len(_compile(words).findall(one)) for one in every), MOST_WORDS),
         )
 
     @property

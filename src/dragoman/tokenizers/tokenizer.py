@@ -17,7 +17,7 @@ from dragoman.characters import find_surrogate
 from dragoman.errors import DataError, ModelFolderError, SettingsError, later_format_reason
 from dragoman.settings import SideSettings, TokenizerKind, TokenizerSettings
 from dragoman.storage import describe_first, read_json, staged_file
-from dragoman.tokenizers.pointers import CASES, Part, Pointers, Structure, Word
+from dragoman.tokenizers.pointers import CASES, MOST_WORDS, Part, Pointers, Structure, Word
 from dragoman.tokenizers.vocabularies import BOS_ID as BOS_ID
 from dragoman.tokenizers.vocabularies import EOS_ID as EOS_ID
 from dragoman.tokenizers.vocabularies import FIRST_TEXT_ID as FIRST_TEXT_ID
@@ -530,8 +530,11 @@ class PairTokenizer:
                 raise ModelFolderError("features: one of them has two ids")
             source = _load_side("source", content)
             target = source if stored.target == "source" else _load_side("target", content)
-            if stored.pointers and (target is not source or stored.pointers.num_words < 0):
-                raise ModelFolderError("pointers: they need one vocabulary, and numbers of words")
+            num_words = stored.pointers.num_words if stored.pointers else 1
+            if not 0 < num_words <= MOST_WORDS or (stored.pointers and target is not source):
+                raise ModelFolderError(
+                    f"pointers: they need one vocabulary, and 1 to {MOST_WORDS:,} words"
+                )
         except ValidationError as error:
             raise ModelFolderError(f"{path}: {describe_first(error)}; {_REMEDY}") from error
         except ModelFolderError as error:

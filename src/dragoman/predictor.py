@@ -30,6 +30,10 @@ from dragoman.tokenizers.tokenizer import EOS_ID, UNKNOWN_ID, PairTokenizer
 
 _FIRST_WINDOW_ROWS = 64
 _WINDOW_ROWS = 4096  # rows that are searched together: bounds the memory of a long input
+_SPELLED_PREFIX = (
+    "its prefix is not made of whole fields and words of the source, to which this model points; end "
+    "it after one, or train the model with tokenizer.pointers false"
+)
 PRODUCED_NAN = "the model produced NaN: weights are corrupt or have overflowed"
 
 T = TypeVar("T")
@@ -408,6 +412,8 @@ class Predictor:
             length = max(len(source), len(given[i]) + 1 if scores_targets else 0)
             if unknown := self._name_unknown(read[i].given, given[i]):
                 reject(i, unknown)
+            elif not scores_targets and self.tokenizer.spells(given[i]):
+                reject(i, _SPELLED_PREFIX)
             elif self._num_positions is not None and length > self._num_positions:
                 reject(
                     i,

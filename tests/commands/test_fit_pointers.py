@@ -8,7 +8,7 @@ import dragoman
 from conftest import BRIEF, SMALL, make_words, quiet_console
 from dragoman import Predictor, fit, read_settings
 from dragoman.engines.browser import find_browser
-from dragoman.errors import SettingsError
+from dragoman.errors import DragomanError, SettingsError
 
 WORDS = make_words(400)
 UNSEEN = ["Qyx", "zuv17", "WOBB"]
@@ -81,6 +81,15 @@ def test_records_whose_values_do_not_point_are_spelled(extra, tmp_path):
     words = [*SMALL, *BRIEF, *extra, "--training.loggers", "none"]
     model = fit(rows, tmp_path / "model", read_settings(None, words), console=quiet_console())
     assert model.tokenizer.pointers is None
+
+
+def test_a_prefix_points_too_or_is_refused(folder):
+    model, source = Predictor.load(folder), f"from {UNSEEN[0]} in ab for cd"
+    start = f"name: {UNSEEN[0]} | total: "
+    [[found]] = model.predict_n_best([source], prefixes=[start])
+    assert found.text == f"name: {UNSEEN[0]} | total: cd | city: ab"
+    with pytest.raises(DragomanError, match=r"its prefix is not made of whole fields and words"):
+        model.predict_n_best([source], prefixes=["name: Qy"])
 
 
 def test_constraints_are_refused(folder):

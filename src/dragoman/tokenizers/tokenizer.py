@@ -465,6 +465,12 @@ class PairTokenizer:
             start += len(text)
         return ends
 
+    def spells(self, ids: Sequence[int]) -> bool:
+        """Return whether there are pointers, and `ids` spell text that could be theirs."""
+        return self.pointers is not None and any(
+            FIRST_TEXT_ID <= id_ < self.target.vocab_size for id_ in ids
+        )
+
     def _find_parts(self, ids: Sequence[int]) -> Iterator[tuple[Part, Sequence[int]]]:
         """Yield the parts that `ids` spell, each with its ids; features give none."""
         first, case, last = self._first_number, self._first_case, self._first_structure

@@ -481,10 +481,6 @@ class Predictor:
         unseen = dict[str, None]()
         for line, (text, row) in enumerate(zip(texts, values, strict=True)):
             rest, symbols = take_features(text, row, self.feature_labels, data)
-            if starts[line]:
-                [ids] = self._encode_targets([starts[line]], [rest])
-                if unknown := self._name_unknown(starts[line], ids):
-                    raise DragomanError(f"{name}[{line}]: {unknown}")
             unseen.update(dict.fromkeys(self.find_unknown(symbols)))
             error = find_value_error("", line, "the source", rest)
             error = error or find_side_error("", line, "source", rest, data.max_characters)
@@ -494,6 +490,11 @@ class Predictor:
                 rows.append(InvalidRow(line, "", error.detail))
             else:
                 raise DragomanError(f"sources[{line}]: {error.detail}")
+        read = [row for row in rows if isinstance(row, Source) and row.given]
+        encoded = self._encode_targets([row.given for row in read], [row.source for row in read])
+        for one, ids in zip(read, encoded, strict=True):
+            if unknown := self._name_unknown(one.given, ids):
+                raise DragomanError(f"{name}[{one.line}]: {unknown}")
         if unseen:
             shown = shorten(", ".join(unseen))
             warnings.warn(f"features that the model has never seen: {shown}", stacklevel=4)

@@ -154,7 +154,8 @@ def describe_explanation(found: Explanation) -> list[str]:
         for one in sorted(found.unsure, key=lambda one: one["probability"])[:10]
     ]
     lines += [
-        f"{len(rows):,} training rows of this source say otherwise: {shorten(', '.join(rows))}: {target}"
+        f"{len(rows):,} training {'row' if len(rows) == 1 else 'rows'} of this source "
+        f"{'says' if len(rows) == 1 else 'say'} otherwise: {shorten(', '.join(rows))}: {target}"
         for target, rows in found.otherwise.items()
     ]
     lines.append("nearest training rows (similarity of characters, of encoder states):")

@@ -23,6 +23,7 @@ from dragoman.cli_options import (
     add_model,
     fraction,
     minutes,
+    part,
     positive,
     read_command_line,
 )
@@ -190,6 +191,9 @@ def _add_predict(command: ArgumentParser) -> None:
         "it: they leave their records; `dragoman evaluate` suggests thresholds")  # fmt: skip
     add("--low-confidence-output", type=Path, metavar="FILE",
         help="file for these rows: .jsonl, .parquet, .csv or .tsv, also .gz or .zst")  # fmt: skip
+    add("--part", type=part, metavar="K/N",
+        help="predict part K of N only, such as 3/8, on this machine, and write OUTPUT.part-K-of-N; "
+        "`dragoman join OUTPUT` puts the parts together")  # fmt: skip
     add("--restart", action="store_true",
         help="start over, instead of resuming an interrupted prediction of --output")  # fmt: skip
 
@@ -226,8 +230,23 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
         scores_targets=arguments.score,
         prefix=arguments.prefix,
         restart=arguments.restart,
+        part=arguments.part,
     )
     for line in run_job(model, job):
+        print(f"dragoman: {line}", file=sys.stderr)
+
+
+def _add_join(command: ArgumentParser) -> None:
+    command.add_argument("output", type=Path, metavar="OUTPUT",
+        help="the --output of the parts, which lie beside it; they are removed at the end")  # fmt: skip
+
+
+def _join(arguments: Namespace, words: Sequence[str]) -> None:
+    if words:
+        raise DragomanError(f"{words[0]}: join takes no settings; see dragoman join --help")
+    from dragoman.commands.join import join
+
+    for line in join(arguments.output):
         print(f"dragoman: {line}", file=sys.stderr)
 
 
@@ -595,6 +614,16 @@ COMMANDS = {
             *_OF_FIT, "data.broken_rows", "data.long_rows",
         ),
         common=_FOR_USE,
+    ),
+    "join": Command(
+        run=_join,
+        add_options=_add_join,
+        summary="put the parts of a prediction together",
+        examples=(
+            "dragoman predict model --input big.jsonl --output out.jsonl --part 1/8",
+            "dragoman join out.jsonl",
+        ),
+        sections=(),
     ),
     "evaluate": Command(
         run=_evaluate,

@@ -169,6 +169,16 @@ def fraction(word: str) -> float:
     return value
 
 
+def part(word: str) -> tuple[int, int]:
+    """Return K and N of a word K/N."""
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", word)
+    if not found or int(found[1]) > int(found[2]):
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is not K/N with K from 1 to N: 1/8 is the first of 8 parts, 8/8 the last"
+        )
+    return int(found[1]), int(found[2])
+
+
 def minutes(word: str) -> float:
     """Return a time such as 1h30m, in minutes."""
     parts = re.fullmatch(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", word)

@@ -5,6 +5,10 @@ While `out.jsonl` is written, these files lie beside it: `.out.jsonl.partial` (t
 crash, the same command cuts the partial file to that size, skips the rows that are done, and writes
 the others. The low-confidence output has a partial file and a lock too. At the end the partial files
 are renamed, the main one last; then the journal goes. The partial file of a .parquet has JSON lines.
+
+Part K of N of a job predicts each N-th window, from the K-th. Every part reads all rows, so that no
+part needs to know their number, and so that its digest is that of the whole input. It writes
+`out.jsonl.part-K-of-N`, and keeps its journal beside it, by which `dragoman join` copies the windows.
 """
 
 import hashlib
@@ -53,7 +57,7 @@ if TYPE_CHECKING:
 Row = Source | InvalidRow
 
 _REMEDY = "start over with --restart"
-_NAMED_ROWS = 5  # rows of a kind that the report names
+NAMED_ROWS = 5  # rows of a kind that the report names
 _MOST_KINDS = 20  # then further features share one
 _QUIET_S = 2.0  # shorter predictions show no progress
 _LINE_EVERY_S = 60.0  # progress lines, where standard error is not a terminal
@@ -73,6 +77,7 @@ class Job:
         scores_targets: The rows are pairs; score their targets.
         prefix: Column with the start of each output; "": none.
         restart: Discard an interrupted prediction of the same output.
+        part: K and N, to predict part K of N; None: all rows.
     """
 
     input: Path | None = None
@@ -83,12 +88,20 @@ class Job:
     scores_targets: bool = False
     prefix: str = ""
     restart: bool = False
+    part: tuple[int, int] | None = None
 
     @property
     def files(self) -> dict[str, Path]:
         """The files to write, by option, the main one first; without standard output."""
         named = {"--output": self.output, "--low-confidence-output": self.low_confidence_output}
         return {option: path for option, path in named.items() if path is not None}
+
+    @property
+    def written_files(self) -> dict[str, Path]:
+        """The files that this job writes: `files`, or those of its part."""
+        if self.part is None:
+            return self.files
+        return {option: name_part(path, *self.part) for option, path in self.files.items()}
 
     @property
     def layouts(self) -> list[Layout]:
@@ -105,6 +118,11 @@ class Job:
         return named if self.output is not None else ["standard output", *named]
 
 
+def name_part(path: Path, number: int, count: int) -> Path:
+    """Return the file of part `number` of `count` of the output `path`."""
+    return path.with_name(f"{path.name}.part-{number}-of-{count}")
+
+
 def run_job(model: Predictor, job: Job) -> list[str]:
     """Predict every row of the input, in order, and return lines for the user: see `State.report`.
 
@@ -119,7 +137,7 @@ def run_job(model: Predictor, job: Job) -> list[str]:
     try:
         if job.output is None or (job.output.exists() and not job.output.is_file()):
             return _stream(model, job).report(job)
-        with _lock_files(job.files):
+        with lock_files(job.written_files):
             return _write_files(model, job).report(job)
     except BrokenPipeError:  # nobody reads standard output or standard error any more
         raise
@@ -131,13 +149,16 @@ def run_job(model: Predictor, job: Job) -> list[str]:
 def _check_job(model: Predictor, job: Job) -> None:
     """Refuse outputs that would replace the input or each other, or lose what is asked for."""
     layouts, low = job.layouts, job.low_confidence_output
+    if job.part is not None and job.output is None:
+        raise DragomanError("--part: give --output, the file that `dragoman join` is to write")
     if job.is_jsonl and layouts[0] != "jsonl":
         raise DragomanError(f"--jsonl: --output {job.output} says {layouts[0]}; leave one out")
     for option, path in job.files.items():
         if is_same_file(path, job.input):
             raise DragomanError(f"{option} {path}: this is the input too; give another name")
         is_device = path.exists() and not path.is_file()
-        if is_device and (option != "--output" or find_layout(path) == "parquet"):
+        may_be_device = option == "--output" and find_layout(path) != "parquet" and not job.part
+        if is_device and not may_be_device:
             raise DragomanError(f"{option} {path}: it is not a file; give another name")
     is_given_twice = low and job.output and job.output.resolve() == low.resolve()
     if is_given_twice or (low and job.output and is_same_file(low, job.output)):
@@ -170,6 +191,10 @@ class State:
     rows: NonNegativeInt = 0  # of the input
     sizes_bytes: list[NonNegativeInt] = field(default_factory=list)  # of the partial files
     digest: str = ""  # of these rows of the input
+    windows: NonNegativeInt = 0  # that these rows are
+    ends_bytes: list[list[NonNegativeInt]] = field(default_factory=list)
+    """Of a part: the sizes of its files after the header, and after each of its windows."""
+    is_complete: bool = False
     row_errors: dict[str, list[int]] = field(default_factory=dict)  # kind: count, first lines
     rows_by_file: list[int] = field(default_factory=lambda: [0, 0])  # high, low confidence
     from_memory: NonNegativeInt = 0  # rows: decoding.memory
@@ -181,7 +206,7 @@ class State:
         """Return the lines for the user."""
         lines = []
         for kind, (count, *named) in self.row_errors.items():
-            more = ", …" if count > _NAMED_ROWS else ""
+            more = ", …" if count > NAMED_ROWS else ""
             lines.append(f"{count:,} rows {kind}: line {', '.join(map(str, named))}{more}")
         if self.from_memory:
             lines.append(f"{self.from_memory:,} rows answered from the training pairs (--memory none: "
@@ -225,7 +250,7 @@ def _stream(model: Predictor, job: Job) -> State:
             )
             writes = [output.write]
         if low is not None:
-            stack.enter_context(_lock_files({"--low-confidence-output": low}))
+            stack.enter_context(lock_files({"--low-confidence-output": low}))
             partial, pack = stack.enter_context(staged_file(low)), find_packer(low)
             file = stack.enter_context(partial.open("wb"))
             file.write(pack(b""))
@@ -255,7 +280,9 @@ def _stream(model: Predictor, job: Job) -> State:
 
 def _write_files(model: Predictor, job: Job) -> State:
     assert job.output is not None
-    journal = Journal(list(job.files.values()), _describe_job(model, job))
+    written = list(job.written_files.values())
+    journal = Journal(written, _describe_job(model, job), is_part=job.part is not None)
+    number, count = job.part or (1, 1)
     if job.restart:
         journal.discard()
     state, is_complete = journal.read()
@@ -277,12 +304,12 @@ def _write_files(model: Predictor, job: Job) -> State:
                     f"more: give the same input, or {_REMEDY}"
                 )
             print(f"dragoman: all {state.rows:,} rows were done already", file=sys.stderr)
-            journal.finish()
+            journal.finish(state)
             return state
         if state.rows:
             print(f"dragoman: resuming after row {state.rows:,}", file=sys.stderr)
         with ExitStack() as stack:
-            progress = ProgressDisplay(state.rows, position.fraction(state.rows))
+            progress = ProgressDisplay(sum(state.rows_by_file), position.fraction(state.rows))
             stack.callback(progress.stop)
             files = [
                 stack.enter_context(open_itself(partial, is_new=not state.rows))
@@ -291,27 +318,38 @@ def _write_files(model: Predictor, job: Job) -> State:
             for i, (file, pack, writer) in enumerate(zip(files, packs, writers, strict=True)):
                 file.seek(state.sizes_bytes[i] if state.rows else 0)
                 file.truncate()
-                if not state.rows:
+                if not state.rows and number == 1:
                     file.write(pack(writer.header().encode()))
-            for window in make_windows(rows, state.rows):
+            if job.part and not state.rows:
+                state.ends_bytes = [[file.tell() for file in files]]
+            num_rows = state.rows
+            for index, window in enumerate(make_windows(rows, state.rows), state.windows):
+                num_rows += len(window)
+                if index % count != number - 1:  # another part predicts it
+                    _update_digest(digest, window)
+                    continue
                 texts = _predict(model, job, window, writers, state)
                 for file, pack, text in zip(files, packs, texts, strict=True):
                     file.write(pack(text.encode(errors="backslashreplace")) if text else b"")
                 _sync(files)
                 _update_digest(digest, window)
-                state.rows += len(window)
+                state.rows, state.windows = num_rows, index + 1
                 state.sizes_bytes = [file.tell() for file in files]
+                if job.part:
+                    state.ends_bytes.append(state.sizes_bytes)
                 state.digest = digest.hexdigest()
                 journal.write(state)
-                progress.update(state.rows, position.fraction(state.rows))
+                progress.update(sum(state.rows_by_file), position.fraction(state.rows))
             _sync(files)
-        journal.finish()
+            state.rows, state.digest, state.is_complete = num_rows, digest.hexdigest(), True
+            state.sizes_bytes = [file.tell() for file in files]
+        journal.finish(state)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(
             f"stopped; the same command resumes after row {state.rows:,}"
         ) from stop
     finally:
-        if not state.rows:  # nothing to resume from
+        if not state.rows and not state.is_complete:  # nothing to resume from
             journal.discard()
     return state
 
@@ -355,7 +393,7 @@ def _describe_job(model: Predictor, job: Job) -> dict[str, object]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Content:
+class Content:
     """What a journal says."""
 
     version: Literal[3]
@@ -363,7 +401,24 @@ class _Content:
     state: State
 
 
-_JOURNAL = TypeAdapter(_Content)
+_JOURNAL = TypeAdapter(Content)
+
+
+def read_journal(path: Path) -> Content:
+    """Return what a journal says.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DragomanError: It is damaged, or of another version.
+    """
+    try:
+        return _JOURNAL.validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        is_foreign = isinstance(error, ValidationError)
+        reason = "not a journal of this version" if is_foreign else f"cannot be read: {error}"
+        raise DragomanError(f"{path}: {reason}; {_REMEDY}") from error
 
 
 class Journal:
@@ -372,18 +427,26 @@ class Journal:
     Args:
         outputs: The files to write, the main one first.
         job: Everything that they depend on except the input, by name.
+        is_part: They are a part of the outputs: written in place, and the journal stays.
     """
 
-    def __init__(self, outputs: Sequence[Path], job: Mapping[str, Any]) -> None:
+    def __init__(
+        self, outputs: Sequence[Path], job: Mapping[str, Any], *, is_part: bool = False
+    ) -> None:
         main = outputs[0]
-        self._path = main.with_name(f".{main.name}.journal")
+        self._path = main.with_name(f"{'' if is_part else '.'}{main.name}.journal")
+        self._is_part = is_part
         self._outputs = list(outputs)
         self._job: dict[str, Any] = json.loads(json.dumps(job))  # as it is read back
         # Predictions of different outputs may share a low-confidence output.
-        self.partials = [
-            main.with_name(f".{main.name}.partial"),
-            *(low.with_name(f".{low.name}.{main.name}.partial") for low in outputs[1:]),
-        ]
+        self.partials = (
+            list(outputs)
+            if is_part
+            else [
+                main.with_name(f".{main.name}.partial"),
+                *(low.with_name(f".{low.name}.{main.name}.partial") for low in outputs[1:]),
+            ]
+        )
 
     def read(self) -> tuple[State, bool]:
         """Return the state of an interrupted prediction, or the initial one; and "all is done".
@@ -395,14 +458,9 @@ class Journal:
                 partial files are damaged.
         """
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            stored = _JOURNAL.validate_python(content)
+            stored = read_journal(self._path)
         except FileNotFoundError:
             return State(), False
-        except (OSError, ValueError, RecursionError) as error:
-            is_foreign = isinstance(error, ValidationError)
-            reason = "not a journal of this version" if is_foreign else f"cannot be read: {error}"
-            raise DragomanError(f"{self._path}: {reason}; {_REMEDY}") from error
         state, started = stored.state, stored.job
         changed = [name for name in self._job if started.get(name) != self._job[name]]
         is_there = [partial.exists() for partial in self.partials]
@@ -423,12 +481,12 @@ class Journal:
                 return State(), False
             if partial.exists() and partial.stat().st_size < size:
                 raise DragomanError(f"{partial}: it is shorter than it was; {_REMEDY}")
-        return state, not all(is_there)
+        return state, state.is_complete or not all(is_there)
 
     def write(self, state: State) -> None:
         """Record `state`; what it says of the partial files must be on the disk."""
         temporary = self._path.with_name(f"{self._path.name}.tmp")
-        content = asdict(_Content(version=3, job=self._job, state=state))
+        content = asdict(Content(version=3, job=self._job, state=state))
         with open_itself(temporary, is_new=True) as file:
             file.write(json.dumps(content).encode())
             file.flush()
@@ -440,8 +498,14 @@ class Journal:
         for path in (self._path, *self.partials):
             path.unlink(missing_ok=True)
 
-    def finish(self) -> None:
-        """Rename the partial files, which are complete, to the outputs, the main one last."""
+    def finish(self, state: State) -> None:
+        """Rename the partial files, which are complete, to the outputs, the main one last.
+
+        A part has its name already: its journal says that it is complete.
+        """
+        if self._is_part:
+            self.write(state)
+            return
         for partial, output in reversed(list(zip(self.partials, self._outputs, strict=True))):
             if not partial.exists():  # it was renamed before a crash
                 continue
@@ -455,7 +519,7 @@ class Journal:
 
 
 @contextmanager
-def _lock_files(files: Mapping[str, Path]) -> Iterator[None]:
+def lock_files(files: Mapping[str, Path]) -> Iterator[None]:
     """Keep other processes from writing `files`, given by option; a dead process holds no lock."""
     with ExitStack() as stack:
         for option, path in files.items():
@@ -594,7 +658,7 @@ def _predict(
         for kind in kinds:
             counted = state.row_errors.setdefault(kind, [0])
             counted[0] += 1
-            if len(counted) <= _NAMED_ROWS:
+            if len(counted) <= NAMED_ROWS:
                 counted.append(row.line)
     return ["".join(parts) for parts in texts]
 

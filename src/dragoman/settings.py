@@ -210,6 +210,8 @@ class OptimizationSettings(Section):
     """AdamW beta2."""
     label_smoothing: Fraction = 0.1
     """Label smoothing: probability spread evenly over the vocabulary."""
+    guided_attention: Annotated[float, Field(ge=0.0)] = 1.0
+    """Of records that point (tokenizer.pointers): weight of the loss that tells one head of the cross-attention where the next word stands; 0: none."""
     average_decay: Fraction = 0.999
     """Decay of the exponential moving average of the weights, which is validated and saved; 0: no average."""
     clip_norm: Annotated[float, Field(ge=0.0)] = 1.0

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from conftest import BOS, EOS, pad_right, random_ids
 from dragoman.data.dataset import Batch
-from dragoman.model.loss import sum_losses, sum_losses_by_microbatches
+from dragoman.model.loss import Guidance, sum_losses, sum_losses_by_microbatches
 from dragoman.model.transformer import Transformer
 
 
@@ -47,16 +47,44 @@ def join(batches):
     ]
 
 
+@pytest.mark.parametrize("guidance", [None, Guidance(first=10, stop=20, weight=0.5)])
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
-def test_microbatches_give_the_sums_and_gradients_of_the_batch(network, implementation):
-    found, gradients = take(network, lambda: sum_losses_by_microbatches(network, MICROBATCHES, 0.1))
+def test_microbatches_give_the_sums_and_gradients_of_the_batch(network, implementation, guidance):
+    found, gradients = take(
+        network,
+        lambda: sum_losses_by_microbatches(network, MICROBATCHES, 0.1, guidance=guidance),
+    )
     expected, wanted = take(
-        network, lambda: sum_losses(network, *join(MICROBATCHES), 0.1, implementation)
+        network,
+        lambda: sum_losses(network, *join(MICROBATCHES), 0.1, implementation, guidance=guidance),
     )
     for name in ("loss", "nll", "num_correct", "num_tokens"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
     assert gradients.keys() == wanted.keys() == dict(network.named_parameters()).keys()
     torch.testing.assert_close(gradients, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_guided_attention_learns_where_an_id_stands_in_the_source():
+    torch.manual_seed(0)
+    network = Transformer(40, 32, 4, 1, 64, num_decoder_layers=2, dropout=0.0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    source = torch.stack([torch.randperm(20) + 10 for _ in range(64)])
+    target = pad_right(F.pad(source[:, ::5], (1, 0), value=BOS), 1)
+    guidance = Guidance(first=10, stop=30, weight=1.0)
+
+    def measure():
+        plain = sum_losses(network, source, target)
+        guided = sum_losses(network, source, target, guidance=guidance)
+        assert guided.nll == plain.nll
+        return (guided.loss - plain.loss) / guided.num_tokens
+
+    before = measure()
+    for _ in range(300):
+        optimizer.zero_grad()
+        (sum_losses(network, source, target, guidance=guidance).loss / 256).backward()
+        optimizer.step()
+    assert before > 2.5  # of 20 places: log 20 = 3.0
+    assert measure() < 0.5
 
 
 def test_one_thread_and_two_give_the_same_bits():

@@ -366,6 +366,7 @@ def _assemble(
         implementation=training.implementation,
         micro_batch_tokens=plan_micro_batches(training),
         scoring=choose_text_scores(settings, texts),
+        guided_ids=data.tokenizer.numbers,
     )
     context.timer.mark("network")
     checkpoints = Checkpoints(

@@ -12,7 +12,8 @@ micro-batches, so the sum does not depend on which finished first.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
@@ -24,7 +25,9 @@ from torch.autograd.function import FunctionCtx
 from dragoman.data.dataset import Batch
 from dragoman.model.block import (
     Dropout,
+    Function,
     Layers,
+    Mask,
     Weights,
     decode,
     encode,
@@ -35,6 +38,9 @@ from dragoman.model.transformer import Transformer
 
 Implementation = Literal["fused", "reference"]
 Found = TypeVar("Found")
+
+_GUIDED_LAYER = -2  # the last but one, as in the paper; of one layer, that
+_IGNORED = -100
 
 # Logits (rows x tokens) in float32 at a time. On a CPU they fit its caches (8 to 64 times less, or
 # 8 times more, is slower); a GPU needs larger chunks.
@@ -48,10 +54,27 @@ _BLOCK_ROWS = 4096
 class LossSums:
     """Sums over the labelled tokens of a batch: scalar tensors on the model's device."""
 
-    loss: Float[Tensor, ""]  # label-smoothed cross-entropy in nats: the training objective
+    loss: Float[
+        Tensor, ""
+    ]  # the training objective: label-smoothed cross-entropy in nats, guidance
     nll: Float[Tensor, ""]  # cross-entropy without smoothing in nats, for perplexity
     num_correct: Int[Tensor, ""]  # tokens whose label has the highest logit; ties count
     num_tokens: Int[Tensor, ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Guided attention: the model is told where in the source a target token stands.
+
+    One head of the cross-attention, before it emits one of the ids from `first` to `stop` - 1,
+    learns to attend to the place of the same id in the source: `weight` times its cross-entropy is
+    added to the loss.
+    Source: Garg et al. 2019, section 4.3 (Jointly learning to align and translate).
+    """
+
+    first: int
+    stop: int
+    weight: float
 
 
 def sum_losses(
@@ -60,6 +83,8 @@ def sum_losses(
     target_ids: Int[Tensor, "B T"],
     label_smoothing: float = 0.0,
     implementation: Implementation = "fused",
+    *,
+    guidance: Guidance | None = None,
 ) -> LossSums:
     """Return the sums over all tokens of `target_ids` (begin, tokens, end, padding) but the first.
 
@@ -67,11 +92,11 @@ def sum_losses(
     the same function.
     """
     if implementation == "reference":
-        return _sum_by_reference(model, source_ids, target_ids, label_smoothing)
+        return _sum_by_reference(model, source_ids, target_ids, label_smoothing, guidance)
     weights = Weights(find_dtype(model))
     with torch.autocast(source_ids.device.type, enabled=False):
         layers = make_layers(model, weights, draw_dropout(model))
-        return sum_losses_of_layers(layers, source_ids, target_ids, label_smoothing)
+        return sum_losses_of_layers(layers, source_ids, target_ids, label_smoothing, guidance)
 
 
 def find_dtype(model: Transformer) -> torch.dtype:
@@ -91,9 +116,13 @@ def sum_losses_of_layers(
     source_ids: Int[Tensor, "B S"],
     target_ids: Int[Tensor, "B T"],
     label_smoothing: float,
+    guidance: Guidance | None = None,
 ) -> LossSums:
     """Return the sums of `sum_losses`, given the layers over some weights; without autocast."""
     model, weights = layers.model, layers.weights
+    queries = list[Tensor]()
+    if guidance is not None:
+        layers = _record_queries(layers, queries)
     cache = start_decoder(layers, encode(layers, source_ids))
     states = decode(layers, target_ids[:, :-1], cache).flatten(0, 1)  # (B, T, D) -> (N, D)
     labels = target_ids[:, 1:].flatten()
@@ -102,7 +131,7 @@ def sum_losses_of_layers(
         has_label = labels != pad_id
         states, labels, pad_id = states[has_label], labels[has_label], None
     output = model.target_embedding if model.output is None else model.output
-    return sum_cross_entropy(
+    sums = sum_cross_entropy(
         states.to(weights.dtype),
         weights.matmul_weight(output.weight),
         None if model.output is None else weights.matmul_weight(model.output.bias),
@@ -111,6 +140,56 @@ def sum_losses_of_layers(
         vocab_size=model.target_vocab_size,
         label_smoothing=label_smoothing,
     )
+    if guidance is None:
+        return sums
+    key = cache.source[_find_guided(len(cache.source))]
+    guided = _sum_guidance(
+        guidance, model, queries[0], key, cache.source_mask, source_ids, target_ids
+    )
+    return replace(sums, loss=sums.loss + guided)
+
+
+def _find_guided(num_layers: int) -> int:
+    return max(_GUIDED_LAYER, -num_layers)
+
+
+def _record_queries(layers: Layers, queries: list[Tensor]) -> Layers:
+    """Return `layers`, which append the queries of the guided cross-attention to `queries`."""
+    place = _find_guided(len(layers.decoder))
+    layer = layers.decoder[place]
+    assert layer.cross is not None
+    cross = replace(layer.cross, query=partial(_record, queries, layer.cross.query))
+    decoder = list(layers.decoder)
+    decoder[place] = replace(layer, cross=cross)
+    return replace(layers, decoder=tuple(decoder))
+
+
+def _record(results: list[Tensor], function: Function, x: Tensor) -> Tensor:
+    result = function(x)
+    results.append(result)
+    return result
+
+
+def _sum_guidance(
+    guidance: Guidance,
+    model: Transformer,
+    query: Float[Tensor, "B T D"],
+    key: Float[Tensor, "B S W"],
+    mask: Mask,
+    source_ids: Int[Tensor, "B S"],
+    target_ids: Int[Tensor, "B T1"],
+) -> Float[Tensor, ""]:
+    """Return the weighted loss of the first head; W: at least the keys of all heads, D."""
+    width = query.shape[-1] // model.transformer.nhead
+    scores = (query[..., :width] * width**-0.5) @ key[..., :width].transpose(1, 2)  # (B, T, S)
+    if mask.bias is not None:
+        scores = scores + mask.bias[:, 0]  # (B, 1, 1, S) -> (B, 1, S)
+    labels = target_ids[:, 1:, None]
+    stands = (labels == source_ids[:, None]) & (labels >= guidance.first) & (labels < guidance.stop)
+    places = stands.int().argmax(dim=2).masked_fill(~stands.any(dim=2), _IGNORED)
+    return guidance.weight * F.cross_entropy(
+        scores.flatten(0, 1).float(), places.flatten(), reduction="sum", ignore_index=_IGNORED
+    )
 
 
 def _sum_by_reference(
@@ -118,13 +197,25 @@ def _sum_by_reference(
     source_ids: Int[Tensor, "B S"],
     target_ids: Int[Tensor, "B T"],
     label_smoothing: float,
+    guidance: Guidance | None,
 ) -> LossSums:
     """Return the sums as computed by torch's own modules and functions."""
-    states = model.decode_states(target_ids[:, :-1], model.encode(source_ids))
+    memory = model.encode(source_ids)
+    stack = model.transformer.decoder.layers
+    attention = stack[_find_guided(len(stack))].multihead_attn
+    given = list[Tensor]()
+    with attention.register_forward_pre_hook(lambda _, inputs: given.extend(inputs)):
+        states = model.decode_states(target_ids[:, :-1], memory)
     labels = target_ids[:, 1:]
     has_label = labels != model.pad_id
     logits, labels = model.project(states[has_label]).float(), labels[has_label]
     loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+    if guidance is not None:
+        weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+        query, key = (F.linear(given[i], weights[i], biases[i]) for i in (0, 1))
+        bias = torch.zeros_like(memory.is_token, dtype=query.dtype)
+        mask = Mask(bias.masked_fill_(~memory.is_token, -torch.inf)[:, None, None])
+        loss = loss + _sum_guidance(guidance, model, query, key, mask, source_ids, target_ids)
     return LossSums(
         loss=loss,
         nll=F.cross_entropy(logits.detach(), labels, reduction="sum"),
@@ -269,7 +360,11 @@ class _LossGradients:
 
 
 def sum_losses_by_microbatches(
-    model: Transformer, microbatches: Sequence[Batch], label_smoothing: float = 0.0
+    model: Transformer,
+    microbatches: Sequence[Batch],
+    label_smoothing: float = 0.0,
+    *,
+    guidance: Guidance | None = None,
 ) -> LossSums:
     """Return the sums of `sum_losses` over all `microbatches`.
 
@@ -283,7 +378,9 @@ def sum_losses_by_microbatches(
     def run(number: int) -> tuple[LossSums, Gradients]:
         leaves, batch = Leaves(dtype, cast), microbatches[number]
         layers = make_layers(model, leaves, dropouts[number])
-        sums = sum_losses_of_layers(layers, batch.source_ids, batch.target_ids, label_smoothing)
+        sums = sum_losses_of_layers(
+            layers, batch.source_ids, batch.target_ids, label_smoothing, guidance
+        )
         return sums, leaves.differentiate(sums.loss)
 
     total, sums = GradientSum(), list[LossSums]()

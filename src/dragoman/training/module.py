@@ -21,7 +21,13 @@ from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search import search
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.errors import SettingsError
-from dragoman.model.loss import Implementation, LossSums, sum_losses, sum_losses_by_microbatches
+from dragoman.model.loss import (
+    Guidance,
+    Implementation,
+    LossSums,
+    sum_losses,
+    sum_losses_by_microbatches,
+)
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
 from dragoman.training.validation_metrics import (
@@ -64,6 +70,8 @@ class TransformerTraining(lightning.LightningModule):
         micro_batch_tokens: Size of the micro-batches of the fused code on the CPU; None: at least
             one for each of torch's threads.
         scoring: Scores of texts, besides those of ids; None: there is no text.
+        guided_ids: The first id of those whose place in the source guides the attention, and the
+            first after them; see `Guidance`.
     """
 
     def __init__(
@@ -77,9 +85,13 @@ class TransformerTraining(lightning.LightningModule):
         implementation: Implementation = "fused",
         micro_batch_tokens: int | None = None,
         scoring: TextScoring | None = None,
+        guided_ids: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
         self.network = network
+        first, stop = guided_ids
+        weight = optimization.guided_attention if first < stop else 0.0
+        self.guidance = Guidance(first=first, stop=stop, weight=weight) if weight else None
         self.optimization = optimization
         self.decoding = decoding or DecodingSettings()
         self.max_steps = max_steps
@@ -156,7 +168,7 @@ class TransformerTraining(lightning.LightningModule):
         """Return the summed loss of the batch; `on_before_optimizer_step` makes it a mean."""
         batch = as_batch(batch)
         self.current_batch = _describe("training", batch)
-        sums = self._sum_losses(batch, self.optimization.label_smoothing)
+        sums = self._sum_losses(batch, self.optimization.label_smoothing, self.guidance)
         self._step_tokens += sums.num_tokens
         self._step_loss += sums.loss.detach()
         self.train_metrics.update(_drop_nonfinite(sums))
@@ -326,7 +338,9 @@ class TransformerTraining(lightning.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "learning_rate"},
         }
 
-    def _sum_losses(self, batch: Batch, label_smoothing: float = 0.0) -> LossSums:
+    def _sum_losses(
+        self, batch: Batch, label_smoothing: float = 0.0, guidance: Guidance | None = None
+    ) -> LossSums:
         on_cpu = batch.source_ids.device.type == "cpu"
         if self.implementation == "fused" and on_cpu and self.training and torch.is_grad_enabled():
             micro_batches = cut_batch(
@@ -335,9 +349,16 @@ class TransformerTraining(lightning.LightningModule):
                 num_threads=torch.get_num_threads(),
                 pad_id=self.network.pad_id,
             )
-            return sum_losses_by_microbatches(self.network, micro_batches, label_smoothing)
+            return sum_losses_by_microbatches(
+                self.network, micro_batches, label_smoothing, guidance=guidance
+            )
         return sum_losses(
-            self.network, batch.source_ids, batch.target_ids, label_smoothing, self.implementation
+            self.network,
+            batch.source_ids,
+            batch.target_ids,
+            label_smoothing,
+            self.implementation,
+            guidance=guidance,
         )
 
     def _decode(

@@ -26,7 +26,7 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 HASHES = ROOT / "hashes.txt"
 STEPS = {
-    "demo": [["examples/dates/demo.py"]],
+    "demo": [["-m", "dragoman", "demo"]],
     "test": [
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
@@ -104,12 +104,12 @@ def install(extra: str) -> None:
 def list_requirements(extra: str) -> list[str]:
     """Return the requirements of dragoman and of `extra`, and of the extras that it names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found = list(project["dependencies"])
-    for requirement in project["optional-dependencies"][extra]:
-        own = re.fullmatch(r"dragoman\[(.*)\]", requirement)
-        found += [
-            line for name in own[1].split(",") for line in project["optional-dependencies"][name]
-        ] if own else [requirement]  # fmt: skip
+    found, extras = [*project["dependencies"]], [extra]
+    for name in extras:  # it grows
+        for requirement in project["optional-dependencies"][name]:
+            own = re.fullmatch(r"dragoman\[(.*)\]", requirement)
+            extras += own[1].split(",") if own else []
+            found += [] if own else [requirement]
     return found
 
 

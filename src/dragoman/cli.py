@@ -27,7 +27,7 @@ from dragoman.cli_options import (
     positive,
     read_command_line,
 )
-from dragoman.errors import DragomanError, Stopped, is_out_of_memory, shorten
+from dragoman.errors import DragomanError, Stopped, is_out_of_memory, name_extra, shorten
 from dragoman.terminal import printed_streams, write_data
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments, words = read_command_line(sys.argv[1:] if argv is None else argv, COMMANDS)
-        COMMANDS[arguments.command].run(arguments, words)
+        with name_extra(f"dragoman {arguments.command}"):
+            COMMANDS[arguments.command].run(arguments, words)
         sys.stdout.flush()
     except DragomanError as error:
         _print_last(str(error))
@@ -501,8 +502,7 @@ def _add_export(command: ArgumentParser) -> None:
 
 
 def _export(arguments: Namespace, words: Sequence[str]) -> None:
-    if words:
-        raise DragomanError(f"{words[0]}: export takes no settings; see dragoman export --help")
+    _refuse_settings("export", words)
     from dragoman.commands.export import export
 
     result = export(arguments.model, arguments.to, arguments.quantization)
@@ -563,6 +563,35 @@ def _serve(arguments: Namespace, words: Sequence[str]) -> None:
         libretranslate=arguments.libretranslate,
         **_take_engine(arguments),
     )
+
+
+# ------------------------------------------------------------------ demo, doctor
+
+
+def _add_demo(command: ArgumentParser) -> None:
+    command.add_argument("folder", nargs="?", type=Path, default=Path("demo-dates"), metavar="FOLDER",
+        help="where the pairs and the model are written (default: %(default)s)")  # fmt: skip
+
+
+def _demo(arguments: Namespace, words: Sequence[str]) -> None:
+    _refuse_settings("demo", words)
+    from dragoman.commands.demo import demo
+
+    demo(arguments.folder)
+
+
+def _doctor(_: Namespace, words: Sequence[str]) -> None:
+    _refuse_settings("doctor", words)
+    from dragoman.commands.doctor import describe_installation
+
+    print("\n".join(describe_installation()))
+
+
+def _refuse_settings(command: str, words: Sequence[str]) -> None:
+    if words:
+        raise DragomanError(
+            f"{words[0]}: {command} takes no settings; see dragoman {command} --help"
+        )
 
 
 # ------------------------------------------------------------------ all commands
@@ -685,6 +714,20 @@ COMMANDS = {
         sections=("data.", "decoding."),
         unused=(*_OF_FIT, "data.broken_rows", "data.long_rows"),
         common=_FOR_USE,
+    ),
+    "demo": Command(
+        run=_demo,
+        add_options=_add_demo,
+        summary="train a small model on written dates of ten languages, and use it",
+        examples=("dragoman demo",),
+        sections=(),
+    ),
+    "doctor": Command(
+        run=_doctor,
+        add_options=lambda command: None,
+        summary="print versions, devices, and packages that are missing, for a bug report",
+        examples=("dragoman doctor",),
+        sections=(),
     ),
 }  # fmt: skip
 

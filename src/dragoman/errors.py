@@ -1,6 +1,9 @@
 """Errors that a user can fix. Each says where, what was found, and what to do."""
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from dragoman.characters import escape_controls
 
@@ -74,6 +77,42 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class MissingPackageError(SettingsError):
+    """A package of an extra of dragoman is not installed."""
+
+
+@contextmanager
+def name_extra(what: str) -> Iterator[None]:
+    """Turn the lack of a package into an error that names the extra of dragoman that brings it.
+
+    Args:
+        what: What needs the package.
+
+    Raises:
+        MissingPackageError: An import failed within, of a package that an extra names.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0].replace("_", "-").lower()
+        if extra := map_extras().get(name):
+            raise MissingPackageError(
+                f'{what} needs {name}, which is not installed: pip install "dragoman[{extra}]"'
+            ) from error
+        raise
+
+
+def map_extras() -> dict[str, str]:
+    """Return the smallest extra of dragoman that brings each package; "": it always needs it."""
+    from importlib.metadata import requires  # on demand: errors are imported at each start
+
+    pattern = r"([\w.-]+)(?:.*extra == ['\"]([\w-]+))?"
+    found = [re.findall(pattern, line)[0] for line in requires("dragoman") or ()]
+    sizes = Counter(extra for _, extra in found)
+    smallest_last = sorted(found, key=lambda one: -sizes[one[1]])
+    return {package.lower(): extra for package, extra in smallest_last}
 
 
 def later_format_reason(found: object, known: int) -> str:

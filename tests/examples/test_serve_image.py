@@ -44,6 +44,6 @@ def test_the_image_serves_without_torch(trained, tmp_path, monkeypatch):
         assert client.get("/ready") == {"status": "ready"}
         status, answer = client.post("/v1/predict", {"source": "abc", "alignment": True})
         assert (status, answer["error"]["where"]) == (422, "decoding")
-        assert "torch, which these settings need, is not installed" in answer["error"]["message"]
+        assert "needs torch, which is not installed" in answer["error"]["message"]
     with pytest.raises(subprocess.CalledProcessError):
         subprocess.run([python, "-c", "import torch"], check=True, capture_output=True)

@@ -3,7 +3,6 @@
 import json
 import math
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -20,7 +19,7 @@ from dragoman.engines.html_export import (
 )
 from dragoman.engines.parity import Check, compare
 from dragoman.engines.torch_engine import TorchEngine
-from dragoman.errors import ModelFolderError, SettingsError
+from dragoman.errors import ModelFolderError, SettingsError, name_extra
 from dragoman.model.building import load_network
 from dragoman.model_folder.folder import WEIGHTS, ModelFolder
 from dragoman.storage import sha256, staged_folder, sweep
@@ -60,12 +59,10 @@ def export(
         raise SettingsError(
             f"--quantization {quantization}: --to {to} has {' and '.join(known)} only"
         )
-    missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
-    if to == "onnx" and missing:
-        raise SettingsError(
-            f"--to onnx: {' and '.join(missing)} not installed: "
-            '`pip install "dragoman[onnx]"` installs what it needs'
-        )
+    if to == "onnx":
+        with name_extra("--to onnx"):
+            import onnx  # noqa: F401  # before the work
+            import onnxruntime  # noqa: F401
     path = Path(path)
     model_folder = ModelFolder.read(path)
     if to == "html" and (errors := find_html_errors(model_folder.settings)):

@@ -1,6 +1,7 @@
 """Formats of predictions: a row becomes a line of text, a JSON object, or a row of a table.
 
-Parquet is written from the JSON objects, once all are there: rows cannot be added to a Parquet file.
+`parquet_output.py` writes Parquet from the JSON objects, once all are there: rows cannot be added to
+a Parquet file.
 """
 
 import csv
@@ -8,13 +9,10 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import pyarrow as pa
+from typing import Literal, cast, get_args
 
 from dragoman.characters import find_surrogate
 from dragoman.errors import DragomanError
@@ -35,7 +33,7 @@ _OTHER_FORMATS = re.compile(
 _PACKERS: dict[str, Callable[[bytes], bytes]] = {
     # Each chunk is compressed alone; their concatenation is a valid file. No timestamps.
     ".gz": lambda data: gzip.compress(data, mtime=0),
-    ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True),
+    ".zst": lambda data: _compress_zstd(data),
 }
 
 
@@ -52,6 +50,8 @@ def find_layout(path: Path) -> Layout:
             f"{path}: {''.join(path.suffixes[-1 - is_packed :])} is not written; name it .parquet, or "
             ".jsonl, .csv, .tsv or .txt, also with .gz or .zst"
         )
+    if layout == "parquet":
+        import pyarrow  # noqa: F401  # if there is none, it is said before the work
     return layout
 
 
@@ -81,7 +81,7 @@ class RowWriter:
         if self.layout not in ("csv", "tsv"):
             return ""
         taken = {*self.columns}
-        names = (*_TABLE_COLUMNS, *(("field", "value") if self.lists_values else ()))
+        names = (*TABLE_COLUMNS, *(("field", "value") if self.lists_values else ()))
         return self._join([*self.columns, *(find_free_name(name, taken) for name in names)])
 
     def write(
@@ -175,7 +175,7 @@ class RowWriter:
         """Return the row of a table, the columns of the input first, and what the table lost."""
         values: dict[str, object] = json.loads(row.columns) if row.columns else {}
         given = [values.get(name, "") for name in self.columns]
-        texts = [_as_text(one) for one in (*given, row.line, *cells)]
+        texts = [write_cell(one) for one in (*given, row.line, *cells)]
         losses = []
         if not values.keys() <= {*self.columns}:  # JSON objects may have different fields
             losses.append(_NO_COLUMN)
@@ -201,110 +201,25 @@ def describe_field(value: FieldValue) -> dict[str, object]:
     }
 
 
-def write_parquet(lines: Path, path: Path) -> None:
-    """Write the JSON objects of a `RowWriter` as a Parquet table, with the columns of the input first.
-
-    Such a column is of numbers or booleans if all its values are, else of text, as in a CSV file.
-    """
-    import pyarrow.parquet  # on demand: it takes 0.1 s
-
-    kinds: dict[str, set[type]] = {}  # of the input's columns
-    found = {*_TABLE_COLUMNS}
-    for values, ours in _read_objects(lines):
-        found |= ours.keys()
-        for name, value in values.items():
-            is_huge = isinstance(value, int) and value.bit_length() > 63
-            kinds.setdefault(name, set()).add(str if is_huge else type(value))
-    types = {name: _find_type(kinds[name] - {type(None)}) for name in kinds}
-    taken = {*types}
-    names = {field.name: find_free_name(field.name, taken) for field in _FIELDS}
-    fields = [field.with_name(names[field.name]) for field in _FIELDS if field.name in found]
-    schema = pa.schema([*types.items(), *fields])
-    rows = (
-        {
-            **{
-                name: _CASTS[types[name]](value)
-                for name, value in values.items()
-                if value is not None
-            },
-            **{names[name]: value for name, value in ours.items()},
-        }
-        for values, ours in _read_objects(lines)
-    )
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        while chunk := list(islice(rows, _ROWS_PER_GROUP)):
-            writer.write_table(pa.Table.from_pylist(chunk, schema))
-
-
-def _read_objects(lines: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield the columns of the input, and those of the prediction, of each row."""
-    with lines.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            ours = json.loads(line)
-            values = ours.pop("input", {})
-            ours["prediction"] = ours.pop("text", None)  # a value has none
-            yield values, ours
-
-
-def _find_type(kinds: set[type]) -> pa.DataType:
-    """Return the type of a column with values of these `kinds`."""
-    if kinds == {bool}:
-        return pa.bool_()
-    if kinds and kinds <= {int, float}:
-        return pa.float64() if float in kinds else pa.int64()
-    return pa.string()
-
-
-def _as_text(value: object) -> str:
+def write_cell(value: object) -> str:
+    """Return a value of the input as the text of a cell."""
     if value is None:  # as it is read
         return ""
     is_text = isinstance(value, str) and find_surrogate(value) is None
     return str(value) if is_text else json.dumps(value)
 
 
-_ROWS_PER_GROUP = 65_536
-_CASTS: dict[pa.DataType, Callable[[Any], object]] = {
-    pa.string(): _as_text,
-    pa.float64(): float,
-    pa.int64(): int,
-    pa.bool_(): bool,
-}
-_TEXTS, _NUMBERS = pa.list_(pa.string()), pa.list_(pa.float64())
-_SPAN = {"field": pa.string(), "value": pa.string(), "start": pa.int64(), "end": pa.int64()}
-_OUTPUT = {
-    "score": pa.float64(),
-    "confidence": pa.float64(),
-    "normalized_score": pa.float64(),
-    "is_complete": pa.bool_(),
-    "spans": pa.list_(pa.struct({**_SPAN, "kind": pa.string()})),
-    "tokens": _TEXTS,
-    "log_probs": _NUMBERS,
-    "alignment": pa.list_(_NUMBERS),
-}
-_FIELDS = pa.schema(
-    {
-        "line": pa.int64(),
-        "prediction": pa.string(),
-        **_OUTPUT,
-        "error": pa.string(),
-        "field": pa.string(),
-        "value": pa.string(),
-        "fields": pa.list_(
-            pa.struct({"field": pa.string(), "value": pa.string(), "confidence": pa.float64()})
-        ),
-        "num_unknown": pa.int64(),
-        "source": pa.string(),
-        "source_tokens": _TEXTS,
-        "from": pa.string(),
-        "row": pa.string(),
-        "hypotheses": pa.list_(pa.struct({"text": pa.string(), **_OUTPUT})),
-    }
-)
-_TABLE_COLUMNS = ("line", "prediction", "score", "confidence", "is_complete", "error")
+TABLE_COLUMNS = ("line", "prediction", "score", "confidence", "is_complete", "error")
 NOT_A_RECORD = "the output is not a JSON object"
 _BROKEN_LINE = "with a line break in the output, written as a space (--jsonl keeps it)"
 _BROKEN_CELL = "with a tab or a line break in a cell, written as a space (.csv keeps it)"
 _NO_COLUMN = "with fields that the first row lacks, left out of the table (.jsonl keeps them)"
+
+
+def _compress_zstd(data: bytes) -> bytes:
+    import pyarrow  # on demand: a light installation has none
+
+    return cast(bytes, pyarrow.compress(data, codec="zstd", asbytes=True))
 
 
 def _flatten(text: str) -> str:

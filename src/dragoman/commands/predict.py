@@ -33,7 +33,6 @@ from dragoman.commands.output_formats import (
     RowWriter,
     find_layout,
     find_packer,
-    write_parquet,
 )
 from dragoman.configuration import flatten_settings
 from dragoman.errors import DragomanError, shorten
@@ -270,6 +269,8 @@ def _stream(model: Predictor, job: Job) -> State:
             output.flush()
         if low is not None and find_layout(low) == "parquet":
             file.close()
+            from dragoman.commands.parquet_output import write_parquet
+
             with staged_file(partial) as complete:
                 write_parquet(partial, complete)
     return state
@@ -510,6 +511,8 @@ class Journal:
             if not partial.exists():  # it was renamed before a crash
                 continue
             if find_layout(output) == "parquet":
+                from dragoman.commands.parquet_output import write_parquet
+
                 with staged_file(output) as complete:
                     write_parquet(partial, complete)
                 partial.unlink()

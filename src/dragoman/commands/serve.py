@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from dragoman.engines.ctranslate2_engine import count_cores
@@ -19,7 +18,6 @@ from dragoman.predictor import Predictor
 from dragoman.serving.messages import Limits
 from dragoman.settings import Settings
 
-_PACKAGES = ("fastapi", "fastapi_offline", "httptools", "prometheus_client", "uvicorn")
 _LONGEST_TOKEN = 1000
 _LARGEST_PORT = 65_535
 
@@ -50,11 +48,6 @@ def serve(
     Raises:
         DragomanError: A model cannot be loaded, the port is in use, a package is missing, ...
     """
-    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
-        raise SettingsError(
-            f"serve: {', '.join(missing)} not installed: "
-            '`pip install "dragoman[serve]"` installs what it needs'
-        )
     import uvicorn
 
     from dragoman.serving.app import build_app

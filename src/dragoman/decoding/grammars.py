@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.errors import DataError, SettingsError
+from dragoman.errors import DataError, SettingsError, name_extra
 from dragoman.reading.text_files import check_file
 from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer
@@ -343,13 +343,8 @@ def _read(setting: str, name: str) -> str:
 
 def _import_llguidance(setting: str) -> ModuleType:
     """Return the module llguidance, which is an optional dependency."""
-    try:
+    with name_extra(f"decoding.{setting}:"):
         import llguidance
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"decoding.{setting}: needs llguidance, which is not installed: "
-            'pip install "dragoman[guided]"'
-        ) from error
     return llguidance
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from rapidfuzz.distance import Levenshtein
 
 from dragoman.decoding.hypothesis import Hypothesis
+from dragoman.errors import name_extra
 from dragoman.settings import DecodingSettings
 
 
@@ -57,6 +58,7 @@ def weigh(scores: Sequence[float]) -> list[float]:
 
 
 def _chrf_distance(text: str, other: str) -> float:
-    from sacrebleu import CHRF  # a slow import
+    with name_extra("decoding.minimum_risk: chrf"):
+        from sacrebleu import CHRF  # a slow import
 
     return 1.0 - float(CHRF().sentence_score(text, [other]).score) / 100.0

@@ -20,7 +20,7 @@ from dragoman.decoding.hypothesis import Hypothesis, Limits, limit_lengths, norm
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_export import convert_model, list_token_names
 from dragoman.engines.engine import Engine, Quantization, UnsupportedError
-from dragoman.errors import DragomanError
+from dragoman.errors import DragomanError, name_extra
 from dragoman.settings import DecodingSettings, ModelSettings
 from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer
 
@@ -227,7 +227,8 @@ class CTranslate2Engine:
     def _fall_back(self, reason: str) -> Engine:
         if self._load_fallback is None:
             raise UnsupportedError(reason)
-        return self._load_fallback()
+        with name_extra(f"CTranslate2: {reason}; PyTorch"):
+            return self._load_fallback()
 
     def _name_source(self, ids: Sequence[int]) -> list[str]:
         return [self._source_names[i] for i in ids]

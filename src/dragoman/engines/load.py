@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
 from dragoman.engines.engine import Engine, Quantization, QuantizationChoice, UnsupportedError
-from dragoman.errors import SettingsError
+from dragoman.errors import SettingsError, name_extra
 from dragoman.model_folder.folder import ModelFolder
 
 EngineName = Literal["auto", "torch", "ctranslate2"]
@@ -86,7 +86,8 @@ def load_engine(
         raise UnsupportedError(reason)
     if quantization not in ("auto", "float32"):
         raise SettingsError(f"--quantization {quantization}: needs CTranslate2: {reason}")
-    engine = load_torch()
+    with name_extra("--engine torch" if name == "torch" else f"CTranslate2: {reason}; PyTorch"):
+        engine = load_torch()
     if refused:
         logging.getLogger(__name__).warning(f"dragoman: {refused}; using PyTorch")
     return engine

@@ -11,7 +11,6 @@ from typing import BinaryIO, Literal, NamedTuple, get_args
 from dragoman.errors import DataError, shorten
 from dragoman.reading.delimited import open_delimited, open_parallel
 from dragoman.reading.jsonl import open_jsonl, write_record
-from dragoman.reading.parquet import open_arrow, open_parquet
 from dragoman.reading.row_errors import (
     EMPTY_SIDE,
     IN_MEMORY,
@@ -447,6 +446,9 @@ def _open(
             raise DataError(
                 f"{first}: {layout.capitalize()} is compressed inside; unpack the file first"
             )
+        # On demand: a light installation has no pyarrow.
+        from dragoman.reading.parquet import open_arrow, open_parquet
+
         is_arrow = layout == "arrow"
         yield open_arrow(first, wanted) if is_arrow else open_parquet(first, position, wanted)
         return

@@ -14,8 +14,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-import pyarrow
-
 from dragoman.errors import DataError
 
 _CHUNK_BYTES = 1 << 16
@@ -95,6 +93,8 @@ def open_text_file(path: Path, position: FilePosition | None = None) -> Iterator
         if packer == "gzip" and head:
             yield cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=raw)))
         elif packer == "zstd" and head:
+            import pyarrow  # on demand: a light installation has none
+
             yield stack.enter_context(pyarrow.CompressedInputStream(raw, "zstd"))
         else:
             for magic, remedy in _FOREIGN.items():

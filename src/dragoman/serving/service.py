@@ -58,9 +58,6 @@ class Service:
             )
             batcher = self._slow if adapted.needs_torch else self._fast
             answers = await batcher.search(adapted.predictor, rows)
-        except ModuleNotFoundError as error:
-            message = f"{error.name}, which these settings need, is not installed here"
-            raise RequestError.invalid("decoding", message) from error
         except DragomanError as error:
             raise RequestError.from_settings(error) from error
         for i, (row, _) in enumerate(answers):

@@ -1,4 +1,4 @@
-"""The pairs of the example `dates`."""
+"""The pairs of `dragoman demo`."""
 
 import hashlib
 import re
@@ -10,10 +10,9 @@ from pathlib import Path
 import babel
 import pytest
 
-import date_pairs
-import demo
-from date_pairs import DatePairs, write_date_pairs
 from dragoman import Settings
+from dragoman.commands import date_pairs, demo
+from dragoman.commands.date_pairs import DatePairs, write_date_pairs
 from dragoman.configuration import find_conflicts
 from dragoman.errors import DragomanError
 from dragoman.reading.pairs import read_pairs
@@ -156,4 +155,4 @@ def test_the_settings_of_the_demo_are_valid():
 
 def test_a_folder_of_another_purpose_is_not_used(tmp_path: Path):
     with pytest.raises(DragomanError, match="not a folder of this demo"):
-        demo.main(tmp_path)
+        demo.demo(tmp_path)

@@ -1,14 +1,12 @@
-"""Train a small model to turn written dates into ISO 8601, and use it (about two minutes).
-
-python examples/dates/demo.py [FOLDER]     (default: demo-dates)
-"""
+"""`dragoman demo`: trains a small model that turns written dates into ISO 8601, and uses it."""
 
 import json
 import sys
 from pathlib import Path
 
-import dragoman
-from date_pairs import write_date_pairs
+from dragoman.commands.date_pairs import write_date_pairs
+from dragoman.errors import DragomanError
+from dragoman.settings import Settings
 
 EXAMPLES = (
     "<de> am 3. Oktober 2024",
@@ -35,14 +33,21 @@ SETTINGS = {
 """A small model and a short schedule, without regularisation: every target is certain."""
 
 
-def main(folder: Path) -> None:
-    """Write the pairs, train, score and predict, all in `folder`."""
+def demo(folder: Path) -> None:
+    """Write the pairs, train, score and predict, all in `folder`; print what the model learned.
+
+    Raises:
+        DragomanError: A package is not installed, or `folder` holds something else.
+    """
     if folder.exists() and not (folder / "pairs" / "train.tsv").exists():
-        raise dragoman.DragomanError(f"{folder}: not a folder of this demo; choose another")
+        raise DragomanError(f"{folder}: not a folder of this demo; choose another")
     pairs, out = write_date_pairs(folder / "pairs"), folder / "model"
+    # After Babel: the error without packages names the extra that has all.
+    from dragoman.commands.fit import fit
+
     data = {"valid": (str(pairs.valid),), "test": (str(pairs.test),), "cache": "none"}
-    settings = dragoman.Settings.model_validate({**SETTINGS, "data": data})
-    model = dragoman.fit(pairs.train, out, settings, overwrite=True)
+    settings = Settings.model_validate({**SETTINGS, "data": data})
+    model = fit(pairs.train, out, settings, overwrite=True)
 
     scores = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["test"]
     print(f"test: {scores['exact_match']:.1f}% of {scores['rows']:,} unseen dates exactly right")
@@ -52,10 +57,3 @@ def main(folder: Path) -> None:
         f"try a line of your own: echo '<en-GB> 1 April 2027' | "
         f"{sys.executable} -m dragoman predict {out}"
     )
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-dates"))
-    except dragoman.DragomanError as error:
-        sys.exit(f"demo: {error}")

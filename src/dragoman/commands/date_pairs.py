@@ -1,4 +1,4 @@
-"""Pairs of the example: dates as people of ten languages write them -> ISO 8601.
+"""Pairs of the demo: dates as people of ten languages write them -> ISO 8601.
 
 Names of months and days, and the order of the parts, are those of Unicode CLDR (copyright Unicode,
 Inc., Unicode License v3), taken from Babel when the pairs are written.
@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from dragoman import DragomanError
+from dragoman.errors import name_extra
 
 if TYPE_CHECKING:
     from babel import Locale
@@ -27,7 +27,7 @@ _FIRST_DAY, _LAST_DAY = date(1900, 1, 1), date(2099, 12, 31)
 _SHORT_YEARS = range(1970, 2070)  # the only years that are written with two digits
 _HELD_OUT = 0.05  # fraction of the days for validation; the same for the test
 # The first number that puts both 2024-10-03 and 2024-03-10 among the days of the test: what a
-# Briton and an American read in "3/10/2024", so that demo.py shows only unseen days.
+# Briton and an American read in "3/10/2024", so that the demo shows only unseen days.
 _SALT = "dates-10"
 
 _LOCALES = ("en_US", "en_GB", "de", "fr", "es", "it", "pt", "nl", "pl", "ja")
@@ -62,7 +62,7 @@ def write_date_pairs(folder: Path) -> DatePairs:
     Each day is in one split only; no source occurs twice. Overwrites files of these names.
 
     Raises:
-        DragomanError: Babel is not installed.
+        MissingPackageError: Babel is not installed.
     """
     forms = read_forms()
     days = _split_days()
@@ -97,15 +97,10 @@ def read_forms() -> list[list[Form]]:
     """Return the ways to write a date, a list for each locale.
 
     Raises:
-        DragomanError: Babel is not installed.
+        MissingPackageError: Babel is not installed.
     """
-    try:
+    with name_extra("dragoman demo"):
         from babel import Locale
-    except ModuleNotFoundError as error:
-        raise DragomanError(
-            "the demo writes its dates with Babel, which is not installed: "
-            'pip install "dragoman[demo]"'
-        ) from error
     return [_read_forms_of(Locale.parse(name)) for name in _LOCALES]
 
 

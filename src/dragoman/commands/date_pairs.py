@@ -65,12 +65,12 @@ def write_date_pairs(folder: Path) -> DatePairs:
         MissingPackageError: Babel is not installed.
     """
     forms = read_forms()
-    days = _split_days()
+    days = split_days()
     random = Random("dates")
     folder.mkdir(parents=True, exist_ok=True)
     paths: dict[Split, Path] = {}
     for split, num_rows in NUM_ROWS.items():
-        rows = _make_rows(forms, days[split], num_rows, random)
+        rows = make_rows(forms, days[split], num_rows, random)
         paths[split] = _write(folder / f"{split}.tsv", rows)
     return DatePairs(**paths)
 
@@ -131,7 +131,8 @@ def _read_forms_of(locale: "Locale") -> list[Form]:
     return forms
 
 
-def _split_days() -> dict[Split, list[date]]:
+def split_days() -> dict[Split, list[date]]:
+    """Return the days of each split."""
     days: dict[Split, list[date]] = {split: [] for split in NUM_ROWS}
     for number in range((_LAST_DAY - _FIRST_DAY).days + 1):
         day = _FIRST_DAY + timedelta(days=number)
@@ -139,7 +140,7 @@ def _split_days() -> dict[Split, list[date]]:
     return days
 
 
-def _make_rows(
+def make_rows(
     forms: list[list[Form]], days: list[date], num_rows: int, random: Random
 ) -> Iterator[str]:
     """Yield `num_rows` rows with distinct sources, each language equally often."""

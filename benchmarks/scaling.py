@@ -1,4 +1,4 @@
-"""Measures how dragoman's training goes with width, vocabulary, length and pairs: prints a table.
+"""Measures how dragoman's training goes with width, vocabulary, length, pairs, and ranks: prints tables.
 
 python benchmarks/scaling.py                                 # all points: long, and large files
 python benchmarks/scaling.py --only d_model "pairs 10000"    # an axis, a point
@@ -8,11 +8,15 @@ invented pairs. All but its own value is: d_model 256 in heads of 64, feed-forwa
 layers, 8,000 pieces, 30,000 pairs of 5 to 24 words, 4,096 target tokens an update. Along vocabulary
 and length a token is a word. Along pairs the start is measured twice: the second time another
 process starts on the same pairs, as after an interrupt.
+
+The axis ranks trains with 1, 2 and 4 processes on the same cores, each with its share of them: what
+they lose to one process is the cost of their exchanges, and of smaller parts of a batch.
 """
 
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +31,8 @@ from machine import describe_machine
 from tables import table
 from training_contender import Entry, Loaded, Turn, serve
 from training_task import Sizes, Task, count_flops
+
+from dragoman.training.logs import read_curves
 
 _SENTENCES = Language()
 _HEAD = 64  # width of an attention head
@@ -73,15 +79,20 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory(dir=arguments.folder, ignore_cleanup_errors=True) as name:
             found[point] = measure(point, arguments, Path(name))
+    rates = {} if arguments.only and "ranks" not in arguments.only else measure_ranks(arguments)
     facts = {
         **describe_machine(_PACKAGES),
         "device": f"{arguments.device}, {arguments.threads} threads",
         "arguments": " ".join(sys.argv[1:]) or "none",
     }
     print("\n".join(f"- {name}: {value}" for name, value in facts.items()))
-    print(f"\n{describe(found)}")
+    if found:
+        print(f"\n{describe(found)}")
+    if rates:
+        print(f"\n{describe_ranks(rates, arguments.tokens)}")
     if arguments.json is not None:
         content = {"facts": facts, "measured": [_to_dict(*each) for each in found.items()]}
+        content["ranks"] = rates
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -175,6 +186,52 @@ def describe(found: dict[Point, Found]) -> str:
     return table(heads, rows)
 
 
+def measure_ranks(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the target tokens per second of all ranks, in each round, by their number."""
+    commands = {"1": ["-m", "dragoman"], "1, by DDP": ["-m", "dragoman"]}
+    for count in (2, 4):
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        commands[str(count)] = [*launcher, "-m", "dragoman"]
+    rates: dict[str, list[float]] = {name: [] for name in commands}
+    with tempfile.TemporaryDirectory(dir=arguments.folder, ignore_cleanup_errors=True) as folder:
+        pairs, steps = Path(folder) / "pairs.tsv", str(arguments.steps)
+        write_pairs(pairs, 30_000, _SENTENCES)
+        options = [
+            *("--model.d_model", "256", "--model.nhead", "4", "--model.dim_feedforward", "1024"),
+            *("--training.batch_tokens", str(arguments.tokens), "--training.max_steps", steps),
+            *("--training.valid_every", steps, "--training.valid_rows", "1"),
+            *("--optimization.warmup_steps", "1", "--evaluation.report", "none"),
+            *("--data.valid_fraction", "0.001", "--data.cache", str(Path(folder) / "cache")),
+            *("--training.accelerator", arguments.device, "--overwrite"),
+        ]
+        for round_ in range(arguments.rounds):
+            for name, command in commands.items():
+                say(f"ranks {name}, round {round_ + 1}")
+                threads = max(1, arguments.threads // int(name[0]))
+                out = Path(folder) / "model"
+                strategy = ["--training.strategy", "ddp" if "DDP" in name else "auto"]
+                subprocess.run(
+                    [sys.executable, *command, "fit", pairs, "--out", out, *options, *strategy],
+                    env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                    check=True,
+                    stderr=subprocess.DEVNULL,
+                )
+                curve = read_curves(out.with_name("model.training"))["tokens_per_s"]
+                rates[name].append(median(rate for _, rate in curve[len(curve) // 4 :]))
+    return rates
+
+
+def describe_ranks(rates: dict[str, list[float]], tokens: int) -> str:
+    """Return the table of ranks; a ratio compares two runs of the same round."""
+    heads = ["ranks", "target tokens/s", "of one process", f"ms a step of {tokens:,} tokens"]
+    rows = []
+    for name, found in rates.items():
+        ratios = [one / alone for one, alone in zip(found, rates["1"], strict=True)]
+        spread = f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        rows.append([name, f"{median(found):,.0f}", spread, f"{1e3 * tokens / median(found):,.0f}"])
+    return table(heads, rows)
+
+
 def _train(
     entry: Entry, task: Task, num_rounds: int, turn_s: float
 ) -> tuple[Loaded, float, list[Turn]]:
@@ -197,7 +254,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="POINT",
-        help='axes (d_model, vocabulary, length, pairs) and points ("length 100"); default: all',
+        help='axes (d_model, vocabulary, length, pairs, ranks) and points ("length 100"); default: all',
     )  # fmt: skip
     parser.add_argument(
         "--folder", type=Path, help="where temporary files are made (default: the system's place)"
@@ -205,6 +262,7 @@ def _parse() -> argparse.Namespace:
     numbers = (
         ("--tokens", 4096, "target tokens an update"),
         ("--rounds", 3, "turns at each point; one before them, which warms up, is not counted"),
+        ("--steps", 200, "steps of each run along ranks"),
         ("--threads", len(os.sched_getaffinity(0)), "processor threads"),
     )
     for name, default, meaning in numbers:

@@ -24,6 +24,7 @@ from dragoman.training.device import choose_precision, find_device, plan_micro_b
 from dragoman.training.graceful_stop import SignalHandler
 from dragoman.training.logs import make_loggers
 from dragoman.training.module import TransformerTraining
+from dragoman.training.ranks import Ranks
 from dragoman.training.run_context import RunContext, StartTimer
 from dragoman.training.trainer import make_trainer
 from dragoman.training.validation_metrics import Texts, monitor_mode
@@ -51,7 +52,12 @@ def train(entry: Entry, task: Task, folder: Path, pacer: Pacer) -> None:
     precision, _ = choose_precision(settings.training, find_device(settings.training))
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         console = Console(file=nowhere, force_terminal=True, width=100)
-        context = RunContext(console=console, timer=StartTimer(), signals=SignalHandler(console))
+        context = RunContext(
+            console=console,
+            timer=StartTimer(),
+            signals=SignalHandler(console),
+            ranks=Ranks(console),
+        )
         training = settings.training
         checkpoints = Checkpoints(
             folder / "checkpoints",

@@ -1,6 +1,7 @@
 """Errors that a user can fix. Each says where, what was found, and what to do."""
 
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,12 +72,13 @@ class TrainingError(DragomanError):
 class Stopped(KeyboardInterrupt):
     """A signal stopped the run, after its state was saved.
 
-    `exit_code` is 128 + the number of the signal.
+    `exit_code` is 128 + the number of the signal. `is_requeued`: SLURM sent it, to run the job again.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+        self.is_requeued = signal_number == getattr(signal, "SIGUSR1", None)
 
 
 class MissingPackageError(SettingsError):

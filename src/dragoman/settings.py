@@ -251,6 +251,12 @@ class TrainingSettings(Section):
     """Mixed precision (Lightning's names); auto: bf16 where the hardware supports it."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to train on; auto: a GPU if there is one."""
+    devices: Positive | Literal["auto"] = 1
+    """Processes on each machine that share the batches of one training: one for each GPU or, on a CPU, with its share of the cores. auto: all GPUs. Under torchrun and srun: as many as those have started."""
+    num_nodes: Positive = 1
+    """Machines that train together; torchrun or srun starts the same command on each."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How devices work together. ddp: each computes a part of every batch, and their gradients are summed; auto: ddp, if there are several."""
 
 
 class DecodingSettings(Section):

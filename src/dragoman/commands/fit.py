@@ -1,8 +1,8 @@
 """One training run, read from top to bottom: read the pairs, choose settings, train, score, write."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -21,6 +21,7 @@ from dragoman.commands.fit_results import (
 )
 from dragoman.commands.fit_setup import (
     Run,
+    follow_run,
     lock_folder,
     name_folders,
     resume_run,
@@ -50,7 +51,14 @@ from dragoman.training.device import explain_out_of_memory, find_device
 from dragoman.training.graceful_stop import SignalHandler, StopTraining, handle_signals
 from dragoman.training.logs import make_loggers
 from dragoman.training.pace import measure_pace
-from dragoman.training.resume import CHECKPOINTS, DATA, ResumePoint, find_resume_point
+from dragoman.training.ranks import Ranks, join_ranks, requeue_job
+from dragoman.training.resume import (
+    CHECKPOINTS,
+    DATA,
+    ResumePoint,
+    find_resume_point,
+    merge_for_resuming,
+)
 from dragoman.training.run_context import RunContext, StartTimer, TextConsole
 
 Resume = Literal["no", "auto", "must"]
@@ -72,6 +80,9 @@ def fit(
     The folder `{out}.training` holds checkpoints, logs and the data of the run. With them an
     interrupted run can be resumed; on CPU, with the same number of threads, bit for bit.
 
+    With `training.devices`, this process starts others that train along; under torchrun or srun, all
+    of them call this function. The first writes and returns the model.
+
     Args:
         pairs: A file of pairs (TSV, CSV, JSONL, Parquet), two parallel text files, rows (source,
             target), or a table such as a DataFrame; (): those of data.train, or of the run to resume.
@@ -90,19 +101,32 @@ def fit(
         CheckpointError: There is nothing to resume, or `pairs` have changed.
         TrainingError: The loss is not finite, or the memory is too small; checkpoints stay.
         Stopped: By SIGINT, SIGTERM or SIGHUP, with a checkpoint.
+        SystemExit: On all ranks but the first, when the training has ended: the first goes on alone.
     """
     started_s = time.monotonic()
     console, settings = console or TextConsole(stderr=True), as_settings(settings)
     out, folder = name_folders(Path(out))
     with (
         as_files(pairs) as files,
-        lock_folder(out),
-        handle_signals(console) as signals,
-        _explain_resume(out, folder),
+        join_ranks(settings, console) as ranks,
+        lock_folder(out) if ranks.rank == 0 else nullcontext(),
+        handle_signals(ranks.console) as signals,
+        _explain_resume(out, folder, ranks),
     ):
-        context = RunContext(console=console, timer=timer or StartTimer(), signals=signals)
+        context = RunContext(
+            console=ranks.console, timer=timer or StartTimer(), signals=signals, ranks=ranks
+        )
+        if ranks.rank > 0:
+            with follow_run(files, out, settings, context) as along:
+                if along is not None:
+                    _train(along, ())
+                    _validate_last(along)
+            raise SystemExit(0)
         sweep_folders(out)
         point = _find_resume_point(folder, resume, context)
+        started = merge_for_resuming(point.record, settings) if point else settings
+        ranks.start(started.training, out)
+        ranks.meet(point.path.absolute() if point else None)
         if point is not None:
             prepared = resume_run(files, out, settings, point, context)
         elif files or settings.data.train:
@@ -113,11 +137,13 @@ def fit(
             raise CheckpointError(f"{folder}: no run to resume; give PAIRS to start one")
         with prepared as run:
             if _is_complete(run):
+                ranks.exchange(None)
                 context.report(f"already complete: {out}")
                 return Predictor.load([out])
             with _explain_memory(run):
                 _train(run, loggers)
                 _load_best_weights(run)
+                ranks.leave()
                 return _score_and_write(run, started_s)
 
 
@@ -135,7 +161,9 @@ def dry_run(
     Returns the settings that `fit` would use. Writes nothing, except prepared data into the cache.
     """
     console, timer = console or TextConsole(stderr=True), timer or StartTimer()
-    context = RunContext(console=console, timer=timer, signals=SignalHandler(console))
+    context = RunContext(
+        console=console, timer=timer, signals=SignalHandler(console), ranks=Ranks(console)
+    )
     chosen = as_settings(settings)
     with as_files(pairs) as files, start_run(files, Path(out), chosen, overwrite, context) as run:
         context.report(f"would write: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)")
@@ -160,14 +188,19 @@ def _find_resume_point(folder: Path, resume: Resume, context: RunContext) -> Res
 
 
 @contextmanager
-def _explain_resume(out: Path, folder: Path) -> Iterator[None]:
-    """Add to the message of a stopped run how to resume it."""
+def _explain_resume(out: Path, folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Add to the message of a stopped run how to resume it; put its job back into SLURM's queue."""
     try:
         yield
-    except Stopped as stop:
+    except (Stopped, RuntimeError) as error:
+        stop = error if isinstance(error, Stopped) else ranks.explain_loss(error)
+        if stop is None:
+            raise
         if list_checkpoints(folder / CHECKPOINTS):
             stop.args = (f"{stop}; to resume: dragoman fit --out {quote(str(out))} --resume auto",)
-        raise
+        if isinstance(stop, Stopped) and stop.is_requeued and ranks.rank == 0:
+            stop.args = (f"{stop}; {requeue_job()}",)
+        raise stop from error
 
 
 def _is_complete(run: Run) -> bool:
@@ -182,18 +215,21 @@ def _is_complete(run: Run) -> bool:
 
 def _train(run: Run, loggers: Sequence[Logger]) -> None:
     """Train to the end."""
-    point = run.resume_point
-    if point is None:
-        run.take_folder()
-    else:
-        sweep_partial(run.folder)
-        truncate_samples(run.folder / SAMPLES_FILE, point.validated_step)
-    trainer, settings = run.trainer, run.settings
-    done = (point.step, point.checkpoint.get("unlogged")) if point else ()
-    made = make_loggers(settings.training.loggers, run.folder, *done)
-    trainer.loggers = [*made, *loggers]
-    for logger in trainer.loggers[1:]:  # the first writes the CSV file
-        logger.log_hyperparams(flatten_settings(settings))
+    point, trainer, settings = run.resume_point, run.trainer, run.settings
+    ranks = run.context.ranks
+    if ranks.rank == 0:
+        ranks.exchange(run.checkpoints.record)  # the last thing that the others wait for
+        if point is None:
+            run.take_folder()
+        else:
+            sweep_partial(run.folder)
+            truncate_samples(run.folder / SAMPLES_FILE, point.validated_step)
+        done = (point.step, point.checkpoint.get("unlogged")) if point else ()
+        made = make_loggers(settings.training.loggers, run.folder, *done)
+        trainer.loggers = [*made, *loggers]
+        for logger in trainer.loggers[1:]:  # the first writes the CSV file
+            logger.log_hyperparams(flatten_settings(settings))
+    ranks.errors = "own"
     try:
         trainer.fit(
             run.module,
@@ -235,16 +271,22 @@ def _load_best_weights(run: Run) -> None:
     if point is not None and point.is_complete(run.settings):
         # No step was left to train, so Lightning has not swapped the average in.
         run.module.load_state_dict(point.checkpoint["state_dict"])
-    if run.module.validated_step != run.trainer.global_step:
-        scores = run.trainer.validate(run.module, run.data_module, verbose=False)[0]
-        if run.checkpoints.is_better(scores[run.checkpoints.monitor]):
-            return
+    scores = _validate_last(run)
+    if scores and run.checkpoints.is_better(scores[run.checkpoints.monitor]):
+        return
     if not best.is_file():
         return
     try:
         run.module.load_state_dict(read_checkpoint(best)["state_dict"])
     except CheckpointError as error:
         run.context.report(f"warning: the last weights are kept, not the best: {error}")
+
+
+def _validate_last(run: Run) -> Mapping[str, float]:
+    """Return the scores of the last weights, on all ranks; empty: they have been validated."""
+    if run.module.validated_step == run.trainer.global_step:
+        return {}
+    return run.trainer.validate(run.module, run.data_module, verbose=False)[0]
 
 
 def _score_and_write(run: Run, started_s: float) -> Predictor:
@@ -316,7 +358,9 @@ def _estimate_time(run: Run) -> str:
     """Train for a few steps, and return how long all would take."""
     training, num_batches = run.settings.training, len(run.data_module.train_dataloader())
     pace = run.pace or measure_pace(
-        run.module, run.data_module, run.settings, run.precision, timer=run.context.timer
+        *(run.module, run.data_module, run.settings, run.precision),
+        ranks=run.context.ranks,
+        timer=run.context.timer,
     )
     training_s = training.max_steps * (pace.step_s + pace.validation_s / training.valid_every)
     limit = f"; stops after {training.max_minutes:g} minutes" if training.max_minutes else ""

@@ -3,11 +3,12 @@
 import glob
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import lightning
 from filelock import Timeout
@@ -52,6 +53,7 @@ from dragoman.training.device import (
 from dragoman.training.logs import find_logger_errors
 from dragoman.training.module import TransformerTraining
 from dragoman.training.pace import Pace, measure_pace, plan_steps
+from dragoman.training.ranks import Ranks
 from dragoman.training.resume import (
     CHECKPOINTS,
     DATA,
@@ -133,9 +135,10 @@ def start_run(
             pairs=tuple(map(str, data.paths)),
             sha256=data.sha256,
             data_sha256=data.digests,
-            machine=describe_machine(name_device(device_type)),
+            machine=describe_machine(name_device(device_type), context.ranks.num_ranks),
         )
         run = _assemble(record, data, out, folder, context, None)
+        _share(context.ranks, data, run.checkpoints.record)
         messages = [*choice.reasons, *data.notes, *room, *filter(None, [data.cache_note])]
         if resolved.training.max_minutes:
             run, message = _fill_time(run, record)
@@ -147,18 +150,21 @@ def start_run(
         yield run
 
 
+def _measures_pace(record: RunRecord) -> bool:
+    """Return whether a run that starts measures its speed, to plan its steps."""
+    return bool(record.settings.training.max_minutes) and "training.max_steps" not in record.typed
+
+
 def _fill_time(run: Run, record: RunRecord) -> tuple[Run, str]:
     """Return the run with as many steps as training.max_minutes allows, unless they are set; a message."""
-    if "training.max_steps" in record.typed:
+    if not _measures_pace(record):
         return run, (
             "time limit: training.max_steps is set, so the training may stop before the learning rate "
             "ends; leave it out, and fit plans the steps that fill the time"
         )
     limit_s, timer = 60 * record.settings.training.max_minutes, run.context.timer
     run.context.report("measuring the speed")
-    pace = measure_pace(
-        run.module, run.data_module, run.settings, run.precision, longest_s=0.02 * limit_s
-    )
+    pace = _measure(run)
     timer.mark("speed")
     settings = plan_steps(run.settings, record.typed, pace, limit_s - timer.total_s)
     _check_settings(settings)
@@ -169,6 +175,18 @@ def _fill_time(run: Run, record: RunRecord) -> tuple[Run, str]:
         f"{pace.validation_s:.1f} s a validation; the schedule of the learning rate ends there"
     )
     return replace(run, pace=pace), message
+
+
+def _measure(run: Run) -> Pace:
+    """Return the pace of a run with a time limit; all ranks measure it together."""
+    longest_s = 0.02 * 60 * run.settings.training.max_minutes
+    ranks = run.context.ranks
+    with ranks.computing():
+        return measure_pace(
+            *(run.module, run.data_module, run.settings, run.precision),
+            ranks=ranks,
+            longest_s=longest_s,
+        )
 
 
 @contextmanager
@@ -196,7 +214,7 @@ def resume_run(
     with fast_float32():
         hush_lightning()
         device = name_device(find_device(merged.training))
-        machine = describe_machine(device)
+        machine = describe_machine(device, context.ranks.num_ranks)
         typed = {**point.record.typed, **dict(list_set_values(settings))}
         changed = {"settings": merged, "typed": typed, "machine": machine}
         record = point.record.model_copy(update=changed)
@@ -204,6 +222,7 @@ def resume_run(
         data.sha256 = dict(record.sha256)
         context.timer.mark("data of the run")
         run = _assemble(record, data, out, folder, context, point)
+        _share(context.ranks, data, run.checkpoints.record)
         messages = [f"resumed after step {point.step:,}, from {point.path}"]
         changes = [
             f"{name} {before}, now {machine[name]}"
@@ -212,11 +231,80 @@ def resume_run(
         ]
         if changes:
             messages.append(
-                f"warning: the checkpoint is from another machine ({'; '.join(changes)}): the weights "
-                "will not be bit-identical to those of an uninterrupted run"
+                f"warning: the checkpoint is from another machine, or other ranks ({'; '.join(changes)}): "
+                "the weights will not be bit-identical to those of an uninterrupted run"
             )
         _report(run, messages, f"{record.precision} on {device}: as the run started")
         yield run
+
+
+@contextmanager
+def follow_run(
+    pairs: Sequence[Path], out: Path, settings: Settings, context: RunContext
+) -> Iterator[Run | None]:
+    """Give the run of rank 0 to another rank, ready to train along; None: it is complete.
+
+    The first rank of each other machine prepares the data there, from its own `pairs`.
+    """
+    ranks = context.ranks
+    checkpoint = ranks.meet(None)
+    with tempfile.TemporaryDirectory(prefix="dragoman-") as name, fast_float32():
+        hush_lightning()
+        data = None
+        if checkpoint is None and ranks.local_rank == 0:
+            settings, start = find_start(settings)
+            data = RunData.read(pairs or settings.data.train, settings, Path(name), start)
+            choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
+            data.encode(choice.settings)
+        shared = _share(ranks, data, {})
+        record, point = RunRecord.read(shared[0][0]), None
+        if checkpoint is not None:
+            if not checkpoint.is_file():
+                raise CheckpointError(
+                    f"{checkpoint}: not there; to resume on several machines, --out has to be on a "
+                    "disk that all of them see"
+                )
+            # Lightning loads it by its path; the rest is for rank 0.
+            point = ResumePoint(
+                path=checkpoint, record=record, step=0, validated_step=0, checkpoint={}
+            )
+        if data is None:
+            # Those of the first rank of this machine; those of a run to resume are on a common disk.
+            first = ranks.rank - ranks.local_rank if point is None else 0
+            checked = record.data_sha256 if ranks.local_rank == 0 else {}
+            place = shared[first][1]
+            data = RunData.reopen(record.pairs, record.settings.data, place, checked)
+        folders = name_folders(out)
+        run = _assemble(record, data, *folders, context, point)
+        is_planned = point is None and _measures_pace(record)
+        if is_planned:
+            _measure(run)
+        content = ranks.exchange(None)[0]
+        if content is not None and is_planned:
+            run = _assemble(RunRecord.read(content), data, *folders, context, point)
+        yield run if content is not None else None
+
+
+def _share(
+    ranks: Ranks, data: RunData | None, record: Mapping[str, Any]
+) -> list[tuple[Mapping[str, Any], Path, dict[str, str]]]:
+    """Return record (of rank 0), folder and digests of each rank, once all have the same data.
+
+    Raises: DataError, when they differ; names each rank.
+    """
+    own = (record, Path(), dict[str, str]())
+    if data is not None:
+        own = (record, data.folder.absolute(), {**data.sha256, **data.digests})
+    shared = ranks.exchange(own)
+    expected = shared[0][2]
+    if faults := [
+        f"{ranks.name(rank)}: other data than rank 0, from {different[0]} on; give all machines the "
+        "same PAIRS, settings and versions"
+        for rank, (_, _, found) in enumerate(shared)
+        if found and (different := [one for one in expected if found.get(one) != expected[one]])
+    ]:
+        raise DataError.gather(faults)
+    return shared
 
 
 def name_folders(out: Path) -> tuple[Path, Path]:
@@ -357,6 +445,7 @@ def _assemble(
     settings, training = record.settings, record.settings.training
     lightning.seed_everything(training.seed, verbose=False)
     texts = Texts(data.tokenizer)
+    ranks = context.ranks
     module = TransformerTraining(
         _build(settings, data.tokenizer),
         settings.optimization,
@@ -364,11 +453,13 @@ def _assemble(
         max_steps=training.max_steps,
         decoded_fraction=min(1.0, training.valid_rows / data.num_rows["valid"]),
         implementation=training.implementation,
-        micro_batch_tokens=plan_micro_batches(training),
+        micro_batch_tokens=plan_micro_batches(training, ranks.num_threads),
         scoring=choose_text_scores(settings, texts),
         guided_ids=data.tokenizer.numbers,
     )
     context.timer.mark("network")
+    if ranks.rank > 0:  # the same weights, but another dropout
+        lightning.seed_everything((training.seed + ranks.rank) % 2**32, verbose=False)
     checkpoints = Checkpoints(
         folder / CHECKPOINTS,
         training.checkpoint_every or training.valid_every,
@@ -383,7 +474,7 @@ def _assemble(
         settings=settings,
         typed=merge_settings(Settings(), record.typed),
         data=data,
-        data_module=PairDataModule(data.paths, settings, data=data),
+        data_module=PairDataModule(data.paths, settings, data=data, num_threads=ranks.num_threads),
         module=module,
         trainer=trainer,
         checkpoints=checkpoints,

@@ -31,7 +31,6 @@ def plan_batches(
     seed: int,
     epoch: int,
     micro_batch_tokens: int | None = None,
-    num_ranks: int = 1,
 ) -> list[NDArray[np.int64]]:
     """Return the batches of an epoch in random order, every row once.
 
@@ -39,9 +38,7 @@ def plan_batches(
     than that is a batch by itself. Its rows have similar lengths. With `micro_batch_tokens`, it is
     made of micro-batches of so many tokens, drawn at random: only the rows of each have similar
     lengths.
-    The number of batches is a multiple of `num_ranks`: the first ones are repeated at the end if
-    needed, because ranks with unequal counts would wait forever.
-    The plan depends on its arguments alone: rank r takes every `num_ranks`-th batch from r on.
+    The plan depends on its arguments alone, so all ranks have the same.
     """
     micro_batch_tokens = min(micro_batch_tokens or batch_tokens, batch_tokens)
     per_batch = batch_tokens // micro_batch_tokens
@@ -61,9 +58,22 @@ def plan_batches(
             np.concatenate(micro_batches[i : i + per_batch])
             for i in range(0, len(micro_batches), per_batch)
         )
-    while missing := -len(batches) % num_ranks:
-        batches.extend(batches[:missing])
     return batches
+
+
+def take_share(
+    rows: NDArray[np.int64], longer: Lengths, rank: int, num_ranks: int
+) -> NDArray[np.int64]:
+    """Return the rows of a batch that this rank computes; a rank may get none.
+
+    Each row goes to one rank. Those of a rank have similar lengths, and in all about as many tokens
+    as those of any other, on their longer side, whose lengths are `longer`.
+    """
+    order = np.argsort(longer, kind="stable")
+    ends = longer[order].cumsum(dtype=np.int64)
+    middles = 2 * ends - longer[order]
+    share: NDArray[np.int64] = rows[order[middles * num_ranks // (2 * ends[-1]) == rank]]
+    return share
 
 
 def cut_by_budget(source: Lengths, target: Lengths, most_tokens: int) -> list[NDArray[np.int64]]:
@@ -129,6 +139,8 @@ def _find_lengths(ids: Int[Tensor, "B L"], pad_id: int) -> NDArray[np.int64]:
 class TrainingLoader:
     """The training batches of one rank, epoch after epoch; its position can be saved and restored.
 
+    Each rank gets its share of every batch: with any number of ranks, a step has the same rows.
+
     With the same pairs, a loader that loads the state of another continues with exactly the batches
     that would have followed there; with another `batch_tokens`, with the next epoch.
     """
@@ -162,7 +174,7 @@ class TrainingLoader:
         for rows in self._batches_of_epoch()[self.num_consumed :]:
             # Counted before it is handed out: a state taken after its step includes it.
             self.num_consumed += 1
-            yield self.pairs.gather(rows)
+            yield self._gather_share(rows) if self.num_ranks > 1 else self.pairs.gather(rows)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position, as plain numbers."""
@@ -186,17 +198,21 @@ class TrainingLoader:
     def _batches_of_epoch(self) -> list[NDArray[np.int64]]:
         wanted = (self.seed, self.micro_batch_tokens, self.epoch)
         if self._planned != wanted:
-            plan = plan_batches(
+            self._plan = plan_batches(
                 self.pairs,
                 self.batch_tokens,
                 seed=self.seed,
                 epoch=self.epoch,
                 micro_batch_tokens=self.micro_batch_tokens,
-                num_ranks=self.num_ranks,
             )
-            self._plan = plan[self.rank :: self.num_ranks]
             self._planned = wanted
         return self._plan
+
+    def _gather_share(self, rows: NDArray[np.int64]) -> Batch:
+        pairs = self.pairs
+        longer = np.maximum(pairs.source_lengths[rows], pairs.target_lengths[rows])
+        share = take_share(rows, longer, self.rank, self.num_ranks)
+        return pairs.gather(share) if len(share) else _make_empty_batch(pairs)
 
 
 class EvaluationLoader:
@@ -228,8 +244,12 @@ class EvaluationLoader:
         for rows in self._plan:
             yield self.pairs.gather(rows)
         if len(self._plan) < self._num_batches:
-            extra = self.pairs.gather(np.zeros(1, np.int64))
-            yield Batch(
-                source_ids=extra.source_ids,
-                target_ids=extra.target_ids.new_full((1, 2), self.pairs.pad_id),
-            )
+            yield _make_empty_batch(self.pairs)
+
+
+def _make_empty_batch(pairs: EncodedPairs) -> Batch:
+    """Return a batch of one source without a target: no rank may have a batch less than others."""
+    extra = pairs.gather(np.zeros(1, np.int64))
+    return Batch(
+        source_ids=extra.source_ids, target_ids=extra.target_ids.new_full((1, 2), pairs.pad_id)
+    )

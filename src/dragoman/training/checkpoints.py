@@ -182,20 +182,25 @@ class Checkpoints(Checkpoint):
 
     def _write(self, trainer: lightning.Trainer, path: Path, also: Path | None = None) -> bool:
         """Write to `path` and, as a hard link or a copy, to `also`; return whether it succeeded."""
+        failure: OSError | None = None
         try:
             trainer.save_checkpoint(path)
-            if also is not None and trainer.is_global_zero:
+        except OSError as error:
+            failure = error
+            trainer.strategy.barrier()  # the other ranks wait at the end of `save_checkpoint`
+        if also is not None and trainer.is_global_zero and failure is None:
+            try:
                 with staged_file(also) as partial:
                     link_or_copy(path, partial)
-        except OSError as error:
-            if trainer.world_size > 1:  # the other ranks are waiting
-                raise
+            except OSError as error:
+                failure = error
+        if failure is not None:
             self._warn(
                 f"step {trainer.global_step:,}: no checkpoint, {path} cannot be written: "
-                f"{error.strerror or error}; training continues, earlier checkpoints stay"
+                f"{failure.strerror or failure}; training continues, earlier checkpoints stay"
             )
-            return False
-        return True
+        is_written: bool = trainer.strategy.broadcast(failure is None)
+        return is_written
 
     def _warn(self, message: str) -> None:
         print_plain(self._console or TextConsole(stderr=True), f"warning: {message}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
+from torch import distributed
 
 from dragoman.configuration import SettingsLike, as_settings
 from dragoman.data.run_data import RunData
@@ -33,6 +34,7 @@ class PairDataModule(lightning.LightningDataModule):
         folder: Where the data are written, by the first rank; None, and on the other ranks: a
             temporary folder, removed with this object.
         data: The data, if they have been prepared already; then `settings` must be resolved.
+        num_threads: Those of all ranks of this machine, by which batches are made up; None: torch's.
     """
 
     tokenizer: PairTokenizer
@@ -47,12 +49,14 @@ class PairDataModule(lightning.LightningDataModule):
         folder: Path | None = None,
         *,
         data: RunData | None = None,
+        num_threads: int | None = None,
     ) -> None:
         super().__init__()
         self._pairs = pairs
         self.settings = as_settings(settings)
         self.notes: list[str] = []
         self._folder = folder
+        self._num_threads = num_threads
         self._data: RunData | None = None
         if data is not None:
             self._take(data)
@@ -107,7 +111,7 @@ class PairDataModule(lightning.LightningDataModule):
         return TrainingLoader(
             self.data.ids("train"),
             training.batch_tokens,
-            micro_batch_tokens=plan_micro_batches(training),
+            micro_batch_tokens=plan_micro_batches(training, self._num_threads),
             seed=training.seed,
             rank=rank,
             num_ranks=num_ranks,
@@ -140,6 +144,8 @@ class PairDataModule(lightning.LightningDataModule):
         self.sha256, self.cache_note = data.sha256, data.cache_note
 
     def _rank(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1

@@ -58,14 +58,16 @@ def name_machine(device_type: str) -> str:
     return ", ".join(parts + ([] if device_type == "cpu" else [name_device(device_type)]))
 
 
-def plan_micro_batches(training: TrainingSettings) -> int | None:
-    """Return the tokens of a micro-batch; None: batches are not cut.
+def plan_micro_batches(training: TrainingSettings, num_threads: int | None = None) -> int | None:
+    """Return the tokens of a micro-batch for these threads (None: torch's); None: batches are not cut.
 
     On the CPU the fused implementation computes one micro-batch on each core. Batches that are not
     cut have rows of more similar lengths.
     """
     if training.implementation == "fused" and find_device(training) == "cpu":
-        return choose_micro_batch_tokens(training.batch_tokens, torch.get_num_threads())
+        return choose_micro_batch_tokens(
+            training.batch_tokens, num_threads or torch.get_num_threads()
+        )
     return None
 
 

@@ -1,5 +1,6 @@
 """Stops a run before its end, by a signal or a time limit: between two steps, with a checkpoint."""
 
+import os
 import signal
 import threading
 import time
@@ -8,19 +9,23 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from rich.console import Console
 
 from dragoman.errors import Stopped
 from dragoman.training.checkpoints import Checkpoints
+from dragoman.training.module import TransformerTraining, gather_over_ranks
 from dragoman.training.run_context import print_plain
 
+_TIME_IS_UP = 0.5  # as a request to stop; others are the numbers of signals
 GRACE_PERIOD_S = 7.0  # from the signal on, for the current step to finish
 
 # Ctrl-C, a scheduler, a lost terminal or connection.
 _STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+_REQUEUE = getattr(signal, "SIGUSR1", None)  # in a job of SLURM: some time before its limit
 # Windows has none: there, a step may take its time.
 _ALARM = getattr(signal, "SIGALRM", None)
 
@@ -38,7 +43,8 @@ class SignalHandler:
         """Handle the signals, in the main thread only; ignored ones stay ignored, as under nohup."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python refuses it
-        for number in (*_STOP_SIGNALS, *([_ALARM] if _ALARM else ())):
+        in_job = _REQUEUE if "SLURM_JOB_ID" in os.environ else None
+        for number in (*_STOP_SIGNALS, *filter(None, (_ALARM, in_job))):
             handler = signal.getsignal(number)
             if handler not in (signal.SIG_IGN, self._handle):
                 self._before.setdefault(number, handler)
@@ -67,7 +73,7 @@ class SignalHandler:
         if self.received or not self.is_training:
             raise Stopped(f"{received.name}: stopped", number)
         self.received = received
-        if _ALARM:
+        if _ALARM and received != _REQUEUE:
             signal.setitimer(signal.ITIMER_REAL, GRACE_PERIOD_S)
         with suppress(OSError, SystemExit):  # rich raises SystemExit where nobody reads
             message = f"{received.name}: stopping after this step; send it again to stop at once"
@@ -115,30 +121,42 @@ class GracefulStop(Checkpoint):
         if self._is_stopping:
             raise StopTraining
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
+    ) -> None:
+        """Let the module send what this rank wants along with the sums of the step."""
+        assert isinstance(pl_module, TransformerTraining)
+        pl_module.stop_request = self._find_request(trainer)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
+    ) -> None:
         """Write the checkpoint, if the step is complete and no validation follows."""
         if self._checkpoints.may_save:
-            self._is_stopping = self._save_if_signalled(trainer)
-            self._check_time_limit(trainer)
+            assert isinstance(pl_module, TransformerTraining)
+            is_alone = trainer.world_size == 1  # then a signal after the sums counts as well
+            request = self._find_request(trainer) if is_alone else pl_module.stop_request
+            self._is_stopping = self._save_if_signalled(trainer, request)
+            self._stop_in_time(trainer, request)
 
     def on_validation_start(self, trainer: lightning.Trainer, *_: object) -> None:
         """Stop before a validation: the resumed run will do it."""
-        if self._may_stop and self._save_if_signalled(trainer):
+        if self._may_stop and self._save_if_signalled(trainer, self._agree(trainer)):
             raise StopTraining
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
         """Stop within a validation: the resumed run will repeat it."""
-        if self._may_stop and self._agree(trainer, self._signals.received is not None):
+        if self._may_stop and (request := self._agree(trainer)) > _TIME_IS_UP:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightAveraging):  # the average stands in for the weights
                     callback.on_validation_epoch_end(trainer, trainer.lightning_module)
-            self._save_if_signalled(trainer)
+            self._save_if_signalled(trainer, request)
             raise StopTraining
 
     def on_validation_end(self, trainer: lightning.Trainer, *_: object) -> None:
         """Stop after a validation, at the time limit."""
         if self._may_stop:
-            self._check_time_limit(trainer)
+            self._stop_in_time(trainer, self._agree(trainer))
 
     def on_train_end(self, *_: object) -> None:
         """From now on, a signal stops at once."""
@@ -154,20 +172,27 @@ class GracefulStop(Checkpoint):
     def _may_stop(self) -> bool:
         return self._signals.is_training and self._checkpoints.is_whole
 
-    def _check_time_limit(self, trainer: lightning.Trainer) -> None:
-        if self._end_s and self._agree(trainer, time.monotonic() >= self._end_s):
+    def _stop_in_time(self, trainer: lightning.Trainer, request: float) -> None:
+        if request == _TIME_IS_UP:
             self._checkpoints.save(trainer)  # before a validation that no other run would do
             trainer.should_stop = True
 
-    def _save_if_signalled(self, trainer: lightning.Trainer) -> bool:
-        if not self._agree(trainer, self._signals.received is not None):
+    def _save_if_signalled(self, trainer: lightning.Trainer, request: float) -> bool:
+        if request <= _TIME_IS_UP:
             return False
         self._signals.end_grace_period()
+        self._signals.received = self._signals.received or signal.Signals(int(request))
         self._checkpoints.save(trainer)
         return True
 
-    def _agree(self, trainer: lightning.Trainer, is_wanted: bool) -> bool:
-        """Return whether any rank wants it."""
-        if trainer.world_size == 1:
-            return is_wanted
-        return bool(trainer.strategy.reduce_boolean_decision(is_wanted, all=False))
+    def _find_request(self, trainer: lightning.Trainer) -> float:
+        """Return the number of a signal that this rank has received, `_TIME_IS_UP`, or 0."""
+        if self._signals.received is not None:
+            return float(self._signals.received)
+        is_late = self._end_s is not None and time.monotonic() >= self._end_s
+        return _TIME_IS_UP if is_late and trainer.is_global_zero else 0.0
+
+    def _agree(self, trainer: lightning.Trainer) -> float:
+        """Return the greatest request of all ranks, outside of steps."""
+        request = torch.tensor([self._find_request(trainer)], device=trainer.strategy.root_device)
+        return float(gather_over_ranks(request).max())

@@ -7,12 +7,12 @@ from typing import Any
 
 import lightning
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from lightning.pytorch.utilities.compile import to_uncompiled
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from dragoman.data.dataset import Batch
@@ -115,6 +115,8 @@ class TransformerTraining(lightning.LightningModule):
         self._tokens_since = torch.tensor(0.0)  # target tokens of all ranks since `_since_s`
         self._since_s = time.monotonic()
         self._logged_step = 0
+        # What this rank wants, as `GracefulStop` says; after the step, the greatest of all ranks.
+        self.stop_request = 0.0
         self.num_skipped = 0  # steps in a row, for a non-finite loss or gradient
         self.current_batch = ""  # what was computed last, for error messages
 
@@ -183,9 +185,10 @@ class TransformerTraining(lightning.LightningModule):
         Lightning calls this once the gradients of all accumulated batches and all ranks are in,
         unscaled, and before it clips them.
         """
-        gathered = self.all_gather(torch.stack((self._step_tokens.float(), self._step_loss)))
-        assert isinstance(gathered, Tensor)
-        total, loss = gathered.reshape(-1, 2).sum(dim=0)  # (ranks, 2) -> (2,)
+        request = self._step_loss.new_tensor(self.stop_request)
+        own = torch.stack((self._step_tokens.float(), self._step_loss, request))
+        gathered = gather_over_ranks(own)  # beside the gradients, all that ranks exchange in a step
+        total, loss = gathered[:, :2].sum(dim=0)
         # Lightning has divided each loss by the batches per step, DDP the gradient by the ranks.
         divided_by = self.trainer.accumulate_grad_batches * self.trainer.world_size
         factor = _USUAL_TOKENS * divided_by / total.clamp(min=1)
@@ -196,7 +199,9 @@ class TransformerTraining(lightning.LightningModule):
         self._gradient_norm = get_total_norm(gradients)
         # With float16, the scaler expects a non-finite gradient now and then, and handles it.
         checked = [loss] if self.trainer.precision == "16-mixed" else [loss, self._gradient_norm]
-        if bool(torch.stack([number.float() for number in checked]).isfinite().all()):
+        numbers = [*checked, gathered[:, 2].max()]
+        *found, self.stop_request = torch.stack([number.float() for number in numbers]).tolist()
+        if all(map(math.isfinite, found)):
             self.num_skipped = 0
         else:
             self.num_skipped += 1
@@ -398,8 +403,17 @@ class TransformerTraining(lightning.LightningModule):
         self.log_dict(metrics.compute(), sync_dist=True)
         if self.trainer.state.fn != TrainerFn.FITTING:
             # Lightning counts steps from 0, but is one further when the fit is over.
-            self.log("step", float(max(0, self.trainer.global_step - 1)))
+            self.log("step", float(max(0, self.trainer.global_step - 1)), sync_dist=True)
         metrics.reset()
+
+
+def gather_over_ranks(numbers: Float[Tensor, " N"]) -> Float[Tensor, "R N"]:
+    """Return the numbers of each of the R ranks; all call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return numbers[None]
+    gathered = [torch.empty_like(numbers) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(gathered, numbers)
+    return torch.stack(gathered)
 
 
 def _describe(stage: str, batch: Batch) -> str:

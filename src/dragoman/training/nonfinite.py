@@ -7,6 +7,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
+from torch import distributed
 
 from dragoman.data.dataset import Batch
 from dragoman.errors import TrainingError
@@ -53,13 +54,19 @@ class NonFiniteSteps(Callback):
         if not pl_module.num_skipped:
             return
         self.num_skipped += 1
+        rows = _name_rows(trainer, find_nonfinite_rows(pl_module, batches))
+        if trainer.world_size > 1:
+            named: list[str] = [""] * trainer.world_size
+            distributed.all_gather_object(named, rows)
+            rows = "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(named))
         message = (
             f"step {trainer.global_step:,} skipped: non-finite loss or gradient "
-            f"({pl_module.num_skipped} in a row, {self.num_skipped} in all); "
-            f"{_name_rows(trainer, find_nonfinite_rows(pl_module, batches))}"
+            f"({pl_module.num_skipped} in a row, {self.num_skipped} in all); {rows}"
         )
         if trainer.is_global_zero:
             print_plain(self._console, f"warning: {message}")
+        elif pl_module.num_skipped >= MOST_IN_A_ROW:
+            raise SystemExit(2)  # rank 0 says why
         if pl_module.num_skipped >= MOST_IN_A_ROW:
             optimization = pl_module.optimization
             rate, warmup_steps = optimization.learning_rate, optimization.warmup_steps

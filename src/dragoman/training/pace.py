@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 import lightning
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
@@ -21,6 +20,7 @@ from dragoman.settings import Settings
 from dragoman.training.datamodule import PairDataModule
 from dragoman.training.device import explain_out_of_memory, find_device
 from dragoman.training.module import TransformerTraining
+from dragoman.training.ranks import Ranks, disarm
 from dragoman.training.run_context import StartTimer
 
 # So many steps are measured, the first of which are slow: libraries prepare themselves.
@@ -48,6 +48,7 @@ def measure_pace(
     settings: Settings,
     precision: str,
     *,
+    ranks: Ranks,
     longest_s: float = _LONGEST_S,
     timer: StartTimer | None = None,
 ) -> Pace:
@@ -60,9 +61,13 @@ def measure_pace(
     Raises: TrainingError, when the memory is too small.
     """
     steps = _StepTimer(longest_s, timer)
+    strategy, environment = ranks.choose_strategy()
     trainer = lightning.Trainer(
         accelerator=find_device(settings.training),
-        devices=1,
+        strategy=strategy,
+        devices=ranks.num_local,
+        num_nodes=ranks.num_nodes,
+        use_distributed_sampler=False,
         precision=precision,  # type: ignore[arg-type]
         max_steps=_MOST_STEPS,
         max_epochs=-1,
@@ -73,8 +78,9 @@ def measure_pace(
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[steps],
-        plugins=[LightningEnvironment()],
+        plugins=[environment],
     )
+    disarm(trainer)
     try:
         trainer.fit(module, train_dataloaders=data_module.train_dataloader())
         batches = list(data_module.val_dataloader())  # sorted by length
@@ -115,7 +121,8 @@ class _StepTimer(Callback):
         if len(self.times_s) == 1 and self._timer is not None:
             self._timer.mark("first step")
         spent_s = self.times_s[-1] - self.times_s[0]
-        trainer.should_stop = spent_s > self._longest_s and len(self.times_s) >= _FEWEST_STEPS
+        is_enough = spent_s > self._longest_s and len(self.times_s) >= _FEWEST_STEPS
+        trainer.should_stop = trainer.strategy.broadcast(is_enough)  # all ranks at the same step
 
 
 def plan_steps(

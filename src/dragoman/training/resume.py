@@ -33,6 +33,9 @@ MAY_CHANGE = (
     "training.max_steps",  # longer, or shorter
     "training.max_minutes",
     "training.patience",
+    "training.devices",
+    "training.num_nodes",
+    "training.strategy",
     "training.batch_tokens",  # if the memory is too small; takes effect with the next epoch
     "training.accumulate",
     "training.checkpoint_every",
@@ -77,11 +80,12 @@ class RunRecord(BaseModel):
             raise CheckpointError(f"its record of the run cannot be read: {error}") from error
 
 
-def describe_machine(device: str) -> dict[str, str]:
+def describe_machine(device: str, num_ranks: int) -> dict[str, str]:
     """Return what the last bits of the weights depend on, besides settings and data."""
     limits = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
     features = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
     return {
+        "ranks": str(num_ranks),
         "threads": str(torch.get_num_threads()),
         "device": device,
         "instruction set": torch.backends.cpu.get_cpu_capability(),

@@ -17,6 +17,7 @@ from dragoman.characters import escape_controls
 
 if TYPE_CHECKING:
     from dragoman.training.graceful_stop import SignalHandler
+    from dragoman.training.ranks import Ranks
 
 
 LINE_EVERY_S = 30.0  # longest silence of a run where its output is no terminal
@@ -90,11 +91,12 @@ class StartTimer:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Console, timer and signal handler of a run."""
+    """Console, timer, signal handler and ranks of a run."""
 
     console: Console
     timer: StartTimer
     signals: "SignalHandler"
+    ranks: "Ranks"
 
     @contextmanager
     def working(self, phase: str) -> Iterator[None]:

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import callbacks as lightning_callbacks
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from dragoman.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from dragoman.training.device import find_device
 from dragoman.training.graceful_stop import GracefulStop
 from dragoman.training.nonfinite import NonFiniteSteps
+from dragoman.training.ranks import disarm
 from dragoman.training.resume import EARLY_STOPPING, RngAndMetricState
 from dragoman.training.run_context import RunContext
 from dragoman.training.validation_metrics import Texts
@@ -49,9 +49,12 @@ def make_trainer(
     ]
     if optimization.average_decay:
         callbacks.insert(0, average_weights(optimization.average_decay))
-    return lightning.Trainer(
+    strategy, environment = context.ranks.choose_strategy()
+    trainer = lightning.Trainer(
         accelerator=find_device(training),
-        devices=1,
+        strategy=strategy,
+        devices=context.ranks.num_local,
+        num_nodes=context.ranks.num_nodes,
         use_distributed_sampler=False,  # the loaders deal out the batches themselves
         precision=precision,  # type: ignore[arg-type]
         max_steps=training.max_steps,
@@ -65,12 +68,13 @@ def make_trainer(
         # 50 steps between two points of a curve; fewer in a short run, for 100 points.
         log_every_n_steps=max(1, min(50, training.valid_every, training.max_steps // 100)),
         callbacks=callbacks,
-        # One process, also in a job of SLURM, whose variables Lightning would else check and obey.
-        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        plugins=[AtomicCheckpointIO(), environment],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
+    disarm(trainer)
+    return trainer
 
 
 class EarlyStopping(lightning_callbacks.EarlyStopping):

@@ -14,7 +14,7 @@ PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 # Modules of the packages that only extras name, so far as dragoman imports them by itself.
 MODULES = ("torch", "lightning", "torchmetrics", "jaxtyping", "pyarrow", "sacrebleu", "matplotlib",
            "jinja2", "markupsafe", "ftfy", "babel", "llguidance", "onnx", "onnxruntime", "fastapi",
-           "uvicorn", "tensorboard")  # fmt: skip
+           "uvicorn", "tensorboard", "ray")  # fmt: skip
 WITHOUT = """
 import sys
 class Missing:
@@ -67,6 +67,22 @@ def test_predicting_needs_no_extra(trained, tmp_path):
         (["predict", "MODEL", "--output", "OUT.jsonl.zst"], "pyarrow", "train"),
         (["export", "MODEL"], r"\w+", "train"),
         (["serve", "MODEL"], "uvicorn", "serve"),
+        (
+            [
+                "predict",
+                "MODEL",
+                "--input",
+                "PAIRS",
+                "--output",
+                "OUT",
+                "--on",
+                "ray",
+                "--workers",
+                "2",
+            ],
+            "ray",
+            "ray",
+        ),
         (["demo", "OUT"], "babel", "demo"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else None,

@@ -195,6 +195,10 @@ def _add_predict(command: ArgumentParser) -> None:
     add("--part", type=part, metavar="K/N",
         help="predict part K of N only, such as 3/8, on this machine, and write OUTPUT.part-K-of-N; "
         "`dragoman join OUTPUT` puts the parts together")  # fmt: skip
+    add("--on", choices=("ray",),
+        help="predict on the machines of a Ray cluster: the one at RAY_ADDRESS, else the one of this "
+        "machine, by `ray start --head`; all share the disk of the model, --input and --output")  # fmt: skip
+    add("--workers", type=positive, metavar="N", help="with --on ray: predict N parts side by side")
     add("--restart", action="store_true",
         help="start over, instead of resuming an interrupted prediction of --output")  # fmt: skip
 
@@ -207,6 +211,8 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
             "--min-confidence and --low-confidence-output must be given together: low-confidence "
             "rows are written to --low-confidence-output"
         )
+    if (arguments.on is None) != (arguments.workers is None):
+        raise DragomanError("--on ray and --workers must be given together")
     for name in ("require_grounding", "memory"):
         if (value := getattr(arguments, name)) is not None:
             _refuse_both(f"--{name.replace('_', '-')}", f"--decoding.{name}", words)
@@ -215,13 +221,7 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
 
     settings = read_settings(None, words, is_whole=False)
     from dragoman.commands.predict import Job, run_job
-    from dragoman.predictor import Predictor
 
-    model = Predictor.load(
-        [arguments.model, *arguments.ensemble], settings, **_take_engine(arguments)
-    )
-    if arguments.low_confidence_output and (warning := model.describe_calibration()):
-        print(f"dragoman: {warning}", file=sys.stderr)
     job = Job(
         input=None if arguments.input == Path("-") else arguments.input,
         output=arguments.output,
@@ -233,7 +233,19 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
         restart=arguments.restart,
         part=arguments.part,
     )
-    for line in run_job(model, job):
+    folders, options = [arguments.model, *arguments.ensemble], _take_engine(arguments)
+    if arguments.on is not None:
+        from dragoman.commands.on_ray import predict
+
+        lines = predict(folders, settings, job, workers=arguments.workers, options=options)
+    else:
+        from dragoman.predictor import Predictor
+
+        model = Predictor.load(folders, settings, **options)
+        if arguments.low_confidence_output and (warning := model.describe_calibration()):
+            print(f"dragoman: {warning}", file=sys.stderr)
+        lines = run_job(model, job)
+    for line in lines:
         print(f"dragoman: {line}", file=sys.stderr)
 
 

@@ -165,14 +165,14 @@ def consistent_read(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
+def hold_lock(path: Path, timeout_s: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path`, which exists only while it is held; a dead process holds none.
 
     Raises:
-        filelock.Timeout: Another process holds it.
+        filelock.Timeout: Another process holds it, for longer than `timeout_s`.
         OSError: It cannot be created.
     """
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=timeout_s)
     lock.acquire()
     try:
         yield

@@ -26,16 +26,20 @@ from dragoman.errors import DragomanError
 from dragoman.storage import explain_failed_write, staged_file
 
 
-def join(output: Path) -> list[str]:
+def join(output: Path, count: int | None = None) -> list[str]:
     """Write `output`, and the low-confidence output, from their parts; return lines for the user.
 
     The parts are removed once the outputs are on the disk.
+
+    Args:
+        output: The main output.
+        count: Number of parts; None: of those that lie beside `output`.
 
     Raises:
         DragomanError: A part is missing, unfinished, damaged, or of another input, model or
             setting than the others; or an output cannot be written.
     """
-    count = _count_parts(output)
+    count = count or _count_parts(output)
     parts = _read_parts(output, count)
     low = parts[0].job["--low-confidence-output"]
     job = Job(output=output, low_confidence_output=output.parent / low if low else None)

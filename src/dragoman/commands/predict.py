@@ -122,12 +122,15 @@ def name_part(path: Path, number: int, count: int) -> Path:
     return path.with_name(f"{path.name}.part-{number}-of-{count}")
 
 
-def run_job(model: Predictor, job: Job) -> list[str]:
+def run_job(model: Predictor, job: Job, *, lock_s: float = 0.0) -> list[str]:
     """Predict every row of the input, in order, and return lines for the user: see `State.report`.
 
     Memory does not grow with the input. The files get their names when they are complete. After a
     crash, the same job resumes and the files become the same as without it; only standard output,
     and a low-confidence output beside it, start over.
+
+    Args:
+        lock_s: How long to wait for another process that writes the same files.
 
     Raises:
         DragomanError: The input, an output, or an interrupted prediction of it is unsuitable.
@@ -136,7 +139,7 @@ def run_job(model: Predictor, job: Job) -> list[str]:
     try:
         if job.output is None or (job.output.exists() and not job.output.is_file()):
             return _stream(model, job).report(job)
-        with lock_files(job.written_files):
+        with lock_files(job.written_files, lock_s):
             return _write_files(model, job).report(job)
     except BrokenPipeError:  # nobody reads standard output or standard error any more
         raise
@@ -522,13 +525,13 @@ class Journal:
 
 
 @contextmanager
-def lock_files(files: Mapping[str, Path]) -> Iterator[None]:
+def lock_files(files: Mapping[str, Path], timeout_s: float = 0.0) -> Iterator[None]:
     """Keep other processes from writing `files`, given by option; a dead process holds no lock."""
     with ExitStack() as stack:
         for option, path in files.items():
             try:
                 path.parent.stat()  # the lock would create it
-                stack.enter_context(hold_lock(path.with_name(f".{path.name}.lock")))
+                stack.enter_context(hold_lock(path.with_name(f".{path.name}.lock"), timeout_s))
             except Timeout as error:
                 raise DragomanError(
                     f"{option} {path}: another process is writing this file; wait for it, or "

@@ -115,9 +115,11 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
     from dragoman.reading.pairs import describe_layout
 
-    # Errors that the first lines show are reported before torch is loaded, which takes seconds.
+    # Errors that the first lines show are reported before torch is loaded, which takes seconds. Of
+    # several processes (torchrun, srun), `fit` lets one report.
+    num_ranks = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     for files in (arguments.pairs, settings.data.valid, settings.data.test):
-        if files:
+        if files and num_ranks == "1":
             describe_layout(files, settings.data)
     from dragoman.commands import fit as command
 

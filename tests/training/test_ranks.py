@@ -286,6 +286,23 @@ def test_an_error_of_one_rank_is_said_once_and_touches_nothing(pairs, tmp_path):
     assert [*out.iterdir()] == [out / "kept"]
 
 
+def test_a_missing_file_is_said_once(tmp_path):
+    codes, printed = Started(["none.tsv", "--out", tmp_path / "model", *WORDS], 2, tmp_path).wait()
+    assert codes == [2, 2]
+    assert printed == [printed[0], ""]
+    assert "dragoman: none.tsv: " in printed[0]
+
+
+def test_the_death_of_the_first_rank_is_said_by_another(pairs, tmp_path):
+    started = Started([pairs, "--out", tmp_path / "model", *LONG], 2, tmp_path)
+    wait_for(lambda: list_checkpoints(tmp_path / "model.training" / "checkpoints"), "no checkpoint")
+    started.processes[0].kill()
+    codes, printed = started.wait()
+    assert codes == [-signal.SIGKILL, 2]
+    assert printed[1].startswith("dragoman: rank 1: another rank has ended")
+    assert "--resume auto" in printed[1]
+
+
 def test_a_port_in_use_is_named(pairs, tmp_path, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

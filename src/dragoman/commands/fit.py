@@ -364,9 +364,10 @@ def _estimate_time(run: Run) -> str:
     )
     training_s = training.max_steps * (pace.step_s + pace.validation_s / training.valid_every)
     limit = f"; stops after {training.max_minutes:g} minutes" if training.max_minutes else ""
+    where = "" if training.devices == 1 else " on one device"
     return (
         f"{num_batches:,} batches an epoch of at most {training.batch_tokens:,} tokens; "
         f"{training.max_steps:,} steps are {training.max_steps * training.accumulate / num_batches:,.1f} epochs\n"
-        f"estimated time: {(training_s + pace.scoring_s) / 60:,.1f} minutes, at {pace.step_s:.3f} s a "
+        f"estimated time{where}: {(training_s + pace.scoring_s) / 60:,.1f} minutes, at {pace.step_s:.3f} s a "
         f"step, {pace.validation_s:.1f} s a validation and {pace.scoring_s:.1f} s for the scores{limit}"
     )

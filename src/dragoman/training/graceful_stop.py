@@ -194,5 +194,8 @@ class GracefulStop(Checkpoint):
 
     def _agree(self, trainer: lightning.Trainer) -> float:
         """Return the greatest request of all ranks, outside of steps."""
-        request = torch.tensor([self._find_request(trainer)], device=trainer.strategy.root_device)
-        return float(gather_over_ranks(request).max())
+        request = self._find_request(trainer)
+        if trainer.world_size == 1:
+            return request
+        own = torch.tensor([request], device=trainer.strategy.root_device)
+        return float(gather_over_ranks(own).max())

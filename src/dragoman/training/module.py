@@ -185,7 +185,7 @@ class TransformerTraining(lightning.LightningModule):
         Lightning calls this once the gradients of all accumulated batches and all ranks are in,
         unscaled, and before it clips them.
         """
-        request = self._step_loss.new_tensor(self.stop_request)
+        request = torch.full_like(self._step_loss, self.stop_request)
         own = torch.stack((self._step_tokens.float(), self._step_loss, request))
         gathered = gather_over_ranks(own)  # beside the gradients, all that ranks exchange in a step
         total, loss = gathered[:, :2].sum(dim=0)

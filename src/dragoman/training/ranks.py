@@ -92,19 +92,21 @@ class Ranks:
         if self.rank > 0:
             self.console = Console(quiet=True)
             warnings.simplefilter("ignore")
-        if not dist.is_initialized():
-            backend = "nccl" if device_type == "cuda" else "gloo"
-            try:
+        try:
+            if not dist.is_initialized():
+                backend = "nccl" if device_type == "cuda" else "gloo"
                 dist.init_process_group(backend, init_method="env://", timeout=_JOIN)
-            except (dist.DistError, ValueError) as error:
-                place = f"MASTER_ADDR {variables['MASTER_ADDR']}, MASTER_PORT {variables['MASTER_PORT']}"
-                reason = str(error).partition("\n")[0]
-                remedy = "check that all processes have started, and that they reach rank 0 there"
-                if "EADDRINUSE" in reason or "in use" in reason:
-                    reason, remedy = "this port is in use", "set MASTER_PORT to a free one"
-                raise SettingsError(f"{place}: rank {self.rank}: {reason}; {remedy}") from error
-            self._owns_group = True
-        self._group = dist.new_group(backend="gloo", timeout=_PREPARE)
+                self._owns_group = True
+            self._group = dist.new_group(backend="gloo", timeout=_PREPARE)
+        except (RuntimeError, ValueError) as error:
+            place = (
+                f"MASTER_ADDR {variables['MASTER_ADDR']}, MASTER_PORT {variables['MASTER_PORT']}"
+            )
+            reason = str(error).partition("\n")[0]
+            remedy = "check that all processes have started, and that they reach rank 0 there"
+            if "EADDRINUSE" in reason or "in use" in reason:
+                reason, remedy = "this port is in use", "set MASTER_PORT to a free one"
+            raise SettingsError(f"{place}: rank {self.rank}: {reason}; {remedy}") from error
         self.is_joined = True
 
     def start(self, training: TrainingSettings, out: Path) -> None:
@@ -225,10 +227,7 @@ class Ranks:
 
         Raises: SystemExit, on a rank that is not the one to report it.
         """
-        is_lost = isinstance(error, dist.DistError) or (
-            isinstance(error, RuntimeError) and "gloo" in str(error)
-        )
-        if not self.is_joined or not is_lost:
+        if not self.is_joined or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             return None
         self.errors = "own"
         self._ended.set()
@@ -243,17 +242,19 @@ class Ranks:
     def leave(self) -> None:
         """End the work with the other ranks."""
         self._ended.set()
-        if self.is_joined and self._owns_group:
+        if self._owns_group:
             dist.destroy_process_group()
-        self.is_joined = False
+            self._owns_group = False
         for child, errors in self._children:
             with suppress(subprocess.TimeoutExpired):
-                child.wait(_END_S)
+                child.wait(_END_S if self.is_joined else 0)
             child.kill()
             child.communicate()
             errors.close()
         self._children = []
-        torch.set_num_threads(self.num_threads)
+        if self.is_joined:
+            torch.set_num_threads(self.num_threads)
+        self.is_joined = False
         for name in _VARIABLES:
             os.environ.pop(name, None)
             if name in self._before:

@@ -15,7 +15,7 @@ from sacrebleu.significance import PairedTest
 from dragoman.errors import DataError
 from dragoman.evaluation.metrics import choose_metrics
 from dragoman.evaluation.output_rows import Row
-from dragoman.evaluation.significance import compare, find_p_value
+from dragoman.evaluation.significance import compare, estimate_mean, find_p_value
 from dragoman.settings import EvaluationSettings
 
 QUICK = EvaluationSettings(task="text", resamples=300)
@@ -52,28 +52,33 @@ def invent_run(references, rate, seed):
     return rows
 
 
+def draw_runs(draw, num_runs, num_rows, seed_effect, statistics):
+    """Return the rows of runs over the same sources, and a metric that knows their errors."""
+    (metric,) = metrics_named("word_error_rate")
+    places = draw.integers(0, statistics.shape[1], num_rows)
+    runs = []
+    for luck in draw.normal(0, seed_effect, num_runs):
+        better = statistics[:, places, 0].argmin(axis=0)
+        taken = draw.integers(0, 2, num_rows)
+        is_lucky = draw.random(num_rows) < abs(luck)
+        taken = np.where(is_lucky, better if luck < 0 else 1 - better, taken)
+        runs.append(statistics[taken, places])
+    known = dict(enumerate(runs))
+    counted = replace(metric, count_rows=lambda texts, _, known=known: known[int(texts[0])])
+    rows = [[Row(source="", references=("",), hypothesis=str(run))] * num_rows for run in known]
+    return rows, counted
+
+
 def count_rejections(num_trials, num_rows, num_runs, seed_effect, statistics):
     """Return how often each test rejects at 5% what is true, in percent: bootstrap, swaps.
 
     `statistics`, (2, rows, k): two outputs of each source; a run takes one of them each time,
     with luck from one seed for all rows.
     """
-    (metric,) = metrics_named("word_error_rate")
-    errors = statistics[:, :, 0]
     draw = np.random.default_rng(4)
     rejected = np.zeros(2)
     for trial in range(num_trials):
-        places = draw.integers(0, statistics.shape[1], num_rows)
-        runs = []
-        for luck in draw.normal(0, seed_effect, 2 * num_runs):
-            better = errors[:, places].argmin(axis=0)
-            taken = draw.integers(0, 2, num_rows)
-            is_lucky = draw.random(num_rows) < abs(luck)
-            taken = np.where(is_lucky, better if luck < 0 else 1 - better, taken)
-            runs.append(statistics[taken, places])
-        known = dict(enumerate(runs))
-        counted = replace(metric, count_rows=lambda texts, _, known=known: known[int(texts[0])])
-        rows = [[Row(source="", references=("",), hypothesis=str(run))] * num_rows for run in known]
+        rows, counted = draw_runs(draw, 2 * num_runs, num_rows, seed_effect, statistics)
         settings = EvaluationSettings(resamples=200, seed=trial)
         found = compare(rows[:num_runs], rows[num_runs:], [counted], settings, num_rows=0)
         difference = found.differences["word_error_rate"]
@@ -112,6 +117,19 @@ def test_the_bootstrap_keeps_its_level_over_seeds_that_differ(statistics):
     assert by_rows > 15  # one run each: about these runs, though the seed alone made them differ
     over_seeds, _ = count_rejections(400, 100, 3, 0.2, statistics)
     assert 3 <= over_seeds <= 7
+
+
+def test_the_interval_of_a_mean_covers_other_rows_and_other_seeds(statistics):
+    draw, missed, num_trials = np.random.default_rng(5), 0, 400
+    (metric,) = metrics_named("word_error_rate")
+    truth = metric.from_sums(statistics.sum(axis=(0, 1)))
+    for trial in range(num_trials):
+        rows, counted = draw_runs(draw, 4, 100, 0.2, statistics)
+        found = estimate_mean(rows, [counted], EvaluationSettings(resamples=200, seed=trial))
+        by_run, mean = found["word_error_rate"]
+        assert mean.value == pytest.approx(sum(by_run) / 4)
+        missed += not mean.low <= truth <= mean.high
+    assert 3 <= 100 * missed / num_trials <= 7
 
 
 @pytest.mark.parametrize("num_runs", [1, 3])

@@ -122,6 +122,7 @@ class Evaluation:
     model: Mapping[str, Any] = field(default_factory=dict)  # models, and all their settings
     folder: Path | None = None  # where it was written
     emitted_f1: float | None = None  # of fields, before values were left out; None: none were
+    seeds: Mapping[str, Any] | None = None  # of an ensemble of seeds: see `score_seeds`
 
     def __repr__(self) -> str:
         return repr(self.scores)
@@ -148,6 +149,7 @@ class Evaluation:
             "confidence": None if self.confidence is None else self.confidence.to_dict(),
             "speed": dict(self.speed),
             "emitted_field_f1": self.emitted_f1,
+            "seeds": self.seeds,
         }
 
 
@@ -285,7 +287,7 @@ def digest_rows(rows: Sequence[Row]) -> str:
 
 def summarize(content: Mapping[str, Any]) -> list[str]:
     """Return the content of a scores.json as lines for the terminal."""
-    lines = list_scores(content["scores"])
+    lines = list_scores(content["scores"]) + list_seeds(content.get("seeds"), content["scores"])
     if num_truncated := content.get("truncated"):
         lines.append(f"  truncated outputs: {num_truncated:,} of {content['rows']:,}")
     if remembered := content.get("from_memory"):
@@ -335,6 +337,24 @@ def list_scores(scores: Mapping[str, Any]) -> list[str]:
         f"  {title}: {scores[f'{name}_signature']}"
         for name, title in titles.items()
         if f"{name}_signature" in scores
+    ]
+
+
+def list_seeds(seeds: Mapping[str, Any] | None, scores: Mapping[str, Any]) -> list[str]:
+    """Return what `score_seeds` found as lines: title, mean, its interval, and each model's score."""
+    if seeds is None:
+        return []
+    width = max(map(len, scores["titles"].values()))
+    lines = [f"the {len(seeds['models'])} models of the ensemble, each alone: mean, and by model"]
+    for name, one in seeds["scores"].items():
+        interval = one["interval"]
+        shown = f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else NO_INTERVAL
+        by_model = ", ".join(f"{score:.2f}" for score in one["by_model"])
+        title = scores["titles"][name]
+        lines.append(f"  {title:<{width}}  {one['mean']:>7.2f}  {shown}: {by_model}")
+    return [
+        *lines,
+        f"  their outputs differ on {seeds['disagreements']:,} of {scores['rows']:,} rows",
     ]
 
 

@@ -56,7 +56,7 @@ def estimate_all(
     influences: dict[str, Statistics] = {}
     for metric in metrics:
         rows = statistics[metric.name]
-        if metric.is_proportion or not _has_enough_rows(metric, rows):
+        if metric.is_proportion or not has_enough_rows(metric, rows):
             continue
         influence = _find_influence(metric.from_sums, rows)
         if influence.any():
@@ -129,7 +129,7 @@ def bound_share(hits: float, rows: float, level: float) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _has_enough_rows(metric: Metric, rows: Statistics) -> bool:
+def has_enough_rows(metric: Metric, rows: Statistics) -> bool:
     """Whether ten rows are wrong, at least in part, and ten are right, at least in part."""
     scores = metric.from_sums(rows)  # (N,)
     best, worst = (100.0, 0.0) if metric.is_higher_better else (0.0, 100.0)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dragoman.errors import DataError, shorten
-from dragoman.evaluation.intervals import draw_counts, draw_halves
+from dragoman.evaluation.intervals import Interval, draw_counts, draw_halves, has_enough_rows
 from dragoman.evaluation.metrics import CountRows, Metric, Statistics
 from dragoman.evaluation.output_rows import Row
 from dragoman.reading.row_errors import name_row
@@ -115,13 +115,7 @@ def compare(
     """
     settings = settings or EvaluationSettings()
     check_same_rows(baseline, other, names)
-    references = [row.references for row in baseline[0]]
-    statistics: dict[CountRows, Statistics] = {  # each (runs, N, k); metrics may share them
-        count_rows: np.stack(
-            [count_rows([row.hypothesis for row in run], references) for run in [*baseline, *other]]
-        )
-        for count_rows in dict.fromkeys(metric.count_rows for metric in metrics)
-    }
+    statistics = _count_runs([*baseline, *other], metrics)
     resampled = _resample_scores(metrics, statistics, settings)
     swapped = _swap_rows(metrics, statistics, len(baseline), settings)
     differences = {}
@@ -191,6 +185,44 @@ def check_same_rows(
                 )
 
 
+def estimate_mean(
+    runs: Sequence[Sequence[Row]], metrics: Sequence[Metric], settings: EvaluationSettings
+) -> dict[str, tuple[tuple[float, ...], Interval]]:
+    """Return by metric the score of each run, and their mean with its interval.
+
+    The runs are of one system with different seeds, at least two, over the same rows. The interval
+    covers other rows and other seeds, as that of `compare` does.
+    """
+    statistics = _count_runs(runs, metrics)
+    resampled = _resample_scores(metrics, statistics, settings)
+    found = {}
+    for metric in metrics:
+        rows = statistics[metric.count_rows]
+        scores = metric.from_sums(rows.sum(axis=1))  # (runs,)
+        value, low, high = float(scores.mean()), None, None
+        if has_enough_rows(metric, rows.sum(axis=0)):
+            chance = _draw_chance(scores, resampled[metric.name], 0, settings.seed)
+            half = float(np.quantile(np.abs(chance), settings.confidence_level))
+            most = 100.0 if metric.is_higher_better else math.inf
+            low, high = max(0.0, value - half), min(most, value + half)
+        by_run = tuple(map(float, scores))
+        found[metric.name] = by_run, Interval(value=value, low=low, high=high)
+    return found
+
+
+def _count_runs(
+    runs: Sequence[Sequence[Row]], metrics: Sequence[Metric]
+) -> dict[CountRows, Statistics]:
+    """Return the statistics of all runs over the same rows, each (runs, N, k); metrics may share them."""
+    references = [row.references for row in runs[0]]
+    return {
+        count_rows: np.stack(
+            [count_rows([row.hypothesis for row in run], references) for run in runs]
+        )
+        for count_rows in dict.fromkeys(metric.count_rows for metric in metrics)
+    }
+
+
 def find_p_value(chance: Statistics, difference: float) -> float:
     """Return how often `chance` is as far from zero as `difference`, which itself counts once."""
     edge = abs(difference) - 1e-9  # equal but for rounding is equal
@@ -256,14 +288,16 @@ def _draw_chance(
     Args:
         scores: Of the runs, (runs,).
         resampled: The same over rows drawn again, (runs, resamples).
-        num_baseline: Number of runs of the first system.
+        num_baseline: Number of runs of the first system; 0: all runs are of one, and the errors are
+            those of its mean.
     """
+    sizes = [size for size in (num_baseline, len(scores) - num_baseline) if size]
     drawn = _subtract_means(resampled, num_baseline)
     chance = drawn - float(_subtract_means(scores, num_baseline))
-    freedom = len(scores) - 2
+    freedom = len(scores) - len(sizes)
     if freedom == 0:
         return chance
-    runs = 1 / num_baseline + 1 / (len(scores) - num_baseline)
+    runs = sum(1 / size for size in sizes)
     variance = float(_pool_variance(scores[:, None], num_baseline)[0])
     of_both = max(0.0, float(_pool_variance(resampled, num_baseline).mean()) - variance) * runs
     of_rows = float(drawn.var())
@@ -274,14 +308,15 @@ def _draw_chance(
 
 def _subtract_means(scores: Statistics, num_baseline: int) -> Statistics:
     """Return the mean score of the later runs minus that of the first: (runs, ...) -> (...)."""
-    return np.asarray(scores[num_baseline:].mean(axis=0) - scores[:num_baseline].mean(axis=0))
+    later = scores[num_baseline:].mean(axis=0)
+    return np.asarray(later - scores[:num_baseline].mean(axis=0) if num_baseline else later)
 
 
 def _pool_variance(scores: Statistics, num_baseline: int) -> Statistics:
     """Return the variance among runs of one system, pooled over both: (runs, n) -> (n,)."""
-    sides = scores[:num_baseline], scores[num_baseline:]
-    squares = [((side - side.mean(axis=0)) ** 2).sum(axis=0) for side in sides]
-    return np.asarray((squares[0] + squares[1]) / (len(scores) - 2))
+    sides = [side for side in (scores[:num_baseline], scores[num_baseline:]) if len(side)]
+    squares = sum(((side - side.mean(axis=0)) ** 2).sum(axis=0) for side in sides)
+    return np.asarray(squares / (len(scores) - len(sides)))
 
 
 def _weigh(

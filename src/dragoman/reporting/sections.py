@@ -195,10 +195,13 @@ def show_samples(content: ReportContent) -> Shown | None:
     for split, rows in content.rows.items():
         if rows:
             unit = _find_unit(content, split)
-            task = content.evaluations.get(split, {}).get("task")
+            evaluation = content.evaluations.get(split, {})
+            task, seeds = evaluation.get("task"), evaluation.get("seeds") or {}
             form = find_format([row.references for row in rows]) if task == "records" else None
             shown[split] = {
-                "lists": choose_samples(rows, unit, form=form),
+                "lists": choose_samples(
+                    rows, unit, form=form, disagreed=seeds.get("most_disagreed", ())
+                ),
                 "unit": "phones" if task == "phones" else "words" if unit else "characters",
             }
             has_spans = has_spans or form is not None
@@ -206,13 +209,18 @@ def show_samples(content: ReportContent) -> Shown | None:
 
 
 def choose_samples(
-    rows: Sequence[Row], unit: str = "", count: int = _MOST_SAMPLES, form: Format | None = None
+    rows: Sequence[Row],
+    unit: str = "",
+    count: int = _MOST_SAMPLES,
+    form: Format | None = None,
+    disagreed: Sequence[Mapping[str, Any]] = (),
 ) -> list[Shown]:
-    """Return up to four lists of up to `count` rows each; empty lists are left out.
+    """Return up to five lists of up to `count` rows each; empty lists are left out.
 
     Each has a title, a note, and samples: a row, its closest reference and its output with their
     differences by `unit`, its edits and its place; where its values stand in the source, and which
     do not, if outputs are records in the format `form`. Ties keep the order of the rows.
+    `disagreed`: as `score_seeds` found them.
     """
     closest = [find_closest(row.hypothesis, row.references, unit) for row in rows]
     places = range(len(rows))
@@ -222,7 +230,14 @@ def choose_samples(
     }
     if len(rows) - len(wrong) < _FEWEST_ROWS:
         confidence = {}
+    outputs = {one["row"]: one["outputs"] for one in disagreed}
     lists = (
+        (
+            "The seeds disagree",
+            "The fewest models behind one output: hard rows, or wrong labels in the training pairs. In "
+            "brackets, how many models write each output.",
+            list(outputs),
+        ),
         (
             "Typical rows",
             "Spread evenly over the file, right or wrong: what to expect.",
@@ -264,6 +279,7 @@ def choose_samples(
             "shown": show_differences(reference, row.hypothesis, unit),
             "edits": edits,
             "confidence": confidence.get(place),
+            "outputs": outputs.get(place, {}),
             "place": _name_place(row.file, row.line),
         }
 

@@ -87,6 +87,9 @@ def _add_fit(command: ArgumentParser) -> None:
     add("--from", dest="start_from", metavar="MODEL",
         help="start from the weights of this model folder, with its vocabulary and sizes; symbols and "
         "features that it lacks are added; short for --training.start_from")  # fmt: skip
+    add("--seeds", type=positive, metavar="N",
+        help="train N models, with the seeds from training.seed on, one after the other; --out becomes "
+        "an ensemble folder: an ensemble wherever a model folder is taken")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the model folder")
     add("--resume", nargs="?", const="must", default="no", choices=("auto", "must"), metavar="auto",
         help="resume the interrupted run of --out; auto: start a new run if there is none")  # fmt: skip
@@ -130,14 +133,16 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         from dragoman.configuration import list_set_values
         from dragoman.model_folder.folder import dump_settings
 
-        used = command.dry_run(pairs, out, settings, overwrite=overwrite, timer=timer)
+        seeds = arguments.seeds
+        used = command.dry_run(pairs, out, settings, seeds=seeds, overwrite=overwrite, timer=timer)
         still_open = set(OPEN) - dict(list_set_values(settings)).keys()
         write_data(dump_settings(used, still_open))
         return
     model = command.fit(
-        pairs, out, settings, overwrite=overwrite, resume=arguments.resume, timer=timer
-    )
-    from dragoman.evaluation.evaluation import list_scores
+        pairs, out, settings,
+        seeds=arguments.seeds, overwrite=overwrite, resume=arguments.resume, timer=timer,
+    )  # fmt: skip
+    from dragoman.evaluation.evaluation import list_scores, list_seeds
     from dragoman.evaluation.field_confidence import list_field_confidence
     from dragoman.model_folder.folder import write_example
 
@@ -146,7 +151,8 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         if split in metrics:
             level = f"{metrics['confidence_level']:.4g}"
             print(f"{split}, in percent or points of 100 [confidence interval, level {level}]:",
-                *list_scores(metrics[split]), *list_field_confidence(metrics.get("fields", {}).get(split, ())),
+                *list_scores(metrics[split]), *list_seeds(metrics.get("seeds", {}).get(split), metrics[split]),
+                *list_field_confidence(metrics.get("fields", {}).get(split, ())),
                 sep="\n", file=sys.stderr)  # fmt: skip
             if num := metrics.get("num_truncated", {}).get(split):
                 print(f"  {num:,} of {metrics[split]['rows']:,} outputs were truncated at the maximum "

@@ -20,6 +20,7 @@ from dragoman.grounding import Span, find_spans, leave_out_ungrounded
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
 from dragoman.model_folder.folder import ModelFolder, StoredWeights
 from dragoman.model_folder.memory import TargetMemory, find_shared
+from dragoman.model_folder.seeds import read_models
 from dragoman.reading.jsonl import read_record
 from dragoman.reading.pairs import InvalidRow, Source, take_features, write_target
 from dragoman.reading.row_errors import EMPTY_SIDE, RowError, find_side_error, find_value_error
@@ -177,7 +178,7 @@ class Predictor:
         threads: int | None = None,
         quantization: QuantizationChoice = "auto",
     ) -> "Predictor":
-        """Return the model in the folder `path`; several folders form an ensemble.
+        """Return the model in the folder `path`; several folders, or seeds in one, form an ensemble.
 
         Args:
             settings: Its data and decoding sections override the settings of the model.
@@ -192,9 +193,10 @@ class Predictor:
             SettingsError: The settings conflict with each other, the model or the engine.
         """
         paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
-        model_folders = [ModelFolder.read(one, with_metrics=False) for one in paths]
+        named = [(one, model_folder) for one in paths for model_folder in read_models(one)]
+        model_folders = [model_folder for _, model_folder in named]
         first = model_folders[0]
-        for one, model_folder in zip(paths, model_folders, strict=True):
+        for one, model_folder in named:
             if model_folder.tokenizer.to_dict() != first.tokenizer.to_dict():
                 raise SettingsError(
                     f"{one}: its tokenizer differs from that of {paths[0]}, and an ensemble needs "
@@ -287,7 +289,7 @@ class Predictor:
         """Return a warning if the calibration does not apply to these settings, else ""."""
         if not self.calibrations:
             return "confidence: not calibrated; run `dragoman evaluate MODEL PAIRS --calibrate`"
-        if len(self.model_folders) > 1:
+        if len(self.folders) > 1:
             return "confidence: calibrated for each model, not for the ensemble"
         if changed := find_differences(self.calibrations[0], self.settings.decoding):
             return f"confidence: calibrated with other settings: {', '.join(changed[:3])}"

@@ -20,6 +20,7 @@ from dragoman.evaluation.evaluation import TargetTokenization
 from dragoman.evaluation.metrics import choose_metrics
 from dragoman.evaluation.significance import Comparison
 from dragoman.evaluation.significance import compare as compare_rows
+from dragoman.model_folder.seeds import list_models
 from dragoman.reading.row_errors import name_row
 from dragoman.settings import EvaluationSettings, Settings
 
@@ -31,7 +32,7 @@ def compare(
 
     Args:
         runs: Model folders, folders that `evaluate` wrote, or rows.jsonl files; runs of one system
-            with different seeds are joined by commas.
+            with different seeds are joined by commas. An ensemble folder means its models, each alone.
         settings: Its evaluation section overrides that of the first run.
         on: The name of the evaluation, for model folders; "": test, or the only one.
 
@@ -45,7 +46,9 @@ def compare(
     systems = {}
     for name in names:  # an existing path with a comma is one run
         of_seeds = [name] if Path(name).exists() else [one for one in name.split(",") if one]
-        systems[name] = [find_run(Path(one), on) for one in of_seeds]
+        systems[name] = [
+            find_run(model, on) for one in of_seeds for model in list_models(Path(one))
+        ]
     if len(systems) < len(names):
         raise DataError(f"{' '.join(names)}: a run is given twice")
     rows = {name: [of_seed for of_seed, _ in found] for name, found in systems.items()}

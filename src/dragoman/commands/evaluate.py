@@ -41,8 +41,10 @@ from dragoman.evaluation.field_confidence import (
     measure_fields,
 )
 from dragoman.evaluation.output_rows import Row, group_references, read_outputs, read_rows
+from dragoman.evaluation.seed_scores import score_seeds
 from dragoman.model_folder.calibration import write_calibration
 from dragoman.model_folder.folder import EVALUATION, ModelFolder, is_model_folder
+from dragoman.model_folder.seeds import list_models
 from dragoman.predictor import PRODUCED_NAN, Prediction, Predictor
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import SUFFIXES, InvalidRow, Pair, RowErrors, Source, read_pairs
@@ -69,7 +71,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the model in the folder `path` (several: an ensemble), or a loaded one, on pairs.
 
-    Pairs with the same source are references of it. A truncated output is scored as it is.
+    Pairs with the same source are references of it. A truncated output is scored as it is. Of an
+    ensemble folder, each model is evaluated, too; with `into_model`, this is stored in its own folder.
 
     Args:
         pairs: A file, two of parallel text, rows (source, target), or a table.
@@ -100,14 +103,20 @@ def evaluate(
         raise SettingsError("--calibrate: each model has its own calibration; leave out --ensemble")
     folder = model.folders[0]
     model_folder = model.model_folders[0] if model.model_folders else ModelFolder.read(folder)
+    counts, by_seed = model_folder.source_counts, dict[Path, Evaluation]()
     with as_files(pairs) as paths:
+        found = list(read_pairs(paths, model.settings.data, row_errors, model.feature_labels))
         evaluation, confidence = evaluate_model(
-            model,
-            read_pairs(paths, model.settings.data, row_errors, model.feature_labels),
-            counts=model_folder.source_counts,
-            calibrates=calibrate,
-            progress=ProgressDisplay(),
+            model, found, counts=counts, calibrates=calibrate, progress=ProgressDisplay()
         )
+    if len(model.folders) == 1 and len(seeds := list_models(folder)) > 1:
+        for seed in seeds:
+            one = Predictor.load(seed, settings, **model.options)
+            by_seed[seed], _ = evaluate_model(one, found, counts=counts, progress=ProgressDisplay())
+            if out is None and into_model:
+                place = find_place(seed, name_evaluation(paths), one, by_seed[seed])
+                write_evaluation(place, by_seed[seed])
+        evaluation = score_seeds(evaluation, {one.name: by_seed[one].rows for one in seeds})
     if not model.is_in_place():
         raise ModelFolderError(
             f"{folder}: the model was replaced while it was evaluated: try again"
@@ -124,7 +133,7 @@ def evaluate(
         from dragoman.training.logs import read_curves
 
         folder = folder.resolve()  # "." has no name
-        trained = ModelFolder.read(folder)
+        trained = ModelFolder.read(list_models(folder)[0])
         report_model(
             Path(report),
             model,
@@ -356,11 +365,13 @@ def find_place(folder: Path, name: str, model: Predictor, evaluation: Evaluation
         for setting in used
         if setting.startswith(_CHANGE_SCORES) and used[setting] != own[setting]
     ]
-    if model.engine.quantization != find_quantization(model.model_folders[0]):
+    is_one = len(model.model_folders) == 1
+    if is_one and model.engine.quantization != find_quantization(model.model_folders[0]):
         differing.append(model.engine.quantization)
     differing += [
         f"ensemble={other.path.absolute().parent.name}-{other.sha256[:6]}"
         for other in model.list_weights()[1:]
+        if not other.path.absolute().is_relative_to(folder)  # those of seeds
     ]
     label = "".join(f",{one}" for one in differing)
     if not re.fullmatch(r"[\w.,=+-]{,100}", label):  # not for a file name

@@ -4,9 +4,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Literal
 
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
@@ -19,13 +19,17 @@ from dragoman.commands.fit_results import (
     list_samples,
     report_run,
 )
+from dragoman.commands.fit_seeds import fit_seeds, holds_seeds
 from dragoman.commands.fit_setup import (
+    Resume,
     Run,
+    SeedOf,
     follow_run,
     lock_folder,
     name_folders,
     resume_run,
     start_run,
+    start_with_seed,
     sweep_folders,
 )
 from dragoman.configuration import SettingsLike, as_settings, flatten_settings
@@ -61,14 +65,14 @@ from dragoman.training.resume import (
 )
 from dragoman.training.run_context import RunContext, StartTimer, TextConsole
 
-Resume = Literal["no", "auto", "must"]
-
 
 def fit(
     pairs: Pairs,
     out: str | Path,
     settings: SettingsLike = None,
     *,
+    seeds: int | None = None,
+    like: SeedOf | None = None,
     overwrite: bool = False,
     resume: Resume = "no",
     loggers: Sequence[Logger] = (),
@@ -88,6 +92,9 @@ def fit(
             target), or a table such as a DataFrame; (): those of data.train, or of the run to resume.
         settings: Those that are not set are chosen by the number and the lengths of the pairs. To
             resume: those to change, among the ones that may (`resume.MAY_CHANGE`).
+        seeds: Train so many models, with the seeds from training.seed on, one after the other; `out`
+            becomes an ensemble folder. To resume: None, or as many as the run was started with.
+        like: One of these seeds, and the run whose data and settings it takes instead of `pairs`.
         overwrite: Replace a model folder at `out`.
         resume: must: resume the interrupted run; auto: resume if there is one, else start.
         loggers: Lightning loggers, used together with those of `training.loggers`.
@@ -103,6 +110,11 @@ def fit(
         Stopped: By SIGINT, SIGTERM or SIGHUP, with a checkpoint.
         SystemExit: On all ranks but the first, when the training has ended: the first goes on alone.
     """
+    if seeds is not None or (resume != "no" and holds_seeds(Path(out))):
+        return fit_seeds(
+            partial(fit, loggers=loggers), pairs, Path(out), as_settings(settings), seeds,
+            overwrite=overwrite, resume=resume, console=console, timer=timer,
+        )  # fmt: skip
     started_s = time.monotonic()
     console, settings = console or TextConsole(stderr=True), as_settings(settings)
     out, folder = name_folders(Path(out))
@@ -124,11 +136,14 @@ def fit(
             raise SystemExit(0)
         sweep_folders(out)
         point = _find_resume_point(folder, resume, context)
-        started = merge_for_resuming(point.record, settings) if point else settings
+        record = point.record if point else like.read_record() if like else None
+        started = merge_for_resuming(record, settings) if record else settings
         ranks.start(started.training, out)
         ranks.meet(point.path.absolute() if point else None)
         if point is not None:
             prepared = resume_run(files, out, settings, point, context)
+        elif like is not None:
+            prepared = start_with_seed(like, out, settings, context)
         elif files or settings.data.train:
             # The folder of a run that was stopped before its first checkpoint.
             restarts = resume == "auto" and not out.exists() and (folder / DATA).is_dir()
@@ -152,6 +167,7 @@ def dry_run(
     out: str | Path,
     settings: SettingsLike = None,
     *,
+    seeds: int | None = None,
     overwrite: bool = False,
     console: Console | None = None,
     timer: StartTimer | None = None,
@@ -167,7 +183,7 @@ def dry_run(
     chosen = as_settings(settings)
     with as_files(pairs) as files, start_run(files, Path(out), chosen, overwrite, context) as run:
         context.report(f"would write: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)")
-        estimate = _estimate_time(run)
+        estimate = _estimate_time(run) + (f"; {seeds} times as long for all seeds" if seeds else "")
         context.report(f"{timer.report()}\n{estimate}")
         return run.settings
 
@@ -299,7 +315,7 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
         settings=run.settings,
         tokenizer=run.data.tokenizer,
         weights=copy_weights(run.module.network),
-        metrics={"samples": list_samples(run, rows)},
+        metrics={"samples": list_samples(rows, run.settings)},
         card="",
         source_counts=counts,
     )
@@ -314,7 +330,7 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
     predictor.folders = (run.out.absolute(),)
     predictor.options = {"engine": "torch"} if predictor.engine is engine else {"device": "cpu"}
     with run.context.working("scoring"):
-        evaluations = evaluate_run(run, predictor, counts)
+        evaluations = evaluate_run(run.data, predictor, counts)
     with run.context.working("comparing memory with the model"):
         # After the scores, which are those of the model alone.
         predictor.memory, reason, memory_trial = choose_memory(run, predictor, rows)

@@ -4,7 +4,7 @@ The search is chosen by scores alone, never by time, so that the same seed gives
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import ctranslate2
 
 from dragoman.commands.fit_setup import Run
 from dragoman.configuration import as_settings, list_set_values
+from dragoman.data.run_data import RunData
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
 from dragoman.engines.engine import Engine, Quantization
 from dragoman.evaluation.metrics import Metric, choose_metrics
@@ -21,7 +22,7 @@ from dragoman.model_folder.folder import ModelFolder
 from dragoman.model_folder.memory import SourceGroups, TargetMemory
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import Source
-from dragoman.settings import Settings
+from dragoman.settings import DecodingSettings, Settings
 from dragoman.tokenizers.tokenizer import PairTokenizer
 from dragoman.training.device import find_device
 
@@ -116,7 +117,8 @@ def choose_decoding(
     is_large = sum(one.nbytes for one in model_folder.weights.values()) >= _FEWEST_BYTES
     if not is_open and (fast is None or not is_large):
         return Choice(predictor=predictor)
-    if len(rows := _sample_rows(run, valid)) < _FEWEST_ROWS:
+    most = _count_rows(settings, run.trainer.global_step, run.data)
+    if len(rows := _sample_rows(valid, most)) < _FEWEST_ROWS:
         why = "too short a run, or too few validation rows, to compare beam search and int8"
         return Choice(predictor=predictor, reasons=[f"decoding: as set; {why}"])
     trial, reasons = Trial(rows, _find_metric(settings, tokenizer, rows)), list[str]()
@@ -143,6 +145,31 @@ def choose_decoding(
     return Choice(
         predictor=predictor, quantization=quantization, reasons=reasons, trial=trial.to_dict()
     )
+
+
+def choose_ensemble_search(
+    model: Predictor, typed: Collection[str], num_steps: int, data: RunData
+) -> tuple[Values, str]:
+    """Return the search of an ensemble, for all of whose models `fit` chose one, and the reason.
+
+    Args:
+        model: Searches as its first model does.
+        typed: Names of the settings that the user set.
+        num_steps: Of the training of each model, on `data`.
+    """
+    settings, valid = model.settings, group_references(data.read_split("valid"))
+    rows = _sample_rows(valid, _count_rows(settings, num_steps, data))
+    if settings.decoding.method != "beam" or "decoding.beam_size" in typed:
+        return {}, ""
+    is_penalty_open = "decoding.length_penalty" not in typed
+    plain: Values = {"decoding.beam_size": 1}
+    if is_penalty_open:
+        plain["decoding.length_penalty"] = DecodingSettings().length_penalty
+    if len(rows) < _FEWEST_ROWS:
+        return plain, "greedy; too short a run, or too few validation rows, to compare beam search"
+    trial = Trial(rows, _find_metric(settings, model.tokenizer, rows))
+    found, why = choose_search(_decode(model, plain), trial, _PENALTIES if is_penalty_open else ())
+    return {**plain, **found}, why
 
 
 def choose_search(
@@ -199,7 +226,7 @@ def choose_memory(
     that occur again: one row of each is left out, and the others answer. Also returns the reason,
     and what was tried.
     """
-    most = _count_rows(run)
+    most = _count_rows(run.settings, run.trainer.global_step, run.data)
     if model.settings.decoding.memory == "none" or most < _FEWEST_ROWS:
         return None, "", {}
     groups = SourceGroups.collect(run.data.read_split("train"))
@@ -238,17 +265,17 @@ def choose_memory(
     return found, f"memory: {why}", trial.to_dict()
 
 
-def _count_rows(run: Run) -> int:
+def _count_rows(settings: Settings, num_steps: int, data: RunData) -> int:
     """Return the most rows to compare."""
-    training = run.settings.training
-    trained = run.trainer.global_step * training.accumulate * training.batch_tokens
-    length = float(run.data.ids("valid").target_lengths.mean())
+    training = settings.training
+    trained = num_steps * training.accumulate * training.batch_tokens
+    length = float(data.ids("valid").target_lengths.mean())
     return min(training.valid_rows, int(trained / (_TRAINED_TOKENS * length)))
 
 
-def _sample_rows(run: Run, rows: Sequence[Row]) -> list[Row]:
-    """Return some of the validation rows, evenly over their file."""
-    count = min(len(rows), _count_rows(run))
+def _sample_rows(rows: Sequence[Row], most: int) -> list[Row]:
+    """Return at most so many of the validation rows, evenly over their file."""
+    count = min(len(rows), most)
     return [rows[i * len(rows) // count] for i in range(count)]
 
 

@@ -11,6 +11,7 @@ from dragoman.commands.fit_setup import Run
 from dragoman.commands.inspect import inspect_pairs
 from dragoman.commands.report import list_versions, report_model
 from dragoman.configuration import list_set_values
+from dragoman.data.run_data import RunData
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.engine import Engine, UnsupportedError
 from dragoman.engines.load import load_torch_engine
@@ -30,16 +31,18 @@ _MOST_INSPECTED = 3_000_000  # pairs; the inspection holds them in memory
 _NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on them
 
 
-def evaluate_run(run: Run, predictor: Predictor, counts: Sequence[int]) -> dict[str, Evaluation]:
+def evaluate_run(
+    data: RunData, predictor: Predictor, counts: Sequence[int]
+) -> dict[str, Evaluation]:
     """Score the model on the held-out pairs; calibrate its confidence on the validation pairs."""
     valid, confidence = evaluate_model(
-        predictor, run.data.read_split("valid"), counts=counts, calibrates=True
+        predictor, data.read_split("valid"), counts=counts, calibrates=True
     )
-    files = run.settings.data.valid or tuple(f"{path}, held out" for path in run.data.paths)
+    files = predictor.settings.data.valid or tuple(f"{path}, held out" for path in data.paths)
     predictor.calibrations = (confidence.to_stored(files, predictor.settings.decoding),)
     found: dict[str, Evaluation] = {"valid": valid}
-    if run.data.num_rows["test"]:
-        found["test"], _ = evaluate_model(predictor, run.data.read_split("test"), counts=counts)
+    if data.num_rows["test"]:
+        found["test"], _ = evaluate_model(predictor, data.read_split("test"), counts=counts)
     return found
 
 
@@ -49,17 +52,7 @@ def gather_metrics(
     """Return the content of metrics.json: scores, sizes, data, samples."""
     data = run.data
     return {
-        **{name: evaluation.scores.to_dict() for name, evaluation in evaluations.items()},
-        "num_truncated": {
-            name: sum(not row.is_complete for row in evaluation.rows)
-            for name, evaluation in evaluations.items()
-        },
-        "confidence_level": run.settings.evaluation.confidence_level,
-        "fields": {
-            name: evaluation.confidence.fields
-            for name, evaluation in evaluations.items()
-            if evaluation.confidence is not None
-        },
+        **gather_scores(evaluations, run.settings),
         "data": {
             "files": [str(path) for path in data.paths],
             "pairs": dict(data.num_rows),
@@ -78,13 +71,30 @@ def gather_metrics(
         "command": shlex.join(sys.orig_argv),
         "machine": name_machine(find_device(run.settings.training)),
         "versions": ", ".join(f"{name} {found}" for name, found in list_versions().items()),
-        "samples": list_samples(run, evaluations["valid"].rows),
     }
 
 
-def list_samples(run: Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def gather_scores(evaluations: Mapping[str, Evaluation], settings: Settings) -> dict[str, Any]:
+    """Return the part of metrics.json that depends on the outputs."""
+    return {
+        **{name: evaluation.scores.to_dict() for name, evaluation in evaluations.items()},
+        "num_truncated": {
+            name: sum(not row.is_complete for row in evaluation.rows)
+            for name, evaluation in evaluations.items()
+        },
+        "confidence_level": settings.evaluation.confidence_level,
+        "fields": {
+            name: evaluation.confidence.fields
+            for name, evaluation in evaluations.items()
+            if evaluation.confidence is not None
+        },
+        "samples": list_samples(evaluations["valid"].rows, settings),
+    }
+
+
+def list_samples(rows: Sequence[Row], settings: Settings) -> list[dict[str, Any]]:
     """Return the first of the validation rows as metrics.json keeps them."""
-    return [_show(row, run.settings) for row in rows[:_NUM_SAMPLES]]
+    return [_show(row, settings) for row in rows[:_NUM_SAMPLES]]
 
 
 def check_parity(

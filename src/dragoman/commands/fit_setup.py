@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 from filelock import Timeout
@@ -37,7 +37,7 @@ from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.reading.pairs import list_files
 from dragoman.reading.row_errors import name_file
 from dragoman.settings import DataSettings, Settings
-from dragoman.storage import explain_failed_write, hold_lock, sha256
+from dragoman.storage import explain_failed_write, hold_lock, link_or_copy, sha256
 from dragoman.tokenizers.tokenizer import PairTokenizer, find_side_errors
 from dragoman.training.callbacks import hush_lightning
 from dragoman.training.checkpoints import Checkpoints
@@ -60,12 +60,14 @@ from dragoman.training.resume import (
     ResumePoint,
     RunRecord,
     describe_machine,
+    find_resume_point,
     merge_for_resuming,
 )
 from dragoman.training.run_context import RunContext
 from dragoman.training.trainer import make_trainer
 from dragoman.training.validation_metrics import Texts, choose_text_scores, monitor_mode
 
+Resume = Literal["no", "auto", "must"]
 _IDS = ".ids-"  # in the names of temporary folders
 
 
@@ -109,7 +111,7 @@ def start_run(
     names = [str(path) for path in (*list_files(files), out.absolute())]  # in the model folder
     if wrong := [name for name in names if find_surrogate(name) is not None]:
         raise DataError.gather([f"{one!r}: the name is not UTF-8; rename it" for one in wrong])
-    out, folder = _check_folders(out, overwrite)
+    out, folder = check_folders(out, overwrite)
     with _temporary_folder(out) as ids, fast_float32():
         hush_lightning()
         with context.working("reading pairs"):
@@ -202,40 +204,99 @@ def resume_run(
         CheckpointError: `pairs` are not those with which it started.
         DataError: Its data are incomplete, or have changed.
     """
-    merged = _forget_cache(merge_for_resuming(point.record, settings))
-    _check_settings(merged)
-    if (max_steps := merged.training.max_steps) < point.step:
+    record = _merge_record(point.record, settings, context)
+    if (max_steps := record.settings.training.max_steps) < point.step:
         raise SettingsError(
             f"--training.max_steps: {max_steps:,}, but the run has done {point.step:,} steps; give at "
             "least those, or start from scratch with --overwrite"
         )
     _check_pairs(list_files(pairs), point.record)
-    out, folder = _check_folders(out, overwrite=True)
+    out, folder = check_folders(out, overwrite=True)
     with fast_float32():
         hush_lightning()
-        device = name_device(find_device(merged.training))
-        machine = describe_machine(device, context.ranks.num_ranks)
-        typed = {**point.record.typed, **dict(list_set_values(settings))}
-        changed = {"settings": merged, "typed": typed, "machine": machine}
-        record = point.record.model_copy(update=changed)
-        data = RunData.reopen(record.pairs, merged.data, folder / DATA, record.data_sha256)
-        data.sha256 = dict(record.sha256)
-        context.timer.mark("data of the run")
+        data = _reopen_data(record, folder / DATA, context)
         run = _assemble(record, data, out, folder, context, point)
         _share(context.ranks, data, run.checkpoints.record)
         messages = [f"resumed after step {point.step:,}, from {point.path}"]
         changes = [
-            f"{name} {before}, now {machine[name]}"
+            f"{name} {before}, now {record.machine[name]}"
             for name, before in point.record.machine.items()
-            if machine.get(name, before) != before
+            if record.machine.get(name, before) != before
         ]
         if changes:
             messages.append(
                 f"warning: the checkpoint is from another machine, or other ranks ({'; '.join(changes)}): "
                 "the weights will not be bit-identical to those of an uninterrupted run"
             )
-        _report(run, messages, f"{record.precision} on {device}: as the run started")
+        _report(
+            run, messages, f"{record.precision} on {record.machine['device']}: as the run started"
+        )
         yield run
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedOf:
+    """A run that has everything but the seed from a complete one, whose folder is `folder`."""
+
+    folder: Path
+    seed: int
+
+    def read_record(self) -> RunRecord:
+        """Return the record of that run, with this seed.
+
+        Raises: CheckpointError, when that run has no usable checkpoint.
+        """
+        point = find_resume_point(self.folder, [])
+        if point is None:
+            raise CheckpointError(
+                f"{self.folder}: no usable checkpoint; start from scratch with --overwrite"
+            )
+        record, values = point.record, {"training.seed": self.seed}
+        settings = merge_settings(record.settings, values, overrule=True)
+        typed = {**record.typed, **values}
+        if settings.training.max_minutes:  # the steps are not planned again
+            typed["training.max_steps"] = settings.training.max_steps
+        return record.model_copy(update={"settings": settings, "typed": typed})
+
+
+@contextmanager
+def start_with_seed(
+    like: SeedOf, out: Path, settings: Settings, context: RunContext
+) -> Iterator[Run]:
+    """Give a run with the data and the settings of another one, ready to train.
+
+    Raises: see `resume_run`; and CheckpointError, when that one has no usable checkpoint.
+    """
+    record = _merge_record(like.read_record(), settings, context)
+    out, folder = check_folders(out, overwrite=True)
+    with _temporary_folder(out) as ids, fast_float32():
+        for name in record.data_sha256:
+            link_or_copy(like.folder / DATA / name, ids / name)
+        data = _reopen_data(record, ids, context)
+        run = _assemble(record, data, out, folder, context, None)
+        _share(context.ranks, data, run.checkpoints.record)
+        if start_from := record.settings.training.start_from:
+            start = ModelFolder.read(Path(start_from), with_metrics=False)
+            start_network(run.module.network, data.tokenizer, start)
+        _report(run, [], f"{record.precision} on {record.machine['device']}: as for the first seed")
+        yield run
+
+
+def _merge_record(record: RunRecord, settings: Settings, context: RunContext) -> RunRecord:
+    """Return the record of a run with those of its settings that are typed now, on this machine."""
+    merged = _forget_cache(merge_for_resuming(record, settings))
+    _check_settings(merged)
+    typed = {**record.typed, **dict(list_set_values(settings))}
+    device = name_device(find_device(merged.training))
+    machine = describe_machine(device, context.ranks.num_ranks)
+    return record.model_copy(update={"settings": merged, "typed": typed, "machine": machine})
+
+
+def _reopen_data(record: RunRecord, folder: Path, context: RunContext) -> RunData:
+    data = RunData.reopen(record.pairs, record.settings.data, folder, record.data_sha256)
+    data.sha256 = dict(record.sha256)
+    context.timer.mark("data of the run")
+    return data
 
 
 @contextmanager
@@ -360,7 +421,7 @@ def _find_nearest(out: Path) -> Path:
     return next(path for path in out.absolute().parents if path.exists())
 
 
-def _check_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
+def check_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
     """Return the model folder, and the folder for checkpoints and logs; touch neither."""
     out, folder = name_folders(out)
     existing = [path for path in (out, folder) if path.exists()]

@@ -55,6 +55,7 @@ WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json
 METRICS, CARD, TOKEN_COUNTS = "metrics.json", "README.md", "token_counts.json"
 EXPORTS = ("ctranslate2", "onnx", "html", "pytorch")  # folders in it, once exported
 EVALUATION, REPORT = "evaluation", "report.html"
+SEEDS = "seeds.json"  # only in a folder that holds a model folder for each seed: an ensemble
 _FOLDED = "\x85\u2028\u2029\ufeff"  # ends of lines, and a byte order mark
 _NEEDED = (WEIGHTS, CONFIG, TOKENIZER, METRICS)
 
@@ -94,8 +95,16 @@ class ModelFolder:
         with consistent_read(path):
             if not path.is_dir():
                 found = "a file" if path.exists() else "nothing"
+                if not path.exists() and path.with_name(f"{path.name}.training").is_dir():
+                    found += f"; finish its training with `dragoman fit --out {path} --resume`"
                 raise ModelFolderError(
                     f"{path}: expected a model folder (as fit writes), found {found}"
+                )
+            if (path / SEEDS).is_file():
+                first = min(path.glob(f"seed-*/{WEIGHTS}"), default=path / "seed-1" / WEIGHTS)
+                raise ModelFolderError(
+                    f"{path}: an ensemble, with a model for each seed, and this needs one model; "
+                    f"give one of them, such as {first.parent}"
                 )
             if missing := [name for name in _NEEDED if not (path / name).exists()]:
                 raise ModelFolderError(
@@ -236,8 +245,8 @@ def sweep_model_folder(path: Path) -> None:
 
 
 def is_model_folder(path: Path) -> bool:
-    """Return whether `path` looks like a model folder."""
-    return (path / WEIGHTS).is_file() and (path / CONFIG).is_file()
+    """Return whether `path` looks like a model folder, or an ensemble folder."""
+    return ((path / WEIGHTS).is_file() and (path / CONFIG).is_file()) or (path / SEEDS).is_file()
 
 
 def find_start(typed: Settings) -> tuple[Settings, ModelFolder | None]:

@@ -17,6 +17,7 @@ from dragoman.model_folder.calibration import CALIBRATION
 from dragoman.model_folder.constraint_files import CONSTRAINT_FILES, list_constraint_files
 from dragoman.model_folder.folder import CONFIG, METRICS, TOKENIZER, WEIGHTS, ModelFolder
 from dragoman.model_folder.memory import MEMORY
+from dragoman.model_folder.seeds import list_models
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import InvalidRow, Source
 from dragoman.serving.messages import RequestError
@@ -65,7 +66,7 @@ class ServedModel:
             predictor.engine.is_shared = True
         self._samples = list[Sample]()
         with contextlib.suppress(ModelFolderError):  # an older one has none
-            self._samples = list_samples(ModelFolder.read(folder))[:_NUM_EXAMPLES]
+            self._samples = list_samples(ModelFolder.read(list_models(folder)[0]))[:_NUM_EXAMPLES]
         text = self._samples[0].source if self._samples else "a"
         for row, _ in predictor.predict_window([Source(text, (), 1)]):  # loads it
             if isinstance(row, InvalidRow):

@@ -311,7 +311,7 @@ def join_ranks(settings: Settings, console: Console) -> Iterator[Ranks]:
     """
     ranks = Ranks(console)
     try:
-        if variables := _find_variables():
+        if variables := find_variables():
             ranks.join(variables, find_device(settings.training))
         yield ranks
     except DragomanError as error:
@@ -365,7 +365,7 @@ def requeue_job() -> str:
     return f"job {job} is requeued"
 
 
-def _find_variables() -> dict[str, str]:
+def find_variables() -> dict[str, str]:
     """Return the rank of this process, by the names of torchrun; empty: it is alone."""
     found = dict(os.environ)
     if "RANK" not in found and int(found.get("SLURM_STEP_NUM_TASKS", "1")) > 1:

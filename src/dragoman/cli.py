@@ -451,6 +451,9 @@ def _add_inspect(command: ArgumentParser) -> None:
     )
     _add_held_out(command)
     add("--config", type=Path, help="YAML file of settings, as for fit")
+    add("--model", type=Path, metavar="MODEL",
+        help="also rank the targets of PAIRS that may be wrong: those that the models in this folder "
+        "contradict, best one of `fit --seeds`")  # fmt: skip
     add("--json", action="store_true", help="print the findings as JSON")
     add("--schema", nargs="?", const="", metavar="FILE.json",
         help="instead derive a JSON schema from the training records, for --decoding.json_schema; "
@@ -483,7 +486,7 @@ def _inspect(arguments: Namespace, words: Sequence[str]) -> None:
         if not arguments.schema:
             _print_json(found.schema)
         return
-    inspection = inspect(arguments.pairs, settings)
+    inspection = inspect(arguments.pairs, settings, model=arguments.model)
     if arguments.json:
         _print_json(inspection.to_dict())
     else:

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import make_words
 from dragoman.cli import main
-from dragoman.commands.inspect import inspect, inspect_pairs
+from dragoman.commands.inspect import inspect, inspect_pairs, rank_targets
 from dragoman.configuration import read_settings
 from dragoman.errors import DataError
 from dragoman.inspection import character_checks, findings, row_checks
 from dragoman.inspection.findings import Inspection
-from dragoman.reading.pairs import RowErrors, read_pairs
+from dragoman.reading.pairs import Pair, RowErrors, read_pairs
 from dragoman.reading.statistics import split_of
 from inspection.clean import SENTENCES, invent_rows, write_rows
 
@@ -357,3 +358,38 @@ def test_of_very_many_rows_an_evenly_spread_sample_is_held(tmp_path, monkeypatch
         assert all(
             int(one.text[1:5].strip(" →t")) == (one.line - 1) % 3000 for one in duplicates.examples
         )
+
+
+def test_wrong_targets_are_ranked_first_by_a_model(trained, tmp_path):
+    words = make_words(60)
+    wrong = {7: "HGFE", 20: "ABAB", 41: "CCC"}
+    path = tmp_path / "pairs.tsv"
+    path.write_text(
+        "".join(f"{word}\t{wrong.get(i, word.upper())}\n" for i, word in enumerate(words, start=1))
+    )
+    found = inspect(path, model=trained[0])
+    assert {one.line for one in found.suspects[:3]} == {*wrong}
+    assert [one.output for one in found.suspects[:3]] == [
+        words[one.line - 1].upper() for one in found.suspects[:3]
+    ]
+    assert found.findings[-1].kind == "doubtful_targets"
+    assert found.to_dict()["doubtful_targets"][0]["models"] == 1
+
+
+def test_targets_that_more_models_contradict_together_come_first(trained):
+    pairs = [
+        Pair(word, target, (), line, "pairs.tsv")
+        for line, (word, target) in enumerate(
+            [("abc", "ABC"), ("bad", "HHH"), ("cab", "CAB"), ("dab", "GEH"), ("fed", "FED")],
+            start=1,
+        )
+    ]
+    outputs = [
+        ["ABC", "BAD", "CAB", "DAB", None],
+        ["ABC", "BAD", "CAD", "DAB", None],
+        ["ABC", "BED", "CAA", "DAB", None],
+    ]
+    found = rank_targets(trained[1], pairs, outputs)
+    assert [(one.line, one.output, one.models) for one in found] == [
+        (4, "DAB", 3), (2, "BAD", 2), (3, "CAD", 1)
+    ]  # fmt: skip

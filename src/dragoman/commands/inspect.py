@@ -1,8 +1,11 @@
 """The data doctor: what is in the pairs, and what is wrong with them, before training."""
 
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dragoman.configuration import SettingsLike, as_settings, merge_settings
+from dragoman.configuration import SettingsLike, as_settings, list_set_values, merge_settings
 from dragoman.errors import DataError
 from dragoman.inspection import character_checks, row_checks
 from dragoman.inspection.findings import (
@@ -23,13 +26,24 @@ from dragoman.inspection.findings import (
     Inspection,
     SplitFigures,
     SplitRows,
+    Suspect,
     group_rows,
+    show_text,
 )
 from dragoman.inspection.schemas import DerivedSchema, derive_from_splits
+from dragoman.model_folder.seeds import list_models
+from dragoman.predictor import Predictor, make_windows
 from dragoman.presets import Choice, choose_settings
 from dragoman.reading.in_memory import Pairs, as_files
-from dragoman.reading.pairs import Pair, RowErrors, are_parallel, give_same_pairs, read_pairs
-from dragoman.reading.row_errors import NO_RECORD, OVER_LONG, name_row
+from dragoman.reading.pairs import (
+    Pair,
+    RowErrors,
+    Source,
+    are_parallel,
+    give_same_pairs,
+    read_pairs,
+)
+from dragoman.reading.row_errors import NO_RECORD, OVER_LONG, name_file, name_row
 from dragoman.reading.statistics import collect_statistics, split_of
 from dragoman.settings import DataSettings, Settings, UnicodeForm
 from dragoman.storage import explain_failed_write
@@ -53,7 +67,11 @@ _CHECKS_OF_A_FILE = (
 
 
 def inspect(
-    pairs: Pairs, settings: SettingsLike = None, tokenizer: PairTokenizer | None = None
+    pairs: Pairs,
+    settings: SettingsLike = None,
+    tokenizer: PairTokenizer | None = None,
+    *,
+    model: str | Path | None = None,
 ) -> Inspection:
     """Inspect pairs, as `fit` takes them, and those of data.valid and data.test.
 
@@ -61,17 +79,21 @@ def inspect(
     evenly spread sample is held and checked. Lengths in tokens and some checks of characters are
     measured on smaller ones. The notes and findings say so.
 
-    `tokenizer`: that of a model trained on these pairs; None: one is trained.
+    Args:
+        tokenizer: That of a model trained on these pairs; None: one is trained.
+        model: A model folder, best one of `fit --seeds`: its outputs tell which targets may be wrong,
+            see `rank_targets`.
 
     Raises:
         DataError: A file cannot be read, or has no valid row.
-        SettingsError: The settings of the tokenizer contradict each other.
+        SettingsError: The settings contradict each other, or those of the model.
+        ModelFolderError: `model` is no model folder.
     """
     chosen = as_settings(settings)
     with as_files(pairs) as paths:
         files = paths or chosen.data.train
         pairs, choice, row_errors, stride = _read_files(files, chosen)
-        return inspect_pairs(
+        found = inspect_pairs(
             pairs,
             files,
             choice.settings,
@@ -80,6 +102,83 @@ def inspect(
             reasons=choice.reasons,
             stride=stride,
         )
+        return found if model is None else _add_suspects(found, Path(model), files, chosen)
+
+
+def _add_suspects(
+    found: Inspection, folder: Path, files: Sequence[str | Path], typed: Settings
+) -> Inspection:
+    """Return the inspection with the targets that the models in `folder` contradict."""
+    data = {name: one for name, one in list_set_values(typed) if name.startswith("data.")}
+    settings = as_settings({**data, "decoding.memory": "none"}, is_whole=False)
+    ensemble, held = Predictor.load(folder, settings), HeldRows()
+    used = _skip_invalid(ensemble.settings.data)
+    for pair in read_pairs(files, used, RowErrors(), ensemble.feature_labels):
+        held.add(pair)
+    outputs = [_predict(Predictor.load(one, settings), held.pairs) for one in list_models(folder)]
+    suspects = rank_targets(ensemble, held.pairs, outputs)
+    num_models = len(outputs)
+    finding = Finding(
+        kind="doubtful_targets",
+        title="targets that may be wrong",
+        severity="note",
+        count=sum(one.models == num_models for one in suspects),
+        message=f"of {len(held.pairs):,} rows, {len(suspects):,} have a target that is not the output of "
+        f"every model; of these, the {num_models} models agree on another one in as many rows as "
+        "counted here",
+        remedy="check them in this order (--json lists all), correct them, and train again",
+        examples=tuple(
+            Example(
+                file=one.file,
+                line=one.line,
+                text=f"{show_text(one.source)} → {show_text(one.target)}   "
+                f"({one.models} of {num_models}: {show_text(one.output)})",
+            )
+            for one in suspects[:MOST_EXAMPLES]
+        ),
+    )
+    return replace(found, findings=(*found.findings, finding), suspects=tuple(suspects))
+
+
+def rank_targets(
+    ensemble: Predictor, pairs: Sequence[Pair], outputs: Sequence[Sequence[str | None]]
+) -> list[Suspect]:
+    """Return the pairs whose target is not the output of every model, the most doubtful first.
+
+    First those for which the most models write one and the same other output; among equally many,
+    those whose target is the least likely: by the log-probability of that output minus that of the
+    target, both given by the ensemble.
+
+    Args:
+        outputs: Of each model, for each pair; None: it could not be predicted.
+    """
+    form, ranked = ensemble.settings.tokenizer.target.unicode_form, list[tuple[Pair, str, int]]()
+    for pair, *found in zip(pairs, *outputs, strict=True):
+        right = (None, to_unicode_form(pair.target, form))
+        if others := Counter(one for one in found if one not in right).most_common(1):
+            ranked.append((pair, str(others[0][0]), others[0][1]))
+    of_targets = _score(ensemble, [pair for pair, *_ in ranked])
+    of_others = _score(ensemble, [pair._replace(target=output) for pair, output, _ in ranked])
+    gaps = [other - target for other, target in zip(of_others, of_targets, strict=True)]
+    order = sorted(range(len(ranked)), key=lambda place: (-ranked[place][2], -gaps[place]))
+    return [
+        Suspect(
+            file=name_file(pair.file), line=pair.line, source=pair.source, target=pair.target,
+            output=output, models=count,
+        ) for pair, output, count in (ranked[place] for place in order)
+    ]  # fmt: skip
+
+
+def _predict(model: Predictor, pairs: Sequence[Pair]) -> list[str | None]:
+    rows = (Source(pair.source, pair.features, pair.line) for pair in pairs)
+    return [found[0].text if found else None for _, found in model.predict_rows(rows)]
+
+
+def _score(model: Predictor, pairs: Sequence[Pair]) -> list[float]:
+    """Return the log-probability of each target; -inf: the model cannot emit it."""
+    rows = [Source(pair.source, pair.features, pair.line, pair.target) for pair in pairs]
+    windows = (model.predict_window(one, scores_targets=True) for one in make_windows(rows))
+    return [found[0].score if found else -math.inf for one in windows for _, found in one]
 
 
 def derive_schema(

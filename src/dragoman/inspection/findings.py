@@ -111,6 +111,18 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """A row whose target may be wrong: `models` models of an ensemble write `output` instead."""
+
+    file: str
+    line: int
+    source: str
+    target: str
+    output: str
+    models: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitFigures:
     """The sizes of a split; lengths as min, p5, median, p95, p99, max and mean."""
 
@@ -134,6 +146,7 @@ class Inspection:
     settings: Settings  # resolved as in fit
     reasons: tuple[str, ...]  # for what was chosen
     notes: tuple[str, ...]  # on how lengths were measured
+    suspects: tuple[Suspect, ...] = ()  # the most doubtful first; of an inspection with a model
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
@@ -144,6 +157,7 @@ class Inspection:
             "findings": [finding.to_dict() for finding in self.findings],
             "preset": {"name": self.settings.preset, "reasons": list(self.reasons)},
             "notes": list(self.notes),
+            "doubtful_targets": [asdict(one) for one in self.suspects],
         }
 
 

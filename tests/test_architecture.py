@@ -123,6 +123,27 @@ def test_predicting_with_an_export_loads_neither_torch_nor_lightning(trained):
     assert not loaded_after(code) & {"torch", "lightning", "torchmetrics"}
 
 
+def test_every_module_loads_without_what_only_posix_has():
+    """As on Windows, so far as it can be had here."""
+    script = """
+import importlib, os, pathlib, signal, sys
+import torch, lightning, ctranslate2, matplotlib, uvicorn, fastapi  # others' own use of POSIX
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("fork", "register_at_fork", "sched_getaffinity", "sysconf", "getuid", "getpgid"):
+    delattr(os, name)
+for name in ("SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGALRM", "pthread_sigmask"):
+    delattr(signal, name)
+for file in sorted(pathlib.Path(sys.argv[1]).rglob("*.py")):
+    parts = file.relative_to(sys.argv[1]).with_suffix("").parts
+    if parts[-1] not in ("__init__", "__main__", "pytorch_decode"):
+        importlib.import_module(".".join(("dragoman", *parts)))
+"""
+    command = [sys.executable, "-c", script, str(PACKAGE)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
 def test_every_public_name_is_there_and_told_of():
     for name in dragoman.__all__:
         assert getattr(dragoman, name).__doc__, name

@@ -120,7 +120,7 @@ def _read_token(path: Path) -> str:
         mode, token = path.stat().st_mode, path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--token-file {path}: cannot be read: {error}") from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):  # Windows has other rights
         raise SettingsError(f"--token-file {path}: others can read it; run chmod 600 {path}")
     if not token.isascii() or not token.isprintable() or not 0 < len(token) <= _LONGEST_TOKEN:
         raise SettingsError(f"--token-file {path}: expected one line of letters and digits")

@@ -1,6 +1,7 @@
-"""What mkdocs adds to pages: the settings, tables from the recipes, pictures of the masks.
+"""What mkdocs adds to pages: the settings, tables of the recipes, pictures of the masks, parts of README.md.
 
-A page says where, in a comment: <!-- settings -->, <!-- table recipes/README.md -->, <!-- masks -->.
+A page says where, in a comment: <!-- settings -->, <!-- table recipes/README.md -->, <!-- masks -->,
+<!-- section README.md Installation -->.
 """
 
 import re
@@ -20,6 +21,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:  # noqa: ANN401
     """Return the page with what its comments ask for."""
     markdown = re.sub(r"<!-- settings -->", lambda _: list_settings(), markdown)
     markdown = re.sub(r"<!-- masks -->", lambda _: draw_masks.draw_all(), markdown)
+    markdown = re.sub(
+        r"<!-- section (\S+) (.+?) -->", lambda found: read_section(*found.groups()), markdown
+    )
     return re.sub(r"<!-- table (\S+) -->", lambda found: read_table(found[1]), markdown)
 
 
@@ -52,3 +56,11 @@ def read_table(name: str) -> str:
     found = re.search(r"<!-- table -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert found is not None, f"{name} has no table"
     return found[1]
+
+
+def read_section(name: str, title: str) -> str:
+    """Return what stands under a title of a Markdown file."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found is not None, f"{name} has no section {title}"
+    return found[1].strip()

@@ -8,6 +8,7 @@ import contextlib
 import doctest
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -148,3 +149,15 @@ def test_every_setting_and_page_that_is_named_exists():
             assert name.rstrip(".") in known, f"{page.name}: there is no setting {name}"
         for link in re.findall(r"\]\(([\w/.-]+)(?:#[\w-]+)?\)", text):
             assert (page.parent / link).exists(), f"{page.name}: there is no {link}"
+
+
+def test_what_the_site_adds_to_pages_is_there():
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    added = {
+        page.stem: hooks["on_page_markdown"](page.read_text(encoding="utf-8")) for page in PAGES[1:]
+    }
+    assert not [page for page, text in added.items() if "<!--" in text]
+    assert all(f"`{name}`" in added["settings"] for name in flatten_settings(Settings()))
+    assert added["masks"].count("<svg") == 6
+    assert "| seeds |" in added["recipes"]
+    assert "pip install" in added["ship"]

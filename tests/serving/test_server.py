@@ -237,6 +237,16 @@ def test_paths_and_methods_that_do_not_exist_are_errors_in_the_same_form(client)
         assert allowed is None or error["message"].endswith(f"send {allowed}")
 
 
+def test_head_is_get_without_the_body(client):
+    for path in ("/health", "/ready", "/", "/page.js", "/docs", "/v1/models"):
+        status, headers, body = client.send("HEAD", path)
+        assert (status, body) == (200, b"")
+        assert headers["content-length"] == client.send("GET", path)[1]["content-length"]
+    assert client.send("HEAD", "/x")[0] == 404
+    status, headers, _ = client.send("HEAD", "/v1/predict")
+    assert (status, headers["allow"]) == (405, "POST")
+
+
 def test_a_large_body_is_refused_with_and_without_its_length(server):
     status, _, body = Client(server[1]).send("POST", "/v1/predict", b"a" * 10_000_000)
     assert status == 413

@@ -89,6 +89,8 @@ def build_app(
             response = await predict(Request(scope, receive))
             await response(scope, receive, send)
         else:
+            if scope.get("method") == "HEAD":  # sent by load balancers; uvicorn leaves the body out
+                scope = {**scope, "method": "GET"}
             await app(scope, receive, send)
 
     @app.get("/v1/models")

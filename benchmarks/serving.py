@@ -90,7 +90,9 @@ def measure(
     print(f"{clients} clients: {statistics.median(served):,.0f} sentences/s, {ratio:.0%}")
     ratio = statistics.median(a / b for a, b in cpu)
     parts = [statistics.median(each) for each in zip(*cpu, strict=True)]
-    print("processor for a sentence: predict {:.3f}, server {:.3f} ms,".format(*parts), f"{ratio:.0%}")
+    print(
+        "processor for a sentence: predict {:.3f}, server {:.3f} ms,".format(*parts), f"{ratio:.0%}"
+    )
     print(f"one request: {1e3 * single:.2f} ms; one call in the process: {1e3 * calls:.2f} ms")
     if peak_kib := re.search(r"VmHWM:\s+(\d+)", status):
         print(f"memory of the server: {int(peak_kib[1]) / 1024:.0f} MiB")
@@ -103,9 +105,7 @@ def read_clocks(server: int) -> tuple[float, float, float]:
     return time.perf_counter(), time.process_time(), spent
 
 
-def send_load(
-    port: int, sources: Sequence[str], clients: int, seconds: float
-) -> tuple[int, float]:
+def send_load(port: int, sources: Sequence[str], clients: int, seconds: float) -> tuple[int, float]:
     """Return the number of requests, and those a second, of a load of one source each."""
     with tempfile.TemporaryDirectory() as folder:
         bodies, script = Path(folder, "bodies"), Path(folder, "script.lua")

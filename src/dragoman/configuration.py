@@ -463,6 +463,8 @@ def describe_value(details: ErrorDetails, name: str = "") -> str:
     """Return what is wrong with the value of one pydantic error; `name` is that of the setting."""
     value, context = details["input"], details.get("ctx", {})
     found = shorten(value) if isinstance(value, str) else f"a {type(value).__name__}"
+    if value is None:
+        found = "null"
     if isinstance(value, int | float):
         found = "a huge number" if abs(value) >= 1e30 else str(value)
     quoted = repr(found) if isinstance(value, str) else found

@@ -1,5 +1,6 @@
 """The server as its clients see it."""
 
+import asyncio
 import itertools
 import json
 import shutil
@@ -28,6 +29,7 @@ from dragoman.serving.messages import (
     RequestError,
     encode_json,
 )
+from dragoman.serving.served_models import ServedModels
 from dragoman.settings import DataSettings
 from serving.served import Client, running_server
 
@@ -181,7 +183,7 @@ BAD = [
     (b"\xff\xfe", "body", "not valid JSON"),
     (b"{}", "source", "missing"),
     (b'{"source": 5}', "source", "5 is not a text"),
-    (b'{"source": ["a", null]}', "source[1]", "not a text"),
+    (b'{"source": ["a", null]}', "source[1]", "null is not a text"),
     (b'{"source": []}', "source", "empty"),
     (b'{"source": ["a", " "]}', "source[1]", "empty"),
     (b'{"source": "a\\u0000"}', "source", "NUL"),
@@ -446,6 +448,17 @@ def test_a_replaced_folder_loses_no_request_and_a_broken_one_changes_nothing(tra
     assert all(len(outputs) == 1 for outputs in by_digest.values())
     assert by_digest[digest_of(trained[0])] == {"ABC"}
     assert last["digest"] == answers[-1][0] != digest_of(trained[0])
+
+
+def test_a_folder_is_loaded_when_nothing_in_it_changes_any_more(tmp_path):
+    place = tmp_path / "model"
+    shutil.copytree(FEATURES, place)
+    models = ServedModels({"model": [place]}, dragoman.load)
+    for change in (lambda: shutil.rmtree(place), lambda: shutil.copytree(FEATURES, place)):
+        change()
+        assert asyncio.run(models.reload()) == {}
+    assert asyncio.run(models.reload()) == {"model": True}
+    assert asyncio.run(models.reload()) == {}
 
 
 def test_features_are_given_once_or_for_each_source(tmp_path):

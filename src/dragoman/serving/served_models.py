@@ -168,7 +168,8 @@ class ServedModels:
         load: Callable[[Sequence[Path]], Predictor],
     ) -> None:
         self._folders, self._load = folders, load
-        self._seen: dict[str, object] = {}
+        self._loaded: dict[str, object] = {}  # fingerprints
+        self._last: dict[str, object] = {}
         self.by_name = {name: self._read(name) for name in folders}
 
     def find(self, name: str | None) -> ServedModel:
@@ -193,7 +194,10 @@ class ServedModels:
         """
         done: dict[str, bool] = {}
         for name in self._folders:
-            if not all_of_them and self._fingerprint(name) == self._seen[name]:
+            found, before = self._fingerprint(name), self._last.get(name)
+            self._last[name] = found
+            # One that still changes is being copied.
+            if not all_of_them and (found == self._loaded[name] or found != before):
                 continue
             problem = ""
             try:
@@ -205,7 +209,7 @@ class ServedModels:
         return done
 
     def _read(self, name: str) -> ServedModel:
-        self._seen[name] = self._fingerprint(name)
+        self._loaded[name] = self._fingerprint(name)
         folders = self._folders[name]
         return ServedModel(name, self._load(folders), folders[0])
 

@@ -102,6 +102,22 @@ def test_the_occurrence_after_the_last_value_is_pointed_to():
     assert words == [1, 2]
 
 
+def test_a_value_points_to_the_place_that_is_typical_of_its_field():
+    rows = [
+        ("tea 4.50 water 3.00 total 7.50 cash 7.50", "total: 7.50 | first: tea"),
+        ("soup 6.10 total 6.10 cash 10.00", "total: 6.10 | first: soup"),
+        ("ink 2.00 pen 1.00 total 3.00 cash 5.00", "total: 3.00 | first: ink"),
+        ("bread 2.20 total 2.20 cash 2.20", "total: 2.20 | first: bread"),
+    ]
+    pointers = trained(rows)
+    assert pointers.typical.keys() == {"total"}
+    for source, target in rows:
+        [number] = [one.number for one in pointers.split_target(source, target)[1:2]]
+        words = source.split()
+        assert words[number - 1] == "total"
+        assert words[number] == target.split()[1]
+
+
 def test_targets_without_values_of_their_source_have_no_pointers():
     assert Pointers.train(["a b"], ["c d"]) is None
     assert Pointers.train(["a b"] * 9, ["name: x | total: 7"] * 9) is None

@@ -5,20 +5,25 @@
 
 The words of a source are numbered. A value is the numbers of its words; what stands between two
 that follow each other belongs to them, unless an empty text is put between: 030 123 as 030123. The
-text between two values is one token, where it recurs. Anything else is spelled. Copying becomes choosing, which few pairs suffice for: a pointer network
-(Vinyals et al. 2015) in the vocabulary of a usual Transformer, so that every engine can run it.
-As its letters need not be known to copy it, a source is read in lower case, with a token for the
-case of each word.
+text between two values is one token, where it recurs. Anything else is spelled. Copying becomes
+choosing, which few pairs suffice for: a pointer network (Vinyals et al. 2015) in the vocabulary of a
+usual Transformer, so that every engine can run it. As its letters need not be known to copy it, a
+source is read in lower case, with a token for the case of each word.
+
+A value may stand at several places: a total is among the prices, too. It points to the place whose
+words before it are the most typical of its field, such as "total" and "amount".
 """
 
 import json
 import re
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from dataclasses import field as default
 from functools import cache, cached_property
 from itertools import islice, pairwise
+from math import exp, log
 from typing import Any, Literal, NamedTuple
 from unicodedata import category
 
@@ -47,6 +52,11 @@ _LEAST_POINTED = 0.5  # of the characters of a field; others are spelled, such a
 _LEAST_SHARE = 0.95  # of the characters that the finest words cover
 _MOST_OTHERS = 0.1  # of the targets that are no records
 _LOOKED_AT = 5000  # pairs
+_NEARBY = 4  # words with letters before a value
+_LEAST_TYPICAL = 0.01  # of the values of a field have such a word before them
+_ROUNDS = 5  # of expectation maximization
+_LEAST_AMBIGUOUS = 0.1  # of the values of a field: else the order of the fields tells enough
+_MOST_TYPICAL = 30  # words of a field
 
 
 class Word(NamedTuple):
@@ -72,6 +82,8 @@ class Pointers:
         fields: Those whose values point; the values of others are spelled.
         structures: The texts between values that recur.
         num_words: Words of a source that have a number, from its first.
+        typical: By field whose values stand at several places: words before them, in lower case,
+            with the logarithm of how much more frequent each is there than elsewhere.
     """
 
     form: Format
@@ -79,6 +91,7 @@ class Pointers:
     fields: tuple[str, ...]
     structures: tuple[str, ...]
     num_words: int
+    typical: Mapping[str, Mapping[str, float]] = default(default_factory=dict)
 
     @classmethod
     def train(cls, sources: Sequence[str], targets: Sequence[str]) -> "Pointers | None":
@@ -104,6 +117,7 @@ class Pointers:
         if best is None:
             return None
         words, fields = best
+        finder = replace(finder, words=words, fields=tuple(fields))
         structures = Counter[str]()
         for target in targets:
             structures.update(text for text, _, _ in finder._cut(target))
@@ -114,7 +128,43 @@ class Pointers:
             fields=tuple(fields),
             structures=("", *filter(None, listed)),
             num_words=min(max(len(_compile(words).findall(one)) for one in every), MOST_WORDS),
+            typical=finder._find_typical(sources, targets),
         )
+
+    def _find_typical(
+        self, sources: Sequence[str], targets: Sequence[str]
+    ) -> dict[str, dict[str, float]]:
+        """Return `typical`, by expectation maximization over the places of each value."""
+        around: dict[str, list[list[set[str]]]] = {name: [] for name in self.fields}
+        overall, num_words = Counter[str](), 0
+        for source, target in zip(sources, targets, strict=True):
+            places = _Places(source, self)
+            num_words += len(places)
+            overall.update(places.list_letters())
+            for _, name, value in self._cut(target):
+                if name in around and (found := places.list_whole(value)):
+                    around[name].append([places.list_before(one.start) for one in found])
+        typical = dict[str, dict[str, float]]()
+        for name, values in around.items():
+            odds = dict[str, float]()
+            num_ambiguous = sum(len(found) > 1 for found in values)
+            if not values or num_ambiguous < _LEAST_AMBIGUOUS * len(values):
+                continue
+            for _ in range(_ROUNDS):
+                counts = defaultdict[str, float](float)
+                for candidates in values:
+                    scores = [exp(_rate(one, odds)) for one in candidates]
+                    for one, score in zip(candidates, scores, strict=True):
+                        for word in one:
+                            counts[word] += score / sum(scores)
+                odds = {
+                    word: log((count / len(values)) / (_NEARBY * overall[word] / num_words))
+                    for word, count in counts.items()
+                    if count > _LEAST_TYPICAL * len(values)
+                }
+            best = sorted(odds, key=lambda word: -counts[word] * odds[word])[:_MOST_TYPICAL]
+            typical[name] = {word: round(odds[word], 3) for word in best if odds[word] > 0}
+        return typical
 
     @property
     def lead(self) -> str:
@@ -154,7 +204,7 @@ class Pointers:
             if name not in self.fields:
                 parts.append(self._escape(value))
                 continue
-            for piece in places.find(value, after):
+            for piece in places.find(value, after, self.typical.get(name, {})):
                 if piece == "":
                     parts.append(self._find_structure(""))
                 elif isinstance(piece, str):
@@ -229,13 +279,29 @@ class _Places:
     def _lengths(self) -> set[int]:
         return set(map(len, self._numbers))
 
-    def find(self, value: str, after: int) -> Sequence[range | str]:
-        """Return `value` as words and text: the first words that read it, from `after` on or ever.
+    def __len__(self) -> int:
+        return len(self._starts)
 
-        If there are none, in pieces: the longest runs of words with letters or digits, else text; ""
-        stands between two runs that would be read as one.
+    def find(
+        self, value: str, after: int, typical: Mapping[str, float] | None = None
+    ) -> Sequence[range | str]:
+        """Return `value` as words and text: the words that read it, at the most typical place.
+
+        Of equals, the first from `after` on, or ever. If there are none, in pieces: the longest runs
+        of words with letters or digits, else text; "" stands between two runs that would be read as
+        one.
         """
-        first, at = None, self._source.find(value) if value else -1
+        found = self.list_whole(value)
+        if not found:
+            return list(self._find_pieces(value, after))
+        found.sort(key=lambda one: one.start < after)
+        if typical and len(found) > 1:
+            return [max(found, key=lambda one: _rate(self.list_before(one.start), typical))]
+        return found[:1]
+
+    def list_whole(self, value: str) -> list[range]:
+        """Return the runs of words that read `value`, in order."""
+        found, at = list[range](), self._source.find(value) if value else -1
         while at >= 0:
             start, stop = (
                 bisect_left(self._starts, at),
@@ -243,11 +309,26 @@ class _Places:
             )
             is_whole = start < stop <= len(self._ends)
             if is_whole and self._measure(start, stop) == (at, at + len(value)):
-                if start >= after:
-                    return [range(start, stop)]
-                first = first or range(start, stop)
+                found.append(range(start, stop))
             at = self._source.find(value, at + 1)
-        return [first] if first else list(self._find_pieces(value, after))
+        return found
+
+    def list_letters(self) -> list[str]:
+        """Return the words with letters, in lower case."""
+        return [word for word in self._lower if word]
+
+    def list_before(self, number: int) -> set[str]:
+        """Return the last words with letters before a word, in lower case."""
+        return set(islice(filter(None, reversed(self._lower[:number])), _NEARBY))
+
+    @cached_property
+    def _lower(self) -> list[str]:
+        """Each word in lower case; "" without letters."""
+        words = (
+            self._source[start:end].lower()
+            for start, end in zip(self._starts, self._ends, strict=True)
+        )
+        return [word if any(map(str.isalpha, word)) else "" for word in words]
 
     def _measure(self, start: int, stop: int) -> tuple[int, int]:
         return self._starts[start], self._ends[stop - 1]
@@ -292,6 +373,10 @@ class _Places:
                 if any(map(str.isalnum, value[at:found])):
                     best, most = range(first, stop), rank
         return best
+
+
+def _rate(words: Iterable[str], odds: Mapping[str, float]) -> float:
+    return sum(odds.get(word, 0.0) for word in words)
 
 
 @cache

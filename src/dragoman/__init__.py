@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dragoman.commands.fit import fit as fit
     from dragoman.commands.inspect import derive_schema as derive_schema
     from dragoman.commands.inspect import inspect as inspect
+    from dragoman.commands.tune import tune as tune
     from dragoman.configuration import read_settings as read_settings
     from dragoman.data.dataset import Batch as Batch
     from dragoman.errors import DataError as DataError
@@ -72,6 +73,7 @@ _HOMES = {
     "inspect": "dragoman.commands.inspect",
     "read_pairs": "dragoman.reading.pairs",
     "read_settings": "dragoman.configuration",
+    "tune": "dragoman.commands.tune",
 }
 __all__ = ["DragomanError", "load", "predict", *sorted(_HOMES)]
 

@@ -493,6 +493,44 @@ def _inspect(arguments: Namespace, words: Sequence[str]) -> None:
         print_inspection(inspection)
 
 
+def _add_tune(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("pairs", nargs="*", metavar="PAIRS", help="training pairs, as for fit")
+    _add_held_out(command)
+    add("--out", type=Path, default=Path("tuned"),
+        help="folder of the search (default: tuned): best.yaml, search.html, study.db; repeat the "
+        "command to continue an interrupted search")  # fmt: skip
+    add("--config", type=Path, help="YAML file of settings of all trials")
+    add("--space", type=Path, metavar="FILE.yaml",
+        help="what to search: by setting, a list of values, or low, high and (true) log; default: "
+        "learning rate, dropout, label smoothing, layers")  # fmt: skip
+    add("--trials", type=positive, default=20, help="training runs (default: 20)")
+    add("--max-time", type=minutes, metavar="TIME", help="start no trial after it, such as 3h")
+    add("--overwrite", action="store_true", help="start over, instead of continuing")
+    add("--json", action="store_true", help="print the trials as JSON")
+
+
+def _tune(arguments: Namespace, words: Sequence[str]) -> None:
+    settings = _read_settings_of_pairs(arguments, words)
+    if not arguments.pairs:
+        raise DragomanError("tune: give PAIRS, a file of pairs or two parallel text files")
+    from dragoman.commands.tune import print_search, read_space, tune
+
+    search = tune(
+        arguments.pairs,
+        arguments.out,
+        settings,
+        space=read_space(arguments.space) if arguments.space else None,
+        trials=arguments.trials,
+        minutes=arguments.max_time,
+        overwrite=arguments.overwrite,
+    )
+    if arguments.json:
+        _print_json(search.to_dict())
+    else:
+        print_search(search)
+
+
 def _read_settings_of_pairs(arguments: Namespace, words: Sequence[str]) -> "Settings":
     """Return the settings of --config, --valid, --test and `words`; PAIRS may be data.train."""
     from dragoman.configuration import merge_settings, read_settings
@@ -717,6 +755,20 @@ COMMANDS = {
         examples=("dragoman inspect train.tsv --valid dev.tsv --test test.tsv",),
         sections=("preset", "data.", "tokenizer."),
         unused=("data.cache",),
+        common=_FOR_TRAINING,
+    ),
+    "tune": Command(
+        run=_tune,
+        add_options=_add_tune,
+        summary="search settings that score better on the validation pairs",
+        examples=(
+            "dragoman tune pairs.tsv --trials 30 --max-time 4h",
+            "dragoman fit pairs.tsv --config tuned/best.yaml",
+        ),
+        sections=(
+            "preset", "quality", "data.", "tokenizer.", "model.", "optimization.", "training.", "decoding.",
+            "evaluation.",
+        ),
         common=_FOR_TRAINING,
     ),
     "export": Command(

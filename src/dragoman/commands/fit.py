@@ -155,8 +155,8 @@ def fit(
                 ranks.exchange(None)
                 context.report(f"already complete: {out}")
                 return Predictor.load([out])
-            with _explain_memory(run):
-                _train(run, loggers)
+            with explain_memory(run):
+                train_run(run, loggers)
                 _load_best_weights(run)
                 ranks.leave()
                 return _score_and_write(run, started_s)
@@ -229,7 +229,7 @@ def _is_complete(run: Run) -> bool:
     return ModelFolder.read(run.out).metrics.get("num_steps") == point.step
 
 
-def _train(run: Run, loggers: Sequence[Logger]) -> None:
+def train_run(run: Run, loggers: Sequence[Logger] = ()) -> None:
     """Train to the end."""
     point, trainer, settings = run.resume_point, run.trainer, run.settings
     ranks = run.context.ranks
@@ -265,7 +265,7 @@ def _train(run: Run, loggers: Sequence[Logger]) -> None:
 
 
 @contextmanager
-def _explain_memory(run: Run) -> Iterator[None]:
+def explain_memory(run: Run) -> Iterator[None]:
     """Say which batch did not fit into the memory, and what to lower."""
     try:
         yield

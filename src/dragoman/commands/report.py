@@ -125,15 +125,6 @@ def write_report(path: Path, content: ReportContent) -> None:
 
 def render_page(content: ReportContent) -> str:
     """Return the page as HTML."""
-    folder = files("dragoman.reporting")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        text=show_text, number=show_number, plain=write_plain, estimate=show_estimate
-    )
-    environment.globals.update(name_row=name_row, differences=show_differences)
-    template = environment.from_string(folder.joinpath("page.html.jinja").read_text("utf-8"))
     shown = [(key, title, show(content)) for key, title, show in _SECTIONS]
     about = {name: getattr(content, name) for name in ("facts", "versions", "hashes")}
     if any(about.values()):
@@ -142,13 +133,28 @@ def render_page(content: ReportContent) -> str:
     scores = list_scores(main)
     own_level = main.get("settings", {}).get("confidence_level")
     level = own_level or content.settings.get("evaluation.confidence_level", 0.95)
-    return template.render(
+    return render_template(
+        "page.html.jinja",
         content=content,
-        style=Markup(folder.joinpath("style.css").read_text("utf-8")),
         level=f"{100 * level:g}%",
         tiles=([score for score in scores if score.is_tile] or scores)[:_MOST_TILES],
         sections=[one for one in shown if one[2] is not None],
     )
+
+
+def render_template(name: str, **values: object) -> str:
+    """Return the page that a template of `dragoman.reporting` makes of `values`."""
+    folder = files("dragoman.reporting")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        text=show_text, number=show_number, plain=write_plain, estimate=show_estimate
+    )
+    environment.globals.update(name_row=name_row, differences=show_differences)
+    template = environment.from_string(folder.joinpath(name).read_text("utf-8"))
+    style = Markup(folder.joinpath("style.css").read_text("utf-8"))
+    return template.render(style=style, **values)
 
 
 def list_versions(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:

@@ -204,6 +204,25 @@ def draw_attention(
         return _finish(axes, title, label)
 
 
+def draw_search(points: Sequence[Point], monitor: str) -> Chart:
+    """Return the scores of trials by the minutes at their ends."""
+    with _drawing("search") as axes:
+        minutes, scores = zip(*points, strict=True)
+        axes.plot(minutes, scores, "o", color=_SERIES[0], clip_on=False)
+        axes.set(xlabel="minutes", ylabel=write_plain(monitor, _LONGEST_LABEL))
+        return _finish(axes, "Trials", f"{monitor} of each trial, by minutes")
+
+
+def draw_importance(importance: Mapping[str, float]) -> Chart:
+    """Return how much of the differences between trials each setting explains, in percent."""
+    names = sorted(importance, key=lambda name: importance[name])
+    with _drawing("importance", 48 + 1.5 * _ROW_HEIGHT * len(names)) as axes:
+        axes.barh([_fold(name) for name in names], [100 * importance[name] for name in names],
+                  color=_SERIES[0])  # fmt: skip
+        axes.set(xlabel="percent")
+        return _finish(axes, "What matters", "Share of the differences that each setting explains")
+
+
 @contextmanager
 def _drawing(key: str, height: float = 210) -> Iterator["Axes"]:
     """Give axes of 340 by `height` pixels, drawn in our style whatever the user's own is.

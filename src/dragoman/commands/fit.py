@@ -131,7 +131,7 @@ def fit(
         if ranks.rank > 0:
             with follow_run(files, out, settings, context) as along:
                 if along is not None:
-                    _train(along, ())
+                    train_run(along)
                     _validate_last(along)
             raise SystemExit(0)
         sweep_folders(out)

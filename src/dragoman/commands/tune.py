@@ -43,6 +43,7 @@ from dragoman.reporting.charts import draw_importance, draw_search
 from dragoman.settings import Settings
 from dragoman.storage import explain_failed_write, sha256, staged_file
 from dragoman.training.graceful_stop import SignalHandler, handle_signals
+from dragoman.training.ranks import Ranks
 from dragoman.training.run_context import RunContext, StartTimer, TextConsole
 
 with name_extra("tune"):
@@ -207,6 +208,11 @@ def _check_space(space: Space, typed: Mapping[str, Any]) -> None:
             errors += _find_errors(name, values)
         else:
             errors.append(f"space: {name}: give a list of values, or low, high and log")
+    errors += [
+        f"--{name}: a search trains on one device; leave it out"
+        for name in ("training.devices", "training.num_nodes", "training.strategy")
+        if name in typed
+    ]
     if errors or not space:
         raise SettingsError.gather(errors or ["space: it has no setting"])
 
@@ -301,8 +307,9 @@ class _Runner:
         out = self.folder / str(trial.number)
         settings = merge_settings(self.settings, chosen)
         with out.with_suffix(".log").open("w", encoding="utf-8") as log:
+            console = TextConsole(file=log)
             context = RunContext(
-                console=TextConsole(file=log), timer=StartTimer(), signals=self.signals
+                console=console, timer=StartTimer(), signals=self.signals, ranks=Ranks(console)
             )
             with start_run(self.files, out, settings, True, context) as run:
                 report = _Report(trial, run.checkpoints.monitor, run.checkpoints.mode)

@@ -452,8 +452,8 @@ def _add_inspect(command: ArgumentParser) -> None:
     _add_held_out(command)
     add("--config", type=Path, help="YAML file of settings, as for fit")
     add("--model", type=Path, metavar="MODEL",
-        help="also rank the targets of PAIRS that may be wrong: those that the models in this folder "
-        "contradict, best one of `fit --seeds`")  # fmt: skip
+        help="also rank the targets of PAIRS that may be wrong, by the model in this folder, best one of "
+        "`fit --seeds`; it may have been trained on them")  # fmt: skip
     add("--json", action="store_true", help="print the findings as JSON")
     add("--schema", nargs="?", const="", metavar="FILE.json",
         help="instead derive a JSON schema from the training records, for --decoding.json_schema; "

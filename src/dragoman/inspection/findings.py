@@ -112,14 +112,14 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Suspect:
-    """A row whose target may be wrong: `models` models of an ensemble write `output` instead."""
+    """A row whose target may be wrong: a model writes `output` instead."""
 
     file: str
     line: int
-    source: str
+    source: str  # after its features
     target: str
     output: str
-    models: int
+    log_odds: float  # of output against target, in nats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -245,9 +245,10 @@ class Ranks:
         if self._owns_group:
             dist.destroy_process_group()
             self._owns_group = False
+        until_s = time.monotonic() + (_END_S if self.is_joined else 0.0)
         for child, errors in self._children:
             with suppress(subprocess.TimeoutExpired):
-                child.wait(_END_S if self.is_joined else 0)
+                child.wait(max(0.0, until_s - time.monotonic()))
             child.kill()
             child.communicate()
             errors.close()

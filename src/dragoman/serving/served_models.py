@@ -216,7 +216,8 @@ class ServedModels:
     def _fingerprint(self, name: str) -> object:
         """Return what differs when a file of the model is written or replaced."""
         found = []
-        for path in (folder / file for folder in self._folders[name] for file in _FILES):
+        seeds = [one for folder in self._folders[name] for one in sorted(folder.glob("seed-*"))]
+        for path in (folder / file for folder in (*self._folders[name], *seeds) for file in _FILES):
             with contextlib.suppress(OSError):
                 status = path.stat()
                 found.append((path, status.st_ino, status.st_mtime_ns, status.st_size))

@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        arguments, words = read_command_line(sys.argv[1:] if argv is None else argv, COMMANDS)
+        given = sys.argv[1:] if argv is None else argv
+        arguments, words = read_command_line(given, COMMANDS)
+        arguments.given = given
         with name_extra(f"dragoman {arguments.command}"):
             COMMANDS[arguments.command].run(arguments, words)
         sys.stdout.flush()
@@ -96,6 +98,9 @@ def _add_fit(command: ArgumentParser) -> None:
     add("--max-time", type=minutes, metavar="TIME",
         help="the best model for this time, such as 90m or 1h30m: fit measures its speed and plans the "
         "steps; short for --training.max_minutes")  # fmt: skip
+    add("--on", choices=("ray",),
+        help="train on training.devices workers of a Ray cluster: the one at RAY_ADDRESS, else the one of "
+        "this machine, by `ray start --head`; all share the disk of PAIRS and --out")  # fmt: skip
     add("--dry-run", action="store_true",
         help="print sizes, steps and estimated time, and to standard output the settings, as --config "
         "reads them; train nothing")  # fmt: skip
@@ -107,6 +112,10 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     timer = StartTimer.since_process_start()
     if arguments.resume != "no" and (arguments.overwrite or arguments.dry_run):
         raise DragomanError("--resume: leave out --overwrite and --dry-run")
+    if arguments.on is not None and (
+        arguments.dry_run or arguments.seeds or "-" in arguments.pairs
+    ):
+        raise DragomanError("--on ray: leave out --dry-run, --seeds, and standard input as PAIRS")
     if arguments.max_time is not None:
         _refuse_both("--max-time", "--training.max_minutes", words)
         words = [*words, "--training.max_minutes", str(arguments.max_time)]
@@ -124,6 +133,12 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     for files in (arguments.pairs, settings.data.valid, settings.data.test):
         if files and num_ranks == "1":
             describe_layout(files, settings.data)
+    if arguments.on is not None:
+        from dragoman.commands.on_ray import fit
+
+        if code := fit(arguments.given, arguments.out, settings.training):
+            sys.exit(code)
+        return
     from dragoman.commands import fit as command
 
     timer.mark("program and libraries")

@@ -10,23 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from conftest import make_words
+from conftest import SMALL, make_words, write_pairs
 from dragoman.cli import main
 from dragoman.commands.predict import Job, read_journal, run_job
+from dragoman.model_folder.folder import ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.settings import DecodingSettings, Settings
+from dragoman.training.checkpoints import list_checkpoints
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # 15: other tests would hold up the workers
+        from ray.cluster_utils import Cluster
 
-    started = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-    yield started
-    started.shutdown()
+        started = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        yield started
+        started.shutdown()
 
 
 @pytest.fixture
@@ -49,14 +53,33 @@ def start(cluster):
         process.communicate()
 
 
-def find_worker(node, part):
-    """Return a worker of a node, and the file with `part` in its path that it has open."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    for pid in map(int, Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()):
+def list_children(pid):
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(word) for path in lists for word in path.read_text().split()]
+
+
+def list_workers(node):
+    """Return the processes that Ray has started on a node."""
+    return list_children(node.all_processes["raylet"][0].process.pid)
+
+
+def find_part(node):
+    """Return a worker of a node, and the part that it has open."""
+    for pid in list_workers(node):
         with suppress(OSError):
             for link in Path(f"/proc/{pid}/fd").iterdir():
-                if part in str(path := link.readlink()):
+                if "/out.jsonl.part-" in str(path := link.readlink()):
                     return pid, path
+    return None
+
+
+def find_rank(node):
+    """Return a worker of a node, and the process that trains in it."""
+    for pid in list_workers(node):
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_Rank"):
+                for child in list_children(pid):
+                    return pid, child
     return None
 
 
@@ -67,10 +90,11 @@ def wait_for(find, process):
     return found
 
 
-def kill(cluster, node, pid):
-    """Lose a machine: Ray's processes there, and a worker."""
+def kill(cluster, node, *pids):
+    """Lose a machine: Ray's processes there, and a worker's."""
     cluster.remove_node(node, allow_graceful=False)
-    os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_prediction_whose_node_is_killed_is_that_of_one_process(
@@ -85,7 +109,7 @@ def test_a_prediction_whose_node_is_killed_is_that_of_one_process(
         "predict", trained[0], "--input", source, "--output", output, "--on", "ray",
         "--workers", "2", "--decoding.beam_size", "10",
     )  # fmt: skip
-    pid, part = wait_for(lambda: find_worker(second, "/out.jsonl.part-"), process)
+    pid, part = wait_for(lambda: find_part(second), process)
     journal = part.with_name(f"{part.name}.journal")
     wait_for(journal.exists, process)
     os.kill(pid, signal.SIGSTOP)
@@ -100,22 +124,43 @@ def test_a_prediction_whose_node_is_killed_is_that_of_one_process(
     assert left == ["in.txt", "out.jsonl", "whole.jsonl"]
 
 
-def test_an_error_of_a_worker_is_one_message(trained, start, tmp_path):
+def test_a_training_whose_node_is_killed_resumes_on_another_one(cluster, start, tmp_path):
+    pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "model"
     words = [
-        "predict",
-        trained[0],
-        "--output",
-        tmp_path / "o.jsonl",
-        "--on",
-        "ray",
-        "--workers",
-        "1",
-    ]
-    for more, message in (
-        (["--input", tmp_path / "none.txt"], "none.txt"),
-        (["--input", tmp_path / "none.txt", "--threads", "64"], "a worker needs 64 processors"),
+        "fit", pairs, "--out", out, *SMALL, "--training.max_steps", "60", "--training.valid_every", "30",
+        "--training.checkpoint_every", "5", "--optimization.warmup_steps", "0", "--data.cache", "none",
+        "--evaluation.report", "none",
+    ]  # fmt: skip
+    second = cluster.add_node(**NODE)
+    process = start(*words, "--on", "ray", "--training.devices", "2")
+    worker, child = wait_for(lambda: find_rank(second), process)
+    checkpoints = tmp_path / "model.training" / "checkpoints"
+    wait_for(lambda: list_checkpoints(checkpoints), process)
+    os.kill(child, signal.SIGSTOP)
+    assert not out.exists()  # it is killed in the middle
+    kill(cluster, second, worker, child)
+    third = cluster.add_node(**NODE)
+    _, messages = process.communicate(timeout=280)
+    cluster.remove_node(third)
+    assert process.returncode == 0, messages
+    assert "a worker was lost; all start again" in messages
+    assert "resum" in messages.partition("all start again")[2]
+    folder = ModelFolder.read(out)
+    assert folder.metrics["num_steps"] == 60
+    assert folder.settings.training.num_nodes == 2
+
+
+def test_what_the_cluster_cannot_do_is_one_message(trained, start, tmp_path):
+    pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "o"
+    predict = ["predict", trained[0], "--output", out, "--on", "ray", "--workers", "1", "--input"]
+    fit = ["fit", pairs, "--out", out, "--on", "ray", "--training.devices"]
+    for words, message in (
+        ([*predict, tmp_path / "none.txt"], "none.txt"),  # the worker says it
+        ([*predict, pairs, "--threads", "64"], "a worker needs 64 processors (--threads)"),
+        ([*fit, "64"], "training.devices: 64, but the Ray cluster has 1 of the resource CPU"),
+        ([*fit, "1", "--data.source", "text"], "text"),  # rank 0 says it
     ):
-        process = start(*words, *more)
+        process = start(*words)
         _, messages = process.communicate(timeout=200)
         assert process.returncode == 2
         assert message in messages
@@ -125,14 +170,15 @@ def test_an_error_of_a_worker_is_one_message(trained, start, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--workers", "2"], "must be given together"),
-        (["--on", "ray"], "must be given together"),
-        (["--on", "ray", "--workers", "2"], "give --input and --output"),
-        (["--on", "ray", "--workers", "2", "--output", "o"], "give --input and --output"),
+        (["predict", "m", "--workers", "2"], "must be given together"),
+        (["predict", "m", "--on", "ray"], "must be given together"),
+        (["predict", "m", "--on", "ray", "--workers", "2"], "give --input and --output"),
+        (["fit", "--resume", "--on", "ray", "--training.num_nodes", "2"], "leave it out"),
+        (["fit", "-", "--on", "ray"], "leave out --dry-run, --seeds, and standard input"),
     ],
 )
 def test_options_that_ray_cannot_follow_are_errors(words, message, capsys):
-    assert main(["predict", "m", *words]) == 2
+    assert main(words) == 2
     assert message in capsys.readouterr().err
 
 

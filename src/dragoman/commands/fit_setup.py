@@ -376,16 +376,17 @@ def name_folders(out: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def lock_folder(out: Path) -> Iterator[None]:
+def lock_folder(out: Path, timeout_s: float = 0.0) -> Iterator[None]:
     """Keep other processes from training into `out`; the lock of a dead process holds nobody up.
 
-    Raises: ModelFolderError, when another process trains there, or nothing can be written there.
+    Raises: ModelFolderError, when another process trains there, for longer than `timeout_s`, or
+        nothing can be written there.
     """
     nearest = _find_nearest(out)
     lock = nearest / f".{'+'.join(out.absolute().relative_to(nearest).parts)}.lock"
     with ExitStack() as stack:
         try:
-            stack.enter_context(hold_lock(lock))
+            stack.enter_context(hold_lock(lock, timeout_s))
         except Timeout as error:
             raise ModelFolderError(
                 f"{out}: another process is training a model into this folder; wait for it, or "

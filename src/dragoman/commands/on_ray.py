@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -18,9 +19,9 @@ from typing import Any
 
 from dragoman.commands.join import join
 from dragoman.commands.predict import Job, run_job
-from dragoman.errors import DragomanError
+from dragoman.errors import DragomanError, SettingsError
 from dragoman.predictor import Predictor
-from dragoman.settings import Settings
+from dragoman.settings import Settings, TrainingSettings
 
 _MAX_RETRIES = 10  # of a part whose worker or machine is lost; Ray's default is 3
 _CONNECT_S = 5.0
@@ -55,7 +56,13 @@ def predict(
         )
     threads = options["threads"] or 1
     needs = {"CPU": threads, "GPU": int(options["device"].startswith("cuda"))}
-    with _connected(needs) as ray:
+    with _connected() as ray:
+        machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+        if not any(all(one.get(name, 0) >= needs[name] for name in needs) for one in machines):
+            raise DragomanError(
+                f"--on ray: a worker needs {threads} processors (--threads) and {needs['GPU']} GPUs "
+                "(--device), and no machine of the Ray cluster has them"
+            )
         task = ray.remote(_run_part).options(
             num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_retries=_MAX_RETRIES
         )
@@ -67,9 +74,7 @@ def predict(
             number, count = running.pop(done)
             try:
                 ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, DragomanError):
-                    raise error.cause from None
+            except ray.exceptions.RayTaskError:
                 raise
             except ray.exceptions.RayError as error:
                 raise DragomanError(
@@ -84,6 +89,180 @@ def _run_part(
     folder: Path, model: Sequence[Path], settings: Settings, options: dict[str, Any], job: Job
 ) -> None:
     """Predict a part in a worker; relative paths are those of `folder`."""
+    _enter(folder)
+    run_job(Predictor.load(model, settings, **options), job, lock_s=_LOCK_S)
+
+
+# ------------------------------------------------------------------ fit
+
+
+def fit(words: Sequence[str], out: Path, training: TrainingSettings) -> int:
+    """Train on `training.devices` workers of the cluster, and return the exit code of rank 0.
+
+    Each worker runs the command `fit` with `words`, as under torchrun, on one GPU, or on one processor
+    if the cluster has no GPU or `training.accelerator` is cpu. If a worker or its machine is lost, all
+    start again, and resume from the last checkpoint; as long as the cluster is too small, they wait.
+
+    Raises:
+        DragomanError: There is no cluster, it has too few devices, or workers die again and again.
+    """
+    from dragoman.commands.fit_setup import lock_folder, name_folders
+    from dragoman.training.checkpoints import list_checkpoints
+    from dragoman.training.resume import CHECKPOINTS
+
+    def stamp_checkpoints() -> set[tuple[Path, int]]:
+        found = list_checkpoints(name_folders(out)[1] / CHECKPOINTS)
+        return {(path, path.stat().st_mtime_ns) for path in found}
+
+    if training.num_nodes > 1:
+        raise SettingsError("training.num_nodes: --on ray finds the machines; leave it out")
+    words = _leave_out(words, "--on", "--training.devices")
+    with _connected() as ray:
+        found = ray.cluster_resources()
+        num_gpus = 0 if training.accelerator == "cpu" else int(found.get("GPU", 0))
+        name = "GPU" if num_gpus or training.accelerator == "cuda" else "CPU"
+        devices = max(num_gpus, 1) if training.devices == "auto" else training.devices
+        if devices > found.get(name, 0):
+            raise SettingsError(
+                f"training.devices: {devices}, but the Ray cluster has {found.get(name, 0):g} of the "
+                f"resource {name}; set at most those"
+            )
+        words += ["--training.devices", "1", "--training.num_nodes", str(devices)]
+        needs = {"CPU": 1, "GPU": int(name == "GPU")}
+        before = stamp_checkpoints()
+        for _ in range(_MAX_RETRIES + 1):
+            codes = _run_ranks(ray, words, devices, needs)
+            if codes and min(codes) >= 0:  # negative: killed by a signal
+                return codes[0]
+            # Until this run has a checkpoint, those there are may be of the one that it overwrites.
+            if "--overwrite" not in words or stamp_checkpoints() != before:
+                words = [*_leave_out(words, "--overwrite", "--resume"), "--resume", "auto"]
+            with lock_folder(out, _LOCK_S):  # once the ranks that were left have ended
+                print("dragoman: a worker was lost; all start again", file=sys.stderr)
+    raise DragomanError(
+        f"--on ray: workers were lost {_MAX_RETRIES + 1} times; look for the cause, such as too little "
+        "memory; with --resume auto, the same command resumes"
+    )
+
+
+def _run_ranks(
+    ray: ModuleType, words: Sequence[str], num_ranks: int, needs: Mapping[str, int]
+) -> list[int]:
+    """Start all ranks, show what rank 0 says, and return their exit codes; []: a worker was lost."""
+    group = ray.util.placement_group([dict(needs)] * num_ranks)
+    try:
+        while not group.wait(60):
+            print(f"dragoman: waiting until {num_ranks} devices are free", file=sys.stderr)
+        ranks = [
+            ray.remote(_Rank)
+            .options(
+                num_cpus=needs["CPU"],
+                num_gpus=needs["GPU"],
+                max_concurrency=3,  # `stop`, while `wait` and `read_line` wait
+                scheduling_strategy=ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
+                    group, rank
+                ),
+            )
+            .remote(Path.cwd())
+            for rank in range(num_ranks)
+        ]
+        # Each worker is a machine of its own, with one device: Ray shows it no other one.
+        shared = {
+            **ray.get(ranks[0].find_address.remote()),
+            "WORLD_SIZE": str(num_ranks),
+            "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1",
+        }
+        starts = [
+            one.start.remote(words, {**shared, "RANK": str(rank), "GROUP_RANK": str(rank)})
+            for rank, one in enumerate(ranks)
+        ]
+        ray.get(starts)
+        waiting = {one.wait.remote(): rank for rank, one in enumerate(ranks)}
+        waiting[ranks[0].read_line.remote()] = -1
+        codes, is_stopping = [0] * num_ranks, False
+        while waiting:
+            try:
+                [done], _ = ray.wait([*waiting])
+            except KeyboardInterrupt:
+                if is_stopping:
+                    raise
+                is_stopping = True
+                ray.get(ranks[0].stop.remote())  # all ranks stop together, with a checkpoint
+                continue
+            rank, found = waiting.pop(done), ray.get(done)
+            if rank >= 0:
+                codes[rank] = found
+            elif found:
+                print(found, end="", file=sys.stderr)
+                waiting[ranks[0].read_line.remote()] = -1
+        return codes
+    except ray.exceptions.RayActorError:
+        return []
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+class _Rank:
+    """A rank of a training, in a process of its own: it may end as it likes."""
+
+    def __init__(self, folder: Path) -> None:
+        _enter(folder)
+
+    def find_address(self) -> dict[str, str]:
+        """Return this machine, and a free port of it."""
+        with socket.socket() as one:
+            one.bind(("", 0))
+            port = one.getsockname()[1]
+        return {
+            "MASTER_ADDR": import_module("ray").util.get_node_ip_address(),
+            "MASTER_PORT": str(port),
+        }
+
+    def start(self, words: Sequence[str], variables: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _CODE, *words],
+            env={**os.environ, **variables},
+            stdin=subprocess.PIPE,  # closes with the worker
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def read_line(self) -> str:
+        assert self._process.stderr is not None
+        return self._process.stderr.readline()
+
+    def wait(self) -> int:
+        return self._process.wait()
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+
+_CODE = (
+    "import sys; from dragoman.training.ranks import end_with_parent; end_with_parent(); "
+    "from dragoman.cli import main; sys.exit(main())"
+)
+
+
+def _leave_out(words: Sequence[str], *options: str) -> list[str]:
+    """Return the words of a command line without these options and their values."""
+    kept, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.partition("=")[0] not in options:
+            kept.append(word)
+        elif word in ("--on", "--training.devices") or (word, *rest[:1]) == ("--resume", "auto"):
+            rest.pop(0)
+    return kept
+
+
+# ------------------------------------------------------------------ the cluster
+
+
+def _enter(folder: Path) -> None:
+    """Make relative paths in a worker those of `folder`."""
     try:
         os.chdir(folder)
     except OSError as error:
@@ -91,12 +270,11 @@ def _run_part(
             f"{folder}: not on the machine {socket.gethostname()} of the Ray cluster; run from a folder "
             "on a disk that all machines share"
         ) from error
-    run_job(Predictor.load(model, settings, **options), job, lock_s=_LOCK_S)
 
 
 @contextmanager
-def _connected(needs: Mapping[str, int]) -> Iterator[ModuleType]:
-    """Give the module `ray`, connected to a cluster with a machine that has what a worker needs."""
+def _connected() -> Iterator[ModuleType]:
+    """Give the module `ray`, connected to the cluster; raise the errors of workers as they were."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_NUM_REDIS_GET_RETRIES"] = (
         "2"  # of 40 s, to a cluster that has gone; default: 20
@@ -112,15 +290,13 @@ def _connected(needs: Mapping[str, int]) -> Iterator[ModuleType]:
             f"--on ray: no Ray cluster at {address} (RAY_ADDRESS): start one by `ray start --head`, or "
             f"name its address: {error}"
         ) from error
-    try:
-        machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
-        if not any(all(one.get(name, 0) >= needs[name] for name in needs) for one in machines):
-            raise DragomanError(
-                f"--on ray: a worker needs {needs['CPU']} processors (--threads) and {needs['GPU']} GPUs "
-                f"(--device), and no machine of the cluster at {address} has them"
-            )
-        # Ray prints the logs of lost machines.
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    # Ray prints the logs of lost machines, until its end.
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        try:
             yield ray
-    finally:
-        ray.shutdown()
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DragomanError):
+                raise error.cause from None
+            raise
+        finally:
+            ray.shutdown()

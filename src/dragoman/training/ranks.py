@@ -336,7 +336,9 @@ def end_with_parent() -> None:
     """End this process when its standard input closes: its parent has ended."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not by sys.stdin: Python aborts if a thread still reads from it at the end.
+        while os.read(0, 1024):
+            pass
         os._exit(1)
 
     Thread(target=wait, daemon=True).start()

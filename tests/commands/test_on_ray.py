@@ -139,9 +139,8 @@ def test_a_training_whose_node_is_killed_resumes_on_another_one(cluster, start, 
     os.kill(child, signal.SIGSTOP)
     assert not out.exists()  # it is killed in the middle
     kill(cluster, second, worker, child)
-    third = cluster.add_node(**NODE)
+    cluster.add_node(**NODE)
     _, messages = process.communicate(timeout=280)
-    cluster.remove_node(third)
     assert process.returncode == 0, messages
     assert "a worker was lost; all start again" in messages
     assert "resum" in messages.partition("all start again")[2]
@@ -157,7 +156,7 @@ def test_what_the_cluster_cannot_do_is_one_message(trained, start, tmp_path):
     for words, message in (
         ([*predict, tmp_path / "none.txt"], "none.txt"),  # the worker says it
         ([*predict, pairs, "--threads", "64"], "a worker needs 64 processors (--threads)"),
-        ([*fit, "64"], "training.devices: 64, but the Ray cluster has 1 of the resource CPU"),
+        ([*fit, "64"], "training.devices: 64, but the Ray cluster has"),
         ([*fit, "1", "--data.source", "text"], "text"),  # rank 0 says it
     ):
         process = start(*words)

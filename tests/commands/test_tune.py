@@ -43,7 +43,7 @@ def test_the_first_trial_is_the_default_and_the_best_is_no_worse(search):
     assert [trial.number for trial in found.trials] == [0, 1, 2]
     assert found.trials[0].settings == {}
     assert found.best.score == min(trial.score for trial in found.trials)
-    assert found.monitor == "valid_character_error_rate" or found.monitor.startswith("valid_")
+    assert found.monitor == "valid_token_error_rate"
 
 
 def test_the_best_settings_are_a_config_of_fit(search):
@@ -130,6 +130,21 @@ def test_a_trial_behind_the_others_is_pruned(search, tmp_path):
         )
     found = tune(pairs, out, trials=7)
     assert found.trials[-1].state == "pruned"
+
+
+@pytest.mark.parametrize(
+    "interval",
+    [
+        {"low": 0.2, "high": 0.1},
+        {"low": 0, "high": 0.1, "log": True},
+        {"low": "0.1", "high": 0.2},
+    ],
+)
+def test_an_interval_that_is_none_is_refused(interval, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 50)
+    with pytest.raises(SettingsError, match=r"space: model.dropout: low must be a number below"):
+        tune(pairs, tmp_path / "tuned", space={"model.dropout": interval})
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_faults_of_a_space_are_all_named(tmp_path):

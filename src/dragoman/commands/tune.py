@@ -162,8 +162,10 @@ def read_space(path: Path) -> Space:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path}: the space cannot be read: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{path}: the space cannot be read: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: not YAML in UTF-8: {error}") from error
     if not isinstance(content, dict):
         raise SettingsError(
             f"{path}: expected settings with their values, such as model.dropout: [0.1]"
@@ -203,7 +205,10 @@ def _check_space(space: Space, typed: Mapping[str, Any]) -> None:
         elif name in typed:
             errors.append(f"space: {name}: also set for all trials; leave one of them out")
         elif isinstance(values, Mapping) and {"low", "high"} <= values.keys() <= _INTERVAL:
-            errors += _find_errors(name, [values["low"], values["high"]])
+            wrong = list(_find_errors(name, [values["low"], values["high"]]))
+            if not wrong and not _is_interval(values):
+                wrong = [f"space: {name}: low must be a number below high; with log, above 0"]
+            errors += wrong
         elif isinstance(values, list | tuple) and values:
             errors += _find_errors(name, values)
         else:
@@ -215,6 +220,13 @@ def _check_space(space: Space, typed: Mapping[str, Any]) -> None:
     ]
     if errors or not space:
         raise SettingsError.gather(errors or ["space: it has no setting"])
+
+
+def _is_interval(values: Mapping[str, object]) -> bool:
+    low, high = values["low"], values["high"]
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return False
+    return low < high and (low > 0 or not values.get("log"))
 
 
 def _find_errors(name: str, values: Sequence[Any]) -> Iterator[str]:

@@ -672,6 +672,10 @@ def _refuse_settings(command: str, words: Sequence[str]) -> None:
 
 # ------------------------------------------------------------------ all commands
 
+_ALL_SECTIONS = (
+    "preset", "quality", "data.", "tokenizer.", "model.", "optimization.", "training.", "decoding.",
+    "evaluation.",
+)  # fmt: skip
 _FOR_TRAINING = (
     "preset", "quality", "data.source", "data.target", "data.features", "tokenizer.source.kind",
     "tokenizer.source.vocab_size", "tokenizer.target.kind", "tokenizer.target.vocab_size",
@@ -700,10 +704,7 @@ COMMANDS = {
             "dragoman fit pairs.tsv --dry-run",
             "dragoman fit --out g2p --resume",
         ),
-        sections=(
-            "preset", "quality", "data.", "tokenizer.", "model.", "optimization.", "training.", "decoding.",
-            "evaluation.",
-        ),
+        sections=_ALL_SECTIONS,
         common=_FOR_TRAINING,
     ),
     "predict": Command(
@@ -780,10 +781,7 @@ COMMANDS = {
             "dragoman tune pairs.tsv --trials 30 --max-time 4h",
             "dragoman fit pairs.tsv --config tuned/best.yaml",
         ),
-        sections=(
-            "preset", "quality", "data.", "tokenizer.", "model.", "optimization.", "training.", "decoding.",
-            "evaluation.",
-        ),
+        sections=_ALL_SECTIONS,
         common=_FOR_TRAINING,
     ),
     "export": Command(

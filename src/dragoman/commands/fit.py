@@ -108,7 +108,7 @@ def fit(
         CheckpointError: There is nothing to resume, or `pairs` have changed.
         TrainingError: The loss is not finite, or the memory is too small; checkpoints stay.
         Stopped: By SIGINT, SIGTERM or SIGHUP, with a checkpoint.
-        SystemExit: On all ranks but the first, when the training has ended: the first goes on alone.
+        SystemExit: On all ranks but the first, when the training has ended: the first continues alone.
     """
     if seeds is not None or (resume != "no" and holds_seeds(Path(out))):
         return fit_seeds(

@@ -54,9 +54,7 @@ _BLOCK_ROWS = 4096
 class LossSums:
     """Sums over the labelled tokens of a batch: scalar tensors on the model's device."""
 
-    loss: Float[
-        Tensor, ""
-    ]  # the training objective: label-smoothed cross-entropy in nats, guidance
+    loss: Float[Tensor, ""]  # the objective: label-smoothed cross-entropy in nats, and guidance
     nll: Float[Tensor, ""]  # cross-entropy without smoothing in nats, for perplexity
     num_correct: Int[Tensor, ""]  # tokens whose label has the highest logit; ties count
     num_tokens: Int[Tensor, ""]
@@ -69,7 +67,7 @@ class Guidance:
     One head of the cross-attention, before it emits one of the ids from `first` to `stop` - 1,
     learns to attend to the place of the same id in the source: `weight` times its cross-entropy is
     added to the loss.
-    Source: Garg et al. 2019, section 4.3 (Jointly learning to align and translate).
+    Source: Garg et al. 2019 (arXiv 1909.02074), supervision of one head.
     """
 
     first: int

@@ -18,8 +18,8 @@ from random import Random
 from tables import table
 
 import dragoman
-from dragoman.commands.date_pairs import write_date_pairs
-from dragoman.model_folder.seeds import list_models
+from dragoman.commands.demo import write_date_pairs
+from dragoman.model_folder.folder import list_models
 
 SETTINGS = {
     "model": {

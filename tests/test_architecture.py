@@ -41,7 +41,7 @@ ROWS = [
     {"__main__"},
 ]
 # One way upwards, and why: Transformer.generate and score are short ways to the search on it.
-SEARCHES = ("search_config", "search", "scoring", "hypothesis")
+SEARCHES = ("search_config", "search", "hypothesis")
 ALLOWED = {("model/transformer.py", f"dragoman.decoding.{name}") for name in SEARCHES}
 
 

@@ -21,7 +21,7 @@ import pytest
 import dragoman
 from conftest import quiet_console
 from dragoman.cli import main
-from dragoman.commands import date_pairs
+from dragoman.commands import demo
 from dragoman.configuration import as_settings, flatten_settings, merge_settings
 from dragoman.settings import Settings
 
@@ -97,9 +97,9 @@ def run_console(block: str, capsys) -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the pages name: dates as people write them, and a model of them."""
     folder = tmp_path_factory.mktemp("files")
-    forms, days = date_pairs.read_forms(), date_pairs.split_days()
+    forms, days = demo.read_forms(), demo.split_days()
     for name, split, rows in (("pairs", "train", 200), ("dev", "valid", 30), ("test", "test", 30)):
-        pairs = list(date_pairs.make_rows(forms, days[split], rows, Random(name)))
+        pairs = list(demo.make_rows(forms, days[split], rows, Random(name)))
         (folder / f"{name}.tsv").write_text("".join(pairs), encoding="utf-8")
     sources = "".join(pair.partition("\t")[0] + "\n" for pair in pairs)
     (folder / "sources.txt").write_text(sources, encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dragoman.configuration import SettingsLike, as_settings, merge_for_use
-from dragoman.decoding.hypothesis import Hypothesis
+from dragoman.decoding.hypothesis import Hypothesis, choose_least_risky
 from dragoman.decoding.search_config import SearchConfig, resolve_search
 from dragoman.engines.engine import Engine, QuantizationChoice, add_details
 from dragoman.engines.load import EngineName, load_engine
@@ -18,9 +18,8 @@ from dragoman.errors import DragomanError, SettingsError, shorten
 from dragoman.evaluation.confidence import FieldValue, find_confidence, find_score, score_fields
 from dragoman.grounding import Span, find_spans, leave_out_ungrounded
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
-from dragoman.model_folder.folder import ModelFolder, StoredWeights
+from dragoman.model_folder.folder import ModelFolder, StoredWeights, read_models
 from dragoman.model_folder.memory import TargetMemory, find_shared
-from dragoman.model_folder.seeds import read_models
 from dragoman.reading.jsonl import read_record
 from dragoman.reading.pairs import InvalidRow, Source, take_features, write_target
 from dragoman.reading.row_errors import EMPTY_SIDE, RowError, find_side_error, find_value_error
@@ -560,8 +559,6 @@ class Predictor:
         found = self.engine.search(sources, self.config, prefixes)
         decoding = self.settings.decoding
         if decoding.minimum_risk != "none":
-            from dragoman.decoding.minimum_risk import choose_least_risky  # rapidfuzz, on demand
-
             for i, candidates in enumerate(found):
                 if self.config.constraint is not None:  # only complete ones conform
                     candidates = [one for one in candidates if one.is_complete] or candidates

@@ -11,8 +11,8 @@ import babel
 import pytest
 
 from dragoman import Settings
-from dragoman.commands import date_pairs, demo
-from dragoman.commands.date_pairs import DatePairs, write_date_pairs
+from dragoman.commands import demo
+from dragoman.commands.demo import DatePairs, write_date_pairs
 from dragoman.configuration import find_conflicts
 from dragoman.errors import DragomanError
 from dragoman.reading.pairs import read_pairs
@@ -31,7 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> DatePairs:
 
 @pytest.fixture(scope="module")
 def rows(files: DatePairs) -> dict[str, list[tuple[str, str]]]:
-    return {split: read_rows(getattr(files, split)) for split in date_pairs.NUM_ROWS}
+    return {split: read_rows(getattr(files, split)) for split in demo.NUM_ROWS}
 
 
 def read_rows(path: Path) -> list[tuple[str, str]]:
@@ -42,7 +42,7 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
 
 
 def test_each_file_has_its_number_of_rows(rows):
-    assert {split: len(pairs) for split, pairs in rows.items()} == date_pairs.NUM_ROWS
+    assert {split: len(pairs) for split, pairs in rows.items()} == demo.NUM_ROWS
 
 
 def test_no_day_is_in_two_splits(rows):
@@ -61,7 +61,7 @@ def test_every_written_date_of_a_locale_means_one_day():
     """Over all days of some years, not only over the days that were drawn."""
     years = [1900, 1924, 1999, 2024, 2069, 2070, 2099]
     days = [date(y, m, d) for y in years for m in range(1, 13) for d in range(1, 29)]
-    for forms in date_pairs.read_forms():
+    for forms in demo.read_forms():
         meanings: dict[str, set[date]] = {}
         for form in forms:
             for day in filter(form.can_write, days):
@@ -106,19 +106,19 @@ def test_every_language_is_equally_frequent(rows):
 def test_examples_show_days_that_are_not_trained_on(rows):
     trained_on = {target for _, target in rows["train"]}
     for day in map(date.fromisoformat, DAYS_OF_EXAMPLES):
-        assert date_pairs.split_of_day(day) == "test"
+        assert demo.split_of_day(day) == "test"
         assert day.isoformat() not in trained_on
 
 
 def test_examples_are_written_forms_of_their_days():
-    forms = [form for of_locale in date_pairs.read_forms() for form in of_locale]
+    forms = [form for of_locale in demo.read_forms() for form in of_locale]
     for example, target in zip(demo.EXAMPLES, DAYS_OF_EXAMPLES, strict=True):
         assert example in {form.write(date.fromisoformat(target)) for form in forms}
 
 
 def test_the_files_are_the_same_at_each_call(files: DatePairs, tmp_path: Path):
     again = write_date_pairs(tmp_path)
-    for split in date_pairs.NUM_ROWS:
+    for split in demo.NUM_ROWS:
         assert getattr(again, split).read_bytes() == getattr(files, split).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "test.tsv",
@@ -130,14 +130,14 @@ def test_the_files_are_the_same_at_each_call(files: DatePairs, tmp_path: Path):
 def test_the_files_are_the_same_on_every_machine(files: DatePairs):
     if babel.__version__ != GOLDEN_BABEL:
         pytest.skip(f"the golden hash is that of Babel {GOLDEN_BABEL}, here is {babel.__version__}")
-    content = b"".join(getattr(files, split).read_bytes() for split in date_pairs.NUM_ROWS)
+    content = b"".join(getattr(files, split).read_bytes() for split in demo.NUM_ROWS)
     assert hashlib.sha256(content).hexdigest() == GOLDEN_SHA256
 
 
 def test_tags_are_read_as_features(files: DatePairs):
     settings = DataSettings(leading_tags=True)
     pairs = list(read_pairs([files.valid], settings))
-    assert len(pairs) == date_pairs.NUM_ROWS["valid"]
+    assert len(pairs) == demo.NUM_ROWS["valid"]
     assert all(len(pair.features) == 1 and not pair.source.startswith("<") for pair in pairs)
 
 

@@ -18,7 +18,7 @@ from dragoman.model_folder.folder import ModelFolder
 from dragoman.presets import choose_settings
 from dragoman.reading.pairs import Pair
 from dragoman.reading.statistics import collect_statistics
-from dragoman.serving.corrections import Corrections
+from dragoman.serving.app import Corrections
 from dragoman.serving.messages import CorrectionRequest
 from dragoman.settings import ModelSettings, Settings, SideSettings, TokenizerSettings
 from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, PairTokenizer

@@ -7,7 +7,7 @@ import pytest
 import dragoman
 from conftest import BRIEF, SMALL, make_words, quiet_console
 from dragoman import Predictor, fit, read_settings
-from dragoman.engines.browser import find_browser
+from dragoman.engines.html_export import find_browser
 from dragoman.errors import DragomanError, SettingsError
 
 WORDS = make_words(400)

@@ -14,8 +14,7 @@ from dragoman.commands.evaluate import find_run
 from dragoman.commands.export import export
 from dragoman.commands.fit import fit
 from dragoman.errors import CheckpointError, ModelFolderError, SettingsError
-from dragoman.model_folder.folder import CALIBRATION, METRICS, REPORT, SEEDS
-from dragoman.model_folder.seeds import SeedIndex
+from dragoman.model_folder.folder import CALIBRATION, METRICS, REPORT, SEEDS, SeedIndex
 from dragoman.predictor import Predictor
 from processes import start_until
 from runs import WORDS, settings

@@ -10,7 +10,7 @@ from dragoman import Predictor, evaluate, fit, read_settings
 from dragoman.commands.predict import Job, run_job
 from dragoman.errors import DragomanError
 from dragoman.model_folder.folder import ModelFolder
-from dragoman.serving.corrections import Corrections
+from dragoman.serving.app import Corrections
 from dragoman.serving.messages import CorrectionRequest, RequestError
 from dragoman.settings import Settings
 

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dragoman.decoding.scoring import score_targets
-from dragoman.decoding.search import search
+from dragoman.decoding.search import score_targets, search
 from dragoman.decoding.search_config import SearchConfig, resolve_search
 from dragoman.settings import DecodingSettings
 from networks import join, make_network, make_sources

@@ -1,6 +1,6 @@
 import pytest
 
-from dragoman.decoding.minimum_risk import rank_by_risk, weigh
+from dragoman.decoding.hypothesis import rank_by_risk, weigh
 
 
 @pytest.mark.parametrize("measure", ["edit", "chrf"])

@@ -3,8 +3,7 @@ import torch
 
 from conftest import BOS, EOS, random_ids
 from dragoman.data.dataset import pad
-from dragoman.decoding.scoring import align, score_targets
-from dragoman.decoding.search import search
+from dragoman.decoding.search import align, score_targets, search
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.settings import DecodingSettings
 from networks import join, make_network, make_sources, score_plainly

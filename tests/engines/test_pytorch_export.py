@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import dragoman
+from dragoman.commands.export import PytorchModel, write_pytorch
 from dragoman.decoding.search import search
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.pytorch_export import PytorchModel, write_pytorch
 from dragoman.settings import DecodingSettings
 from exported import OPTIONS, draw_sources, make_model, name_option
 

@@ -16,7 +16,7 @@ from dragoman.evaluation.evaluation import (
 from dragoman.evaluation.metrics import Metric, choose_metrics, divide_edits, is_higher_better
 from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.significance import compare
-from dragoman.reporting.content import ReportContent
+from dragoman.reporting.sections import ReportContent
 from dragoman.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(task="text", resamples=100)

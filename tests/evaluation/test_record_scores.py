@@ -20,7 +20,7 @@ from dragoman.evaluation.metrics import choose_metrics, is_higher_better
 from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.record_scores import RecordCounter
 from dragoman.evaluation.significance import compare
-from dragoman.reporting.content import ReportContent
+from dragoman.reporting.sections import ReportContent
 from dragoman.settings import EvaluationSettings
 
 NAMES = st.sampled_from(["date", "total", "ship to", "Größe"])

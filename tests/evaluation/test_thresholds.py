@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dragoman.evaluation.thresholds import PRECISIONS, choose_thresholds, is_sure
+from dragoman.evaluation.confidence import PRECISIONS, choose_thresholds, is_sure
 
 
 def simulate(num_rows, chance):

@@ -9,7 +9,7 @@ import pytest
 
 import dragoman
 from conftest import quiet_console
-from dragoman.commands import date_pairs, demo
+from dragoman.commands import demo
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -40,7 +40,7 @@ def test_attention_is_drawn(trained, tmp_path):
 
 def test_the_cells_of_the_notebook_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(date_pairs, "NUM_ROWS", {"train": 300, "valid": 60, "test": 60})
+    monkeypatch.setattr(demo, "NUM_ROWS", {"train": 300, "valid": 60, "test": 60})
     short = demo.SETTINGS | {"training": {"max_steps": 3, "valid_every": 3, "batch_tokens": 256}}
     short |= {"evaluation": {"report": "none"}, "optimization": {"warmup_steps": 0}}
     monkeypatch.setattr(demo, "SETTINGS", short)

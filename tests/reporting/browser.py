@@ -4,9 +4,9 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from dragoman.engines import browser
-from dragoman.engines.browser import NAMES as NAMES
-from dragoman.engines.browser import find_browser as find_browser
+from dragoman.engines import html_export
+from dragoman.engines.html_export import NAMES as NAMES
+from dragoman.engines.html_export import find_browser as find_browser
 
 # Texts whose contrast with what is behind them is under 4.5 (WCAG 2.2, 1.4.3), as colours.
 FAINT_TEXTS = """
@@ -35,7 +35,7 @@ FAINT_TEXTS = """
 """
 
 
-class Browser(browser.Browser):
+class Browser(html_export.Browser):
     """One page of a browser that is started here, with a fresh profile in `folder`."""
 
     def open(self, path: Path | str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from dragoman.configuration import flatten_settings
 from dragoman.evaluation.breakdown import find_confusions
 from dragoman.evaluation.output_rows import Row
 from dragoman.reading.pairs import Pair
-from dragoman.reporting.content import ReportContent
+from dragoman.reporting.sections import ReportContent
 from dragoman.settings import DataSettings, ModelSettings, Settings, TrainingSettings
 
 _WORDS = """

@@ -1,6 +1,6 @@
 import math
 
-from dragoman.reporting.content import (
+from dragoman.reporting.sections import (
     is_higher_better,
     list_scores,
     show_estimate,

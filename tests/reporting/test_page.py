@@ -13,7 +13,7 @@ import pytest
 
 from dragoman.commands.report import render_page, write_report
 from dragoman.errors import DragomanError
-from dragoman.reporting.content import ReportContent
+from dragoman.reporting.sections import ReportContent
 from reporting.example import (
     make_attention,
     make_content,

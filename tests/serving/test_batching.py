@@ -7,9 +7,8 @@ import pytest
 
 from conftest import make_words
 from dragoman.reading.pairs import Source
-from dragoman.serving.batching import Batcher
+from dragoman.serving.batching import Batcher, Metrics
 from dragoman.serving.messages import RequestError
-from dragoman.serving.prometheus import Metrics
 from dragoman.settings import DecodingSettings, Settings
 
 

@@ -22,7 +22,7 @@ from dragoman.cli import main
 from dragoman.grounding import Span
 from dragoman.model_folder.folder import ModelFolder, staged_model_folder
 from dragoman.reading.pairs import read_pairs
-from dragoman.serving.corrections import Corrections
+from dragoman.serving.app import Corrections
 from dragoman.serving.messages import (
     CorrectionRequest,
     PredictResponse,

@@ -8,7 +8,7 @@ from dragoman.errors import TrainingError
 from dragoman.model.transformer import Transformer
 from dragoman.settings import OptimizationSettings
 from dragoman.training.module import TransformerTraining
-from dragoman.training.nonfinite import MOST_IN_A_ROW, NonFiniteSteps
+from dragoman.training.trainer import MOST_IN_A_ROW, NonFiniteSteps
 
 
 def train(tmp_path, rows, max_steps, break_network, accumulate=1, precision="32-true"):

@@ -20,7 +20,7 @@ from dragoman.evaluation.evaluation import TargetTokenization
 from dragoman.evaluation.metrics import choose_metrics
 from dragoman.evaluation.significance import Comparison
 from dragoman.evaluation.significance import compare as compare_rows
-from dragoman.model_folder.seeds import list_models
+from dragoman.model_folder.folder import list_models
 from dragoman.reading.row_errors import name_row
 from dragoman.settings import EvaluationSettings, Settings
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-from dragoman.engines.browser import find_browser
 from dragoman.engines.ctranslate2_engine import count_cores
+from dragoman.engines.html_export import find_browser
 from dragoman.errors import map_extras
 
 _OF_DEVELOPERS = ("bench", "dev", "docs", "fuzz", "supply")  # extras

@@ -32,6 +32,7 @@ from dragoman.evaluation.evaluation import (
     TargetTokenization,
     evaluate_rows,
     read_evaluation,
+    score_seeds,
     write_evaluation,
 )
 from dragoman.evaluation.field_confidence import (
@@ -41,10 +42,8 @@ from dragoman.evaluation.field_confidence import (
     measure_fields,
 )
 from dragoman.evaluation.output_rows import Row, group_references, read_outputs, read_rows
-from dragoman.evaluation.seed_scores import score_seeds
 from dragoman.model_folder.calibration import write_calibration
-from dragoman.model_folder.folder import EVALUATION, ModelFolder, is_model_folder
-from dragoman.model_folder.seeds import list_models
+from dragoman.model_folder.folder import EVALUATION, ModelFolder, is_model_folder, list_models
 from dragoman.predictor import PRODUCED_NAN, Prediction, Predictor
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import SUFFIXES, InvalidRow, Pair, RowErrors, Source, read_pairs

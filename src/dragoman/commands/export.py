@@ -2,27 +2,39 @@
 
 import json
 import math
+import runpy
+import shutil
+import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from dragoman.engines.browser import NAMES, BrowserError, find_browser
+from safetensors.torch import save_file
+
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.ctranslate2_export import convert_model
 from dragoman.engines.engine import Engine, Quantization
 from dragoman.engines.html_export import (
+    NAMES,
+    BrowserError,
     HtmlModel,
     HtmlQuantization,
+    find_browser,
     find_html_errors,
     open_page,
     write_html,
 )
-from dragoman.engines.parity import Check, compare
+from dragoman.engines.parity import Check, ExportedModel, compare
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import ModelFolderError, SettingsError, name_extra
 from dragoman.model.building import load_network
+from dragoman.model.transformer import LearnedPositions, Transformer
 from dragoman.model_folder.folder import WEIGHTS, ModelFolder
+from dragoman.settings import ModelSettings
 from dragoman.storage import sha256, staged_folder, sweep
+from dragoman.tokenizers.tokenizer import BOS_ID
 
 Target = Literal["ctranslate2", "onnx", "html", "pytorch"]
 EXPORT = "export.json"
@@ -33,6 +45,7 @@ _QUANTIZATIONS: dict[Target, tuple[Quantization, ...]] = {  # the first is the d
     "html": ("float16", "int8"),
     "pytorch": ("float32",),
 }
+_SCRIPT = "decode.py"
 
 
 def export(
@@ -92,7 +105,7 @@ def export(
                 about.update(write_onnx(network, folder))
                 engine = OnnxModel(folder, network.longest_target)
             elif to == "pytorch":
-                from dragoman.engines.pytorch_export import PytorchModel, write_pytorch
+                from dragoman.commands.export import PytorchModel, write_pytorch
 
                 write_pytorch(network, parts[0], folder)
                 engine = PytorchModel(folder, network.longest_target)
@@ -131,3 +144,67 @@ def _check_page(
             return compare(reference, model, model_folder)
     except BrowserError as error:
         return f"kept, but not checked: {program}: {error}"
+
+
+def write_pytorch(network: Transformer, model: ModelSettings, folder: Path) -> None:
+    """Write the weights of `network`, its sizes and the script into `folder`."""
+    sizes = ("source", network.source_vocab_size), ("target", network.target_vocab_size)
+    tensors = {}
+    for side, size in sizes:  # without the rows that round the matrices up
+        tensors[f"{side}_embedding"] = getattr(network, f"{side}_embedding").weight[:size]
+        positions = getattr(network, f"{side}_positions")
+        if isinstance(positions, LearnedPositions):
+            tensors[f"{side}_positions"] = positions.weight
+    output, size = network.output, network.target_vocab_size
+    weight = network.target_embedding.weight if output is None else output.weight
+    tensors["output_weight"] = weight[:size]
+    tensors["output_bias"] = weight.new_zeros(size) if output is None else output.bias[:size]
+    state = network.transformer.state_dict()
+    for name, content in (("transformer", state), ("embeddings", tensors)):
+        # Clones, because safetensors refuses tensors that share memory, as tied ones do.
+        save_file(
+            {key: tensor.detach().clone() for key, tensor in content.items()},
+            folder / f"{name}.safetensors",
+        )
+    config = {
+        "transformer": {
+            "d_model": model.d_model,
+            "nhead": model.nhead,
+            "num_encoder_layers": model.num_encoder_layers,
+            "num_decoder_layers": model.num_decoder_layers,
+            "dim_feedforward": model.dim_feedforward,
+            "activation": model.activation,
+            "norm_first": model.norm_first,
+        },
+        "positions": model.positions,
+        "bos_id": network.bos_id,
+        "eos_id": network.eos_id,
+        "never_emitted": list(network.never_emitted),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    script = (files("dragoman") / "engines" / "pytorch_decode.py").read_text("utf-8")
+    (folder / _SCRIPT).write_text(script, encoding="utf-8")
+    for path in folder.glob("*.safetensors"):  # created for the owner only, whatever the umask
+        shutil.copymode(folder / _SCRIPT, path)
+
+
+class PytorchModel(ExportedModel):
+    """The script in `folder`, run to check it."""
+
+    name = "pytorch"
+
+    def __init__(self, folder: Path, num_positions: int | None = None) -> None:
+        super().__init__(num_positions)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that pre-norm has no nested tensors
+            self._script = runpy.run_path(str(folder / _SCRIPT))
+
+    def decode(self, source: Sequence[int], longest: int) -> list[int]:
+        """Return the greedy output of a source."""
+        ids: list[int] = self._script["decode"](list(source), longest)
+        return ids
+
+    def score_tokens(self, source: Sequence[int], emitted: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token of an output."""
+        steps = self._script["score"](list(source), [BOS_ID, *emitted[:-1]])
+        return [float(step[token]) for step, token in zip(steps, emitted, strict=True)]

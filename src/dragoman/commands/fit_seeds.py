@@ -32,8 +32,7 @@ from dragoman.errors import (
     SettingsError,
     Stopped,
 )
-from dragoman.evaluation.evaluation import read_evaluation, write_evaluation
-from dragoman.evaluation.seed_scores import score_seeds
+from dragoman.evaluation.evaluation import read_evaluation, score_seeds, write_evaluation
 from dragoman.model_folder.calibration import write_calibration
 from dragoman.model_folder.folder import (
     CARD,
@@ -41,10 +40,10 @@ from dragoman.model_folder.folder import (
     METRICS,
     REPORT,
     ModelFolder,
+    SeedIndex,
     staged_model_folder,
     write_model_card,
 )
-from dragoman.model_folder.seeds import SeedIndex
 from dragoman.predictor import Predictor
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.settings import Settings

@@ -29,7 +29,7 @@ from dragoman.predictor import Predictor
 from dragoman.reading.pairs import Pair, Source
 from dragoman.reading.row_errors import name_row
 from dragoman.reporting import sections
-from dragoman.reporting.content import ReportContent, list_scores, show_estimate, show_number
+from dragoman.reporting.sections import ReportContent, list_scores, show_estimate, show_number
 from dragoman.reporting.text import show_differences, show_text, write_plain
 from dragoman.storage import explain_failed_write, staged_file
 

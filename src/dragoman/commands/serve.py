@@ -50,10 +50,8 @@ def serve(
     """
     import uvicorn
 
-    from dragoman.serving.app import build_app
-    from dragoman.serving.corrections import Corrections
-    from dragoman.serving.served_models import ServedModels
-    from dragoman.serving.service import Service
+    from dragoman.serving.app import Corrections, build_app
+    from dragoman.serving.served_models import ServedModels, Service
 
     # Until the server runs, and after it has ended: uvicorn then raises the signal again. Not
     # sys.exit, which would wait for searches whose requests were given up.

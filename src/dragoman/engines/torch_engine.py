@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from dragoman.data.dataset import pad
 from dragoman.decoding.ensemble import Ensemble
 from dragoman.decoding.hypothesis import Hypothesis
-from dragoman.decoding.scoring import score_targets
-from dragoman.decoding.search import search
+from dragoman.decoding.search import score_targets, search
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.engine import Quantization, make_batches
 from dragoman.errors import SettingsError

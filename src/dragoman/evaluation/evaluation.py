@@ -2,12 +2,15 @@
 
 rows.jsonl     per line a source, its references, the output and its scores
 scores.json    all figures over the rows
+
+Of an ensemble of seeds, the score of each model, and where they disagree: `score_seeds`.
 """
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from dragoman.evaluation.metrics import (
     find_task,
 )
 from dragoman.evaluation.output_rows import Row, read_rows, write_rows
+from dragoman.evaluation.significance import estimate_mean
 from dragoman.settings import EvaluationSettings
 from dragoman.storage import consistent_read, explain_failed_write, read_json, staged_folder
 from dragoman.terminal import html_table
@@ -37,6 +41,7 @@ ROWS, SCORES = "rows.jsonl", "scores.json"
 _MAX_SCORES_BYTES = 1 << 26
 NO_INTERVAL = "too few wrong (or right) rows for an interval"
 _NUM_CONFUSIONS, _NUM_GROUPS = 5, 8  # in a summary
+_MOST_ROWS = 100  # on which they disagree, kept
 
 
 class TargetTokenization(BaseModel):
@@ -378,3 +383,42 @@ def _list_groups(groups: Sequence[Mapping[str, Any]], titles: Mapping[str, str])
 
 def _show(text: str) -> str:
     return repr(text) if text else "nothing"
+
+
+def score_seeds(ensemble: Evaluation, runs: Mapping[str, Sequence[Row]]) -> Evaluation:
+    """Return the evaluation of an ensemble with the scores of its models, by name, on its rows.
+
+    Where a label is wrong, or a row hard, seeds disagree: the rows with the fewest models behind the
+    most frequent output come first.
+    """
+    outputs = [Counter(row.hypothesis for row in rows) for rows in zip(*runs.values(), strict=True)]
+    places = [place for place, found in enumerate(outputs) if len(found) > 1]
+    places.sort(key=lambda place: max(outputs[place].values()))  # ties: in the order of the rows
+    references = [row.references for row in ensemble.rows]
+    metrics = choose_metrics(
+        ensemble.settings,
+        references,
+        sources=[row.source for row in ensemble.rows],
+        separator=ensemble.tokenization.separator,
+        has_symbols=ensemble.tokenization.has_symbols,
+    )
+    scores = estimate_mean([*runs.values()], metrics, ensemble.settings)
+    return replace(
+        ensemble,
+        seeds={
+            "models": [*runs],
+            "scores": {
+                name: {
+                    "by_model": list(by_run),
+                    "mean": mean.value,
+                    "interval": None if mean.low is None else [mean.low, mean.high],
+                }
+                for name, (by_run, mean) in scores.items()
+            },
+            "disagreements": len(places),
+            "most_disagreed": [
+                {"row": place, "outputs": dict(outputs[place].most_common())}
+                for place in places[:_MOST_ROWS]
+            ],
+        },
+    )

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dragoman.errors import shorten
-from dragoman.evaluation.confidence import FieldValue, calibrate, measure
+from dragoman.evaluation.confidence import PRECISIONS, FieldValue, calibrate, measure
 from dragoman.evaluation.intervals import bound_share
 from dragoman.evaluation.record_scores import find_closest
-from dragoman.evaluation.thresholds import PRECISIONS
 from dragoman.model_folder.calibration import StoredField, StoredFields
 from dragoman.records import Format, list_fields
 

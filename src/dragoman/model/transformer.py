@@ -240,7 +240,7 @@ class Transformer(nn.Module):
 
         `target_ids`: as in training: `bos_id`, tokens, `eos_id`, padding.
         """
-        from dragoman.decoding.scoring import score_targets
+        from dragoman.decoding.search import score_targets
         from dragoman.settings import DecodingSettings
 
         special = {self.pad_id, self.bos_id, self.eos_id}

@@ -12,7 +12,16 @@
     ctranslate2/, onnx/, html/, pytorch/  exports for other programs; never read here
     evaluation/         outputs and scores of each evaluation; report.html shows them
 
-It may come from a stranger. Nothing in it is pickled, and reading it runs no code. Other files in it
+An ensemble folder (`fit --seeds`) holds models that differ only by their seed, and predict together:
+
+    seeds.json          the seeds, and the search that was chosen for the ensemble
+    seed-1/ seed-2/ …   a model folder each
+    calibration.json metrics.json README.md report.html evaluation/   of the ensemble
+
+It is written atomically, once all models are trained. Until then they are in `{out}.training/`, where
+seeds.json is written first.
+
+A model folder may come from a stranger. Nothing in it is pickled, and reading it runs no code. Other files in it
 are never read.
 """
 
@@ -24,20 +33,21 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dragoman.configuration import FORMAT, merge_for_start, parse_config
+from dragoman.configuration import FORMAT, merge_for_start, merge_settings, parse_config
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.model_folder.calibration import (
     CALIBRATION,
@@ -48,7 +58,15 @@ from dragoman.model_folder.calibration import (
 from dragoman.model_folder.constraint_files import find_constraint_files, keep_constraint_files
 from dragoman.model_folder.memory import TargetMemory
 from dragoman.settings import Settings
-from dragoman.storage import consistent_read, read_bytes, read_json, staged_folder, sweep
+from dragoman.storage import (
+    consistent_read,
+    describe_first,
+    read_bytes,
+    read_json,
+    staged_file,
+    staged_folder,
+    sweep,
+)
 from dragoman.tokenizers.tokenizer import PairTokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
@@ -63,6 +81,7 @@ _MAX_CONFIG_BYTES = 1 << 20
 _MAX_METRICS_BYTES = 1 << 28  # 64 samples, which may be long
 _MAX_TOKEN_COUNTS_BYTES = 1 << 25
 _PARITY_BYTES = 1 << 12
+_MAX_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,3 +380,83 @@ def _is_later(written_by: str) -> bool:
         tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (written_by, version("dragoman"))
     )
     return found > own
+
+
+class SeedIndex(BaseModel):
+    """The content of seeds.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    version: Literal[1] = 1
+    seeds: Annotated[tuple[int, ...], Field(min_length=1, max_length=1000, strict=False)]
+    decoding: dict[Literal["beam_size", "length_penalty"], int | float] = {}
+    """Of the ensemble, in place of those of the first model."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "SeedIndex | None":
+        """Return the index in `folder`; None: there is none.
+
+        Raises: ModelFolderError, when it is invalid.
+        """
+        path = folder / SEEDS
+        if not path.is_file():
+            return None
+        try:
+            return cls.model_validate_json(read_bytes(path, _MAX_BYTES))
+        except ValidationError as error:
+            raise ModelFolderError(f"{path}: {describe_first(error)}; copy it again") from error
+
+    def write(self, folder: Path) -> None:
+        """Write it into `folder`, atomically."""
+        with staged_file(folder / SEEDS) as temporary:
+            temporary.write_text(self.model_dump_json() + "\n", encoding="utf-8")
+
+    def list_models(self, folder: Path) -> list[Path]:
+        """Return the model folder of each seed in `folder`, which may not be there yet."""
+        return [folder / f"seed-{seed}" for seed in self.seeds]
+
+    def override(self, settings: Settings) -> Settings:
+        """Return the settings of the first model with the search of the ensemble."""
+        values: dict[str, Any] = {f"decoding.{name}": one for name, one in self.decoding.items()}
+        return merge_settings(settings, values, overrule=True)
+
+
+def list_models(path: Path) -> list[Path]:
+    """Return the model folders of an ensemble folder; [path] if it is none.
+
+    Raises: ModelFolderError, when one is missing; names it.
+    """
+    index = SeedIndex.read(path)
+    if index is None:
+        return [path]
+    found = index.list_models(path)
+    if missing := [one.name for one in found if not is_model_folder(one)]:
+        out = re.sub(r"\.training$", "", str(path))
+        raise ModelFolderError(
+            f"{path}: not all of its {len(found)} models are there: {', '.join(missing)} missing; "
+            f"resume the training with `dragoman fit --out {out} --resume`, or copy it again"
+        )
+    return found
+
+
+def read_models(path: Path) -> list[ModelFolder]:
+    """Return the model at `path`, or all models of an ensemble folder; without their metrics.
+
+    The models of an ensemble have its search, and the first one its calibration.
+
+    Raises: ModelFolderError: see `ModelFolder.read`.
+    """
+    index = SeedIndex.read(path)
+    if index is None:
+        return [ModelFolder.read(path, with_metrics=False)]
+    with consistent_read(path):
+        models = [ModelFolder.read(one, with_metrics=False) for one in list_models(path)]
+        calibration = read_calibration(path)
+        return [
+            replace(
+                one,
+                settings=index.override(one.settings),
+                calibration=None if number else calibration,
+            )
+            for number, one in enumerate(models)
+        ]

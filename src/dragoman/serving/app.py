@@ -1,14 +1,19 @@
-"""The paths of the server and what they answer."""
+"""What a request passes, and what it gets: the gate (host, origin, token, size, time), the paths, corrections."""
 
 import asyncio
 import contextlib
 import hmac
+import ipaddress
 import json
-from collections.abc import AsyncIterator
+import os
+import time
+from collections.abc import AsyncIterator, Collection
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.staticfiles import StaticFiles
@@ -16,11 +21,16 @@ from prometheus_client import generate_latest
 from pydantic import ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as Event
 
-from dragoman.serving.corrections import Corrections
-from dragoman.serving.gate import Gate, respond
+from dragoman.errors import SettingsError
+from dragoman.predictor import Predictor
+from dragoman.reading.pairs import write_target
+from dragoman.reading.row_errors import RowError, find_side_error, find_value_error
+from dragoman.serving.batching import Metrics
 from dragoman.serving.messages import (
     CorrectionRequest,
     Limits,
@@ -29,12 +39,190 @@ from dragoman.serving.messages import (
     PredictResponse,
     RequestError,
     encode_json,
+    make_row,
     parse_body,
 )
-from dragoman.serving.service import Service
+from dragoman.serving.served_models import Service
 
 _PAGE = Path(__file__).parent / "page"
 _MOST_ALTERNATIVES = 16
+# Without it: the files of the page and of /docs, /health and /ready; /translate has it in its body.
+_TOKEN_PATHS = ("/v1/", "/metrics")
+_COUNTED = ("/v1/predict", "/v1/models", "/v1/corrections", "/translate")  # each by itself
+_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    b"frame-ancestors 'none'"
+)
+_HEADERS = ((b"content-security-policy", _POLICY), (b"x-content-type-options", b"nosniff"))
+
+
+class Gate:
+    """The app, with these limits before it."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
+        self._app, self._limits, self._metrics = app, limits, metrics
+        self._is_own = lru_cache(maxsize=64)(partial(_is_own, names=limits.hosts))
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start_s, status = time.perf_counter(), 0
+
+        async def send_first(message: Event) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        self._running += 1
+        try:
+            self._check(scope)
+            async with asyncio.timeout(self._limits.timeout_s):
+                await self._app(scope, self._bound(receive), send_first)
+        except RequestError as error:
+            await respond(error, self._metrics)(scope, receive, send_first)
+        except TimeoutError:
+            message = f"no answer within {self._limits.timeout_s:g} s; send less, or try later"
+            late = RequestError(504, "timeout", "time", message)
+            if not status:
+                await respond(late, self._metrics)(scope, receive, send_first)
+        except ClientDisconnect:
+            status = 499  # nobody reads an answer
+        except Exception as error:  # the server logs it
+            message = f"internal error: {type(error).__name__}"
+            failed = RequestError(500, "internal", "server", message)
+            if not status:
+                await respond(failed, self._metrics)(scope, receive, send_first)
+            raise
+        finally:
+            self._running -= 1
+            path = scope["path"] if scope["path"] in _COUNTED else "other"
+            elapsed_s = time.perf_counter() - start_s
+            self._metrics.find(self._metrics.seconds, path, status).observe(elapsed_s)
+
+    def _check(self, scope: Scope) -> None:
+        """Raise the error of a request that is refused by its head."""
+        headers, limits = dict(scope["headers"]), self._limits
+        if self._running > limits.concurrent:
+            raise RequestError(503, "queue_full", "server", "too many requests; try later")
+        host = headers.get(b"host", b"").decode("latin-1")
+        if not self._is_own(host):
+            raise RequestError(
+                403, "forbidden", "Host", "this is not a name of this server; --allow-host adds it"
+            )
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        is_known = not origin or origin.partition("://")[2] == host
+        if not is_known and not {origin, "*"} & {*limits.origins}:
+            raise RequestError(
+                403, "forbidden", "Origin", "pages elsewhere may not ask; --allow-origin adds them"
+            )
+        if limits.token and scope["path"].startswith(_TOKEN_PATHS):
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, f"Bearer {limits.token}".encode()):
+                raise RequestError(
+                    401, "forbidden", "Authorization", "give the token: Authorization: Bearer TOKEN"
+                )
+
+    def _bound(self, receive: Receive) -> Receive:
+        """Return `receive`, which raises the error of a body that is too large as it is read."""
+        size, most = 0, self._limits.body_bytes
+
+        async def receive_bounded() -> Event:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > most:
+                raise RequestError(
+                    413, "too_large", "body", f"larger than {most:,} bytes; send several requests"
+                )
+            return message
+
+        return receive_bounded
+
+
+def respond(error: RequestError, metrics: Metrics) -> JSONResponse:
+    """Return the response of an error, counted."""
+    metrics.errors.labels(error.kind).inc()
+    headers = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(error.status)
+    return JSONResponse(error.to_dict(), error.status, headers)
+
+
+class Corrections:
+    """The file; its columns are named as in the training data of the models.
+
+    Raises:
+        SettingsError: The models have different columns, the file has others, or it cannot be
+            written.
+    """
+
+    def __init__(self, path: Path, models: Collection[Predictor]) -> None:
+        self._path, self._lock = path, Lock()
+        columns = {_name_columns(one) for one in models}
+        if len(columns) > 1:
+            raise SettingsError(
+                "--corrections: the models have different columns; serve them apart"
+            )
+        self._names = names = columns.pop()
+        if positions := [name for name in names if name.isdecimal()]:
+            raise SettingsError(
+                f"--corrections: the model was trained on column {positions[0]}, without a name; "
+                "corrections need the names of columns"
+            )
+        head = "\t".join(names)
+        try:
+            with path.open("ab+") as file:
+                file.seek(0)
+                found = file.readline().decode("utf-8-sig", "replace").strip()
+                if not found:
+                    file.write(f"{head}\n".encode())
+                elif found != head:
+                    raise SettingsError(
+                        f"--corrections {path}:1: other columns than {', '.join(names)}, which the "
+                        "models have; give another file"
+                    )
+                else:
+                    file.seek(-1, os.SEEK_END)
+                    if file.read() != b"\n":  # a last row that was cut, or typed
+                        file.write(b"\n")
+        except OSError as error:
+            raise SettingsError(
+                f"--corrections {path}: cannot be written: {error.strerror}"
+            ) from error
+
+    def add(self, asked: CorrectionRequest, model: Predictor) -> None:
+        """Append a row.
+
+        Raises:
+            RequestError: A side is empty, too long or no text, or the features do not fit.
+        """
+        if _name_columns(model) != self._names:  # it was replaced
+            raise RequestError.invalid("model", "its columns have changed: start the server again")
+        make_row(asked.source, asked.features, model, "source", "features")
+        error = find_value_error("", 0, "the target", asked.target)
+        error = error or find_side_error(
+            "", 0, "target", asked.target, model.settings.data.max_characters
+        )
+        if error is None and model.settings.data.records == "json":
+            written = write_target("", 0, asked.target, model.settings.data)
+            error = written if isinstance(written, RowError) else None
+        if error is not None:
+            raise RequestError.invalid("target", error.detail)
+        cells = {"source": asked.source, "target": asked.target}
+        cells |= {f"features[{i}]": value for i, value in enumerate(asked.features)}
+        for where, text in cells.items():
+            if {*"\t\r\n"} & {*text}:
+                raise RequestError.invalid(where, "a tab or a line break has no place in a TSV")
+        row = "\t".join(cells.values()) + "\n"
+        if '""' in row and any(text.startswith('"') for text in cells.values()):
+            message = 'a text that begins with ", and "" in the row, would be read as quoted cells'
+            raise RequestError.invalid("source", message)
+        with self._lock, self._path.open("ab") as file:  # one write, so that no row is cut
+            file.write(row.encode())
 
 
 def build_app(
@@ -203,3 +391,22 @@ def _add_libretranslate(app: FastAPI, service: Service, token: str) -> None:
             source, _, target = name.partition("-")
             targets.setdefault(source, []).append(target)
         return [{"code": code, "name": code, "targets": to} for code, to in targets.items()]
+
+
+def _is_own(host: str, names: Collection[str]) -> bool:
+    """Return whether a Host header names this server: an address cannot be bound to another."""
+    name = ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        ipaddress.ip_address(name)
+    except ValueError:
+        return not {name, host.lower()}.isdisjoint(["localhost", *map(str.lower, names)])
+    return True
+
+
+def _name_columns(model: Predictor) -> tuple[str, ...]:
+    """Return the names of the columns of a file that the model's settings of data read."""
+    data = model.settings.data
+    source = "source" if data.source == "auto" else data.source
+    target = "target" if data.target == "auto" else data.target
+    return (source, target, *model.feature_labels)

@@ -1,8 +1,9 @@
-"""The models that are served, by name: loaded, adapted to the options of a request, reloaded."""
+"""The models at work, by name: loaded, adapted to the options of a request, asked, reloaded."""
 
 import asyncio
 import contextlib
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,25 @@ from dragoman.engines.parity import Sample, list_samples
 from dragoman.errors import DragomanError, ModelFolderError, SettingsError
 from dragoman.model_folder.calibration import CALIBRATION
 from dragoman.model_folder.constraint_files import CONSTRAINT_FILES, list_constraint_files
-from dragoman.model_folder.folder import CONFIG, METRICS, TOKENIZER, WEIGHTS, ModelFolder
+from dragoman.model_folder.folder import (
+    CONFIG,
+    METRICS,
+    TOKENIZER,
+    WEIGHTS,
+    ModelFolder,
+    list_models,
+)
 from dragoman.model_folder.memory import MEMORY
-from dragoman.model_folder.seeds import list_models
-from dragoman.predictor import Predictor
+from dragoman.predictor import PRODUCED_NAN, Prediction, Predictor
 from dragoman.reading.pairs import InvalidRow, Source
-from dragoman.serving.messages import RequestError
+from dragoman.serving.batching import Batcher, Metrics
+from dragoman.serving.messages import (
+    Limits,
+    PredictRequest,
+    RequestError,
+    describe_outputs,
+    make_rows,
+)
 
 _NUM_EXAMPLES = 10
 _CACHED_OPTIONS = 32  # of a model: a search by other settings is made once
@@ -35,6 +49,7 @@ _LARGEST = {
 }
 _FILES = (WEIGHTS, CONFIG, TOKENIZER, METRICS, CALIBRATION, MEMORY, *CONSTRAINT_FILES.values())
 _TEXTS = {"choices": "choices.txt", "grammar": "grammar.lark"}  # files on the command line
+_RELOAD_EVERY_S = 1.0
 
 
 class Adapted:
@@ -222,3 +237,79 @@ class ServedModels:
                 status = path.stat()
                 found.append((path, status.st_ino, status.st_mtime_ns, status.st_size))
         return found
+
+
+class Service:
+    """The models at work.
+
+    Args:
+        workers: Batches that CTranslate2 computes at the same time; PyTorch computes one.
+    """
+
+    def __init__(self, models: ServedModels, limits: Limits, *, workers: int) -> None:
+        self.models, self.metrics = models, Metrics()
+        rows, size = limits.queue_rows, limits.queue_bytes
+        self._fast = Batcher("ctranslate2", workers, rows, size, self.metrics)
+        self._slow = Batcher("torch", 1, max(1, rows // 8), max(1, size // 8), self.metrics)
+
+    def check_queue(self) -> None:
+        """Raise the error that a request of one row would get.
+
+        Raises:
+            RequestError: The queue is full.
+        """
+        self._fast.check(1, 1)
+
+    async def predict(self, asked: PredictRequest) -> dict[str, Any]:
+        """Return the response to a request: see `PredictResponse`.
+
+        Raises:
+            RequestError: It is wrong, the queue is full, or a row is too long for the model.
+        """
+        model = self.models.find(asked.model)
+        rows = make_rows(asked, model.predictor)
+        try:
+            adapted = await model.adapt(
+                asked.decoding, nbest=asked.nbest, alignment=asked.alignment
+            )
+            batcher = self._slow if adapted.needs_torch else self._fast
+            answers = await batcher.search(adapted.predictor, rows)
+        except DragomanError as error:
+            raise RequestError.from_settings(error) from error
+        for i, (row, _) in enumerate(answers):
+            if isinstance(row, InvalidRow):
+                if row.reason == PRODUCED_NAN:
+                    raise RequestError(500, "internal", "model", row.reason)
+                where = "source" if isinstance(asked.source, str) else f"source[{i}]"
+                raise RequestError.invalid(where, row.reason)
+        self._count(model.name, [best_first[0] for _, best_first in answers])
+
+        def describe() -> list[dict[str, Any]]:
+            return [describe_outputs(best_first, asked) for _, best_first in answers]
+
+        # Of records in a thread: it searches each value in the source.
+        is_plain = adapted.predictor.record_format is None
+        predictions = describe() if is_plain else await asyncio.to_thread(describe)
+        return {"model": model.name, "digest": model.digest, "predictions": predictions}
+
+    def _count(self, model: str, outputs: Sequence[Prediction]) -> None:
+        find, tokens = self.metrics.find, self.metrics.tokens
+        find(tokens, model, "source").inc(sum(len(one.source_tokens) for one in outputs))
+        find(tokens, model, "output").inc(sum(len(one.tokens) for one in outputs))
+        confidence = find(self.metrics.confidence, model)
+        for one in outputs:
+            confidence.observe(one.confidence)
+
+    async def watch(self) -> None:
+        """Load models again whose folders are replaced, and all on SIGHUP; runs until cancelled."""
+        hangup = asyncio.Event()
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(hangup.wait(), _RELOAD_EVERY_S)
+            is_asked = hangup.is_set()
+            hangup.clear()
+            for name, is_loaded in (await self.models.reload(all_of_them=is_asked)).items():
+                result = "loaded" if is_loaded else "failed"
+                self.metrics.reloads.labels(name, result).inc()

@@ -16,7 +16,7 @@ from dragoman.errors import DataError
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
 from dragoman.training.module import TransformerTraining
-from dragoman.training.nonfinite import NonFiniteSteps
+from dragoman.training.trainer import NonFiniteSteps
 
 _PADDING_LABEL = -100  # of labels, in other libraries
 

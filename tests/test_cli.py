@@ -1,6 +1,8 @@
-"""The command line: real processes, real files."""
+"""The command line: real files; real processes where it matters what a process does."""
 
+import contextlib
 import gzip
+import io
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import get_args
 
@@ -27,16 +30,31 @@ from dragoman.settings import Settings
 WORDS = make_words(20, seed=9)
 
 
-def run(*words, given: bytes = b"", **options):
-    return subprocess.run(
-        [sys.executable, "-m", "dragoman", *map(str, words)],
-        input=given, capture_output=True, timeout=120, check=False, **options,
-    )  # fmt: skip
+def run(*words, given: bytes = b"", cwd=None):
+    """Run the command line in this process, which has the libraries loaded; its streams are files."""
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for name in ("stdin", "stdout", "stderr"):
+            file = io.TextIOWrapper(tempfile.TemporaryFile(), encoding="utf-8")  # noqa: SIM115
+            patch.setattr(sys, name, stack.enter_context(file))
+        sys.stdin.buffer.write(given)
+        sys.stdin.buffer.seek(0)
+        stack.enter_context(contextlib.chdir(cwd or "."))
+        try:
+            code = main([*map(str, words)])
+        except SystemExit as end:
+            code = end.code
+        texts = []
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            stream.seek(0)
+            texts.append(stream.buffer.read())
+    return subprocess.CompletedProcess(words, code, *texts)
 
 
-def fails(*words, given: bytes = b"", **options) -> str:
+def fails(*words, given: bytes = b"", cwd=None) -> str:
     """Run, expect an error that the user can fix, and return its one message."""
-    found = run(*words, given=given, **options)
+    found = run(*words, given=given, cwd=cwd)
     message = found.stderr.decode()
     assert found.returncode == 2, message
     assert "Traceback" not in message
@@ -47,8 +65,10 @@ def fails(*words, given: bytes = b"", **options) -> str:
 def test_predict_pipes_lines_to_lines(trained):
     folder, model = trained
     for words in ([], ["--input", "-"]):
-        found = run("predict", folder, *words, given="".join(f"{w}\n" for w in WORDS).encode())
-        assert found.returncode == 0
+        found = subprocess.run(
+            [sys.executable, "-m", "dragoman", "predict", folder, *words],
+            input="".join(f"{w}\n" for w in WORDS).encode(), capture_output=True, check=True,
+        )  # fmt: skip
         assert found.stdout.decode().splitlines() == model.predict(WORDS)
         assert found.stderr == b""
 
@@ -409,22 +429,15 @@ def test_a_full_standard_output_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
 )
-def test_too_little_memory_is_one_sentence(trained, tmp_path, monkeypatch, capsys, error):
+def test_too_little_memory_is_one_sentence(trained, tmp_path, monkeypatch, error):
     def run_out(*_):
         raise error
 
     monkeypatch.setattr("dragoman.engines.torch_engine.search", run_out)
     (tmp_path / "lines.txt").write_text("abc\n")
-    words = [
-        "predict",
-        str(trained[0]),
-        "--engine",
-        "torch",
-        "--input",
-        str(tmp_path / "lines.txt"),
-    ]
-    assert main(words) == 1
-    [line] = capsys.readouterr().err.splitlines()
+    found = run("predict", trained[0], "--engine", "torch", "--input", tmp_path / "lines.txt")
+    assert found.returncode == 1
+    [line] = found.stderr.decode().splitlines()
     assert line.startswith("dragoman: out of memory (")
     assert "lower decoding.batch_tokens" in line
 

@@ -13,7 +13,6 @@ from dragoman.errors import ModelFolderError
 from dragoman.storage import (
     consistent_read,
     hold_lock,
-    read_bytes,
     read_json,
     sha256,
     staged_file,
@@ -309,19 +308,16 @@ def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path):
         pass
 
 
-def test_small_files_are_read_up_to_their_limit(tmp_path):
+def test_an_unreadable_file_is_named(tmp_path):
     path = tmp_path / "file.json"
     path.write_text('{"a": 1}')
-    assert read_bytes(path, 8) == b'{"a": 1}'
-    assert read_json(path, 8) == {"a": 1}
-    with pytest.raises(ModelFolderError, match=r"file\.json: larger than 7 bytes"):
-        read_json(path, 7)
+    assert read_json(path) == {"a": 1}
     with pytest.raises(ModelFolderError, match=r"missing: cannot be read: No such file"):
-        read_bytes(tmp_path / "missing", 7)
+        read_json(tmp_path / "missing")
     for content in (b"{", b"\xff", b"[" * 100_000):
         path.write_bytes(content)
         with pytest.raises(ModelFolderError, match=r"file\.json: not valid JSON"):
-            read_json(path, 1 << 20)
+            read_json(path)
 
 
 def test_sha256_is_that_of_the_content(tmp_path):

@@ -21,6 +21,10 @@ def escape_controls(text: str) -> str:
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+SIGNS: Final = {"\n": "↵", "\t": "⇥"}
+"""Shown for a line break and a tab."""
+
+
 @cache
 def is_hidden(character: str) -> bool:
     """Whether a reader cannot see this character, or sees a plain space.

@@ -116,12 +116,8 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         arguments.dry_run or arguments.seeds or "-" in arguments.pairs
     ):
         raise DragomanError("--on ray: leave out --dry-run, --seeds, and standard input as PAIRS")
-    if arguments.max_time is not None:
-        _refuse_both("--max-time", "--training.max_minutes", words)
-        words = [*words, "--training.max_minutes", str(arguments.max_time)]
-    if arguments.start_from is not None:
-        _refuse_both("--from", "--training.start_from", words)
-        words = [*words, "--training.start_from", arguments.start_from]
+    words = _add_short(words, "--max-time", "--training.max_minutes", arguments.max_time)
+    words = _add_short(words, "--from", "--training.start_from", arguments.start_from)
     settings = _read_settings_of_pairs(arguments, words)
     if not arguments.pairs and arguments.resume == "no":
         raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
@@ -236,10 +232,9 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
         )
     if (arguments.on is None) != (arguments.workers is None):
         raise DragomanError("--on ray and --workers must be given together")
-    for name in ("require_grounding", "memory"):
-        if (value := getattr(arguments, name)) is not None:
-            _refuse_both(f"--{name.replace('_', '-')}", f"--decoding.{name}", words)
-            words = [*words, f"--decoding.{name}", value]
+    required = arguments.require_grounding
+    words = _add_short(words, "--require-grounding", "--decoding.require_grounding", required)
+    words = _add_short(words, "--memory", "--decoding.memory", arguments.memory)
     from dragoman.configuration import read_settings
 
     settings = read_settings(None, words, is_whole=False)
@@ -277,9 +272,7 @@ def _add_join(command: ArgumentParser) -> None:
         help="the --output of the parts, which lie beside it; they are removed at the end")  # fmt: skip
 
 
-def _join(arguments: Namespace, words: Sequence[str]) -> None:
-    if words:
-        raise DragomanError(f"{words[0]}: join takes no settings; see dragoman join --help")
+def _join(arguments: Namespace, _: Sequence[str]) -> None:
     from dragoman.commands.join import join
 
     for line in join(arguments.output):
@@ -388,12 +381,9 @@ def _print_evaluation(evaluation: "Evaluation", arguments: Namespace) -> None:
     from dragoman.evaluation.field_confidence import list_field_confidence
 
     content, confidence = evaluation.to_dict(), evaluation.confidence
-    if arguments.json:
-        _print_json(content)
-    else:
-        lines = [*summarize(content), *(confidence.describe() if confidence else ())]
-        lines += list_field_confidence(confidence.fields) if confidence else ()
-        print("\n".join(lines))
+    lines = [*summarize(content), *(confidence.describe() if confidence else ())]
+    lines += list_field_confidence(confidence.fields) if confidence else ()
+    _print_result(arguments, content, lines)
     for path in (evaluation.folder, arguments.report):
         if path is not None:
             print(f"written: {path}", file=sys.stderr)
@@ -418,10 +408,8 @@ def _compare(arguments: Namespace, words: Sequence[str]) -> None:
     from dragoman.commands.compare import compare, describe_comparison
 
     found = compare(arguments.runs, settings, on=arguments.on, num_rows=arguments.rows)
-    if arguments.json:
-        _print_json([one.to_dict() for one in found])
-    else:
-        print("\n\n".join("\n".join(describe_comparison(one)) for one in found))
+    lines = ["\n".join(describe_comparison(one)) for one in found]
+    _print_result(arguments, [one.to_dict() for one in found], ["\n\n".join(lines)])
 
 
 def _add_explain(command: ArgumentParser) -> None:
@@ -450,10 +438,7 @@ def _explain(arguments: Namespace, words: Sequence[str]) -> None:
         num_rows=arguments.rows,
         device=arguments.device,
     )
-    if arguments.json:
-        _print_json(found.to_dict())
-    else:
-        print("\n".join(describe_explanation(found)))
+    _print_result(arguments, found.to_dict(), describe_explanation(found))
 
 
 # ------------------------------------------------------------------ inspect, export
@@ -559,6 +544,14 @@ def _read_settings_of_pairs(arguments: Namespace, words: Sequence[str]) -> "Sett
     return settings
 
 
+def _add_short(words: Sequence[str], option: str, setting: str, value: object) -> Sequence[str]:
+    """Return `words` with the setting that an option is short for, if it was given."""
+    if value is None:
+        return words
+    _refuse_both(option, setting, words)
+    return [*words, setting, str(value)]
+
+
 def _refuse_both(option: str, setting: str, words: Sequence[str]) -> None:
     """Refuse a setting in `words` that a shorter option gives, too."""
     if any(word.partition("=")[0] == setting for word in words):
@@ -577,8 +570,7 @@ def _add_export(command: ArgumentParser) -> None:
         "float16)")  # fmt: skip
 
 
-def _export(arguments: Namespace, words: Sequence[str]) -> None:
-    _refuse_settings("export", words)
+def _export(arguments: Namespace, _: Sequence[str]) -> None:
     from dragoman.commands.export import export
 
     result = export(arguments.model, arguments.to, arguments.quantization)
@@ -649,25 +641,16 @@ def _add_demo(command: ArgumentParser) -> None:
         help="where the pairs and the model are written (default: %(default)s)")  # fmt: skip
 
 
-def _demo(arguments: Namespace, words: Sequence[str]) -> None:
-    _refuse_settings("demo", words)
+def _demo(arguments: Namespace, _: Sequence[str]) -> None:
     from dragoman.commands.demo import demo
 
     demo(arguments.folder)
 
 
-def _doctor(_: Namespace, words: Sequence[str]) -> None:
-    _refuse_settings("doctor", words)
+def _doctor(*_: object) -> None:
     from dragoman.commands.doctor import describe_installation
 
     print("\n".join(describe_installation()))
-
-
-def _refuse_settings(command: str, words: Sequence[str]) -> None:
-    if words:
-        raise DragomanError(
-            f"{words[0]}: {command} takes no settings; see dragoman {command} --help"
-        )
 
 
 # ------------------------------------------------------------------ all commands
@@ -693,8 +676,7 @@ _FOR_USE = (
 _OF_FIT = ("data.train", "data.valid", "data.test", "data.cache", "data.max_tokens")
 COMMANDS = {
     "fit": Command(
-        run=_fit,
-        add_options=_add_fit,
+        run=_fit, add_options=_add_fit,
         summary="train a model on a file of pairs",
         examples=(
             "dragoman fit pairs.tsv",
@@ -704,26 +686,21 @@ COMMANDS = {
             "dragoman fit pairs.tsv --dry-run",
             "dragoman fit --out g2p --resume",
         ),
-        sections=_ALL_SECTIONS,
-        common=_FOR_TRAINING,
+        sections=_ALL_SECTIONS, common=_FOR_TRAINING,
     ),
     "predict": Command(
-        run=_predict,
-        add_options=_add_predict,
+        run=_predict, add_options=_add_predict,
         summary="write the output of a model for each line of the input",
         examples=(
             "dragoman predict model < sources.txt",
             "dragoman predict model --input big.csv.gz --output out.jsonl --decoding.beam_size 5",
         ),
         sections=("data.", "decoding."),
-        unused=(
-            *_OF_FIT, "data.broken_rows", "data.long_rows",
-        ),
+        unused=(*_OF_FIT, "data.broken_rows", "data.long_rows"),
         common=_FOR_USE,
     ),
     "join": Command(
-        run=_join,
-        add_options=_add_join,
+        run=_join, add_options=_add_join,
         summary="put the parts of a prediction together",
         examples=(
             "dragoman predict model --input big.jsonl --output out.jsonl --part 1/8",
@@ -732,8 +709,7 @@ COMMANDS = {
         sections=(),
     ),
     "evaluate": Command(
-        run=_evaluate,
-        add_options=_add_evaluate,
+        run=_evaluate, add_options=_add_evaluate,
         summary="score a model, or outputs in a file, with confidence intervals",
         examples=(
             "dragoman evaluate model test.tsv --report report.html",
@@ -748,76 +724,68 @@ COMMANDS = {
         common=_FOR_USE,
     ),
     "compare": Command(
-        run=_compare,
-        add_options=_add_compare,
+        run=_compare, add_options=_add_compare,
         summary="test whether one run is better than another, or differs by chance",
         examples=("dragoman compare baseline larger", "dragoman compare a1,a2,a3 b1,b2,b3"),
-        sections=("evaluation.",),
-        unused=("evaluation.report",),
+        sections=("evaluation.",), unused=("evaluation.report",),
     ),
     "explain": Command(
-        run=_explain,
-        add_options=_add_explain,
+        run=_explain, add_options=_add_explain,
         summary="show the training pairs that bear on an output, and what is unsure in it",
         examples=("dragoman explain model 'am 3. Oktober' --pairs train.tsv",),
-        sections=("data.", "decoding."),
-        unused=(*_OF_FIT, "decoding.token_scores"),
-        common=_FOR_USE,
+        sections=("data.", "decoding."), unused=(*_OF_FIT, "decoding.token_scores"), common=_FOR_USE,
     ),
     "inspect": Command(
-        run=_inspect,
-        add_options=_add_inspect,
+        run=_inspect, add_options=_add_inspect,
         summary="look for problems in pairs before training",
         examples=("dragoman inspect train.tsv --valid dev.tsv --test test.tsv",),
-        sections=("preset", "data.", "tokenizer."),
-        unused=("data.cache",),
-        common=_FOR_TRAINING,
+        sections=("preset", "data.", "tokenizer."), unused=("data.cache",), common=_FOR_TRAINING,
     ),
     "tune": Command(
-        run=_tune,
-        add_options=_add_tune,
+        run=_tune, add_options=_add_tune,
         summary="search settings that score better on the validation pairs",
         examples=(
             "dragoman tune pairs.tsv --trials 30 --max-time 4h",
             "dragoman fit pairs.tsv --config tuned/best.yaml",
         ),
-        sections=_ALL_SECTIONS,
-        common=_FOR_TRAINING,
+        sections=_ALL_SECTIONS, common=_FOR_TRAINING,
     ),
     "export": Command(
-        run=_export,
-        add_options=_add_export,
+        run=_export, add_options=_add_export,
         summary="write a model in the format of another program, and check it",
         examples=("dragoman export model --to onnx", "dragoman export model --to html"),
         sections=(),
     ),
     "serve": Command(
-        run=_serve,
-        add_options=_add_serve,
+        run=_serve, add_options=_add_serve,
         summary="answer requests over HTTP",
         examples=(
             "dragoman serve model",
             "dragoman serve de-en=model_a en-de=model_b --port 5000 --libretranslate",
         ),
-        sections=("data.", "decoding."),
-        unused=(*_OF_FIT, "data.broken_rows", "data.long_rows"),
-        common=_FOR_USE,
+        sections=("data.", "decoding."), unused=(*_OF_FIT, "data.broken_rows", "data.long_rows"), common=_FOR_USE,
     ),
     "demo": Command(
-        run=_demo,
-        add_options=_add_demo,
+        run=_demo, add_options=_add_demo,
         summary="train a small model on written dates of ten languages, and use it",
         examples=("dragoman demo",),
         sections=(),
     ),
     "doctor": Command(
-        run=_doctor,
-        add_options=lambda command: None,
+        run=_doctor, add_options=lambda command: None,
         summary="print versions, devices, and packages that are missing, for a bug report",
         examples=("dragoman doctor",),
         sections=(),
     ),
 }  # fmt: skip
+
+
+def _print_result(arguments: Namespace, content: object, lines: Sequence[str]) -> None:
+    """Print `content`, with --json, or `lines`."""
+    if arguments.json:
+        _print_json(content)
+    else:
+        print("\n".join(lines))
 
 
 def _print_json(content: object) -> None:

@@ -96,6 +96,8 @@ def _check_used(settings: Sequence[str], name: str, command: Command) -> None:
             errors.append(
                 f"--{setting}: {why}; `dragoman {name} --help all` lists what {name} takes"
             )
+    if settings and not command.sections and not errors:
+        errors.append(f"{settings[0]}: {name} takes no settings; see dragoman {name} --help")
     if errors:
         raise SettingsError.gather(errors)
 

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from dragoman.errors import DragomanError, ModelFolderError
 
 _OLD_FILE_S = 60.0
+_MAX_BYTES = 1 << 28  # of what is read whole
 _TEMPORARY = re.compile(r"\..+\.tmp-\d+-[0-9a-f]{8}")
 
 
@@ -197,28 +198,28 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a file.
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a settings file of a model.
 
-    Raises: ModelFolderError, when it is missing, unreadable, or larger than `max_bytes`.
+    Raises: ModelFolderError, when it is missing, unreadable, or larger than 256 MiB.
     """
     try:
         with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
+            content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise ModelFolderError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(content) > max_bytes:
-        raise ModelFolderError(f"{path}: larger than {max_bytes:,} bytes, the limit for this file")
+    if len(content) > _MAX_BYTES:
+        raise ModelFolderError(f"{path}: larger than {_MAX_BYTES >> 20} MiB, the limit")
     return content
 
 
-def read_json(path: Path, max_bytes: int) -> Any:  # noqa: ANN401
+def read_json(path: Path) -> Any:  # noqa: ANN401
     """Return the content of a JSON file.
 
-    Raises: ModelFolderError, when it is missing, unreadable, larger than `max_bytes`, or not JSON.
+    Raises: ModelFolderError, as of `read_bytes`, or when it is not JSON.
     """
     try:
-        return json.loads(read_bytes(path, max_bytes))
+        return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise ModelFolderError(f"{path}: not valid JSON: {error}") from error
 

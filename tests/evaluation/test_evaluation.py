@@ -119,14 +119,6 @@ def test_a_missing_file_of_rows_is_named(tmp_path):
         read_evaluation(tmp_path / "test")
 
 
-def test_scores_larger_than_the_limit_are_refused(tmp_path):
-    write_evaluation(tmp_path / "test", evaluate_rows(rows_of(), SETTINGS))
-    with (tmp_path / "test" / "scores.json").open("r+b") as file:
-        file.truncate(1 << 34)
-    with pytest.raises(DataError, match="larger than"):
-        read_evaluation(tmp_path / "test")
-
-
 def test_writing_an_evaluation_again_replaces_it(tmp_path):
     for count in (1, 9):
         write_evaluation(tmp_path / "test", evaluate_rows(rows_of(wrong=count), SETTINGS))

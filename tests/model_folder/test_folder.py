@@ -69,14 +69,6 @@ def test_an_invalid_file_is_named(folder, name):
         dragoman.load(folder)
 
 
-def test_predicting_reads_only_the_end_of_long_metrics(folder):
-    path = folder / "metrics.json"
-    path.write_text('{"deep": ' + "[" * 3000 + "]" * 3000 + ', "ctranslate2": {"is_equal": false}}')
-    assert dragoman.load(folder).engine.name == "torch"
-    with pytest.raises(ModelFolderError, match=r"metrics\.json: not valid JSON"):
-        ModelFolder.read(folder)
-
-
 def test_an_unknown_setting_is_named(folder):
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("d_model", "d_modell"))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dragoman.errors import DragomanError, name_extra
 from dragoman.settings import Settings
+from dragoman.storage import staged_file
 
 if TYPE_CHECKING:
     from babel import Locale
@@ -122,8 +123,12 @@ def write_date_pairs(folder: Path) -> DatePairs:
     folder.mkdir(parents=True, exist_ok=True)
     paths: dict[Split, Path] = {}
     for split, num_rows in NUM_ROWS.items():
-        rows = make_rows(forms, days[split], num_rows, random)
-        paths[split] = _write(folder / f"{split}.tsv", rows)
+        paths[split] = folder / f"{split}.tsv"
+        with (
+            staged_file(paths[split]) as path,
+            path.open("w", encoding="utf-8", newline="\n") as file,
+        ):
+            file.writelines(make_rows(forms, days[split], num_rows, random))
     return DatePairs(**paths)
 
 
@@ -206,11 +211,3 @@ def make_rows(
             continue
         seen.add(source)
         yield f"{source}\t{day.isoformat()}\n"
-
-
-def _write(path: Path, rows: Iterator[str]) -> Path:
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(rows)
-    unfinished.replace(path)
-    return path

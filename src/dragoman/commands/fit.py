@@ -341,7 +341,7 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
     metrics["decoding"] = {"reasons": reasons, **choice.trial}
     if memory_trial:
         metrics["memory"] = memory_trial
-    metrics[PARITY] = {**parity, "quantization": choice.quantization}  # read from the file's end
+    metrics[PARITY] = {**parity, "quantization": choice.quantization}
     model_folder = replace(
         model_folder,
         settings=predictor.settings,

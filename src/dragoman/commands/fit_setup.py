@@ -276,7 +276,7 @@ def start_with_seed(
         run = _assemble(record, data, out, folder, context, None)
         _share(context.ranks, data, run.checkpoints.record)
         if start_from := record.settings.training.start_from:
-            start = ModelFolder.read(Path(start_from), with_metrics=False)
+            start = ModelFolder.read(Path(start_from))
             start_network(run.module.network, data.tokenizer, start)
         _report(run, [], f"{record.precision} on {record.machine['device']}: as for the first seed")
         yield run

@@ -28,12 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, cast
 from filelock import Timeout
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
-from dragoman.commands.output_formats import (
-    Layout,
-    RowWriter,
-    find_layout,
-    find_packer,
-)
+from dragoman.commands.output_formats import Layout, RowWriter, find_layout, find_packer
 from dragoman.configuration import flatten_settings
 from dragoman.errors import DragomanError, shorten
 from dragoman.evaluation.confidence import FieldValue, round_confidence

@@ -257,10 +257,7 @@ def _make_matcher(language: _Language, grammars: str) -> "LLMatcher":
     # Slices save time only with far larger vocabularies, and take 10-60 ms to build.
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), slices=[])
     matcher: LLMatcher = llguidance.LLMatcher(
-        tokenizer,
-        grammars,
-        log_level=0,
-        limits=llguidance.LLParserLimits(verbose_errors=False),
+        tokenizer, grammars, log_level=0, limits=llguidance.LLParserLimits(verbose_errors=False)
     )
     if matcher.is_error():
         raise SettingsError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rapidfuzz.distance import Levenshtein
+from rapidfuzz.distance import Levenshtein, Opcode
 
 from dragoman.evaluation.intervals import estimate_all
 from dragoman.evaluation.metrics import Metric, Statistics
@@ -199,17 +199,24 @@ def split_units(text: str, separator: str) -> Sequence[str]:
     return text.split(separator if separator != " " else None) if separator else text
 
 
+def align(
+    reference: Sequence[str], output: Sequence[str]
+) -> Iterator[tuple[bool, list[Opcode], Sequence[str], Sequence[str]]]:
+    """Yield the stretches with the fewest edits: whether both are equal, the edits, both sides."""
+    edits = Levenshtein.opcodes(reference, output)
+    for is_same, group in itertools.groupby(edits, key=lambda edit: edit.tag == "equal"):
+        run = list(group)
+        expected = reference[run[0].src_start : run[-1].src_end]
+        yield is_same, run, expected, output[run[0].dest_start : run[-1].dest_end]
+
+
 def _list_differences(
     reference: Sequence[str], output: Sequence[str], separator: str
 ) -> Iterator[tuple[str, str]]:
     """Yield (expected, found) for each run of neighbouring differences."""
-    edits = Levenshtein.opcodes(reference, output)
-    for is_same, group in itertools.groupby(edits, key=lambda edit: edit.tag == "equal"):
+    for is_same, run, expected, found in align(reference, output):
         if is_same:
             continue
-        run = list(group)
-        expected = reference[run[0].src_start : run[-1].src_end]
-        found = output[run[0].dest_start : run[-1].dest_end]
         if max(len(expected), len(found)) <= _LONGEST:
             yield separator.join(expected), separator.join(found)
             continue

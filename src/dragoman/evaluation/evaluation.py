@@ -38,7 +38,6 @@ from dragoman.storage import consistent_read, explain_failed_write, read_json, s
 from dragoman.terminal import html_table
 
 ROWS, SCORES = "rows.jsonl", "scores.json"
-_MAX_SCORES_BYTES = 1 << 26
 NO_INTERVAL = "too few wrong (or right) rows for an interval"
 _NUM_CONFUSIONS, _NUM_GROUPS = 5, 8  # in a summary
 _MOST_ROWS = 100  # on which they disagree, kept
@@ -269,7 +268,7 @@ def read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """
     try:
         with consistent_read(folder):
-            content = read_json(folder / SCORES, _MAX_SCORES_BYTES)
+            content = read_json(folder / SCORES)
             rows = read_rows(folder / ROWS)
     except ModelFolderError as error:
         raise DataError(str(error)) from error

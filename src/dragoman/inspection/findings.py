@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.characters import JOINERS, is_hidden
+from dragoman.characters import JOINERS, SIGNS, is_hidden
 from dragoman.reading.pairs import Pair
 from dragoman.reading.row_errors import name_file
 from dragoman.settings import DataSettings, Settings
@@ -21,7 +21,6 @@ MOST_EXAMPLES = 10
 _MOST_CHARACTERS = 48  # of each side of an example
 _MOST_ROWS = 500_000  # held of each file and split; and their characters:
 _MOST_HELD_CHARACTERS = 100_000_000
-_VISIBLE = {"\n": "↵", "\t": "⇥"}
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it is reversible
 
 
@@ -212,7 +211,7 @@ def show_text(text: str, at: str = "", longest: int = _MOST_CHARACTERS) -> str:
     """
     start = max(0, text.find(at) - longest // 3) if at and len(text) > longest else 0
     shown = "".join(
-        _VISIBLE.get(character, f"<U+{ord(character):04X}>")
+        SIGNS.get(character, f"<U+{ord(character):04X}>")
         if is_hidden(character) and (character not in JOINERS or character in at)
         else character
         for character in text[start : start + longest]

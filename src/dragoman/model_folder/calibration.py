@@ -21,7 +21,6 @@ from dragoman.storage import describe_first, explain_failed_write, read_bytes, s
 
 CALIBRATION = "calibration.json"
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
-_MAX_BYTES = 1 << 20
 # They say how an output is shown, not which one is chosen.
 _WRITING = {
     "num_hypotheses",
@@ -106,7 +105,7 @@ def read_calibration(folder: Path) -> StoredCalibration | None:
     path = folder / CALIBRATION
     if not path.exists():
         return None
-    content = read_bytes(path, _MAX_BYTES)
+    content = read_bytes(path)
     try:
         return StoredCalibration.model_validate_json(content)
     except ValidationError as error:

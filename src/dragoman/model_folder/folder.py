@@ -77,12 +77,6 @@ SEEDS = "seeds.json"  # only in a folder that holds a model folder for each seed
 _FOLDED = "\x85\u2028\u2029\ufeff"  # ends of lines, and a byte order mark
 _NEEDED = (WEIGHTS, CONFIG, TOKENIZER, METRICS)
 
-_MAX_CONFIG_BYTES = 1 << 20
-_MAX_METRICS_BYTES = 1 << 28  # 64 samples, which may be long
-_MAX_TOKEN_COUNTS_BYTES = 1 << 25
-_PARITY_BYTES = 1 << 12
-_MAX_BYTES = 1 << 16
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
@@ -100,10 +94,8 @@ class ModelFolder:
     memory: TargetMemory | None = None
 
     @classmethod
-    def read(cls, path: Path, *, with_metrics: bool = True) -> "ModelFolder":
+    def read(cls, path: Path) -> "ModelFolder":
         """Return the content of the model folder at `path`; the weights are read when needed.
-
-        Without metrics, `metrics` has only the comparison of CTranslate2 with PyTorch.
 
         Whether the shapes of the weights fit the settings is checked when a network is built.
 
@@ -130,10 +122,7 @@ class ModelFolder:
                     f"{path}: not a complete model folder: {', '.join(missing)} missing; copy it "
                     "again, or train it again with `dragoman fit`"
                 )
-            if with_metrics:
-                metrics = read_json(path / METRICS, _MAX_METRICS_BYTES)
-            else:
-                metrics = _read_parity(path / METRICS)
+            metrics = read_json(path / METRICS)
             if not isinstance(metrics, dict):
                 raise ModelFolderError(f"{path / METRICS}: expected a JSON object")
             card = path / CARD
@@ -277,7 +266,7 @@ def find_start(typed: Settings) -> tuple[Settings, ModelFolder | None]:
     """
     if not typed.training.start_from:
         return typed, None
-    folder = ModelFolder.read(Path(typed.training.start_from), with_metrics=False)
+    folder = ModelFolder.read(Path(typed.training.start_from))
     return merge_for_start(typed, folder.settings), folder
 
 
@@ -335,7 +324,7 @@ def write_example(command: str, settings: Settings, metrics: Mapping[str, Any]) 
 
 
 def _read_settings(path: Path) -> Settings:
-    content = read_bytes(path, _MAX_CONFIG_BYTES)
+    content = read_bytes(path)
     try:
         return parse_config(content, str(path))
     except SettingsError as error:
@@ -348,26 +337,11 @@ def _read_settings(path: Path) -> Settings:
         raise ModelFolderError(f"{path}: not settings of this version: {error}") from error
 
 
-def _read_parity(path: Path) -> dict[str, Any]:
-    """Return the comparison of CTranslate2 with PyTorch, which fit writes at the end of metrics.json."""
-    with path.open("rb") as file:
-        first = file.read(1)
-        file.seek(max(0, path.stat().st_size - _PARITY_BYTES))
-        end = file.read()
-    if first != b"{" or not end.rstrip().endswith(b"}"):
-        raise ModelFolderError(f"{path}: truncated, or not a JSON object; copy it again")
-    found = re.findall(rb'"ctranslate2":\s*\{[^{}]*\}', end)
-    try:
-        return cast("dict[str, Any]", json.loads(b"{%s}" % found[-1])) if found else {}
-    except ValueError:
-        return {}
-
-
 def _read_token_counts(path: Path) -> tuple[int, ...]:
     """Return how often each source token was in the training pairs, by id; (): not known."""
     if not path.exists():
         return ()
-    content = read_json(path, _MAX_TOKEN_COUNTS_BYTES)
+    content = read_json(path)
     counts = content.get("source") if isinstance(content, dict) else None
     if not isinstance(counts, list) or not all(type(count) is int for count in counts):
         raise ModelFolderError(f'{path}: expected {{"source": [counts of the tokens]}}')
@@ -402,7 +376,7 @@ class SeedIndex(BaseModel):
         if not path.is_file():
             return None
         try:
-            return cls.model_validate_json(read_bytes(path, _MAX_BYTES))
+            return cls.model_validate_json(read_bytes(path))
         except ValidationError as error:
             raise ModelFolderError(f"{path}: {describe_first(error)}; copy it again") from error
 
@@ -440,7 +414,7 @@ def list_models(path: Path) -> list[Path]:
 
 
 def read_models(path: Path) -> list[ModelFolder]:
-    """Return the model at `path`, or all models of an ensemble folder; without their metrics.
+    """Return the model at `path`, or all models of an ensemble folder.
 
     The models of an ensemble have its search, and the first one its calibration.
 
@@ -448,9 +422,9 @@ def read_models(path: Path) -> list[ModelFolder]:
     """
     index = SeedIndex.read(path)
     if index is None:
-        return [ModelFolder.read(path, with_metrics=False)]
+        return [ModelFolder.read(path)]
     with consistent_read(path):
-        models = [ModelFolder.read(one, with_metrics=False) for one in list_models(path)]
+        models = [ModelFolder.read(one) for one in list_models(path)]
         calibration = read_calibration(path)
         return [
             replace(

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from markupsafe import Markup, escape
-from rapidfuzz.distance import Levenshtein
 
-from dragoman.characters import JOINERS, is_hidden
+from dragoman.characters import JOINERS, SIGNS, is_hidden
+from dragoman.evaluation.breakdown import align
 from dragoman.grounding import Span
 
 _LONGEST = 300  # characters of a text beside others
 _LONGEST_COMPARED = 3000  # characters of a text that are aligned
 _CONTEXT = 24  # characters on each side of a stretch that is left out
-_SIGNS = {"\n": "↵", "\t": "⇥"}
 
 
 def show_text(text: str, longest: int = _LONGEST, spans: Sequence[Span] = ()) -> Markup:
@@ -41,8 +40,8 @@ def mark_hidden(text: str, *, shows_spaces: bool = False) -> Markup:
     for character in text:
         if shows_spaces and character == " ":
             shown.append(Markup('<span class="space">␣</span>'))
-        elif character in _SIGNS:
-            shown.append(Markup('<span class="code">{}</span><wbr>').format(_SIGNS[character]))
+        elif character in SIGNS:
+            shown.append(Markup('<span class="code">{}</span><wbr>').format(SIGNS[character]))
         elif _needs_code(character):
             shown.append(Markup('<span class="code">U+{:04X}</span>').format(ord(character)))
         else:
@@ -55,7 +54,7 @@ def write_plain(text: str, longest: int) -> str:
     if not text:
         return "∅"
     shown = "".join(
-        _SIGNS.get(one) or (f"U+{ord(one):04X}" if _needs_code(one) else one)
+        SIGNS.get(one) or (f"U+{ord(one):04X}" if _needs_code(one) else one)
         for one in text[:longest]
     )
     return shown if len(text) <= longest else f"{shown}…"
@@ -74,20 +73,12 @@ def compare_texts(reference: str, output: str, unit: str = "") -> list[Stretch]:
 
     "same" and "missing" make the reference; "same" and "extra" make the output.
     """
-    expected, found = _cut(reference, unit), _cut(output, unit)
     stretches: list[Stretch] = []
-    edits = Levenshtein.opcodes(expected, found)
-    for is_same, group in itertools.groupby(edits, key=lambda edit: edit.tag == "equal"):
-        run = list(group)
-        missing = "".join(expected[run[0].src_start : run[-1].src_end])
-        extra = "".join(found[run[0].dest_start : run[-1].dest_end])
-        if is_same:
-            stretches.append(Stretch(kind="same", text=missing))
-            continue
+    for is_same, _, missing, extra in align(_cut(reference, unit), _cut(output, unit)):
         if missing:
-            stretches.append(Stretch(kind="missing", text=missing))
-        if extra:
-            stretches.append(Stretch(kind="extra", text=extra))
+            stretches.append(Stretch(kind="same" if is_same else "missing", text="".join(missing)))
+        if extra and not is_same:
+            stretches.append(Stretch(kind="extra", text="".join(extra)))
     return stretches
 
 

@@ -178,9 +178,7 @@ class ServedModels:
     """
 
     def __init__(
-        self,
-        folders: Mapping[str, Sequence[Path]],
-        load: Callable[[Sequence[Path]], Predictor],
+        self, folders: Mapping[str, Sequence[Path]], load: Callable[[Sequence[Path]], Predictor]
     ) -> None:
         self._folders, self._load = folders, load
         self._loaded: dict[str, object] = {}  # fingerprints

@@ -46,7 +46,6 @@ KINDS: Final[Mapping[TokenizerKind, type[ClosedVocabulary] | type[Subwords]]] = 
 
 _FORMAT: Final = "dragoman tokenizer"
 _VERSION: Final = 1
-_MAX_BYTES: Final = 1 << 27
 _MAX_FEATURE_CHARACTERS: Final = 1000
 _REMEDY: Final = "copy the model folder again, or train it again"
 
@@ -260,7 +259,7 @@ class PairTokenizer:
 
         Raises:
             SettingsError: The settings do not suit their kinds, or shared sides differ.
-            DataError: One side has no text, a feature is long, or the tokens take too much space.
+            DataError: One side has no text, or a feature is long.
         """
         errors = find_side_errors(settings.source, "tokenizer.source.")
         errors += find_side_errors(settings.target, "tokenizer.target.")
@@ -308,13 +307,7 @@ class PairTokenizer:
                 "feature is one symbol; check the columns that data.features names"
             )
         numbered = _number(symbols, source)
-        trained = cls(source=source, target=target, features=numbered, pointers=pointers)
-        if (size := len(trained._dump())) > _MAX_BYTES:  # `load` would refuse it
-            raise DataError(
-                f"the tokens take {size >> 20:,} MiB, more than the {_MAX_BYTES >> 20} that a model "
-                "may have: set tokenizer.source.kind and tokenizer.target.kind to bpe"
-            )
-        return trained
+        return cls(source=source, target=target, features=numbered, pointers=pointers)
 
     @property
     def is_shared(self) -> bool:
@@ -517,7 +510,8 @@ class PairTokenizer:
     def save(self, path: Path) -> None:
         """Write everything to `path`, as JSON, atomically."""
         with staged_file(path) as temporary:
-            temporary.write_bytes(self._dump())
+            text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+            temporary.write_text(text + "\n", "utf-8", newline="\n")
 
     @classmethod
     def load(cls, path: Path) -> "PairTokenizer":
@@ -525,7 +519,7 @@ class PairTokenizer:
 
         Raises: ModelFolderError, when the file is missing, invalid, or not from `save`.
         """
-        content = read_json(path, _MAX_BYTES)
+        content = read_json(path)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ModelFolderError(f"{path}: not a dragoman tokenizer; {_REMEDY}")
         if type(found := content.get("version")) is int and found > _VERSION:
@@ -547,10 +541,6 @@ class PairTokenizer:
             raise ModelFolderError(f"{path}: {error}; {_REMEDY}") from error
         features = _number(stored.features, source)
         return cls(source=source, target=target, features=features, pointers=stored.pointers)
-
-    def _dump(self) -> bytes:
-        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
-        return text.encode("utf-8") + b"\n"
 
 
 def find_side_errors(settings: SideSettings, name: str = "") -> list[str]:

@@ -28,27 +28,11 @@ from dragoman.settings import Settings
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = [
-    "--model.d_model",
-    "32",
-    "--model.dim_feedforward",
-    "64",
-    "--model.num_encoder_layers",
-    "1",
-    "--model.num_decoder_layers",
-    "1",
-    "--training.max_steps",
-    "4",
-    "--training.valid_rows",
-    "10",
-    "--training.valid_every",
-    "4",
-    "--optimization.warmup_steps",
-    "0",
-    "--decoding.max_length",
-    "12",
-    "--evaluation.report",
-    "none",
-]
+    "--model.d_model", "32", "--model.dim_feedforward", "64", "--model.num_encoder_layers", "1",
+    "--model.num_decoder_layers", "1", "--training.max_steps", "4", "--training.valid_rows", "10",
+    "--training.valid_every", "4", "--optimization.warmup_steps", "0",
+    "--decoding.max_length", "12", "--evaluation.report", "none",
+]  # fmt: skip
 ELSEWHERE = ("pip ", "python3 dev.py ")  # run by .ci/release and .ci/run: they need the registry
 
 

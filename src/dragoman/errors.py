@@ -92,8 +92,7 @@ def name_extra(what: str) -> Iterator[None]:
     Args:
         what: What needs the package.
 
-    Raises:
-        MissingPackageError: An import failed within, of a package that an extra names.
+    Raises: MissingPackageError, when an import failed within, of a package that an extra names.
     """
     try:
         yield

@@ -433,7 +433,7 @@ class Predictor:
             hypotheses = self._search(kept_sources, kept_texts, prefixes)
         found = self._describe(kept_sources, kept_texts, hypotheses)
         for i, best_first in zip(kept, found, strict=True):
-            if _has_nan(best_first):
+            if any(math.isnan(one.score) for one in best_first):
                 reject(i, PRODUCED_NAN)
             elif scores_targets:  # a given text stays
                 outputs[places[i]] = best_first
@@ -585,12 +585,18 @@ class Predictor:
         source_texts: Sequence[str],
         found: Sequence[Sequence[Hypothesis]],
     ) -> list[list[Prediction]]:
-        names, end = self._target_names, self._target_names[EOS_ID]
+        """Return the outputs of each source as texts, with their confidence."""
+        names, end, read = (
+            self._target_names,
+            self._target_names[EOS_ID],
+            self.tokenizer.read_target,
+        )
         temperature = self.temperature
         scores = _FieldScores(self, sources, source_texts, found) if self.record_format else None
 
-        def describe(row: int, rank: int, text: str) -> Prediction:
+        def describe(row: int, rank: int) -> Prediction:
             source_ids, one = sources[row], found[row][rank]
+            text = read(one.ids, source_texts[row])
             return Prediction(
                 text=text,
                 score=one.score,
@@ -608,12 +614,8 @@ class Predictor:
                 _fields=partial(scores.find, row, rank, text) if scores else (),
             )
 
-        read = self.tokenizer.read_target
         return [
-            [
-                describe(row, rank, read(one.ids, source_texts[row]))
-                for rank, one in enumerate(best_first)
-            ]
+            [describe(row, rank) for rank in range(len(best_first))]
             for row, best_first in enumerate(found)
         ]
 
@@ -732,7 +734,3 @@ def _list_texts(name: str, values: Iterable[str], count: int | None = None) -> l
 def _is_list(values: object) -> bool:
     is_other = isinstance(values, str | bytes | Mapping | set | frozenset)
     return isinstance(values, Iterable) and not is_other and not hasattr(values, "columns")
-
-
-def _has_nan(predictions: Sequence[Prediction]) -> bool:
-    return any(math.isnan(one.score) for one in predictions)

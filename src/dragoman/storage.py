@@ -224,8 +224,13 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         raise ModelFolderError(f"{path}: not valid JSON: {error}") from error
 
 
-def describe_first(error: ValidationError) -> str:
-    """Return the first fault that pydantic found in a file: where, and what; in bounded length."""
+def describe_first(error: Exception) -> str:
+    """Return the first fault that pydantic found in a file: where, and what; in bounded length.
+
+    Of any other error, its message.
+    """
+    if not isinstance(error, ValidationError):
+        return str(error)
     first = error.errors(include_input=False, include_url=False)[0]
     where = ".".join(map(str, first["loc"]))[:100]
     return f"{where}: {first['msg'][:200]}" if where else first["msg"][:200]

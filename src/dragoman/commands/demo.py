@@ -77,8 +77,7 @@ _NO_PREFIX_BEFORE_WEEKDAY = ("it", "pl", "pt")
 def demo(folder: Path) -> None:
     """Write the pairs, train, score and predict, all in `folder`; print what the model learned.
 
-    Raises:
-        DragomanError: A package is not installed, or `folder` holds something else.
+    Raises: DragomanError, when a package is not installed, or `folder` holds something else.
     """
     if folder.exists() and not (folder / "pairs" / "train.tsv").exists():
         raise DragomanError(f"{folder}: not a folder of this demo; choose another")
@@ -114,8 +113,7 @@ def write_date_pairs(folder: Path) -> DatePairs:
 
     Each day is in one split only; no source occurs twice. Overwrites files of these names.
 
-    Raises:
-        MissingPackageError: Babel is not installed.
+    Raises: MissingPackageError, when Babel is not installed.
     """
     forms = read_forms()
     days = split_days()
@@ -153,8 +151,7 @@ class Form(NamedTuple):
 def read_forms() -> list[list[Form]]:
     """Return the ways to write a date, a list for each locale.
 
-    Raises:
-        MissingPackageError: Babel is not installed.
+    Raises: MissingPackageError, when Babel is not installed.
     """
     with name_extra("dragoman demo"):
         from babel import Locale

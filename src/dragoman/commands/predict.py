@@ -251,11 +251,7 @@ def _stream(model: Predictor, job: Job) -> State:
             partial, pack = stack.enter_context(staged_file(low)), find_packer(low)
             file = stack.enter_context(partial.open("wb"))
             file.write(pack(b""))
-            writes.append(
-                lambda text: file.write(
-                    pack(text.encode(errors="backslashreplace")) if text else b""
-                )
-            )
+            writes.append(lambda text: file.write(_encode(text, pack)))
         for write, writer in zip(writes, writers, strict=True):
             write(writer.header())
         rows = _read_rows(model, job)
@@ -329,7 +325,7 @@ def _write_files(model: Predictor, job: Job) -> State:
                     continue
                 texts = _predict(model, job, window, writers, state)
                 for file, pack, text in zip(files, packs, texts, strict=True):
-                    file.write(pack(text.encode(errors="backslashreplace")) if text else b"")
+                    file.write(_encode(text, pack))
                 _sync(files)
                 _update_digest(digest, window)
                 state.rows, state.windows = num_rows, index + 1
@@ -351,6 +347,10 @@ def _write_files(model: Predictor, job: Job) -> State:
         if not state.rows and not state.is_complete:  # nothing to resume from
             journal.discard()
     return state
+
+
+def _encode(text: str, pack: Callable[[bytes], bytes]) -> bytes:
+    return pack(text.encode(errors="backslashreplace")) if text else b""
 
 
 def _update_digest(digest: "hashlib.blake2b", rows: Iterable[Row]) -> int:

@@ -95,16 +95,14 @@ class GrammarState:
     def allowed(self) -> NDArray[np.bool_]:
         """Return which ids may come next, (V,); none if the vocabulary cannot spell a match.
 
-        Raises:
-            SettingsError: The constraint is too complex for llguidance.
+        Raises: SettingsError, when the constraint is too complex for llguidance.
         """
         return self._allowed
 
     def advance(self, token: int) -> "GrammarState":
         """Return the state after `token`, which was allowed and is not the end.
 
-        Raises:
-            SettingsError: The constraint is too complex for llguidance.
+        Raises: SettingsError, when the constraint is too complex for llguidance.
         """
         language, piece = self.language, self.language.pieces[token]
         assert piece is not None, f"token {token} was not allowed"

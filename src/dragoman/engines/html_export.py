@@ -32,7 +32,7 @@ from dragoman.errors import ModelFolderError
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.pairs import take_features
 from dragoman.settings import Settings
-from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, PairTokenizer, Tokenizer
+from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, Tokenizer
 
 HtmlQuantization = Literal["float16", "int8"]
 
@@ -93,10 +93,10 @@ def write_html(
 ) -> None:
     """Write the model `name` as one HTML file to `path`.
 
-    Raises:
-        ModelFolderError: 16 bits cannot hold a weight, or the file would be too large.
+    Raises: ModelFolderError, when 16 bits cannot hold a weight, or the file would be too large.
     """
     settings, tokenizer = model_folder.settings, model_folder.tokenizer
+    pointers = tokenizer.pointers
     tensors, weights = _pack(model_folder.weights, quantization)
     decoding, sizes = settings.decoding.model_dump(), settings.model.model_dump()
     about = {
@@ -116,7 +116,7 @@ def write_html(
         "source": _describe_side(tokenizer.source),
         "target": _describe_side(tokenizer.target),
         "features": list(tokenizer.features),
-        "pointers": _describe_pointers(tokenizer),
+        "pointers": {**pointers.to_dict(), "lead": pointers.lead} if pointers else None,
         "source_names": tokenizer.source_names(),
         "target_names": tokenizer.target_names(),
         "leading_tags": settings.data.leading_tags,
@@ -318,8 +318,7 @@ class HtmlModel:
 def open_page(program: str, path: Path) -> Iterator[Browser]:
     """Show the page at `path` in a new browser.
 
-    Raises:
-        BrowserError: The browser does not start.
+    Raises: BrowserError, when the browser does not start.
     """
     with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Browser(program, Path(profile))
@@ -372,11 +371,6 @@ def _describe_side(tokenizer: Tokenizer) -> dict[str, Any]:
         side["tokens"] = sorted(vocab, key=vocab.__getitem__)[FIRST_TEXT_ID:]
         side["merges"] = [" ".join(pair) for pair in tokens["model"]["merges"]]
     return side
-
-
-def _describe_pointers(tokenizer: PairTokenizer) -> dict[str, Any] | None:
-    pointers = tokenizer.pointers
-    return {**pointers.to_dict(), "lead": pointers.lead} if pointers else None
 
 
 def _fill_page(name: str, about: dict[str, Any], weights: str) -> str:

@@ -23,8 +23,8 @@ Statistics = NDArray[np.float64]
 CountRows = Callable[[Sequence[str], Sequence[Sequence[str]]], Statistics]
 """Hypotheses, and one or more references of each -> statistics, (N, k)."""
 Task = Literal["text", "phones", "records"]
-Collect = Callable[[Sequence[str], Sequence[Sequence[str]]], Statistics]
 
+_EDIT_RATES = {"token_error_rate": "PER", "word_error_rate": "WER", "character_error_rate": "CER"}
 _ORDERS = 4  # of BLEU's n-grams
 _CHRF_ORDERS = 6
 _BETA_SQUARED = 4  # chrF2
@@ -71,8 +71,13 @@ def choose_metrics(
     """
     task = find_task(settings, references, has_symbols=has_symbols)
     if task == "phones":
-        return [make_token_errors(separator), make_row_errors(), make_exact_match()]
-    metrics = [make_exact_match(), make_word_errors(separator), make_character_errors()]
+        errors = make_edit_rate("token_error_rate", separator)
+        return [errors, make_row_errors(), make_exact_match()]
+    words, characters = (
+        make_edit_rate("word_error_rate", separator),
+        make_edit_rate("character_error_rate"),
+    )
+    metrics = [make_exact_match(), words, characters]
     if task == "records":
         grounding = make_grounding(references, sources) if any(sources) else []
         return [*make_records(references), *grounding, *metrics]
@@ -90,9 +95,7 @@ def list_known_metrics(settings: EvaluationSettings | None = None) -> dict[str, 
     settings = settings or EvaluationSettings()
     found = [
         make_exact_match(),
-        make_token_errors(" "),
-        make_word_errors(" "),
-        make_character_errors(),
+        *map(make_edit_rate, _EDIT_RATES),
         *make_translation(settings, [["one reference"]]),
         *make_records([]),
         *make_grounding([], []),
@@ -150,25 +153,26 @@ def make_row_errors() -> Metric:
     )
 
 
-def make_token_errors(separator: str) -> Metric:
-    """Return the edits of phones over the phones of the references: see `count_edits`.
+def make_edit_rate(name: str, separator: str = " ") -> Metric:
+    """Return the edits of phones, words or characters over those of the references: `count_edits`.
 
-    `separator` stands between two phones; empty: white space.
+    Args:
+        name: token_error_rate (of phones), word_error_rate or character_error_rate. A token of a
+            tokenizer may be less than a word.
+        separator: Between two phones or words; empty: white space.
     """
-    return _make_edit_rate("token_error_rate", "PER", partial(_split_tokens, separator=separator))
-
-
-def make_word_errors(separator: str) -> Metric:
-    """Return the edits of words over the words of the references: see `make_token_errors`.
-
-    A token of a tokenizer may be less than a word: its error rate is another score.
-    """
-    return _make_edit_rate("word_error_rate", "WER", partial(_split_tokens, separator=separator))
-
-
-def make_character_errors() -> Metric:
-    """Return the edits of characters over the characters of the references: see `count_edits`."""
-    return _make_edit_rate("character_error_rate", "CER", str)
+    is_by_character = name == "character_error_rate"
+    split = str if is_by_character else partial(_split_tokens, separator=separator)
+    return Metric(
+        name=name,
+        title=_EDIT_RATES[name],
+        is_higher_better=False,
+        by_row=True,
+        by_group=True,
+        is_tile=True,
+        count_rows=partial(_count_all_edits, split=split),
+        from_sums=divide_edits,
+    )
 
 
 def make_translation(
@@ -276,19 +280,6 @@ def count_edits(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) 
     return min((Levenshtein.distance(hypothesis, one), len(one)) for one in references)
 
 
-def _make_edit_rate(name: str, title: str, split: Callable[[str], Sequence[str]]) -> Metric:
-    return Metric(
-        name=name,
-        title=title,
-        is_higher_better=False,
-        by_row=True,
-        by_group=True,
-        is_tile=True,
-        count_rows=partial(_count_all_edits, split=split),
-        from_sums=divide_edits,
-    )
-
-
 def _count_all_edits(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
@@ -323,7 +314,7 @@ def _pick(
 
 def make_counters(
     bleu_tokenizer: str, references: Sequence[Sequence[str]]
-) -> dict[str, tuple[str, Collect]]:
+) -> dict[str, tuple[str, CountRows]]:
     """Return the signature of "bleu", "chrf" and "ter", and the function that counts its statistics.
 
     chrF may depend on the order of references: sacrebleu takes the first of equally good ones.
@@ -428,8 +419,5 @@ def _exp(values: Statistics) -> Statistics:
 
 
 def _log(values: Statistics) -> Statistics:
-    return np.asarray(np.frompyfunc(_log_of, 1, 1)(values), float)
-
-
-def _log_of(value: float) -> float:
-    return math.log(value) if value > 0 else _LOG_OF_ZERO
+    log = np.frompyfunc(lambda value: math.log(value) if value > 0 else _LOG_OF_ZERO, 1, 1)
+    return np.asarray(log(values), float)

@@ -77,8 +77,7 @@ class TargetMemory:
     def read(cls, folder: Path) -> "TargetMemory | None":
         """Return the table in `folder`; None: it has none.
 
-        Raises:
-            ModelFolderError: The file is damaged.
+        Raises: ModelFolderError, when the file is damaged.
         """
         path = folder / MEMORY
         if not path.exists():

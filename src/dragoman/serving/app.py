@@ -197,8 +197,7 @@ class Corrections:
     def add(self, asked: CorrectionRequest, model: Predictor) -> None:
         """Append a row.
 
-        Raises:
-            RequestError: A side is empty, too long or no text, or the features do not fit.
+        Raises: RequestError, when a side is empty, too long or no text, or the features do not fit.
         """
         if _name_columns(model) != self._names:  # it was replaced
             raise RequestError.invalid("model", "its columns have changed: start the server again")

@@ -89,8 +89,7 @@ class Batcher:
     async def search(self, predictor: Predictor, rows: Sequence[Source]) -> list[Answer]:
         """Return each row with its outputs, as `Predictor.predict_window` does.
 
-        Raises:
-            RequestError: The queue is full, or there are more rows than it ever holds.
+        Raises: RequestError, when the queue is full, or there are more rows than it ever holds.
         """
         sizes = [len(row.source.encode()) + len(row.features) + 1 for row in rows]
         self.check(len(rows), sum(sizes))
@@ -114,8 +113,7 @@ class Batcher:
     def check(self, rows: int, size_bytes: int) -> None:
         """Raise the error of a request of this size, if it cannot be taken now, or ever.
 
-        Raises:
-            RequestError: The queue is full, or there are more rows than it ever holds.
+        Raises: RequestError, when the queue is full, or there are more rows than it ever holds.
         """
         if rows > self._most_rows or size_bytes > self._most_bytes:
             raise RequestError.invalid(

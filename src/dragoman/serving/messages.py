@@ -173,8 +173,7 @@ def encode_json(content: object) -> bytes:
 def parse_body(kind: type[Body], body: bytes) -> Body:
     """Return the message in `body`.
 
-    Raises:
-        RequestError: It is not JSON, or not such a message.
+    Raises: RequestError, when it is not JSON, or not such a message.
     """
     try:
         return kind.model_validate_json(body)
@@ -201,8 +200,7 @@ def parse_body(kind: type[Body], body: bytes) -> Body:
 def make_rows(request: PredictRequest, model: Predictor) -> list[Source]:
     """Return the rows to predict, as a file with these sources and features would give them.
 
-    Raises:
-        RequestError: A source is empty, too long or no text, or the features do not fit.
+    Raises: RequestError, when a source is empty, too long or no text, or the features do not fit.
     """
     texts = [request.source] if isinstance(request.source, str) else request.source
     if not texts:

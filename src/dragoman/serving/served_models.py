@@ -67,8 +67,7 @@ class ServedModel:
     Args:
         folder: Holds the examples.
 
-    Raises:
-        DragomanError: The first prediction fails.
+    Raises: DragomanError, when the first prediction fails.
     """
 
     def __init__(self, name: str, predictor: Predictor, folder: Path) -> None:
@@ -94,8 +93,7 @@ class ServedModel:
 
         Equal options give the same object, so that their requests can share a batch.
 
-        Raises:
-            SettingsError: A setting is wrong, conflicts with others, or is too large.
+        Raises: SettingsError, when a setting is wrong, conflicts with others, or is too large.
         """
         if not decoding and nbest is None and not alignment:
             return self._default
@@ -173,8 +171,7 @@ class ServedModels:
         folders: Of each model, by name; several are an ensemble.
         load: Loads them.
 
-    Raises:
-        DragomanError: One cannot be loaded.
+    Raises: DragomanError, when one cannot be loaded.
     """
 
     def __init__(
@@ -188,8 +185,7 @@ class ServedModels:
     def find(self, name: str | None) -> ServedModel:
         """Return the model `name`; None: the only one.
 
-        Raises:
-            RequestError: There is no such model, or more than one.
+        Raises: RequestError, when there is no such model, or more than one.
         """
         names = ", ".join(self.by_name)
         if name is None and len(self.by_name) > 1:
@@ -253,8 +249,7 @@ class Service:
     def check_queue(self) -> None:
         """Raise the error that a request of one row would get.
 
-        Raises:
-            RequestError: The queue is full.
+        Raises: RequestError, when the queue is full.
         """
         self._fast.check(1, 1)
 

@@ -215,10 +215,8 @@ class Tokenizer:
             if errors := find_side_errors(settings):
                 raise ModelFolderError("; ".join(errors))
             return cls(settings, KINDS[settings.kind].from_json(stored.tokens, settings))
-        except ValidationError as error:
-            raise ModelFolderError(describe_first(error)) from error
         except ValueError as error:
-            raise ModelFolderError(str(error)) from error
+            raise ModelFolderError(describe_first(error)) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer.from_dict, (self.to_dict(),)
@@ -535,10 +533,8 @@ class PairTokenizer:
                 raise ModelFolderError(
                     f"pointers: they need one vocabulary, and 1 to {MOST_WORDS:,} words"
                 )
-        except ValidationError as error:
+        except (ValidationError, ModelFolderError) as error:
             raise ModelFolderError(f"{path}: {describe_first(error)}; {_REMEDY}") from error
-        except ModelFolderError as error:
-            raise ModelFolderError(f"{path}: {error}; {_REMEDY}") from error
         features = _number(stored.features, source)
         return cls(source=source, target=target, features=features, pointers=stored.pointers)
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -68,18 +68,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def open_itself(path: Path, *, is_new: bool) -> IO[bytes]:
-    """Open a file at a name that others can guess, to write and read; a link there is not followed.
-
-    Raises: OSError, when it cannot be opened, or it is a symbolic link and not to be new.
-    """
-    if is_new:
-        path.unlink(missing_ok=True)
-    no_follow: int = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
-    mode = "x+b" if is_new else "r+b"
-    return open(path, mode, opener=lambda name, flags: os.open(name, flags | no_follow, 0o666))
 
 
 def is_staged(path: Path) -> bool:

@@ -4,10 +4,8 @@ import copy
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import threading
 import unicodedata
 
 import pytest
@@ -21,7 +19,6 @@ from dragoman.tokenizers import vocabularies
 from dragoman.tokenizers.tokenizer import (
     BOS_ID,
     EOS_ID,
-    FIRST_TEXT_ID,
     PAD_ID,
     UNKNOWN_ID,
     Tokenizer,
@@ -296,21 +293,14 @@ def test_json_pickle_and_copy_keep_a_tokenizer(name):
         assert restored.encode_batch(texts) == tokenizer.encode_batch(texts)
 
 
-@pytest.mark.parametrize("name", SIDES)
-def test_a_lone_surrogate_is_a_symbol_or_refused(name):
+@pytest.mark.parametrize(
+    "name", [name for name in SIDES if SIDES[name].kind in ("characters", "symbols")]
+)
+def test_a_lone_surrogate_is_a_symbol(name):
     text, tokenizer = "a\ud800b", TOKENIZERS[name]
-    if SIDES[name].kind in ("characters", "symbols"):
-        assert UNKNOWN_ID in tokenizer.encode(text)
-        knows = Tokenizer.train([text], SIDES[name])
-        assert knows.decode(knows.encode(text)) == text
-        return
-    for use in (
-        lambda: tokenizer.encode(text),
-        lambda: tokenizer.encode_batch(["ok", text]),
-        lambda: Tokenizer.train(["ok", text], SIDES[name]),
-    ):
-        with pytest.raises(DataError, match=r"lone surrogate, \\ud800, at character 2"):
-            use()
+    assert UNKNOWN_ID in tokenizer.encode(text)
+    knows = Tokenizer.train([text], SIDES[name])
+    assert knows.decode(knows.encode(text)) == text
 
 
 @pytest.mark.parametrize("name", SIDES)
@@ -348,29 +338,6 @@ def test_settings_that_do_not_suit_their_kind_are_refused(side, message):
 def test_a_pattern_with_catastrophic_backtracking_is_a_settings_error():
     with pytest.raises(SettingsError, match="too many steps"):
         Tokenizer.train(["a" * 60], SideSettings(kind="regex", pattern="(a+)+b"))
-
-
-def test_a_pattern_that_runs_for_minutes_is_left_after_its_time_limit(monkeypatch):
-    monkeypatch.setattr(vocabularies, "_PATTERN_S", 0.2)
-    pattern = r".{0,50}.{0,50}.{0,50}.{0,50}\x{1F600}|."
-    tokenizer = Tokenizer.train(["a"], SideSettings(kind="regex", pattern=pattern))
-    assert tokenizer.encode("aa") == [FIRST_TEXT_ID, FIRST_TEXT_ID]
-    with pytest.raises(SettingsError, match="too many steps on texts such as 'aaaa"):
-        tokenizer.encode("a" * 100)
-
-
-def test_a_pattern_can_be_interrupted():
-    pattern = r".{0,50}.{0,50}.{0,50}.{0,50}\x{1F600}|."
-    # A background job of a script, as under nohup, begins with the signal ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            timer.start()
-            # The pattern takes seconds: far longer than the timer.
-            Tokenizer.train(["a" * 800], SideSettings(kind="regex", pattern=pattern))
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def break_bpe(change):

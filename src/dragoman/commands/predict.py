@@ -42,7 +42,7 @@ from dragoman.reading.pairs import (
 )
 from dragoman.records import Format, leave_out
 from dragoman.settings import DecodingSettings
-from dragoman.storage import hold_lock, is_same_file, open_itself, sha256, staged_file
+from dragoman.storage import hold_lock, is_same_file, sha256, staged_file
 from dragoman.terminal import write_data
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ def _write_files(model: Predictor, job: Job) -> State:
             progress = ProgressDisplay(sum(state.rows_by_file), position.fraction(state.rows))
             stack.callback(progress.stop)
             files = [
-                stack.enter_context(open_itself(partial, is_new=not state.rows))
+                stack.enter_context(partial.open("r+b" if state.rows else "wb"))
                 for partial in journal.partials
             ]
             for i, (file, pack, writer) in enumerate(zip(files, packs, writers, strict=True)):
@@ -486,7 +486,7 @@ class Journal:
         """Record `state`; what it says of the partial files must be on the disk."""
         temporary = self._path.with_name(f"{self._path.name}.tmp")
         content = asdict(Content(version=3, job=self._job, state=state))
-        with open_itself(temporary, is_new=True) as file:
+        with temporary.open("wb") as file:
             file.write(json.dumps(content).encode())
             file.flush()
             os.fsync(file.fileno())

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dragoman.characters import find_surrogate
 from dragoman.errors import DataError, ModelFolderError, SettingsError, later_format_reason
 from dragoman.settings import SideSettings, TokenizerKind, TokenizerSettings
 from dragoman.storage import describe_first, read_json, staged_file
@@ -95,8 +94,7 @@ class Tokenizer:
 
         Raises:
             SettingsError: The settings do not suit their kind.
-            DataError: There is no text, or every text is empty; or, but for kinds characters and
-                symbols, a text holds a lone surrogate.
+            DataError: There is no text, or every text is empty.
         """
         if errors := find_side_errors(settings):
             raise SettingsError.gather(errors)
@@ -109,10 +107,7 @@ class Tokenizer:
                 "there is no text to train a tokenizer on (no rows, or every text is empty): "
                 "check the files and the columns that data.source and data.target name"
             )
-        try:
-            pieces = KINDS[settings.kind].train(chain([first], formed), settings)
-        except UnicodeEncodeError as error:
-            raise _describe_surrogate(error.object, error.start) from error
+        pieces = KINDS[settings.kind].train(chain([first], formed), settings)
         if start is not None:
             tokens = dict.fromkeys([*start._pieces.to_json(), *pieces.to_json()])
             pieces = ClosedVocabulary(list(tokens), settings)
@@ -128,20 +123,11 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each of `texts`; faster than one by one.
-
-        Raises: DataError, when a text holds a lone surrogate; kinds characters and symbols take it.
-        """
+        """Return the ids of each of `texts`; faster than one by one."""
         form = self.settings.unicode_form
         if form != "none":
             texts = [to_unicode_form(text, form) for text in texts]
-        try:
-            return self._pieces.encode_batch(texts)
-        except (TypeError, UnicodeEncodeError):  # TypeError: what tokenizers makes of a surrogate
-            for text in texts:
-                if (place := find_surrogate(text)) is not None:
-                    raise _describe_surrogate(text, place) from None
-            raise
+        return self._pieces.encode_batch(texts)
 
     def name_unknown(self, text: str) -> str:
         """Return the different tokens of `text` that become UNKNOWN_ID, for messages; "": none."""
@@ -581,10 +567,3 @@ def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
     if len(ids) and (min(ids) < 0 or max(ids) >= vocab_size):
         wrong = next(id_ for id_ in ids if not 0 <= id_ < vocab_size)
         raise ValueError(f"id {wrong} is not in 0 to {vocab_size - 1}")
-
-
-def _describe_surrogate(text: str, place: int) -> DataError:
-    return DataError(
-        f"the text {text[:40]!r} holds a lone surrogate, \\u{ord(text[place]):04x}, at character "
-        f"{place + 1}, which is no text: take it out"
-    )

@@ -9,7 +9,6 @@ characters, and each of the 256 is a piece itself.
 import functools
 import json
 import os
-import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -34,7 +33,6 @@ FIRST_TEXT_ID: Final = 4
 SPECIAL_NAMES: Final = ("<pad>", "<s>", "</s>", "<unk>")
 
 _PATTERN_ROWS = 1000  # cut together
-_PATTERN_S, _PATTERN_S_PER_CHARACTER = 10.0, 1e-5  # the longest that a pattern may take for them
 
 SMALLEST_SUBWORD_VOCABULARY: Final = FIRST_TEXT_ID + 256
 
@@ -160,44 +158,24 @@ def _make_pattern_cut(pattern: str) -> Cut:
     def cut(texts: Iterable[str]) -> Iterator[Sequence[str]]:
         rest = iter(texts)
         while rows := list(islice(rest, _PATTERN_ROWS)):
-            for text, encoding in zip(rows, _match(backend, pattern, rows), strict=True):
+            for text, encoding in zip(rows, match(rows), strict=True):
                 yield [text[start:end] for start, end in encoding.offsets]
 
-    return cut
-
-
-def _match(backend: Backend, pattern: str, rows: list[str]) -> list[Encoding]:
-    """Return where `pattern` matches in each of `rows`.
-
-    The pattern may be a stranger's, and the engine backtracks: it runs in a thread that is left
-    alone after a time limit, or when the user interrupts.
-    """
-    for text in rows:
-        text.encode()
-    found: list[Encoding] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
+    def match(rows: list[str]) -> list[Encoding]:
+        guard_forks()
         try:
-            found.extend(backend.encode_batch(rows, add_special_tokens=False))
+            return backend.encode_batch(rows, add_special_tokens=False)
         except BaseException as error:
-            errors.append(error)
+            # tokenizers 0.23 panics when the engine gives up, and exports no name for the panic.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise SettingsError(
+                f"pattern {pattern!r} takes too many steps on texts such as "
+                f"{max(rows, key=len)[:40]!r} ({error}): write it with fewer repetitions, inside or "
+                "after each other"
+            ) from None
 
-    guard_forks()
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    limit_s = _PATTERN_S + _PATTERN_S_PER_CHARACTER * sum(map(len, rows))
-    thread.join(limit_s)
-    # tokenizers 0.23 panics when the engine gives up, and exports no name for the panic.
-    if thread.is_alive() or (errors and type(errors[0]).__name__ == "PanicException"):
-        why = f"over {limit_s:.0f} s" if thread.is_alive() else str(errors[0])
-        raise SettingsError(
-            f"pattern {pattern!r} takes too many steps on texts such as {max(rows, key=len)[:40]!r} "
-            f"({why}): write it with fewer repetitions, inside or after each other"
-        )
-    if errors:
-        raise errors[0]
-    return found
+    return cut
 
 
 @functools.cache

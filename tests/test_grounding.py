@@ -4,7 +4,7 @@ import json
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman.grounding import find_spans, leave_out_ungrounded
@@ -102,7 +102,6 @@ TEXTS = st.text("aé" + ACUTE + "Bß1 2.,|-👩\u200d💻한ﬁ字", min_size=1,
 
 
 @given(source=TEXTS, values=st.lists(TEXTS, min_size=1, max_size=4), is_decomposed=st.booleans())
-@settings(max_examples=200, deadline=None)
 def test_an_exact_place_holds_the_value_and_no_other_values_are_kept(source, values, is_decomposed):
     source = unicodedata.normalize("NFD", source) if is_decomposed else source
     output = json.dumps({str(number): value for number, value in enumerate(values)})
@@ -120,7 +119,6 @@ def test_an_exact_place_holds_the_value_and_no_other_values_are_kept(source, val
 
 
 @given(before=TEXTS, value=TEXTS, after=TEXTS)
-@settings(max_examples=100, deadline=None)
 def test_a_value_between_spaces_is_found(before, value, after):
     if value.strip() and not {value[0], value[-1]} & {ACUTE, "\u200d"}:
         kind, at = find(f"{before} {value} {after}", value)

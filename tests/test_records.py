@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman.records import detect_format, leave_out, list_fields, parse_record
@@ -62,7 +62,6 @@ def test_json_that_is_not_an_object_does_not_parse(text):
 
 @SEPARATORS
 @given(pairs=PAIRS)
-@settings(max_examples=50, deadline=None)
 def test_fields_are_parsed_with_every_separator(separator, pairs):
     text = f" {separator} ".join(f"{name}: {value}" for name, value in pairs)
     for written in (text, f"{text}{separator}", f"  {text} "):
@@ -113,7 +112,6 @@ def test_a_few_targets_may_be_no_records():
 
 
 @given(record=OBJECTS, indent=INDENTS)
-@settings(max_examples=50, deadline=None)
 def test_each_place_holds_the_json_of_its_value(record, indent):
     text = f" {json.dumps(record, indent=indent)}\n"
     for splits_items in (False, True):
@@ -139,7 +137,6 @@ def test_fields_are_in_the_order_of_the_text_with_their_places():
 
 
 @given(record=OBJECTS, indent=INDENTS, splits_items=st.booleans(), data=st.data())
-@settings(max_examples=100, deadline=None)
 def test_json_without_some_values_is_json_with_the_others(record, indent, splits_items, data):
     text = json.dumps(record, indent=indent)
     fields = list_fields(text, "json", splits_items=splits_items)
@@ -153,7 +150,6 @@ def test_json_without_some_values_is_json_with_the_others(record, indent, splits
 
 @SEPARATORS
 @given(pairs=PAIRS, data=st.data())
-@settings(max_examples=30, deadline=None)
 def test_lines_without_some_values_keep_the_others(separator, pairs, data):
     text = f" {separator} ".join(f"{name}: {value}" for name, value in pairs)
     is_left_out = data.draw(st.lists(st.booleans(), min_size=len(pairs), max_size=len(pairs)))

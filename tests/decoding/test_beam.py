@@ -69,7 +69,7 @@ def test_a_beam_of_five_on_a_tiny_vocabulary_equals_brute_force(seed):
     assert (best.ids, best.is_complete) == (ids, is_complete)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     extra=st.integers(0, 4),
@@ -96,7 +96,7 @@ def test_hypotheses_depend_on_their_source_alone(
         assert [h.score for h in found] == pytest.approx([h.score for h in alone], abs=1e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 30))
 def test_a_score_is_the_sum_of_the_log_probabilities(seed):
     network, source = make_network(seed), random_ids(1, 5, 20, seed=seed)

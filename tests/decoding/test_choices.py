@@ -31,7 +31,7 @@ def list_outputs(state):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lines=st.lists(
         st.lists(st.sampled_from(["yes", "no", "maybe"]), min_size=1, max_size=4).map(" ".join),

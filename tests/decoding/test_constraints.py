@@ -159,7 +159,7 @@ def test_a_constraint_that_allows_everything_changes_nothing(kind, method):
 
 
 @pytest.mark.parametrize("name", CHECKS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     extra=st.integers(0, 4),

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import EOS
@@ -73,7 +73,6 @@ def test_exactly_the_tokens_that_can_lead_to_a_match_are_allowed(kind):
     assert seen >= 8
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     regex=st.sampled_from(
         [r"\d{2}-\d{2}", r"(ja|nein)!?", r"[a-c]{2,4}", r"(?i)STRASSE|gr.ße", r"[^a]*e", r"\w+ \w+",
@@ -126,7 +125,6 @@ OPEN_SCHEMA = {
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "characters"])
-@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_a_random_walk_that_ends_is_json_that_matches(kind, seed):
     tokenizer, chance, ids = make_tokenizer(kind), random.Random(seed), []

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import EOS, random_ids
@@ -32,7 +32,6 @@ def search_plainly(network, source, limit):
     return tuple(ids), score, False
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7),
     extra=st.integers(0, 5),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman.commands.report import render_page
@@ -82,7 +82,6 @@ def flatten_plainly(content, prefix=""):
 
 
 @given(rows=st.lists(st.tuples(OBJECTS, OBJECTS), min_size=1, max_size=5))
-@settings(max_examples=40, deadline=None)
 def test_micro_f1_agrees_with_a_plain_count(rows):
     match = output = wanted = 0
     for hypothesis, reference in rows:
@@ -98,7 +97,6 @@ def test_micro_f1_agrees_with_a_plain_count(rows):
 
 
 @given(rows=st.lists(st.tuples(OBJECTS, OBJECTS), min_size=1, max_size=5))
-@settings(max_examples=50, deadline=None)
 def test_fields_add_up_to_all_of_them(rows):
     references = [[json.dumps(reference)] for _, reference in rows]
     counter = RecordCounter.of(references)
@@ -111,7 +109,6 @@ def test_fields_add_up_to_all_of_them(rows):
 
 
 @given(pairs=PAIRS, seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
 def test_the_order_of_fields_has_no_influence(pairs, seed):
     mixed = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))]
     one, other = ("; ".join(f"{n}: {v}" for n, v in each) for each in (pairs, mixed))

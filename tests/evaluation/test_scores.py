@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import sacrebleu
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman.evaluation.evaluation import Scores, collect_statistics
@@ -117,7 +117,6 @@ def test_text_that_looks_tokenized_is_scored_without_a_warning(caplog, capfd):
 
 
 @given(rows=ROWS)
-@settings(max_examples=50, deadline=None)
 def test_a_reference_scores_perfectly_against_its_row(rows):
     scores = score_rows([(references[-1], references) for _, references in rows])
     assert scores.exact_match == 100
@@ -125,7 +124,6 @@ def test_a_reference_scores_perfectly_against_its_row(rows):
 
 
 @given(lines=st.lists(LINES.map(lambda line: f"one two three four {line}"), min_size=1, max_size=5))
-@settings(max_examples=30, deadline=None)
 def test_bleu_and_chrf_of_the_reference_are_100(lines):
     scores = score(lines, [[line] for line in lines])
     assert scores["bleu"] == pytest.approx(100)
@@ -133,7 +131,6 @@ def test_bleu_and_chrf_of_the_reference_are_100(lines):
 
 
 @given(rows=ROWS, seed=st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
 def test_the_order_of_rows_changes_no_score(rows, seed):
     mixed = random.Random(seed).sample(rows, len(rows))
     expected, found = score_rows(rows).to_dict(), score_rows(mixed).to_dict()
@@ -143,7 +140,6 @@ def test_the_order_of_rows_changes_no_score(rows, seed):
 
 
 @given(rows=ROWS, seed=st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
 def test_the_order_of_references_changes_no_score_but_chrf(rows, seed):
     generator = random.Random(seed)
     mixed = [(h, generator.sample(references, len(references))) for h, references in rows]
@@ -157,7 +153,6 @@ def test_the_order_of_references_changes_no_score_but_chrf(rows, seed):
 
 
 @given(rows=ROWS)
-@settings(max_examples=50, deadline=None)
 def test_rates_are_in_their_ranges(rows):
     scores = score_rows(rows)
     assert scores["word_error_rate"] >= 0
@@ -168,7 +163,6 @@ def test_rates_are_in_their_ranges(rows):
 
 
 @given(rows=ROWS)
-@settings(max_examples=50, deadline=None)
 def test_exact_match_agrees_with_a_count(rows):
     count = 0
     for hypothesis, references in rows:
@@ -180,7 +174,6 @@ def test_exact_match_agrees_with_a_count(rows):
 
 
 @given(rows=ROWS)
-@settings(max_examples=50, deadline=None)
 def test_another_reference_never_adds_edits(rows):
     """Adding the hypothesis itself as a reference of each row leaves no edit."""
     scores = score_rows([(hypothesis, [*refs, hypothesis]) for hypothesis, refs in rows])

@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman import derive_schema
@@ -121,7 +121,6 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60)
 @given(st.lists(st.dictionaries(st.sampled_from("xyz"), _VALUES), min_size=1, max_size=6))
 def test_records_of_any_shape_conform_to_their_own_schema(records):
     assert not derive(write(records, sort_keys=True)).refused

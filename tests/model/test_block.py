@@ -47,7 +47,7 @@ def test_states_and_gradients_are_those_of_the_reference(network, max_plain_scor
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-3, atol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), length=st.integers(1, 9))
 def test_any_lengths_give_the_states_of_the_reference(lengths, length):
     torch.manual_seed(0)

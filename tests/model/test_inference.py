@@ -51,7 +51,7 @@ def test_the_encoder_gives_the_states_of_the_reference(network):
     check_encoder(network, source)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=st.lists(st.integers(0, 8), min_size=1, max_size=5), extra=st.integers(0, 3))
 @torch.no_grad()
 def test_the_encoder_gives_the_states_of_the_reference_at_any_lengths(lengths, extra):
@@ -84,7 +84,7 @@ def test_cached_steps_give_the_logits_of_the_reference(network, dtype):
     assert cache.length == 40
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.lists(st.integers(0, 3), min_size=1, max_size=6), at=st.integers(1, 19))
 def test_selected_rows_continue_as_the_original_rows(rows, at):
     torch.manual_seed(0)

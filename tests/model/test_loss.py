@@ -29,7 +29,7 @@ def test_the_loss_is_that_of_the_whole_logits_over_tokens_alone():
     assert sums.num_tokens == (target[:, 1:] != 0).sum()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(extra=st.tuples(st.integers(0, 9), st.integers(0, 9)), smoothing=st.sampled_from([0.0, 0.2]))
 def test_padding_changes_no_sum_and_no_gradient(extra, smoothing):
     torch.manual_seed(0)
@@ -73,7 +73,6 @@ def take(loss, leaves):
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     num_rows=st.integers(0, 9),
     vocab_size=st.integers(2, 20),

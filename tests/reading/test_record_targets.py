@@ -41,7 +41,6 @@ def is_same(one: object, other: object) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-@settings(max_examples=40)
 @given(RECORDS, st.booleans(), st.sampled_from([None, 2]))
 def test_a_written_record_is_read_as_it_was(record, is_ascii, indent):
     written = write_record("", 1, json.dumps(record, ensure_ascii=is_ascii, indent=indent), NAMES)

@@ -6,7 +6,7 @@ import pickle
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman.errors import DataError, ModelFolderError, SettingsError
@@ -190,7 +190,6 @@ any_pairs = st.lists(
     target=st.sampled_from(sorted(SIDES)),
     is_shared=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
 def test_any_pairs_are_encoded_the_same_once_saved(
     tmp_path_factory, pairs, source, target, is_shared
 ):
@@ -220,7 +219,6 @@ json_values = st.recursive(
 
 
 @given(content=st.sampled_from(CHANGED), value=json_values, data=st.data())
-@settings(max_examples=100, deadline=None)
 def test_a_file_with_any_changed_value_is_refused_or_works(tmp_path_factory, content, value, data):
     content = copy.deepcopy(content)
     part: Any = content

@@ -9,7 +9,7 @@ import sys
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -77,7 +77,6 @@ FORMED = {
 
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(text=ANY_TEXT)
-@settings(max_examples=150, deadline=None)
 def test_subwords_give_any_text_back_without_unknowns(name, text):
     ids = TOKENIZERS[name].encode(text)
     assert TOKENIZERS[name].decode(ids) == text
@@ -86,7 +85,6 @@ def test_subwords_give_any_text_back_without_unknowns(name, text):
 
 @pytest.mark.parametrize("name", CLOSED)
 @given(text=ANY_TEXT | st.text(alphabet=sorted(set("".join(TEXTS)))))
-@settings(max_examples=100, deadline=None)
 def test_closed_vocabularies_give_text_back_unless_a_token_is_unknown(name, text):
     ids = TOKENIZERS[name].encode(text)
     assert not {PAD_ID, BOS_ID, EOS_ID} & set(ids)
@@ -95,7 +93,6 @@ def test_closed_vocabularies_give_text_back_unless_a_token_is_unknown(name, text
 
 
 @given(texts=st.lists(st.text(min_size=1), min_size=1, max_size=5))
-@settings(max_examples=100, deadline=None)
 @pytest.mark.parametrize("name", CLOSED)
 def test_closed_vocabularies_have_every_token_of_their_training(name, texts):
     tokenizer = Tokenizer.train(texts, SIDES[name])
@@ -123,7 +120,6 @@ def test_an_unseen_token_that_reads_like_a_special_one_is_unknown(name):
 
 @pytest.mark.parametrize(("name", "form"), FORMED)
 @given(text=ANY_TEXT)
-@settings(max_examples=60, deadline=None)
 def test_unicode_forms_give_nfc_text_back(name, form, text):
     ids = FORMED[name, form].encode(text)
     if UNKNOWN_ID not in ids:
@@ -436,7 +432,6 @@ PLAIN_TEXTS = st.lists(
 
 
 @given(texts=PLAIN_TEXTS, others=PLAIN_TEXTS, side=ANY_SIDE)
-@settings(max_examples=60, deadline=None)
 def test_any_side_round_trips_alone_in_a_batch_and_after_saving(texts, others, side):
     tokenizer = Tokenizer.train(["a b", *texts], side)
     batch = tokenizer.encode_batch([*texts, *others])

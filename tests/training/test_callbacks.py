@@ -5,7 +5,6 @@ import re
 
 import pytest
 from hypothesis import assume, given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
@@ -279,7 +278,6 @@ def test_random_outputs_of_an_untrained_model_do_not_count_as_sound():
     assert not warning.see(ALIKE, 200)
 
 
-@examples(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 1000), wrong=st.floats(0.0, 1.0))
 def test_outputs_that_differ_are_no_collapse_however_wrong_they_are(seed, wrong):
     chance = random.Random(seed)
@@ -292,7 +290,6 @@ def test_outputs_that_differ_are_no_collapse_however_wrong_they_are(seed, wrong)
     assert describe_collapse(make_rows(write, seed=seed)) == ""
 
 
-@examples(max_examples=50, deadline=None)
 @given(
     target=st.lists(st.integers(4, 9), max_size=12),
     share=st.floats(0.9, 1.0),

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman.model.loss import sum_cross_entropy
@@ -96,7 +96,6 @@ def add(metrics, rows):
     return metrics
 
 
-@settings(max_examples=50, deadline=None)
 @given(rows=TEXT_ROWS, cut=st.integers(0, 12))
 def test_text_scores_equal_the_evaluation_for_any_batches_and_ranks(rows, cut):
     expected = score([h for h, _ in rows], [[r] for _, r in rows]).to_dict()

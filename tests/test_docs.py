@@ -57,6 +57,8 @@ def run_command(line: str, capsys, *, is_error_shown: bool = False) -> str:
         words += [*SHORT, *["--overwrite"] * is_new]
     if words[0] == "tune":
         words += [*SHORT, "--trials", "1"]
+    if words[0] == "learning-curve":
+        words += [*SHORT, "--seeds", "1"]
     with contextlib.ExitStack() as stack:
         if "<" in files:
             stdin = stack.enter_context(Path(files["<"]).open(encoding="utf-8"))

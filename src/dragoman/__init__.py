@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from dragoman.commands.fit import fit as fit
     from dragoman.commands.inspect import derive_schema as derive_schema
     from dragoman.commands.inspect import inspect as inspect
+    from dragoman.commands.learning_curve import learning_curve as learning_curve
+    from dragoman.commands.suggest import suggest as suggest
     from dragoman.commands.tune import tune as tune
     from dragoman.configuration import read_settings as read_settings
     from dragoman.data.dataset import Batch as Batch
@@ -71,8 +73,10 @@ _HOMES = {
     "export": "dragoman.commands.export",
     "fit": "dragoman.commands.fit",
     "inspect": "dragoman.commands.inspect",
+    "learning_curve": "dragoman.commands.learning_curve",
     "read_pairs": "dragoman.reading.pairs",
     "read_settings": "dragoman.configuration",
+    "suggest": "dragoman.commands.suggest",
     "tune": "dragoman.commands.tune",
 }
 __all__ = ["DragomanError", "load", "predict", *sorted(_HOMES)]

@@ -531,6 +531,71 @@ def _tune(arguments: Namespace, words: Sequence[str]) -> None:
         print_search(search)
 
 
+def _add_learning_curve(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("pairs", nargs="*", metavar="PAIRS", help="training pairs, as for fit")
+    _add_held_out(command)
+    add("--out", type=Path, default=Path("curve"),
+        help="folder of the models and of curve.html (default: curve); repeat the command to continue an "
+        "interrupted one")  # fmt: skip
+    add("--config", type=Path, help="YAML file of settings of all runs")
+    add("--seeds", type=positive, default=2, help="models for each point (default: 2)")
+    add("--metric", default="", metavar="NAME",
+        help="score of the curve, such as exact_match or chrf (default: the first of the task)")  # fmt: skip
+    add("--json", action="store_true", help="print the curve as JSON")
+
+
+def _learning_curve(arguments: Namespace, words: Sequence[str]) -> None:
+    settings = _read_settings_of_pairs(arguments, words)
+    if not arguments.pairs:
+        raise DragomanError(
+            "learning-curve: give PAIRS, a file of pairs or two parallel text files"
+        )
+    from dragoman.commands.learning_curve import learning_curve
+
+    curve = learning_curve(
+        arguments.pairs, arguments.out, settings, seeds=arguments.seeds, metric=arguments.metric
+    )
+    if arguments.json:
+        _print_json(curve.to_dict())
+    else:
+        print(f"{curve!r}\npicture: {curve.page}")
+
+
+def _add_suggest(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("model", type=Path, metavar="MODEL", help="model folder, best one of `fit --seeds`")
+    add(
+        "unlabelled",
+        type=Path,
+        metavar="UNLABELLED",
+        help="file of sources, as for predict --input",
+    )
+    add("--rows", type=positive, default=200, help="suggest so many (default: %(default)s)")
+    add("--output", type=Path, default=Path("todo.tsv"), metavar="FILE.tsv",
+        help="table to write (default: %(default)s); fill in its targets, and give it to fit")  # fmt: skip
+    add("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")
+    add("--json", action="store_true", help="print the rows as JSON, too")
+
+
+def _suggest(arguments: Namespace, words: Sequence[str]) -> None:
+    from dataclasses import asdict
+
+    from dragoman.commands.suggest import suggest
+    from dragoman.configuration import read_settings
+
+    if arguments.output.exists():
+        raise DragomanError(f"--output {arguments.output}: it exists; give the name of a new file")
+    found = suggest(
+        arguments.model, arguments.unlabelled, rows=arguments.rows, output=arguments.output,
+        settings=read_settings(None, words, is_whole=False), device=arguments.device,
+        report=lambda line: print(f"dragoman: {line}", file=sys.stderr),
+    )  # fmt: skip
+    print(f"dragoman: {len(found):,} sources to label: {arguments.output}", file=sys.stderr)
+    if arguments.json:
+        _print_json([asdict(one) for one in found])
+
+
 def _read_settings_of_pairs(arguments: Namespace, words: Sequence[str]) -> "Settings":
     """Return the settings of --config, --valid, --test and `words`; PAIRS may be data.train."""
     from dragoman.configuration import merge_settings, read_settings
@@ -673,7 +738,9 @@ _FOR_USE = (
     "decoding.temperature", "decoding.top_k", "decoding.regex", "decoding.json_schema",
     "decoding.choices", "decoding.batch_tokens", "evaluation.task",
 )  # fmt: skip
-_OF_FIT = ("data.train", "data.valid", "data.test", "data.cache", "data.max_tokens")
+_OF_FIT = (
+    "data.train", "data.train_fraction", "data.valid", "data.test", "data.cache", "data.max_tokens",
+)  # fmt: skip
 COMMANDS = {
     "fit": Command(
         run=_fit, add_options=_add_fit,
@@ -739,7 +806,8 @@ COMMANDS = {
         run=_inspect, add_options=_add_inspect,
         summary="look for problems in pairs before training",
         examples=("dragoman inspect train.tsv --valid dev.tsv --test test.tsv",),
-        sections=("preset", "data.", "tokenizer."), unused=("data.cache",), common=_FOR_TRAINING,
+        sections=("preset", "data.", "tokenizer."), unused=("data.cache", "data.train_fraction"),
+        common=_FOR_TRAINING,
     ),
     "tune": Command(
         run=_tune, add_options=_add_tune,
@@ -749,6 +817,22 @@ COMMANDS = {
             "dragoman fit pairs.tsv --config tuned/best.yaml",
         ),
         sections=_ALL_SECTIONS, common=_FOR_TRAINING,
+    ),
+    "learning-curve": Command(
+        run=_learning_curve, add_options=_add_learning_curve,
+        summary="show the score by the number of training pairs, and what twice as many would bring",
+        examples=("dragoman learning-curve pairs.tsv --seeds 3",),
+        sections=_ALL_SECTIONS, unused=("data.train_fraction",), common=_FOR_TRAINING,
+    ),
+    "suggest": Command(
+        run=_suggest, add_options=_add_suggest,
+        summary="choose the sources to label next, as a table to fill in",
+        examples=(
+            "dragoman suggest model unlabelled.txt --rows 200 --output todo.tsv",
+            "dragoman fit pairs.tsv todo.tsv --out better",
+        ),
+        sections=("data.", "decoding."),
+        unused=(*_OF_FIT, "data.broken_rows", "data.long_rows"), common=_FOR_USE,
     ),
     "export": Command(
         run=_export, add_options=_add_export,

@@ -118,6 +118,8 @@ class DataSettings(Section):
     """Read <tags> at the start of a source, such as "<V> <PST> walk", as features: one symbol each."""
     train: Texts = ()
     """Files of training pairs, where the command has no PAIRS: see there."""
+    train_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Fraction of the training sources to train on, by a hash of the source: a smaller fraction is a part of a larger one. Held-out sources stay."""
     valid: Texts = ()
     """File of validation pairs (two for parallel text); none: a fraction of the training pairs."""
     valid_fraction: Fraction = 0.05

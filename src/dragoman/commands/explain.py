@@ -19,7 +19,7 @@ from dragoman.predictor import Predictor
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import Pair, read_pairs, take_features
 from dragoman.reading.row_errors import name_row
-from dragoman.reading.statistics import split_of
+from dragoman.reading.statistics import is_in_part, split_of
 from dragoman.settings import DataSettings
 from dragoman.storage import sha256
 
@@ -194,7 +194,8 @@ def read_training(
     held_out = 0
     fractions = 0.0 if data.valid else data.valid_fraction, 0.0 if data.test else data.test_fraction
     for pair in read_pairs(files, data, labels=labels):
-        if split_of(pair.source, pair.features, *fractions) == "train":
+        split = split_of(pair.source, pair.features, *fractions)
+        if split == "train" and is_in_part(pair.source, data.train_fraction):
             yield pair
         else:
             held_out += 1

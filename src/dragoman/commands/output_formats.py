@@ -82,7 +82,7 @@ class RowWriter:
             return ""
         taken = {*self.columns}
         names = (*TABLE_COLUMNS, *(("field", "value") if self.lists_values else ()))
-        return self._join([*self.columns, *(find_free_name(name, taken) for name in names)])
+        return self.join([*self.columns, *(find_free_name(name, taken) for name in names)])
 
     def write(
         self, row: Source | InvalidRow, best_first: Sequence[Prediction]
@@ -181,9 +181,10 @@ class RowWriter:
             losses.append(_NO_COLUMN)
         if self.layout == "tsv" and any(_flatten_cell(text) != text for text in texts):
             losses.append(_BROKEN_CELL)
-        return self._join(texts), losses
+        return self.join(texts), losses
 
-    def _join(self, cells: Sequence[str]) -> str:
+    def join(self, cells: Sequence[str]) -> str:
+        """Return a line of a table, with its line end."""
         if self.layout == "tsv":
             return "\t".join(map(_flatten_cell, cells)) + "\n"
         text = io.StringIO()

@@ -11,7 +11,7 @@ import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise, repeat
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,13 @@ from dragoman.reading.pairs import (
     read_pairs,
 )
 from dragoman.reading.row_errors import RowError, name_file, name_row
-from dragoman.reading.statistics import PairStatistics, Split, collect_statistics, split_of
+from dragoman.reading.statistics import (
+    PairStatistics,
+    Split,
+    collect_statistics,
+    is_in_part,
+    split_of,
+)
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import sha256
 from dragoman.tokenizers.tokenizer import PairTokenizer
@@ -256,10 +262,12 @@ class RunData:
         )
         for split, files in self._files.items():
             for pair in _read_text(self.folder / f"{split}.text.arrow", files):
-                if split == "train":
-                    yield split_of(pair.source, pair.features, *fractions), pair
-                else:
+                if split != "train":
                     yield split, pair
+                    continue
+                found = split_of(pair.source, pair.features, *fractions)
+                if found != "train" or is_in_part(pair.source, data.train_fraction):
+                    yield found, pair
 
     @property
     def is_parallel(self) -> bool:
@@ -292,7 +300,8 @@ class RunData:
                 else:
                     for _ in written:
                         pass
-        return statistics
+        num_pairs = max(1, round(statistics.num_pairs * self._settings.train_fraction))
+        return replace(statistics, num_pairs=num_pairs)
 
     def _find_leaks(self) -> Iterator[str]:
         """Count the sources, features included, of given files that are training sources too."""

@@ -154,12 +154,22 @@ def split_of(
     """
     if valid_fraction == test_fraction == 0.0:
         return "train"
-    source = normalize("NFC", source)
-    digest = blake2b(source.encode(errors="surrogatepass"), digest_size=8).digest()
-    place = (int.from_bytes(digest, "big") >> 11) / 2**53
+    place = _place(source)
     if place < valid_fraction:
         return "valid"
     return "test" if place >= 1.0 - test_fraction else "train"
+
+
+def is_in_part(source: str, fraction: float) -> bool:
+    """Return whether a training source is in this fraction of all: see data.train_fraction."""
+    return fraction == 1.0 or _place(source, b"part") < fraction
+
+
+def _place(source: str, purpose: bytes = b"") -> float:
+    """Return a number in [0, 1) by the hash of a source, another one for each purpose."""
+    text = normalize("NFC", source).encode(errors="surrogatepass")
+    digest = blake2b(text, digest_size=8, person=purpose).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
 @dataclass

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from markupsafe import Markup
 
 from dragoman.reporting.text import write_plain
@@ -221,6 +222,26 @@ def draw_importance(importance: Mapping[str, float]) -> Chart:
                   color=_SERIES[0])  # fmt: skip
         axes.set(xlabel="percent")
         return _finish(axes, "What matters", "Share of the differences that each setting explains")
+
+
+def draw_learning_curve(
+    points: Sequence[tuple[int, Estimate]], doubled: tuple[int, Estimate], unit: str
+) -> Chart:
+    """Return scores with intervals by the number of pairs, and the one expected of twice as many."""
+    with _drawing("curve") as axes:
+        from matplotlib.ticker import EngFormatter, NullLocator
+
+        for place, (name, shown) in enumerate((("measured", points), ("expected", [doubled]))):
+            values, lows, highs = np.array([estimate for _, estimate in shown]).T
+            axes.errorbar([n for n, _ in shown], values, yerr=[values - lows, highs - values],
+                          color=_SERIES[place], marker=_MARKERS[place], capsize=3, label=name)  # fmt: skip
+        ticks = [n for n, _ in (*points, doubled)]
+        axes.set_xscale("log")
+        axes.set_xticks(ticks)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set(xlabel="training pairs", ylabel=write_plain(unit, _LONGEST_LABEL))
+        return _finish(axes, "Learning curve", f"{unit} by the number of training pairs")
 
 
 @contextmanager

@@ -170,6 +170,11 @@ def find_conflicts(settings: Settings, places: Mapping[str, str] | None = None) 
             f"learned positions are less than data.max_tokens {settings.data.max_tokens}; make them "
             "equal, or set model.positions sinusoidal"
         )
+    if model.positions == "learned" and settings.optimization.subword_dropout > 0.0:
+        errors.append(
+            "optimization.subword_dropout makes sequences longer, and model.positions learned ends; "
+            "set model.positions sinusoidal or rotary"
+        )
     warmup, max_steps = settings.optimization.warmup_steps, settings.training.max_steps
     if "optimization.warmup_steps" in places and warmup >= max_steps:
         errors.append(

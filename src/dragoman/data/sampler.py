@@ -12,7 +12,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dragoman.data.dataset import Batch, EncodedPairs
+from dragoman.data.dataset import Batch, EncodedPairs, SubwordDropout
 
 Lengths = NDArray[np.integer]
 
@@ -154,8 +154,10 @@ class TrainingLoader:
         micro_batch_tokens: int | None = None,
         rank: int = 0,
         num_ranks: int = 1,
+        subword_dropout: SubwordDropout | None = None,
     ) -> None:
         self.pairs, self.batch_tokens, self.seed = pairs, batch_tokens, seed
+        self._subword_dropout = subword_dropout
         self.micro_batch_tokens = micro_batch_tokens or batch_tokens
         self.rank, self.num_ranks = rank, num_ranks
         self.epoch = 0
@@ -174,7 +176,7 @@ class TrainingLoader:
         for rows in self._batches_of_epoch()[self.num_consumed :]:
             # Counted before it is handed out: a state taken after its step includes it.
             self.num_consumed += 1
-            yield self._gather_share(rows) if self.num_ranks > 1 else self.pairs.gather(rows)
+            yield self._gather(rows)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position, as plain numbers."""
@@ -208,11 +210,19 @@ class TrainingLoader:
             self._planned = wanted
         return self._plan
 
-    def _gather_share(self, rows: NDArray[np.int64]) -> Batch:
+    def _gather(self, rows: NDArray[np.int64]) -> Batch:
+        """Return this rank's share of the batch of `rows`."""
         pairs = self.pairs
-        longer = np.maximum(pairs.source_lengths[rows], pairs.target_lengths[rows])
-        share = take_share(rows, longer, self.rank, self.num_ranks)
-        return pairs.gather(share) if len(share) else _make_empty_batch(pairs)
+        if self.num_ranks > 1:
+            longer = np.maximum(pairs.source_lengths[rows], pairs.target_lengths[rows])
+            rows = take_share(rows, longer, self.rank, self.num_ranks)
+            if not len(rows):
+                return _make_empty_batch(pairs)
+        batch = pairs.gather(rows)
+        if self._subword_dropout is None:
+            return batch
+        seed = [self.seed, self.epoch, self.num_consumed, self.rank]
+        return self._subword_dropout.apply(batch, np.random.default_rng(seed))
 
 
 class EvaluationLoader:

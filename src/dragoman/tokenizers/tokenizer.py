@@ -166,6 +166,10 @@ class Tokenizer:
         """
         return [None] * FIRST_TEXT_ID + self._pieces.token_bytes()
 
+    def find_parts(self) -> dict[int, tuple[int, int]]:
+        """Return the ids of the two parts of each subword that kind bpe made of them."""
+        return self._pieces.find_parts()
+
     def find_ends(self, ids: Sequence[int]) -> list[int]:
         """Return where each token ends in `decode(ids)`, in characters.
 

@@ -91,6 +91,10 @@ class ClosedVocabulary:
         """Return a readable, unique name of each token from FIRST_TEXT_ID on."""
         return list(self._tokens)
 
+    def find_parts(self) -> dict[int, tuple[int, int]]:
+        """Return nothing: no token has parts."""
+        return {}
+
     def token_bytes(self) -> list[bytes | None]:
         """Return the UTF-8 text of each token from FIRST_TEXT_ID on; None for a lone surrogate."""
         return [token.encode() if find_surrogate(token) is None else None for token in self._tokens]
@@ -267,6 +271,12 @@ class Subwords:
     def token_bytes(self) -> list[bytes | None]:
         """Return the bytes of each piece from FIRST_TEXT_ID on; they may be a part of a character."""
         return list(self._bytes[FIRST_TEXT_ID:])
+
+    def find_parts(self) -> dict[int, tuple[int, int]]:
+        """Return the ids of the two parts that bpe merged to each id, for those that it merged."""
+        ids = self._backend.get_vocab(with_added_tokens=False)
+        merges = self.to_json()["model"].get("merges", ())
+        return {ids[a + b]: (ids[a], ids[b]) for a, b in merges}
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a Hugging Face tokenizer file."""

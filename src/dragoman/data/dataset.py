@@ -67,56 +67,6 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Int[Tensor, "B L"]:
     return torch.from_numpy(ids)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SubwordDropout:
-    """Splits subwords of training batches at random, so that a model sees many spellings of a word.
-
-    Source: BPE-dropout (Provilkov et al. 2020) leaves out merges while a text is encoded; here
-    merges are undone, from the last, which needs no text.
-
-    Args:
-        source_parts: The ids of the two parts of each source id, (V, 2); 0: it has none.
-        target_parts: The same of the targets.
-        probability: That of each subword to be split; its parts may be split again.
-    """
-
-    source_parts: NDArray[np.int64]
-    target_parts: NDArray[np.int64]
-    probability: float
-
-    def apply(self, batch: Batch, random: np.random.Generator, pad_id: int = 0) -> Batch:
-        """Return `batch` with longer rows; `random` and `batch` alone decide them."""
-        return Batch(
-            source_ids=self._split(batch.source_ids, self.source_parts, random, pad_id),
-            target_ids=self._split(batch.target_ids, self.target_parts, random, pad_id),
-            rows=batch.rows,
-        )
-
-    def _split(
-        self,
-        ids: Int[Tensor, "B L"],
-        parts: NDArray[np.int64],
-        random: np.random.Generator,
-        pad_id: int,
-    ) -> Int[Tensor, "B M"]:
-        rows, places = np.nonzero(ids.numpy() != pad_id)
-        tokens = ids.numpy()[rows, places]
-        is_split = np.ones(len(tokens), dtype=bool)  # may be
-        while is_split.any():
-            is_split &= (parts[tokens, 0] > 0) & (random.random(len(tokens)) < self.probability)
-            counts = 1 + is_split
-            first, second = parts[tokens[is_split]].T
-            ends = counts.cumsum()[is_split]
-            rows, tokens = rows.repeat(counts), tokens.repeat(counts)
-            tokens[ends - 2], tokens[ends - 1] = first, second
-            is_split = is_split.repeat(counts)
-        lengths = np.bincount(rows, minlength=len(ids))
-        is_token = np.arange(lengths.max(initial=0)) < lengths[:, None]  # (B, M)
-        found = np.full(is_token.shape, pad_id, dtype=np.int64)
-        found[is_token] = tokens
-        return torch.from_numpy(found)
-
-
 def encode_splits(
     pairs: Iterable[tuple[Split, Pair]],
     tokenizer: PairTokenizer,

@@ -4,7 +4,7 @@ On the CPU a batch is computed in micro-batches, one on each core. The plan of a
 micro-batches too, so that a batch holds rows of several lengths and still has little padding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dragoman.data.dataset import Batch, EncodedPairs, SubwordDropout
+from dragoman.data.augmentation import Augmentation
+from dragoman.data.dataset import Batch, EncodedPairs
 
 Lengths = NDArray[np.integer]
 
@@ -154,10 +155,10 @@ class TrainingLoader:
         micro_batch_tokens: int | None = None,
         rank: int = 0,
         num_ranks: int = 1,
-        subword_dropout: SubwordDropout | None = None,
+        augmentations: Sequence[Augmentation] = (),
     ) -> None:
         self.pairs, self.batch_tokens, self.seed = pairs, batch_tokens, seed
-        self._subword_dropout = subword_dropout
+        self._augmentations = augmentations
         self.micro_batch_tokens = micro_batch_tokens or batch_tokens
         self.rank, self.num_ranks = rank, num_ranks
         self.epoch = 0
@@ -219,10 +220,10 @@ class TrainingLoader:
             if not len(rows):
                 return _make_empty_batch(pairs)
         batch = pairs.gather(rows)
-        if self._subword_dropout is None:
-            return batch
-        seed = [self.seed, self.epoch, self.num_consumed, self.rank]
-        return self._subword_dropout.apply(batch, np.random.default_rng(seed))
+        random = np.random.default_rng([self.seed, self.epoch, self.num_consumed, self.rank])
+        for augment in self._augmentations:
+            batch = augment(batch, random)
+        return batch
 
 
 class EvaluationLoader:

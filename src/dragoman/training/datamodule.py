@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
-import numpy as np
 from torch import distributed
 
 from dragoman.configuration import SettingsLike, as_settings
-from dragoman.data.dataset import SubwordDropout
+from dragoman.data.augmentation import make_augmentations
 from dragoman.data.run_data import RunData
 from dragoman.data.sampler import EvaluationLoader, TrainingLoader
-from dragoman.errors import SettingsError
 from dragoman.model_folder.folder import find_start
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.reading.in_memory import Pairs, as_files
@@ -118,7 +116,7 @@ class PairDataModule(lightning.LightningDataModule):
             seed=training.seed,
             rank=rank,
             num_ranks=num_ranks,
-            subword_dropout=self._make_subword_dropout(),
+            augmentations=make_augmentations(self.settings.optimization, self.tokenizer),
         )
 
     def val_dataloader(self) -> EvaluationLoader:
@@ -141,24 +139,6 @@ class PairDataModule(lightning.LightningDataModule):
             seed=self.settings.training.seed,
             rank=rank,
             num_ranks=num_ranks,
-        )
-
-    def _make_subword_dropout(self) -> SubwordDropout | None:
-        probability, tokenizer = self.settings.optimization.subword_dropout, self.tokenizer
-        if probability == 0.0:
-            return None
-        source_parts = np.zeros((tokenizer.source_vocab_size, 2), np.int64)
-        target_parts = np.zeros((tokenizer.target_vocab_size, 2), np.int64)
-        for parts, side in ((source_parts, tokenizer.source), (target_parts, tokenizer.target)):
-            for id_, both in side.find_parts().items():
-                parts[id_] = both
-        if not (source_parts.any() or target_parts.any()):
-            raise SettingsError(
-                f"optimization.subword_dropout: {probability} splits the subwords of kind bpe, and no "
-                "side has them; set it to 0, or tokenizer.source.kind to bpe"
-            )
-        return SubwordDropout(
-            source_parts=source_parts, target_parts=target_parts, probability=probability
         )
 
     def _take(self, data: RunData) -> None:

@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
+import torch
 
-from dragoman.data.dataset import Batch, EncodedPairs, IdsWriter, SubwordDropout
+from dragoman.data.augmentation import SubwordDropout, make_augmentations
+from dragoman.data.dataset import Batch, EncodedPairs, IdsWriter
 from dragoman.data.sampler import TrainingLoader
 from dragoman.errors import SettingsError
 from dragoman.reading.pairs import Pair
-from dragoman.settings import TokenizerSettings
+from dragoman.settings import OptimizationSettings, TokenizerSettings
 from dragoman.tokenizers.tokenizer import PairTokenizer
-from dragoman.training.datamodule import PairDataModule
 
 WORDS = [
     "the",
@@ -48,7 +49,7 @@ def make_dropout(tokenizer, probability):
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.999])
 def test_split_subwords_spell_the_same_text_with_more_tokens(tokenizer, batch, probability):
-    found = make_dropout(tokenizer, probability).apply(batch, np.random.default_rng(1))
+    found = make_dropout(tokenizer, probability)(batch, np.random.default_rng(1))
     for ids, text in zip(found.target_ids.tolist(), TEXTS, strict=True):
         assert ids[0] == 1
         assert tokenizer.decode_target([i for i in ids if i > 2]) == text[::-1]
@@ -69,7 +70,7 @@ def test_subwords_are_split_with_their_probability(tokenizer, batch):
     ids = batch.source_ids[batch.source_ids != 0].tolist()
     for probability in (0.001, 0.3, 1.0):
         dropout = make_dropout(tokenizer, probability)
-        found = dropout.apply(batch, np.random.default_rng(1)).source_ids
+        found = dropout(batch, np.random.default_rng(1)).source_ids
         expected = sum(expect(id_, probability) for id_ in ids)
         assert int((found != 0).sum()) == pytest.approx(expected, rel=0.05)
 
@@ -85,7 +86,7 @@ def test_a_loader_that_resumes_splits_as_it_would_have(tokenizer, batch, tmp_pat
     def make_loader():
         dropout = make_dropout(tokenizer, 0.2)
         pairs = EncodedPairs(tmp_path / "x.arrow")
-        return TrainingLoader(pairs, 200, seed=1, subword_dropout=dropout)
+        return TrainingLoader(pairs, 200, seed=1, augmentations=[dropout])
 
     def take(loader):
         return [batch.source_ids.tolist() for batch in loader]
@@ -98,10 +99,62 @@ def test_a_loader_that_resumes_splits_as_it_would_have(tokenizer, batch, tmp_pat
     assert take(resumed) == second[2:]
 
 
-def test_subword_dropout_without_subwords_is_refused():
-    rows = [(text, text) for text in TEXTS]
-    settings = {"tokenizer.source.kind": "characters", "tokenizer.target.kind": "characters"}
-    data = PairDataModule(rows, {**settings, "optimization.subword_dropout": 0.1})
-    data.prepare_data()
+def test_subword_dropout_without_subwords_is_refused(inflection):
     with pytest.raises(SettingsError, match="no side has them"):
-        data.train_dataloader()
+        make_augmentations(OptimizationSettings(subword_dropout=0.1), inflection)
+
+
+INFLECTED = [
+    ("walk", "walked"), ("kitap", "kitaplar"), ("gehen", "gegangen"), ("ev", "evler"), ("x-ray", "x-rays"), ("go", "went"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inflection():
+    pairs = [Pair(source, target, ("V",), 1, "x.tsv") for source, target in INFLECTED]
+    characters = {"kind": "characters"}
+    settings = TokenizerSettings(source=characters, target=characters, shared=True)
+    return PairTokenizer.train(pairs, settings)
+
+
+def encode(tokenizer, pairs):
+    sources, targets = zip(*pairs, strict=True)
+    ids = tokenizer.encode_sources(sources, [("V",)] * len(pairs))
+    return Batch.from_lists(ids, tokenizer.encode_targets(targets))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_hallucinated_stem_is_the_same_on_both_sides_and_keeps_its_last_letter(inflection, seed):
+    batch = encode(inflection, INFLECTED)
+    [augment] = make_augmentations(OptimizationSettings(hallucination=0.999), inflection)
+    found = augment(batch, np.random.default_rng(seed))
+    texts = [
+        (
+            inflection.source.decode([i for i in source if i < inflection.source.vocab_size]),
+            inflection.decode_target(target),
+        )
+        for source, target in zip(found.source_ids.tolist(), found.target_ids.tolist(), strict=True)
+    ]
+    assert torch.equal(found.source_ids[:, :1], batch.source_ids[:, :1])  # the feature
+    walk, kitap, gehen, ev, ray, go = texts
+    assert (walk[0] + "ed", walk[0][3]) == (walk[1], "k")
+    assert (kitap[0] + "lar", kitap[0][4]) == (kitap[1], "p")
+    assert gehen == INFLECTED[2]  # ge and en are shorter than a stem
+    assert ev == INFLECTED[3]
+    assert go == INFLECTED[5]
+    assert (ray[0] + "s", ray[0][1], ray[0][4]) == (ray[1], "-", "y")
+
+
+def test_hallucination_replaces_half_the_letters_of_the_pairs_that_it_chooses(inflection):
+    batch = encode(inflection, [("kitap", "kitaplar")] * 4000)
+    [augment] = make_augmentations(OptimizationSettings(hallucination=0.3), inflection)
+    found = augment(batch, np.random.default_rng(1))
+    changed = (found.source_ids != batch.source_ids)[:, 1:5].float()
+    assert changed.any(dim=1).float().mean() == pytest.approx(0.3 * (1 - 0.5**4), abs=0.05)
+    # A letter may be replaced by itself.
+    assert 0.09 < changed.mean() < 0.3 * 0.5
+
+
+def test_hallucination_without_a_vocabulary_of_shared_characters_is_refused(tokenizer):
+    with pytest.raises(SettingsError, match="one vocabulary of characters"):
+        make_augmentations(OptimizationSettings(hallucination=0.5), tokenizer)

@@ -148,11 +148,20 @@ def test_a_run_has_twenty_validations_so_that_patience_does_not_cut_its_first_ha
         assert training.patience * training.valid_every >= training.max_steps / 2
 
 
-def test_short_sequences_of_letters_have_a_wide_model_with_rotary_positions():
+def test_short_sequences_of_letters_have_a_wide_model():
     letters = choose_settings(Settings(), measure(*WORDS, times=50)).settings.model
     text = choose_settings(Settings(), measure(*SENTENCES)).settings.model
-    assert (letters.positions, letters.d_model, letters.num_decoder_layers) == ("rotary", 256, 4)
-    assert (text.positions, text.d_model, text.num_decoder_layers) == ("sinusoidal", 128, 2)
+    assert (letters.d_model, letters.num_decoder_layers) == (256, 4)
+    assert (text.d_model, text.num_decoder_layers) == (128, 2)
+
+
+@pytest.mark.parametrize("pairs", [WORDS, SENTENCES])
+def test_positions_are_rotary_unless_there_is_one_layer(pairs):
+    def choose(settings):
+        return choose_settings(settings, measure(*pairs, times=50)).settings.model.positions
+
+    assert choose(Settings()) == "rotary"
+    assert choose(read_settings(None, ["--model.num_decoder_layers", "1"])) == "sinusoidal"
 
 
 def test_records_with_copied_values_have_the_model_of_letters_and_some_rows_a_batch():

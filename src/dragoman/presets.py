@@ -53,14 +53,13 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 
 # Short sequences of letters or symbols, and records with copied values: a wide and deep model,
-# however few the pairs, rotary positions, and as many steps as passes over the pairs need.
+# however few the pairs, and as many steps as passes over the pairs need.
 # Measured in recipes/presets.md.
 _LETTERS: dict[str, Any] = {
     "model.d_model": 256,
     "model.dim_feedforward": 1024,
     "model.num_encoder_layers": 4,
     "model.num_decoder_layers": 4,
-    "model.positions": "rotary",
     "optimization.learning_rate": 1e-3,
     "optimization.warmup_steps": 500,
 }
@@ -111,6 +110,10 @@ def choose_settings(
     num_pairs = statistics.num_pairs
     size, why_size = _choose_size(settings, num_pairs)
     chosen: dict[str, Any] = {"preset": size, **_SIZES[size]}
+    if 1 not in (settings.model.num_encoder_layers, settings.model.num_decoder_layers):
+        # Better on texts, letters and records; of a single layer, the cross-attention would have
+        # no positions at all.
+        chosen["model.positions"] = "rotary"
     reasons = {"preset": f"preset {size}: {why_size}"}
     if statistics.all_tagged:
         chosen["data.leading_tags"] = True
@@ -191,8 +194,8 @@ def choose_settings(
             chosen["model.dropout"] = _FEW_EPOCHS_DROPOUT
         chosen.update(_LETTERS)
         chosen["training.batch_tokens"], chosen["training.max_steps"] = batch, num_tokens // batch
-        reasons["model.positions"] = (
-            "4 + 4 layers, rotary positions: short sequences of letters or symbols, or copied records"
+        reasons["model.num_encoder_layers"] = (
+            "4 + 4 layers: short sequences of letters or symbols, or copied records"
         )
     if settings.training.start_from:
         rate = chosen.get("optimization.learning_rate", settings.optimization.learning_rate)

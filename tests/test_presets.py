@@ -164,6 +164,26 @@ def test_positions_are_rotary_unless_there_is_one_layer(pairs):
     assert choose(read_settings(None, ["--model.num_decoder_layers", "1"])) == "sinusoidal"
 
 
+def inflect(words, features=("V", "PST")):
+    return collect_statistics(
+        Pair(word, f"{word}ed", features, i, "x") for i, word in enumerate(words)
+    )
+
+
+def test_inflection_of_few_words_has_hallucinated_stems():
+    words = ["".join(draw("abcdefghij", 5, seed)) for seed in range(2100)]
+    few = choose_settings(Settings(), inflect(words[:1000]))
+    assert few.settings.optimization.hallucination == 0.6
+    assert any("random letters" in reason for reason in few.reasons)
+    many = choose_settings(Settings(), inflect(words))
+    without_features = choose_settings(Settings(), inflect(words[:1000], ()))
+    phones = [Pair(word, " ".join(word), ("de",), 1, "x") for word in words[:1000]]
+    for choice in (many, without_features, choose_settings(Settings(), collect_statistics(phones))):
+        assert choice.settings.optimization.hallucination == 0.0
+    by_hand = read_settings(None, ["--optimization.hallucination", "0"])
+    assert choose_settings(by_hand, inflect(words)).settings.optimization.hallucination == 0.0
+
+
 def test_records_with_copied_values_have_the_model_of_letters_and_some_rows_a_batch():
     source = " ".join(f"word{n} |" for n in range(100))
     rows = [(source, "name: word1 word2 | total: word3")]

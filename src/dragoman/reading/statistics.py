@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from hashlib import blake2b
 from itertools import chain
 from typing import Literal
@@ -22,7 +23,11 @@ _WITH_TAGS = DataSettings(leading_tags=True)
 _RECORD = re.compile(r"\s*(?:\{.*\}\s*\Z|[^\W\d_][^:|;\n]{0,39}:\s)", re.DOTALL)
 _WORD = re.compile(r"\w+")
 _MOST_RECORDS, _LEAST_COPIED = 0.9, 0.2  # of the targets; of their words, field names included
-_LOOKED_AT = 1000  # records whose fields are looked at
+_LOOKED_AT = 1000  # records whose fields are looked at, and words whose stems are
+_LONGEST_WORD = 50  # characters
+# Of the letters of a source, those of its stem: inflected forms keep 90%, modern spellings of old
+# words 71%, morphemes 64%, phones in the same script 37%.
+_LEAST_STEM = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,7 @@ class PairStatistics:
     has_copied_records: bool = False  # targets are records, with words of their sources
     can_point: bool = False  # targets are records, with values that stand in their sources
     features_separator: str = ""  # in the values of features, if they plainly have several parts
+    is_inflection: bool = False  # words with features, whose targets hold most of their letters
 
 
 def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
@@ -57,6 +63,7 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
     source, target = _SideCounts(), _SideCounts()
     num_pairs, num_tagged, num_records, num_objects, copied = 0, 0, 0, 0, 0.0
     fields, texts, records = list[str](), list[str](), list[tuple[str, str]]()
+    stems = list[float]()
     sources: set[str] = set()
     features: set[str] = set()
     for num_pairs, pair in enumerate(pairs, start=1):
@@ -67,6 +74,8 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
             sources.add(pair.source)
             num_tagged += bool(tags)
             features.update(pair.features)
+            if (tags or pair.features) and len(stems) < _LOOKED_AT:
+                stems.append(_measure_stem(text, pair.target))
             if _RECORD.match(pair.target):
                 words = _WORD.findall(pair.target)
                 num_records += 1
@@ -96,6 +105,16 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
         and copied > _LEAST_COPIED * num_records,
         can_point=num_records > least and Pointers.train(*zip(*records, strict=True)) is not None,
         features_separator=_find_separator(features),
+        is_inflection=bool(stems) and sum(stems) >= _LEAST_STEM * len(stems),
+    )
+
+
+def _measure_stem(source: str, target: str) -> float:
+    """Return the fraction of a word that is the longest string it shares with its target."""
+    if not 0 < len(source) <= _LONGEST_WORD:
+        return 0.0
+    return SequenceMatcher(None, source, target, autojunk=False).find_longest_match().size / len(
+        source
     )
 
 

@@ -64,7 +64,7 @@ SMALL = [
     "--model.dim_feedforward", "128", "--model.positions", "sinusoidal",
     "--model.dropout", "0", "--optimization.label_smoothing", "0",
     "--optimization.learning_rate", "0.003", "--optimization.warmup_steps", "50",
-    "--training.batch_tokens", "512", "--training.max_steps", "400", "--training.valid_every", "200",
+    "--training.batch_tokens", "512", "--training.max_steps", "250", "--training.valid_every", "125",
     "--data.valid_fraction", "0.1",
 ]  # fmt: skip
 

@@ -37,7 +37,7 @@ def test_one_call_learns_what_the_pairs_show(trained):
     assert right / len(UNSEEN) > 0.9
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["valid"]["exact_match"] > 90
-    assert metrics["num_steps"] == 400
+    assert metrics["num_steps"] == 250
     assert sum(metrics["data"]["pairs"].values()) == 1500
 
 
@@ -60,7 +60,7 @@ def test_checkpoints_and_logs_stay_beside_the_model_and_hold_no_pickle(trained):
     names = {path.name for path in folder.iterdir()} - {"tensorboard"}  # where it is installed
     assert names == {"checkpoints", "data", "logs", "samples.jsonl"}
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
-    for name in ("best.ckpt", "step-200.ckpt", "step-400.ckpt"):
+    for name in ("best.ckpt", "step-125.ckpt", "step-250.ckpt"):
         state = torch.load(folder / "checkpoints" / name, weights_only=True)
         assert any(key.startswith("network.transformer.") for key in state["state_dict"])
 
@@ -146,7 +146,7 @@ def test_overwrite_leaves_alone_what_is_no_model_and_what_a_bad_run_would_lose(t
     with pytest.raises(DataError):
         fit(tmp_path / "typo.tsv", trained[0], short(), overwrite=True, console=quiet_console())
     assert {path.name for path in checkpoints.iterdir()} == {
-        "best.ckpt", "step-200.ckpt", "step-400.ckpt"
+        "best.ckpt", "step-125.ckpt", "step-250.ckpt"
     }  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_equal_outputs_at_the_end_are_reported_with_usual_causes(tmp_path):
 
 def test_a_run_that_learns_prints_no_warning(trained):
     output = trained[0].with_name("console.txt").read_text()
-    assert "step 400:" in output
+    assert "step 250:" in output
     assert "warning" not in output
 
 

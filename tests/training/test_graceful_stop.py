@@ -17,6 +17,7 @@ from rich.console import Console
 
 from conftest import quiet_console, write_pairs
 from dragoman import read_settings
+from dragoman.cli import main
 from dragoman.commands.fit import fit
 from dragoman.errors import Stopped
 from dragoman.training import checkpoints
@@ -183,8 +184,7 @@ def words_of(pairs, out, *more):
 
 
 def finish(pairs, out, *more):
-    command = [sys.executable, "-m", "dragoman", *map(str, words_of(pairs, out, *more))]
-    subprocess.run(command, check=True, capture_output=True)
+    assert main([*map(str, words_of(pairs, out, *more))]) == 0
 
 
 @pytest.fixture(scope="module")

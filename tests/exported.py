@@ -27,6 +27,7 @@ OPTIONS += [
     for option in OPTIONS
     if option["positions"] == "learned" and option["is_shared"] != option["norm_first"]
 ]
+SOME_OPTIONS = OPTIONS[::3]  # with each value of each option
 
 
 def name_option(option) -> str:

@@ -20,7 +20,7 @@ from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.onnx_export import OnnxModel, write_onnx
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.settings import DecodingSettings
-from exported import OPTIONS, draw_sources, make_model, name_option
+from exported import SOME_OPTIONS, draw_sources, make_model, name_option
 
 pytestmark = pytest.mark.usefixtures("no_shape_checks")
 CLOSE = 1e-4
@@ -55,7 +55,7 @@ class Exported:
         return torch.from_numpy(np.stack(found, axis=1))
 
 
-@pytest.fixture(scope="module", params=OPTIONS, ids=name_option)
+@pytest.fixture(scope="module", params=SOME_OPTIONS, ids=name_option)
 def exported(request, tmp_path_factory, no_shape_checks):
     return Exported(make_model(**request.param)[2], tmp_path_factory.mktemp("exported") / "onnx")
 

@@ -16,8 +16,7 @@ from dragoman.configuration import (
     update_stored,
 )
 from dragoman.errors import DataError, shorten
-from dragoman.evaluation.evaluation import TargetTokenization
-from dragoman.evaluation.metrics import choose_metrics
+from dragoman.evaluation.evaluation import TargetTokenization, choose_metrics_of
 from dragoman.evaluation.significance import Comparison
 from dragoman.evaluation.significance import compare as compare_rows
 from dragoman.model_folder.folder import list_models
@@ -56,13 +55,7 @@ def compare(
     evaluation, tokenization = _find_settings(
         systems[baseline][0][1], as_settings(settings).evaluation, baseline
     )
-    metrics = choose_metrics(
-        evaluation,
-        [row.references for row in rows[baseline][0]],
-        sources=[row.source for row in rows[baseline][0]],
-        separator=tokenization.separator,
-        has_symbols=tokenization.has_symbols,
-    )
+    metrics = choose_metrics_of(rows[baseline][0], evaluation, tokenization)
     used = {
         name: [_list_settings(content) for _, content in runs] for name, runs in systems.items()
     }

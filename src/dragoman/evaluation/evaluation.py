@@ -178,13 +178,7 @@ def evaluate_rows(
     tokenization = tokenization or TargetTokenization()
     hypotheses = [row.hypothesis for row in rows]
     references = [row.references for row in rows]
-    metrics = choose_metrics(
-        settings,
-        references,
-        sources=[row.source for row in rows],
-        separator=tokenization.separator,
-        has_symbols=tokenization.has_symbols,
-    )
+    metrics = choose_metrics_of(rows, settings, tokenization)
     statistics = collect_statistics(metrics, hypotheses, references)
     task = find_task(settings, references, has_symbols=tokenization.has_symbols)
     return Evaluation(
@@ -206,6 +200,19 @@ def evaluate_rows(
         speed=speed or {},
         model=model or {},
         emitted_f1=_score_emitted(rows, metrics),
+    )
+
+
+def choose_metrics_of(
+    rows: Sequence[Row], settings: EvaluationSettings, tokenization: TargetTokenization
+) -> list[Metric]:
+    """Return the metrics for these rows, the task's own first: see `choose_metrics`."""
+    return choose_metrics(
+        settings,
+        [row.references for row in rows],
+        sources=[row.source for row in rows],
+        separator=tokenization.separator,
+        has_symbols=tokenization.has_symbols,
     )
 
 
@@ -393,14 +400,7 @@ def score_seeds(ensemble: Evaluation, runs: Mapping[str, Sequence[Row]]) -> Eval
     outputs = [Counter(row.hypothesis for row in rows) for rows in zip(*runs.values(), strict=True)]
     places = [place for place, found in enumerate(outputs) if len(found) > 1]
     places.sort(key=lambda place: max(outputs[place].values()))  # ties: in the order of the rows
-    references = [row.references for row in ensemble.rows]
-    metrics = choose_metrics(
-        ensemble.settings,
-        references,
-        sources=[row.source for row in ensemble.rows],
-        separator=ensemble.tokenization.separator,
-        has_symbols=ensemble.tokenization.has_symbols,
-    )
+    metrics = choose_metrics_of(ensemble.rows, ensemble.settings, ensemble.tokenization)
     scores = estimate_mean([*runs.values()], metrics, ensemble.settings)
     return replace(
         ensemble,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dragoman.commands.explain import explain as explain
     from dragoman.commands.export import export as export
     from dragoman.commands.fit import fit as fit
+    from dragoman.commands.import_model import import_model as import_model
     from dragoman.commands.inspect import derive_schema as derive_schema
     from dragoman.commands.inspect import inspect as inspect
     from dragoman.commands.learning_curve import learning_curve as learning_curve
@@ -72,6 +73,7 @@ _HOMES = {
     "explain": "dragoman.commands.explain",
     "export": "dragoman.commands.export",
     "fit": "dragoman.commands.fit",
+    "import_model": "dragoman.commands.import_model",
     "inspect": "dragoman.commands.inspect",
     "learning_curve": "dragoman.commands.learning_curve",
     "read_pairs": "dragoman.reading.pairs",

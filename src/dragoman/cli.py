@@ -642,6 +642,38 @@ def _export(arguments: Namespace, _: Sequence[str]) -> None:
     print(f"{arguments.model / arguments.to}: {result}", file=sys.stderr)
 
 
+def _add_import(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="folder of the trained model")
+    add("--from", dest="program", required=True, choices=("pytorch", "joeynmt", "yoyodyne"),
+        help="pytorch: a state dictionary with nn.Transformer in it, vocabularies, and import.yaml, which "
+        "says what they do not; joeynmt: its model_dir; yoyodyne: a checkpoint, index.pkl and the "
+        "configuration")  # fmt: skip
+    add("--check", type=Path, required=True, metavar="PAIRS",
+        help="sources, each with the output of the old program, to compare with")  # fmt: skip
+    add("--out", type=Path, default=Path("model"), help="model folder to write (default: model)")
+    add("--min-equal", type=fraction, default=0.95, metavar="SHARE",
+        help="share of outputs, 0 to 1, that must be equal, else nothing is written (default: 0.95)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace the model folder")
+
+
+def _import(arguments: Namespace, words: Sequence[str]) -> None:
+    from dragoman.commands.import_model import import_model
+    from dragoman.configuration import read_settings
+
+    import_model(
+        arguments.folder,
+        arguments.program,
+        arguments.check,
+        arguments.out,
+        read_settings(None, words, is_whole=False),
+        min_equal=arguments.min_equal,
+        overwrite=arguments.overwrite,
+        report=lambda line: print(line, file=sys.stderr),
+    )
+    print(f"model folder: {arguments.out}", file=sys.stderr)
+
+
 # ------------------------------------------------------------------ serve
 
 
@@ -839,6 +871,15 @@ COMMANDS = {
         summary="write a model in the format of another program, and check it",
         examples=("dragoman export model --to onnx", "dragoman export model --to html"),
         sections=(),
+    ),
+    "import": Command(
+        run=_import,
+        add_options=_add_import,
+        summary="take over a model of PyTorch, JoeyNMT or yoyodyne, and check it",
+        examples=("dragoman import old --from pytorch --check outputs.tsv",),
+        sections=("data.", "decoding."),
+        unused=(*_OF_FIT, "data.features", "data.broken_rows", "data.long_rows"),
+        common=_FOR_USE,
     ),
     "serve": Command(
         run=_serve, add_options=_add_serve,

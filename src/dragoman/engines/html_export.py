@@ -117,6 +117,7 @@ def write_html(
         "target": _describe_side(tokenizer.target),
         "features": list(tokenizer.features),
         "pointers": {**pointers.to_dict(), "lead": pointers.lead} if pointers else None,
+        "frame": tokenizer.frame,
         "source_names": tokenizer.source_names(),
         "target_names": tokenizer.target_names(),
         "leading_tags": settings.data.leading_tags,

@@ -579,7 +579,7 @@ class Adapter {
   }
 
   /**
-   * Return the ids of a source: its features, its text, the end. `values`: those of the feature
+   * Return the ids of a source: its features, its text, in their frame. `values`: those of the feature
    * columns; `place`: of the source in a list, for errors, as "[2]".
    */
   encodeSource(text, values, place = "") {
@@ -592,8 +592,9 @@ class Adapter {
     if (tags) symbols.push(...tags.trim().split(" "));
     if (LONE_SURROGATE.test(text) && this.source.side.kind === "bpe")
       throw new RequestError(`source${place}`, "it holds half a character, which is no text");
-    const ids = symbols.map((symbol) => this.featureIds.get(symbol) ?? UNKNOWN);
-    ids.push(...(this.pointers ?? this.source).encode(rest), END);
+    const { frame } = this.about, ids = frame.includes("begin") ? [BEGIN] : [];
+    ids.push(...symbols.map((symbol) => this.featureIds.get(symbol) ?? UNKNOWN), ...(this.pointers ?? this.source).encode(rest));
+    if (frame.includes("end")) ids.push(END);
     if (ids.length > this.model.numPositions)
       throw new RequestError(`source${place}`, `${ids.length} tokens, more than the ${this.model.numPositions} of the model`);
     return ids;

@@ -43,6 +43,9 @@ KINDS: Final[Mapping[TokenizerKind, type[ClosedVocabulary] | type[Subwords]]] = 
     "unigram": Subwords,
 }
 
+Frame = Literal["end", "begin_end", "begin", "none"]
+"""Which of BOS_ID and EOS_ID a source has around its text; `fit` makes "end", imported models differ."""
+
 _FORMAT: Final = "dragoman tokenizer"
 _VERSION: Final = 1
 _MAX_FEATURE_CHARACTERS: Final = 1000
@@ -67,6 +70,7 @@ class _StoredPair(BaseModel):
     source: _StoredSide
     target: _StoredSide | Literal["source"]
     pointers: Pointers | None = None
+    frame: Frame = "end"
 
 
 class Tokenizer:
@@ -231,6 +235,7 @@ class PairTokenizer:
     target: Tokenizer
     features: dict[str, int]
     pointers: Pointers | None = None  # None also if targets are no records of their sources
+    frame: Frame = "end"
 
     @classmethod
     def train(
@@ -295,7 +300,8 @@ class PairTokenizer:
                 "feature is one symbol; check the columns that data.features names"
             )
         numbered = _number(symbols, source)
-        return cls(source=source, target=target, features=numbered, pointers=pointers)
+        frame = start.frame if start else "end"
+        return cls(source=source, target=target, features=numbered, pointers=pointers, frame=frame)
 
     @property
     def is_shared(self) -> bool:
@@ -339,17 +345,19 @@ class PairTokenizer:
     def encode_sources(
         self, texts: Sequence[str], features: Sequence[tuple[str, ...]]
     ) -> list[list[int]]:
-        """Return the ids of each source: its features, its text, EOS_ID.
+        """Return the ids of each source: its features, its text, EOS_ID; or as `frame` says.
 
         `features` has one tuple a text, empty for none; a symbol not seen in training becomes
         UNKNOWN_ID.
         """
         find = self.features.get
+        begin = (BOS_ID,) if "begin" in self.frame else ()
+        end = (EOS_ID,) if "end" in self.frame else ()
         encoded = self._number_words(texts) if self.pointers else self.source.encode_batch(texts)
         return [
-            [*(find(symbol, UNKNOWN_ID) for symbol in symbols), *ids, EOS_ID]
+            [*begin, *(find(symbol, UNKNOWN_ID) for symbol in symbols), *ids, *end]
             if symbols
-            else [*ids, EOS_ID]  # no generator for each of millions of rows
+            else [*begin, *ids, *end]  # no generator for each of millions of rows
             for symbols, ids in zip(features, encoded, strict=True)
         ]
 
@@ -493,6 +501,7 @@ class PairTokenizer:
             "source": self.source.to_dict(),
             "target": "source" if self.is_shared else self.target.to_dict(),
             **({"pointers": self.pointers.to_dict()} if self.pointers else {}),
+            **({"frame": self.frame} if self.frame != "end" else {}),
         }
 
     def save(self, path: Path) -> None:
@@ -526,7 +535,13 @@ class PairTokenizer:
         except (ValidationError, ModelFolderError) as error:
             raise ModelFolderError(f"{path}: {describe_first(error)}; {_REMEDY}") from error
         features = _number(stored.features, source)
-        return cls(source=source, target=target, features=features, pointers=stored.pointers)
+        return cls(
+            source=source,
+            target=target,
+            features=features,
+            pointers=stored.pointers,
+            frame=stored.frame,
+        )
 
 
 def find_side_errors(settings: SideSettings, name: str = "") -> list[str]:

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dragoman.decoding.ensemble import Ensemble
-from dragoman.decoding.hypothesis import Hypothesis, normalize
+from dragoman.decoding.hypothesis import Hypothesis, find_divisor, normalize
 from dragoman.decoding.rules import Rules
 from dragoman.settings import DecodingSettings
 
@@ -34,8 +34,21 @@ class _Group:
     done: list[Hypothesis] = field(default_factory=list)
     spare: list[Hypothesis] = field(default_factory=list)
     """Under a constraint: the best hypotheses that could have ended, done or not."""
-    has_best_ended: bool = False
-    is_over: bool = False
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """How far each group of the sources in the batch is."""
+
+    num_done: Int[Tensor, "N G"]
+    has_best_ended: Bool[Tensor, "N G"]
+    is_over: Bool[Tensor, "N G"]
+    best_done: Float[Tensor, "N G M"]
+    """The normalized scores of the best done; M is the number of wanted ones."""
+
+    def select(self, kept: Int[Tensor, " N2"]) -> "_Progress":
+        """Return that of the sources that stay."""
+        return _Progress(**{name: value[kept] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,46 +78,61 @@ def search_beam(
     """
     num_groups = decoding.diverse_groups if decoding.method == "diverse" else 1
     beam, width = decoding.beam_size, decoding.beam_size // num_groups
-    device = source_ids.device
-    found = [[_Group() for _ in range(num_groups)] for _ in range(len(source_ids))]
+    device, num_sources = source_ids.device, len(source_ids)
+    found = [[_Group() for _ in range(num_groups)] for _ in range(num_sources)]
 
-    sources = torch.arange(len(source_ids), device=device)  # those still in the batch
+    sources = torch.arange(num_sources, device=device)  # those still in the batch
     rows = sources.repeat_interleave(beam)
-    caches = ensemble.select(ensemble.start(source_ids), rows, sources)
+    caches = ensemble.select(ensemble.start(source_ids), rows)
     rules = rules.select(rows)
     ids = torch.full((len(rows),), ensemble.bos_id, device=device)
-    tokens = torch.empty(len(sources), num_groups, width, 0, dtype=torch.long, device=device)
-    scores = torch.full((len(sources), num_groups, width), -torch.inf, device=device)
+    limits = torch.tensor(longest, device=device)
+    tokens = torch.empty(num_sources, num_groups, width, 0, dtype=torch.long, device=device)
+    scores = torch.full((num_sources, num_groups, width), -torch.inf, device=device)
     scores[:, :, 0] = 0.0  # all hypotheses of a group are equal at first: use one
+    wanted = (num_sources, num_groups, min(decoding.num_searched, width))
+    progress = _Progress(
+        num_done=torch.zeros(wanted[:2], dtype=torch.long, device=device),
+        has_best_ended=torch.zeros(wanted[:2], dtype=torch.bool, device=device),
+        is_over=torch.zeros(wanted[:2], dtype=torch.bool, device=device),
+        best_done=torch.full(wanted, -torch.inf, dtype=_exact_dtype(device), device=device),
+    )
     for position in range(max(longest)):
         rule = partial(rules.change_logits, history=tokens.flatten(0, 2))
         log_probs, caches = ensemble.step(ids, caches, rule)
         log_probs = rules.mask(log_probs, position).view(*scores.shape, -1)
         totals = scores[..., None] + log_probs
         candidates = _expand(totals, decoding.diverse_strength)
-        is_last = torch.tensor([longest[i] == position + 1 for i in sources.tolist()])
-        groups = [found[i] for i in sources.tolist()]
         if rules.states:
-            _keep_ends(groups, totals[..., ensemble.eos_id], tokens, decoding)
-        _collect(groups, candidates, tokens, is_last, ensemble.eos_id, decoding)
-
+            groups = [found[i] for i in sources.tolist()]
+            ends = totals[..., ensemble.eos_id]
+            _keep_ends(groups, progress.is_over.tolist(), ends, tokens, decoding)
+        is_last = (limits == position + 1)[:, None]
+        _collect(found, sources, progress, candidates, tokens, is_last, ensemble.eos_id, decoding)
         chosen, is_live = _choose_live(candidates, width, ensemble.eos_id)
-        limits = [longest[i] for i in sources.tolist()]
-        _settle(groups, chosen.scores, limits, is_last, decoding)
-        staying = torch.tensor([not all(g.is_over for g in of_one) for of_one in groups])
-        if not staying.any():
-            break
-        kept = staying.nonzero()[:, 0].to(device)
-        chosen = _Candidates(
-            ids=chosen.ids[kept], parents=chosen.parents[kept], scores=chosen.scores[kept]
-        )
-        first_rows = kept[:, None] * beam + torch.arange(num_groups, device=device) * width
+        _settle(progress, chosen.scores, limits, is_last, width, decoding)
+
+        leaving = progress.is_over.all(dim=1)
+        kept = None  # all
+        if leaving.any():
+            kept = (~leaving).nonzero()[:, 0]
+            if not len(kept):
+                break
+            chosen = _Candidates(
+                ids=chosen.ids[kept], parents=chosen.parents[kept], scores=chosen.scores[kept]
+            )
+            sources, limits, tokens, is_live = (
+                each[kept] for each in (sources, limits, tokens, is_live)
+            )
+            progress = progress.select(kept)
+        places = torch.arange(len(sources), device=device) if kept is None else kept
+        first_rows = places[:, None] * beam + torch.arange(num_groups, device=device) * width
         rows = (first_rows[:, :, None] + chosen.parents).flatten()
         parents = chosen.parents[..., None].expand(-1, -1, -1, position)
-        tokens = torch.cat((tokens[kept].gather(2, parents), chosen.ids[..., None]), dim=-1)
-        scores, ids, sources = chosen.scores, chosen.ids.flatten(), sources[kept]
+        tokens = torch.cat((tokens.gather(2, parents), chosen.ids[..., None]), dim=-1)
+        scores, ids = chosen.scores, chosen.ids.flatten()
         caches = ensemble.select(caches, rows, kept)
-        rules = rules.select(rows).advance(ids, is_live[kept].flatten())
+        rules = rules.select(rows).advance(ids, is_live.flatten())
     return [_rank(of_one, decoding, prefers_complete=bool(rules.states)) for of_one in found]
 
 
@@ -146,29 +174,43 @@ def _choose_live(
 
 
 def _collect(
-    groups: Sequence[Sequence[_Group]],
+    found: Sequence[Sequence[_Group]],
+    sources: Int[Tensor, " N"],
+    progress: _Progress,
     candidates: _Candidates,
     tokens: Int[Tensor, "N G W T"],
-    is_last: Bool[Tensor, " N"],
+    is_last: Bool[Tensor, "N 1"],
     eos_id: int,
     decoding: DecodingSettings,
 ) -> None:
     """Add to `done` those of the first candidates that end or have the longest length."""
-    width = tokens.shape[2]
+    width, length = tokens.shape[2], tokens.shape[3] + 1
     ids, scores = candidates.ids[..., :width], candidates.scores[..., :width]
-    is_done = ((ids == eos_id) | is_last[:, None, None].to(ids.device)) & ~scores.isneginf()
-    for i, g, place in is_done.nonzero().tolist():
-        group = groups[i][g]
-        if group.is_over:
-            continue
-        past = tokens[i, g, candidates.parents[i, g, place]].tolist()
-        token, score = int(ids[i, g, place]), float(scores[i, g, place])
-        group.has_best_ended |= place == 0
-        group.done.append(
+    is_done = (ids == eos_id) | is_last[..., None]
+    is_done &= ~scores.isneginf() & ~progress.is_over[..., None]
+    places = is_done.nonzero()
+    if not len(places):
+        return
+    progress.num_done += is_done.sum(dim=-1)
+    progress.has_best_ended |= is_done[..., 0]
+    if decoding.stop == "exact":
+        normalized = scores.to(progress.best_done.dtype) / find_divisor(length, decoding)
+        both = torch.cat((progress.best_done, normalized.masked_fill(~is_done, -torch.inf)), dim=-1)
+        progress.best_done = both.topk(progress.best_done.shape[-1], dim=-1).values
+    i, g, place = places.unbind(1)
+    for source, group, past, token, score in zip(
+        sources[i].tolist(),
+        g.tolist(),
+        tokens[i, g, candidates.parents[i, g, place]].tolist(),
+        ids[i, g, place].tolist(),
+        scores[i, g, place].tolist(),
+        strict=True,
+    ):
+        found[source][group].done.append(
             Hypothesis(
                 ids=tuple(past) if token == eos_id else (*past, token),
                 score=score,
-                normalized_score=normalize(score, len(past) + 1, decoding),
+                normalized_score=normalize(score, length, decoding),
                 is_complete=token == eos_id,
             )
         )
@@ -176,6 +218,7 @@ def _collect(
 
 def _keep_ends(
     groups: Sequence[Sequence[_Group]],
+    is_over: Sequence[Sequence[bool]],
     scores: Float[Tensor, "N G W"],
     tokens: Int[Tensor, "N G W T"],
     decoding: DecodingSettings,
@@ -186,7 +229,7 @@ def _keep_ends(
         group, score = groups[i][g], listed[i][g][place]
         normalized = normalize(score, tokens.shape[-1] + 1, decoding)
         is_full = len(group.spare) == decoding.num_searched
-        if group.is_over or (is_full and normalized <= group.spare[-1].normalized_score):
+        if is_over[i][g] or (is_full and normalized <= group.spare[-1].normalized_score):
             continue
         ended = Hypothesis(
             ids=tuple(tokens[i, g, place].tolist()),
@@ -198,31 +241,31 @@ def _keep_ends(
 
 
 def _settle(
-    groups: Sequence[Sequence[_Group]],
+    progress: _Progress,
     scores: Float[Tensor, "N G W"],
-    limits: Sequence[int],
-    is_last: Bool[Tensor, " N"],
+    limits: Int[Tensor, " N"],
+    is_last: Bool[Tensor, "N 1"],
+    width: int,
     decoding: DecodingSettings,
 ) -> None:
     """Mark the groups that are over: no hypothesis continues, or `decoding.stop` is met."""
-    width = scores.shape[2]
-    wanted = min(decoding.num_searched, width)
-    best = scores.max(dim=-1).values.tolist()
-    for of_one, best_of_one, limit, is_end in zip(
-        groups, best, limits, is_last.tolist(), strict=True
-    ):
-        for group, best_score in zip(of_one, best_of_one, strict=True):
-            if is_end or best_score == -torch.inf:
-                group.is_over = True
-            elif decoding.stop == "exact":
-                done = sorted((one.normalized_score for one in group.done), reverse=True)
-                # An upper bound: scores only fall, and the longest length divides them most.
-                bound = normalize(best_score, limit, decoding)
-                group.is_over |= len(done) >= wanted and done[wanted - 1] >= bound
-            elif decoding.length_penalty == 0:
-                group.is_over |= group.has_best_ended and len(group.done) >= wanted
-            else:
-                group.is_over |= len(group.done) >= width
+    best = scores.amax(dim=-1)
+    wanted = progress.best_done.shape[-1]
+    if decoding.stop == "exact":
+        # An upper bound: scores only fall, and the longest length divides them most.
+        dtype = progress.best_done.dtype
+        bound = best.to(dtype) / find_divisor(limits[:, None].to(dtype), decoding)
+        is_met = (progress.num_done >= wanted) & (progress.best_done[..., -1] >= bound)
+    elif decoding.length_penalty == 0:
+        is_met = progress.has_best_ended & (progress.num_done >= wanted)
+    else:
+        is_met = progress.num_done >= width
+    progress.is_over |= is_met | is_last | best.isneginf()
+
+
+def _exact_dtype(device: torch.device) -> torch.dtype:
+    """Return that of Python's floats, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _rank(

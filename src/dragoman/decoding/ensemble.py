@@ -40,15 +40,15 @@ class Ensemble:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Switch dropout and gradients off in the context, then restore the mode of each model."""
-        modes = [model.training for model in self.models]
+        training = [model for model in self.models if model.training]
         try:
-            for model in self.models:
+            for model in training:
                 model.eval()
-            with torch.no_grad():
+            with torch.inference_mode():
                 yield
         finally:
-            for model, mode in zip(self.models, modes, strict=True):
-                model.train(mode)
+            for model in training:
+                model.train()
 
     def start(self, source_ids: Int[Tensor, "N S"]) -> Caches:
         """Return the caches before the first token, a row a source."""
@@ -73,7 +73,7 @@ class Ensemble:
     def select(
         self, caches: Caches, rows: Int[Tensor, " R2"], sources: Int[Tensor, " N2"] | None = None
     ) -> Caches:
-        """Return the caches of the given rows: see `inference.select`."""
+        """Return the caches of the given rows; the old ones are used up: see `inference.select`."""
         return tuple(inference.select(cache, rows, sources) for cache in caches)
 
 

@@ -1,11 +1,12 @@
 """Greedy search and sampling: one decode loop, one token per row and step."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dragoman.decoding.ensemble import Ensemble
@@ -88,45 +89,62 @@ def _decode(
     batch, so the cost follows the lengths of the outputs.
     """
     num_rows, device = len(source_ids), source_ids.device
-    limits = torch.as_tensor(longest, device=device)
-    tokens = torch.full((num_rows, int(limits.max())), ensemble.pad_id, device=device)
-    scores = torch.zeros(num_rows, device=device)
-    lengths = torch.zeros(num_rows, dtype=torch.long, device=device)  # without the end
-    has_ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
-
-    caches = ensemble.start(source_ids)
     rows = torch.arange(num_rows, device=device)  # those still in the batch
+    limits, nearest = torch.as_tensor(longest, device=device), min(longest)
+    tokens = torch.empty(num_rows, max(longest), dtype=torch.long, device=device)
+    scores = torch.zeros(num_rows, device=device)
     ids = torch.full((num_rows,), ensemble.bos_id, device=device)
+    caches = ensemble.start(source_ids)
+    found: dict[int, Hypothesis] = {}
     for position in range(tokens.shape[1]):
-        rule = partial(rules.change_logits, history=tokens[rows, :position])
+        rule = partial(rules.change_logits, history=tokens[:, :position])
         log_probs, caches = ensemble.step(ids, caches, rule)
         log_probs = rules.mask(log_probs, position)
         ids = choose(log_probs, rows, position)
         emitted = log_probs.gather(1, ids[:, None])[:, 0]
-        is_end, no_token_left = ids == ensemble.eos_id, emitted.isneginf()
-        tokens[rows, position] = ids
-        scores[rows] += emitted.masked_fill(no_token_left, 0.0)
-        has_ended[rows] = is_end & ~no_token_left
-        lengths[rows] += (~is_end & ~no_token_left).long()
-        is_live = ~is_end & ~no_token_left & (position + 1 < limits[rows])
+        tokens[:, position] = ids
+        scores += emitted.nan_to_num(nan=math.nan, neginf=0.0)
+        is_live = (ids != ensemble.eos_id) & ~emitted.isneginf()  # -inf: no token was left
         rules = rules.advance(ids, is_live)
-        staying = is_live.nonzero()[:, 0]
-        if len(staying) == 0:
+        if position + 1 >= nearest:
+            is_live &= position + 1 < limits
+        leaving = is_live.logical_not().nonzero()[:, 0]
+        if not len(leaving):
+            continue
+        for row, past, score, last in zip(
+            rows[leaving].tolist(),
+            tokens[leaving, : position + 1].tolist(),
+            scores[leaving].tolist(),
+            emitted[leaving].tolist(),
+            strict=True,
+        ):
+            is_complete = past[-1] == ensemble.eos_id and last != -math.inf
+            length = position + (past[-1] != ensemble.eos_id and last != -math.inf)
+            found[row] = Hypothesis(
+                ids=tuple(past[:length]),
+                score=score,
+                normalized_score=normalize(score, length + is_complete, decoding),
+                is_complete=is_complete,
+            )
+        if len(found) == num_rows:
             break
-        if len(staying) < len(rows):
-            rows, ids = rows[staying], ids[staying]
-            caches, rules = ensemble.select(caches, staying), rules.select(staying)
-    return [
-        Hypothesis(
-            ids=tuple(row[:length]),
-            score=score,
-            normalized_score=normalize(score, length + is_complete, decoding),
-            is_complete=is_complete,
+        kept = _fill_holes(is_live, leaving)
+        rows, limits, tokens, scores, ids = (
+            each[kept] for each in (rows, limits, tokens, scores, ids)
         )
-        for row, length, score, is_complete in zip(
-            tokens.tolist(), lengths.tolist(), scores.tolist(), has_ended.tolist(), strict=True
-        )
-    ]
+        caches, rules = ensemble.select(caches, kept, kept), rules.select(kept)
+    return [found[row] for row in range(num_rows)]
+
+
+def _fill_holes(is_live: Bool[Tensor, " R"], leaving: Int[Tensor, " L"]) -> Int[Tensor, " R2"]:
+    """Return the live rows: the last ones take the places of those that leave, the others stay.
+
+    So few rows of the caches are copied. Of rows 0 to 4, 1 and 4 leave: 0, 3 and 2 remain.
+    """
+    count = len(is_live) - len(leaving)
+    kept = torch.arange(count, device=is_live.device)
+    kept[leaving[leaving < count]] = is_live[count:].nonzero()[:, 0] + count
+    return kept
 
 
 def sharpen(log_probs: Float[Tensor, "R V"], decoding: DecodingSettings) -> Float[Tensor, "R V"]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dragoman.errors import name_extra
 from dragoman.settings import DecodingSettings
@@ -60,9 +60,14 @@ def normalize(score: float, length: int, decoding: DecodingSettings) -> float:
 
     Source: "wu": Wu et al. 2016, section 7, equation 14, without the coverage penalty.
     """
-    if decoding.length_norm == "wu":
-        return float(score / ((5 + length) / 6) ** decoding.length_penalty)
-    return float(score / max(1, length) ** decoding.length_penalty)
+    counted = length if decoding.length_norm == "wu" else max(1, length)
+    return float(score / find_divisor(counted, decoding))
+
+
+def find_divisor(length: Any, decoding: DecodingSettings) -> Any:  # noqa: ANN401 (or a tensor)
+    """Return what `normalize` divides the score of an output of `length` tokens by."""
+    base = (5 + length) / 6 if decoding.length_norm == "wu" else length
+    return base**decoding.length_penalty
 
 
 def choose_least_risky(

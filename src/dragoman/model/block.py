@@ -117,12 +117,15 @@ class DecoderCache:
     They are concatenated: W is 2 D. C is the capacity, at least `length`.
     """
 
-    source: tuple[Float[Tensor, "N S W"], ...]
+    source: tuple[Float[Tensor, "N S W"] | Float[Tensor, "two N H S Dh"], ...]
+    """In inference by head, contiguous: every step reads them."""
     source_mask: Mask
     target: tuple[
         Float[Tensor, "R C W"], ...
     ] = ()  # empty in training, which decodes all tokens at once
     length: int = 0
+    spare: tuple[Float[Tensor, "..."], ...] = ()
+    """Buffers as `target`, for the rows of the next selection."""
 
 
 def make_layers(
@@ -159,9 +162,12 @@ def encode(layers: Layers, source_ids: Int[Tensor, "B S"]) -> Memory:
 def start_decoder(layers: Layers, memory: Memory) -> DecoderCache:
     """Return the cache before the first target token, with the source's keys and values."""
     states = memory.states.to(layers.weights.dtype)
+    source = tuple(layer.cross.key_value(states) for layer in layers.decoder if layer.cross)
+    if layers.is_inference:
+        heads, rows = layers.model.nhead, len(states)
+        source = tuple(torch.stack(_split_heads(one, 2, heads, rows)) for one in source)
     return DecoderCache(
-        source=tuple(layer.cross.key_value(states) for layer in layers.decoder if layer.cross),
-        source_mask=_make_mask(layers, memory.is_token[:, None, None, :]),
+        source=source, source_mask=_make_mask(layers, memory.is_token[:, None, None, :])
     )
 
 
@@ -221,7 +227,7 @@ def _apply_layer(
     *,
     packing: "_Packing | None" = None,
     past: Float[Tensor, "R L W"] | None = None,
-    source: tuple[Float[Tensor, "N S W"], Mask] | None = None,
+    source: tuple[Tensor, Mask] | None = None,
 ) -> Float[Tensor, "*N D"]:
     """Return `x` after a layer of the encoder, or of the decoder, which has a source."""
     x = _add(layers, layer, 0, x, lambda y: _attend_to_self(layers, layer, y, mask, packing, past))
@@ -271,13 +277,16 @@ def _attend_to_source(
     layers: Layers,
     layer: Layer,
     x: Float[Tensor, "*R D"],
-    source: Float[Tensor, "N S W"],
+    source: Float[Tensor, "N S W"] | Float[Tensor, "two N H S Dh"],
     mask: Mask,
 ) -> Float[Tensor, "*R D"]:
     """All rows of a source attend to it together, as if they were one row."""
     assert layer.cross is not None
-    [query] = _split_heads(layer.cross.query(x), 1, layer.num_heads, source.shape[0])
-    key, value = _split_heads(source, 2, layer.num_heads, source.shape[0])
+    if source.ndim == 3:
+        key, value = _split_heads(source, 2, layer.num_heads, source.shape[0])
+    else:
+        key, value = source.unbind(0)
+    [query] = _split_heads(layer.cross.query(x), 1, layer.num_heads, key.shape[0])
     mixed = _attend(layers, query, key, value, mask).reshape(x.shape)  # (N, L, H, Dh) -> (R, T, D)
     return layer.cross.output(mixed)
 

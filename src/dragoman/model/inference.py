@@ -1,8 +1,7 @@
 """Inference: weights packed for the processor, and one decoder step at a time.
 
-A cache is a value: `start` makes one, `step` takes one and returns the next, `select` reorders,
-repeats or drops rows. A step writes into the buffers of its cache, so only the newest cache of a
-sequence may be stepped.
+`start` makes a cache, `step` takes one and returns the next, `select` reorders, repeats or drops
+rows. Both write into the buffers of the cache they take: only the newest cache may be used.
 """
 
 from dataclasses import dataclass, replace
@@ -18,6 +17,8 @@ from dragoman.model.transformer import Transformer
 
 _ACTIVATIONS: dict[object, str] = {None: "none", F.relu: "relu", F.gelu: "gelu"}  # oneDNN's names
 _FIRST_CAPACITY = 16  # target positions; doubled when full
+_NARROW = 128  # oneDNN takes longer to start than MKL; wider matrices make up for it
+_MOST_MOVED = 0.25  # of the rows: these are copied twice, all rows otherwise once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,8 @@ def pack(model: Transformer) -> PackedModel:
 def start(packed: PackedModel, source_ids: Int[Tensor, "N S"]) -> block.DecoderCache:
     """Encode the sources; return the cache before the first target token."""
     cache = block.start_decoder(packed.layers, block.encode(packed.layers, source_ids))
-    buffers = tuple(
-        source.new_zeros(len(source), _FIRST_CAPACITY, source.shape[-1]) for source in cache.source
-    )
-    return replace(cache, target=buffers)
+    sizes = (len(source_ids), _FIRST_CAPACITY, 2 * packed.layers.model.d_model)
+    return replace(cache, target=tuple(source.new_empty(sizes) for source in cache.source))
 
 
 def step(
@@ -68,8 +67,8 @@ def step(
 ) -> tuple[Float[Tensor, "R V"], block.DecoderCache]:
     """Return the logits of the token after `ids`, and the cache that includes `ids`."""
     if cache.length == cache.target[0].shape[1]:  # full: double the capacity
-        larger = tuple(torch.cat((kept, torch.zeros_like(kept)), dim=1) for kept in cache.target)
-        cache = replace(cache, target=larger)
+        larger = tuple(torch.cat((kept, torch.empty_like(kept)), dim=1) for kept in cache.target)
+        cache = replace(cache, target=larger, spare=())
     logits = packed.project(block.decode(packed.layers, ids[:, None], cache))
     return logits, replace(cache, length=cache.length + 1)
 
@@ -79,33 +78,48 @@ def select(
 ) -> block.DecoderCache:
     """Return the cache of the given rows, in their order; rows may be repeated or dropped.
 
-    `sources` are the sources of the new rows, with an equal number of rows each. None: each row
-    has its own source, so they are `rows`.
+    `sources`: the sources of the new rows, with an equal number of rows each; None: all, as before.
     """
+    cache = _select_past(cache, rows)
     if sources is None:
-        sources = rows
-    is_same = len(sources) == len(cache.source[0]) and bool(
-        (sources == torch.arange(len(sources), device=sources.device)).all()
-    )
-    target = tuple(_select_past(kept, rows, cache.length) for kept in cache.target)
-    if is_same:
-        return replace(cache, target=target)
+        return cache
     bias = cache.source_mask.bias
+    moved = _find_moved(sources)
     return replace(
         cache,
-        target=target,
-        source=tuple(kept.index_select(0, sources) for kept in cache.source),
-        source_mask=block.Mask(None if bias is None else bias.index_select(0, sources)),
+        source=tuple(_move(kept, 1, sources, moved) for kept in cache.source),
+        source_mask=block.Mask(None if bias is None else _move(bias, 0, sources, moved)),
     )
 
 
-def _select_past(
-    target: Float[Tensor, "R C W"], rows: Int[Tensor, " R2"], length: int
-) -> Float[Tensor, "R2 C W"]:
-    """Return the rows; only the `length` positions in use are copied."""
-    chosen = target.new_empty(len(rows), *target.shape[1:])
-    chosen[:, :length] = target[:, :length].index_select(0, rows)
-    return chosen
+def _select_past(cache: block.DecoderCache, rows: Int[Tensor, " R2"]) -> block.DecoderCache:
+    """Return the cache with the past of the rows; only the positions in use are copied."""
+    count, length, target, spare = len(rows), cache.length, cache.target, cache.spare
+    if rows.device.type == "cpu" and count <= len(target[0]):
+        moved = _find_moved(rows)
+        if len(moved) <= _MOST_MOVED * count:
+            for kept in target:
+                _move(kept[:, :length], 0, rows, moved)
+            return replace(cache, target=tuple(kept[:count] for kept in target))
+    if not spare or len(spare[0]) < count:
+        spare = tuple(kept.new_empty(count, *kept.shape[1:]) for kept in target)
+    chosen = tuple(kept[:count] for kept in spare)
+    for old, new in zip(target, chosen, strict=True):
+        torch.index_select(old[:, :length], 0, rows, out=new[:, :length])
+    return replace(cache, target=chosen, spare=target)
+
+
+def _find_moved(rows: Int[Tensor, " R2"]) -> Int[Tensor, " M"]:
+    return (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+
+
+def _move(
+    kept: Float[Tensor, "..."], dim: int, rows: Int[Tensor, " R2"], moved: Int[Tensor, " M"]
+) -> Float[Tensor, "..."]:
+    """Return `kept` with `rows` in this dimension, in place: only those that move are copied."""
+    if len(moved):
+        kept.index_copy_(dim, moved, kept.index_select(dim, rows[moved]))
+    return kept.narrow(dim, 0, len(rows))
 
 
 def packed_linear(
@@ -139,6 +153,7 @@ def _can_pack(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
+        and min(weight.shape) > _NARROW
         and not torch.is_autocast_enabled("cpu")  # autocast is faster, with fewer bits
         and _has_packing()
     )

@@ -280,6 +280,11 @@ def _join(arguments: Namespace, _: Sequence[str]) -> None:
 
 
 def _take_engine(arguments: Namespace) -> dict[str, Any]:
+    if arguments.verbose:
+        import logging
+
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("dragoman").setLevel(logging.INFO)
     names = ("engine", "device", "threads", "quantization")
     return {name: getattr(arguments, name) for name in names}
 

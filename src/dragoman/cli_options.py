@@ -150,7 +150,9 @@ def add_engine(command: argparse.ArgumentParser) -> None:
         help="number format of the weights in CTranslate2; auto: the one that fit chose, int8 where "
         "it is quicker and as good")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")
-    add("--threads", type=positive, help="processor threads (default: all cores)")
+    add("--threads", type=positive,
+        help="processor threads (default: all cores, or fewer where that is measured as quicker)")  # fmt: skip
+    add("--verbose", action="store_true", help="show which threads were measured as quickest")
 
 
 def positive(word: str) -> int:

@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import math
 import os
 import time
 import weakref
@@ -19,7 +18,13 @@ from numpy.typing import NDArray
 from dragoman.decoding.hypothesis import Hypothesis, Limits, limit_lengths, normalize
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_export import convert_model, list_token_names
-from dragoman.engines.engine import Engine, Quantization, UnsupportedError
+from dragoman.engines.engine import (
+    Engine,
+    Quantization,
+    ThreadRace,
+    UnsupportedError,
+    name_call,
+)
 from dragoman.errors import DragomanError, name_extra
 from dragoman.settings import DecodingSettings, ModelSettings
 from dragoman.tokenizers.tokenizer import EOS_ID, PairTokenizer
@@ -41,11 +46,6 @@ _FIRST_POSITIONS = 4096  # sinusoidal ones; doubled when a longer source or outp
 # In a smaller model, threads would wait for each other longer than they compute, above all where the
 # cores are busy.
 _TINY_BYTES = 16_000_000
-# One row, few and many: what is quickest for one kind of call may not be for another.
-_FEW_ROWS = 16
-_MEASURED = 2  # calls with each layout of threads, after one that loads it
-_MUCH_SLOWER = 2.0
-_MOST_SLOW = 3  # in a row: other processes have come or gone
 
 
 def unsupported_reason(config: SearchConfig, tokenizer: PairTokenizer | None = None) -> str:
@@ -115,7 +115,7 @@ class CTranslate2Engine:
         is_tiny = sum(map(len, self._files.values())) < _TINY_BYTES
         # In int8 one thread alone is several times faster than two, whatever the size.
         self._is_split = self._device == "cpu" and (is_tiny or quantization.startswith("int8"))
-        self._races: dict[tuple[int, int], ThreadRace] = {}  # by kind of call
+        self._races: dict[str, ThreadRace] = {}
         self._loaded: dict[int, Translator] = {}  # by the number of replicas
         self._loading = Lock()  # a server searches in several threads
         _ENGINES.add(self)
@@ -248,10 +248,13 @@ class CTranslate2Engine:
 
     def _get_race(self, num_rows: int, beam_size: int) -> "ThreadRace":
         """Return the race for calls of this kind; `beam_size` 0: scores of given targets."""
-        kind = ((num_rows > 1) + (num_rows >= _FEW_ROWS), beam_size)
+        kind = name_call(num_rows, beam_size)
         if kind not in self._races:
             layouts = (self._threads,) if self._is_split or self.is_shared else (self._threads, 1)
-            self._races[kind] = ThreadRace(layouts if self._device == "cpu" else (1,))
+            self._races[kind] = ThreadRace(
+                layouts if self._device == "cpu" else (1,),
+                f"CTranslate2, {kind}: models that share {self._threads} threads",
+            )
         return self._races[kind]
 
     def _get_translator(self, replicas: int, longest: int) -> "Translator":
@@ -317,47 +320,6 @@ class CTranslate2Engine:
             raise UnsupportedError(
                 f"--device {self._device}: CTranslate2 failed ({cause}){remedy}"
             ) from error
-
-
-class ThreadRace:
-    """Chooses among layouts of threads, by the seconds a token of like calls.
-
-    A layout is a number of replicas of the model, which share the threads. Each is used for some
-    calls, in this order; then the quickest is, until calls take much longer than it did.
-    """
-
-    def __init__(self, layouts: Sequence[int]) -> None:
-        self.layouts = tuple(layouts)
-        self._seconds: defaultdict[int, list[float]] = defaultdict(list)  # by layout
-        self._num_slow = 0
-
-    def choose(self) -> int:
-        """Return the layout of the next call."""
-        for layout in self.layouts:
-            if len(self._seconds[layout]) <= _MEASURED and not self._is_lost(layout):
-                return layout
-        return min(self.layouts, key=self._find_best)
-
-    def record(self, layout: int, seconds: float) -> None:
-        """Note how long a token of a call with `layout` took."""
-        times = self._seconds[layout]
-        if len(times) <= _MEASURED:
-            times.append(seconds)
-            return
-        is_slow = seconds > _MUCH_SLOWER * self._find_best(layout)
-        self._num_slow = self._num_slow + 1 if is_slow else 0
-        if self._num_slow == _MOST_SLOW:
-            self._seconds.clear()
-            self._num_slow = 0
-
-    def _is_lost(self, layout: int) -> bool:
-        """Return whether its first measured call was so slow that no second one is needed."""
-        found = self._find_best(layout)
-        best = min(map(self._find_best, self.layouts))
-        return math.isfinite(found) and found > _MUCH_SLOWER * best
-
-    def _find_best(self, layout: int) -> float:
-        return min(self._seconds[layout][1:], default=math.inf)
 
 
 _ENGINES: "weakref.WeakSet[CTranslate2Engine]" = weakref.WeakSet()

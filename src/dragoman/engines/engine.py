@@ -1,5 +1,8 @@
 """What an inference engine offers: ids in, hypotheses out. It needs no torch."""
 
+import logging
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
@@ -10,6 +13,11 @@ from dragoman.errors import SettingsError
 Quantization = Literal["float32", "int8", "int8_float32", "int8_float16", "float16", "bfloat16"]
 QuantizationChoice = Literal["auto"] | Quantization
 """auto: the one that `fit` chose."""
+
+_FEW_ROWS = 16
+_MEASURED = 2  # calls with each layout of threads, after one that loads it
+_MUCH_SLOWER = 2.0
+_MOST_SLOW = 3  # in a row: other processes have come or gone
 
 
 class UnsupportedError(SettingsError):
@@ -59,6 +67,64 @@ class Engine(Protocol):
         probability is over the tokens that may be emitted, as in a search without rules.
         """
         ...
+
+
+class ThreadRace:
+    """Chooses among layouts of threads, by the seconds a token of like calls.
+
+    A layout is, in CTranslate2, a number of replicas of the model, which share the threads; in
+    PyTorch, a number of threads. Each is used for some calls, in this order; then the quickest is,
+    until calls take much longer than it did.
+    """
+
+    def __init__(self, layouts: Sequence[int], name: str = "") -> None:
+        self.layouts, self.name = tuple(layouts), name
+        self._seconds: defaultdict[int, list[float]] = defaultdict(list)  # by layout
+        self._num_slow = 0
+
+    def choose(self) -> int:
+        """Return the layout of the next call."""
+        for layout in self.layouts:
+            if len(self._seconds[layout]) <= _MEASURED and not self._is_lost(layout):
+                return layout
+        return min(self.layouts, key=self._find_best)
+
+    def record(self, layout: int, seconds: float) -> None:
+        """Note how long a token of a call with `layout` took."""
+        times = self._seconds[layout]
+        if len(times) <= _MEASURED:
+            times.append(seconds)
+            self._log()
+            return
+        is_slow = seconds > _MUCH_SLOWER * self._find_best(layout)
+        self._num_slow = self._num_slow + 1 if is_slow else 0
+        if self._num_slow == _MOST_SLOW:
+            self._seconds.clear()
+            self._num_slow = 0
+
+    def _log(self) -> None:
+        """Log what was measured, once a race has ended."""
+        chosen = self.choose()
+        if len(self.layouts) > 1 and len(self._seconds[chosen]) > _MEASURED:
+            times = ", ".join(f"{one}: {1e6 * self._find_best(one):.0f}" for one in self.layouts)
+            logging.getLogger(__name__).info(
+                f"dragoman: {self.name}: {chosen} (microseconds a token: {times})"
+            )
+
+    def _is_lost(self, layout: int) -> bool:
+        """Return whether its first measured call was so slow that no second one is needed."""
+        found = self._find_best(layout)
+        best = min(map(self._find_best, self.layouts))
+        return math.isfinite(found) and found > _MUCH_SLOWER * best
+
+    def _find_best(self, layout: int) -> float:
+        return min(self._seconds[layout][1:], default=math.inf)
+
+
+def name_call(num_rows: int, beam_size: int) -> str:
+    """Return the kind of a call: what is quickest for one row may not be for many."""
+    rows = "one row" if num_rows == 1 else "few rows" if num_rows < _FEW_ROWS else "many rows"
+    return f"{rows}, beam {beam_size}" if beam_size else f"{rows}, given targets"
 
 
 def make_batches(costs: Sequence[int], limit: int) -> Iterator[list[int]]:

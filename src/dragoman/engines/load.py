@@ -124,4 +124,4 @@ def load_torch_engine(
         load_network(model_folder.settings.model, model_folder.tokenizer, model_folder.weights)
         for model_folder in model_folders
     ]
-    return TorchEngine(networks, device)
+    return TorchEngine(networks, device, races_threads=threads is None)

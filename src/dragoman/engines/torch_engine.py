@@ -1,6 +1,7 @@
 """The engine that every model has: PyTorch, with every kind of search and every setting."""
 
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -13,7 +14,7 @@ from dragoman.decoding.ensemble import Ensemble
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search import score_targets, search
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.engine import Quantization, make_batches
+from dragoman.engines.engine import Quantization, ThreadRace, make_batches, name_call
 from dragoman.errors import SettingsError
 from dragoman.model.transformer import Transformer
 
@@ -27,7 +28,10 @@ if hasattr(os, "register_at_fork"):
 class TorchEngine:
     """One model, or an ensemble of models that share their vocabularies; they must not change.
 
-    `device`: "auto": a GPU if there is one.
+    Args:
+        device: "auto": a GPU if there is one.
+        races_threads: On the CPU, search with one thread where that is quicker than with all: a
+            `ThreadRace` finds out for calls of each size. The last bits of scores may change.
 
     Raises: SettingsError, when PyTorch does not know the device, or cannot use it.
     """
@@ -35,7 +39,13 @@ class TorchEngine:
     name = "torch"
     quantization: Quantization = "float32"
 
-    def __init__(self, networks: Sequence[Transformer], device: str = "auto") -> None:
+    def __init__(
+        self,
+        networks: Sequence[Transformer],
+        device: str = "auto",
+        *,
+        races_threads: bool = False,
+    ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -50,6 +60,8 @@ class TorchEngine:
             ) from error
         self.networks = [network.to(self.device).eval() for network in networks]
         self._ensemble = Ensemble(self.networks)
+        self._races_threads = races_threads and self.device.type == "cpu"
+        self._races: dict[str, ThreadRace] = {}
 
     def search(
         self,
@@ -59,6 +71,30 @@ class TorchEngine:
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
         found: list[list[Hypothesis]] = [[] for _ in sources]
+        num_threads = torch.get_num_threads()  # 1 after a fork: others would be waited for for ever
+        if not self._races_threads or num_threads == 1:
+            self._search(sources, config, prefixes, found)
+            return found
+        kind = name_call(len(sources), config.decoding.num_candidates)
+        new = ThreadRace((num_threads, 1), f"PyTorch, {kind}: threads")
+        race = self._races.setdefault(kind, new)
+        layout, started_s = race.choose(), time.perf_counter()
+        torch.set_num_threads(layout)
+        try:
+            self._search(sources, config, prefixes, found)
+        finally:
+            torch.set_num_threads(num_threads)  # a training in this process keeps its own
+        num_tokens = sum(map(len, sources)) + sum(len(one[0].ids) for one in found if one)
+        race.record(layout, (time.perf_counter() - started_s) / max(1, num_tokens))
+        return found
+
+    def _search(
+        self,
+        sources: Sequence[Sequence[int]],
+        config: SearchConfig,
+        prefixes: Sequence[Sequence[int]] | None,
+        found: list[list[Hypothesis]],
+    ) -> None:
         costs = [len(ids) * config.decoding.num_candidates for ids in sources]
         for batch in make_batches(costs, config.decoding.batch_tokens):
             hypotheses = search(
@@ -69,7 +105,6 @@ class TorchEngine:
             )
             for i, best_first in zip(batch, hypotheses, strict=True):
                 found[i] = best_first
-        return found
 
     def score(
         self,

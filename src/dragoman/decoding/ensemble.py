@@ -79,7 +79,8 @@ class Ensemble:
 
 def mask_tokens(logits: Float[Tensor, "*N V"], ids: Sequence[int]) -> Float[Tensor, "*N V"]:
     """Set the logits of `ids` to -inf, in place, and return `logits`."""
-    logits[..., list(ids)] = -torch.inf
+    for id_ in ids:  # an index of all ids would be copied to the device, which waits for it
+        logits[..., id_] = -torch.inf
     return logits
 
 

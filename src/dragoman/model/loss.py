@@ -245,8 +245,9 @@ def sum_cross_entropy(
     loss, nll, num_correct = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
         states, weight, bias, labels, _Rows(vocab_size, pad_id, label_smoothing)
     )
-    num_tokens = torch.tensor(labels.numel(), device=labels.device)
-    if pad_id is not None:
+    if pad_id is None:
+        num_tokens = torch.full((), labels.numel(), device=labels.device)
+    else:
         num_tokens = (labels != pad_id).sum()
     return LossSums(loss=loss, nll=nll, num_correct=num_correct, num_tokens=num_tokens)
 

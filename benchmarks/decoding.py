@@ -20,7 +20,7 @@ from contenders import Runner, say, start
 from decoding_contender import Entry, Turn, serve
 from decoding_model import export_model, keep_ended, read_sources, train_model, write_invented_pairs
 from decoding_report import BATCHES, LIST, SINGLE, Report, Turns, count_tokens
-from machine import describe_machine
+from machine import OtherProcesses, describe_machine
 
 _BATCH = 64
 _BEAM_SIZE = 5
@@ -65,16 +65,16 @@ def main() -> None:
     )
     entries = list_entries(arguments.device, arguments.threads)
     entries = [entry for entry in entries if arguments.only in entry.title]
-    loads = [os.getloadavg()[0]]
+    others = OtherProcesses()
     with start(entries, serve, path) as (runners, absent):
         turns = take_turns(runners, ended, make_modes(arguments, len(ended)), arguments.rounds)
-    loads.append(os.getloadavg()[0])
+        busy = others.describe()
     report = Report(
         turns=turns,
         tokens=count_tokens(turns, path),
         load_s={runner.entry: runner.load_s for runner in runners},
         absent=absent,
-        facts={**facts, "load average": "{:.1f} before, {:.1f} after".format(*loads)},
+        facts={**facts, "other processes": busy},
     )
     print(report.describe())
     if arguments.json is not None:

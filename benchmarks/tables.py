@@ -14,16 +14,17 @@ class Bar:
     ratios: list[float]
 
     @property
-    def is_met(self) -> bool:
-        """Whether the median is there."""
-        return bool(self.ratios) and median(self.ratios) >= self.least
+    def verdict(self) -> str:
+        """Whether all ratios are there, or none; between the two, this run cannot tell."""
+        if not self.ratios:
+            return "not measured"
+        if min(self.ratios) >= self.least:
+            return "yes"
+        return "NO" if max(self.ratios) < self.least else "cannot tell"
 
     def __str__(self) -> str:
-        if not self.ratios:
-            return f"bar: {self.claim}: not measured"
-        return (
-            f"bar: {self.claim}: measured {spread(self.ratios)}: {'yes' if self.is_met else 'NO'}"
-        )
+        measured = f"measured {spread(self.ratios)}: " if self.ratios else ""
+        return f"bar: {self.claim}: {measured}{self.verdict}"
 
 
 def spread(ratios: Sequence[float]) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from contenders import Runner, say, start
 from invented_pairs import Language, write_pairs
-from machine import describe_machine
+from machine import OtherProcesses, describe_machine
 from training_contender import Entry, Loaded, Rates, Turn, serve
 from training_report import Report
 from training_task import Lengths, Sizes, Task, count_flops
@@ -47,11 +47,11 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Report:
     task = make_task(arguments, folder)
     vocab_size, lengths = make_ids(task)
     entries = [entry for entry in list_entries(arguments.device) if arguments.only in entry.title]
-    loads = [os.getloadavg()[0]]
+    others = OtherProcesses()
     with start(entries, serve, task) as (runners, absent):
         check_ids(runners, lengths)
         turns, limits = take_turns(runners, arguments.turn_s, arguments.rounds)
-    loads.append(os.getloadavg()[0])
+        busy = others.describe()
     facts = {
         **describe_machine(_PACKAGES),
         "device": f"{_find_device(arguments.device)}, {arguments.threads} threads",
@@ -62,7 +62,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Report:
         f"a vocabulary of {vocab_size:,}",
         "work": f"{count_flops(task.sizes, vocab_size, lengths) / 1e6:,.1f} MFLOP a target token "
         "with its source",
-        "load average": "{:.1f} before, {:.1f} after".format(*loads),
+        "other processes": busy,
     }
     trained = [runner for runner in runners if isinstance(runner.loaded, Loaded)]
     return Report(

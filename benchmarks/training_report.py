@@ -49,7 +49,7 @@ class Report:
             "facts": dict(self.facts),
             "flops_a_target_token": self.flops,
             "absent": {entry.title: reason for entry, reason in self.absent.items()},
-            "bars": [asdict(bar) | {"is_met": bar.is_met} for bar in self.list_bars()],
+            "bars": [asdict(bar) | {"verdict": bar.verdict} for bar in self.list_bars()],
             "measured": [
                 {
                     **asdict(entry),

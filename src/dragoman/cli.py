@@ -92,6 +92,11 @@ def _add_fit(command: ArgumentParser) -> None:
     add("--seeds", type=positive, metavar="N",
         help="train N models, with the seeds from training.seed on, one after the other; --out becomes "
         "an ensemble folder: an ensemble wherever a model folder is taken")  # fmt: skip
+    add("--teacher", metavar="MODEL",
+        help="train on the outputs of this model, too (distillation), best an ensemble of `fit --seeds`; "
+        "short for --training.teacher")  # fmt: skip
+    add("--unlabelled", metavar="FILE",
+        help="file of sources without targets, for the teacher; short for --data.unlabelled")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the model folder")
     add("--resume", nargs="?", const="must", default="no", choices=("auto", "must"), metavar="auto",
         help="resume the interrupted run of --out; auto: start a new run if there is none")  # fmt: skip
@@ -118,6 +123,8 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         raise DragomanError("--on ray: leave out --dry-run, --seeds, and standard input as PAIRS")
     words = _add_short(words, "--max-time", "--training.max_minutes", arguments.max_time)
     words = _add_short(words, "--from", "--training.start_from", arguments.start_from)
+    words = _add_short(words, "--teacher", "--training.teacher", arguments.teacher)
+    words = _add_short(words, "--unlabelled", "--data.unlabelled", arguments.unlabelled)
     settings = _read_settings_of_pairs(arguments, words)
     if not arguments.pairs and arguments.resume == "no":
         raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
@@ -776,7 +783,8 @@ _FOR_USE = (
     "decoding.choices", "decoding.batch_tokens", "evaluation.task",
 )  # fmt: skip
 _OF_FIT = (
-    "data.train", "data.train_fraction", "data.valid", "data.test", "data.cache", "data.max_tokens",
+    "data.train", "data.train_fraction", "data.unlabelled", "data.valid", "data.test", "data.cache",
+    "data.max_tokens",
 )  # fmt: skip
 COMMANDS = {
     "fit": Command(
@@ -787,6 +795,7 @@ COMMANDS = {
             "dragoman fit train.csv --valid dev.csv --test test.csv --out g2p --max-time 1h",
             "dragoman fit pairs.tsv --model.d_model 512 --optimization.learning_rate 0.0005",
             "dragoman fit corrections.tsv pairs.tsv --from model --out better",
+            "dragoman fit pairs.tsv --teacher ensemble --unlabelled more.txt --preset fast --out small",
             "dragoman fit pairs.tsv --dry-run",
             "dragoman fit --out g2p --resume",
         ),
@@ -843,7 +852,7 @@ COMMANDS = {
         run=_inspect, add_options=_add_inspect,
         summary="look for problems in pairs before training",
         examples=("dragoman inspect train.tsv --valid dev.tsv --test test.tsv",),
-        sections=("preset", "data.", "tokenizer."), unused=("data.cache", "data.train_fraction"),
+        sections=("preset", "data.", "tokenizer."), unused=("data.cache", "data.train_fraction", "data.unlabelled"),
         common=_FOR_TRAINING,
     ),
     "tune": Command(

@@ -198,6 +198,9 @@ def choose_settings(
         reasons["model.num_encoder_layers"] = (
             "4 + 4 layers: short sequences of letters or symbols, or copied records"
         )
+    if settings.preset == "fast":  # most of the time of a search is the decoder's
+        chosen["model.num_encoder_layers"], chosen["model.num_decoder_layers"] = 6, 1
+        reasons["model.num_decoder_layers"] = "preset fast: 6 encoder layers, 1 decoder layer"
     if settings.training.start_from:
         rate = chosen.get("optimization.learning_rate", settings.optimization.learning_rate)
         chosen["optimization.learning_rate"] = 0.3 * rate
@@ -246,7 +249,7 @@ def _choose_valid_fraction(num_pairs: int) -> float:
 
 
 def _choose_size(settings: Settings, num_pairs: int) -> tuple[str, str]:
-    if settings.preset != "auto":
+    if settings.preset not in ("auto", "fast"):
         return settings.preset, "as set"
     if num_pairs < 2_000:
         return "tiny", f"{num_pairs:,} pairs, fewer than 2,000"

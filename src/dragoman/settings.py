@@ -118,6 +118,8 @@ class DataSettings(Section):
     """Read <tags> at the start of a source, such as "<V> <PST> walk", as features: one symbol each."""
     train: Texts = ()
     """Files of training pairs, where the command has no PAIRS: see there."""
+    unlabelled: Texts = ()
+    """Files of sources without targets, as predict reads them; training.teacher gives them targets."""
     train_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Fraction of the training sources to train on, by a hash of the source: a smaller fraction is a part of a larger one. Held-out sources stay."""
     valid: Texts = ()
@@ -229,6 +231,8 @@ class TrainingSettings(Section):
 
     start_from: str = ""
     """Model folder whose weights the training starts from. Its model sizes, tokens, columns and held-out fractions are used; new symbols and features are added to its vocabulary. none: random weights."""
+    teacher: str = ""
+    """Model folder, best one of fit --seeds, whose outputs for the training sources and for data.unlabelled are trained on beside the pairs. Without data.valid its held-out fractions are used."""
     max_steps: Positive = 40_000
     """Maximum number of optimizer steps."""
     max_minutes: Annotated[float, Field(ge=0.0)] = 0.0
@@ -371,8 +375,8 @@ class Settings(Section):
 
     version: str = ""
     """Version of dragoman that wrote these settings; set by dragoman."""
-    preset: Literal["auto", "tiny", "small", "medium", "large"] = "auto"
-    """Defaults for all settings that are not set; auto: by the number and length of the pairs."""
+    preset: Literal["auto", "fast", "tiny", "small", "medium", "large"] = "auto"
+    """Defaults for all settings that are not set; auto: by the number and length of the pairs; fast: the same with 6 encoder layers and 1 decoder layer, for training.teacher."""
     quality: Literal["quick", "normal", "best"] = "normal"
     """Steps of the preset: quick an eighth, best four times as many as normal."""
     data: DataSettings = DataSettings()

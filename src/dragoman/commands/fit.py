@@ -32,7 +32,8 @@ from dragoman.commands.fit_setup import (
     start_with_seed,
     sweep_folders,
 )
-from dragoman.configuration import SettingsLike, as_settings, flatten_settings
+from dragoman.commands.fit_teacher import compare_with_teacher
+from dragoman.configuration import SettingsLike, as_settings, flatten_settings, merge_settings
 from dragoman.engines.load import PARITY
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import CheckpointError, ModelFolderError, Stopped, is_out_of_memory
@@ -72,6 +73,7 @@ def fit(
     settings: SettingsLike = None,
     *,
     seeds: int | None = None,
+    teacher: str | Path | None = None,
     like: SeedOf | None = None,
     overwrite: bool = False,
     resume: Resume = "no",
@@ -94,6 +96,7 @@ def fit(
             resume: those to change, among the ones that may (`resume.MAY_CHANGE`).
         seeds: Train so many models, with the seeds from training.seed on, one after the other; `out`
             becomes an ensemble folder. To resume: None, or as many as the run was started with.
+        teacher: A model folder whose outputs are trained on, too: short for training.teacher.
         like: One of these seeds, and the run whose data and settings it takes instead of `pairs`.
         overwrite: Replace a model folder at `out`.
         resume: must: resume the interrupted run; auto: resume if there is one, else start.
@@ -110,6 +113,10 @@ def fit(
         Stopped: By SIGINT, SIGTERM or SIGHUP, with a checkpoint.
         SystemExit: On all ranks but the first, when the training has ended: the first continues alone.
     """
+    if teacher is not None:
+        settings = merge_settings(
+            as_settings(settings), {"training.teacher": str(teacher)}, overrule=True
+        )
     if seeds is not None or (resume != "no" and holds_seeds(Path(out))):
         return fit_seeds(
             partial(fit, loggers=loggers), pairs, Path(out), as_settings(settings), seeds,
@@ -181,7 +188,10 @@ def dry_run(
         console=console, timer=timer, signals=SignalHandler(console), ranks=Ranks(console)
     )
     chosen = as_settings(settings)
-    with as_files(pairs) as files, start_run(files, Path(out), chosen, overwrite, context) as run:
+    with (
+        as_files(pairs) as files,
+        start_run(files, Path(out), chosen, overwrite, context, is_dry=True) as run,
+    ):
         context.report(f"would write: {run.out}/ (the model), {run.folder}/ (checkpoints, logs)")
         estimate = _estimate_time(run) + (f"; {seeds} times as long for all seeds" if seeds else "")
         context.report(f"{timer.report()}\n{estimate}")
@@ -337,6 +347,12 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
     if reason:
         run.context.report(reason)
     metrics = gather_metrics(run, evaluations, (time.monotonic() - started_s) / 60)
+    if run.settings.training.teacher:
+        with run.context.working("scoring the teacher"):
+            found, lines = compare_with_teacher(run.settings, run.data, evaluations["valid"])
+        metrics |= {"teacher": found} if found else {}
+        for message in lines:
+            run.context.report(message)
     reasons = [*choice.reasons, *([reason] if reason else [])]
     metrics["decoding"] = {"reasons": reasons, **choice.trial}
     if memory_trial:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import lightning
 from filelock import Timeout
 
 from dragoman.characters import find_surrogate
+from dragoman.commands.fit_teacher import hold_out_as, teach
 from dragoman.configuration import find_conflicts, list_set_values, merge_settings
 from dragoman.data.run_data import RunData
 from dragoman.errors import (
@@ -31,6 +33,7 @@ from dragoman.model_folder.folder import (
     ModelFolder,
     find_start,
     is_model_folder,
+    read_models,
     sweep_model_folder,
 )
 from dragoman.presets import choose_settings, leave_room_for_outputs
@@ -99,14 +102,25 @@ class Run:
 
 @contextmanager
 def start_run(
-    pairs: Sequence[Path], out: Path, settings: Settings, overwrite: bool, context: RunContext
+    pairs: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    overwrite: bool,
+    context: RunContext,
+    *,
+    is_dry: bool = False,
 ) -> Iterator[Run]:
     """Read the pairs, choose the open settings, and give a run that is ready to train.
 
-    Nothing of it is left on the disk, except what the caller writes.
+    Nothing of it is left on the disk, except what the caller writes, and the outputs of a teacher;
+    `is_dry`: it predicts none.
     """
     _check_settings(settings)
     settings, start = find_start(settings)
+    others = {settings.training.start_from: start.settings} if start else {}
+    if teacher := settings.training.teacher:
+        others[teacher] = read_models(Path(teacher))[0].settings
+        settings = hold_out_as(others[teacher], settings)
     files = pairs or settings.data.train
     names = [str(path) for path in (*list_files(files), out.absolute())]  # in the model folder
     if wrong := [name for name in names if find_surrogate(name) is not None]:
@@ -118,8 +132,13 @@ def start_run(
             data = RunData.read(files, settings, ids, start)
         context.timer.mark("pairs")
         choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
-        with context.working("making tokens"):
-            data.encode(choice.settings)
+        if teacher and is_dry:
+            context.report(f"dry run: without the outputs of the teacher {teacher}")
+        if teacher and not is_dry:
+            data.encode(choice.settings, partial(teach, data, choice.settings, out, context))
+        else:
+            with context.working("making tokens"):
+                data.encode(choice.settings)
         context.timer.mark("tokenizer and ids")
         train = data.ids("train")
         resolved, room = leave_room_for_outputs(
@@ -148,6 +167,8 @@ def start_run(
         if start:
             start_network(run.module.network, data.tokenizer, start)
             messages += _describe_start(run, start)
+        for name, known in others.items():
+            messages += _warn_of_known(run, name, known.data)
         _report(run, messages, f"{precision} on {name_device(device_type)}: {why}")
         yield run
 
@@ -461,14 +482,18 @@ def _describe_start(run: Run, start: ModelFolder) -> Iterator[str]:
         f"{old.target_vocab_size:,} target symbols; new symbols: {', '.join(added) or 'none'}; "
         f"new features: {shorten(' '.join(features), 60) or 'none'}"
     )
-    data, trained = run.settings.data, start.settings.data
+
+
+def _warn_of_known(run: Run, other: str, trained: DataSettings) -> Iterator[str]:
+    """Yield a warning if held-out pairs may be among those that another model was trained on."""
+    data = run.settings.data
     for split in ("valid", "test"):
         files, name = getattr(trained, split), f"{split}_fraction"
         held_out = 0.0 if files else getattr(trained, name)
         if not getattr(data, split) and getattr(data, name) > held_out:
             remedy = f"--{split} {' '.join(files)}" if files else f"--data.{name} {held_out:g}"
             yield (
-                f"warning: pairs that this model was trained on may now be {split} pairs, and scores on "
+                f"warning: pairs that {other} was trained on may now be {split} pairs, and scores on "
                 f"them measure memory; give {remedy}, as it had"
             )
 
@@ -478,6 +503,10 @@ def _check_settings(settings: Settings) -> None:
     faults += find_constraint_errors(settings)
     faults += find_side_errors(settings.tokenizer.source, "tokenizer.source.")
     faults += find_side_errors(settings.tokenizer.target, "tokenizer.target.")
+    if settings.data.unlabelled and not settings.training.teacher:
+        faults.append("--unlabelled: these sources need --teacher, which gives them targets")
+    if settings.training.teacher and settings.training.num_nodes > 1:
+        faults.append("--teacher: with several machines, write its outputs by predict first")
     if faults:
         raise SettingsError.gather(faults)
 

@@ -9,10 +9,10 @@ Once `encode` has returned, a run no longer needs its files of pairs: they may c
 
 import gc
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, pairwise, repeat
+from itertools import chain, islice, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ from dragoman.storage import sha256
 from dragoman.tokenizers.tokenizer import PairTokenizer
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+TAUGHT = "outputs of the teacher"
+"""The file, by which messages name them, of pairs that training.teacher gives."""
 
 _FEWEST_CHARACTERS = 1_000_000  # in all pairs: fewer are prepared in under a second, and not cached
 _TOKENIZER, _FINDINGS = "tokenizer.json", "findings.json"
@@ -135,7 +137,8 @@ class RunData:
         if start:
             weights = Path(settings.training.start_from) / WEIGHTS
             data.sha256[str(weights)] = sha256(weights)
-        data._cache = Cache.open(settings.data.cache) if data._digests else None
+        is_cached = data._digests and not settings.training.teacher
+        data._cache = Cache.open(settings.data.cache) if is_cached else None
         if data._cache:
             before = data._start and data._start.to_dict()
             data._key = make_key({**data._digests, "start": before}, settings)
@@ -150,8 +153,11 @@ class RunData:
         """The names of the training files."""
         return [*map(name_file, self._files["train"])]
 
-    def encode(self, settings: Settings) -> None:
+    def encode(self, settings: Settings, teach: Callable[[], Iterable[Pair]] | None = None) -> None:
         """Train the tokenizer and write the ids of each split; `settings` are resolved.
+
+        Args:
+            teach: Called when `read_split` gives the final text; returns more training pairs.
 
         Raises:
             DataError: Rows are invalid, or nothing is left to train on or to validate on.
@@ -166,16 +172,18 @@ class RunData:
             return
         if self._cached or has_new_pairs:  # without their tags, other rows may be invalid
             self._read_files()
+        taught = teach() if teach else ()
         with _without_garbage_collection():
             self.tokenizer = PairTokenizer.train(
-                self.read_split("train"), settings.tokenizer, self._start
+                chain(self.read_split("train"), taught), settings.tokenizer, self._start
             )
+            more: Iterator[tuple[Split, Pair]] = (("train", pair) for pair in taught)
             num_rows, long_rows, unknown = encode_splits(
-                self.read_splits(),
+                chain(self.read_splits(), more),
                 self.tokenizer,
                 {split: self.folder / f"{split}.arrow" for split in SPLITS},
                 settings.data,
-                _number(self.paths),
+                _number([*self.paths, TAUGHT]),
             )
             self._check_counts(num_rows)
             given = [files for files in self._files.values() if files]
@@ -281,7 +289,8 @@ class RunData:
     def name_rows(self, rows: NDArray[np.int64]) -> list[str]:
         """Return file and line of each of these training pairs."""
         found = (divmod(line, 1 << FILE_SHIFT) for line in self._ids["train"].find_lines(rows))
-        return [name_row(self.paths[file], line) for file, line in found]
+        names = [*self.paths, TAUGHT]
+        return [name_row(names[file], line) for file, line in found]
 
     def count_source_tokens(self) -> tuple[int, ...]:
         """Return how often each source id occurs in the training pairs, from id 0."""

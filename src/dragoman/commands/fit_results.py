@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dragoman.commands.evaluate import evaluate_model
 from dragoman.commands.fit_setup import Run
 from dragoman.commands.inspect import inspect_pairs
@@ -111,7 +113,9 @@ def check_parity(
         engine = CTranslate2Engine(
             model, tokenizer, model_folder.weights, device="cpu", load_fallback=lambda: fallback
         )
-        check = compare(load_torch_engine([model_folder], "cpu"), engine, model_folder)
+        # With a number of threads there is no race for it: a run says the same each time.
+        reference = load_torch_engine([model_folder], "cpu", torch.get_num_threads())
+        check = compare(reference, engine, model_folder)
     except UnsupportedError as error:
         reason = f"CTranslate2 cannot compute this model, PyTorch will predict: {error.reason}"
         return None, {"is_equal": False, "reason": error.reason}, reason

@@ -99,3 +99,13 @@ def test_a_power_law_is_continued():
 def test_errors_that_do_not_fall_give_no_gain():
     now, later = continue_curve(np.array([1.0, 2.0, 4.0, 8.0]), np.full((4, 1), 30.0))
     assert now[0] == pytest.approx(later[0]) == pytest.approx(30.0)
+
+
+def test_a_wrong_metric_is_refused_after_the_first_run(tmp_path):
+    pairs, out = write_pairs(tmp_path / "pairs.tsv", 300), tmp_path / "curve"
+    typed = settings("--training.max_steps", "2")
+    with pytest.raises(SettingsError, match=r"--metric exact_math: .* did you mean exact_match"):
+        dragoman.learning_curve(pairs, out, typed, metric="exact_math", console=quiet_console())
+    assert [one.name for one in out.glob("*-seed-*/") if (one / "config.yaml").exists()] == [
+        "1-seed-1"
+    ]

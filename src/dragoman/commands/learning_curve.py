@@ -19,7 +19,8 @@ from dragoman.commands.report import render_template
 from dragoman.configuration import SettingsLike, as_settings, merge_settings, suggest
 from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.evaluation.intervals import draw_counts
-from dragoman.evaluation.metrics import choose_metrics
+from dragoman.evaluation.metrics import Metric, choose_metrics
+from dragoman.evaluation.output_rows import Row
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reporting.charts import draw_learning_curve
@@ -114,6 +115,7 @@ def learning_curve(
                     files, folder, merge_settings(typed, own, overrule=True), resume="auto",
                     console=console,
                 )  # fmt: skip
+                _choose_metric(*find_run(folder), model.settings, metric)  # before hours are spent
                 runs.setdefault(fraction, []).append(folder)
                 held_out = {  # for fewer pairs `fit` would choose other fractions
                     f"data.{name}": getattr(model.settings.data, name)
@@ -130,15 +132,7 @@ def _estimate(
     found = [[find_run(folder) for folder in runs[fraction]] for fraction in sorted(runs)]
     rows, content = found[0][0]
     used, references = settings.evaluation, [row.references for row in rows]
-    sources = [row.source for row in rows]
-    metrics = choose_metrics(used, references, sources=sources, **content["cut"])
-    names = {metric.name: metric for metric in metrics}
-    if wanted and wanted not in names:
-        raise SettingsError(
-            f"--metric {wanted}: not one of these pairs{suggest(wanted, list(names))}; give one of: "
-            f"{', '.join(names)}"
-        )
-    metric = names[wanted] if wanted else metrics[0]
+    metric = _choose_metric(rows, content, settings, wanted)
     statistics = np.array([
         [metric.count_rows([row.hypothesis for row in one], references) for one, _ in seeds]
         for seeds in found
@@ -185,6 +179,21 @@ def _estimate(
     with explain_failed_write(out, ModelFolderError), staged_file(curve.page) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
     return curve
+
+
+def _choose_metric(
+    rows: Sequence[Row], content: Mapping[str, Any], settings: Settings, wanted: str
+) -> Metric:
+    """Return the metric named `wanted` of an evaluated run; "": the first of its task."""
+    references, sources = [row.references for row in rows], [row.source for row in rows]
+    metrics = choose_metrics(settings.evaluation, references, sources=sources, **content["cut"])
+    names = {metric.name: metric for metric in metrics}
+    if wanted and wanted not in names:
+        raise SettingsError(
+            f"--metric {wanted}: not one of these pairs{suggest(wanted, list(names))}; give one of: "
+            f"{', '.join(names)}"
+        )
+    return names[wanted] if wanted else metrics[0]
 
 
 def continue_curve(

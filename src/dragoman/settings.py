@@ -217,9 +217,9 @@ class OptimizationSettings(Section):
     guided_attention: Annotated[float, Field(ge=0.0)] = 1.0
     """Of records that point (tokenizer.pointers): weight of the loss that tells one head of the cross-attention where the next word stands; 0: none."""
     subword_dropout: Fraction = 0.0
-    """Probability that a subword of kind bpe is split into its two parts, and these again, anew in each training batch (as in BPE-dropout); batches become longer than training.batch_tokens by it."""
+    """Probability that a subword of kind bpe is split into its two parts, and these again (as in BPE-dropout), in training batches, which become longer than training.batch_tokens."""
     hallucination: Fraction = 0.0
-    """Probability that letters which source and target of a training pair share are replaced by random ones, anew in each batch; for the inflection of few words, with one vocabulary of characters."""
+    """Probability that letters which source and target of a training pair share are replaced by random ones (hallucinated stems); for the inflection of few words, with one vocabulary of characters."""
     average_decay: Fraction = 0.999
     """Decay of the exponential moving average of the weights, which is validated and saved; 0: no average."""
     clip_norm: Annotated[float, Field(ge=0.0)] = 1.0

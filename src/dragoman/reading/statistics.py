@@ -25,8 +25,8 @@ _WORD = re.compile(r"\w+")
 _MOST_RECORDS, _LEAST_COPIED = 0.9, 0.2  # of the targets; of their words, field names included
 _LOOKED_AT = 1000  # records whose fields are looked at, and words whose stems are
 _LONGEST_WORD = 50  # characters
-# Of the letters of a source, those of its stem: inflected forms keep 90%, modern spellings of old
-# words 71%, morphemes 64%, phones in the same script 37%.
+# Of the letters of a source, those of its stem. In the first 1,000 rows of the recipes' sets: 90% in
+# Turkish and Seneca inflection, 71% in RIDGES, 64% in Czech morphemes, 37% in Icelandic phones.
 _LEAST_STEM = 0.75
 
 

@@ -35,10 +35,10 @@ _LONGEST_LABEL = 60  # characters
 _LINE_WIDTH = 22  # characters of a line of a label
 _ROW_HEIGHT = 22.0
 # A contrast of at least 3.4 with the page, light and dark.
-_SERIES = ("#3b82d6", "#d2691e", "#1f9d78", "#b05fc4")
+_SERIES = ("#3b82d6", "#d2691e", "#1f9d78", "#b05fc4", "#a08000")
 _GRAY = "#7f8b98"
-_LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
-_MARKERS = ("o", "s", "^", "D")
+_LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
+_MARKERS = ("o", "s", "^", "D", "v")
 _STYLE = Path(__file__).with_name("charts.mplstyle")
 
 
@@ -57,16 +57,18 @@ def draw_curves(
     curves: Mapping[str, Sequence[Point]],
     *,
     unit: str,
+    over: str = "steps",
     best: tuple[str, Point] | None = None,
     begins_at_zero: bool = False,
     is_percent: bool = False,
 ) -> Chart:
-    """Return up to four lines over the steps of a training.
+    """Return up to five lines over the steps of a training.
 
     Of more than 240 points the means of neighbours are drawn. Positive values that spread over more
     than a factor of 8 have a logarithmic axis, percents a linear one.
 
     Args:
+        over: What the horizontal axis counts.
         best: The name of a curve and a point of it, which is ringed.
         begins_at_zero: Linear axis of values from 0.
         is_percent: Linear axis inside 0 to 100, unless a value is higher.
@@ -77,13 +79,13 @@ def draw_curves(
         if best is not None:
             name, (step, value) = best
             axes.plot([step], [value], "o", markersize=10, markerfacecolor="none", color=_GRAY)
-            notes.append(f"Ringed: best {name}: {value:.4g} after {step:,.0f} steps.")
+            notes.append(f"Ringed: best {name}: {value:.4g} after {step:,.0f} {over}.")
         if any(len(points) > _MOST_POINTS for points in curves.values()):
             notes.append(f"Drawn: means of {_MOST_POINTS} stretches.")
         values = [value for points in curves.values() for _, value in points]
         _scale(axes, values, begins_at_zero, is_percent)
-        axes.set(xlabel="steps", ylabel=unit)
-        return _finish(axes, title, f"{title}, {unit}, by steps", " ".join(notes))
+        axes.set(xlabel=over, ylabel=unit)
+        return _finish(axes, title, f"{title}, {unit}, by {over}", " ".join(notes))
 
 
 def draw_intervals(
@@ -268,7 +270,7 @@ def _drawing(key: str, height: float = 210) -> Iterator["Axes"]:
 
 
 def _plot_lines(axes: "Axes", lines: Mapping[str, Sequence[Point]]) -> None:
-    """Draw up to four lines by name, the short ones with markers."""
+    """Draw up to five lines by name, the short ones with markers."""
     for place, (name, points) in enumerate(lines.items()):
         axes.plot(
             *zip(*points, strict=True),

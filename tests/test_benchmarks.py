@@ -1,0 +1,77 @@
+"""The comparison with peers, without the peers: the rows that all get, their scores, the figure."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+PEERS = Path(__file__).resolve().parents[1] / "benchmarks/peers"
+
+
+@pytest.fixture
+def run(monkeypatch) -> ModuleType:
+    return load("run", monkeypatch)
+
+
+@pytest.fixture
+def task(monkeypatch) -> ModuleType:
+    return load("task", monkeypatch)
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location(f"peers_{name}", PEERS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_peers_get_the_same_tokens(run, tmp_path):
+    for part in run.PARTS:
+        (tmp_path / f"{part}.tsv").write_text("un œuf\tœ̃ n œ f\tignored\n", encoding="utf-8")
+    parts = {part: tmp_path / f"{part}.tsv" for part in run.PARTS}
+    run.write_task(tmp_path, parts, "symbols")
+    assert run.read_lines(tmp_path / "test.source") == ["u n ▁ œ u f"]
+    assert run.read_lines(tmp_path / "test.target") == ["œ̃ n œ f"]
+    run.write_task(tmp_path, parts, "characters")
+    assert run.read_lines(tmp_path / "valid.target") == ["œ ̃ ▁ n ▁ œ ▁ f"]
+
+
+def test_a_score_is_that_of_the_checkpoint_which_is_best_on_valid(run, tmp_path):
+    (tmp_path / "valid.target").write_text("a\nb\n", encoding="utf-8")
+    (tmp_path / "test.target").write_text("c d\ne\nf\ng\n", encoding="utf-8")
+    outputs = [
+        (1.0, ["", "", "", "", "", ""]),
+        (2.0, ["a", "b", " c  d ", "e", "f", "x"]),  # spaces between tokens do not matter
+        (3.0, ["a", "x", "c d", "e", "f", "g"]),  # better on test, but not on valid
+    ]
+    assert run.choose_best(outputs, tmp_path) == [(1.0, 0.0), (2.0, 75.0), (3.0, 75.0)]
+    with pytest.raises(SystemExit, match="5 outputs"):
+        run.choose_best([(1.0, ["a"] * 7)], tmp_path)
+
+
+def test_the_figure_names_every_contender(run):
+    titles = [run.OURS, *(peer.title for peer in run.PEERS)]
+    curves = {title: [(1.0, 10.0), (2.0, 20.0 + len(title))] for title in titles}
+    texts = "".join(ElementTree.fromstring(run.draw(curves)).itertext())
+    assert all(title in texts for title in [*titles, "minutes"])
+    assert all(f"| {title}" in run.describe(curves) for title in titles)
+
+
+def test_an_incomplete_checkpoint_is_left_out(task, tmp_path):
+    for step in range(9):
+        torch.save({"weights": torch.zeros(100)}, tmp_path / f"{step}.ckpt")
+    whole = tmp_path / "8.ckpt"
+    assert whole in task.choose(tmp_path.glob("*.ckpt"))
+    whole.write_bytes(whole.read_bytes()[:-100])
+    chosen = task.choose(tmp_path.glob("*.ckpt"))
+    assert len(chosen) == 5
+    assert whole not in chosen
+    assert tmp_path / "7.ckpt" in chosen

@@ -215,42 +215,6 @@ def test_after_a_kill_at_any_file_operation_a_complete_folder_is_there(tmp_path)
     assert content == str(len(lines))
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from dragoman import storage
-for line in sys.stdin:
-    with storage.staged_folder(Path(sys.argv[1])) as folder:
-        (folder / "c").mkdir()
-        for name in ("a", "b", "c/d", "c/e"):
-            (folder / name).write_text(line.strip())
-    print("replaced", flush=True)
-"""
-
-
-def test_a_reader_gets_the_old_folder_the_new_one_or_a_clear_error(tmp_path):
-    """One process replaces the folder, once a round, while this one reads it."""
-    place, errors = tmp_path / "model", []
-    write(place, "0")
-    words = [sys.executable, "-c", WRITER, str(place)]
-    with subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as writer:
-        for number in range(1, 101):
-            print(number, file=writer.stdin, flush=True)
-            try:
-                with consistent_read(place):
-                    found = {(place / name).read_text() for name in NAMES}
-                assert found in ({str(number - 1)}, {str(number)})
-            except ModelFolderError as error:
-                errors.append(str(error))
-            assert writer.stdout.readline() == "replaced\n"
-            with consistent_read(place):
-                assert read(place) == str(number)
-        writer.stdin.close()
-    assert all("replaced" in error and "try again" in error for error in errors)
-
-
 def test_a_folder_that_is_replaced_while_it_is_read_is_refused(tmp_path):
     place = tmp_path / "model"
     write(place, "old")
@@ -267,34 +231,6 @@ def test_a_file_added_to_a_folder_while_it_is_read_is_no_replacement(tmp_path):
     write(place, "old")
     with consistent_read(place), staged_file(place / "report.html") as temporary:
         temporary.write_text("report")
-
-
-def test_an_error_while_a_folder_is_replaced_is_its_replacement(tmp_path):
-    place = tmp_path / "model"
-    write(place, "old")
-    with (
-        pytest.raises(ModelFolderError, match="was replaced while being read"),
-        consistent_read(place),
-    ):
-        with staged_folder(place) as folder:
-            write(folder, "new")
-        raise ModelFolderError("a: missing")
-
-
-def test_between_two_renames_the_error_names_the_copy(tmp_path):
-    write(tmp_path / ".model.old-7-0123abcd", "old")
-    with (
-        pytest.raises(ModelFolderError, match=r"try again.*rename .*\.model\.old-7-0123abcd"),
-        consistent_read(tmp_path / "model"),
-    ):
-        raise ModelFolderError("found nothing")
-
-
-def test_an_error_in_an_unchanged_folder_is_raised_as_it_is(tmp_path):
-    (tmp_path / "model").mkdir()
-    for path in (tmp_path / "model", tmp_path / "missing"):
-        with pytest.raises(ModelFolderError, match="broken"), consistent_read(path):
-            raise ModelFolderError("broken")
 
 
 def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path):

@@ -445,10 +445,6 @@ class Predictor:
         """Return the SHA-256 of the weights of each of its model folders."""
         return [one.sha256 for one in self.list_weights()]
 
-    def is_in_place(self) -> bool:
-        """Return whether none of its model folders has been replaced since it was loaded."""
-        return all(one.is_in_place() for one in self.list_weights())
-
     def nan_error(self) -> DragomanError:
         """Return the error for an output whose score is NaN."""
         other = "" if self.engine.name == "torch" else ", or --engine torch"

@@ -116,7 +116,8 @@ def sweep(path: Path) -> None:
     between two renames, the copy of the old folder is put back.
     """
     place = _resolve(path)
-    for copy in _list_copies(place):
+    copies = place.parent.glob(f".{glob.escape(place.name)}.old-*")
+    for copy in sorted(copies, key=lambda one: one.stat().st_mtime_ns, reverse=True):
         if os.path.lexists(place):
             shutil.rmtree(copy, ignore_errors=True)
         else:
@@ -135,22 +136,13 @@ def sweep(path: Path) -> None:
 
 @contextmanager
 def consistent_read(path: Path) -> Iterator[None]:
-    """Refuse what the body reads from the folder `path`, if the folder is replaced meanwhile."""
+    """Refuse what the body reads from the folder `path`, if another one is there at its end."""
     before = _identify(path)
-    failure: Exception | None = None
     try:
         yield
-    except (DragomanError, OSError) as error:
-        failure = error
-    if _identify(path) != before:
-        raise ModelFolderError(f"{path}: it was replaced while being read: try again") from failure
-    if before is None and (copies := _list_copies(path)):
-        raise ModelFolderError(
-            f"{path}: it is being replaced: try again; if its writer was killed, rename "
-            f"{copies[0]} to {path.name}"
-        ) from failure
-    if failure is not None:
-        raise failure
+    finally:
+        if _identify(path) != before:
+            raise ModelFolderError(f"{path}: it was replaced while being read: try again")
 
 
 @contextmanager
@@ -238,19 +230,11 @@ def _name_lock(temporary: Path) -> Path:
     return temporary.with_name(temporary.name.removesuffix(".lock") + ".lock")
 
 
-def _list_copies(path: Path) -> list[Path]:
-    """Return the folders that were renamed away from `path` and not removed, the newest first."""
-    copies = path.parent.glob(f".{glob.escape(path.name)}.old-*") if path.name else []
-    return sorted(copies, key=lambda one: one.stat().st_mtime_ns, reverse=True)
-
-
-def _identify(path: Path) -> tuple[int, int] | None:
+def _identify(path: Path) -> int | None:
     """Return what differs between a folder and its replacement: both exist for a moment."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+    with contextlib.suppress(OSError):
+        return path.stat().st_ino
+    return None
 
 
 def _flush(path: Path) -> None:

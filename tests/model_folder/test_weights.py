@@ -46,15 +46,11 @@ def test_a_file_is_read_as_it_was_written(weights, tmp_path):
 def test_weights_stay_the_same_after_their_file_is_replaced(trained, tmp_path):
     path = Path(shutil.copy(trained[0] / "model.safetensors", tmp_path))
     expected, found, again = load_file(path), StoredWeights(path), StoredWeights(path)
-    assert found.is_in_place()
     sha256 = found.sha256
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / "new")
     (tmp_path / "new").replace(path)
-    assert not again.is_in_place()
     assert again.sha256 == sha256
     assert all(np.array_equal(again[name], expected[name]) for name in expected)
-    path.unlink()
-    assert not again.is_in_place()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"x" * 100])

@@ -49,6 +49,7 @@ from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import SUFFIXES, InvalidRow, Pair, RowErrors, Source, read_pairs
 from dragoman.reading.row_errors import name_file, name_row
 from dragoman.reading.text_files import strip_packing
+from dragoman.storage import sha256
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -116,7 +117,7 @@ def evaluate(
                 place = find_place(seed, name_evaluation(paths), one, by_seed[seed])
                 write_evaluation(place, by_seed[seed])
         evaluation = score_seeds(evaluation, {one.name: by_seed[one].rows for one in seeds})
-    if not model.is_in_place():
+    if [sha256(one.path) for one in model.list_weights()] != model.weights_sha256():
         raise ModelFolderError(
             f"{folder}: the model was replaced while it was evaluated: try again"
         )

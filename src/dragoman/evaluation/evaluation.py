@@ -34,7 +34,7 @@ from dragoman.evaluation.metrics import (
 from dragoman.evaluation.output_rows import Row, read_rows, write_rows
 from dragoman.evaluation.significance import estimate_mean
 from dragoman.settings import EvaluationSettings
-from dragoman.storage import consistent_read, explain_failed_write, read_json, staged_folder
+from dragoman.storage import explain_failed_write, read_json, staged_folder
 from dragoman.terminal import html_table
 
 ROWS, SCORES = "rows.jsonl", "scores.json"
@@ -271,12 +271,10 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
 def read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """Return the rows and the content of scores.json of a folder that `write_evaluation` wrote.
 
-    Raises: DataError, when it is missing, invalid, or was replaced while it was read.
+    Raises: DataError, when it is missing or invalid.
     """
     try:
-        with consistent_read(folder):
-            content = read_json(folder / SCORES)
-            rows = read_rows(folder / ROWS)
+        content = read_json(folder / SCORES)
     except ModelFolderError as error:
         raise DataError(str(error)) from error
     if not isinstance(content, dict):
@@ -284,7 +282,7 @@ def read_evaluation(folder: Path) -> tuple[list[Row], dict[str, Any]]:
             f"{folder / SCORES}: expected an object, found {type(content).__name__}; "
             "evaluate the model again"
         )
-    return rows, content
+    return read_rows(folder / ROWS), content
 
 
 def digest_rows(rows: Sequence[Row]) -> str:

@@ -28,7 +28,6 @@ are never read.
 import hashlib
 import json
 import mmap
-import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -184,7 +183,6 @@ class StoredWeights(Mapping[str, NDArray[np.float32]]):
             self._file = cast(Any, safe_open(path, framework="np"))  # untyped
             with path.open("rb") as file:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._status = os.fstat(file.fileno())
         except (OSError, SafetensorError) as error:
             raise ModelFolderError(
                 f"{path}: the weights cannot be read: truncated, or not a safetensors file: {error}"
@@ -213,13 +211,6 @@ class StoredWeights(Mapping[str, NDArray[np.float32]]):
     def sha256(self) -> str:
         """The SHA-256 of the file, in hexadecimal."""
         return hashlib.sha256(self._bytes).hexdigest()
-
-    def is_in_place(self) -> bool:
-        """Return whether no other file has replaced this one."""
-        try:
-            return os.path.samestat(self._status, self.path.stat())
-        except OSError:
-            return False
 
 
 @contextmanager

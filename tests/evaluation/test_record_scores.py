@@ -16,9 +16,8 @@ from dragoman.evaluation.evaluation import (
     summarize,
     write_evaluation,
 )
-from dragoman.evaluation.metrics import choose_metrics, is_higher_better
+from dragoman.evaluation.metrics import RecordCounter, choose_metrics, is_higher_better
 from dragoman.evaluation.output_rows import Row
-from dragoman.evaluation.record_scores import RecordCounter
 from dragoman.evaluation.significance import compare
 from dragoman.reporting.sections import ReportContent
 from dragoman.settings import EvaluationSettings

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from dragoman.errors import shorten
 from dragoman.evaluation.confidence import PRECISIONS, FieldValue, calibrate, measure
 from dragoman.evaluation.intervals import bound_share
-from dragoman.evaluation.record_scores import find_closest
+from dragoman.evaluation.metrics import find_closest
 from dragoman.model_folder.calibration import StoredField, StoredFields
 from dragoman.records import Format, list_fields
 

@@ -6,7 +6,8 @@ compared and shown everywhere.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal, cast
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
-from dragoman.evaluation import record_scores
-from dragoman.records import detect_format
+from dragoman.grounding import find_spans
+from dragoman.records import SEPARATORS, Format, Record, detect_format, list_fields, parse_record
 from dragoman.settings import EvaluationSettings
 
 Statistics = NDArray[np.float64]
@@ -25,6 +26,9 @@ CountRows = Callable[[Sequence[str], Sequence[Sequence[str]]], Statistics]
 Task = Literal["text", "phones", "records"]
 
 _EDIT_RATES = {"token_error_rate": "PER", "word_error_rate": "WER", "character_error_rate": "CER"}
+_MOST_FIELDS = 20  # of records, with scores
+_WHOLE_COLUMNS = (1, 0)  # rows with all fields right, rows
+_PARSED_COLUMNS = (2, 0)  # rows whose output parses, rows
 _ORDERS = 4  # of BLEU's n-grams
 _CHRF_ORDERS = 6
 _BETA_SQUARED = 4  # chrF2
@@ -178,34 +182,47 @@ def make_edit_rate(name: str, separator: str = " ") -> Metric:
 def make_translation(
     settings: EvaluationSettings, references: Sequence[Sequence[str]]
 ) -> list[Metric]:
-    """Return BLEU, chrF and TER, equal to sacrebleu's to the last digit."""
-    counters = make_counters(settings.bleu_tokenizer, references)
+    """Return chrF, BLEU and TER, equal to sacrebleu's to the last digit.
+
+    chrF may depend on the order of references: sacrebleu takes the first of equally good ones.
+
+    sacrebleu's methods for statistics are private, but its PairedTest is built on them, from 2.0
+    on; last checked in 2.6.0. It needs `num_refs` only for the signature.
+    """
+    from sacrebleu import BLEU, CHRF, TER
+
+    # force: no warning about text that looks tokenized, as phones and codes always do.
+    bleu = BLEU(tokenize=settings.bleu_tokenizer, force=True)
+    scorers: tuple[tuple[Any, str, Callable[[Statistics], Statistics]], ...] = (
+        (CHRF(), "chrF", compute_chrf),
+        (bleu, "BLEU", compute_bleu),
+        (TER(), "TER", compute_ter),
+    )
+    numbers = {len(row) for row in references}
+    for scorer, _, _ in scorers:
+        scorer.num_refs = next(iter(numbers)) if len(numbers) == 1 else -1
     return [
         Metric(
-            name=name,
+            name=title.lower(),
             title=title,
-            is_higher_better=name != "ter",
-            by_row=name == "chrf",
-            by_group=name == "chrf",
-            is_tile=name != "ter",
-            signature=counters[name][0],
-            count_rows=counters[name][1],
+            is_higher_better=title != "TER",
+            by_row=title == "chrF",
+            by_group=title == "chrF",
+            is_tile=title != "TER",
+            signature=str(scorer.get_signature()),
+            count_rows=partial(_collect, scorer=scorer),
             from_sums=from_sums,
         )
-        for name, title, from_sums in (
-            ("chrf", "chrF", compute_chrf),
-            ("bleu", "BLEU", compute_bleu),
-            ("ter", "TER", compute_ter),
-        )
+        for scorer, title, from_sums in scorers
     ]
 
 
 def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
     """Return the metrics of records: whole records, all fields together, then each field."""
-    counter = record_scores.RecordCounter.of(references)
+    counter = RecordCounter.of(references)
     proportions = (
-        ("record_match", "all fields right", record_scores.WHOLE_COLUMNS),
-        ("parsed", "outputs that parse", record_scores.PARSED_COLUMNS),
+        ("record_match", "all fields right", _WHOLE_COLUMNS),
+        ("parsed", "outputs that parse", _PARSED_COLUMNS),
     )
     metrics = [
         Metric(
@@ -220,9 +237,9 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
     ]
     for place, field in enumerate(("", *counter.fields)):
         for name, title, formula in (
-            ("field_f1", "F1", record_scores.compute_f1),
-            ("field_precision", "precision", record_scores.compute_precision),
-            ("field_recall", "recall", record_scores.compute_recall),
+            ("field_f1", "F1", compute_f1),
+            ("field_precision", "precision", compute_precision),
+            ("field_recall", "recall", compute_recall),
         ):
             metrics.append(
                 Metric(
@@ -241,16 +258,14 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
 
 def make_grounding(references: Sequence[Sequence[str]], sources: Sequence[str]) -> list[Metric]:
     """Return which values of the outputs stand in the source of their row."""
-    count_rows = partial(
-        record_scores.count_grounded, sources=sources, form=record_scores.find_format(references)
-    )
+    count_rows = partial(count_grounded, sources=sources, form=find_format(references))
     return [
         Metric(
             name=name,
             title=title,
             is_higher_better=name != "ungrounded",
             count_rows=count_rows,
-            from_sums=partial(record_scores.compute_share, columns=columns),
+            from_sums=partial(compute_share, columns=columns),
         )
         for name, title, columns in (
             ("grounded_exact", "values in the source, exactly", (0,)),
@@ -312,33 +327,6 @@ def _pick(
     return formula(sums[..., list(columns)])
 
 
-def make_counters(
-    bleu_tokenizer: str, references: Sequence[Sequence[str]]
-) -> dict[str, tuple[str, CountRows]]:
-    """Return the signature of "bleu", "chrf" and "ter", and the function that counts its statistics.
-
-    chrF may depend on the order of references: sacrebleu takes the first of equally good ones.
-
-    sacrebleu's methods for statistics are private, but its PairedTest is built on them, from 2.0
-    on; last checked in 2.6.0. It needs `num_refs` only for the signature.
-    """
-    from sacrebleu import BLEU, CHRF, TER
-
-    # force: no warning about text that looks tokenized, as phones and codes always do.
-    scorers: dict[str, Any] = {
-        "bleu": BLEU(tokenize=bleu_tokenizer, force=True),
-        "chrf": CHRF(),
-        "ter": TER(),
-    }
-    numbers = {len(row) for row in references}
-    for scorer in scorers.values():
-        scorer.num_refs = next(iter(numbers)) if len(numbers) == 1 else -1
-    return {
-        name: (str(scorer.get_signature()), partial(_collect, scorer=scorer))
-        for name, scorer in scorers.items()
-    }
-
-
 def compute_bleu(sums: Statistics) -> Statistics:
     """Return BLEU of sums of its statistics: (..., 10) -> (...).
 
@@ -372,18 +360,17 @@ def compute_chrf(sums: Statistics) -> Statistics:
 
     Source: Popović 2015.
     """
-    zero = np.zeros(sums.shape[:-1])
-    precision, recall, num_orders = zero, zero, zero
-    for n in range(_CHRF_ORDERS):
-        output, reference, match = (sums[..., 3 * n + i] for i in range(3))
-        has_both = (output > 0) & (reference > 0)
-        precision = precision + np.divide(match, output, out=zero.copy(), where=has_both)
-        recall = recall + np.divide(match, reference, out=zero.copy(), where=has_both)
-        num_orders = num_orders + has_both
-    precision, recall = (each / np.maximum(1, num_orders) for each in (precision, recall))
+    counts = sums.reshape(*sums.shape[:-1], _CHRF_ORDERS, 3)
+    output, reference, match = np.moveaxis(counts, -1, 0)  # (..., orders) each
+    has_both = (output > 0) & (reference > 0)
+    num_orders = np.maximum(1, has_both.sum(axis=-1))
+    precision, recall = (
+        np.divide(match, length, out=np.zeros_like(match), where=has_both).sum(axis=-1) / num_orders
+        for length in (output, reference)
+    )
     above = (1 + _BETA_SQUARED) * precision * recall
     below = _BETA_SQUARED * precision + recall
-    return 100 * np.divide(above, below, out=zero.copy(), where=below > 0)
+    return np.asarray(100 * np.divide(above, below, out=np.zeros_like(above), where=below > 0))
 
 
 def compute_ter(sums: Statistics) -> Statistics:
@@ -421,3 +408,120 @@ def _exp(values: Statistics) -> Statistics:
 def _log(values: Statistics) -> Statistics:
     log = np.frompyfunc(lambda value: math.log(value) if value > 0 else _LOG_OF_ZERO, 1, 1)
     return np.asarray(log(values), float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordCounter:
+    """The statistics of rows of records: (N, 3 + 3 * (1 + fields)).
+
+    The columns are 1, whether all fields are right, whether the output parses; then, over all
+    fields and for each of `fields`: matches, fields of the output, fields of the reference.
+    """
+
+    form: Format
+    fields: tuple[str, ...]
+
+    @staticmethod
+    def of(references: Sequence[Sequence[str]]) -> "RecordCounter":
+        """Return the counter for these references, with the most frequent fields first."""
+        form = find_format(references)
+        counts: Counter[str] = Counter()
+        for row in references:
+            for text in row:
+                counts.update({field for field, _ in parse_record(text, form) or ()})
+        fields = sorted(counts, key=lambda field: (-counts[field], field))
+        return RecordCounter(form=form, fields=tuple(fields[:_MOST_FIELDS]))
+
+    def count_rows(
+        self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> Statistics:
+        """Return the statistics of each row.
+
+        The closest of several references counts: the one with the fewest missing and extra
+        fields, then with the fewest fields. An output that does not parse has no fields.
+        """
+        statistics = np.zeros((len(hypotheses), 3 + 3 * (1 + len(self.fields))))
+        statistics[:, 0] = 1.0
+        for counts, hypothesis, texts in zip(statistics, hypotheses, references, strict=True):
+            parsed = parse_record(hypothesis, self.form)
+            output = parsed or Counter()
+            records = (parse_record(text, self.form) or Counter() for text in texts)
+            reference = find_closest(output, records)
+            matches = output & reference
+            counts[1] = parsed is not None and output == reference
+            counts[2] = parsed is not None
+            for place, record in enumerate((matches, output, reference)):
+                counts[3 + place] = record.total()
+                per_field = Counter(field for field, _ in record.elements())
+                for number, field in enumerate(self.fields, start=1):
+                    counts[3 + 3 * number + place] = per_field[field]
+        return statistics
+
+    def columns_of(self, number: int) -> tuple[int, int, int]:
+        """Return the columns of (matches, output, reference); 0: all fields, then each one."""
+        first = 3 + 3 * number
+        return first, first + 1, first + 2
+
+
+def find_format(references: Sequence[Sequence[str]]) -> Format:
+    """Return the format of the references; if not all are records, the one with the most fields."""
+    texts = [text for row in references for text in row]
+    found, forms = detect_format(texts), ("json", *SEPARATORS)
+    if found is not None:
+        return found
+    return max(forms, key=lambda form: sum(len(list_fields(text, form) or ()) for text in texts))
+
+
+def count_grounded(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    sources: Sequence[str],
+    form: Format,
+) -> Statistics:
+    """Return how many values of each output stand in its source exactly, nearly, not: (N, 3)."""
+    statistics = np.zeros((len(hypotheses), 3))
+    for counts, source, hypothesis in zip(statistics, sources, hypotheses, strict=True):
+        for span in find_spans(source, hypothesis, form):
+            counts[("exact", "near", "none").index(span.kind)] += 1
+    return statistics
+
+
+def find_closest(output: Record, references: Iterable[Record]) -> Record:
+    """Return the reference with the fewest missing and extra fields, then with the fewest fields."""
+
+    def count_differences(record: Record) -> tuple[int, int]:
+        shared = (output & record).total()
+        return output.total() + record.total() - 2 * shared, record.total()
+
+    return min(references, key=count_differences)
+
+
+def compute_precision(sums: Statistics) -> Statistics:
+    """Return the fraction of the outputs' fields that match, in percent: (..., 3) -> (...).
+
+    Without any field in the outputs it is 0; without any in the references too, 100.
+    """
+    return _divide(sums[..., 0], sums[..., 1], sums[..., 2])
+
+
+def compute_recall(sums: Statistics) -> Statistics:
+    """Return the fraction of the references' fields that match, in percent: (..., 3) -> (...)."""
+    return _divide(sums[..., 0], sums[..., 2], sums[..., 1])
+
+
+def compute_f1(sums: Statistics) -> Statistics:
+    """Return the harmonic mean of precision and recall, in percent: (..., 3) -> (...)."""
+    return _divide(2 * sums[..., 0], sums[..., 1] + sums[..., 2], np.zeros(sums.shape[:-1]))
+
+
+def compute_share(sums: Statistics, *, columns: Sequence[int]) -> Statistics:
+    """Return what these columns are of all, in percent, 0 of nothing: (..., k) -> (...)."""
+    return np.asarray(
+        100.0 * sums[..., list(columns)].sum(axis=-1) / np.maximum(1.0, sums.sum(axis=-1))
+    )
+
+
+def _divide(above: Statistics, below: Statistics, others: Statistics) -> Statistics:
+    nothing = np.where(others > 0, 0.0, 100.0)
+    return np.divide(100.0 * above, below, out=nothing, where=below > 0)

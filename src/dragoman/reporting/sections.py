@@ -11,7 +11,6 @@ from dragoman.configuration import flatten_settings
 from dragoman.evaluation import metrics
 from dragoman.evaluation.breakdown import find_closest, find_unit, split_units
 from dragoman.evaluation.output_rows import Row
-from dragoman.evaluation.record_scores import find_format
 from dragoman.grounding import find_spans
 from dragoman.inspection.findings import SEVERITIES
 from dragoman.reading.row_errors import name_row
@@ -232,7 +231,9 @@ def show_samples(content: ReportContent) -> Shown | None:
             unit = _find_unit(content, split)
             evaluation = content.evaluations.get(split, {})
             task, seeds = evaluation.get("task"), evaluation.get("seeds") or {}
-            form = find_format([row.references for row in rows]) if task == "records" else None
+            form = (
+                metrics.find_format([row.references for row in rows]) if task == "records" else None
+            )
             shown[split] = {
                 "lists": choose_samples(
                     rows, unit, form=form, disagreed=seeds.get("most_disagreed", ())

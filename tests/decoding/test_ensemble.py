@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import PAD, pad_right, random_ids
-from dragoman.model import inference
+from dragoman.decoding import ensemble
+from dragoman.decoding.ensemble import pack, packed_linear
 from dragoman.model.block import encode
-from dragoman.model.inference import pack, packed_linear
 from dragoman.model.transformer import Transformer
 
 
@@ -25,11 +25,11 @@ def test_a_packed_linear_is_linear_then_activation(activation, has_bias, shape):
 
 def test_narrow_matrices_other_types_and_autocast_use_the_plain_linear():
     weight = torch.randn(144, 136)
-    assert inference._can_pack(weight) == inference._has_packing()
-    assert not inference._can_pack(weight.double())
-    assert not inference._can_pack(weight[:128])
+    assert ensemble._can_pack(weight) == ensemble._has_packing()
+    assert not ensemble._can_pack(weight.double())
+    assert not ensemble._can_pack(weight[:128])
     with torch.autocast("cpu", torch.bfloat16):
-        assert not inference._can_pack(weight)
+        assert not ensemble._can_pack(weight)
         found = packed_linear(weight, None)(torch.randn(3, 136))
     assert found.dtype == torch.bfloat16
 
@@ -67,7 +67,7 @@ def test_the_encoder_gives_the_states_of_the_reference_at_any_lengths(lengths, e
 def run_steps(packed, target, cache):
     logits = []
     for ids in target.T:
-        step_logits, cache = inference.step(packed, ids, cache)
+        step_logits, cache = ensemble.step_cache(packed, ids, cache)
         logits.append(step_logits)
     return torch.stack(logits, dim=1), cache
 
@@ -80,7 +80,7 @@ def test_cached_steps_give_the_logits_of_the_reference(network, dtype):
     source[1, 3:] = 0
     target = random_ids(4, 40, 23, seed=1)  # past the first capacity, twice
     packed = pack(network)
-    stepped, cache = run_steps(packed, target, inference.start(packed, source))
+    stepped, cache = run_steps(packed, target, ensemble.start_cache(packed, source))
     tolerance = 2e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(stepped, network(source, target), rtol=0, atol=tolerance)
     assert cache.length == 40
@@ -96,8 +96,8 @@ def test_selected_rows_continue_as_the_original_rows(rows, at):
     source, target = pad_right(random_ids(4, 5, 20), 2), random_ids(4, 20, 20, seed=1)
     source[1, 2:] = PAD  # the mask moves too
     index = torch.tensor(rows)
-    _, cache = run_steps(packed, target[:, :at], inference.start(packed, source))
-    rest, _ = run_steps(packed, target[index, at:], inference.select(cache, index, index))
+    _, cache = run_steps(packed, target[:, :at], ensemble.start_cache(packed, source))
+    rest, _ = run_steps(packed, target[index, at:], ensemble.select_rows(cache, index, index))
     full = network(source, target)[index, at:]
     torch.testing.assert_close(rest, full, rtol=1e-4, atol=2e-5)
 
@@ -111,13 +111,13 @@ def test_the_rows_of_a_beam_may_move_at_every_step(data):
     network, beam = Transformer(20, 16, 2, 2, 32).eval(), 3
     packed = pack(network)
     source = random_ids(4, 5, 20)
-    cache = inference.select(
-        inference.start(packed, source), torch.arange(4).repeat_interleave(beam)
+    cache = ensemble.select_rows(
+        ensemble.start_cache(packed, source), torch.arange(4).repeat_interleave(beam)
     )
     past = torch.zeros(4 * beam, 0, dtype=torch.long)
     for position in range(18):  # past the first capacity
         past = torch.cat((past, random_ids(len(past), 1, 20, seed=position)), dim=1)
-        logits, cache = inference.step(packed, past[:, -1], cache)
+        logits, cache = ensemble.step_cache(packed, past[:, -1], cache)
         full = network(source.repeat_interleave(beam, dim=0), past)[:, -1]
         torch.testing.assert_close(logits, full, rtol=1e-4, atol=2e-5)
         count = len(source)
@@ -128,5 +128,5 @@ def test_the_rows_of_a_beam_may_move_at_every_step(data):
             st.sampled_from([torch.arange(beam), torch.tensor([0, 0, 1]), torch.tensor([2, 0, 1])])
         )
         rows = (places[:, None] * beam + parents).flatten()
-        cache, past = inference.select(cache, rows, kept), past[rows]
+        cache, past = ensemble.select_rows(cache, rows, kept), past[rows]
         source = source if kept is None else source[kept]

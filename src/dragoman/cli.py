@@ -125,9 +125,7 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
     words = _add_short(words, "--from", "--training.start_from", arguments.start_from)
     words = _add_short(words, "--teacher", "--training.teacher", arguments.teacher)
     words = _add_short(words, "--unlabelled", "--data.unlabelled", arguments.unlabelled)
-    settings = _read_settings_of_pairs(arguments, words)
-    if not arguments.pairs and arguments.resume == "no":
-        raise DragomanError("fit: give PAIRS, a file of pairs or two parallel text files")
+    settings = _read_settings_of_pairs(arguments, words, is_needed=arguments.resume == "no")
     from dragoman.reading.pairs import describe_layout
 
     # Errors that the first lines show are reported before torch is loaded, which takes seconds. Of
@@ -268,10 +266,10 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
 
         model = Predictor.load(folders, settings, **options)
         if arguments.low_confidence_output and (warning := model.describe_calibration()):
-            print(f"dragoman: {warning}", file=sys.stderr)
+            _report(warning)
         lines = run_job(model, job)
     for line in lines:
-        print(f"dragoman: {line}", file=sys.stderr)
+        _report(line)
 
 
 def _add_join(command: ArgumentParser) -> None:
@@ -283,7 +281,7 @@ def _join(arguments: Namespace, _: Sequence[str]) -> None:
     from dragoman.commands.join import join
 
     for line in join(arguments.output):
-        print(f"dragoman: {line}", file=sys.stderr)
+        _report(line)
 
 
 def _take_engine(arguments: Namespace) -> dict[str, Any]:
@@ -351,9 +349,9 @@ def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
         row_errors=row_errors,
     )
     for line in row_errors.layouts:
-        print(f"dragoman: {line}", file=sys.stderr)
+        _report(line)
     if row_errors.total:
-        print(f"dragoman: rows skipped: {row_errors.report()}", file=sys.stderr)
+        _report(f"rows skipped: {row_errors.report()}")
     _print_evaluation(evaluation, arguments)
 
 
@@ -480,11 +478,6 @@ def _add_held_out(command: ArgumentParser) -> None:
 
 def _inspect(arguments: Namespace, words: Sequence[str]) -> None:
     settings = _read_settings_of_pairs(arguments, words)
-    if not arguments.pairs:
-        place = " before --schema" if arguments.schema else ""
-        raise DragomanError(
-            f"inspect: give PAIRS{place}: files of pairs or two parallel text files"
-        )
     from dragoman.commands.inspect import (
         derive_schema,
         inspect,
@@ -524,8 +517,6 @@ def _add_tune(command: ArgumentParser) -> None:
 
 def _tune(arguments: Namespace, words: Sequence[str]) -> None:
     settings = _read_settings_of_pairs(arguments, words)
-    if not arguments.pairs:
-        raise DragomanError("tune: give PAIRS, a file of pairs or two parallel text files")
     from dragoman.commands.tune import print_search, read_space, tune
 
     search = tune(
@@ -559,19 +550,12 @@ def _add_learning_curve(command: ArgumentParser) -> None:
 
 def _learning_curve(arguments: Namespace, words: Sequence[str]) -> None:
     settings = _read_settings_of_pairs(arguments, words)
-    if not arguments.pairs:
-        raise DragomanError(
-            "learning-curve: give PAIRS, a file of pairs or two parallel text files"
-        )
     from dragoman.commands.learning_curve import learning_curve
 
     curve = learning_curve(
         arguments.pairs, arguments.out, settings, seeds=arguments.seeds, metric=arguments.metric
     )
-    if arguments.json:
-        _print_json(curve.to_dict())
-    else:
-        print(f"{curve!r}\npicture: {curve.page}")
+    _print_result(arguments, curve.to_dict(), [repr(curve), f"picture: {curve.page}"])
 
 
 def _add_suggest(command: ArgumentParser) -> None:
@@ -601,14 +585,16 @@ def _suggest(arguments: Namespace, words: Sequence[str]) -> None:
     found = suggest(
         arguments.model, arguments.unlabelled, rows=arguments.rows, output=arguments.output,
         settings=read_settings(None, words, is_whole=False), device=arguments.device,
-        report=lambda line: print(f"dragoman: {line}", file=sys.stderr),
+        report=_report,
     )  # fmt: skip
-    print(f"dragoman: {len(found):,} sources to label: {arguments.output}", file=sys.stderr)
+    _report(f"{len(found):,} sources to label: {arguments.output}")
     if arguments.json:
         _print_json([asdict(one) for one in found])
 
 
-def _read_settings_of_pairs(arguments: Namespace, words: Sequence[str]) -> "Settings":
+def _read_settings_of_pairs(
+    arguments: Namespace, words: Sequence[str], *, is_needed: bool = True
+) -> "Settings":
     """Return the settings of --config, --valid, --test and `words`; PAIRS may be data.train."""
     from dragoman.configuration import merge_settings, read_settings
 
@@ -618,6 +604,11 @@ def _read_settings_of_pairs(arguments: Namespace, words: Sequence[str]) -> "Sett
         _refuse_both(f"--{name.removeprefix('data.')}", f"--{name}", words)
     settings = merge_settings(read_settings(arguments.config, words), given, overrule=True)
     arguments.pairs = arguments.pairs or list(settings.data.train)
+    if is_needed and not arguments.pairs:
+        place = " before --schema" if getattr(arguments, "schema", None) else ""
+        raise DragomanError(
+            f"{arguments.command}: give PAIRS{place}, a file of pairs or two parallel text files"
+        )
     return settings
 
 
@@ -931,10 +922,14 @@ def _print_json(content: object) -> None:
     write_data(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def _report(message: str) -> None:
+    print(f"dragoman: {message}", file=sys.stderr)
+
+
 def _print_last(message: str) -> None:
     """Print a message to standard error, if it still has a reader."""
     try:
-        print(f"dragoman: {message}", file=sys.stderr)
+        _report(message)
     except OSError:
         _discard_output()
 

@@ -91,11 +91,12 @@ def search_beam(
     scores = torch.full((num_sources, num_groups, width), -torch.inf, device=device)
     scores[:, :, 0] = 0.0  # all hypotheses of a group are equal at first: use one
     wanted = (num_sources, num_groups, min(decoding.num_searched, width))
+    exact = torch.float32 if device.type == "mps" else torch.float64  # that of Python's floats
     progress = _Progress(
         num_done=torch.zeros(wanted[:2], dtype=torch.long, device=device),
         has_best_ended=torch.zeros(wanted[:2], dtype=torch.bool, device=device),
         is_over=torch.zeros(wanted[:2], dtype=torch.bool, device=device),
-        best_done=torch.full(wanted, -torch.inf, dtype=_exact_dtype(device), device=device),
+        best_done=torch.full(wanted, -torch.inf, dtype=exact, device=device),
     )
     for position in range(max(longest)):
         rule = partial(rules.change_logits, history=tokens.flatten(0, 2))
@@ -261,11 +262,6 @@ def _settle(
     else:
         is_met = progress.num_done >= width
     progress.is_over |= is_met | is_last | best.isneginf()
-
-
-def _exact_dtype(device: torch.device) -> torch.dtype:
-    """Return that of Python's floats, where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _rank(

@@ -18,23 +18,6 @@ Choose = Callable[[Float[Tensor, "R V"], Int[Tensor, " R"], int], Int[Tensor, " 
 """The next tokens, given the log-probabilities, the number of each row, and the position."""
 
 
-def search_greedily(
-    ensemble: Ensemble,
-    source_ids: Int[Tensor, "N S"],
-    longest: Sequence[int],
-    rules: Rules,
-    decoding: DecodingSettings,
-) -> list[Hypothesis]:
-    """Return the greedy hypothesis of each source: at each step the most probable token.
-
-    Args:
-        longest: Most tokens of each output, its end included.
-    """
-    return _decode(
-        ensemble, source_ids, longest, rules, decoding, lambda log_probs, *_: log_probs.argmax(-1)
-    )
-
-
 def sample(
     ensemble: Ensemble,
     source_ids: Int[Tensor, "N S"],
@@ -56,7 +39,7 @@ def sample(
     ) -> Int[Tensor, " R"]:
         return pick(sharpen(log_probs, decoding), chances[live, position])
 
-    drawn = _decode(
+    drawn = decode(
         ensemble,
         source_ids[rows],
         [most for most in longest for _ in range(count)],
@@ -75,17 +58,17 @@ def sample(
     ]
 
 
-def _decode(
+def decode(
     ensemble: Ensemble,
     source_ids: Int[Tensor, "N S"],
     longest: Sequence[int],
     rules: Rules,
     decoding: DecodingSettings,
-    choose: Choose,
+    choose: Choose = lambda log_probs, *_: log_probs.argmax(-1),
 ) -> list[Hypothesis]:
     """Return one hypothesis per row, each of at most `longest` tokens (>= 1, its end included).
 
-    An output without an end by then is truncated (`is_complete` is False). Finished rows leave the
+    `choose` gives the next tokens: by default the most probable ones (greedy search). An output without an end by then is truncated (`is_complete` is False). Finished rows leave the
     batch, so the cost follows the lengths of the outputs.
     """
     num_rows, device = len(source_ids), source_ids.device
@@ -118,8 +101,9 @@ def _decode(
             emitted[leaving].tolist(),
             strict=True,
         ):
-            is_complete = past[-1] == ensemble.eos_id and last != -math.inf
-            length = position + (past[-1] != ensemble.eos_id and last != -math.inf)
+            is_end = past[-1] == ensemble.eos_id
+            is_complete = is_end and last != -math.inf
+            length = position + (not is_end and last != -math.inf)
             found[row] = Hypothesis(
                 ids=tuple(past[:length]),
                 score=score,

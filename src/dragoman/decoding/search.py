@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dragoman.decoding.beam import search_beam
 from dragoman.decoding.ensemble import Ensemble, average, mask_tokens
-from dragoman.decoding.greedy_and_sampling import sample, search_greedily
+from dragoman.decoding.greedy_and_sampling import decode, sample
 from dragoman.decoding.hypothesis import Hypothesis, limit_lengths, normalize
 from dragoman.decoding.rules import Rules
 from dragoman.decoding.search_config import SearchConfig
@@ -52,8 +52,7 @@ def search(
         if decoding.method == "sampling":
             return sample(ensemble, source_ids, longest, rules, decoding)
         if decoding.method == "beam" and decoding.beam_size == 1:
-            found = search_greedily(ensemble, source_ids, longest, rules, decoding)
-            return [[hypothesis] for hypothesis in found]
+            return [[one] for one in decode(ensemble, source_ids, longest, rules, decoding)]
         return search_beam(ensemble, source_ids, longest, rules, decoding)
 
 

@@ -4,7 +4,7 @@ Choices are one here; expressions, schemas and grammars are in `grammars`."""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -77,17 +77,7 @@ def resolve_search(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Choices:
-    """The ids of the outputs, each with its end, concatenated in sorted order."""
-
-    ids: NDArray[np.int32]
-    starts: NDArray[np.int64]
-    """Where each output begins in `ids`."""
-    vocab_size: int
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ChoiceState:
     """State after a hypothesis: the choices `first` to `last` - 1 begin with its `depth` tokens.
 
@@ -95,7 +85,11 @@ class ChoiceState:
     remain at depth 1, and "a" may come; after "cab", choice 0 at depth 3, and the end may come.
     """
 
-    choices: _Choices
+    ids: NDArray[np.int32]
+    """Those of all choices, each with its end, concatenated in sorted order."""
+    starts: NDArray[np.int64]
+    """Where each choice begins in `ids`."""
+    vocab_size: int
     first: int
     last: int
     depth: int = 0
@@ -109,16 +103,16 @@ class ChoiceState:
         first = self.first + int(np.searchsorted(self._column, token, side="left"))
         last = self.first + int(np.searchsorted(self._column, token, side="right"))
         assert first < last, f"token {token} was not allowed"
-        return ChoiceState(self.choices, first, last, self.depth + 1)
+        return replace(self, first=first, last=last, depth=self.depth + 1)
 
     @cached_property
     def _column(self) -> NDArray[np.int32]:
         """The next id of each choice, ascending: the choices are sorted and share a prefix."""
-        return self.choices.ids[self.choices.starts[self.first : self.last] + self.depth]
+        return self.ids[self.starts[self.first : self.last] + self.depth]
 
     @cached_property
     def _allowed(self) -> NDArray[np.bool_]:
-        allowed = np.zeros(self.choices.vocab_size, dtype=np.bool_)
+        allowed = np.zeros(self.vocab_size, dtype=np.bool_)
         allowed[self._column] = True
         allowed.flags.writeable = False
         return allowed
@@ -150,8 +144,8 @@ def constrain_to_choices(path: Path, tokenizer: PairTokenizer) -> ChoiceState:
     flat = itertools.chain.from_iterable(ordered)
     ids = np.fromiter(flat, dtype=np.int32, count=int(lengths.sum()))
     starts = lengths.cumsum() - lengths
-    table = _Choices(ids, starts, tokenizer.target_vocab_size)
-    return ChoiceState(table, first=0, last=len(ordered))
+    size = tokenizer.target_vocab_size
+    return ChoiceState(ids=ids, starts=starts, vocab_size=size, first=0, last=len(ordered))
 
 
 def _read_choices(path: Path, tokenizer: PairTokenizer) -> tuple[list[list[int]], RowErrors]:

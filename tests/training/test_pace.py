@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from dragoman.errors import SettingsError
 from dragoman.settings import OptimizationSettings, Settings, TrainingSettings
-from dragoman.training.pace import Pace, plan_steps
+from dragoman.training.trainer import Pace, plan_steps
 
 TIMES = {
     "step_s": st.floats(1e-3, 2.0),

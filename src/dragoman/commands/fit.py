@@ -55,7 +55,6 @@ from dragoman.training.checkpoints import BEST, list_checkpoints, read_checkpoin
 from dragoman.training.device import explain_out_of_memory, find_device
 from dragoman.training.graceful_stop import SignalHandler, StopTraining, handle_signals
 from dragoman.training.logs import make_loggers
-from dragoman.training.pace import measure_pace
 from dragoman.training.ranks import Ranks, join_ranks, requeue_job
 from dragoman.training.resume import (
     CHECKPOINTS,
@@ -65,6 +64,7 @@ from dragoman.training.resume import (
     merge_for_resuming,
 )
 from dragoman.training.run_context import RunContext, StartTimer, TextConsole
+from dragoman.training.trainer import measure_pace
 
 
 def fit(

@@ -55,7 +55,6 @@ from dragoman.training.device import (
 )
 from dragoman.training.logs import find_logger_errors
 from dragoman.training.module import TransformerTraining
-from dragoman.training.pace import Pace, measure_pace, plan_steps
 from dragoman.training.ranks import Ranks
 from dragoman.training.resume import (
     CHECKPOINTS,
@@ -67,7 +66,7 @@ from dragoman.training.resume import (
     merge_for_resuming,
 )
 from dragoman.training.run_context import RunContext
-from dragoman.training.trainer import make_trainer
+from dragoman.training.trainer import Pace, make_trainer, measure_pace, plan_steps
 from dragoman.training.validation_metrics import Texts, choose_text_scores, monitor_mode
 
 Resume = Literal["no", "auto", "must"]

@@ -1,8 +1,16 @@
-"""Lightning's Trainer for the settings, with its callbacks: averaging, early stopping, skipped steps."""
+"""Lightning's Trainer for the settings, with callbacks: averaging, early stopping, skipped steps.
 
+And the pace of a run, measured on its own batches, and the number of steps that fills a time limit.
+"""
+
+import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final, Literal
 
 import lightning
@@ -11,25 +19,37 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from torch import Tensor, distributed
+from torch.utils.data import DataLoader
 
+from dragoman.configuration import merge_settings
 from dragoman.data.dataset import Batch
-from dragoman.errors import TrainingError
+from dragoman.errors import SettingsError, TrainingError, is_out_of_memory
 from dragoman.model.loss import sum_losses
+from dragoman.presets import limit_warmup
 from dragoman.settings import Settings
 from dragoman.training.callbacks import SAMPLES_FILE, CollapseWarning, ProgressBar, SampleLog
 from dragoman.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from dragoman.training.datamodule import PairDataModule
-from dragoman.training.device import find_device
+from dragoman.training.device import explain_out_of_memory, find_device
 from dragoman.training.graceful_stop import GracefulStop
 from dragoman.training.module import Pairs, TransformerTraining, as_batch
-from dragoman.training.ranks import disarm
+from dragoman.training.ranks import Ranks, disarm
 from dragoman.training.resume import EARLY_STOPPING, RngAndMetricState
-from dragoman.training.run_context import RunContext, print_plain
+from dragoman.training.run_context import RunContext, StartTimer, print_plain
 from dragoman.training.validation_metrics import Texts
 
 MOST_IN_A_ROW: Final = 5  # skipped steps, one after another, that end a training
 _MOST_NAMED: Final = 5  # rows
 _MOST_COMPUTED: Final = 256  # rows of a step whose loss is computed separately
+
+# So many steps are measured, the first of which are slow: libraries prepare themselves.
+_FEWEST_STEPS, _MOST_STEPS, _LONGEST_S = 6, 100, 15.0
+_VALID_BATCHES = 5  # of all lengths
+
+_SPARE = 0.05  # of the time: steps are not equally long, and machines are shared
+_OTHER_S = 5.0  # for writing, exporting and the report
+_VALID_SHARE = 0.1  # of the time goes into validations, unless they would be too few or many
+_VALIDATIONS = (5, 40)
 
 
 def make_trainer(
@@ -48,7 +68,7 @@ def make_trainer(
     end_s = None
     if training.max_minutes:  # from the start of the run, not of the training
         end_s = context.timer.started_s + 60.0 * training.max_minutes
-    callbacks: list[lightning_callbacks.Callback] = [
+    callbacks: list[Callback] = [
         RngAndMetricState(),
         ProgressBar(console, context.timer, checkpoints, end_s),
         SampleLog(folder / SAMPLES_FILE, texts),
@@ -59,30 +79,45 @@ def make_trainer(
         GracefulStop(context.signals, checkpoints, end_s),
     ]
     if optimization.average_decay:
-        callbacks.insert(0, average_weights(optimization.average_decay))
-    strategy, environment = context.ranks.choose_strategy()
+        average = MovingAverage(optimization.average_decay)
+        averaging = lightning_callbacks.WeightAveraging(use_buffers=False, multi_avg_fn=average)
+        callbacks.insert(0, averaging)
+    options = {
+        "max_steps": training.max_steps,
+        "gradient_clip_val": optimization.clip_norm or None,
+        "val_check_interval": training.valid_every * training.accumulate,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        # 50 steps between two points of a curve; fewer in a short run, for 100 points.
+        "log_every_n_steps": max(1, min(50, training.valid_every, training.max_steps // 100)),
+        "default_root_dir": folder,
+    }
+    return _make_trainer(settings, precision, context.ranks, callbacks, options)
+
+
+def _make_trainer(
+    settings: Settings,
+    precision: str,
+    ranks: Ranks,
+    callbacks: list[Callback],
+    options: Mapping[str, Any],
+) -> lightning.Trainer:
+    strategy, environment = ranks.choose_strategy()
     trainer = lightning.Trainer(
-        accelerator=find_device(training),
+        accelerator=find_device(settings.training),
         strategy=strategy,
-        devices=context.ranks.num_local,
-        num_nodes=context.ranks.num_nodes,
+        devices=ranks.num_local,
+        num_nodes=ranks.num_nodes,
         use_distributed_sampler=False,  # the loaders deal out the batches themselves
         precision=precision,  # type: ignore[arg-type]
-        max_steps=training.max_steps,
         max_epochs=-1,
-        accumulate_grad_batches=training.accumulate,
-        gradient_clip_val=optimization.clip_norm or None,
-        val_check_interval=training.valid_every * training.accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
+        accumulate_grad_batches=settings.training.accumulate,
         logger=False,
-        # 50 steps between two points of a curve; fewer in a short run, for 100 points.
-        log_every_n_steps=max(1, min(50, training.valid_every, training.max_steps // 100)),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO(), environment],
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=folder,
+        **options,
     )
     disarm(trainer)
     return trainer
@@ -114,19 +149,14 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             trainer.should_stop = True
 
 
-def average_weights(decay: float) -> lightning_callbacks.WeightAveraging:
-    """Return the callback that keeps an exponential moving average of the weights.
+class MovingAverage:
+    """The step of an exponential moving average of the weights; spawned processes pickle it.
 
     Its decay is `decay` (in [0, 1)), but less in the first steps, (1 + n) / (10 + n) after n of
     them, so that the random start is soon forgotten. Lightning swaps the average in for
     validations, checkpoints, and at the end.
     Source: Morales-Brotons et al. 2024; the warm-up is that of TensorFlow's moving average.
     """
-    return lightning_callbacks.WeightAveraging(use_buffers=False, multi_avg_fn=_Average(decay))
-
-
-class _Average:
-    """The step of the average; a class, because spawned processes pickle it."""
 
     def __init__(self, decay: float) -> None:
         self._decay = decay
@@ -230,3 +260,112 @@ def _name_rows(trainer: lightning.Trainer, found: Sequence[Batch]) -> str:
         names = [name for rows in named for name in data.data.name_rows(rows)]
         message += f": {', '.join(names)}{', …' if len(found) > len(named) else ''}"
     return message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds of the parts of a run."""
+
+    step_s: float
+    validation_s: float
+    scoring_s: float  # of all held-out rows, at the end
+
+
+def measure_pace(
+    module: TransformerTraining,
+    data_module: PairDataModule,
+    settings: Settings,
+    precision: str,
+    *,
+    ranks: Ranks,
+    longest_s: float = _LONGEST_S,
+    timer: StartTimer | None = None,
+) -> Pace:
+    """Train for some steps and validate some batches. It changes `module`: train another one.
+
+    Args:
+        longest_s: Seconds after which no further step is measured.
+        timer: Its phase "first step" ends with the first step.
+
+    Raises: TrainingError, when the memory is too small.
+    """
+    steps = _StepTimer(longest_s, timer)
+    options = {"max_steps": _MOST_STEPS, "limit_val_batches": 0, "enable_checkpointing": False}
+    trainer = _make_trainer(settings, precision, ranks, [steps], options)
+    try:
+        trainer.fit(module, train_dataloaders=data_module.train_dataloader())
+        batches = list(data_module.val_dataloader())  # sorted by length
+        chosen = batches[:: max(1, len(batches) // _VALID_BATCHES)]
+        loader: DataLoader[Batch] = DataLoader(chosen, batch_size=None)  # type: ignore[arg-type]
+        trainer.limit_val_batches = len(chosen)
+        started_s = time.monotonic()
+        trainer.validate(module, loader, verbose=False)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise explain_out_of_memory(error, module.current_batch, settings) from error
+        raise
+    validation_s = (time.monotonic() - started_s) * len(batches) / len(chosen)
+    steps_s = [after - before for before, after in pairwise(steps.times_s)]
+    rows = data_module.num_rows
+    num_decoded = module.decoded_fraction * rows["valid"]
+    return Pace(
+        step_s=fmean(steps_s[len(steps_s) // 2 :]),
+        validation_s=validation_s,
+        scoring_s=settings.decoding.num_candidates
+        * validation_s  # greedy
+        * (rows["valid"] + rows["test"])
+        / num_decoded,
+    )
+
+
+class _StepTimer(Callback):
+    """Notes the time after each step, marks the first, and stops once enough have been timed."""
+
+    def __init__(self, longest_s: float, timer: StartTimer | None) -> None:
+        self.times_s: list[float] = []
+        self._longest_s, self._timer = longest_s, timer
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        if trainer.global_step == len(self.times_s):
+            return  # the step has more batches
+        self.times_s.append(time.monotonic())
+        if len(self.times_s) == 1 and self._timer is not None:
+            self._timer.mark("first step")
+        spent_s = self.times_s[-1] - self.times_s[0]
+        is_enough = spent_s > self._longest_s and len(self.times_s) >= _FEWEST_STEPS
+        trainer.should_stop = trainer.strategy.broadcast(is_enough)  # all ranks at the same step
+
+
+def plan_steps(
+    settings: Settings, typed: Mapping[str, Any], pace: Pace, available_s: float
+) -> Settings:
+    """Return `settings` with as many steps as `available_s` allows, and validations among them.
+
+    A schedule that ends at zero ends there: cut before its end, also by early stopping, a run loses
+    most of what its last steps would gain. Values in `typed` (by dotted name) stay.
+
+    Raises: SettingsError, when no time is left for the training.
+    """
+    train_s = (1.0 - _SPARE) * (available_s - pace.scoring_s - _OTHER_S)
+    few, many = _VALIDATIONS
+    num_validations = min(many, max(few, int(_VALID_SHARE * train_s / pace.validation_s)))
+    step_s = pace.step_s
+    if "training.valid_every" in typed:
+        step_s += pace.validation_s / settings.training.valid_every
+    else:
+        train_s -= num_validations * pace.validation_s
+    if train_s < step_s:
+        raise SettingsError(
+            f"training.max_minutes: {settings.training.max_minutes:g} leave no time for the "
+            f"training: reading has taken its part, a validation takes {pace.validation_s:.0f} s, "
+            f"and the scores at the end {pace.scoring_s:.0f} s"
+        )
+    max_steps = int(train_s / step_s)
+    planned = {
+        "training.max_steps": max_steps,
+        "training.valid_every": math.ceil(max_steps / num_validations),
+        "training.patience": 0,
+        "optimization.warmup_steps": limit_warmup(settings, max_steps),
+    }
+    changes = {name: value for name, value in planned.items() if name not in typed}
+    return merge_settings(settings, changes, overrule=True)

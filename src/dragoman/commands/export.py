@@ -105,8 +105,6 @@ def export(
                 about.update(write_onnx(network, folder))
                 engine = OnnxModel(folder, network.longest_target)
             elif to == "pytorch":
-                from dragoman.commands.export import PytorchModel, write_pytorch
-
                 write_pytorch(network, parts[0], folder)
                 engine = PytorchModel(folder, network.longest_target)
             else:

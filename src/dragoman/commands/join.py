@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from dragoman.commands.output_formats import find_layout
+from dragoman.commands.output_formats import find_layout, write_parquet
 from dragoman.commands.predict import (
     NAMED_ROWS,
     Content,
@@ -66,8 +66,6 @@ def join(output: Path, count: int | None = None) -> list[str]:
                     file,
                 )
             if find_layout(path) == "parquet":
-                from dragoman.commands.parquet_output import write_parquet
-
                 with staged_file(joined) as complete:
                     write_parquet(joined, complete)
     for path in (path for paths in files for path in paths):

@@ -1,7 +1,6 @@
 """Formats of predictions: a row becomes a line of text, a JSON object, or a row of a table.
 
-`parquet_output.py` writes Parquet from the JSON objects, once all are there: rows cannot be added to
-a Parquet file.
+Parquet is written from the JSON objects, once all are there: rows cannot be added to such a file.
 """
 
 import csv
@@ -9,10 +8,11 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from dragoman.characters import find_surrogate
 from dragoman.errors import DragomanError
@@ -22,6 +22,9 @@ from dragoman.reading.pairs import InvalidRow, Source
 from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.tokenizer import find_free_name
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Layout = Literal["text", "jsonl", "csv", "tsv", "parquet"]
 _BY_SUFFIX: dict[str, Layout] = {f".{layout}": layout for layout in get_args(Layout)[1:]}
 _BY_SUFFIX[".ndjson"] = "jsonl"
@@ -30,6 +33,7 @@ _OTHER_FORMATS = re.compile(
     r"\.(json|xlsx?|xlsm|ods|arrow|feather|ipc|orc|avro|pq|pkl|pickle|npy|npz|h5|hdf5|db|sqlite3?|xml"
     r"|tmx|xliff|xlf|html?|ya?ml|docx?|odt|rtf|pdf|zip|bz2|xz|lzma|lz4|br|7z|rar|tar|tgz)"
 )
+_ROWS_PER_GROUP = 65_536  # of Parquet
 _PACKERS: dict[str, Callable[[bytes], bytes]] = {
     # Each chunk is compressed alone; their concatenation is a valid file. No timestamps.
     ".gz": lambda data: gzip.compress(data, mtime=0),
@@ -208,6 +212,92 @@ def write_cell(value: object) -> str:
         return ""
     is_text = isinstance(value, str) and find_surrogate(value) is None
     return str(value) if is_text else json.dumps(value)
+
+
+def write_parquet(lines: Path, path: Path) -> None:
+    """Write the JSON objects of a `RowWriter` as a Parquet table, with the columns of the input first.
+
+    Such a column is of numbers or booleans if all its values are, else of text, as in a CSV file.
+    """
+    import pyarrow as pa  # on demand: a light installation has none
+    from pyarrow.parquet import ParquetWriter
+
+    kinds: dict[str, set[type]] = {}  # of the input's columns
+    found = {*TABLE_COLUMNS}
+    for values, ours in _read_objects(lines):
+        found |= ours.keys()
+        for name, value in values.items():
+            is_huge = isinstance(value, int) and value.bit_length() > 63
+            kinds.setdefault(name, set()).add(str if is_huge else type(value))
+    casts = {name: _find_cast(kinds[name] - {type(None)}) for name in kinds}
+    taken, ours_of = {*casts}, _list_parquet_fields()
+    names = {name: find_free_name(name, taken) for name in ours_of}
+    fields = [(names[name], kind) for name, kind in ours_of.items() if name in found]
+    schema = pa.schema([*((name, kind) for name, (_, kind) in casts.items()), *fields])
+    rows = (
+        {
+            **{name: casts[name][0](value) for name, value in values.items() if value is not None},
+            **{names[name]: value for name, value in ours.items()},
+        }
+        for values, ours in _read_objects(lines)
+    )
+    with ParquetWriter(path, schema) as writer:
+        while chunk := list(islice(rows, _ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(chunk, schema))
+
+
+def _read_objects(lines: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the columns of the input, and those of the prediction, of each row."""
+    with lines.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            ours = json.loads(line)
+            values = ours.pop("input", {})
+            ours["prediction"] = ours.pop("text", None)  # a value has none
+            yield values, ours
+
+
+def _find_cast(kinds: set[type]) -> "tuple[Callable[[Any], object], pa.DataType]":
+    """Return what makes a cell of a value, and the type, of a column with values of these `kinds`."""
+    import pyarrow as pa
+
+    if kinds == {bool}:
+        return bool, pa.bool_()
+    if kinds and kinds <= {int, float}:
+        return (float, pa.float64()) if float in kinds else (int, pa.int64())
+    return write_cell, pa.string()
+
+
+def _list_parquet_fields() -> "dict[str, pa.DataType]":
+    """Return the types of the columns of predictions, by name."""
+    import pyarrow as pa
+
+    text, number, whole = pa.string(), pa.float64(), pa.int64()
+    span = {"field": text, "value": text, "start": whole, "end": whole, "kind": text}
+    output = {
+        "score": number,
+        "confidence": number,
+        "normalized_score": number,
+        "is_complete": pa.bool_(),
+        "spans": pa.list_(pa.struct(span)),
+        "tokens": pa.list_(text),
+        "log_probs": pa.list_(number),
+        "alignment": pa.list_(pa.list_(number)),
+    }
+    return {
+        "line": whole,
+        "prediction": text,
+        **output,
+        "error": text,
+        "field": text,
+        "value": text,
+        "fields": pa.list_(pa.struct({"field": text, "value": text, "confidence": number})),
+        "num_unknown": whole,
+        "source": text,
+        "source_tokens": pa.list_(text),
+        "from": text,
+        "row": text,
+        "hypotheses": pa.list_(pa.struct({"text": text, **output})),
+    }
 
 
 TABLE_COLUMNS = ("line", "prediction", "score", "confidence", "is_complete", "error")

@@ -28,10 +28,17 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, cast
 from filelock import Timeout
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
-from dragoman.commands.output_formats import Layout, RowWriter, find_layout, find_packer
+from dragoman.commands.output_formats import (
+    Layout,
+    RowWriter,
+    find_layout,
+    find_packer,
+    write_parquet,
+)
 from dragoman.configuration import flatten_settings
 from dragoman.errors import DragomanError, shorten
 from dragoman.evaluation.confidence import FieldValue, round_confidence
+from dragoman.model_folder.constraint_files import list_constraint_files
 from dragoman.predictor import Prediction, Predictor, make_windows
 from dragoman.reading.pairs import (
     FilePosition,
@@ -263,8 +270,6 @@ def _stream(model: Predictor, job: Job) -> State:
             output.flush()
         if low is not None and find_layout(low) == "parquet":
             file.close()
-            from dragoman.commands.parquet_output import write_parquet
-
             with staged_file(partial) as complete:
                 write_parquet(partial, complete)
     return state
@@ -365,9 +370,7 @@ def _update_digest(digest: "hashlib.blake2b", rows: Iterable[Row]) -> int:
 def _describe_job(model: Predictor, job: Job) -> dict[str, object]:
     """Return everything that the outputs depend on, except the input."""
     settings, low = flatten_settings(model.settings), job.low_confidence_output
-    decoding = model.settings.decoding
-    schema = "" if decoding.json_schema.lstrip().startswith("{") else decoding.json_schema
-    constraints = [Path(name) for name in (decoding.choices, schema, decoding.grammar) if name]
+    constraints = map(Path, list_constraint_files(model.settings.decoding).values())
     assert job.output is not None
     return {
         "dragoman": version("dragoman"),
@@ -509,8 +512,6 @@ class Journal:
             if not partial.exists():  # it was renamed before a crash
                 continue
             if find_layout(output) == "parquet":
-                from dragoman.commands.parquet_output import write_parquet
-
                 with staged_file(output) as complete:
                     write_parquet(partial, complete)
                 partial.unlink()

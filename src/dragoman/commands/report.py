@@ -7,7 +7,6 @@ import math
 import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -19,7 +18,7 @@ from markupsafe import Markup
 from rapidfuzz import process
 from rapidfuzz.fuzz import ratio
 
-from dragoman.configuration import flatten_settings, merge_settings
+from dragoman.configuration import as_settings, flatten_settings
 from dragoman.engines.engine import UnsupportedError
 from dragoman.errors import DragomanError
 from dragoman.evaluation.evaluation import Evaluation
@@ -170,14 +169,8 @@ def find_attention(model: Predictor, rows: Sequence[Row]) -> list[dict[str, Any]
     """Return the attention of a few of the shorter outputs; none if the engine cannot give it."""
     short = sorted(rows, key=lambda row: abs(len(row.source) - _ATTENTION_CHARACTERS))
     short = short[:_NUM_ATTENTION]
-    settings = merge_settings(model.settings, {"decoding.alignment": True}, overrule=True)
-    attending = Predictor(
-        model.engine,
-        model.tokenizer,
-        settings,
-        model.model_folders,
-        config=replace(model.config, decoding=settings.decoding),
-    )
+    aligned = {"decoding.alignment": True, "decoding.memory": "none"}
+    attending = model.with_decoding(as_settings(aligned, is_whole=False))
     sources = [Source(row.source, row.features, row.line) for row in short]
     try:
         found = list(attending.predict_rows(sources))

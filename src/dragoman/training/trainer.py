@@ -149,6 +149,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             trainer.should_stop = True
 
 
+@dataclass(frozen=True)
 class MovingAverage:
     """The step of an exponential moving average of the weights; spawned processes pickle it.
 
@@ -158,13 +159,13 @@ class MovingAverage:
     Source: Morales-Brotons et al. 2024; the warm-up is that of TensorFlow's moving average.
     """
 
-    def __init__(self, decay: float) -> None:
-        self._decay = decay
+    decay: float
 
     @torch.no_grad()
     def __call__(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        """Move `averaged` towards `current`."""
         n = int(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1.0 - min(self._decay, (1 + n) / (10 + n)))
+        torch._foreach_lerp_(averaged, current, 1.0 - min(self.decay, (1 + n) / (10 + n)))
 
 
 class NonFiniteSteps(Callback):

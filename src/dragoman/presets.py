@@ -98,45 +98,38 @@ def choose_settings(
     source, with its tabs.
     """
     by_hand = dict(list_set_values(settings))
-    for name in (
-        "preset",
-        "training.monitor",
-        "data.records",
-        "data.record_fields",
-        "decoding.records",
-    ):
+    open_ones = ("training.monitor", "data.records", "data.record_fields", "decoding.records")
+    for name in ("preset", *open_ones):
         if by_hand.get(name) in ("auto", ()):
             del by_hand[name]
     settings = merge_settings(Settings(), by_hand)
     num_pairs = statistics.num_pairs
     size, why_size = _choose_size(settings, num_pairs)
-    chosen: dict[str, Any] = {"preset": size, **_SIZES[size]}
+    chosen, reasons = dict[str, Any](), dict[str, str]()
+
+    def choose(name: str, value: object, why: str) -> None:
+        chosen[name], reasons[name] = value, why
+
+    choose("preset", size, f"preset {size}: {why_size}")
+    chosen.update(_SIZES[size])
     if 1 not in (settings.model.num_encoder_layers, settings.model.num_decoder_layers):
         # Better on texts, letters and records; of a single layer, the cross-attention would have
         # no positions at all.
         chosen["model.positions"] = "rotary"
-    reasons = {"preset": f"preset {size}: {why_size}"}
     if statistics.all_tagged:
-        chosen["data.leading_tags"] = True
-        reasons["data.leading_tags"] = (
-            "every source begins with a <tag>: each tag becomes one symbol"
-        )
-    if statistics.features_separator:
-        chosen["data.features_separator"] = statistics.features_separator
-        reasons["data.features_separator"] = (
-            f"features are split at {statistics.features_separator!r}: each part is one symbol"
-        )
+        why = "every source begins with a <tag>: each tag becomes one symbol"
+        choose("data.leading_tags", True, why)
+    if separator := statistics.features_separator:
+        why = f"features are split at {separator!r}: each part is one symbol"
+        choose("data.features_separator", separator, why)
     form, fields = statistics.record_form, statistics.record_fields
+    shown = shorten(", ".join(fields), 200)
     if settings.data.records == "json" or (settings.data.records == "auto" and form == "json"):
-        form = "json"
-        chosen["data.records"], chosen["data.record_fields"] = form, fields
-        reasons["data.record_fields"] = (
-            f"targets are JSON objects, with the fields in one order: {shorten(', '.join(fields), 200)}"
-        )
+        form = chosen["data.records"] = "json"
+        why = f"targets are JSON objects, with the fields in one order: {shown}"
+        choose("data.record_fields", fields, why)
     elif form is not None:
-        reasons["data.records"] = (
-            f"targets are records, kept as they are written: {shorten(', '.join(fields), 200)}"
-        )
+        reasons["data.records"] = f"targets are records, kept as they are written: {shown}"
     chosen["decoding.records"] = next(
         (name for name, one in SETTINGS.items() if one == form), "none"
     )
@@ -154,27 +147,27 @@ def choose_settings(
         times = 3 if pointers else 1  # a letter may have a number and a case
         chosen["data.max_tokens"] = times * settings.data.max_characters + 100
     if pointers:
-        chosen["tokenizer.pointers"] = chosen["tokenizer.shared"] = True
-        reasons["tokenizer.pointers"] = (
+        chosen["tokenizer.shared"] = True
+        why = (
             "pointers: most values of the records stand in their sources, so the model learns the "
             "places of their words, not their letters"
         )
+        choose("tokenizer.pointers", True, why)
     for side, found in (("source", statistics.source), ("target", statistics.target)):
         kind, why = _choose_kind(found)
         if pointers:
             kind, why = "bpe", "words have numbers, to which records point"
         elif has_copies:
             kind, why = "characters", "targets are records with values copied from their sources"
-        chosen[f"tokenizer.{side}.kind"] = kind
+        choose(f"tokenizer.{side}.kind", kind, f"{side} tokens {kind}: {why}")
         chosen[f"tokenizer.{side}.vocab_size"] = vocab_size
-        reasons[f"tokenizer.{side}.kind"] = f"{side} tokens {kind}: {why}"
         num_decomposed = len(set(normalize("NFD", "".join(found.characters))))
         if kind == "characters" and len(found.characters) >= max(150, 2 * num_decomposed):
-            chosen[f"tokenizer.{side}.unicode_form"] = "nfd"
-            reasons[f"tokenizer.{side}.unicode_form"] = (
+            why = (
                 f"{side} in the Unicode form NFD: {num_decomposed} different characters (Hangul as "
                 f"jamo) instead of {len(found.characters):,}"
             )
+            choose(f"tokenizer.{side}.unicode_form", "nfd", why)
     if settings.tokenizer.shared:
         chosen.update(_follow_shared(settings, chosen))
     tokenizer = merge_settings(settings, chosen).tokenizer
@@ -203,29 +196,24 @@ def choose_settings(
         reasons["model.num_decoder_layers"] = "preset fast: 6 encoder layers, 1 decoder layer"
     if settings.training.start_from:
         rate = chosen.get("optimization.learning_rate", settings.optimization.learning_rate)
-        chosen["optimization.learning_rate"] = 0.3 * rate
         chosen["training.max_steps"] //= 4
-        reasons["optimization.learning_rate"] = (
-            "a lower learning rate and a quarter of the steps: the weights are trained already"
-        )
+        why = "a lower learning rate and a quarter of the steps: the weights are trained already"
+        choose("optimization.learning_rate", 0.3 * rate, why)
     characters = statistics.target.characters
     num_common = len(characters & statistics.source.characters)
     if tokenizer.source == tokenizer.target and num_common >= 0.7 * len(characters):
-        chosen["tokenizer.shared"] = True
-        reasons["tokenizer.shared"] = (
-            "one vocabulary: both sides have the same tokenizer and script"
-        )
+        why = "one vocabulary: both sides have the same tokenizer and script"
+        choose("tokenizer.shared", True, why)
     merged = merge_settings(settings, chosen)
     is_spelled = merged.tokenizer.source.kind == merged.tokenizer.target.kind == "characters"
     if size == "tiny" and statistics.is_inflection and is_spelled and merged.tokenizer.shared:
-        chosen["optimization.hallucination"] = _HALLUCINATION
-        reasons["optimization.hallucination"] = (
+        why = (
             f"random letters in the stems of {_HALLUCINATION:.0%} of the words of each batch: "
             "inflection, with few words to learn it from"
         )
+        choose("optimization.hallucination", _HALLUCINATION, why)
     monitor, why_monitor = _choose_monitor(merged.tokenizer, statistics.target)
-    chosen["training.monitor"] = monitor
-    reasons["training.monitor"] = f"best by {monitor}: {why_monitor}"
+    choose("training.monitor", monitor, f"best by {monitor}: {why_monitor}")
     chosen["model.tie_embeddings"] = merged.tokenizer.shared
     chosen["training.max_steps"] = int(chosen["training.max_steps"] * _QUALITIES[settings.quality])
     max_steps = merge_settings(settings, chosen).training.max_steps

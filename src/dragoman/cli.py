@@ -777,6 +777,7 @@ _OF_FIT = (
     "data.train", "data.train_fraction", "data.unlabelled", "data.valid", "data.test", "data.cache",
     "data.max_tokens",
 )  # fmt: skip
+_OF_PAIRS = (*_OF_FIT, "data.broken_rows", "data.long_rows")
 COMMANDS = {
     "fit": Command(
         run=_fit, add_options=_add_fit,
@@ -799,9 +800,7 @@ COMMANDS = {
             "dragoman predict model < sources.txt",
             "dragoman predict model --input big.csv.gz --output out.jsonl --decoding.beam_size 5",
         ),
-        sections=("data.", "decoding."),
-        unused=(*_OF_FIT, "data.broken_rows", "data.long_rows"),
-        common=_FOR_USE,
+        sections=("data.", "decoding."), unused=_OF_PAIRS, common=_FOR_USE,
     ),
     "join": Command(
         run=_join, add_options=_add_join,
@@ -868,8 +867,7 @@ COMMANDS = {
             "dragoman suggest model unlabelled.txt --rows 200 --output todo.tsv",
             "dragoman fit pairs.tsv todo.tsv --out better",
         ),
-        sections=("data.", "decoding."),
-        unused=(*_OF_FIT, "data.broken_rows", "data.long_rows"), common=_FOR_USE,
+        sections=("data.", "decoding."), unused=_OF_PAIRS, common=_FOR_USE,
     ),
     "export": Command(
         run=_export, add_options=_add_export,
@@ -878,13 +876,10 @@ COMMANDS = {
         sections=(),
     ),
     "import": Command(
-        run=_import,
-        add_options=_add_import,
+        run=_import, add_options=_add_import,
         summary="take over a model of PyTorch, JoeyNMT or yoyodyne, and check it",
         examples=("dragoman import old --from pytorch --check outputs.tsv",),
-        sections=("data.", "decoding."),
-        unused=(*_OF_FIT, "data.features", "data.broken_rows", "data.long_rows"),
-        common=_FOR_USE,
+        sections=("data.", "decoding."), unused=("data.features", *_OF_PAIRS), common=_FOR_USE,
     ),
     "serve": Command(
         run=_serve, add_options=_add_serve,
@@ -893,7 +888,7 @@ COMMANDS = {
             "dragoman serve model",
             "dragoman serve de-en=model_a en-de=model_b --port 5000 --libretranslate",
         ),
-        sections=("data.", "decoding."), unused=(*_OF_FIT, "data.broken_rows", "data.long_rows"), common=_FOR_USE,
+        sections=("data.", "decoding."), unused=_OF_PAIRS, common=_FOR_USE,
     ),
     "demo": Command(
         run=_demo, add_options=_add_demo,

@@ -587,8 +587,35 @@ class Predictor:
             self._target_names[EOS_ID],
             self.tokenizer.read_target,
         )
-        temperature = self.temperature
-        scores = _FieldScores(self, sources, source_texts, found) if self.record_format else None
+        temperature, form = self.temperature, self.record_format
+        scored: dict[int, list[list[Hypothesis]]] = {}  # by rank: few want more than the best
+
+        def find_fields(row: int, rank: int, text: str) -> tuple[FieldValue, ...]:
+            assert form is not None
+            one = found[row][rank]
+            if not one.log_probs:
+                if rank not in scored:
+                    decoding = self.config.decoding.model_copy(update={"alignment": False})
+                    config = replace(self.config, decoding=decoding)
+                    ranked = [best_first[rank : rank + 1] for best_first in found]
+                    scored[rank] = add_details(
+                        self.engine, sources, ranked, config, self._num_positions
+                    )
+                one = scored[rank][row][0]
+            ends = self.tokenizer.find_target_ends(one.ids, source_texts[row])
+            return tuple(
+                FieldValue(
+                    field=value.name,
+                    value=value.text,
+                    confidence=find_confidence(
+                        score, self.find_field_temperature(value.name), is_complete=one.is_complete
+                    ),
+                    score=score,
+                    start=value.start,
+                    end=value.end,
+                )
+                for value, score in score_fields(text, form, ends, one.log_probs)
+            )
 
         def describe(row: int, rank: int) -> Prediction:
             source_ids, one = sources[row], found[row][rank]
@@ -605,9 +632,9 @@ class Predictor:
                 source_tokens=tuple(self._source_names[i] for i in source_ids),
                 alignment=one.alignment,
                 source=source_texts[row],
-                record_format=self.record_format,
+                record_format=form,
                 emitted=text,
-                _fields=partial(scores.find, row, rank, text) if scores else (),
+                _fields=partial(find_fields, row, rank, text) if form else (),
             )
 
         return [
@@ -623,14 +650,6 @@ class Predictor:
         text, count = leave_out_ungrounded(one.source, one.text, form, required)
         return replace(one, text=text, num_left_out=count)
 
-    def score_tokens(
-        self, sources: Sequence[Sequence[int]], found: Sequence[Sequence[Hypothesis]]
-    ) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each source with `log_probs`."""
-        decoding = self.config.decoding.model_copy(update={"alignment": False})
-        config = replace(self.config, decoding=decoding)
-        return add_details(self.engine, sources, found, config, self._num_positions)
-
     @cached_property
     def _source_names(self) -> list[str]:
         return self.tokenizer.source_names()
@@ -638,45 +657,6 @@ class Predictor:
     @cached_property
     def _target_names(self) -> list[str]:
         return self.tokenizer.target_names()
-
-
-class _FieldScores:
-    """The fields of outputs that were predicted together, scored when they are first asked for."""
-
-    def __init__(
-        self,
-        model: Predictor,
-        sources: Sequence[Sequence[int]],
-        texts: Sequence[str],
-        found: Sequence[Sequence[Hypothesis]],
-    ) -> None:
-        self._model, self._sources, self._texts, self._found = model, sources, texts, found
-        self._scored: dict[int, list[list[Hypothesis]]] = {}  # by rank: few want more than the best
-
-    def find(self, row: int, rank: int, text: str) -> tuple[FieldValue, ...]:
-        """Return the fields of one output, whose text is `text`."""
-        model, one = self._model, self._found[row][rank]
-        if not one.log_probs:
-            if rank not in self._scored:
-                ranked = [best_first[rank : rank + 1] for best_first in self._found]
-                self._scored[rank] = model.score_tokens(self._sources, ranked)
-            one = self._scored[rank][row][0]
-        ends = model.tokenizer.find_target_ends(one.ids, self._texts[row])
-        form = model.record_format
-        assert form is not None
-        return tuple(
-            FieldValue(
-                field=value.name,
-                value=value.text,
-                confidence=find_confidence(
-                    score, model.find_field_temperature(value.name), is_complete=one.is_complete
-                ),
-                score=score,
-                start=value.start,
-                end=value.end,
-            )
-            for value, score in score_fields(text, form, ends, one.log_probs)
-        )
 
 
 def _follow(values: Sequence[FieldValue], left: Sequence[Field]) -> tuple[FieldValue, ...]:

@@ -111,7 +111,6 @@ def explain(
         [symbols, *(one.features for _, one in nearest)],
     )
     states = model.engine.pool_states(ids)
-    states /= np.linalg.norm(states, axis=1, keepdims=True)
     cosines = states[1:] @ states[0]
     chosen = [*range(min(num_rows, len(nearest))), *np.argsort(-cosines, kind="stable")[:num_rows]]
     if model.memory and model.settings.decoding.memory == "auto":

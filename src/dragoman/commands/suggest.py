@@ -88,7 +88,6 @@ def suggest(
     sources, features = zip(*(keys[i] for i in least), strict=True)
     ids = model.tokenizer.encode_sources(sources, features)
     states = model.engine.pool_states(ids)
-    states /= np.linalg.norm(states, axis=1, keepdims=True)
     space = np.concatenate([states, np.log2([[len(one)] for one in ids])], axis=1)
     chosen = [ranked[i] for i in least[choose_spread(space, 1.0 - confidence[least], rows)]]
     if output is not None:

@@ -127,13 +127,16 @@ class TorchEngine:
 
     @torch.no_grad()
     def pool_states(self, sources: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Return the mean of the encoder's states of each source, in the first model: (N, D)."""
+        """Return the mean of the encoder's states of each source, of length 1: (N, D).
+
+        They are those of the first model.
+        """
         found = np.empty((len(sources), self.networks[0].d_model), np.float32)
         for batch in make_batches([len(ids) for ids in sources], _STATE_TOKENS):
             memory = self.networks[0].encode(self._pad([sources[i] for i in batch]))
             is_token = memory.is_token[..., None]  # (B, S) -> (B, S, 1)
             means = (memory.states * is_token).sum(dim=1) / is_token.sum(dim=1)
-            found[batch] = means.cpu().numpy()
+            found[batch] = torch.nn.functional.normalize(means, dim=1).cpu().numpy()
         return found
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:

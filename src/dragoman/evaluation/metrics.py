@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,10 +236,11 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
         for name, title, columns in proportions
     ]
     for place, field in enumerate(("", *counter.fields)):
-        for name, title, formula in (
-            ("field_f1", "F1", compute_f1),
-            ("field_precision", "precision", compute_precision),
-            ("field_recall", "recall", compute_recall),
+        matches, output, reference = counter.columns_of(place)
+        for name, title, formula, columns in (
+            ("field_f1", "F1", compute_f1, (matches, output, reference)),
+            ("field_precision", "precision", compute_precision, (matches, output, reference)),
+            ("field_recall", "recall", compute_precision, (matches, reference, output)),
         ):
             metrics.append(
                 Metric(
@@ -250,7 +251,7 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
                     by_group=name == "field_f1" and not field,
                     is_tile=name == "field_f1" and not field,
                     count_rows=counter.count_rows,
-                    from_sums=partial(_pick, columns=counter.columns_of(place), formula=formula),
+                    from_sums=partial(_pick, columns=columns, formula=formula),
                 )
             )
     return metrics
@@ -389,15 +390,9 @@ def _collect(
     *,
     scorer: Any,  # noqa: ANN401
 ) -> Statistics:
-    streams = _to_streams(references)
-    return np.array(scorer._extract_corpus_statistics(hypotheses, streams), float)
-
-
-def _to_streams(references: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the references as sacrebleu takes them: list k holds the k-th one of every row."""
-    most = max(map(len, references))
+    most = max(map(len, references))  # list k holds the k-th one of every row, or None
     streams = [[row[k] if k < len(row) else None for row in references] for k in range(most)]
-    return cast(list[list[str]], streams)  # its types lack the None of a row that has less
+    return np.array(scorer._extract_corpus_statistics(hypotheses, streams), float)
 
 
 def _exp(values: Statistics) -> Statistics:
@@ -500,14 +495,10 @@ def find_closest(output: Record, references: Iterable[Record]) -> Record:
 def compute_precision(sums: Statistics) -> Statistics:
     """Return the fraction of the outputs' fields that match, in percent: (..., 3) -> (...).
 
-    Without any field in the outputs it is 0; without any in the references too, 100.
+    Without any field in the outputs it is 0; without any in the references too, 100. With outputs
+    and references exchanged, it is the recall.
     """
     return _divide(sums[..., 0], sums[..., 1], sums[..., 2])
-
-
-def compute_recall(sums: Statistics) -> Statistics:
-    """Return the fraction of the references' fields that match, in percent: (..., 3) -> (...)."""
-    return _divide(sums[..., 0], sums[..., 2], sums[..., 1])
 
 
 def compute_f1(sums: Statistics) -> Statistics:

@@ -19,7 +19,7 @@ from dragoman.commands.fit_results import (
     list_samples,
     report_run,
 )
-from dragoman.commands.fit_seeds import fit_seeds, holds_seeds
+from dragoman.commands.fit_seeds import fit_seeds
 from dragoman.commands.fit_setup import (
     Resume,
     Run,
@@ -43,6 +43,7 @@ from dragoman.model.building import copy_weights
 from dragoman.model_folder.folder import (
     EVALUATION,
     ModelFolder,
+    SeedIndex,
     is_model_folder,
     staged_model_folder,
     write_model_card,
@@ -117,7 +118,7 @@ def fit(
         settings = merge_settings(
             as_settings(settings), {"training.teacher": str(teacher)}, overrule=True
         )
-    if seeds is not None or (resume != "no" and holds_seeds(Path(out))):
+    if seeds is not None or (resume != "no" and SeedIndex.read(name_folders(Path(out))[1])):
         return fit_seeds(
             partial(fit, loggers=loggers), pairs, Path(out), as_settings(settings), seeds,
             overwrite=overwrite, resume=resume, console=console, timer=timer,

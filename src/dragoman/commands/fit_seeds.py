@@ -54,11 +54,6 @@ from dragoman.training.resume import DATA
 from dragoman.training.run_context import StartTimer, TextConsole, print_plain
 
 
-def holds_seeds(out: Path) -> bool:
-    """Return whether a run with seeds was started for `out`."""
-    return SeedIndex.read(name_folders(out)[1]) is not None
-
-
 def fit_seeds(
     train: Callable[..., Predictor],
     pairs: Pairs,

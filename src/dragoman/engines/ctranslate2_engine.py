@@ -160,10 +160,7 @@ class CTranslate2Engine:
                 max_batch_size=max(1, decoding.batch_tokens // decoding.beam_size),
                 batch_type="tokens",
                 beam_size=decoding.beam_size,
-                # As `num_searched`: for minimum risk, the whole beam.
-                num_hypotheses=decoding.num_hypotheses
-                if decoding.minimum_risk == "none"
-                else decoding.beam_size,
+                num_hypotheses=decoding.num_searched,
                 length_penalty=decoding.length_penalty,
                 no_repeat_ngram_size=decoding.no_repeat_ngram,
                 suppress_sequences=[[self._target_names[i]] for i in config.forbidden_ids] or None,

@@ -10,10 +10,9 @@ computes a whole micro-batch, forward and backward. The gradients are summed in 
 micro-batches, so the sum does not depend on which finished first.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, TypeVar
 
 import torch
@@ -25,7 +24,6 @@ from torch.autograd.function import FunctionCtx
 from dragoman.data.dataset import Batch
 from dragoman.model.block import (
     Dropout,
-    Function,
     Layers,
     Mask,
     Weights,
@@ -155,17 +153,15 @@ def _record_queries(layers: Layers, queries: list[Tensor]) -> Layers:
     """Return `layers`, which append the queries of the guided cross-attention to `queries`."""
     place = _find_guided(len(layers.decoder))
     layer = layers.decoder[place]
-    assert layer.cross is not None
-    cross = replace(layer.cross, query=partial(_record, queries, layer.cross.query))
-    decoder = list(layers.decoder)
-    decoder[place] = replace(layer, cross=cross)
+    cross, decoder = layer.cross, list(layers.decoder)
+    assert cross is not None
+
+    def query(x: Tensor) -> Tensor:
+        queries.append(cross.query(x))
+        return queries[-1]
+
+    decoder[place] = replace(layer, cross=replace(cross, query=query))
     return replace(layers, decoder=tuple(decoder))
-
-
-def _record(results: list[Tensor], function: Function, x: Tensor) -> Tensor:
-    result = function(x)
-    results.append(result)
-    return result
 
 
 def _sum_guidance(
@@ -374,19 +370,22 @@ def sum_losses_by_microbatches(
     cast: dict[Tensor, Tensor] = {p: p.detach().to(dtype) for p in model.parameters()}
     dropouts = [draw_dropout(model) for _ in microbatches]  # seeds in order
 
+    sums = list[LossSums]()
+
     def run(number: int) -> tuple[LossSums, Gradients]:
         leaves, batch = Leaves(dtype, cast), microbatches[number]
         layers = make_layers(model, leaves, dropouts[number])
-        sums = sum_losses_of_layers(
+        found = sum_losses_of_layers(
             layers, batch.source_ids, batch.target_ids, label_smoothing, guidance
         )
-        return sums, leaves.differentiate(sums.loss)
+        return found, leaves.differentiate(found.loss)
 
-    total, sums = GradientSum(), list[LossSums]()
-    for of_one, gradients in _run_in_parallel(run, len(microbatches)):
-        total.add(gradients)
-        sums.append(of_one)
-    by_parameter = total.finish()
+    def take() -> Iterator[Gradients]:  # each is added as soon as it is there
+        for found, gradients in _run_in_parallel(run, len(microbatches)):
+            sums.append(found)
+            yield gradients
+
+    by_parameter = _add_up(take())
     loss: Tensor = _KnownGradients.apply(  # type: ignore[no-untyped-call]
         torch.stack([one.loss.detach() for one in sums]).sum(),
         list(by_parameter.values()),
@@ -490,28 +489,21 @@ class Gradients:
     by_rows: list[tuple[Tensor, Tensor, Tensor]]  # embedding, ids (N,), gradients (N, D)
 
 
-class GradientSum:
-    """The sum of the gradients of micro-batches, in the order of the calls of `add`."""
-
-    def __init__(self) -> None:
-        self._totals: dict[Tensor, Tensor] = {}
-        self._rows: dict[Tensor, list[tuple[Tensor, Tensor]]] = {}  # ids, and gradients by row
-
-    def add(self, gradients: Gradients) -> None:
-        """Add those of a micro-batch; sums have the dtype of the parameter."""
+def _add_up(all_gradients: Iterable[Gradients]) -> dict[Tensor, Tensor]:
+    """Return the sum for each parameter, in its dtype, in the order of the micro-batches."""
+    totals: dict[Tensor, Tensor] = {}
+    by_table: dict[Tensor, list[tuple[Tensor, Tensor]]] = {}  # ids, and gradients by row
+    for gradients in all_gradients:
         for parameter, gradient in gradients.by_parameter:
-            if parameter in self._totals:
-                self._totals[parameter] += gradient
+            if parameter in totals:
+                totals[parameter] += gradient
             else:
-                self._totals[parameter] = gradient.to(parameter.dtype)
+                totals[parameter] = gradient.to(parameter.dtype)
         for table, ids, by_row in gradients.by_rows:
-            self._rows.setdefault(table, []).append((ids, by_row))
-
-    def finish(self) -> dict[Tensor, Tensor]:
-        """Return the sum for each parameter."""
-        for table, rows in self._rows.items():
-            ids, by_row = (torch.cat(each) for each in zip(*rows, strict=True))
-            # Autograd's own function for embeddings: it adds the rows one by one, in order.
-            dense = torch.ops.aten.embedding_dense_backward(by_row, ids, len(table), -1, False)
-            self._totals[table] = self._totals[table] + dense if table in self._totals else dense
-        return self._totals
+            by_table.setdefault(table, []).append((ids, by_row))
+    for table, rows in by_table.items():
+        ids, by_row = (torch.cat(each) for each in zip(*rows, strict=True))
+        # Autograd's own function for embeddings: it adds the rows one by one, in order.
+        dense = torch.ops.aten.embedding_dense_backward(by_row, ids, len(table), -1, False)
+        totals[table] = totals[table] + dense if table in totals else dense
+    return totals

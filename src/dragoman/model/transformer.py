@@ -260,12 +260,11 @@ class Transformer(nn.Module):
         ids: Int[Tensor, "B L"],
         embedding: nn.Embedding,
         positions: nn.Module | None,
-        start: int = 0,
     ) -> Float[Tensor, "B L D"]:
-        """Return the scaled embeddings of `ids`, plus the positions from `start` on, if any."""
+        """Return the scaled embeddings of `ids`, plus the positions, if any."""
         states = embedding(ids) * math.sqrt(self.d_model)
         if positions is not None:
-            states = states + positions(start, start + ids.shape[1])
+            states = states + positions(0, ids.shape[1])
         dropped: Tensor = self.dropout(states)
         return dropped
 

@@ -476,14 +476,13 @@ class PairTokenizer:
         """Return a readable name for each source id, in order and each once."""
         names = self.source.tokens(range(self.source.vocab_size))
         taken = set(names)
-        for symbol in self.features:
-            names.append(find_free_name(symbol, taken))
-            taken.add(names[-1])
+        others = list(self.features)
         if self.pointers:
             numbers = map(str, range(self.pointers.num_words))
-            for text in (*numbers, *CASES, *self.pointers.structures):
-                names.append(find_free_name(f"⟨{text}⟩", taken))
-                taken.add(names[-1])
+            others += (f"⟨{text}⟩" for text in (*numbers, *CASES, *self.pointers.structures))
+        for name in others:
+            names.append(find_free_name(name, taken))
+            taken.add(names[-1])
         return names
 
     def target_names(self) -> list[str]:

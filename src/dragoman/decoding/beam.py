@@ -36,21 +36,6 @@ class _Group:
     """Under a constraint: the best hypotheses that could have ended, done or not."""
 
 
-@dataclass(kw_only=True)
-class _Progress:
-    """How far each group of the sources in the batch is."""
-
-    num_done: Int[Tensor, "N G"]
-    has_best_ended: Bool[Tensor, "N G"]
-    is_over: Bool[Tensor, "N G"]
-    best_done: Float[Tensor, "N G M"]
-    """The normalized scores of the best done; M is the number of wanted ones."""
-
-    def select(self, kept: Int[Tensor, " N2"]) -> "_Progress":
-        """Return that of the sources that stay."""
-        return _Progress(**{name: value[kept] for name, value in vars(self).items()})
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Candidates:
     """The best continuations of each group, best first; C is 2K / G (tiny vocabularies: less)."""
@@ -76,65 +61,152 @@ def search_beam(
 
     Source: Vijayakumar et al. 2018, with Hamming diversity, for the groups.
     """
-    num_groups = decoding.diverse_groups if decoding.method == "diverse" else 1
-    beam, width = decoding.beam_size, decoding.beam_size // num_groups
-    device, num_sources = source_ids.device, len(source_ids)
-    found = [[_Group() for _ in range(num_groups)] for _ in range(num_sources)]
-
-    sources = torch.arange(num_sources, device=device)  # those still in the batch
-    rows = sources.repeat_interleave(beam)
+    beam = _Beam(source_ids, longest, ensemble.eos_id, decoding)
+    rows = beam.sources.repeat_interleave(decoding.beam_size)
     caches = ensemble.select(ensemble.start(source_ids), rows)
     rules = rules.select(rows)
-    ids = torch.full((len(rows),), ensemble.bos_id, device=device)
-    limits = torch.tensor(longest, device=device)
-    tokens = torch.empty(num_sources, num_groups, width, 0, dtype=torch.long, device=device)
-    scores = torch.full((num_sources, num_groups, width), -torch.inf, device=device)
-    scores[:, :, 0] = 0.0  # all hypotheses of a group are equal at first: use one
-    wanted = (num_sources, num_groups, min(decoding.num_searched, width))
-    exact = torch.float32 if device.type == "mps" else torch.float64  # that of Python's floats
-    progress = _Progress(
-        num_done=torch.zeros(wanted[:2], dtype=torch.long, device=device),
-        has_best_ended=torch.zeros(wanted[:2], dtype=torch.bool, device=device),
-        is_over=torch.zeros(wanted[:2], dtype=torch.bool, device=device),
-        best_done=torch.full(wanted, -torch.inf, dtype=exact, device=device),
-    )
+    ids = torch.full((len(rows),), ensemble.bos_id, device=source_ids.device)
     for position in range(max(longest)):
-        rule = partial(rules.change_logits, history=tokens.flatten(0, 2))
+        rule = partial(rules.change_logits, history=beam.tokens.flatten(0, 2))
         log_probs, caches = ensemble.step(ids, caches, rule)
-        log_probs = rules.mask(log_probs, position).view(*scores.shape, -1)
-        totals = scores[..., None] + log_probs
+        log_probs = rules.mask(log_probs, position).view(*beam.scores.shape, -1)
+        totals = beam.scores[..., None] + log_probs
         candidates = _expand(totals, decoding.diverse_strength)
         if rules.states:
-            groups = [found[i] for i in sources.tolist()]
-            ends = totals[..., ensemble.eos_id]
-            _keep_ends(groups, progress.is_over.tolist(), ends, tokens, decoding)
-        is_last = (limits == position + 1)[:, None]
-        _collect(found, sources, progress, candidates, tokens, is_last, ensemble.eos_id, decoding)
-        chosen, is_live = _choose_live(candidates, width, ensemble.eos_id)
-        _settle(progress, chosen.scores, limits, is_last, width, decoding)
-
-        leaving = progress.is_over.all(dim=1)
+            beam.keep_ends(totals[..., ensemble.eos_id])
+        is_last = (beam.limits == position + 1)[:, None]
+        beam.collect(candidates, is_last)
+        chosen = _choose_live(candidates, beam.width, ensemble.eos_id)
+        beam.settle(chosen.scores, is_last)
         kept = None  # all
-        if leaving.any():
+        if (leaving := beam.is_over.all(dim=1)).any():
             kept = (~leaving).nonzero()[:, 0]
             if not len(kept):
                 break
-            chosen = _Candidates(
-                ids=chosen.ids[kept], parents=chosen.parents[kept], scores=chosen.scores[kept]
-            )
-            sources, limits, tokens, is_live = (
-                each[kept] for each in (sources, limits, tokens, is_live)
-            )
-            progress = progress.select(kept)
-        places = torch.arange(len(sources), device=device) if kept is None else kept
-        first_rows = places[:, None] * beam + torch.arange(num_groups, device=device) * width
-        rows = (first_rows[:, :, None] + chosen.parents).flatten()
-        parents = chosen.parents[..., None].expand(-1, -1, -1, position)
-        tokens = torch.cat((tokens.gather(2, parents), chosen.ids[..., None]), dim=-1)
-        scores, ids = chosen.scores, chosen.ids.flatten()
+            chosen = beam.drop(kept, chosen)
+        rows = beam.extend(chosen, kept)
+        ids = chosen.ids.flatten()
         caches = ensemble.select(caches, rows, kept)
-        rules = rules.select(rows).advance(ids, is_live.flatten())
-    return [_rank(of_one, decoding, prefers_complete=bool(rules.states)) for of_one in found]
+        rules = rules.select(rows).advance(ids, ~chosen.scores.isneginf().flatten())
+    return [_rank(of_one, decoding, prefers_complete=bool(rules.states)) for of_one in beam.found]
+
+
+class _Beam:
+    """The sources in the batch: the hypotheses of their groups, and how far each group is.
+
+    N sources, G groups, W hypotheses in each, T tokens so far; M of the best done are wanted.
+    """
+
+    def __init__(
+        self,
+        source_ids: Int[Tensor, "N S"],
+        longest: Sequence[int],
+        eos_id: int,
+        decoding: DecodingSettings,
+    ) -> None:
+        device, count = source_ids.device, len(source_ids)
+        num_groups = decoding.diverse_groups if decoding.method == "diverse" else 1
+        width = decoding.beam_size // num_groups
+        self.width, self._eos_id, self._decoding = width, eos_id, decoding
+        self.found = [[_Group() for _ in range(num_groups)] for _ in range(count)]
+        self.sources = torch.arange(count, device=device)
+        self.limits = torch.tensor(longest, device=device)
+        self.tokens = torch.empty(count, num_groups, width, 0, dtype=torch.long, device=device)
+        self.scores = torch.full((count, num_groups, width), -torch.inf, device=device)
+        self.scores[:, :, 0] = 0.0  # all hypotheses of a group are equal at first: use one
+        self.num_done = torch.zeros(count, num_groups, dtype=torch.long, device=device)
+        self.has_best_ended = torch.zeros(count, num_groups, dtype=torch.bool, device=device)
+        self.is_over = torch.zeros(count, num_groups, dtype=torch.bool, device=device)
+        exact = torch.float32 if device.type == "mps" else torch.float64  # that of Python's floats
+        wanted = (count, num_groups, min(decoding.num_searched, width))
+        self.best_done = torch.full(wanted, -torch.inf, dtype=exact, device=device)  # (N, G, M)
+
+    def collect(self, candidates: _Candidates, is_last: Bool[Tensor, "N 1"]) -> None:
+        """Add to `done` those of the first candidates that end or have the longest length."""
+        length, decoding = self.tokens.shape[3] + 1, self._decoding
+        ids, scores = candidates.ids[..., : self.width], candidates.scores[..., : self.width]
+        is_done = (ids == self._eos_id) | is_last[..., None]
+        is_done &= ~scores.isneginf() & ~self.is_over[..., None]
+        places = is_done.nonzero()
+        if not len(places):
+            return
+        self.num_done += is_done.sum(dim=-1)
+        self.has_best_ended |= is_done[..., 0]
+        if decoding.stop == "exact":
+            normalized = scores.to(self.best_done.dtype) / find_divisor(length, decoding)
+            both = torch.cat((self.best_done, normalized.masked_fill(~is_done, -torch.inf)), dim=-1)
+            self.best_done = both.topk(self.best_done.shape[-1], dim=-1).values
+        i, g, place = places.unbind(1)
+        for source, group, past, token, score in zip(
+            self.sources[i].tolist(),
+            g.tolist(),
+            self.tokens[i, g, candidates.parents[i, g, place]].tolist(),
+            ids[i, g, place].tolist(),
+            scores[i, g, place].tolist(),
+            strict=True,
+        ):
+            is_end = token == self._eos_id
+            self.found[source][group].done.append(
+                Hypothesis(
+                    ids=tuple(past) if is_end else (*past, token),
+                    score=score,
+                    normalized_score=normalize(score, length, decoding),
+                    is_complete=is_end,
+                )
+            )
+
+    def keep_ends(self, scores: Float[Tensor, "N G W"]) -> None:
+        """Add to `spare` the hypotheses that may end here, with their scores if they ended."""
+        decoding, listed = self._decoding, scores.tolist()
+        is_over, sources = self.is_over.tolist(), self.sources.tolist()
+        for i, g, place in (~scores.isneginf()).nonzero().tolist():
+            group, score = self.found[sources[i]][g], listed[i][g][place]
+            normalized = normalize(score, self.tokens.shape[-1] + 1, decoding)
+            is_full = len(group.spare) == decoding.num_searched
+            if is_over[i][g] or (is_full and normalized <= group.spare[-1].normalized_score):
+                continue
+            ended = Hypothesis(
+                ids=tuple(self.tokens[i, g, place].tolist()),
+                score=score,
+                normalized_score=normalized,
+                is_complete=True,
+            )
+            group.spare = _sort([*group.spare, ended])[: decoding.num_searched]
+
+    def settle(self, scores: Float[Tensor, "N G W"], is_last: Bool[Tensor, "N 1"]) -> None:
+        """Mark the groups that are over: no hypothesis continues, or `decoding.stop` is met."""
+        best, decoding = scores.amax(dim=-1), self._decoding
+        wanted = self.best_done.shape[-1]
+        if decoding.stop == "exact":
+            # An upper bound: scores only fall, and the longest length divides them most.
+            dtype = self.best_done.dtype
+            bound = best.to(dtype) / find_divisor(self.limits[:, None].to(dtype), decoding)
+            is_met = (self.num_done >= wanted) & (self.best_done[..., -1] >= bound)
+        elif decoding.length_penalty == 0:
+            is_met = self.has_best_ended & (self.num_done >= wanted)
+        else:
+            is_met = self.num_done >= self.width
+        self.is_over |= is_met | is_last | best.isneginf()
+
+    def drop(self, kept: Int[Tensor, " N2"], chosen: _Candidates) -> _Candidates:
+        """Keep these sources, and return their candidates."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value[kept])
+        return _Candidates(
+            ids=chosen.ids[kept], parents=chosen.parents[kept], scores=chosen.scores[kept]
+        )
+
+    def extend(self, chosen: _Candidates, kept: Int[Tensor, " N2"] | None) -> Int[Tensor, " R"]:
+        """Continue with the chosen candidates; return the row of each one's parent."""
+        num_groups, position = self.tokens.shape[1], self.tokens.shape[3]
+        places = torch.arange(len(self.sources), device=self.tokens.device)
+        groups = torch.arange(num_groups, device=self.tokens.device) * self.width
+        first_rows = (places if kept is None else kept)[:, None] * num_groups * self.width + groups
+        parents = chosen.parents[..., None].expand(-1, -1, -1, position)
+        self.tokens = torch.cat((self.tokens.gather(2, parents), chosen.ids[..., None]), dim=-1)
+        self.scores = chosen.scores
+        return (first_rows[:, :, None] + chosen.parents).flatten()
 
 
 def _expand(totals: Float[Tensor, "N G W V"], strength: float) -> _Candidates:
@@ -157,111 +229,17 @@ def _expand(totals: Float[Tensor, "N G W V"], strength: float) -> _Candidates:
     return _Candidates(ids=stacked[0], parents=stacked[1], scores=stacked[2])
 
 
-def _choose_live(
-    candidates: _Candidates, width: int, eos_id: int
-) -> tuple[_Candidates, Bool[Tensor, "N G W"]]:
-    """Return the best `width` candidates without an end, and which of them are not masked."""
+def _choose_live(candidates: _Candidates, width: int, eos_id: int) -> _Candidates:
+    """Return the best `width` candidates without an end; a score of -inf: there are fewer."""
     is_end = candidates.ids == eos_id
     order = is_end.long().argsort(dim=-1, stable=True)[..., :width]
     if order.shape[-1] < width:  # fewer continuations than hypotheses: a tiny vocabulary
         order = torch.nn.functional.pad(order, (0, width - order.shape[-1]), mode="replicate")
-    scores = candidates.scores.masked_fill(is_end, -torch.inf).gather(-1, order)
-    chosen = _Candidates(
+    return _Candidates(
         ids=candidates.ids.gather(-1, order),
         parents=candidates.parents.gather(-1, order),
-        scores=scores,
+        scores=candidates.scores.masked_fill(is_end, -torch.inf).gather(-1, order),
     )
-    return chosen, ~scores.isneginf()
-
-
-def _collect(
-    found: Sequence[Sequence[_Group]],
-    sources: Int[Tensor, " N"],
-    progress: _Progress,
-    candidates: _Candidates,
-    tokens: Int[Tensor, "N G W T"],
-    is_last: Bool[Tensor, "N 1"],
-    eos_id: int,
-    decoding: DecodingSettings,
-) -> None:
-    """Add to `done` those of the first candidates that end or have the longest length."""
-    width, length = tokens.shape[2], tokens.shape[3] + 1
-    ids, scores = candidates.ids[..., :width], candidates.scores[..., :width]
-    is_done = (ids == eos_id) | is_last[..., None]
-    is_done &= ~scores.isneginf() & ~progress.is_over[..., None]
-    places = is_done.nonzero()
-    if not len(places):
-        return
-    progress.num_done += is_done.sum(dim=-1)
-    progress.has_best_ended |= is_done[..., 0]
-    if decoding.stop == "exact":
-        normalized = scores.to(progress.best_done.dtype) / find_divisor(length, decoding)
-        both = torch.cat((progress.best_done, normalized.masked_fill(~is_done, -torch.inf)), dim=-1)
-        progress.best_done = both.topk(progress.best_done.shape[-1], dim=-1).values
-    i, g, place = places.unbind(1)
-    for source, group, past, token, score in zip(
-        sources[i].tolist(),
-        g.tolist(),
-        tokens[i, g, candidates.parents[i, g, place]].tolist(),
-        ids[i, g, place].tolist(),
-        scores[i, g, place].tolist(),
-        strict=True,
-    ):
-        found[source][group].done.append(
-            Hypothesis(
-                ids=tuple(past) if token == eos_id else (*past, token),
-                score=score,
-                normalized_score=normalize(score, length, decoding),
-                is_complete=token == eos_id,
-            )
-        )
-
-
-def _keep_ends(
-    groups: Sequence[Sequence[_Group]],
-    is_over: Sequence[Sequence[bool]],
-    scores: Float[Tensor, "N G W"],
-    tokens: Int[Tensor, "N G W T"],
-    decoding: DecodingSettings,
-) -> None:
-    """Add to `spare` the hypotheses that may end here, with their scores if they ended."""
-    listed = scores.tolist()
-    for i, g, place in (~scores.isneginf()).nonzero().tolist():
-        group, score = groups[i][g], listed[i][g][place]
-        normalized = normalize(score, tokens.shape[-1] + 1, decoding)
-        is_full = len(group.spare) == decoding.num_searched
-        if is_over[i][g] or (is_full and normalized <= group.spare[-1].normalized_score):
-            continue
-        ended = Hypothesis(
-            ids=tuple(tokens[i, g, place].tolist()),
-            score=score,
-            normalized_score=normalized,
-            is_complete=True,
-        )
-        group.spare = _sort([*group.spare, ended])[: decoding.num_searched]
-
-
-def _settle(
-    progress: _Progress,
-    scores: Float[Tensor, "N G W"],
-    limits: Int[Tensor, " N"],
-    is_last: Bool[Tensor, "N 1"],
-    width: int,
-    decoding: DecodingSettings,
-) -> None:
-    """Mark the groups that are over: no hypothesis continues, or `decoding.stop` is met."""
-    best = scores.amax(dim=-1)
-    wanted = progress.best_done.shape[-1]
-    if decoding.stop == "exact":
-        # An upper bound: scores only fall, and the longest length divides them most.
-        dtype = progress.best_done.dtype
-        bound = best.to(dtype) / find_divisor(limits[:, None].to(dtype), decoding)
-        is_met = (progress.num_done >= wanted) & (progress.best_done[..., -1] >= bound)
-    elif decoding.length_penalty == 0:
-        is_met = progress.has_best_ended & (progress.num_done >= wanted)
-    else:
-        is_met = progress.num_done >= width
-    progress.is_over |= is_met | is_last | best.isneginf()
 
 
 def _rank(

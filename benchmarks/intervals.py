@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tables import table
 
 from dragoman.evaluation.evaluation import collect_statistics
-from dragoman.evaluation.intervals import estimate_all, resample_sums
+from dragoman.evaluation.intervals import draw_counts, estimate_all
 from dragoman.evaluation.metrics import Metric, choose_metrics
 from dragoman.settings import EvaluationSettings
 
@@ -94,7 +94,9 @@ def simulate(
                 shown[name] += 1
                 missing[name] += not interval.low <= truth[name] <= interval.high
         for metric in metrics:
-            sums = resample_sums(drawn[metric.name], settings.resamples, trial)
+            rows = drawn[metric.name]
+            counts = draw_counts(len(rows), settings.resamples, np.random.default_rng(trial))
+            sums = np.concatenate([chunk @ rows for chunk in counts])
             low, high = np.quantile(metric.from_sums(sums), tails)
             percentiles_missing[metric.name] += not low <= truth[metric.name] <= high
     return tuple(

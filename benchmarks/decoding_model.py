@@ -9,7 +9,7 @@ from random import Random
 
 from invented_pairs import Language, invent_pairs
 
-from dragoman.model_folder.folder import CTRANSLATE2, is_model_folder
+from dragoman.model_folder.folder import is_model_folder
 
 _NUM_PAIRS, _NUM_SOURCES = 30_000, 2_000
 _MAX_STEPS, _MAX_MINUTES = 900, 6
@@ -61,7 +61,7 @@ def train_model(pairs: Path, folder: Path, threads: int) -> None:
 
 def export_model(folder: Path) -> str:
     """Export the model for CTranslate2 unless that was done; return how the export was checked."""
-    path = folder / CTRANSLATE2 / "export.json"
+    path = folder / "ctranslate2" / "export.json"
     if not path.is_file():
         subprocess.run([sys.executable, "-c", _EXPORT, str(folder)], check=True)
     told = json.loads(path.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from decoding_contender import Entry
 
 from dragoman.decoding.hypothesis import limit_lengths
-from dragoman.model_folder.folder import CTRANSLATE2, ModelFolder
+from dragoman.model_folder.folder import ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import take_features
 from dragoman.settings import DecodingSettings, Settings
@@ -78,7 +78,7 @@ class CTranslate2:
         import ctranslate2
 
         self._ids, self._beam_size = _OverIds(path), entry.beam_size
-        folder = path / CTRANSLATE2
+        folder = path / "ctranslate2"
         self._source_names = _read_names(folder, "source")
         self._target_ids = {name: i for i, name in enumerate(_read_names(folder, "target"))}
         self._translator = ctranslate2.Translator(

@@ -1,5 +1,6 @@
 """One training run, read from top to bottom: read the pairs, choose settings, train, score, write."""
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -51,6 +52,7 @@ from dragoman.model_folder.folder import (
 from dragoman.predictor import Predictor
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.settings import Settings
+from dragoman.storage import explain_failed_write
 from dragoman.training.callbacks import SAMPLES_FILE, truncate_samples
 from dragoman.training.checkpoints import BEST, list_checkpoints, read_checkpoint, sweep_partial
 from dragoman.training.device import explain_out_of_memory, find_device
@@ -247,7 +249,10 @@ def train_run(run: Run, loggers: Sequence[Logger] = ()) -> None:
     if ranks.rank == 0:
         ranks.exchange(run.checkpoints.record)  # the last thing that the others wait for
         if point is None:
-            run.take_folder()
+            with explain_failed_write(run.folder, ModelFolderError):
+                if run.folder.exists():
+                    shutil.rmtree(run.folder)
+                run.data.move(run.folder / DATA)
         else:
             sweep_partial(run.folder)
             truncate_samples(run.folder / SAMPLES_FILE, point.validated_step)

@@ -91,13 +91,6 @@ class Run:
     resume_point: ResumePoint | None  # None: it starts
     pace: Pace | None = None  # if it was measured
 
-    def take_folder(self) -> None:
-        """Make the folder of the run: empty, except for its data."""
-        with explain_failed_write(self.folder, ModelFolderError):
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            self.data.move(self.folder / DATA)
-
 
 @contextmanager
 def start_run(

@@ -70,18 +70,16 @@ class TorchEngine:
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
-        found: list[list[Hypothesis]] = [[] for _ in sources]
         num_threads = torch.get_num_threads()  # 1 after a fork: others would be waited for for ever
         if not self._races_threads or num_threads == 1:
-            self._search(sources, config, prefixes, found)
-            return found
+            return self._search(sources, config, prefixes)
         kind = name_call(len(sources), config.decoding.num_candidates)
         new = ThreadRace((num_threads, 1), f"PyTorch, {kind}: threads")
         race = self._races.setdefault(kind, new)
         layout, started_s = race.choose(), time.perf_counter()
         torch.set_num_threads(layout)
         try:
-            self._search(sources, config, prefixes, found)
+            found = self._search(sources, config, prefixes)
         finally:
             torch.set_num_threads(num_threads)  # a training in this process keeps its own
         num_tokens = sum(map(len, sources)) + sum(len(one[0].ids) for one in found if one)
@@ -93,8 +91,8 @@ class TorchEngine:
         sources: Sequence[Sequence[int]],
         config: SearchConfig,
         prefixes: Sequence[Sequence[int]] | None,
-        found: list[list[Hypothesis]],
-    ) -> None:
+    ) -> list[list[Hypothesis]]:
+        found: list[list[Hypothesis]] = [[] for _ in sources]
         costs = [len(ids) * config.decoding.num_candidates for ids in sources]
         for batch in make_batches(costs, config.decoding.batch_tokens):
             hypotheses = search(
@@ -105,6 +103,7 @@ class TorchEngine:
             )
             for i, best_first in zip(batch, hypotheses, strict=True):
                 found[i] = best_first
+        return found
 
     def score(
         self,

@@ -380,11 +380,6 @@ class SeedIndex(BaseModel):
         """Return the model folder of each seed in `folder`, which may not be there yet."""
         return [folder / f"seed-{seed}" for seed in self.seeds]
 
-    def override(self, settings: Settings) -> Settings:
-        """Return the settings of the first model with the search of the ensemble."""
-        values: dict[str, Any] = {f"decoding.{name}": one for name, one in self.decoding.items()}
-        return merge_settings(settings, values, overrule=True)
-
 
 def list_models(path: Path) -> list[Path]:
     """Return the model folders of an ensemble folder; [path] if it is none.
@@ -414,13 +409,14 @@ def read_models(path: Path) -> list[ModelFolder]:
     index = SeedIndex.read(path)
     if index is None:
         return [ModelFolder.read(path)]
+    search: dict[str, Any] = {f"decoding.{name}": one for name, one in index.decoding.items()}
     with consistent_read(path):
         models = [ModelFolder.read(one) for one in list_models(path)]
         calibration = read_calibration(path)
         return [
             replace(
                 one,
-                settings=index.override(one.settings),
+                settings=merge_settings(one.settings, search, overrule=True),
                 calibration=None if number else calibration,
             )
             for number, one in enumerate(models)

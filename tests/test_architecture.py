@@ -22,7 +22,7 @@ ROWS = [
         "configuration",
         "cli_options",
     },
-    {"storage", "terminal", "records", "grounding"},
+    {"storage", "records", "grounding"},
     {"reading", "tokenizers", "model_folder"},
     {"presets"},
     {"data"},

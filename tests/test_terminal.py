@@ -12,13 +12,13 @@ import pytest
 from rich.progress import Progress
 
 from conftest import BRIEF, SMALL, write_pairs
+from dragoman.characters import printed_streams
 from dragoman.cli import main
 from dragoman.commands.evaluate import write_evaluation
 from dragoman.errors import DataError
 from dragoman.evaluation.evaluation import evaluate_rows
 from dragoman.evaluation.output_rows import Row
 from dragoman.settings import EvaluationSettings
-from dragoman.terminal import printed_streams
 from dragoman.training.run_context import TextConsole
 
 ESCAPES = "\x1b]0;x\x07\x9b31m\r"

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dragoman.characters import printed_streams, write_data
 from dragoman.cli_options import (
     QUANTIZATIONS,
     Command,
@@ -28,7 +29,6 @@ from dragoman.cli_options import (
     read_command_line,
 )
 from dragoman.errors import DragomanError, Stopped, is_out_of_memory, name_extra, shorten
-from dragoman.terminal import printed_streams, write_data
 
 if TYPE_CHECKING:
     from dragoman.evaluation.evaluation import Evaluation

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dragoman.characters import html_table
 from dragoman.configuration import SettingsLike, as_settings, merge_for_use
 from dragoman.decoding.hypothesis import Hypothesis, choose_least_risky
 from dragoman.decoding.search_config import SearchConfig, resolve_search
@@ -25,7 +26,6 @@ from dragoman.reading.pairs import InvalidRow, Source, take_features, write_targ
 from dragoman.reading.row_errors import EMPTY_SIDE, RowError, find_side_error, find_value_error
 from dragoman.records import SETTINGS, Field, Format, list_fields
 from dragoman.settings import Settings
-from dragoman.terminal import html_table
 from dragoman.tokenizers.tokenizer import EOS_ID, UNKNOWN_ID, PairTokenizer
 
 _FIRST_WINDOW_ROWS = 64

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import EOS, random_ids
-from dragoman.decoding.greedy_and_sampling import keep_top_k, keep_top_p, pick
 from dragoman.decoding.hypothesis import limit_lengths
-from dragoman.decoding.search import search
+from dragoman.decoding.search import keep_top_k, keep_top_p, pick, search
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.settings import DecodingSettings
 from networks import join, make_network, make_sources, score_plainly

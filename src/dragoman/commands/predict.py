@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, cast
 from filelock import Timeout
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
+from dragoman.characters import write_data
 from dragoman.commands.output_formats import (
     Layout,
     RowWriter,
@@ -50,7 +51,6 @@ from dragoman.reading.pairs import (
 from dragoman.records import Format, leave_out
 from dragoman.settings import DecodingSettings
 from dragoman.storage import hold_lock, is_same_file, sha256, staged_file
-from dragoman.terminal import write_data
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from dragoman.characters import html_table
 from dragoman.errors import DataError, ModelFolderError, shorten
 from dragoman.evaluation.breakdown import Confusion, break_down, find_confusions
 from dragoman.evaluation.confidence import Calibration
@@ -35,7 +36,6 @@ from dragoman.evaluation.output_rows import Row, read_rows, write_rows
 from dragoman.evaluation.significance import estimate_mean
 from dragoman.settings import EvaluationSettings
 from dragoman.storage import explain_failed_write, read_json, staged_folder
-from dragoman.terminal import html_table
 
 ROWS, SCORES = "rows.jsonl", "scores.json"
 NO_INTERVAL = "too few wrong (or right) rows for an interval"

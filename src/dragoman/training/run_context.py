@@ -28,7 +28,7 @@ class TextConsole(Console):
 
     @property
     def file(self) -> IO[str]:
-        """Where to write: under the streams of `terminal`, also while a bar has put its own there."""
+        """Where to write: under the streams of `characters`, also while a bar has put its own there."""
         file = super().file
         return getattr(file, "rich_proxied_file", file)
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tables import table
 
 from dragoman.evaluation.evaluation import collect_statistics
-from dragoman.evaluation.intervals import draw_counts, estimate_all
 from dragoman.evaluation.metrics import Metric, choose_metrics
+from dragoman.evaluation.significance import draw_counts, estimate_all
 from dragoman.settings import EvaluationSettings
 
 _POPULATION = 5000

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dragoman.evaluation.evaluation import collect_statistics
-from dragoman.evaluation.intervals import bound_share, draw_counts, estimate_all
 from dragoman.evaluation.metrics import choose_metrics
+from dragoman.evaluation.significance import bound_share, draw_counts, estimate_all
 from dragoman.settings import EvaluationSettings
 
 QUICK = EvaluationSettings(resamples=200)

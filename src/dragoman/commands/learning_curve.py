@@ -18,9 +18,9 @@ from dragoman.commands.fit import fit
 from dragoman.commands.report import render_template
 from dragoman.configuration import SettingsLike, as_settings, merge_settings, suggest
 from dragoman.errors import ModelFolderError, SettingsError
-from dragoman.evaluation.intervals import draw_counts
 from dragoman.evaluation.metrics import Metric, choose_metrics
 from dragoman.evaluation.output_rows import Row
+from dragoman.evaluation.significance import draw_counts
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reporting.charts import draw_learning_curve

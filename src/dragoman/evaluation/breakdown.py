@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein, Opcode
 
-from dragoman.evaluation.intervals import estimate_all
 from dragoman.evaluation.metrics import Metric, Statistics
 from dragoman.evaluation.output_rows import Row
+from dragoman.evaluation.significance import estimate_all
 from dragoman.settings import EvaluationSettings
 from dragoman.tokenizers.tokenizer import UNKNOWN_ID, PairTokenizer
 

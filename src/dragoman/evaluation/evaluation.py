@@ -23,7 +23,6 @@ from dragoman.characters import html_table
 from dragoman.errors import DataError, ModelFolderError, shorten
 from dragoman.evaluation.breakdown import Confusion, break_down, find_confusions
 from dragoman.evaluation.confidence import Calibration
-from dragoman.evaluation.intervals import Interval, estimate_all
 from dragoman.evaluation.metrics import (
     CountRows,
     Metric,
@@ -33,7 +32,7 @@ from dragoman.evaluation.metrics import (
     find_task,
 )
 from dragoman.evaluation.output_rows import Row, read_rows, write_rows
-from dragoman.evaluation.significance import estimate_mean
+from dragoman.evaluation.significance import Interval, estimate_all, estimate_mean
 from dragoman.settings import EvaluationSettings
 from dragoman.storage import explain_failed_write, read_json, staged_folder
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from dragoman.errors import shorten
 from dragoman.evaluation.confidence import PRECISIONS, FieldValue, calibrate, measure
-from dragoman.evaluation.intervals import bound_share
 from dragoman.evaluation.metrics import find_closest
+from dragoman.evaluation.significance import bound_share
 from dragoman.model_folder.calibration import StoredField, StoredFields
 from dragoman.records import Format, list_fields
 

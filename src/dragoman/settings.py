@@ -337,6 +337,15 @@ class DecodingSettings(Section):
     memory: Literal["none", "auto"] = "auto"
     """Answer a source of the training pairs by its target, if it had only one. auto: where fit found, on sources that occur again, that this is better than the model, and kept a table of them; not with constraints, forbidden_tokens, samples, several hypotheses, token_scores, alignment or a prefix."""
 
+    @property
+    def constraint_files(self) -> dict[str, str]:
+        """The files of constraints that are set, by the name of the setting."""
+        named = {name: getattr(self, name) for name in ("choices", "json_schema", "grammar")}
+        schema = self.json_schema.strip()
+        if schema.startswith("{") or schema in ("", "true", "false"):
+            del named["json_schema"]
+        return {name: file for name, file in named.items() if file}
+
     def to_greedy(self) -> "DecodingSettings":
         """Return greedy search with the same maximum output length."""
         names = ("max_length_ratio", "max_length_extra", "max_length")

@@ -9,8 +9,11 @@ import pytest
 from dragoman.configuration import merge_settings
 from dragoman.errors import ModelFolderError
 from dragoman.model_folder.calibration import StoredCalibration, find_differences
-from dragoman.model_folder.constraint_files import find_constraint_files, keep_constraint_files
-from dragoman.model_folder.folder import ModelFolder
+from dragoman.model_folder.folder import (
+    ModelFolder,
+    find_constraint_files,
+    keep_constraint_files,
+)
 from dragoman.settings import DecodingSettings, Settings
 
 

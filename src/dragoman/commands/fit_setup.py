@@ -28,9 +28,9 @@ from dragoman.errors import (
 )
 from dragoman.model.building import build_network, count_at_least, start_network
 from dragoman.model.transformer import Transformer
-from dragoman.model_folder.constraint_files import find_constraint_errors
 from dragoman.model_folder.folder import (
     ModelFolder,
+    find_constraint_errors,
     find_start,
     is_model_folder,
     read_models,

@@ -39,7 +39,6 @@ from dragoman.commands.output_formats import (
 from dragoman.configuration import flatten_settings
 from dragoman.errors import DragomanError, shorten
 from dragoman.evaluation.confidence import FieldValue, round_confidence
-from dragoman.model_folder.constraint_files import list_constraint_files
 from dragoman.predictor import Prediction, Predictor, make_windows
 from dragoman.reading.pairs import (
     FilePosition,
@@ -370,7 +369,7 @@ def _update_digest(digest: "hashlib.blake2b", rows: Iterable[Row]) -> int:
 def _describe_job(model: Predictor, job: Job) -> dict[str, object]:
     """Return everything that the outputs depend on, except the input."""
     settings, low = flatten_settings(model.settings), job.low_confidence_output
-    constraints = map(Path, list_constraint_files(model.settings.decoding).values())
+    constraints = map(Path, model.settings.decoding.constraint_files.values())
     assert job.output is not None
     return {
         "dragoman": version("dragoman"),

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dragoman.configuration import flatten_settings, update_stored
 from dragoman.errors import ModelFolderError, later_format_reason
-from dragoman.model_folder.constraint_files import list_constraint_files
 from dragoman.settings import DecodingSettings
 from dragoman.storage import describe_first, explain_failed_write, read_bytes, staged_file
 
@@ -133,7 +132,7 @@ def find_differences(calibration: StoredCalibration, decoding: DecodingSettings)
     """Return the decoding settings that differ from those of the calibration."""
     made, now = (
         flatten_settings(one)  # only the names of files count: a model folder may be moved
-        | {setting: Path(name).name for setting, name in list_constraint_files(one).items()}
+        | {setting: Path(name).name for setting, name in one.constraint_files.items()}
         for one in (calibration.decoding, decoding)
     )
     return [

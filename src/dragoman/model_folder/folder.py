@@ -47,16 +47,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dragoman.configuration import FORMAT, merge_for_start, merge_settings, parse_config
-from dragoman.errors import ModelFolderError, SettingsError
+from dragoman.errors import DataError, ModelFolderError, SettingsError, shorten
 from dragoman.model_folder.calibration import (
     CALIBRATION,
     StoredCalibration,
     read_calibration,
     write_calibration,
 )
-from dragoman.model_folder.constraint_files import find_constraint_files, keep_constraint_files
 from dragoman.model_folder.memory import TargetMemory
-from dragoman.settings import Settings
+from dragoman.reading.text_files import check_file, open_text_file
+from dragoman.settings import DecodingSettings, Settings
 from dragoman.storage import (
     consistent_read,
     describe_first,
@@ -71,6 +71,13 @@ from dragoman.tokenizers.tokenizer import PairTokenizer
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
 METRICS, CARD, TOKEN_COUNTS = "metrics.json", "README.md", "token_counts.json"
 EXPORTS = ("ctranslate2", "onnx", "html", "pytorch")  # folders in it, once exported
+CONSTRAINT_FILES = {
+    "choices": "choices.txt",
+    "json_schema": "schema.json",
+    "grammar": "grammar.lark",
+}
+"""Copies of the files that decoding settings name. A folder whose settings name any other file is
+refused: it could be made to read private files of its user."""
 EVALUATION, REPORT = "evaluation", "report.html"
 SEEDS = "seeds.json"  # only in a folder that holds a model folder for each seed: an ensemble
 _FOLDED = "\x85\u2028\u2029\ufeff"  # ends of lines, and a byte order mark
@@ -270,6 +277,59 @@ def dump_settings(settings: Settings, left_out: Collection[str] = ()) -> str:
     if any(character in text for character in _FOLDED):  # PyYAML 6 would read a space instead
         text = yaml.safe_dump(content, sort_keys=False)
     return text
+
+
+def find_constraint_errors(settings: Settings) -> list[str]:
+    """Return an error for each constraint file that cannot be copied into a model folder."""
+    errors = []
+    for setting, name in settings.decoding.constraint_files.items():
+        try:
+            check_file(Path(name))
+        except DataError as error:
+            errors.append(f"decoding.{setting}: {error}")
+    return errors
+
+
+def keep_constraint_files(folder: Path, settings: Settings) -> Settings:
+    """Copy the files that `settings.decoding` names to `folder`; return settings that name these."""
+    kept = {}
+    for setting, given in settings.decoding.constraint_files.items():
+        name = CONSTRAINT_FILES[setting]
+        try:
+            with open_text_file(Path(given)) as source, (folder / name).open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+        except (DataError, OSError) as error:
+            raise ModelFolderError(
+                f"decoding.{setting}: the file cannot be kept with the model: {error}"
+            ) from error
+        kept[setting] = name
+    return _with_decoding(settings, kept)
+
+
+def find_constraint_files(folder: Path, settings: Settings) -> Settings:
+    """Return the `settings` of the model folder `folder` with full paths of its constraint files.
+
+    Raises: ModelFolderError, when they name a file outside the folder, or it is missing.
+    """
+    found = {}
+    for setting, given in settings.decoding.constraint_files.items():
+        name = CONSTRAINT_FILES[setting]
+        if given != name:
+            raise ModelFolderError(
+                f"{folder}: decoding.{setting} names the file {shorten(given)}, and a model may "
+                f"only read files in its folder; copy it to {folder / name} and write {name} in config.yaml"
+            )
+        if not (folder / name).is_file():
+            raise ModelFolderError(
+                f"{folder / name}: missing, and decoding.{setting} names it; copy the folder again"
+            )
+        found[setting] = str(folder / name)
+    return _with_decoding(settings, found)
+
+
+def _with_decoding(settings: Settings, values: dict[str, str]) -> Settings:
+    decoding: DecodingSettings = settings.decoding.model_copy(update=values)
+    return settings.model_copy(update={"decoding": decoding})
 
 
 def write_model_card(name: str, settings: Settings, metrics: Mapping[str, Any]) -> str:

@@ -15,9 +15,9 @@ from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_r
 from dragoman.engines.parity import Sample, list_samples
 from dragoman.errors import DragomanError, ModelFolderError, SettingsError
 from dragoman.model_folder.calibration import CALIBRATION
-from dragoman.model_folder.constraint_files import CONSTRAINT_FILES, list_constraint_files
 from dragoman.model_folder.folder import (
     CONFIG,
+    CONSTRAINT_FILES,
     METRICS,
     TOKENIZER,
     WEIGHTS,
@@ -133,7 +133,7 @@ class ServedModel:
         if isinstance(values.get("json_schema"), dict):
             values["json_schema"] = json.dumps(values["json_schema"])
         typed = as_settings({"decoding": values}, is_whole=False)
-        if "json_schema" in values and "json_schema" in list_constraint_files(typed.decoding):
+        if "json_schema" in values and "json_schema" in typed.decoding.constraint_files:
             raise SettingsError("decoding.json_schema: expected the schema itself, an object")
         own = self.predictor.settings.decoding
         for name, largest in _LARGEST.items():
@@ -150,7 +150,7 @@ class ServedModel:
         from dragoman.evaluation.metrics import find_task  # loads sacrebleu
 
         settings, target = self.predictor.settings, self.predictor.tokenizer.target.settings
-        named = list_constraint_files(settings.decoding).items()
+        named = settings.decoding.constraint_files.items()
         files = {setting: Path(file).name for setting, file in named}  # not where they are
         references = [[one.target] for one in self._samples]
         task = find_task(settings.evaluation, references, has_symbols=target.kind == "symbols")

@@ -1,6 +1,7 @@
 """The comparison with peers, without the peers: the rows that all get, their scores, the figure."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 PEERS = Path(__file__).resolve().parents[1] / "benchmarks/peers"
 
@@ -65,13 +67,19 @@ def test_the_figure_names_every_contender(run):
     assert all(f"| {title}" in run.describe(curves) for title in titles)
 
 
-def test_an_incomplete_checkpoint_is_left_out(task, tmp_path):
+@pytest.mark.parametrize(("kind", "save"), [("ckpt", torch.save), ("safetensors", save_file)])
+def test_an_incomplete_checkpoint_is_left_out(task, tmp_path, kind, save):
+    save({"weights": torch.zeros(100)}, tmp_path / f"0.{kind}")
+    whole = (tmp_path / f"0.{kind}").read_bytes()
+    for step in range(1, 9):
+        (tmp_path / f"{step}.{kind}").write_bytes(whole)
     for step in range(9):
-        torch.save({"weights": torch.zeros(100)}, tmp_path / f"{step}.ckpt")
-    whole = tmp_path / "8.ckpt"
-    assert whole in task.choose(tmp_path.glob("*.ckpt"))
-    whole.write_bytes(whole.read_bytes()[:-100])
-    chosen = task.choose(tmp_path.glob("*.ckpt"))
+        os.utime(tmp_path / f"{step}.{kind}", (step, step))
+    chosen = task.choose(tmp_path.iterdir())
     assert len(chosen) == 5
-    assert whole not in chosen
-    assert tmp_path / "7.ckpt" in chosen
+    assert chosen[-1] == tmp_path / f"8.{kind}"
+    for size in (0, 4, 20, len(whole) - 1):
+        chosen[-1].write_bytes(whole[:size])
+        os.utime(chosen[-1], (8, 8))
+        assert task.choose(tmp_path.iterdir())[-1] == tmp_path / f"7.{kind}"
+        assert task.choose([chosen[-1]]) == []

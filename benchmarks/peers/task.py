@@ -8,6 +8,7 @@ A script is called with `train` or `decode`, the folder of the task and its own,
 Training may go on for ever: `run.py` ends it.
 """
 
+import json
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -42,11 +43,22 @@ def write_held_out(task: Path, path: Path) -> Path:
 
 def choose(files: Iterable[Path]) -> list[Path]:
     """Return up to five complete files of weights, spread over the time, the last always."""
-    found = sorted(files, key=lambda path: path.stat().st_mtime)
-    largest = max((path.stat().st_size for path in found), default=0)
-    whole = [path for path in found if path.stat().st_size == largest or zipfile.is_zipfile(path)]
+    whole = sorted(filter(_is_whole, files), key=lambda path: path.stat().st_mtime)
     num_chosen = min(_MOST, len(whole))
     return [whole[round(len(whole) * (n + 1) / num_chosen) - 1] for n in range(num_chosen)]
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file of weights is complete: the training may be ended while it is written."""
+    if path.suffix != ".safetensors":
+        return zipfile.is_zipfile(path)  # its directory is at its end
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(size)
+    if len(header) < size or not size:
+        return False
+    ends = [one["data_offsets"][1] for one in json.loads(header).values() if "data_offsets" in one]
+    return path.stat().st_size == 8 + size + max(ends)
 
 
 def place_outputs(own: Path, weights: Path) -> Path:

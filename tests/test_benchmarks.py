@@ -44,6 +44,9 @@ def test_all_peers_get_the_same_tokens(run, tmp_path):
     assert run.read_lines(tmp_path / "test.target") == ["œ̃ n œ f"]
     run.write_task(tmp_path, parts, "characters")
     assert run.read_lines(tmp_path / "valid.target") == ["œ ̃ ▁ n ▁ œ ▁ f"]
+    parts["valid"].write_text("a\tb\nc\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"valid\.tsv:2: .*a tab"):
+        run.write_task(tmp_path, parts, "symbols")
 
 
 def test_a_score_is_that_of_the_checkpoint_which_is_best_on_valid(run, tmp_path):

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,7 +81,9 @@ def main() -> None:
     peers = [peer for peer in PEERS if peer.title in given.only]
     for peer in peers:
         install(peer, given.folder / "environments" / peer.title)
-    runs = given.folder / "runs" / f"{given.train.resolve().parent.name}-{given.minutes:g}"
+    runs = (
+        given.folder.resolve() / "runs" / f"{given.train.resolve().parent.name}-{given.minutes:g}"
+    )
     parts = {part: getattr(given, part).resolve() for part in PARTS}
     write_task(runs / "task", parts, given.target)
     cores, others = sorted(os.sched_getaffinity(0))[: given.cores], OtherProcesses()
@@ -92,7 +95,7 @@ def main() -> None:
         if OURS in given.only:  # first: it takes longest
             waiting[OURS] = pool.submit(run_ours, runs, parts, given.target, given.minutes)
         for peer in peers:
-            python = given.folder / "environments" / peer.title / "bin/python"
+            python = given.folder.absolute() / "environments" / peer.title / "bin/python"
             waiting[peer.title] = pool.submit(run_peer, peer, python, runs, given.minutes)
         curves = {title: future.result() for title, future in waiting.items()}
     about = {
@@ -125,7 +128,13 @@ def write_task(task: Path, parts: dict[str, Path], target: str) -> None:
     """Write the rows of train, valid and test as all peers get them: tokens separated by spaces."""
     task.mkdir(parents=True, exist_ok=True)
     for part, path in parts.items():
-        columns = zip(*(line.split("\t")[:2] for line in read_lines(path)), strict=True)
+        rows = [line.split("\t")[:2] for line in read_lines(path)]
+        for number, row in enumerate(rows, 1):
+            if len(row) < 2 or not all(row):
+                raise SystemExit(
+                    f"{path}:{number}: {row}, but a source, a tab and a target are needed"
+                )
+        columns = zip(*rows, strict=True)
         for side, kind, texts in zip(SIDES, ("characters", target), columns, strict=True):
             text = "".join(f"{split(text, kind)}\n" for text in texts)
             (task / f"{part}.{side}").write_text(text, encoding="utf-8")
@@ -141,7 +150,8 @@ def run_peer(peer: Peer, python: Path, runs: Path, minutes: float) -> Curve:
     own, task = runs / peer.title, runs / "task"
     command = [str(python), str(HERE / peer.script)]
     if not (own / "started").exists():
-        own.mkdir()  # a run that failed has to be removed by hand
+        shutil.rmtree(own, ignore_errors=True)  # of a run that failed
+        own.mkdir()
         started_s = time.time()
         call([*command, "train", str(task), str(own)], own, "train", limit_s=60 * minutes)
         (own / "started").write_text(str(started_s), encoding="utf-8")

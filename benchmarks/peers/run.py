@@ -86,7 +86,7 @@ def main() -> None:
     )
     parts = {part: getattr(given, part).resolve() for part in PARTS}
     write_task(runs / "task", parts, given.target)
-    cores, others = sorted(os.sched_getaffinity(0))[: given.cores], OtherProcesses()
+    cores = sorted(os.sched_getaffinity(0))[: given.cores]
     # A process inherits the core of the thread that starts it.
     with ThreadPoolExecutor(
         len(cores), initializer=lambda: os.sched_setaffinity(0, {cores.pop()})
@@ -100,7 +100,6 @@ def main() -> None:
         curves = {title: future.result() for title, future in waiting.items()}
     about = {
         **describe_machine(["torch", "dragoman"]),
-        "other processes": others.describe(),
         "pairs": str(given.train),
         "minutes": given.minutes,
     }
@@ -209,17 +208,19 @@ def call(command: Sequence[str], own: Path, what: str, *, limit_s: float | None 
     """Run a command in its folder, one thread for each library; end it after the seconds, if any."""
     print(f"{own.name}: {what}", file=sys.stderr, flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    others = OtherProcesses()
     with (own / f"{what}.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=own, stdout=log, stderr=log, env=environment, start_new_session=True
         )
         try:
             code = process.wait(limit_s)
+            is_expected = not code and limit_s is None
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # loaders and the like too
-            process.wait()
-            return
-    if code or limit_s:
+            code, is_expected = process.wait(), True
+    print(f"{own.name}: other processes: {others.describe()}", file=sys.stderr, flush=True)
+    if not is_expected:
         raise SystemExit(f"{own.name}: {what} ended by itself, code {code}: see {own / what}.log")
 
 

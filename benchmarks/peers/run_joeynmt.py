@@ -75,20 +75,10 @@ def decode(task: Path, own: Path) -> None:
     ):
         config["testing"]["load_model"] = str(weights)
         (own / "decode.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        with sources.open() as lines:
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "joeynmt",
-                    "translate",
-                    str(own / "decode.yaml"),
-                    "-o",
-                    str(shared.place_outputs(own, weights)),
-                ],
-                stdin=lines,
-                check=True,
-            )
+        # Not --output-path: it fails (2.3.0: 'BaseConfig' object has no attribute 'n_best').
+        command = [sys.executable, "-m", "joeynmt", "translate", str(own / "decode.yaml")]
+        with sources.open() as lines, shared.place_outputs(own, weights).open("w") as outputs:
+            subprocess.run(command, stdin=lines, stdout=outputs, check=True)
 
 
 if __name__ == "__main__":

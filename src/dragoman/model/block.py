@@ -1,10 +1,10 @@
 """The Transformer block, our own: one forward pass for training and for cached decoding.
 
 It computes the function of the stock `nn.Transformer`, from the same parameters, in less time. One
-product gives queries, keys and values. In training, short sequences attend by plain products (the
-backward pass of torch's flash attention is slow on the CPU), dropout uses cheap random bits, and
-products have the dtype of autocast, with each weight cast once. In inference, the encoder does no
-work for padding, and the decoder keeps keys and values of past tokens.
+product gives queries, keys and values. In training, products have the dtype of autocast, with each
+weight cast once; on the CPU, attention is computed by plain products (the backward pass of torch's
+flash attention is slow there), and element-wise operations are those of cpu_training.py. In
+inference, the encoder does no work for padding, and the decoder keeps keys and values of past tokens.
 
 B rows, S source tokens, T target tokens. In a beam several rows continue one source: N sources and
 R rows, R / N for each source. Keys and values of a source are kept once.
@@ -13,21 +13,21 @@ R rows, R / N for each source. Keys and values of a source are kept once.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
+from dragoman.model.cpu_training import Dropout, pad_keys, split_heads
 from dragoman.model.transformer import LearnedPositions, Memory, Transformer, rotate
 
 Function = Callable[[Float[Tensor, "*N I"]], Float[Tensor, "*N O"]]
 
-# With more scores than this, torch's fused attention takes over. It does not keep the scores in
-# memory, but is slower (1.2 to 1.3 times the processor time at 300 to 2,000 tokens, torch 2.13).
-_MAX_PLAIN_SCORES = 2**22
+# With more scores than this and no dropout, torch's attention takes over in training on the CPU. It
+# does not keep them in memory, but is slower (1.2 to 1.3 times at 300 to 2,000 tokens, torch 2.13).
+_MAX_SCORES = 2**22
 
 
 class Weights:
@@ -74,7 +74,7 @@ class Layer:
     self_qkv: Function
     self_output: Function
     cross: "CrossAttention | None"  # None in the encoder
-    linear1: Function  # with the activation
+    linear1: Function  # with the activation and, in training on the CPU, the dropout
     linear2: Function
 
 
@@ -93,9 +93,11 @@ class Layers:
 
     model: Transformer
     weights: Weights
-    dropout: "Dropout"
+    dropout: Dropout
     is_inference: bool
-    """Then attention is always torch's fused one, and the encoder leaves padding out."""
+    """Then the encoder leaves padding out."""
+    is_cpu_training: bool
+    """Then `weights` are scaled for the dropout, which is a mask only."""
     encoder: tuple[Layer, ...]
     encoder_norm: Function
     decoder: tuple[Layer, ...]
@@ -129,18 +131,25 @@ class DecoderCache:
 
 
 def make_layers(
-    model: Transformer, weights: Weights, dropout: "Dropout", *, is_inference: bool = False
+    model: Transformer,
+    weights: Weights,
+    dropout: Dropout,
+    *,
+    is_inference: bool = False,
+    is_cpu_training: bool = False,
 ) -> Layers:
     """Return `model` with its layers as functions over `weights`."""
     stock = model.transformer
+    masked = dropout if is_cpu_training else None
     return Layers(
         model=model,
         weights=weights,
         dropout=dropout,
         is_inference=is_inference,
-        encoder=tuple(_make_layer(weights, layer) for layer in stock.encoder.layers),
+        is_cpu_training=is_cpu_training,
+        encoder=tuple(_make_layer(weights, layer, masked) for layer in stock.encoder.layers),
         encoder_norm=_make_norm(weights, stock.encoder.norm),
-        decoder=tuple(_make_layer(weights, layer) for layer in stock.decoder.layers),
+        decoder=tuple(_make_layer(weights, layer, masked) for layer in stock.decoder.layers),
         decoder_norm=_make_norm(weights, stock.decoder.norm),
     )
 
@@ -233,17 +242,22 @@ def _apply_layer(
     x = _add(layers, layer, 0, x, lambda y: _attend_to_self(layers, layer, y, mask, packing, past))
     if source is not None:
         x = _add(layers, layer, 1, x, lambda y: _attend_to_source(layers, layer, y, *source))
-    return _add(
-        layers, layer, -1, x, lambda y: layer.linear2(layers.dropout.drop(layer.linear1(y)))
-    )
+    return _add(layers, layer, -1, x, lambda y: _feed_forward(layers, layer, y))
 
 
 def _add(
     layers: Layers, layer: Layer, number: int, x: Float[Tensor, "*N D"], sublayer: Function
 ) -> Float[Tensor, "*N D"]:
     """Return `x` with a sub-layer added: x + f(norm(x)) with pre-norm, else norm(x + f(x))."""
-    norm, drop = layer.norms[number], layers.dropout.drop
-    return x + drop(sublayer(norm(x))) if layer.norm_first else norm(x + drop(sublayer(x)))
+    norm, dropout = layer.norms[number], layers.dropout
+    found = sublayer(norm(x) if layer.norm_first else x)
+    x = dropout.add(x, found) if layers.is_cpu_training else x + dropout.drop(found)
+    return x if layer.norm_first else norm(x)
+
+
+def _feed_forward(layers: Layers, layer: Layer, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+    hidden = layer.linear1(x)
+    return layer.linear2(hidden if layers.is_cpu_training else layers.dropout.drop(hidden))
 
 
 def _attend_to_self(
@@ -256,6 +270,11 @@ def _attend_to_self(
 ) -> Float[Tensor, "*N D"]:
     """`past` has the keys and values up to this token; its own are written into the last place."""
     qkv = layer.self_qkv(x)
+    if layers.is_cpu_training:
+        rotation = layers.model.rotation
+        positions = None if rotation is None else rotation(0, x.shape[1])
+        parts = split_heads(qkv, 3, layer.num_heads, positions)
+        return layer.self_output(_attend_by_products(layers.dropout, *parts, mask).view(x.shape))
     if packing is not None:
         qkv = packing.unpack(qkv)
     rows, width = qkv.shape[0], x.shape[-1]  # not `len`: a constant in an export to ONNX
@@ -269,7 +288,7 @@ def _attend_to_self(
         if layers.model.rotation is not None:
             past[:, -1, :width] = key.flatten(1)  # (R, H, 1, Dh) -> (R, D)
         key, value = _split_heads(past, 2, layer.num_heads, rows)
-    mixed = _attend(layers, query, key, value, mask).reshape(*qkv.shape[:-1], width)
+    mixed = _attend(layers.dropout, query, key, value, mask).reshape(*qkv.shape[:-1], width)
     return layer.self_output(mixed if packing is None else packing.pack(mixed))
 
 
@@ -282,38 +301,54 @@ def _attend_to_source(
 ) -> Float[Tensor, "*R D"]:
     """All rows of a source attend to it together, as if they were one row."""
     assert layer.cross is not None
+    if layers.is_cpu_training:
+        query, *others = (
+            *split_heads(layer.cross.query(x), 1, layer.num_heads),
+            *split_heads(source, 2, layer.num_heads),
+        )
+        mixed = _attend_by_products(layers.dropout, query, *others, mask)
+        return layer.cross.output(mixed.view(x.shape))
     if source.ndim == 3:
         key, value = _split_heads(source, 2, layer.num_heads, source.shape[0])
     else:
         key, value = source.unbind(0)
     [query] = _split_heads(layer.cross.query(x), 1, layer.num_heads, key.shape[0])
-    mixed = _attend(layers, query, key, value, mask).reshape(x.shape)  # (N, L, H, Dh) -> (R, T, D)
+    mixed = _attend(layers.dropout, query, key, value, mask).reshape(x.shape)  # (N, L, H, Dh) -> (R, T, D)
     return layer.cross.output(mixed)
 
 
 def _attend(
-    layers: Layers,
+    dropout: Dropout,
     query: Float[Tensor, "N H L Dh"],
     key: Float[Tensor, "N H S Dh"],
     value: Float[Tensor, "N H S Dh"],
     mask: Mask,
 ) -> Float[Tensor, "N L H Dh"]:
     """Return the mean of the values, weighted by attention."""
-    p = layers.dropout.p
-    num_scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-    # With dropout, torch's attention on the CPU keeps the scores too, and draws slow random bits.
-    is_plain = not layers.is_inference and query.device.type == "cpu"
-    if is_plain and (p > 0.0 or num_scores <= _MAX_PLAIN_SCORES):
-        scores = (query * (query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)  # (N, H, L, S)
-        if mask.bias is not None:
-            scores = scores + mask.bias
-        mixed = layers.dropout.drop(scores.softmax(dim=-1)) @ value
-    else:
-        bias = None if mask.is_causal else mask.bias  # the fastest kernels take is_causal only
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, bias, dropout_p=p, is_causal=mask.is_causal
-        )
+    bias = None if mask.is_causal else mask.bias  # the fastest kernels take is_causal only
+    mixed = F.scaled_dot_product_attention(
+        query, key, value, bias, dropout_p=dropout.p, is_causal=mask.is_causal
+    )
     return mixed.transpose(1, 2)
+
+
+def _attend_by_products(
+    dropout: Dropout,
+    query: Float[Tensor, "N H L Dh"],
+    key: Float[Tensor, "N H K Dh"],
+    value: Float[Tensor, "N H K Dh"],
+    mask: Mask,
+) -> Float[Tensor, "N L H Dh"]:
+    """Return what `_attend` does, given parts of `split_heads`; the dropout is a mask only."""
+    if dropout.p == 0.0 and query.shape[:3].numel() * key.shape[2] > _MAX_SCORES:
+        mixed = F.scaled_dot_product_attention(query, key, value, mask.bias, scale=1.0)
+    else:
+        scores = query @ key.transpose(-1, -2)  # (N, H, L, K)
+        if mask.bias is not None:
+            scores += mask.bias
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+        mixed = dropout.mask_(weights) @ value
+    return mixed.transpose(1, 2).contiguous()
 
 
 def _split_heads(
@@ -347,6 +382,8 @@ class _Packing:
 
 
 def _make_mask(layers: Layers, may_attend: Bool[Tensor, "..."], *, is_causal: bool = False) -> Mask:
+    if layers.is_cpu_training:
+        may_attend = pad_keys(may_attend)
     # On a GPU, `all` would stall training.
     may_ask = layers.is_inference or may_attend.device.type == "cpu"
     if may_ask and bool(may_attend.all()):
@@ -355,7 +392,8 @@ def _make_mask(layers: Layers, may_attend: Bool[Tensor, "..."], *, is_causal: bo
     return Mask(bias.masked_fill_(~may_attend, -torch.inf), is_causal)
 
 
-def _make_layer(weights: Weights, layer: nn.Module) -> Layer:
+def _make_layer(weights: Weights, layer: nn.Module, masked: Dropout | None) -> Layer:
+    """`masked`: dropout without a scale, after the activation; None: there is none."""
     assert isinstance(layer, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer)
     own, cross, norms = layer.self_attn, None, [layer.norm1, layer.norm2]
     if isinstance(layer, nn.TransformerDecoderLayer):
@@ -370,6 +408,9 @@ def _make_layer(weights: Weights, layer: nn.Module) -> Layer:
             key_value=weights.linear(kv_weight, kv_bias),
             output=_make_linear(weights, other.out_proj),
         )
+    activation = layer.activation
+    if masked is not None:
+        activation = masked.relu if activation is F.relu else partial(_activate, activation, masked)
     return Layer(
         norm_first=layer.norm_first,
         num_heads=own.num_heads,
@@ -379,9 +420,13 @@ def _make_layer(weights: Weights, layer: nn.Module) -> Layer:
         ),
         self_output=_make_linear(weights, own.out_proj),
         cross=cross,
-        linear1=_make_linear(weights, layer.linear1, layer.activation),
+        linear1=_make_linear(weights, layer.linear1, activation),
         linear2=_make_linear(weights, layer.linear2),
     )
+
+
+def _activate(activation: Function, masked: Dropout, x: Float[Tensor, "*N W"]) -> Tensor:
+    return masked.mask_(activation(x))
 
 
 def _make_linear(
@@ -396,60 +441,3 @@ def _make_norm(weights: Weights, norm: nn.Module | None) -> Function:
     shape, eps = norm.normalized_shape, norm.eps
     weight, bias = weights.norm_weight(norm.weight), weights.norm_weight(norm.bias)
     return lambda x: F.layer_norm(x, shape, weight, bias, eps)
-
-
-class Dropout:
-    """Drops elements with probability `p`, with cheap random bits on the CPU.
-
-    torch draws one Bernoulli number per element there, which takes longer than the products around
-    it. Here a generator fills 16 random bits per element, and masks are applied by whole words.
-
-    Each forward pass makes one, which draws one seed from torch's global generator: restoring that
-    generator's state gives the same masks.
-    """
-
-    def __init__(self, p: float) -> None:
-        self.p = p
-        # 15 bits: p is exact to 2e-5, and the subtraction below cannot overflow.
-        self._threshold = round(p * 2**15)
-        self._bits = np.random.SFC64(int(torch.randint(2**62, ()))) if p > 0.0 else None
-
-    def drop(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return `x` with elements dropped, and the others scaled to keep the mean."""
-        if self._bits is None:
-            return x
-        if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32):
-            return F.dropout(x, self.p)
-        dropped: Tensor = _Drop.apply(  # type: ignore[no-untyped-call]
-            x, self._draw_keep(x.shape), 1 / (1 - self._threshold / 2**15)
-        )
-        return dropped
-
-    def _draw_keep(self, shape: torch.Size) -> Tensor:
-        """Return int16 words: all bits set if an element is kept, none if it is dropped."""
-        assert self._bits is not None
-        count = shape.numel()
-        words = torch.from_numpy(self._bits.random_raw(-(-count // 4)).view(np.int16))[:count]
-        # The sign of (15 random bits - threshold), spread over the word: set means dropped.
-        words.bitwise_and_(0x7FFF).sub_(self._threshold).bitwise_right_shift_(15).bitwise_not_()
-        return words.view(shape)
-
-
-class _Drop(torch.autograd.Function):
-    """x * scale where `keep` is set, else 0; the same for the gradient."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, keep: Tensor, scale: float) -> Tensor:
-        ctx.keep, ctx.scale = keep, scale  # type: ignore[attr-defined]
-        return _mask(x, keep, scale)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _mask(grads[0], ctx.keep, ctx.scale), None, None  # type: ignore[attr-defined]
-
-
-def _mask(x: Tensor, keep: Tensor, scale: float) -> Tensor:
-    scaled = x * scale
-    words = torch.int16 if x.dtype == torch.bfloat16 else torch.int32
-    scaled.view(words).bitwise_and_(keep.to(words))
-    return scaled

@@ -10,6 +10,7 @@ computes a whole micro-batch, forward and backward. The gradients are summed in 
 micro-batches, so the sum does not depend on which finished first.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -177,7 +178,7 @@ def _sum_guidance(
     width = query.shape[-1] // model.transformer.nhead
     scores = (query[..., :width] * width**-0.5) @ key[..., :width].transpose(1, 2)  # (B, T, S)
     if mask.bias is not None:
-        scores = scores + mask.bias[:, 0]  # (B, 1, 1, S) -> (B, 1, S)
+        scores = scores + mask.bias[:, 0, :, : scores.shape[-1]]  # (B, 1, 1, K) -> (B, 1, S)
     labels = target_ids[:, 1:, None]
     stands = (labels == source_ids[:, None]) & (labels >= guidance.first) & (labels < guidance.stop)
     places = stands.int().argmax(dim=2).masked_fill(~stands.any(dim=2), _IGNORED)
@@ -367,14 +368,18 @@ def sum_losses_by_microbatches(
     called once. The same micro-batches give the same bits on any number of cores, up to one each.
     """
     dtype = find_dtype(model)
-    cast: dict[Tensor, Tensor] = {p: p.detach().to(dtype) for p in model.parameters()}
     dropouts = [draw_dropout(model) for _ in microbatches]  # seeds in order
+    scales = _find_scales(model, dropouts[0].scale)
+    cast = {
+        p: (p.detach() * scales[p] if p in scales else p.detach()).to(dtype)
+        for p in model.parameters()
+    }
 
     sums = list[LossSums]()
 
     def run(number: int) -> tuple[LossSums, Gradients]:
         leaves, batch = Leaves(dtype, cast), microbatches[number]
-        layers = make_layers(model, leaves, dropouts[number])
+        layers = make_layers(model, leaves, dropouts[number], is_cpu_training=True)
         found = sum_losses_of_layers(
             layers, batch.source_ids, batch.target_ids, label_smoothing, guidance
         )
@@ -386,6 +391,8 @@ def sum_losses_by_microbatches(
             yield gradients
 
     by_parameter = _add_up(take())
+    for parameter, scale in scales.items():
+        by_parameter[parameter] *= scale
     loss: Tensor = _KnownGradients.apply(  # type: ignore[no-untyped-call]
         torch.stack([one.loss.detach() for one in sums]).sum(),
         list(by_parameter.values()),
@@ -397,6 +404,21 @@ def sum_losses_by_microbatches(
         num_correct=torch.stack([one.num_correct for one in sums]).sum(),
         num_tokens=torch.stack([one.num_tokens for one in sums]).sum(),
     )
+
+
+def _find_scales(model: Transformer, scale: float) -> dict[Tensor, float]:
+    """Return the factors on parameters that replace the dropout's `scale` of elements.
+
+    What such a layer reads is masked (its weights of attention, its hidden states), and so is what
+    it gives.
+    """
+    scales: dict[Tensor, float] = {}
+    stacks = (model.transformer.encoder.layers, model.transformer.decoder.layers)
+    for layer in itertools.chain(*stacks):
+        attentions = (layer.self_attn, getattr(layer, "multihead_attn", layer.self_attn))
+        for linear in (layer.linear2, *(attention.out_proj for attention in attentions)):
+            scales |= {linear.weight: scale**2, linear.bias: scale}
+    return scales if scale != 1.0 else {}
 
 
 def _run_in_parallel(run: Callable[[int], Found], count: int) -> Iterator[Found]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dragoman.model import block
 from dragoman.model.block import DecoderCache
+from dragoman.model.cpu_training import Dropout
 from dragoman.model.transformer import Transformer
 
 _ACTIVATIONS: dict[object, str] = {None: "none", F.relu: "relu", F.gelu: "gelu"}  # oneDNN's names
@@ -130,7 +131,7 @@ def pack(model: Transformer) -> PackedModel:
     output = model.target_embedding if model.output is None else model.output
     bias = None if model.output is None else model.output.bias[:size]
     return PackedModel(
-        layers=block.make_layers(model, weights, block.Dropout(0.0), is_inference=True),
+        layers=block.make_layers(model, weights, Dropout(0.0), is_inference=True),
         project=packed_linear(output.weight[:size], bias),
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dragoman.engines.parity import ExportedModel
 from dragoman.model import block
+from dragoman.model.cpu_training import Dropout
 from dragoman.model.transformer import (
     SinusoidalPositions,
     Transformer,
@@ -198,7 +199,7 @@ class _DecoderStep(nn.Module):
 
 
 def _make_layers(network: Transformer) -> block.Layers:
-    return block.make_layers(network, block.Weights(torch.float32), block.Dropout(0.0))
+    return block.make_layers(network, block.Weights(torch.float32), Dropout(0.0))
 
 
 class _Sinusoids(nn.Module):

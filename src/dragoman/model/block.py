@@ -273,8 +273,9 @@ def _attend_to_self(
     if layers.is_cpu_training:
         rotation = layers.model.rotation
         positions = None if rotation is None else rotation(0, x.shape[1])
-        parts = split_heads(qkv, 3, layer.num_heads, positions)
-        return layer.self_output(_attend_by_products(layers.dropout, *parts, mask).view(x.shape))
+        query, key, value = split_heads(qkv, 3, layer.num_heads, positions)
+        mixed = _attend_by_products(layers.dropout, query, key, value, mask)
+        return layer.self_output(mixed.view(x.shape))
     if packing is not None:
         qkv = packing.unpack(qkv)
     rows, width = qkv.shape[0], x.shape[-1]  # not `len`: a constant in an export to ONNX
@@ -302,18 +303,18 @@ def _attend_to_source(
     """All rows of a source attend to it together, as if they were one row."""
     assert layer.cross is not None
     if layers.is_cpu_training:
-        query, *others = (
-            *split_heads(layer.cross.query(x), 1, layer.num_heads),
-            *split_heads(source, 2, layer.num_heads),
-        )
-        mixed = _attend_by_products(layers.dropout, query, *others, mask)
+        [query] = split_heads(layer.cross.query(x), 1, layer.num_heads)
+        key, value = split_heads(source, 2, layer.num_heads)
+        mixed = _attend_by_products(layers.dropout, query, key, value, mask)
         return layer.cross.output(mixed.view(x.shape))
     if source.ndim == 3:
         key, value = _split_heads(source, 2, layer.num_heads, source.shape[0])
     else:
         key, value = source.unbind(0)
     [query] = _split_heads(layer.cross.query(x), 1, layer.num_heads, key.shape[0])
-    mixed = _attend(layers.dropout, query, key, value, mask).reshape(x.shape)  # (N, L, H, Dh) -> (R, T, D)
+    mixed = _attend(layers.dropout, query, key, value, mask).reshape(
+        x.shape
+    )  # (N, L, H, Dh) -> (R, T, D)
     return layer.cross.output(mixed)
 
 
@@ -346,7 +347,9 @@ def _attend_by_products(
         scores = query @ key.transpose(-1, -2)  # (N, H, L, K)
         if mask.bias is not None:
             scores += mask.bias
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        # A copy in any case: the backward pass of softmax reads its result.
+        weights = scores.softmax(dim=-1, dtype=wide).to(scores.dtype, copy=True)
         mixed = dropout.mask_(weights) @ value
     return mixed.transpose(1, 2).contiguous()
 

@@ -24,7 +24,6 @@ from torch.autograd.function import FunctionCtx
 
 from dragoman.data.dataset import Batch
 from dragoman.model.block import (
-    Dropout,
     Layers,
     Mask,
     Weights,
@@ -33,6 +32,7 @@ from dragoman.model.block import (
     make_layers,
     start_decoder,
 )
+from dragoman.model.cpu_training import Dropout
 from dragoman.model.transformer import Transformer
 
 Implementation = Literal["fused", "reference"]
@@ -369,11 +369,8 @@ def sum_losses_by_microbatches(
     """
     dtype = find_dtype(model)
     dropouts = [draw_dropout(model) for _ in microbatches]  # seeds in order
-    scales = _find_scales(model, dropouts[0].scale)
-    cast = {
-        p: (p.detach() * scales[p] if p in scales else p.detach()).to(dtype)
-        for p in model.parameters()
-    }
+    scales = find_scales(model, dropouts[0].scale)
+    cast = cast_weights(model, dtype, scales)
 
     sums = list[LossSums]()
 
@@ -406,7 +403,17 @@ def sum_losses_by_microbatches(
     )
 
 
-def _find_scales(model: Transformer, scale: float) -> dict[Tensor, float]:
+def cast_weights(
+    model: Transformer, dtype: torch.dtype, scales: Mapping[Tensor, float]
+) -> dict[Tensor, Tensor]:
+    """Return the parameters, with their factors of `find_scales`, in the dtype of products."""
+    return {
+        p: (p.detach() * scales[p] if p in scales else p.detach()).to(dtype)
+        for p in model.parameters()
+    }
+
+
+def find_scales(model: Transformer, scale: float) -> dict[Tensor, float]:
     """Return the factors on parameters that replace the dropout's `scale` of elements.
 
     What such a layer reads is masked (its weights of attention, its hidden states), and so is what

@@ -45,11 +45,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--quantization", default="auto")
+    parser.add_argument("--workers", default="1", help="processes of the server")
     options = parser.parse_args()
     lines = options.sources.read_text("utf-8").splitlines()
     sources = (lines * (options.rows // len(lines) + 1))[: options.rows]
     command = [sys.executable, "-m", "dragoman", "serve", str(options.model), "--port", "0"]
-    command += ["--quantization", options.quantization]
+    command += ["--quantization", options.quantization, "--workers", options.workers]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             measure(server, options, sources)
@@ -82,7 +83,7 @@ def measure(
             spent = (middle[1] - before[1]) / len(sources), (after[2] - middle[2]) / requests
             cpu.append([1e3 * each for each in spent])
     single, calls = time_singles(port, model, sources[:_SINGLE])
-    status = Path(f"/proc/{server.pid}/status").read_text("utf-8")
+    statuses = [Path(f"/proc/{pid}/status").read_text("utf-8") for pid in list_pids(server.pid)]
     print(json.dumps(describe_machine(("dragoman", "ctranslate2", "uvicorn", "fastapi"))))
     print(f"{folder}: {model.engine.quantization}; {differing} of {len(sources)} outputs differ")
     print(f"predict on one list: {statistics.median(lists):,.0f} sentences/s")
@@ -94,15 +95,23 @@ def measure(
         "processor for a sentence: predict {:.3f}, server {:.3f} ms,".format(*parts), f"{ratio:.0%}"
     )
     print(f"one request: {1e3 * single:.2f} ms; one call in the process: {1e3 * calls:.2f} ms")
-    if peak_kib := re.search(r"VmHWM:\s+(\d+)", status):
-        print(f"memory of the server: {int(peak_kib[1]) / 1024:.0f} MiB")
+    peaks_kib = [int(size) for size in re.findall(r"VmHWM:\s+(\d+)", "".join(statuses))]
+    print(f"memory of the server: {sum(peaks_kib) / 1024:.0f} MiB")
+
+
+def list_pids(server: int) -> list[int]:
+    """Return the process of the server, and its workers."""
+    children = Path(f"/proc/{server}/task/{server}/children").read_text("utf-8").split()
+    return [server, *map(int, children)]
 
 
 def read_clocks(server: int) -> tuple[float, float, float]:
     """Return the time, and the processor time of this process and of the server, in s."""
-    fields = Path(f"/proc/{server}/stat").read_text("utf-8").rpartition(")")[2].split()
-    spent = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime
-    return time.perf_counter(), time.process_time(), spent
+    ticks = 0
+    for pid in list_pids(server):
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime, stime
+    return time.perf_counter(), time.process_time(), ticks / os.sysconf("SC_CLK_TCK")
 
 
 def send_load(port: int, sources: Sequence[str], clients: int, seconds: float) -> tuple[int, float]:

@@ -687,6 +687,8 @@ def _add_serve(command: ArgumentParser) -> None:
         "ensemble")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     add("--port", type=int, default=8000, help="(default: %(default)s; 0: a free one)")
+    add("--workers", type=positive, default=1, metavar="N",
+        help="processes, which share the cores, if HTTP takes more than one (default: %(default)s)")  # fmt: skip
     add("--token-file", type=Path, metavar="FILE",
         help="file with a token, readable by its owner only; requests must give it, as "
         "Authorization: Bearer TOKEN")  # fmt: skip
@@ -718,6 +720,7 @@ def _serve(arguments: Namespace, words: Sequence[str]) -> None:
         read_settings(None, words, is_whole=False),
         host=arguments.host,
         port=arguments.port,
+        workers=arguments.workers,
         limits=Limits(
             hosts=arguments.allow_host,
             origins=[one.rstrip("/").lower() for one in arguments.allow_origin],

@@ -3,9 +3,12 @@
 import asyncio
 import itertools
 import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -514,6 +517,91 @@ def test_a_late_answer_is_504_and_one_request_too_many_503(trained):
             assert b" 504 " in slow.recv(100)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0  # it does not wait for the search whose request was given up
+
+
+def workers_of(process):
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]  # fmt: skip
+
+
+def test_workers_answer_as_predict_share_the_figures_and_end_together(trained, tmp_path):
+    sources = make_words(64, seed=4)
+    expected = dragoman.load(trained[0]).predict(sources)
+    corrections = tmp_path / "corrections.tsv"
+    words = [trained[0], "--workers", "2", "--corrections", corrections]
+    with running_server(*words) as (process, port):
+        assert len(workers_of(process)) == 2
+
+        def ask(source):  # a connection each: whoever accepts it answers
+            client = Client(port)
+            assert client.post("/v1/corrections", {"source": source, "target": "X"})[0] == 200
+            return client.predict(source)["predictions"][0]["output"]
+
+        with ThreadPoolExecutor(16) as threads:
+            assert list(threads.map(ask, sources)) == expected
+        figures = Client(port).send("GET", "/metrics")[2].decode().splitlines()
+        values = dict(line.rsplit(" ", 1) for line in figures if not line.startswith("#"))
+        assert float(values['dragoman_confidence_count{model="model"}']) == len(sources)
+        assert float(values['dragoman_queue_rows{pool="ctranslate2"}']) == 0
+        head, *rows = corrections.read_text().splitlines()
+        assert sorted(rows) == sorted(f"{source}\tX" for source in sources)
+        assert head == "source\ttarget"
+        process.send_signal(signal.SIGHUP)
+        for _ in range(2):
+            assert process.stderr.readline() == "dragoman: model: reloaded\n"
+        clients = [Client(port) for _ in range(8)]
+        for one in clients:  # one whose answer takes a while
+            body = json.dumps({"source": make_words(500), "nbest": 8}).encode()
+            one.connection.request("POST", "/v1/predict", body)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        for one in clients:
+            assert one.connection.getresponse().status == 200
+        assert process.wait(20) == 0
+        assert process.stderr.read() == ""
+        with pytest.raises(ConnectionRefusedError):
+            Client(port).get("/health")
+
+
+def test_a_worker_that_dies_is_replaced_once_its_model_can_be_loaded(trained, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(trained[0], folder)
+    with running_server(folder, "--workers", "2") as (process, port):
+        read = process.stderr.readline
+        first, second = workers_of(process)
+        os.kill(first, signal.SIGKILL)
+        assert read() == f"dragoman: worker {first} was ended by SIGKILL\n"
+        assert Client(port).predict("abc")["predictions"][0]["output"] == "ABC"
+        assert read() == "dragoman: another worker started\n"
+        assert second in (pids := workers_of(process))
+        assert len(pids) == 2
+        folder.rename(tmp_path / "away")
+        os.kill(second, signal.SIGKILL)
+        assert any(
+            "expected a model folder" in line for line in iter(read, "") if "no worker" in line
+        )
+        (tmp_path / "away").rename(folder)
+        assert "dragoman: another worker started\n" in iter(read, "")
+        pids = workers_of(process)
+        process.kill()  # the workers see it, and end
+        process.wait()
+        for pid in pids:
+            while (
+                Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text()
+            ):
+                time.sleep(0.05)
+
+
+def test_workers_that_cannot_load_the_model_end_with_its_message(trained, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(trained[0], folder)
+    (folder / "model.safetensors").write_bytes(b"cut")
+    command = [sys.executable, "-m", "dragoman", "serve", str(folder), "--port", "0"]
+    ended = [
+        subprocess.run([*command, *words], capture_output=True, text=True, timeout=60, check=False)
+        for words in ([], ["--workers", "2"])
+    ]
+    assert [one.returncode for one in ended] == [2, 2]
+    assert ended[1].stderr == ended[0].stderr != ""
 
 
 @pytest.mark.parametrize(

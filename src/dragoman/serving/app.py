@@ -17,7 +17,6 @@ from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import generate_latest
 from pydantic import ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -310,7 +309,7 @@ def build_app(
     @app.get("/metrics")
     async def show_metrics() -> Response:
         """Return the figures for Prometheus."""
-        text = generate_latest(service.metrics.registry)
+        text = service.metrics.describe()
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     if libretranslate:

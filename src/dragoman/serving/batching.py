@@ -6,6 +6,7 @@ queue. So no options and no long request keep the others waiting for more than t
 """
 
 import asyncio
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from dragoman.predictor import Prediction, Predictor
 from dragoman.reading.pairs import InvalidRow, Source
@@ -37,8 +39,9 @@ class Metrics:
         """A figure with labels; quicker than its own method."""
         own: dict[str, Any] = {"namespace": "dragoman", "registry": self.registry}
         pool, model = ["pool"], ["model"]
-        self.queue_rows = Gauge("queue_rows", "Rows that wait", pool, **own)
-        self.queue_bytes = Gauge("queue_bytes", "Their bytes", pool, **own)
+        queue = {**own, "multiprocess_mode": "livesum"}
+        self.queue_rows = Gauge("queue_rows", "Rows that wait", pool, **queue)
+        self.queue_bytes = Gauge("queue_bytes", "Their bytes", pool, **queue)
         self.batch_rows = Histogram("batch_rows", "Rows of a batch", pool, buckets=_ROWS, **own)
         self.seconds = Histogram(
             "request_seconds", "Until the response", ["path", "status"], buckets=_SECONDS, **own
@@ -49,6 +52,14 @@ class Metrics:
             "confidence", "Of the best outputs", model, buckets=_TENTHS, **own
         )
         self.reloads = Counter("reloads", "Models loaded again", ["model", "result"], **own)
+
+    def describe(self) -> bytes:
+        """Return the figures for Prometheus, of all workers if there are several."""
+        registry = self.registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -83,8 +94,7 @@ class Batcher:
         self._waiting: list[_Request] = []
         self._rows = self._bytes = 0  # waiting
         self._timer: asyncio.TimerHandle | None = None
-        metrics.queue_rows.labels(name).set_function(lambda: self._rows)
-        metrics.queue_bytes.labels(name).set_function(lambda: self._bytes)
+        self._add(0, 0)
 
     async def search(self, predictor: Predictor, rows: Sequence[Source]) -> list[Answer]:
         """Return each row with its outputs, as `Predictor.predict_window` does.
@@ -100,8 +110,7 @@ class Batcher:
             answered=asyncio.get_running_loop().create_future(),
         )
         self._waiting.append(request)
-        self._rows += len(rows)
-        self._bytes += sum(sizes)
+        self._add(len(rows), sum(sizes))
         self._wake()
         try:
             return await request.answered
@@ -189,8 +198,13 @@ class Batcher:
 
     def _forget(self, request: _Request, places: range) -> None:
         """Count rows that wait no more."""
-        self._rows -= len(places)
-        self._bytes -= sum(request.sizes[i] for i in places)
+        self._add(-len(places), -sum(request.sizes[i] for i in places))
+
+    def _add(self, rows: int, size_bytes: int) -> None:
+        self._rows += rows
+        self._bytes += size_bytes
+        self._metrics.find(self._metrics.queue_rows, self._name).set(self._rows)
+        self._metrics.find(self._metrics.queue_bytes, self._name).set(self._bytes)
 
 
 def _search(predictor: Predictor, rows: Sequence[Source]) -> list[Answer]:

@@ -200,14 +200,16 @@ class ModelSettings(Section):
 class OptimizationSettings(Section):
     """The optimizer and its schedule."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of the layers, AdamW for embeddings, norms and biases. It learns more from each step, which takes about a tenth longer where the hardware has bf16, and more without."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; Muon's updates are 0.8 times as large, as the root of their mean square."""
     schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"] = "linear"
     """Learning-rate schedule after warm-up; cosine and linear reach zero at training.max_steps."""
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     """Steps in which the learning rate rises from zero to its peak."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    """Weight decay of AdamW; applied to matrices only."""
+    """Weight decay of both optimizers; applied to matrices only."""
     beta1: Fraction = 0.9
     """AdamW beta1."""
     beta2: Fraction = 0.98

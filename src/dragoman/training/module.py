@@ -30,6 +30,7 @@ from dragoman.model.loss import (
 )
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
+from dragoman.training.muon import MuonAdamW
 from dragoman.training.validation_metrics import (
     DecodedMetrics,
     DecodedRow,
@@ -313,7 +314,7 @@ class TransformerTraining(lightning.LightningModule):
         return self._decode(batch if isinstance(batch, Tensor) else batch[0])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW, with weight decay for matrices only, and the schedule, applied every step.
+        """Return the optimizer, with weight decay for matrices only, and the schedule of each step.
 
         Raises:
             SettingsError: The schedule ends at zero, but neither `max_steps` nor the Trainer's is
@@ -323,18 +324,32 @@ class TransformerTraining(lightning.LightningModule):
         trainer_steps = self.trainer.max_steps
         max_steps = self.max_steps or (trainer_steps if trainer_steps > 0 else None)
         learning_rate_factor(settings.warmup_steps, settings, max_steps)  # raises now, not later
-        decayed = [p for p in self.parameters() if p.ndim >= 2]
-        others = [p for p in self.parameters() if p.ndim < 2]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": settings.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            # A fused one unscales float16 gradients itself, after Lightning has clipped them.
-            fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
-        )
+        betas = (settings.beta1, settings.beta2)
+        # A fused AdamW unscales float16 gradients itself, after Lightning has clipped them.
+        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
+        optimizer: torch.optim.AdamW
+        if settings.optimizer == "muon":
+            is_bf16 = self.trainer.precision == "bf16-mixed"
+            optimizer = MuonAdamW(
+                self.network,
+                lr=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                betas=betas,
+                fused=fused,
+                dtype=torch.bfloat16 if is_bf16 else torch.float32,
+            )
+        else:
+            groups: list[dict[str, Any]] = [
+                {"params": [p for p in self.parameters() if p.ndim >= 2]},
+                {"params": [p for p in self.parameters() if p.ndim < 2], "weight_decay": 0.0},
+            ]
+            optimizer = torch.optim.AdamW(
+                groups,
+                lr=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                betas=betas,
+                fused=fused,
+            )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, settings, max_steps)
         )

@@ -94,9 +94,11 @@ def test_a_checkpoint_holds_the_record_and_the_state_of_each_process(whole):
     assert len(state["callbacks"]["RankStates"]["ranks"]) == 1
 
 
-def test_training_longer_on_resume_equals_a_longer_run(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_longer_on_resume_equals_a_longer_run(tmp_path, optimizer):
     pairs = write_pairs(tmp_path / "pairs.tsv", 300)
-    longer, even = ["--training.max_steps", "12"], ["--optimization.schedule", "inverse_sqrt"]
+    longer = ["--training.max_steps", "12"]
+    even = ["--optimization.schedule", "inverse_sqrt", "--optimization.optimizer", optimizer]
     brief = settings("--training.max_steps", "7", *even)
     fit(pairs, tmp_path / "one", brief, console=quiet_console())
     fit((), tmp_path / "one", read_settings(None, longer), resume="must", console=quiet_console())

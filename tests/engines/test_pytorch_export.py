@@ -28,6 +28,11 @@ def test_the_script_gives_our_outputs_and_scores(option, tmp_path):
         [[expected]] = search([network], torch.tensor([source]), config)
         assert (found.ids, found.is_complete) == (expected.ids, expected.is_complete)
         assert found.score == pytest.approx(expected.score, abs=1e-3)
+    lines = (tmp_path / "decode.py").read_text().splitlines()
+    assert not any("[" in line and line.strip().startswith("#") for line in lines)  # no marks
+    assert ("class _Rotary(nn.MultiheadAttention):" in "".join(lines)) == (
+        model.positions == "rotary"
+    )
 
 
 def test_sinusoidal_positions_have_no_end_and_odd_widths(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import runpy
 import shutil
 import warnings
@@ -149,14 +150,17 @@ def write_pytorch(network: Transformer, model: ModelSettings, folder: Path) -> N
     sizes = ("source", network.source_vocab_size), ("target", network.target_vocab_size)
     tensors = {}
     for side, size in sizes:  # without the rows that round the matrices up
-        tensors[f"{side}_embedding"] = getattr(network, f"{side}_embedding").weight[:size]
+        embedding = getattr(network, f"{side}_embedding").weight[:size]
+        tensors[f"{side}_embedding"] = embedding * network.d_model**0.5
         positions = getattr(network, f"{side}_positions")
         if isinstance(positions, LearnedPositions):
             tensors[f"{side}_positions"] = positions.weight
     output, size = network.output, network.target_vocab_size
     weight = network.target_embedding.weight if output is None else output.weight
     tensors["output_weight"] = weight[:size]
-    tensors["output_bias"] = weight.new_zeros(size) if output is None else output.bias[:size]
+    bias = weight.new_zeros(size) if output is None else output.bias[:size].detach().clone()
+    bias[list(network.never_emitted)] = -math.inf
+    tensors["output_bias"] = bias
     state = network.transformer.state_dict()
     for name, content in (("transformer", state), ("embeddings", tensors)):
         # Clones, because safetensors refuses tensors that share memory, as tied ones do.
@@ -174,13 +178,17 @@ def write_pytorch(network: Transformer, model: ModelSettings, folder: Path) -> N
             "activation": model.activation,
             "norm_first": model.norm_first,
         },
-        "positions": model.positions,
         "bos_id": network.bos_id,
         "eos_id": network.eos_id,
-        "never_emitted": list(network.never_emitted),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     script = (files("dragoman") / "engines" / "pytorch_decode.py").read_text("utf-8")
+    script = re.sub(  # of the parts for kinds of positions, those of this model
+        r" *# \[((?:\w| )+)\].*\n((?:.*\n)*?) *# \[end\]\n",
+        lambda part: part[2] if model.positions in part[1].split() else "",
+        script,
+    )
+    script = re.sub(r"\n{3,}", "\n\n", script)
     (folder / _SCRIPT).write_text(script, encoding="utf-8")
     for path in folder.glob("*.safetensors"):  # created for the owner only, whatever the umask
         shutil.copymode(folder / _SCRIPT, path)

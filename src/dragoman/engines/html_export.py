@@ -380,7 +380,9 @@ def _fill_page(name: str, about: dict[str, Any], weights: str) -> str:
     page, style, script = (
         (folder / part).read_text("utf-8") for part in ("index.html", "page.css", "page.js")
     )
-    model = (files("dragoman") / "engines" / "html_model.js").read_text("utf-8")
+    scripts = ("html_pointers.js", "html_model.js")[0 if about["pointers"] else 1 :]
+    engines = files("dragoman") / "engines"
+    model = "\n".join((engines / one).read_text("utf-8") for one in scripts)
     policy = _POLICY.format(scripts=f"{_hash(model)} {_hash(script)}", style=_hash(style))
     content = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")
     data = (

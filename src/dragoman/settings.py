@@ -201,9 +201,9 @@ class OptimizationSettings(Section):
     """The optimizer and its schedule."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices of the layers, AdamW for embeddings, norms and biases. It learns more from each step, which takes longer: of 1,024 tokens by a third with bf16 on AMX, and more without."""
+    """muon: Muon for the matrices of the layers, AdamW for embeddings, norms and biases, with the same learning rate. It learns more from each step, which takes longer: of 1,024 tokens by a third with bf16 on AMX, and more without."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
-    """Peak learning rate of AdamW; Muon's updates are 0.8 times as large, as the root of their mean square."""
+    """Peak learning rate of AdamW."""
     schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"] = "linear"
     """Learning-rate schedule after warm-up; cosine and linear reach zero at training.max_steps."""
     warmup_steps: Annotated[int, Field(ge=0)] = 1000

@@ -149,6 +149,20 @@ def test_a_training_whose_node_is_killed_resumes_on_another_one(cluster, start, 
     assert folder.settings.training.num_nodes == 2
 
 
+def test_an_interrupted_training_says_how_to_resume_on_the_cluster(start, tmp_path):
+    pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "model"
+    process = start(
+        "fit", pairs, "--out", out, *SMALL, "--training.max_steps", "100000", "--data.cache", "none",
+        "--training.checkpoint_every", "5", "--on", "ray",
+    )  # fmt: skip
+    checkpoints = tmp_path / "model.training" / "checkpoints"
+    wait_for(lambda: list_checkpoints(checkpoints), process)
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=200)
+    again = f"dragoman fit --out {out} --resume auto --on ray --training.devices 1"
+    assert f"; to resume: {again}" in messages
+
+
 def test_what_the_cluster_cannot_do_is_one_message(trained, start, tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "o"
     predict = ["predict", trained[0], "--output", out, "--on", "ray", "--workers", "1", "--input"]

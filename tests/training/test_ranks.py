@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -328,3 +329,42 @@ def test_more_than_there_are_is_refused(pairs, tmp_path, word, message):
     with pytest.raises(SettingsError, match=message):
         fit(pairs, tmp_path / "model", settings, console=quiet_console())
     assert not (tmp_path / "model.training").exists()
+
+
+def wait_less():
+    from dragoman.training import ranks
+
+    ranks._JOIN = timedelta(seconds=20)
+
+
+def test_a_rank_that_never_starts_is_said_once(pairs, tmp_path):
+    port = find_free_port()
+
+    def name(rank):
+        return {
+            "RANK": rank, "WORLD_SIZE": 3, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 3,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+
+    words = [pairs, "--out", tmp_path / "model", *WORDS]
+    found = [
+        Started(words, 1, tmp_path, names=lambda _, rank=rank: name(rank), prepare=wait_less)
+        for rank in (0, 1)
+    ]
+    (codes, printed), (others, silent) = (one.wait() for one in found)
+    assert codes == others == [2], (printed, silent)
+    assert printed[0].count("dragoman:") == 1
+    assert "2/3 clients joined" in printed[0]
+    assert "check that all processes have started" in printed[0]
+    assert silent == [""]
+
+
+def test_ranks_with_a_time_limit_take_the_steps_of_rank_0(pairs, tmp_path):
+    limited = [*WORDS[: WORDS.index("--training.max_steps")], "--evaluation.report", "none"]
+    words = [pairs, "--out", tmp_path / "model", *limited, "--max-time", "60s"]
+    codes, printed = Started(words, 2, tmp_path).wait()
+    assert codes == [0, 0], printed
+    assert "time limit: " in printed[0]
+    folder = ModelFolder.read(tmp_path / "model")
+    assert 0 < folder.metrics["num_steps"] <= folder.settings.training.max_steps
+    assert printed[1] == ""

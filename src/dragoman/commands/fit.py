@@ -1,5 +1,6 @@
 """One training run, read from top to bottom: read the pairs, choose settings, train, score, write."""
 
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +59,7 @@ from dragoman.training.checkpoints import BEST, list_checkpoints, read_checkpoin
 from dragoman.training.device import explain_out_of_memory, find_device
 from dragoman.training.graceful_stop import SignalHandler, StopTraining, handle_signals
 from dragoman.training.logs import make_loggers
-from dragoman.training.ranks import Ranks, join_ranks, requeue_job
+from dragoman.training.ranks import RESUME_OPTIONS, Ranks, join_ranks, requeue_job
 from dragoman.training.resume import (
     CHECKPOINTS,
     DATA,
@@ -226,10 +227,15 @@ def _explain_resume(out: Path, folder: Path, ranks: Ranks) -> Iterator[None]:
         if stop is None:
             raise
         if list_checkpoints(folder / CHECKPOINTS):
-            stop.args = (f"{stop}; to resume: dragoman fit --out {quote(str(out))} --resume auto",)
+            stop.args = (f"{stop}; to resume: {_name_command(out)}",)
         if isinstance(stop, Stopped) and stop.is_requeued and ranks.rank == 0:
             stop.args = (f"{stop}; {requeue_job()}",)
         raise stop from error
+
+
+def _name_command(out: Path) -> str:
+    """Return the command that resumes; if `--on ray` has started this process, by it again."""
+    return f"dragoman fit --out {quote(str(out))} --resume auto{os.environ.get(RESUME_OPTIONS, '')}"
 
 
 def _is_complete(run: Run) -> bool:
@@ -384,8 +390,7 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
                 message = report_run(run, folder, predictor, evaluations, model_folder.metrics)
     except ModelFolderError as error:
         raise ModelFolderError(
-            f"{error}; the training is kept: make room, then resume: dragoman fit --out "
-            f"{quote(str(run.out))} --resume auto"
+            f"{error}; the training is kept: make room, then resume: {_name_command(run.out)}"
         ) from error
     if run.settings.evaluation.report == "html":
         run.context.report(message)

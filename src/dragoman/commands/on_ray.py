@@ -149,6 +149,8 @@ def _run_ranks(
     ray: ModuleType, words: Sequence[str], num_ranks: int, needs: Mapping[str, int]
 ) -> list[int]:
     """Start all ranks, show what rank 0 says, and return their exit codes; []: a worker was lost."""
+    from dragoman.training.ranks import RESUME_OPTIONS
+
     group = ray.util.placement_group([dict(needs)] * num_ranks)
     try:
         while not group.wait(60):
@@ -172,6 +174,7 @@ def _run_ranks(
             "WORLD_SIZE": str(num_ranks),
             "LOCAL_RANK": "0",
             "LOCAL_WORLD_SIZE": "1",
+            RESUME_OPTIONS: f" --on ray --training.devices {num_ranks}",
         }
         starts = [
             one.start.remote(words, {**shared, "RANK": str(rank), "GROUP_RANK": str(rank)})

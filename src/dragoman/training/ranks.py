@@ -33,15 +33,20 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from rich.console import Console
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from dragoman.errors import DragomanError, SettingsError, Stopped, TrainingError
 from dragoman.settings import Settings, TrainingSettings
 from dragoman.training.device import find_device
 from dragoman.training.run_context import print_plain
 
-_JOIN = timedelta(minutes=10)  # until all have started; also the longest wait within a step
+_JOIN = timedelta(minutes=3)  # until all have started
+_STEP = timedelta(minutes=10)  # the longest wait within a step
 _PREPARE = timedelta(days=7)  # one rank may read the pairs for long
 _END_S = 15.0  # for a rank to notice that another has died, where only a timeout would tell it
+
+RESUME_OPTIONS = "DRAGOMAN_RESUME_OPTIONS"  # a variable: what the command to resume needs as well
 
 _VARIABLES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
@@ -83,7 +88,9 @@ class Ranks:
     def join(self, variables: Mapping[str, str], device_type: str) -> None:
         """Take the rank in `variables` (those of torchrun), and wait for all others.
 
-        Raises: SettingsError, when rank 0 cannot be reached, or its port is taken.
+        Raises:
+            SettingsError: Rank 0 cannot be reached, its port is taken, or other ranks are missing.
+            SystemExit: That is so, and another rank reports it.
         """
         os.environ.update(variables)
         self.rank, self.num_ranks = int(variables["RANK"]), int(variables["WORLD_SIZE"])
@@ -92,13 +99,23 @@ class Ranks:
         if self.rank > 0:
             self.console = Console(quiet=True)
             warnings.simplefilter("ignore")
+        found_first = False
         try:
             if not dist.is_initialized():
                 backend = "nccl" if device_type == "cuda" else "gloo"
-                dist.init_process_group(backend, init_method="env://", timeout=_JOIN)
+                store, _, _ = next(rendezvous("env://", self.rank, self.num_ranks, timeout=_JOIN))
+                found_first = True
+                self._wait_for_all(store)
+                store.set_timeout(_STEP)
+                dist.init_process_group(
+                    *(backend, None, _STEP, self.num_ranks, self.rank),
+                    store=PrefixStore("default_pg", store),
+                )
                 self._owns_group = True
             self._group = dist.new_group(backend="gloo", timeout=_PREPARE)
         except (RuntimeError, ValueError) as error:
+            if self.rank > 0 and (found_first or self.local_rank > 0):
+                raise SystemExit(2) from error  # rank 0 reports, or the first of this machine
             place = (
                 f"MASTER_ADDR {variables['MASTER_ADDR']}, MASTER_PORT {variables['MASTER_PORT']}"
             )
@@ -260,6 +277,18 @@ class Ranks:
             os.environ.pop(name, None)
             if name in self._before:
                 os.environ[name] = self._before[name]
+
+    def _wait_for_all(self, store: Store) -> None:
+        """Wait for the other ranks, also where torchrun holds the store, which does not wait."""
+        keys = [f"joined/{rank}" for rank in range(self.num_ranks)]
+        store.set(keys[self.rank], "")
+        try:
+            store.wait(keys, _JOIN)
+        except dist.DistStoreError as error:
+            missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+            raise RuntimeError(
+                f"after {_JOIN.total_seconds():.0f} s, not started: rank {', '.join(missing)}"
+            ) from error
 
     def _reaches_first(self) -> bool:
         """Return whether rank 0 lives, which holds the store; else this rank is to report."""

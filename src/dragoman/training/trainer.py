@@ -308,12 +308,15 @@ def measure_pace(
     validation_s = (time.monotonic() - started_s) * len(batches) / len(chosen)
     steps_s = [after - before for before, after in pairwise(steps.times_s)]
     rows = data_module.num_rows
+    # Rank 0 scores alone; on CPUs, with the cores of all ranks of its machine.
+    num_shares = ranks.num_ranks if find_device(settings.training) == "cuda" else ranks.num_nodes
     num_decoded = module.decoded_fraction * rows["valid"]
     return Pace(
         step_s=fmean(steps_s[len(steps_s) // 2 :]),
         validation_s=validation_s,
         scoring_s=settings.decoding.num_candidates
-        * validation_s  # greedy
+        * validation_s  # greedy, by all ranks
+        * num_shares
         * (rows["valid"] + rows["test"])
         / num_decoded,
     )

@@ -23,9 +23,11 @@ WORDS = ["".join(random.Random(i).choices("abcdefgh", k=10 + i % 5)) for i in ra
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run whose targets are AA (40%) or B with one of four letters: greedy search begins with B."""
+    """A run whose targets are AA (40%) or B with one of eight letters: greedy search begins with B."""
     folder, chance = tmp_path_factory.mktemp("garden_path"), random.Random(1)
-    targets = ["AA" if chance.random() < 0.4 else "B" + chance.choice("CDEF") for _ in range(1000)]
+    targets = [
+        "AA" if chance.random() < 0.4 else "B" + chance.choice("CDEFGHIJ") for _ in range(1000)
+    ]
     pairs, console = folder / "pairs.tsv", quiet_console()
     pairs.write_text("".join(map("{}\t{}\n".format, make_words(1000), targets)))
     words = [

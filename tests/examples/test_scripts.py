@@ -57,8 +57,8 @@ def test_the_cells_of_the_notebook_run(tmp_path, monkeypatch, capsys):
 
 
 def test_each_example_is_short_and_says_what_it_is():
-    scripts = [*EXAMPLES.glob("*/*.py")]
-    assert len(scripts) >= 3
+    scripts = [*EXAMPLES.glob("*/*.py"), *EXAMPLES.glob("*/*.sh")]
+    assert len(scripts) >= 5
     for script in scripts:
         assert len(script.read_text(encoding="utf-8").splitlines()) <= 60, script
         assert (script.parent / "README.md").is_file()

@@ -106,7 +106,7 @@ def test_dropout_gives_the_mean_and_spread_of_the_reference(is_cpu_training, act
     torch.testing.assert_close(ours.std(0), spread, rtol=0.15, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
 def test_elements_are_dropped_independently_with_the_given_probability(dtype, p):
     torch.manual_seed(0)
@@ -144,7 +144,7 @@ def test_dropout_of_zero_draws_and_changes_nothing():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_masks_of_relus_and_sums_let_no_gradient_of_a_dropped_element_through(dtype):
     torch.manual_seed(0)
     x = torch.randn(50, 64, dtype=dtype, requires_grad=True)

@@ -302,20 +302,19 @@ def _attend_to_source(
 ) -> Float[Tensor, "*R D"]:
     """All rows of a source attend to it together, as if they were one row."""
     assert layer.cross is not None
+    query = layer.cross.query(x)
     if layers.is_cpu_training:
-        [query] = split_heads(layer.cross.query(x), 1, layer.num_heads)
+        [query] = split_heads(query, 1, layer.num_heads)
         key, value = split_heads(source, 2, layer.num_heads)
         mixed = _attend_by_products(layers.dropout, query, key, value, mask)
-        return layer.cross.output(mixed.view(x.shape))
-    if source.ndim == 3:
-        key, value = _split_heads(source, 2, layer.num_heads, source.shape[0])
     else:
-        key, value = source.unbind(0)
-    [query] = _split_heads(layer.cross.query(x), 1, layer.num_heads, key.shape[0])
-    mixed = _attend(layers.dropout, query, key, value, mask).reshape(
-        x.shape
-    )  # (N, L, H, Dh) -> (R, T, D)
-    return layer.cross.output(mixed)
+        if source.ndim == 3:
+            key, value = _split_heads(source, 2, layer.num_heads, source.shape[0])
+        else:
+            key, value = source.unbind(0)
+        [query] = _split_heads(query, 1, layer.num_heads, key.shape[0])
+        mixed = _attend(layers.dropout, query, key, value, mask)
+    return layer.cross.output(mixed.reshape(x.shape))  # (N, L, H, Dh) -> (R, T, D)
 
 
 def _attend(

@@ -9,6 +9,8 @@ Some of these functions overwrite an argument. It must be the fresh result of a 
 backward pass reads.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -81,7 +83,12 @@ class Dropout:
         return words.view(like.shape).to(_WORDS[like.dtype])
 
 
-_WORDS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+_WORDS = {
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
 
 
 def _mask_(x: Tensor, keep: Tensor) -> Tensor:
@@ -157,53 +164,52 @@ class _SplitHeads(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         rows, length, width = x.shape[0], x.shape[1], x.shape[2] // (count * num_heads)
         ctx.shape = (rows, length, count, num_heads, width)  # type: ignore[attr-defined]
-        scale = width**-0.5
-        sine = cosine = x
+        ctx.waves = None  # type: ignore[attr-defined]
         if positions is not None:
-            sine, cosine = (positions[:, i::2].to(x.dtype) for i in (0, 1))  # (L, Dh / 2)
-        ctx.positions = None if positions is None else (sine, cosine)  # type: ignore[attr-defined]
-        padded = length + -length % KEYS_MULTIPLE
-        found = []
-        for number, part in enumerate(_view_heads(x, ctx.shape)):  # type: ignore[attr-defined]
-            is_query = number == 0 and count != 2
-            stop = length if is_query else padded
-            out = x.new_empty(rows, num_heads, stop, width)
-            out[:, :, length:].zero_()
-            out = out[:, :, :length]
-            if positions is not None and number < 2:
-                _rotate(part, sine, cosine, scale if is_query else 1.0, out)
-            elif is_query:
-                torch.mul(part, scale, out=out)
-            else:
-                out.copy_(part)
-            found.append(out._base if out._base is not None else out)
-        return tuple(found)
+            ctx.waves = tuple(positions[:, i::2].to(x.dtype) for i in (0, 1))  # type: ignore[attr-defined]
+        has_query = count != 2
+        stops = [length] * has_query + [length + -length % KEYS_MULTIPLE] * (count - has_query)
+        found = tuple(x.new_empty(rows, num_heads, stop, width) for stop in stops)
+        for one in found:
+            one[:, :, length:].zero_()
+        places = [one[:, :, :length] for one in found]
+        _convert(_view_heads(x, ctx.shape), places, ctx.waves)  # type: ignore[attr-defined]
+        return found
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        shape, positions = ctx.shape, ctx.positions  # type: ignore[attr-defined]
+        shape, waves = ctx.shape, ctx.waves  # type: ignore[attr-defined]
         rows, length, count, num_heads, width = shape
         by_x = grads[0].new_empty(rows, length, count * num_heads * width)
-        for number, out in enumerate(_view_heads(by_x, shape)):
-            is_query = number == 0 and count != 2
-            scale, gradient = width**-0.5 if is_query else 1.0, grads[number][:, :, :length]
-            if positions is not None and number < 2:
-                _rotate(gradient, -positions[0], positions[1], scale, out)
-            elif is_query:
-                torch.mul(gradient, scale, out=out)
-            else:
-                out.copy_(gradient)
+        back = None if waves is None else (-waves[0], waves[1])  # rotate back
+        _convert([one[:, :, :length] for one in grads], _view_heads(by_x, shape), back)
         return by_x, None, None, None
+
+
+def _convert(
+    parts: Sequence[Tensor], places: Sequence[Tensor], waves: tuple[Tensor, Tensor] | None
+) -> None:
+    """Write the parts, (N, H, L, Dh), to their places; the query scaled, query and key rotated.
+
+    `waves`: sines and cosines, each (L, Dh / 2).
+    """
+    for number, (part, place) in enumerate(zip(parts, places, strict=True)):
+        is_query = number == 0 and len(parts) != 2
+        scale = part.shape[-1] ** -0.5 if is_query else 1.0
+        if waves is not None and number < 2:
+            _rotate(part, waves[0] * scale, waves[1] * scale, place)
+        elif is_query:
+            torch.mul(part, scale, out=place)
+        else:
+            place.copy_(part)
 
 
 def _view_heads(x: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     return x.view(shape).permute(2, 0, 3, 1, 4).unbind(0)  # count x (N, H, L, Dh)
 
 
-def _rotate(x: Tensor, sine: Tensor, cosine: Tensor, scale: float, out: Tensor) -> None:
-    if scale != 1.0:
-        sine, cosine = sine * scale, cosine * scale
+def _rotate(x: Tensor, sine: Tensor, cosine: Tensor, place: Tensor) -> None:
     first, second = x.chunk(2, dim=-1)
-    low, high = out.chunk(2, dim=-1)
+    low, high = place.chunk(2, dim=-1)
     torch.mul(first, cosine, out=low).addcmul_(second, sine, value=-1)
     torch.mul(second, cosine, out=high).addcmul_(first, sine)

@@ -845,7 +845,8 @@ COMMANDS = {
         run=_inspect, add_options=_add_inspect,
         summary="look for problems in pairs before training",
         examples=("dragoman inspect train.tsv --valid dev.tsv --test test.tsv",),
-        sections=("preset", "data.", "tokenizer."), unused=("data.cache", "data.train_fraction", "data.unlabelled"),
+        sections=("preset", "data.", "tokenizer."),
+        unused=("data.cache", "data.processes", "data.train_fraction", "data.unlabelled"),
         common=_FOR_TRAINING,
     ),
     "tune": Command(

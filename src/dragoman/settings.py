@@ -140,6 +140,8 @@ class DataSettings(Section):
     """Maximum length of a source or target, in tokens."""
     cache: str = "auto"
     """Folder of prepared data (tokens and ids), reused by the next run on the same files; entries unused for 30 days, and the oldest beyond 10 GiB, are removed. auto: dragoman in XDG_CACHE_HOME or ~/.cache; none: no cache. Not stored in a model folder."""
+    processes: Annotated[int, Field(ge=0)] = 0
+    """Processes that read pairs and make ids, at most; the result is the same with any number. 0: one for each core. Not stored in a model folder."""
 
 
 class SideSettings(Section):

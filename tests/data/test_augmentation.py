@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from dragoman.data.augmentation import SubwordDropout, make_augmentations
-from dragoman.data.dataset import Batch, EncodedPairs, IdsWriter
+from dragoman.data.dataset import Batch, EncodedPairs
+from dragoman.data.preparation import write_id_rows
 from dragoman.data.sampler import TrainingLoader
 from dragoman.errors import SettingsError
 from dragoman.reading.pairs import Pair
@@ -76,12 +77,11 @@ def test_subwords_are_split_with_their_probability(tokenizer, batch):
 
 
 def test_a_loader_that_resumes_splits_as_it_would_have(tokenizer, batch, tmp_path):
-    with IdsWriter(tmp_path / "x.arrow") as writer:
-        rows = [
-            [[i for i in row if i] for row in ids.tolist()]
-            for ids in (batch.source_ids, batch.target_ids)
-        ]
-        writer.write(*rows)
+    sources, targets = (
+        [[i for i in row if i] for row in ids.tolist()]
+        for ids in (batch.source_ids, batch.target_ids)
+    )
+    write_id_rows(tmp_path / "x.arrow", [(sources, targets, [0] * len(sources))])
 
     def make_loader():
         dropout = make_dropout(tokenizer, 0.2)

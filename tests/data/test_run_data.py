@@ -11,8 +11,9 @@ import pytest
 from conftest import make_words
 from dragoman import PairDataModule, read_settings
 from dragoman.data.run_data import RunData
+from dragoman.errors import DataError
 from dragoman.presets import choose_settings
-from dragoman.reading.pairs import read_pairs
+from dragoman.reading.pairs import cut_table, read_pairs, read_part
 
 SKIP = ["--data.broken_rows", "skip", "--data.long_rows", "skip", "--data.max_tokens", "590"]
 
@@ -248,11 +249,11 @@ def test_an_entry_holds_no_pickle_and_names_no_file_outside_it(files):
 def test_each_file_is_parsed_once_unless_tags_are_found(files, monkeypatch):
     parsed = []
 
-    def count(paths, *rest):
-        parsed.append(Path(paths[0]).name)
-        return read_pairs(paths, *rest)
+    def count(part, *rest):
+        parsed.append(part.files[0].name)
+        return read_part(part, *rest)
 
-    monkeypatch.setattr("dragoman.data.run_data.read_pairs", count)
+    monkeypatch.setattr("dragoman.data.preparation.read_part", count)
     prepare(files, "--data.cache", "none")
     assert parsed == ["train.tsv", "valid.tsv", "test.tsv"]
     tagged = files / "tagged.tsv"
@@ -295,3 +296,68 @@ def test_rows_of_several_files_keep_the_name_of_theirs(tmp_path):
         names = one.name_rows(np.arange(len(rows)))
         assert names == [f"{row.file}:{row.line}" for row in rows]
     assert not data.is_parallel
+
+
+def write_parts(folder, broken=()):
+    """Write two files of pairs, with invalid rows in the lines `broken` of the second."""
+    for name, offset in (("a", 0), ("b", 3000)):
+        words = [f"{word * 30}{offset}" for word in make_words(1000)]
+        lines = [f"{word}\t{word.upper()}" for word in words]  # longer than the head of a file
+        for line in broken if name == "b" else ():
+            lines[line - 1] = "broken"
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return [folder / "a.tsv", folder / "b.tsv"]
+
+
+def prepare_parts(paths, folder, *words):
+    skip = ["--data.broken_rows", "skip", "--data.cache", "none"]
+    data = PairDataModule(paths, read_settings(None, [*skip, *words]), folder)
+    data.prepare_data()
+    return data
+
+
+@pytest.mark.parametrize("processes", ["1", "2", "3"])
+def test_processes_and_parts_give_what_one_part_gives(tmp_path, monkeypatch, processes):
+    paths = write_parts(tmp_path, broken=(57, 400, 999))
+    whole = prepare_parts(paths, tmp_path / "whole", "--data.processes", "1")
+    monkeypatch.setattr("dragoman.data.run_data._PART_LINES", 90)
+    assert len(cut_table(paths[:1], whole.settings.data, 90)) > 3
+    parts = prepare_parts(paths, tmp_path / "parts", "--data.processes", processes)
+    assert parts.tokenizer.to_dict() == whole.tokenizer.to_dict()
+    assert (parts.num_rows, parts.data.statistics) == (whole.num_rows, whole.data.statistics)
+    for one, other in zip(
+        parts.data.invalid_rows.examples, whole.data.invalid_rows.examples, strict=True
+    ):
+        assert one == other
+    for split in ("train", "valid", "test"):
+        assert [*parts.read_split(split)] == [*whole.read_split(split)]
+        rows = np.arange(parts.num_rows[split])
+        ids, expected = (data.data.ids(split).gather(rows) for data in (parts, whole))
+        assert ids.source_ids.equal(expected.source_ids)
+        assert ids.target_ids.equal(expected.target_ids)
+
+
+def test_an_invalid_row_of_a_later_part_is_named_by_its_line(tmp_path, monkeypatch):
+    paths = write_parts(tmp_path, broken=(777,))
+    monkeypatch.setattr("dragoman.data.run_data._PART_LINES", 90)
+    with pytest.raises(DataError, match=r"b\.tsv:777"):
+        prepare_parts(paths, tmp_path / "parts", "--data.broken_rows", "error")
+
+
+def test_an_added_file_costs_only_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("dragoman.data.run_data._FEWEST_PAIRS", 1)
+    monkeypatch.setattr("dragoman.data.run_data._FEWEST_CHARACTERS", 1)
+    first, second = write_parts(tmp_path)
+    cache = ["--data.cache", str(tmp_path / "cache")]
+    prepare_parts([first], tmp_path / "one", *cache)
+    read = []
+
+    def note(part, *rest):
+        read.append(part.files[0].name)
+        return read_part(part, *rest)
+
+    monkeypatch.setattr("dragoman.data.preparation.read_part", note)
+    both = prepare_parts([first, second], tmp_path / "both", *cache, "--data.processes", "1")
+    assert read == ["b.tsv"]
+    afresh = prepare_parts([first, second], tmp_path / "afresh")
+    assert [*both.read_split("train")] == [*afresh.read_split("train")]

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dragoman.data import sampler
-from dragoman.data.dataset import Batch, EncodedPairs, IdsWriter
+from dragoman.data.dataset import Batch, EncodedPairs
+from dragoman.data.preparation import write_id_rows
 from dragoman.data.sampler import (
     EvaluationLoader,
     TrainingLoader,
@@ -23,11 +24,9 @@ lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1
 
 def make_pairs(folder, lengths) -> EncodedPairs:
     """Row i holds the id i, as often as it is long."""
-    with IdsWriter(folder / "x.arrow") as writer:
-        writer.write(
-            [[i + 3] * s for i, (s, _) in enumerate(lengths)],
-            [[i + 3] * t for i, (_, t) in enumerate(lengths)],
-        )
+    sources = [[i + 3] * s for i, (s, _) in enumerate(lengths)]
+    targets = [[i + 3] * t for i, (_, t) in enumerate(lengths)]
+    write_id_rows(folder / "x.arrow", [(sources, targets, [0] * len(lengths))])
     return EncodedPairs(folder / "x.arrow")
 
 

@@ -17,6 +17,7 @@ from filelock import Timeout
 from dragoman.characters import find_surrogate
 from dragoman.commands.fit_teacher import hold_out_as, teach
 from dragoman.configuration import find_conflicts, list_set_values, merge_settings
+from dragoman.data.cache import NOT_IN_KEYS
 from dragoman.data.run_data import RunData
 from dragoman.errors import (
     CheckpointError,
@@ -453,8 +454,9 @@ def check_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
 
 
 def _forget_cache(settings: Settings) -> Settings:
-    """Return the settings without the cache: it belongs to this machine, not to the model folder."""
-    data = settings.data.model_copy(update={"cache": DataSettings().cache})
+    """Return the settings without what belongs to this machine, not to the model folder."""
+    usual = DataSettings().model_dump(include={*NOT_IN_KEYS})
+    data = settings.data.model_copy(update=usual)
     return settings.model_copy(update={"data": data})
 
 

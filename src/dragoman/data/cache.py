@@ -1,6 +1,7 @@
 """Prepared data of earlier runs in the user's cache folder, found by what they were made from.
 
     data-0a1b…/   an entry: the files of `RunData`, under their names
+    text-0a1b…/ ids-0a1b…/   the text of one large file of pairs, part by part, and its ids
 
 An entry is written under a temporary name, renamed, and never changed; its digests are checked on
 use. `take` gives the caller copies, so an entry may be removed at any time, without a lock.
@@ -25,7 +26,8 @@ from dragoman.settings import Settings
 from dragoman.storage import sha256
 
 # Raise it whenever the same files and settings give other statistics, tokens, ids or file layouts.
-FORMAT = 10
+FORMAT = 11
+NOT_IN_KEYS = ("cache", "processes")  # settings of data that change no entry
 UNUSED_DAYS = 30  # entries unused for so long are removed
 LARGEST_BYTES = 10 * 2**30  # then the entries unused for longest are removed, down to this size
 
@@ -37,19 +39,25 @@ _DAY_S = 86_400.0  # temporary folders that are older were left by a run that di
 
 def make_key(digests: Mapping[str, object], settings: Settings) -> str:
     """Return the name of the entry for these files and the settings typed for data and tokenizer."""
-    made_from = {
+    chosen = {
+        name: value
+        for name, value in list_set_values(settings)
+        if name.startswith(("data.", "tokenizer."))
+        and name.removeprefix("data.") not in NOT_IN_KEYS
+    }
+    return name_entry("data", {"files": digests, "settings": chosen})
+
+
+def name_entry(kind: str, made_from: Mapping[str, object]) -> str:
+    """Return the name of an entry of this kind; `made_from`: all that it depends on, as JSON."""
+    content = {
         "format": FORMAT,
         "versions": {name: version(name) for name in ("dragoman", "tokenizers", "pyarrow")},
         "python": platform.python_version(),
-        "files": digests,
-        "settings": {
-            name: value
-            for name, value in list_set_values(settings)
-            if name.startswith(("data.", "tokenizer.")) and name != "data.cache"
-        },
+        **made_from,
     }
-    text = json.dumps(made_from, sort_keys=True)
-    return f"data-{hashlib.sha256(text.encode()).hexdigest()}"
+    text = json.dumps(content, sort_keys=True)
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 class Cache:

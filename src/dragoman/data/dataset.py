@@ -1,9 +1,7 @@
 """Pairs as ids: padded batches, gathered from memory-mapped Arrow files of any number of rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +10,6 @@ import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
-
-from dragoman.errors import DataError
-from dragoman.reading.pairs import Pair, RowErrors
-from dragoman.reading.statistics import Split
-from dragoman.settings import DataSettings
-from dragoman.tokenizers.tokenizer import UNKNOWN_ID, PairTokenizer
-
-ROWS_PER_CHUNK = 65_536
-FILE_SHIFT = 40  # a line in the k-th of several files, from 0, is stored as line + (k << 40)
-_IDS = pa.list_(pa.int32())
-_SCHEMA = pa.schema([("source", _IDS), ("target", _IDS), ("line", pa.int64())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,95 +54,8 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Int[Tensor, "B L"]:
     return torch.from_numpy(ids)
 
 
-def encode_splits(
-    pairs: Iterable[tuple[Split, Pair]],
-    tokenizer: PairTokenizer,
-    files: Mapping[Split, Path],
-    settings: DataSettings,
-    numbers: Mapping[str, int] = {},
-) -> tuple[dict[Split, int], RowErrors, RowErrors]:
-    """Write the ids of `pairs` to the file of their split; return the numbers of rows, and the errors.
-
-    Rows over `data.max_tokens` are left out and counted when `data.long_rows` is skip. The last
-    value counts targets with tokens outside of the vocabulary; they are written. `numbers` are those
-    of the files of pairs: see FILE_SHIFT.
-
-    Raises:
-        DataError: Rows are over `data.max_tokens`, and `data.long_rows` is error; no file is left
-            behind then.
-    """
-    long_rows, unknown, counts = RowErrors(), RowErrors(shown=3), dict.fromkeys(files, 0)
-    iterator = iter(pairs)
-    with ExitStack() as stack:
-        writers = {split: stack.enter_context(IdsWriter(path)) for split, path in files.items()}
-        while chunk := list(islice(iterator, ROWS_PER_CHUNK)):
-            for split, writer in writers.items():
-                rows = [pair for name, pair in chunk if name == split]
-                texts = [pair.source for pair in rows]
-                sources = tokenizer.encode_sources(texts, [pair.features for pair in rows])
-                targets = tokenizer.encode_targets([pair.target for pair in rows], texts)
-                kept = []
-                for pair, source, target in zip(rows, sources, targets, strict=True):
-                    length = max(len(source), len(target))
-                    if length <= settings.max_tokens:
-                        kept.append(
-                            (source, target, pair.line + (numbers.get(pair.file, 0) << FILE_SHIFT))
-                        )
-                        if UNKNOWN_ID in target:
-                            names = tokenizer.target.name_unknown(pair.target)
-                            unknown.add(pair.file, pair.line, f"{split} target", names)
-                    else:
-                        detail = f"{length:,} tokens, over data.max_tokens {settings.max_tokens:,}"
-                        long_rows.add(pair.file, pair.line, "over data.max_tokens", detail)
-                if kept:
-                    writer.write(*map(list, zip(*kept, strict=True)))
-                counts[split] += len(kept)
-        if long_rows.total and settings.long_rows == "error":
-            raise DataError(
-                f"{long_rows.report()}\nraise data.max_tokens, or set data.long_rows skip to train "
-                "without these rows"
-            )
-    return counts, long_rows, unknown
-
-
-class IdsWriter:
-    """Writes the ids of pairs to an Arrow IPC file, chunk by chunk; a context manager.
-
-    The file appears under its name when the context ends without an error, and not before.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(path.name + ".tmp")
-
-    def __enter__(self) -> "IdsWriter":
-        self._writer = pa.ipc.new_file(str(self._partial), _SCHEMA)
-        return self
-
-    def write(
-        self,
-        sources: Sequence[list[int]],
-        targets: Sequence[list[int]],
-        lines: Sequence[int] | None = None,
-    ) -> None:
-        """Append rows (at most `ROWS_PER_CHUNK` at a time, which bounds the memory).
-
-        `lines`: the line of each pair in its file; None: unknown, 0 is written.
-        """
-        columns = [pa.array(side, type=_IDS) for side in (sources, targets)]
-        columns.append(pa.array(lines or [0] * len(sources), type=pa.int64()))
-        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._writer.close()
-        if kind is None:
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink()
-
-
 class EncodedPairs:
-    """The ids of pairs, memory-mapped from a file that `IdsWriter` wrote.
+    """The ids of pairs, memory-mapped from a file of ids.
 
     In memory are the starts and the lengths of the rows (24 bytes a row); ids are read from the map.
     When sent to another process, it is opened there by its path.

@@ -9,62 +9,77 @@ Once `encode` has returned, a run no longer needs its files of pairs: they may c
 
 import gc
 import json
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice, pairwise, repeat
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from dragoman.data.cache import Cache, make_key
-from dragoman.data.dataset import FILE_SHIFT, ROWS_PER_CHUNK, EncodedPairs, encode_splits
+from dragoman.data.cache import NOT_IN_KEYS, Cache, make_key, name_entry
+from dragoman.data.dataset import EncodedPairs
+from dragoman.data.preparation import (
+    FILE_SHIFT,
+    IDS_SCHEMA,
+    ROWS_PER_CHUNK,
+    SPLITS,
+    TEXT_SCHEMA,
+    Found,
+    compute,
+    find_fractions,
+    has_features,
+    has_rows,
+    join_parts,
+    read_batches,
+    write_ids,
+    write_rows,
+    write_text,
+)
 from dragoman.errors import DataError, ModelFolderError
 from dragoman.model_folder.folder import WEIGHTS, ModelFolder
 from dragoman.reading.pairs import (
     Pair,
+    Part,
     RowErrors,
     are_parallel,
+    check_rows,
+    cut_table,
     describe_layout,
     give_same_pairs,
     list_files,
-    read_pairs,
+    list_tables,
 )
 from dragoman.reading.row_errors import RowError, name_file, name_row
 from dragoman.reading.statistics import (
+    MEASURED_ROWS,
     PairStatistics,
     Split,
     collect_statistics,
-    is_in_part,
-    split_of,
 )
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import sha256
 from dragoman.tokenizers.tokenizer import PairTokenizer
 
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 TAUGHT = "outputs of the teacher"
 """The file, by which messages name them, of pairs that training.teacher gives."""
 
+_PART_LINES = ROWS_PER_CHUNK  # of a file, read by one process
+_FEWEST_PAIRS = 100_000  # of a file that is cached by itself, too: fewer take a second
 _FEWEST_CHARACTERS = 1_000_000  # in all pairs: fewer are prepared in under a second, and not cached
-_TOKENIZER, _FINDINGS = "tokenizer.json", "findings.json"
+_TOKENIZER, _FINDINGS, _PARTS = "tokenizer.json", "findings.json", "parts"
 _FILES = [
     *(f"{split}{suffix}" for split in SPLITS for suffix in (".text.arrow", ".arrow")),
     _TOKENIZER,
     _FINDINGS,
 ]
-_TEXT_COLUMNS = pa.schema(
-    [
-        ("source", pa.string()),
-        ("target", pa.string()),
-        ("features", pa.list_(pa.string())),
-        ("line", pa.int64()),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +92,36 @@ class _Findings:
     invalid_rows: dict[str, int]  # by kind
     invalid_examples: list[RowError]
     settings: dict[str, Any]  # of data and tokenizer, resolved
+
+
+@dataclass(kw_only=True)
+class _Table:
+    """One file of pairs, or two of parallel text, while its text and its ids are made."""
+
+    role: Split
+    number: int  # among those of its role
+    files: tuple[Path, ...]
+    folder: Path
+    keys: dict[str, str] = field(default_factory=dict)  # in the cache, of "text" and "ids"
+    found: dict[str, list[Found]] = field(default_factory=dict)  # likewise
+    first_batch: int = 0  # in the text of its role
+    new: list[str] = field(default_factory=list)  # which are not from the cache
+
+    @property
+    def num_pairs(self) -> int:
+        """Those of the text."""
+        return sum(found.num_rows for found in self.found["text"])
+
+    @property
+    def num_batches(self) -> int:
+        """Those of the text."""
+        return sum(-(-found.num_rows // ROWS_PER_CHUNK) for found in self.found["text"])
+
+    def list_files(self, kind: str, suffix: str) -> list[tuple[Path, int]]:
+        """Return the files that were made, with this suffix, each with the number of the table."""
+        names = [found.file for found in self.found[kind] if found.num_rows]
+        folder = self.folder / kind
+        return [(folder / name, self.number) for name in names if name.endswith(suffix)]
 
 
 class RunData:
@@ -111,6 +156,7 @@ class RunData:
         self._cached: _Findings | None = None
         self._key = ""
         self._start: PairTokenizer | None = None
+        self._tables: list[_Table] = []
 
     @classmethod
     def read(
@@ -163,7 +209,8 @@ class RunData:
             DataError: Rows are invalid, or nothing is left to train on or to validate on.
         """
         used = settings.model_dump(mode="json", include={"data", "tokenizer"})
-        used["data"].pop("cache")
+        for name in NOT_IN_KEYS:
+            used["data"].pop(name)
         has_new_pairs = not give_same_pairs(settings.data, self._settings)
         self._settings = settings.data
         if self._cached and self._cached.settings == used:
@@ -174,17 +221,11 @@ class RunData:
             self._read_files()
         taught = teach() if teach else ()
         with _without_garbage_collection():
-            self.tokenizer = PairTokenizer.train(
-                chain(self.read_split("train"), taught), settings.tokenizer, self._start
-            )
-            more: Iterator[tuple[Split, Pair]] = (("train", pair) for pair in taught)
-            num_rows, long_rows, unknown = encode_splits(
-                chain(self.read_splits(), more),
-                self.tokenizer,
-                {split: self.folder / f"{split}.arrow" for split in SPLITS},
-                settings.data,
-                _number([*self.paths, TAUGHT]),
-            )
+            pairs: Iterator[Pair] = chain(self.read_split("train"), taught)
+            if not has_features(self._text("train")):  # of the features, all rows are counted
+                pairs = islice(pairs, settings.tokenizer.training_rows)
+            self.tokenizer = PairTokenizer.train(pairs, settings.tokenizer, self._start)
+            num_rows, long_rows, unknown = self._write_ids(settings.data, taught)
             self._check_counts(num_rows)
             given = [files for files in self._files.values() if files]
             notes = [note for files in given if (note := describe_layout(files, settings.data))]
@@ -211,7 +252,6 @@ class RunData:
             invalid_examples=self.invalid_rows.examples,
             settings=used,
         )
-        self.tokenizer.save(self.folder / _TOKENIZER)
         content = json.dumps(asdict(findings), default=sorted)
         (self.folder / _FINDINGS).write_text(content, encoding="utf-8")
         self.digests = {name: sha256(self.folder / name) for name in _FILES}
@@ -221,6 +261,7 @@ class RunData:
         )
         if self._cache and characters >= _FEWEST_CHARACTERS:
             self._keep_in(self._cache)
+        self._forget_parts()
 
     @classmethod
     def reopen(
@@ -256,26 +297,20 @@ class RunData:
 
     def read_split(self, split: Split) -> Iterator[Pair]:
         """Yield the pairs of one split as text, in the order of their file."""
-        files = self._files[split]
-        if split != "train" and files:
-            return _read_text(self.folder / f"{split}.text.arrow", files)
-        return (pair for name, pair in self.read_splits() if name == split)
+        role = split if self._files[split] else "train"
+        return (pair for name, pair in self._read_role(role) if name == split)
 
     def read_splits(self) -> Iterator[tuple[Split, Pair]]:
-        """Yield all pairs as text, each with its split: the training file first."""
-        data = self._settings
-        fractions = (
-            0.0 if data.valid else data.valid_fraction,
-            0.0 if data.test else data.test_fraction,
-        )
-        for split, files in self._files.items():
-            for pair in _read_text(self.folder / f"{split}.text.arrow", files):
-                if split != "train":
-                    yield split, pair
-                    continue
-                found = split_of(pair.source, pair.features, *fractions)
-                if found != "train" or is_in_part(pair.source, data.train_fraction):
-                    yield found, pair
+        """Yield all pairs as text, each with its split: the training files first."""
+        return chain.from_iterable(map(self._read_role, SPLITS))
+
+    def _read_role(self, role: Split, *span: int) -> Iterator[tuple[Split, Pair]]:
+        names = [*map(name_file, self._files[role])]
+        for batch in read_batches(self._text(role), *span):
+            splits = batch.find_splits(role, self._settings).tolist()
+            for place, pair in zip(splits, batch.pairs(names), strict=True):
+                if place >= 0:
+                    yield SPLITS[place], pair
 
     @property
     def is_parallel(self) -> bool:
@@ -298,19 +333,128 @@ class RunData:
         return tuple(counts.tolist())
 
     def _read_files(self) -> PairStatistics:
-        """Write the text of all pairs; return the statistics of those in the training file."""
+        """Write the text of all pairs; return the statistics of those in the training files."""
+        self._forget_parts()
+        self._tables = [
+            _Table(role=role, number=i, files=files, folder=self.folder / _PARTS / f"{role}-{i}")
+            for role, paths in self._files.items()
+            for i, files in enumerate(list_tables(paths, self._settings) if paths else ())
+        ]
         self.invalid_rows = RowErrors()
+        excluded = {*SPLITS, "valid_fraction", "test_fraction", "train_fraction", "max_tokens"}
+        settings = self._settings.model_dump(mode="json", exclude={*excluded, *NOT_IN_KEYS})
+
+        def list_tasks(table: _Table, folder: Path) -> list[tuple[Any, ...]]:
+            parts = cut_table(table.files, self._settings, _PART_LINES)
+            return [(part, folder / f"{i}.arrow", self._settings) for i, part in enumerate(parts)]
+
         with _without_garbage_collection():
-            for split, files in self._files.items():
-                pairs = read_pairs(files, self._settings, self.invalid_rows) if files else ()
-                written = _write_text(pairs, self.folder / f"{split}.text.arrow", files)
-                if split == "train":
-                    statistics = collect_statistics(written)
-                else:
-                    for _ in written:
-                        pass
-        num_pairs = max(1, round(statistics.num_pairs * self._settings.train_fraction))
-        return replace(statistics, num_pairs=num_pairs)
+            self._prepare("text", write_text, settings, list_tasks)
+            num_batches = Counter[Split]()
+            for table in self._tables:
+                table.first_batch = num_batches[table.role]
+                num_batches[table.role] += table.num_batches
+                errors = _merge(found.errors for found in table.found["text"])
+                check_rows(table.files, table.num_pairs, errors, self._settings)
+                self.invalid_rows.merge(errors)
+            for role in SPLITS:
+                tables = [table for table in self._tables if table.role == role]
+                parts = chain.from_iterable(table.list_files("text", "") for table in tables)
+                join_parts(parts, self._text(role), TEXT_SCHEMA)
+            names = [*map(name_file, self._files["train"])]
+            batches = read_batches(self._text("train"))
+            pairs = chain.from_iterable(batch.pairs(names) for batch in batches)
+            statistics = collect_statistics(islice(pairs, MEASURED_ROWS))
+            num_pairs = sum(table.num_pairs for table in self._tables if table.role == "train")
+            used = max(1, round(num_pairs * self._settings.train_fraction))
+            return replace(statistics, num_pairs=used)
+
+    def _write_ids(
+        self, settings: DataSettings, taught: Iterable[Pair]
+    ) -> tuple[dict[Split, int], RowErrors, RowErrors]:
+        """Write the ids of each split; return the numbers of rows, and the errors.
+
+        `taught`: more training pairs.
+        The last value counts targets with tokens outside of the vocabulary; they are written.
+
+        Raises:
+            DataError: Rows are over `data.max_tokens`, and `data.long_rows` is error.
+        """
+        path = self.folder / _TOKENIZER
+        self.tokenizer.save(path)
+
+        def list_tasks(table: _Table, folder: Path) -> list[tuple[Any, ...]]:
+            names = [*map(name_file, self._files[table.role])]
+            fixed = (folder, table.role, names, path, settings)
+            text, batches = self._text(table.role), range(table.num_batches)
+            return [(text, table.first_batch + i, i, *fixed) for i in batches]
+
+        held_out = find_fractions(settings)
+        made_from = [sha256(path), *held_out, settings.train_fraction, settings.max_tokens]
+        self._prepare("ids", write_ids, made_from, list_tasks)
+        found = [one for table in self._tables for one in table.found["ids"]]
+        more, rest = list[tuple[Path, int]](), iter(taught)
+        while chunk := list(islice(rest, ROWS_PER_CHUNK)):
+            file = self.folder / _PARTS / f"taught-{len(more)}.train.arrow"
+            found.append(write_rows(chunk, file, "train", self.tokenizer, settings))
+            more += [(file, len(self.paths))] if found[-1].num_rows else []
+        long_rows = _merge(one.errors for one in found)
+        unknown = _merge((one.unknown for one in found), shown=3)
+        if long_rows.total and settings.long_rows == "error":
+            raise DataError(
+                f"{long_rows.report()}\nraise data.max_tokens, or set data.long_rows skip to train "
+                "without these rows"
+            )
+        counts = dict[Split, int]()
+        for split in SPLITS:
+            suffix = f".{split}.arrow"
+            counts[split] = sum(one.num_rows for one in found if one.file.endswith(suffix))
+            parts = chain.from_iterable(table.list_files("ids", suffix) for table in self._tables)
+            parts = chain(parts, more if split == "train" else ())
+            join_parts(parts, self.folder / suffix[1:], IDS_SCHEMA)
+        return counts, long_rows, unknown
+
+    def _prepare(
+        self,
+        kind: str,
+        function: Callable[..., list[Found]],
+        made_from: object,
+        list_tasks: Callable[[_Table, Path], list[tuple[Any, ...]]],
+    ) -> None:
+        """Take what `function` gives for the tasks of each table, or the cache has.
+
+        `made_from`: what it depends on, besides the table.
+        """
+        tasks = list[list[tuple[Any, ...]]]()
+        for table in self._tables:
+            folder = table.folder / kind
+            folder.mkdir(parents=True)
+            if self._cache:
+                files = [[name_file(file), self.sha256[name_file(file)]] for file in table.files]
+                content = {"files": files, "by": made_from, "text": table.keys.get("text")}
+                table.keys[kind] = name_entry(kind, {**content, "role": table.role})
+                if self._cache.take(table.keys[kind], folder):
+                    stored = json.loads((folder / _FINDINGS).read_bytes())
+                    table.found[kind] = [Found.load(one) for one in stored]
+            tasks.append([] if kind in table.found else list_tasks(table, folder))
+        results = iter(compute(function, [*chain(*tasks)], self._settings.processes))
+        for table, own in zip(self._tables, tasks, strict=True):
+            found = [*islice(results, len(own))]
+            if kind == "text" and len(own) > 1 and not all(map(has_rows, found)):
+                # As one part, the file is read as it should be, or the message has the right line.
+                found = compute(function, [(Part(table.files), *own[0][1:])], 1)
+            for one in found:
+                if isinstance(one, DataError):
+                    raise one
+                table.found[kind] = [*table.found.get(kind, []), *one]
+            table.new += [kind] if own else []
+
+    def _forget_parts(self) -> None:
+        self._tables = []
+        shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+
+    def _text(self, role: Split) -> Path:
+        return self.folder / f"{role}.text.arrow"
 
     def _find_leaks(self) -> Iterator[str]:
         """Count the sources, features included, of given files that are training sources too."""
@@ -320,12 +464,17 @@ class RunData:
             for split in given
         }
         everything = set().union(*held_out.values())
-        train = ((pair.features, pair.source) for pair in self.read_split("train")) if given else ()
-        leaked = everything.intersection(train)
-        for split, sources in held_out.items():
-            if found := len(sources & leaked):
+        sources = pa.array([source for _, source in everything], pa.string())
+        reader = pa.ipc.open_file(pa.memory_map(str(self._text("train"))))
+        leaked = set()
+        for i in range(reader.num_record_batches if given else 0):
+            if pc.any(pc.is_in(reader.get_batch(i).column("source"), sources)).as_py():
+                train = (pair for split, pair in self._read_role("train", i, 1) if split == "train")
+                leaked |= everything.intersection((pair.features, pair.source) for pair in train)
+        for split, found_sources in held_out.items():
+            if found := len(found_sources & leaked):
                 yield (
-                    f"leak: {found:,} of the {len(sources):,} sources of data.{split} are in the "
+                    f"leak: {found:,} of the {len(found_sources):,} sources of data.{split} are in the "
                     "training pairs too; scores on them measure memory"
                 )
 
@@ -380,6 +529,12 @@ class RunData:
             return
         try:
             cache.keep(self._key, self.folder, self.digests)
+            for table in self._tables:
+                for kind in table.new if table.num_pairs >= _FEWEST_PAIRS else ():
+                    found, folder = [one.dump() for one in table.found[kind]], table.folder / kind
+                    (folder / _FINDINGS).write_text(json.dumps(found))
+                    digests = {file.name: sha256(file) for file in folder.iterdir()}
+                    cache.keep(table.keys[kind], folder, digests)
         except OSError as error:
             reason = f"{cache.folder} cannot be written ({error.strerror})"
             self.cache_note = f"prepared data: not kept, {reason}"
@@ -401,35 +556,11 @@ class RunData:
             return {}  # reading them reports what is wrong
 
 
-def _write_text(pairs: Iterable[Pair], path: Path, files: Sequence[str | Path]) -> Iterator[Pair]:
-    """Yield `pairs`; write them to `path` on the way, their file as its number in `files`."""
-    iterator, numbers = iter(pairs), _number(files)
-    with pa.ipc.new_file(str(path), _TEXT_COLUMNS) as writer:
-        while chunk := list(islice(iterator, ROWS_PER_CHUNK)):
-            *columns, lines, names = zip(*chunk, strict=True)
-            if len(files) > 1:
-                places = zip(lines, names, strict=True)
-                lines = tuple(line + (numbers.get(name, 0) << FILE_SHIFT) for line, name in places)
-            writer.write_batch(pa.record_batch([*columns, lines], schema=_TEXT_COLUMNS))
-            yield from chunk
-
-
-def _number(files: Sequence[str | Path]) -> dict[str, int]:
-    return {name_file(file): number for number, file in enumerate(files)}
-
-
-def _read_text(path: Path, files: Sequence[str | Path]) -> Iterator[Pair]:
-    """Yield the pairs that `_write_text` wrote, read from `files`."""
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    names = [*map(name_file, files)]
-    for i in range(reader.num_record_batches):
-        source, target, features, line = reader.get_batch(i).columns
-        sides = [side.to_numpy(zero_copy_only=False).tolist() for side in (source, target)]
-        symbols = features.values.to_numpy(zero_copy_only=False).tolist()
-        rows = [tuple(symbols[a:b]) for a, b in pairwise(features.offsets.tolist())]
-        numbers, lines = np.divmod(line.to_numpy(), 1 << FILE_SHIFT)
-        file = (names[min(number, len(names) - 1)] for number in numbers.tolist())
-        yield from map(Pair, *sides, rows if symbols else repeat(()), lines.tolist(), file)
+def _merge(errors: Iterable[RowErrors], shown: int = 10) -> RowErrors:
+    merged = RowErrors(shown)
+    for one in errors:
+        merged.merge(one)
+    return merged
 
 
 @contextmanager

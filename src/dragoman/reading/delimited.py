@@ -141,7 +141,8 @@ def open_delimited(
         records = _read_records(blocks, file, dialect, first.first - 1)
     else:
         records = _split_lines(blocks, file, dialect.separator)
-    return _make_table(records, file, names_columns, notes)
+    table = _make_table(records, file, names_columns, notes)
+    return replace(table, is_by_line=not dialect.has_quotes)
 
 
 def _needs_quotes(sample: Sequence[str]) -> bool:
@@ -343,7 +344,8 @@ def open_parallel(streams: Sequence[Utf8Stream], files: Sequence[str]) -> Table:
             else:
                 yield next(line for line in lines if isinstance(line, RowError))
 
-    return Table(file=files[0], names=None, sample=("",) * len(files), read=read)
+    sample = ("",) * len(files)
+    return Table(file=files[0], names=None, sample=sample, read=read, is_by_line=True)
 
 
 def _read_lines(stream: Utf8Stream, file: str) -> Iterator[str | RowError]:

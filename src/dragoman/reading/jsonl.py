@@ -79,7 +79,9 @@ def open_jsonl(blocks: Iterator[Block], file: str, paths: Sequence[str] = ()) ->
                 yield _take_fields(file, number, row, wanted, text)
 
     notes = ["one JSON array"] if is_array else []
-    return Table(file=file, names=names, sample=names, read=read, notes=notes)
+    return Table(
+        file=file, names=names, sample=names, read=read, notes=notes, is_by_line=not is_array
+    )
 
 
 _Parsed = tuple[int, dict[str, Any] | RowError, str]

@@ -34,8 +34,10 @@ from dragoman.reading.tables import (
 from dragoman.reading.text_files import FilePosition as FilePosition
 from dragoman.reading.text_files import (
     Utf8Stream,
+    cut_lines,
     open_text_file,
     read_blocks,
+    read_head,
     spool,
     strip_packing,
 )
@@ -74,6 +76,16 @@ class Source(NamedTuple):
     columns: str = ""  # the whole row, as a JSON object, on request
 
 
+class Part(NamedTuple):
+    """Some lines of a table of pairs, whose files are read from their begin to see how to read them."""
+
+    files: Sequence[Path]  # one, or two of parallel text
+    spans: Sequence[tuple[int, int]] = ()  # of each file, in bytes; (): all of it
+    num_skipped: int = 0  # lines at the begin, which belong to the first part
+    line_shift: int = 0  # from the lines that are read to those of the file
+    is_end: bool = True
+
+
 def read_pairs(
     paths: str | Path | Sequence[str | Path],
     settings: DataSettings | None = None,
@@ -102,31 +114,44 @@ def _read_table(
     labels: Sequence[str] | None,
 ) -> Iterator[Pair]:
     """Yield the pairs of one file, or of two of parallel text: see `read_pairs`."""
-    found, stopping = RowErrors(), RowErrors()  # in this file; those that are not skipped
+    found, num_pairs = RowErrors(), 0
+    collected = [found] if row_errors is None else [found, row_errors]
+    for pair in read_part(Part(files), settings, collected, labels):
+        num_pairs += 1
+        yield pair
+    check_rows(files, num_pairs, found, settings)
+
+
+def read_part(
+    part: Part,
+    settings: DataSettings,
+    row_errors: Sequence[RowErrors],
+    labels: Sequence[str] | None = None,
+) -> Iterator[Pair]:
+    """Yield the pairs of a part; add its invalid rows to each of `row_errors`: see `check_rows`."""
     keeps_empty, has_records = settings.broken_rows == "keep_empty", settings.records == "json"
+    num_skipped, shift = part.num_skipped, part.line_shift
 
     def add(error: RowError) -> None:
-        policy = settings.long_rows if error.kind == OVER_LONG else settings.broken_rows
-        found.add(*error)
-        if policy != "skip":
-            stopping.add(*error)
-        if row_errors is not None:
-            row_errors.add(*error)
+        if error.line > num_skipped:
+            for errors in row_errors:
+                errors.add(error.file, error.line + shift, error.kind, error.detail)
 
-    with _open_pairs(files, settings) as table:
+    with _open_pairs(part, settings) as table:
         columns = choose_columns(table, settings, labels)
         assert columns.target is not None
         file, longest = table.file, settings.max_characters
-        if row_errors is not None:
-            row_errors.add_layout(file, _describe(table, columns))
+        for errors in row_errors:
+            errors.add_layout(file, _describe(table, columns))
         has_features = bool(columns.features) or settings.leading_tags
         features: tuple[str, ...] = ()
-        num_pairs = 0
         for row in table.read((columns.source, columns.target, *columns.features)):
             if isinstance(row, RowError):
                 add(row)
                 continue
             line, fields = row
+            if line <= num_skipped:
+                continue
             source, target = fields[0], fields[1]
             if has_features:
                 source, features = take_features(source, fields[2:], columns.labels, settings)
@@ -149,9 +174,43 @@ def _read_table(
                 assert error is not None
                 add(error)
                 continue
-            num_pairs += 1
-            yield Pair(source, target, features, line, file)
-        _check_errors(file, num_pairs, found, stopping)
+            yield Pair(source, target, features, line + shift, file)
+
+
+def cut_table(files: Sequence[Path], settings: DataSettings, every: int) -> list[Part]:
+    """Return the parts of a table, of about `every` lines; one part if it cannot be cut.
+
+    Cut are files of UTF-8 text, not compressed, in which each line is a row.
+
+    Raises: DataError, when the files cannot be read.
+    """
+    with _open_pairs(Part(files), settings) as table:
+        is_by_line, is_parallel = table.is_by_line, len(files) == 2
+    heads = []
+    for file in files if is_by_line and settings.encoding in ("auto", "utf-8") else ():
+        if strip_packing(file) == file and file.is_file():
+            head = read_head(file)
+            heads += [] if b"\0" in head else [head]
+    if len(heads) != len(files):
+        return [Part(files)]
+    end, num_head = (0, 0) if is_parallel else (heads[0].rfind(b"\n") + 1, heads[0].count(b"\n"))
+    cuts = [
+        [(end, num_head), *((at, line) for at, line in cut_lines(file, every) if at > end)]
+        for file in files
+    ]
+    lines = [line for _, line in cuts[0]]
+    if len(lines) < 3 or any([line for _, line in cut] != lines for cut in cuts):
+        return [Part(files)]
+    return [
+        Part(
+            files,
+            tuple((cut[i][0], cut[i + 1][0]) for cut in cuts),
+            num_skipped=num_head if i else 0,
+            line_shift=lines[i] - num_head,
+            is_end=i == len(lines) - 2,
+        )
+        for i in range(len(lines) - 1)
+    ]
 
 
 def write_target(file: str, line: int, target: str, settings: DataSettings) -> str | RowError:
@@ -161,8 +220,17 @@ def write_target(file: str, line: int, target: str, settings: DataSettings) -> s
     return "{}" if settings.broken_rows == "keep_empty" else target
 
 
-def _check_errors(file: str, num_pairs: int, found: RowErrors, stopping: RowErrors) -> None:
-    """Raise a DataError for the errors in `stopping`, or if there is no pair."""
+def check_rows(
+    files: Sequence[Path], num_pairs: int, found: RowErrors, settings: DataSettings
+) -> None:
+    """Check the rows of a table that was read to its end.
+
+    Raises: DataError, for invalid rows that are not to be skipped, or if there is no pair.
+    """
+    file = name_file(files[0])
+    is_skipped = {OVER_LONG: settings.long_rows == "skip"}
+    skips = settings.broken_rows == "skip"
+    stopping = found.select([kind for kind in found.counts if not is_skipped.get(kind, skips)])
     num_rows = num_pairs + found.total
     if stopping.total:
         remedies = []
@@ -199,7 +267,7 @@ def describe_layout(paths: Sequence[str | Path], settings: DataSettings) -> str:
     """
     found = RowErrors()
     for files in list_tables(paths, settings):
-        with _open_pairs(files, settings) as table:
+        with _open_pairs(Part(files), settings) as table:
             found.add_layout(table.file, _describe(table, choose_columns(table, settings)))
     return "\n".join(found.layouts)
 
@@ -400,15 +468,19 @@ def _list_shards(path: Path) -> list[Path]:
 
 
 @contextmanager
-def _open_pairs(paths: Sequence[Path], settings: DataSettings) -> Iterator[Table]:
+def _open_pairs(part: Part, settings: DataSettings) -> Iterator[Table]:
     """Open the table of pairs in one file, or in two of parallel text; it is not empty."""
+    paths = part.files
     if len(paths) not in (1, 2):
         raise DataError(
             f"{len(paths)} files of pairs are given; expected one, two parallel texts, or several "
             "whose names say their format (.tsv, .csv, .jsonl, .parquet)"
         )
     layout, names = _find_layout(paths, settings), [str(path) for path in paths]
-    with _open([*map(spool, paths)], names, layout, settings, drops_blank_end=True) as table:
+    sources = [*map(spool, paths)]
+    with _open(
+        *(sources, names, layout, settings), drops_blank_end=part.is_end, spans=part.spans
+    ) as table:
         if not table.sample:
             raise DataError(f"{table.file}: the file is empty")
         yield table
@@ -437,8 +509,12 @@ def _open(
     *,
     drops_blank_end: bool,
     position: FilePosition | None = None,
+    spans: Sequence[tuple[int, int]] = (),
 ) -> Iterator[Table]:
-    """Open the table in one source, or in two of parallel text; `names` are for messages."""
+    """Open the table in one source, or in two of parallel text; `names` are for messages.
+
+    `spans`: see `Part`.
+    """
     first, wanted = sources[0], (settings.source, settings.target, *settings.features)
     if layout in ("parquet", "arrow"):
         assert isinstance(first, Path)
@@ -455,10 +531,18 @@ def _open(
     is_stream = not isinstance(first, Path)  # perhaps live: only its first line is looked at
     with ExitStack() as stack:
         texts = []
-        for source, name in zip(sources, names, strict=True):
+        cuts: Sequence[tuple[int, int] | None] = spans or [None] * len(names)
+        for source, name, span in zip(sources, names, cuts, strict=True):
             if isinstance(source, Path):
                 source = stack.enter_context(open_text_file(source, position))
-            texts.append(Utf8Stream(source, name, settings.encoding, waits=not is_stream))
+            texts.append(
+                Utf8Stream(
+                    *(source, name, settings.encoding),
+                    waits=not is_stream,
+                    span=span,
+                    skips_head=layout == "parallel" and span is not None,
+                )
+            )
         is_csv = layout == "csv"
         blocks = read_blocks(
             texts[0], names[0], keeps_returns=is_csv, drops_blank_end=drops_blank_end

@@ -1,7 +1,7 @@
 """Errors of single rows: their kinds, counts, and the checks of text."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +82,20 @@ class RowErrors:
         """Note how a file was read: its encoding, separator, header, columns; "": nothing to say."""
         if layout:
             self._files.setdefault(layout, []).append(file)
+
+    def merge(self, other: "RowErrors") -> None:
+        """Add the errors of `other`, whose rows follow."""
+        room = {kind: self._shown - self._counts[kind] for kind in other._counts}
+        for error in other.examples:
+            room[error.kind] -= 1
+            if room[error.kind] >= 0:
+                self.examples.append(error)
+        self._counts.update(other._counts)
+
+    def select(self, kinds: Collection[str]) -> "RowErrors":
+        """Return the errors of these kinds."""
+        counts = {kind: count for kind, count in self._counts.items() if kind in kinds}
+        return RowErrors.restore(counts, [one for one in self.examples if one.kind in kinds])
 
     @property
     def layouts(self) -> list[str]:

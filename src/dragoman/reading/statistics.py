@@ -17,7 +17,7 @@ from dragoman.settings import DataSettings
 from dragoman.tokenizers.pointers import Pointers
 
 Split = Literal["train", "valid", "test"]
-_MEASURED_ROWS = 100_000  # rows whose text is looked at; the rest is counted
+MEASURED_ROWS = 100_000  # rows whose text is looked at; the rest is counted
 _WITH_TAGS = DataSettings(leading_tags=True)
 # A JSON object, or the begin of `field: value`.
 _RECORD = re.compile(r"\s*(?:\{.*\}\s*\Z|[^\W\d_][^:|;\n]{0,39}:\s)", re.DOTALL)
@@ -67,7 +67,7 @@ def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
     sources: set[str] = set()
     features: set[str] = set()
     for num_pairs, pair in enumerate(pairs, start=1):
-        if num_pairs <= _MEASURED_ROWS:
+        if num_pairs <= MEASURED_ROWS:
             text, tags = take_features(pair.source, (), (), _WITH_TAGS)
             source.add(text)
             target.add(pair.target)
@@ -173,7 +173,7 @@ def split_of(
     """
     if valid_fraction == test_fraction == 0.0:
         return "train"
-    place = _place(source)
+    place = place_of(source)
     if place < valid_fraction:
         return "valid"
     return "test" if place >= 1.0 - test_fraction else "train"
@@ -181,11 +181,11 @@ def split_of(
 
 def is_in_part(source: str, fraction: float) -> bool:
     """Return whether a training source is in this fraction of all: see data.train_fraction."""
-    return fraction == 1.0 or _place(source, b"part") < fraction
+    return fraction == 1.0 or place_of(source, b"part") < fraction
 
 
-def _place(source: str, purpose: bytes = b"") -> float:
-    """Return a number in [0, 1) by the hash of a source, another one for each purpose."""
+def place_of(source: str, purpose: bytes = b"") -> float:
+    """Return where a source is among all possible ones, from 0 to 1: another for each purpose."""
     text = normalize("NFC", source).encode(errors="surrogatepass")
     digest = blake2b(text, digest_size=8, person=purpose).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53

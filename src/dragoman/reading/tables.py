@@ -83,6 +83,7 @@ class Table:
     read: Callable[[Sequence[int]], Iterator[Row | RowError]]
     """Yields the rows, once, with the columns at these indices, from 0, or WHOLE_ROW."""
     notes: Sequence[str] = ()  # how the file is read, in words, where that was found and not set
+    is_by_line: bool = False  # each line is a row, whatever the lines before it
 
     def labels(self) -> tuple[str, ...]:
         """Return the names of the columns in WHOLE_ROW; positions if they have no names."""

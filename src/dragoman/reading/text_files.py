@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
+import numpy as np
+
 from dragoman.errors import DataError
 
 _CHUNK_BYTES = 1 << 16
@@ -153,23 +155,59 @@ def check_file(path: Path) -> None:
         raise DataError(f"{path}: no permission to read it")
 
 
+def read_head(path: Path) -> bytes:
+    """Return the first 64 KiB of a file."""
+    with path.open("rb") as file:
+        return file.read(_CHUNK_BYTES)
+
+
+def cut_lines(path: Path, every: int) -> list[tuple[int, int]]:
+    """Return places in a text file, in bytes, and the number of lines before each.
+
+    They are the begin, the ends of each `every` lines, and the end.
+    """
+    places, num_lines, start = [(0, 0)], 0, 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
+            for place in ends[every - 1 - num_lines % every :: every].tolist():
+                places.append((start + place + 1, len(places) * every))
+            num_lines, start = num_lines + len(ends), start + len(chunk)
+    return [*places, (start, num_lines)] if places[-1][0] < start else places
+
+
 class Utf8Stream:
     """A stream of text as UTF-8, with line ends that have a \\n, from any encoding.
 
     Args:
         encoding: Of `stream`; auto: by its byte order mark, else UTF-8.
         waits: Look at the first 64 KiB; else only at what is there, for a live stream.
+        span: Read the first 64 KiB, then only these bytes of the stream, from and to.
+        skips_head: Give only the span; else before it the whole lines of the first 64 KiB.
 
     Raises: DataError, when the text looks like UTF-16 without a byte order mark, or like another
     encoding throughout.
     """
 
-    def __init__(self, stream: BinaryIO, name: str, encoding: str, *, waits: bool) -> None:
+    def __init__(
+        self,
+        stream: BinaryIO,
+        name: str,
+        encoding: str,
+        *,
+        waits: bool,
+        span: tuple[int, int] | None = None,
+        skips_head: bool = False,
+    ) -> None:
         # read1 returns what is available: nothing before a truncation is lost.
         self._read = getattr(stream, "read1", stream.read)
         self._error: Exception | None = None
         self._is_at_end = False
         head = self._read_head(waits=waits)
+        if span is not None:
+            # As of `read_head`: this one may be longer.
+            head = head[: head.rfind(b"\n", 0, _CHUNK_BYTES) + 1]
+            self._seek(stream, *span)
         found = next((found for mark, found in _MARKS.items() if head.startswith(mark)), "utf-8")
         if encoding == "auto" and found == "utf-8" and (guess := _guess_utf16(head)):
             raise DataError(
@@ -189,7 +227,7 @@ class Utf8Stream:
             self.notes.append(f"encoding {encoding.upper()}")
         self._head = b""
         try:
-            self._head = self._recode(head)
+            self._head = b"" if skips_head else self._recode(head)
         except UnicodeDecodeError as error:  # raised when it is read
             self._error = error
         self._has_returns = waits and b"\r" in self._head[:-1] and b"\n" not in self._head
@@ -212,6 +250,11 @@ class Utf8Stream:
         return data.replace(b"\r", b"\n") if self._has_returns else data
 
     read = read1
+
+    def _seek(self, stream: BinaryIO, start: int, end: int) -> None:
+        stream.seek(start)
+        self._read = lambda size: stream.read(min(size, end - stream.tell()))
+        self._is_at_end = start == end
 
     def _read_head(self, *, waits: bool) -> bytes:
         head = bytearray()

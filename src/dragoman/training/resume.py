@@ -43,6 +43,7 @@ MAY_CHANGE = (
     "decoding.batch_tokens",
     "evaluation.",  # all of it follows the training
     "data.cache",
+    "data.processes",
 )
 
 

@@ -267,6 +267,7 @@ def complete(line: str, folder: Path) -> list[str]:
         ("dragoman fit --tokenizer.shared --training.monitor=l", ["--training.monitor=loss"]),
         ("dragoman fit --tokenizer.shared t", ["true"]),
         ("dragoman fit --data.train pairs.tsv b.tsv --data.valid p", ["pairs.tsv"]),
+        ("dragoman fit --data.weights 1 2.5 p", ["pairs.tsv"]),
     ],
 )
 def test_a_shell_completes_commands_options_settings_and_choices(line, offered, tmp_path):
@@ -361,6 +362,7 @@ def test_a_missing_model_and_a_training_setting_are_errors(trained):
         ("compare a b", "model.x", "is for training only"),
         ("compare a b", "decoding.beam_size", "compare does not use it"),
         ("inspect p.tsv", "training.x", "is for training only"),
+        ("inspect p.tsv", "data.weights", "inspect does not use it"),
         ("inspect p.tsv", "decoding.seed", "inspect does not use it"),
         ("export m", "preset", "is for training only"),
     ],

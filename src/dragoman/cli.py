@@ -777,8 +777,8 @@ _FOR_USE = (
     "decoding.choices", "decoding.batch_tokens", "evaluation.task",
 )  # fmt: skip
 _OF_FIT = (
-    "data.train", "data.train_fraction", "data.unlabelled", "data.valid", "data.test", "data.cache",
-    "data.max_tokens",
+    "data.train", "data.train_fraction", "data.weights", "data.unlabelled", "data.valid", "data.test",
+    "data.cache", "data.max_tokens",
 )  # fmt: skip
 _OF_PAIRS = (*_OF_FIT, "data.broken_rows", "data.long_rows")
 COMMANDS = {
@@ -846,7 +846,9 @@ COMMANDS = {
         summary="look for problems in pairs before training",
         examples=("dragoman inspect train.tsv --valid dev.tsv --test test.tsv",),
         sections=("preset", "data.", "tokenizer."),
-        unused=("data.cache", "data.processes", "data.train_fraction", "data.unlabelled"),
+        unused=(
+            "data.cache", "data.processes", "data.train_fraction", "data.unlabelled", "data.weights",
+        ),
         common=_FOR_TRAINING,
     ),
     "tune": Command(

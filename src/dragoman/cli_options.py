@@ -296,6 +296,13 @@ def _split_settings(
         settings.append(word)
         if "=" not in word and rest and not rest[0].startswith("--"):
             settings.append(rest.pop(0))
-            while name == "--data.train" and rest and not rest[0].startswith("--"):
+            while rest and _takes(name, rest[0]):
                 settings[-1] += f",{rest.pop(0)}"
     return options, settings
+
+
+def _takes(name: str, word: str) -> bool:
+    """Return whether a setting of several values takes this word as one more."""
+    if name == "--data.weights":
+        return re.fullmatch(r"[\d.]+", word) is not None
+    return name == "--data.train" and not word.startswith("--")

@@ -15,7 +15,7 @@ def _split_commas(value: object) -> object:
     """Return "a,b" as a list, for the command line; "" as an empty one, a number as a list of one."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
-    return [value] if isinstance(value, int) else value
+    return [value] if isinstance(value, int | float) else value
 
 
 def _split_tokens(value: object) -> object:
@@ -65,6 +65,8 @@ Positive = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Ratio = Annotated[float, Field(ge=0.0, le=1000.0)]
 Column = str
+Weight = Annotated[float, Field(gt=0.0, le=1000.0)]
+Weights = Annotated[tuple[Weight, ...], BeforeValidator(_split_commas)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Tokens = Annotated[tuple[str, ...], BeforeValidator(_split_tokens)]
 TokenizerKind = Literal["characters", "symbols", "bpe", "unigram", "regex"]
@@ -118,6 +120,8 @@ class DataSettings(Section):
     """Read <tags> at the start of a source, such as "<V> <PST> walk", as features: one symbol each."""
     train: Texts = ()
     """Files of training pairs, where the command has no PAIRS: see there."""
+    weights: Weights = ()
+    """How often each training file (or folder, or pattern) is drawn in an epoch, in the order of PAIRS: 2: each pair twice; 0.5: half of the pairs, and the others in the next epoch. Held-out pairs, the tokenizer and the preset are as without. none: each pair once."""
     unlabelled: Texts = ()
     """Files of sources without targets, as predict reads them; training.teacher gives them targets."""
     train_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

@@ -111,6 +111,7 @@ def test_another_setting_of_data_or_tokenizer_is_another_entry(files, words):
         ["--model.d_model", "64"],
         ["--training.seed", "7", "--training.batch_tokens", "700"],
         ["--decoding.max_length_ratio", "1.5"],
+        ["--data.weights", "2"],
         ["--preset", "small"],  # another preset, but the same tokens
     ],
 )

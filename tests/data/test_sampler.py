@@ -36,6 +36,15 @@ def pairs(tmp_path_factory):
     return make_pairs(tmp_path_factory.mktemp("ids"), random.integers(1, 40, (300, 2)).tolist())
 
 
+@pytest.fixture(scope="class")
+def small_blocks():
+    """Several blocks and pools, of few rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "POOL_ROWS", 64)
+        patch.setattr(sampler, "_BLOCK_ROWS", 16)
+        yield
+
+
 def rows_of(batches):
     return [tuple(batch.source_ids[:, 0].tolist()) for batch in batches]
 
@@ -89,11 +98,41 @@ def test_a_batch_has_rows_of_many_lengths_and_is_cut_into_its_micro_batches_agai
     assert spreads[0] > 3 * spreads[1]
 
 
-def test_many_pools_hold_every_row_once(pairs, monkeypatch):
-    monkeypatch.setattr(sampler, "POOL_ROWS", 64)
-    monkeypatch.setattr(sampler, "_BLOCK_ROWS", 16)
+def test_many_pools_hold_every_row_once(pairs, small_blocks):
     plan = plan_batches(pairs, 100, seed=1, epoch=0)
     assert sorted(np.concatenate(plan).tolist()) == list(range(300))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    spans=st.lists(
+        st.tuples(st.integers(0, 40), st.floats(0.01, 4.0) | st.sampled_from([1.0, 2.0, 0.5])),
+        min_size=1, max_size=4,
+    ),
+    num_epochs=st.integers(1, 12),
+)  # fmt: skip
+def test_rows_are_drawn_by_their_weights(pairs, small_blocks, spans, num_epochs):
+    spans = [*spans, (300 - sum(num_rows for num_rows, _ in spans), 1.0)]
+    weights = np.repeat([weight for _, weight in spans], [num_rows for num_rows, _ in spans])
+    drawn = np.zeros(300)
+    for epoch in range(num_epochs):
+        plan = plan_batches(pairs, 100, seed=1, epoch=epoch, weights=spans)
+        of_epoch = np.bincount(np.concatenate(plan), minlength=300)
+        drawn += of_epoch
+        assert (abs(of_epoch - weights) < 1).all()  # exact for whole numbers
+    assert (abs(drawn - num_epochs * weights) < 1).all()
+    start = 0
+    for num_rows, weight in spans:  # of all rows of a file, nearly the wanted number
+        found, wanted = drawn[start : start + num_rows].sum(), num_epochs * num_rows * weight
+        assert abs(found - wanted) < 3
+        start += num_rows
+
+
+def test_weights_of_one_change_no_plan(pairs):
+    def plan(weights):
+        return [*map(tuple, plan_batches(pairs, 200, seed=1, epoch=3, weights=weights))]
+
+    assert plan([(300, 1.0)]) == plan(())
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,10 +145,14 @@ def test_each_row_of_a_batch_goes_to_one_rank_and_all_have_as_much_to_do(longer,
     assert max(tokens) - min(tokens) <= 2 * max(longer)
 
 
+@pytest.mark.parametrize("weights", [(), [(40, 2.5), (260, 0.3)]])
 @pytest.mark.parametrize("ranks", [2, 3, 50])
-def test_a_step_has_the_same_rows_over_any_number_of_ranks(pairs, ranks):
-    alone = [sorted(batch.rows.tolist()) for batch in TrainingLoader(pairs, 200, seed=1)]
-    loaders = [TrainingLoader(pairs, 200, seed=1, rank=r, num_ranks=ranks) for r in range(ranks)]
+def test_a_step_has_the_same_rows_over_any_number_of_ranks(pairs, ranks, weights):
+    def load(rank, num_ranks):
+        return TrainingLoader(pairs, 200, seed=1, rank=rank, num_ranks=num_ranks, weights=weights)
+
+    alone = [sorted(batch.rows.tolist()) for batch in load(0, 1)]
+    loaders = [load(rank, ranks) for rank in range(ranks)]
     shared = zip(*loaders, strict=True)
     of_all = [
         sorted(row for one in step if one.rows is not None for row in one.rows.tolist())
@@ -119,12 +162,14 @@ def test_a_step_has_the_same_rows_over_any_number_of_ranks(pairs, ranks):
 
 
 @settings(max_examples=30, deadline=None)
-@given(consumed=st.integers(0, 60))
-def test_a_loader_continues_where_another_stopped(pairs, consumed):
-    whole = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3)
+@given(consumed=st.integers(0, 60), weights=st.sampled_from([(), [(40, 2.5), (260, 0.3)]]))
+def test_a_loader_continues_where_another_stopped(pairs, consumed, weights):
+    whole = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3, weights=weights)
     sequence = rows_of(itertools.chain(*[whole] * 8))
-    first = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3)
-    second = TrainingLoader(pairs, 400, seed=99)  # as on a machine that wants other parts
+    first = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3, weights=weights)
+    second = TrainingLoader(
+        pairs, 400, seed=99, weights=weights
+    )  # as on a machine that wants other parts
     endless = itertools.chain.from_iterable(itertools.repeat(first))
     before = rows_of(itertools.islice(endless, consumed))
     second.load_state_dict(first.state_dict())

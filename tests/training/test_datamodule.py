@@ -1,3 +1,4 @@
+from collections import Counter
 from types import SimpleNamespace
 
 import lightning
@@ -6,7 +7,7 @@ import torch
 
 from conftest import make_words, write_pairs
 from dragoman import PairDataModule, Transformer, read_settings
-from dragoman.errors import DataError
+from dragoman.errors import DataError, SettingsError
 from dragoman.settings import OptimizationSettings
 from dragoman.tokenizers.tokenizer import UNKNOWN_ID
 from dragoman.training.module import TransformerTraining
@@ -43,6 +44,60 @@ def test_pairs_are_given_as_in_fit(tmp_path):
     for pairs in (rows, columns, ()):
         data = prepare(pairs, "--data.cache", "none", "--data.train", str(tmp_path / "pairs.tsv"))
         assert sum(data.num_rows.values()) == 40
+
+
+def test_weights_are_by_the_names_that_are_given(tmp_path):
+    words = make_words(90)
+    (tmp_path / "shards").mkdir()
+    for i, name in enumerate(["shards/a.tsv", "shards/b.tsv", "c.tsv"]):
+        rows = [f"{word}\t{word.upper()}\n" for word in words[30 * i : 30 * i + 30]]
+        (tmp_path / name).write_text("".join(rows))
+    pairs = [tmp_path / "shards" / "*.tsv", tmp_path / "c.tsv"]
+    data = prepare(pairs, "--data.weights", "2,0.5", "--data.cache", "none")
+    loader = data.train_dataloader()
+    drawn = Counter[str]()
+    for _ in range(2):
+        for batch in loader:
+            drawn.update(data.data.name_rows(batch.rows))
+    held_out = {pair.source for pair in data.read_split("valid")}
+    kept = [word not in held_out for word in words]
+    assert drawn == {
+        f"{path}:{line}": times
+        for path, times, first in [
+            (tmp_path / "shards" / "a.tsv", 4, 0),
+            (tmp_path / "shards" / "b.tsv", 4, 30),
+            (tmp_path / "c.tsv", 1, 60),
+        ]
+        for line in range(1, 31)
+        if kept[first + line - 1]
+    }
+    num_many, num_few = sum(kept[:60]), sum(kept[60:])
+    assert (
+        f"weights: an epoch is 2 x {num_many} + 0.5 x {num_few} = "
+        f"{2 * num_many + num_few / 2:,.0f} pairs"
+    ) in data.notes
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "message"),
+    [
+        (["a.tsv", "b.tsv"], "1", "1 given, for 2 training inputs"),
+        (["a.tsv", "b.tsv"], "1,2,3", "3 given, for 2 training inputs"),
+        (["a.txt", "b.txt"], "1,2", "two parallel texts are one"),
+        (["a.tsv", "b.tsv"], "1,0.01", "b.tsv are fewer than two in an epoch; give at least"),
+        (["a.tsv", "b.tsv"], "1,0", "--data.weights: 0 is too small: give more than 0"),
+        (["a.tsv", "b.tsv"], "1,-2", "--data.weights: -2 is too small: give more than 0"),
+        (["a.tsv", "b.tsv"], "1,nan", "--data.weights: 'nan' is not a number"),
+        (["a.tsv", "b.tsv"], "1,x", "--data.weights: 'x' is not a number"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused(tmp_path, names, weights, message):
+    for name in names:
+        write_pairs(tmp_path / name, 40)
+    with pytest.raises(SettingsError) as fault:
+        data = prepare([tmp_path / name for name in names], "--data.weights", weights)
+        data.train_dataloader()
+    assert message in str(fault.value)
 
 
 def test_only_the_first_rank_writes_into_the_folder(tmp_path):

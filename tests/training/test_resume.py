@@ -111,6 +111,21 @@ def test_training_longer_on_resume_equals_a_longer_run(tmp_path, optimizer):
     assert metrics["num_steps"] == 12
 
 
+def test_a_run_with_weights_resumes_with_them(tmp_path):
+    pairs = [write_pairs(tmp_path / "a.tsv", 300), write_pairs(tmp_path / "b.tsv", 100)]
+    longer, even = ["--training.max_steps", "8"], ["--optimization.schedule", "inverse_sqrt"]
+    weights, same = ["--data.weights", "0.3,2"], {"resume": "must", "console": quiet_console()}
+    brief = settings("--training.max_steps", "3", *even, *weights)
+    fit(pairs, tmp_path / "one", brief, console=quiet_console())
+    with pytest.raises(SettingsError, match=r"weights: \[1.0, 2.0\], but the run was started with"):
+        fit((), tmp_path / "one", read_settings(None, ["--data.weights", "1,2"]), **same)
+    fit(pairs, tmp_path / "one", read_settings(None, [*longer, *weights]), **same)
+    fit(pairs, tmp_path / "two", settings(*longer, *even, *weights), console=quiet_console())
+    fit(pairs, tmp_path / "three", settings(*longer, *even), console=quiet_console())
+    one, two, three = (results_of(tmp_path / name)[0] for name in ("one", "two", "three"))
+    assert one == two != three
+
+
 def test_a_forbidden_change_is_refused_by_name_and_an_allowed_one_is_applied(whole, tmp_path):
     out = take_up(whole, tmp_path, 5)
     typed = ["--model.dropout", "0.3", "--training.seed", "2", "--training.patience", "9"]

@@ -17,7 +17,6 @@ from filelock import Timeout
 from dragoman.characters import find_surrogate
 from dragoman.commands.fit_teacher import hold_out_as, teach
 from dragoman.configuration import find_conflicts, list_set_values, merge_settings
-from dragoman.data.cache import NOT_IN_KEYS
 from dragoman.data.run_data import RunData
 from dragoman.errors import (
     CheckpointError,
@@ -38,7 +37,7 @@ from dragoman.model_folder.folder import (
     sweep_model_folder,
 )
 from dragoman.presets import choose_settings, leave_room_for_outputs
-from dragoman.reading.pairs import list_files
+from dragoman.reading.pairs import list_files, list_weights
 from dragoman.reading.row_errors import name_file
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import explain_failed_write, hold_lock, link_or_copy, sha256
@@ -115,6 +114,7 @@ def start_run(
         others[teacher] = read_models(Path(teacher))[0].settings
         settings = hold_out_as(others[teacher], settings)
     files = pairs or settings.data.train
+    weights = list_weights(files, settings.data)
     names = [str(path) for path in (*list_files(files), out.absolute())]  # in the model folder
     if wrong := [name for name in names if find_surrogate(name) is not None]:
         raise DataError.gather([f"{one!r}: the name is not UTF-8; rename it" for one in wrong])
@@ -147,6 +147,7 @@ def start_run(
             typed=dict(list_set_values(settings)),
             precision=precision,
             pairs=tuple(map(str, data.paths)),
+            weights=weights,
             sha256=data.sha256,
             data_sha256=data.digests,
             machine=describe_machine(name_device(device_type), context.ranks.num_ranks),
@@ -455,7 +456,7 @@ def check_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
 
 def _forget_cache(settings: Settings) -> Settings:
     """Return the settings without what belongs to this machine, not to the model folder."""
-    usual = DataSettings().model_dump(include={*NOT_IN_KEYS})
+    usual = DataSettings().model_dump(include={"cache", "processes"})
     data = settings.data.model_copy(update=usual)
     return settings.model_copy(update={"data": data})
 
@@ -559,7 +560,9 @@ def _assemble(
         settings=settings,
         typed=merge_settings(Settings(), record.typed),
         data=data,
-        data_module=PairDataModule(data.paths, settings, data=data, num_threads=ranks.num_threads),
+        data_module=PairDataModule(
+            data.paths, settings, data=data, weights=record.weights, num_threads=ranks.num_threads
+        ),
         module=module,
         trainer=trainer,
         checkpoints=checkpoints,
@@ -596,6 +599,7 @@ def _report(run: Run, messages: Sequence[str], precision: str) -> None:
     for message in (
         f"pairs: {rows['train']:,} for training, {rows['valid']:,} for validation, "
         f"{rows['test']:,} for the test",
+        *run.data_module.describe_weights(),
         *messages,
         f"vocabulary: {tokenizer.source_vocab_size:,} source, {tokenizer.target_vocab_size:,} target",
         f"model: {num_parameters:,} parameters (d_model {model.d_model}, {model.nhead} heads, "

@@ -43,7 +43,7 @@ from dragoman.data.preparation import (
     write_rows,
     write_text,
 )
-from dragoman.errors import DataError, ModelFolderError
+from dragoman.errors import DataError, ModelFolderError, SettingsError
 from dragoman.model_folder.folder import WEIGHTS, ModelFolder
 from dragoman.reading.pairs import (
     Pair,
@@ -326,6 +326,30 @@ class RunData:
         found = (divmod(line, 1 << FILE_SHIFT) for line in self._ids["train"].find_lines(rows))
         names = [*self.paths, TAUGHT]
         return [name_row(names[file], line) for file, line in found]
+
+    def weigh_rows(self, weights: Sequence[float]) -> list[tuple[int, float]]:
+        """Return the numbers of consecutive training rows, each with the weight of their table.
+
+        Outputs of a teacher have 1. Without weights there is nothing to return.
+
+        Raises: SettingsError, when a weight leaves fewer than two rows of a table in an epoch.
+        """
+        counts = Counter[int]()
+        reader = pa.ipc.open_file(pa.memory_map(str(self.folder / "train.arrow")))
+        for i in range(reader.num_record_batches if weights else 0):
+            batch = reader.get_batch(i)  # of one table
+            counts[batch.column("line")[0].as_py() >> FILE_SHIFT] += batch.num_rows
+        rows = list[tuple[int, float]]()
+        for table, num_rows in counts.items():
+            weight = weights[table] if table < len(weights) else 1.0
+            if weight < 1.0 and num_rows * weight < 2.0:
+                raise SettingsError(
+                    f"--data.weights: {weight:g} of the {num_rows:,} training pairs of "
+                    f"{self.paths[table]} are fewer than two in an epoch; give at least "
+                    f"{min(1.0, 2 / num_rows):.2g}, or leave the file out"
+                )
+            rows.append((num_rows, weight))
+        return rows
 
     def count_source_tokens(self) -> tuple[int, ...]:
         """Return how often each source id occurs in the training pairs, from id 0."""

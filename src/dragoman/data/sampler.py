@@ -4,6 +4,7 @@ On the CPU a batch is computed in micro-batches, one on each core. The plan of a
 micro-batches too, so that a batch holds rows of several lengths and still has little padding.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,9 +17,12 @@ from dragoman.data.augmentation import Augmentation
 from dragoman.data.dataset import Batch, EncodedPairs
 
 Lengths = NDArray[np.integer]
+Weights = Sequence[tuple[int, float]]
+"""Numbers of consecutive rows, and how often they are drawn in an epoch; (): every row once."""
 
 POOL_ROWS = 1 << 20  # rows that are shuffled and sorted at a time: bounds the memory of a plan
 _BLOCK_ROWS = 4096  # rows that stay together on their way into a pool: keeps reads local
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: its multiples are spread evenly
 
 # Tokens of a micro-batch, on the longer side: larger ones leave the caches of a core; in smaller
 # ones the time goes into starting operations.
@@ -32,25 +36,32 @@ def plan_batches(
     seed: int,
     epoch: int,
     micro_batch_tokens: int | None = None,
+    weights: Weights = (),
 ) -> list[NDArray[np.int64]]:
-    """Return the batches of an epoch in random order, every row once.
+    """Return the batches of an epoch in random order: every row once, or by `weights`.
 
     A batch holds at most `batch_tokens` tokens on its longer side, padding counted; a row longer
     than that is a batch by itself. Its rows have similar lengths. With `micro_batch_tokens`, it is
     made of micro-batches of so many tokens, drawn at random: only the rows of each have similar
     lengths.
     The plan depends on its arguments alone, so all ranks have the same.
+
+    A row with the weight w is drawn w times in an epoch; for a fraction, in n epochs n * w times,
+    rounded up or down: with 2.5, twice and three times in turns. Its draws are in different blocks.
     """
     micro_batch_tokens = min(micro_batch_tokens or batch_tokens, batch_tokens)
     per_batch = batch_tokens // micro_batch_tokens
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
-    blocks = random.permutation(-(-len(pairs) // _BLOCK_ROWS))
+    weights = weights or [(len(pairs), 1.0)]
+    blocks = _list_blocks(weights)
+    blocks = blocks[random.permutation(len(blocks))]
+    of_place = np.array([weight for _, weight in weights])
     blocks_per_pool = POOL_ROWS // _BLOCK_ROWS
     batches: list[NDArray[np.int64]] = []
     for first in range(0, len(blocks), blocks_per_pool):
-        pool = blocks[first : first + blocks_per_pool]
-        rows = (pool[:, None] * _BLOCK_ROWS + np.arange(_BLOCK_ROWS)).ravel()
-        rows = random.permutation(rows[rows < len(pairs)])
+        rows = random.permutation(
+            _draw_rows(blocks[first : first + blocks_per_pool], of_place, epoch)
+        )
         cut = cut_by_budget(
             pairs.source_lengths[rows], pairs.target_lengths[rows], micro_batch_tokens
         )
@@ -60,6 +71,40 @@ def plan_batches(
             for i in range(0, len(micro_batches), per_batch)
         )
     return batches
+
+
+def _list_blocks(weights: Weights) -> NDArray[np.int64]:
+    """Return the blocks of rows, each as often as one of its rows can be drawn in an epoch.
+
+    A block is its first row, the end, which of the draws this is, from 0, and the place of its weight.
+    """
+    blocks, start = [np.empty((0, 4), np.int64)], 0
+    for place, (num_rows, weight) in enumerate(weights):
+        starts = np.arange(start, start + num_rows, _BLOCK_ROWS)
+        start += num_rows
+        ends = np.minimum(starts + _BLOCK_ROWS, start)
+        for draw in range(math.ceil(weight)):
+            columns = np.broadcast_arrays(starts, ends, draw, place)
+            blocks.append(np.stack(columns, axis=1))
+    return np.concatenate(blocks)
+
+
+def _draw_rows(
+    blocks: NDArray[np.int64], weights: NDArray[np.float64], epoch: int
+) -> NDArray[np.int64]:
+    """Return the rows of these blocks that are drawn in this epoch."""
+    start, end, draw, place = blocks.T[:, :, None]
+    rows = start + np.arange(_BLOCK_ROWS)
+    is_drawn = rows < end
+    weight = weights[place]
+    if (weight % 1).any():
+        # After n epochs row r has been drawn floor(n * weight + phase(r)) times. The phase has 32
+        # bits, so that the sums are exact.
+        phase = (rows.astype(np.uint64) * _GOLDEN >> np.uint64(32)) / 2**32
+        before, after = (np.floor(n * weight + phase) for n in (epoch, epoch + 1))
+        is_drawn &= after - before > draw
+    drawn: NDArray[np.int64] = rows[is_drawn]
+    return drawn
 
 
 def take_share(
@@ -142,7 +187,7 @@ class TrainingLoader:
 
     Each rank gets its share of every batch: with any number of ranks, a step has the same rows.
 
-    With the same pairs, a loader that loads the state of another continues with exactly the batches
+    With the same pairs and weights, a loader that loads the state of another continues with exactly the batches
     that would have followed there; with another `batch_tokens`, with the next epoch.
     """
 
@@ -156,9 +201,10 @@ class TrainingLoader:
         rank: int = 0,
         num_ranks: int = 1,
         augmentations: Sequence[Augmentation] = (),
+        weights: Weights = (),
     ) -> None:
         self.pairs, self.batch_tokens, self.seed = pairs, batch_tokens, seed
-        self._augmentations = augmentations
+        self._augmentations, self._weights = augmentations, weights
         self.micro_batch_tokens = micro_batch_tokens or batch_tokens
         self.rank, self.num_ranks = rank, num_ranks
         self.epoch = 0
@@ -207,6 +253,7 @@ class TrainingLoader:
                 seed=self.seed,
                 epoch=self.epoch,
                 micro_batch_tokens=self.micro_batch_tokens,
+                weights=self._weights,
             )
             self._planned = wanted
         return self._plan

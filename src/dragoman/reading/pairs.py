@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, get_args
 
-from dragoman.errors import DataError, shorten
+from dragoman.errors import DataError, SettingsError, shorten
 from dragoman.reading.delimited import open_delimited, open_parallel
 from dragoman.reading.jsonl import open_jsonl, write_record
 from dragoman.reading.row_errors import (
@@ -432,6 +432,25 @@ def list_tables(
             f"{twice[0]}: it is given twice; give two parallel texts, or each file once"
         )
     return [tuple(files)] if is_parallel and len(files) != 1 else [(file,) for file in files]
+
+
+def list_weights(paths: Sequence[str | Path], settings: DataSettings) -> tuple[float, ...]:
+    """Return how often each table of training pairs is drawn: data.weights is by the names in `paths`.
+
+    Raises: SettingsError, when these are not as many.
+    """
+    if not settings.weights:
+        return ()
+    is_parallel = len(paths) == 2 and len(list_tables(paths, settings)) == 1
+    counts = [1] if is_parallel else [len(list_files([path])) for path in paths]
+    if len(settings.weights) != len(counts):
+        raise SettingsError(
+            f"--data.weights: {len(settings.weights)} given, for {len(counts)} training inputs "
+            f"({shorten(', '.join(map(str, paths)), 200)}); give one for each"
+            + ("; two parallel texts are one" if is_parallel else "")
+        )
+    both = zip(settings.weights, counts, strict=True)
+    return tuple(weight for weight, count in both for _ in range(count))
 
 
 def are_parallel(groups: Iterable[Sequence[str | Path]], settings: DataSettings) -> bool:

@@ -3,7 +3,8 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lightning
@@ -16,7 +17,7 @@ from dragoman.data.sampler import EvaluationLoader, TrainingLoader
 from dragoman.model_folder.folder import find_start
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.reading.in_memory import Pairs, as_files
-from dragoman.reading.pairs import Pair
+from dragoman.reading.pairs import Pair, list_weights
 from dragoman.reading.statistics import Split
 from dragoman.tokenizers.tokenizer import PairTokenizer
 from dragoman.training.device import plan_micro_batches
@@ -35,6 +36,7 @@ class PairDataModule(lightning.LightningDataModule):
         folder: Where the data are written, by the first rank; None, and on the other ranks: a
             temporary folder, removed with this object.
         data: The data, if they have been prepared already; then `settings` must be resolved.
+        weights: With `data`, those of `list_weights`.
         num_threads: Those of all ranks of this machine, by which batches are made up; None: torch's.
     """
 
@@ -50,6 +52,7 @@ class PairDataModule(lightning.LightningDataModule):
         folder: Path | None = None,
         *,
         data: RunData | None = None,
+        weights: Sequence[float] = (),
         num_threads: int | None = None,
     ) -> None:
         super().__init__()
@@ -59,6 +62,7 @@ class PairDataModule(lightning.LightningDataModule):
         self._folder = folder
         self._num_threads = num_threads
         self._data: RunData | None = None
+        self._weights = weights
         if data is not None:
             self._take(data)
 
@@ -88,6 +92,7 @@ class PairDataModule(lightning.LightningDataModule):
         folder.mkdir(parents=True, exist_ok=True)
         settings, start = find_start(self.settings)
         with as_files(self._pairs) as paths:
+            self._weights = list_weights(paths or settings.data.train, settings.data)
             data = RunData.read(paths or settings.data.train, settings, folder, start)
             choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
             data.encode(choice.settings)
@@ -95,8 +100,8 @@ class PairDataModule(lightning.LightningDataModule):
         self.settings, room = leave_room_for_outputs(
             choice.settings, ids.source_lengths, ids.target_lengths
         )
-        self.notes = [*choice.reasons, *data.notes, *room]
         self._take(data)
+        self.notes = [*choice.reasons, *data.notes, *room, *self.describe_weights()]
 
     def setup(self, stage: str) -> None:
         """Prepare the data if `prepare_data` has not been called in this process.
@@ -104,6 +109,15 @@ class PairDataModule(lightning.LightningDataModule):
         Lightning calls that in one process of a machine; the others prepare their own here.
         """
         self.prepare_data()
+
+    def describe_weights(self) -> list[str]:
+        """Return a message on how often the training files are drawn, if they have weights."""
+        num_pairs = Counter[float]()
+        for count, weight in self.data.weigh_rows(self._weights):
+            num_pairs[weight] += count
+        total = sum(weight * count for weight, count in num_pairs.items())
+        shown = " + ".join(f"{weight:g} x {count:,}" for weight, count in num_pairs.items())
+        return [f"weights: an epoch is {shown} = {total:,.0f} pairs"] if shown else []
 
     def train_dataloader(self) -> TrainingLoader:
         """Return the training batches of this rank."""
@@ -117,6 +131,7 @@ class PairDataModule(lightning.LightningDataModule):
             rank=rank,
             num_ranks=num_ranks,
             augmentations=make_augmentations(self.settings.optimization, self.tokenizer),
+            weights=self.data.weigh_rows(self._weights),
         )
 
     def val_dataloader(self) -> EvaluationLoader:

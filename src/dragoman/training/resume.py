@@ -63,6 +63,7 @@ class RunRecord(BaseModel):
     typed: Annotated[dict[str, Any], BeforeValidator(_update)]  # by the user, by dotted name
     precision: str
     pairs: tuple[str, ...]
+    weights: tuple[float, ...] = ()  # of the tables in them; (): each pair once
     sha256: dict[str, str]  # by file
     data_sha256: dict[str, str] = {}  # by file in the folder of the data
     machine: dict[str, str] = {}  # see `describe_machine`

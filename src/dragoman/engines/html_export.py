@@ -1,4 +1,4 @@
-"""Export to one HTML file: the weights, the tokenizers, the page of the server, and html_model.js.
+"""Export to one HTML file: the weights, the tokenizers, the page of the server, and html_*.js.
 
 A headless Chromium checks it, driven over a pipe by the DevTools protocol: no driver, port or package.
 Source: https://chromedevtools.github.io/devtools-protocol/ ("--remote-debugging-pipe": messages are
@@ -380,7 +380,9 @@ def _fill_page(name: str, about: dict[str, Any], weights: str) -> str:
     page, style, script = (
         (folder / part).read_text("utf-8") for part in ("index.html", "page.css", "page.js")
     )
-    scripts = ("html_pointers.js", "html_model.js")[0 if about["pointers"] else 1 :]
+    scripts = ["html_model.js", "html_adapter.js"]
+    if about["pointers"]:
+        scripts.insert(0, "html_pointers.js")
     engines = files("dragoman") / "engines"
     model = "\n".join((engines / one).read_text("utf-8") for one in scripts)
     policy = _POLICY.format(scripts=f"{_hash(model)} {_hash(script)}", style=_hash(style))

@@ -1,4 +1,4 @@
-// The page: it asks `adapter`, which is the server (server.js) or the model itself (html_model.js).
+// The page: it asks `adapter`, which is the server (server.js) or the model itself (html_adapter.js).
 //
 // adapter.describe() and adapter.predict(request) answer as GET /v1/models and POST /v1/predict do.
 // adapter.correct(correction), if there is one, says whether it was kept; else they are downloaded.

@@ -14,7 +14,7 @@ PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 # Modules of the packages that only extras name, so far as dragoman imports them by itself.
 MODULES = ("torch", "lightning", "torchmetrics", "jaxtyping", "pyarrow", "sacrebleu", "matplotlib",
            "jinja2", "markupsafe", "ftfy", "babel", "llguidance", "onnx", "onnxruntime", "fastapi",
-           "uvicorn", "tensorboard", "ray")  # fmt: skip
+           "uvicorn", "tensorboard", "ray", "fsspec")  # fmt: skip
 WITHOUT = """
 import sys
 class Missing:
@@ -67,6 +67,7 @@ def test_predicting_needs_no_extra(trained, tmp_path):
         (["predict", "MODEL", "--output", "OUT.jsonl.zst"], "pyarrow", "train"),
         (["export", "MODEL"], r"\w+", "train"),
         (["serve", "MODEL"], "uvicorn", "serve"),
+        (["predict", "MODEL", "--input", "memory://x.tsv"], "fsspec", "fsspec"),
         (
             [
                 "predict",

@@ -81,8 +81,8 @@ def _add_fit(command: ArgumentParser) -> None:
     add = command.add_argument
     add("pairs", nargs="*", metavar="PAIRS",
         help="training pairs: files (.tsv .csv .jsonl .parquet .arrow, also .gz or .zst; 'a/*.tsv'; "
-        "a folder of .parquet or .arrow; - for standard input), or two parallel text files; not "
-        "needed with --resume or data.train")  # fmt: skip
+        "a folder of .parquet or .arrow; a URL such as s3://bucket/a.tsv; - for standard input), or two "
+        "parallel text files; not needed with --resume or data.train")  # fmt: skip
     _add_held_out(command)
     add("--out", type=Path, default=Path("model"), help="model folder to write (default: model)")
     add("--config", type=Path, help="YAML file of settings; arguments override it")
@@ -192,7 +192,7 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
 def _add_predict(command: ArgumentParser) -> None:
     add_model(command)
     add = command.add_argument
-    add("--input", type=Path, help="file of sources (default: standard input)")
+    add("--input", metavar="FILE", help="file of sources, or its URL (default: standard input)")
     add("--output", type=Path,
         help="file to write (default: standard output): .jsonl, .parquet, .csv or .tsv with the "
         "columns of the input, else lines of text; also .gz or .zst. Repeat the command to resume "
@@ -246,7 +246,7 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
     from dragoman.commands.predict import Job, run_job
 
     job = Job(
-        input=None if arguments.input == Path("-") else arguments.input,
+        input=None if arguments.input == "-" else arguments.input,
         output=arguments.output,
         low_confidence_output=arguments.low_confidence_output,
         min_confidence=arguments.min_confidence or 0.0,
@@ -303,11 +303,11 @@ def _add_evaluate(command: ArgumentParser) -> None:
     add("pairs", nargs="*", metavar="PAIRS",
         help="a file of pairs, or two parallel text files; rows with the same source are references "
         "of it")  # fmt: skip
-    add("--hypotheses", type=Path, metavar="FILE",
+    add("--hypotheses", metavar="FILE",
         help="score the lines of this file (or the objects of a .jsonl) instead of a model")  # fmt: skip
-    add("--references", type=Path, nargs="+", default=[], metavar="FILE",
+    add("--references", nargs="+", default=[], metavar="FILE",
         help="with --hypotheses: the expected lines; with several files, any of them is right")  # fmt: skip
-    add("--sources", type=Path, metavar="FILE", help="with --hypotheses: the lines of the source")
+    add("--sources", metavar="FILE", help="with --hypotheses: the lines of the source")
     add("--out", type=Path, metavar="FOLDER",
         help="folder to write: scores.json, and rows.jsonl with the output and scores of each row "
         "(default: MODEL/evaluation/NAME, by the name of PAIRS and the settings that are not "
@@ -561,12 +561,7 @@ def _learning_curve(arguments: Namespace, words: Sequence[str]) -> None:
 def _add_suggest(command: ArgumentParser) -> None:
     add = command.add_argument
     add("model", type=Path, metavar="MODEL", help="model folder, best one of `fit --seeds`")
-    add(
-        "unlabelled",
-        type=Path,
-        metavar="UNLABELLED",
-        help="file of sources, as for predict --input",
-    )
+    add("unlabelled", metavar="UNLABELLED", help="file of sources, as for predict --input")
     add("--rows", type=positive, default=200, help="suggest so many (default: %(default)s)")
     add("--output", type=Path, default=Path("todo.tsv"), metavar="FILE.tsv",
         help="table to write (default: %(default)s); fill in its targets, and give it to fit")  # fmt: skip

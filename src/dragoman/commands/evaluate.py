@@ -49,6 +49,7 @@ from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import SUFFIXES, InvalidRow, Pair, RowErrors, Source, read_pairs
 from dragoman.reading.row_errors import name_file, name_row
 from dragoman.reading.text_files import strip_packing
+from dragoman.reading.url_files import find_file
 from dragoman.storage import sha256
 
 Paths = str | Path | Sequence[str | Path]
@@ -182,16 +183,18 @@ def evaluate_outputs(
     check_sections(as_settings(settings), "an evaluation of outputs", ("evaluation",))
     if not isinstance(hypotheses, str | Path):
         raise DataError(f"hypotheses: expected a file, found {type(hypotheses).__name__}")
-    paths = [
-        Path(one) for one in ([references] if isinstance(references, str | Path) else references)
-    ]
-    rows = read_outputs(Path(hypotheses), paths, None if sources is None else Path(sources))
+    given = [references] if isinstance(references, str | Path) else references
+    rows = read_outputs(
+        find_file(hypotheses),
+        [*map(find_file, given)],
+        None if sources is None else find_file(sources),
+    )
     evaluation = evaluate_rows(rows, as_settings(settings).evaluation)
     if out is not None:
         write_evaluation(Path(out), evaluation)
         evaluation = replace(evaluation, folder=Path(out))
     if report is not None:
-        report_outputs(Path(report), name_evaluation([Path(hypotheses)]), evaluation)
+        report_outputs(Path(report), name_evaluation([hypotheses]), evaluation)
     return evaluation
 
 
@@ -346,9 +349,9 @@ def predict_references(
     return found
 
 
-def name_evaluation(paths: Sequence[Path]) -> str:
+def name_evaluation(paths: Sequence[str | Path]) -> str:
     """Return the name of an evaluation on these files: "test.v1" for "test.v1.tsv.gz"."""
-    bare = strip_packing(paths[0])
+    bare = strip_packing(Path(paths[0]))
     is_format = len(paths) > 1 or bare.suffix.lower() in (*SUFFIXES, ".txt")
     return (bare.stem if is_format else bare.name).lstrip(".") or "pairs"
 

@@ -175,8 +175,9 @@ def find_files(metrics: dict[str, Any], notes: list[str]) -> list[Path]:
         DataError: One is not there.
     """
     data = metrics.get("data", {})
-    files = [Path(name) for name in data.get("files", ["pairs"])]
-    if missing := [str(one) for one in files if not one.is_file()]:
+    names = data.get("files", ["pairs"])
+    files = [Path(name) for name in names]  # a URL is not fetched: the folder may be a stranger's
+    if missing := [name for name, one in zip(names, files, strict=True) if not one.is_file()]:
         raise DataError(f"{missing[0]}: the training pairs are not there; name them by --pairs")
     changed = [one for one in files if data.get("sha256", {}).get(str(one)) != sha256(one)]
     notes += [f"{one} has changed since the training" for one in changed]
@@ -184,7 +185,7 @@ def find_files(metrics: dict[str, Any], notes: list[str]) -> list[Path]:
 
 
 def read_training(
-    files: Sequence[Path], data: DataSettings, labels: Sequence[str], notes: list[str]
+    files: Sequence[str | Path], data: DataSettings, labels: Sequence[str], notes: list[str]
 ) -> Iterator[Pair]:
     """Yield the pairs that the model was trained on; note how many were held out.
 

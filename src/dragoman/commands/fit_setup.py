@@ -94,7 +94,7 @@ class Run:
 
 @contextmanager
 def start_run(
-    pairs: Sequence[Path],
+    pairs: Sequence[str | Path],
     out: Path,
     settings: Settings,
     overwrite: bool,
@@ -208,7 +208,11 @@ def _measure(run: Run) -> Pace:
 
 @contextmanager
 def resume_run(
-    pairs: Sequence[Path], out: Path, settings: Settings, point: ResumePoint, context: RunContext
+    pairs: Sequence[str | Path],
+    out: Path,
+    settings: Settings,
+    point: ResumePoint,
+    context: RunContext,
 ) -> Iterator[Run]:
     """Give the run of `point`, ready to continue from there with its data and settings.
 
@@ -316,7 +320,7 @@ def _reopen_data(record: RunRecord, folder: Path, context: RunContext) -> RunDat
 
 @contextmanager
 def follow_run(
-    pairs: Sequence[Path], out: Path, settings: Settings, context: RunContext
+    pairs: Sequence[str | Path], out: Path, settings: Settings, context: RunContext
 ) -> Iterator[Run | None]:
     """Give the run of rank 0 to another rank, ready to train along; None: it is complete.
 

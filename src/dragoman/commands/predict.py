@@ -68,7 +68,7 @@ class Job:
     """What to predict, and where to write it.
 
     Args:
-        input: A file of sources; None: standard input.
+        input: A file of sources, or its URL; None: standard input.
         output: None: standard output.
         low_confidence_output: File for the rows with a confidence below `min_confidence`, outputs
             that are truncated or malformed, and invalid rows; of outputs that are records, for the
@@ -80,7 +80,7 @@ class Job:
         part: K and N, to predict part K of N; None: all rows.
     """
 
-    input: Path | None = None
+    input: str | Path | None = None
     output: Path | None = None
     low_confidence_output: Path | None = None
     min_confidence: float = 0.0
@@ -157,7 +157,7 @@ def _check_job(model: Predictor, job: Job) -> None:
     if job.is_jsonl and layouts[0] != "jsonl":
         raise DragomanError(f"--jsonl: --output {job.output} says {layouts[0]}; leave one out")
     for option, path in job.files.items():
-        if is_same_file(path, job.input):
+        if is_same_file(path, None if job.input is None else Path(job.input)):
             raise DragomanError(f"{option} {path}: this is the input too; give another name")
         is_device = path.exists() and not path.is_file()
         may_be_device = option == "--output" and find_layout(path) != "parquet" and not job.part
@@ -549,7 +549,7 @@ def _sync(files: Iterable[IO[bytes]]) -> None:
 
 
 def _read_rows(model: Predictor, job: Job, position: FilePosition | None = None) -> Iterator[Row]:
-    source: BinaryIO | Path = job.input or sys.stdin.buffer
+    source: BinaryIO | str | Path = job.input or sys.stdin.buffer
     if job.input is None and sys.stdin.isatty():
         source = cast(BinaryIO, _Prompt())
     return read_sources(

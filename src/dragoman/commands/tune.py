@@ -276,7 +276,7 @@ class _Runner:
     """Runs the trials of a study, one after the other."""
 
     study: optuna.Study
-    files: Sequence[Path]
+    files: Sequence[str | Path]
     folder: Path  # of logs and checkpoints
     settings: Settings
     space: Space

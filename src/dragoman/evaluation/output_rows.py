@@ -14,6 +14,7 @@ from dragoman.characters import find_surrogate
 from dragoman.errors import DataError
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.reading.pairs import Pair
+from dragoman.reading.row_errors import name_file
 from dragoman.reading.text_files import open_text_file, read_blocks
 from dragoman.storage import describe_first
 
@@ -136,18 +137,18 @@ def read_outputs(
     for path, lines in files:
         if len(lines) != len(outputs):
             raise DataError(
-                f"{path}: {len(lines):,} lines, but {hypotheses} has {len(outputs):,}; line N of "
+                f"{name_file(path)}: {len(lines):,} lines, but {name_file(hypotheses)} has {len(outputs):,}; line N of "
                 "each file belongs to the same row"
             )
     if not outputs:
-        raise DataError(f"{hypotheses}: the file is empty")
+        raise DataError(f"{name_file(hypotheses)}: the file is empty")
     return [
         Row(
             source=texts[place],
             references=(first[place], *(lines[place] for lines in others if lines[place])),
             hypothesis=output,
             line=place + 1,
-            file=str(references[0]),
+            file=name_file(references[0]),
         )
         for place, output in enumerate(outputs)
     ]
@@ -163,11 +164,15 @@ def _read_texts(path: Path, names: Sequence[str]) -> list[str]:
 def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield each line with its place, "file:line"."""
     with open_text_file(path) as stream:
-        for block in read_blocks(stream, str(path), drops_blank_end=".jsonl" in path.suffixes):
+        for block in read_blocks(
+            stream, name_file(path), drops_blank_end=".jsonl" in path.suffixes
+        ):
             for number, line in enumerate(block.lines, start=block.first):
                 if not block.is_clean and (at := find_surrogate(line)) is not None:
-                    raise DataError(f"{path}:{number}: byte at character {at + 1} is not UTF-8")
-                yield f"{path}:{number}", line
+                    raise DataError(
+                        f"{name_file(path)}:{number}: byte at character {at + 1} is not UTF-8"
+                    )
+                yield f"{name_file(path)}:{number}", line
 
 
 def _take_text(line: str, names: Sequence[str], place: str) -> str:

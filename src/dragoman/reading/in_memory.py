@@ -13,16 +13,17 @@ from dragoman.errors import DataError, shorten
 from dragoman.reading.pairs import Pair
 from dragoman.reading.row_errors import IN_MEMORY
 from dragoman.reading.tables import dump_value
+from dragoman.reading.url_files import is_url
 
 Pairs = str | Path | Iterable[Any] | Mapping[str, Any]
-"""A file of pairs, or two parallel text files; or rows (source, target), or as dicts; or a table: a
+"""A file of pairs, its URL, or two parallel text files; or rows (source, target), or as dicts; or a table: a
 dict of columns, a DataFrame (pandas, polars), or anything else that Arrow reads. A target may be a
 record, as a dict."""
 
 
 @contextmanager
-def as_files(pairs: Pairs) -> Iterator[list[Path]]:
-    """Give the files of `pairs`; those in memory are in a temporary one, until the end.
+def as_files(pairs: Pairs) -> Iterator[list[str | Path]]:
+    """Give the files and URLs of `pairs`; those in memory are in a temporary one, until the end.
 
     Messages and records call it `IN_MEMORY`. Rows without names are a file without a header.
 
@@ -47,9 +48,9 @@ def as_files(pairs: Pairs) -> Iterator[list[Path]]:
         yield [path]
 
 
-def _find_files_or_table(pairs: Pairs) -> list[Path] | pa.Table:
+def _find_files_or_table(pairs: Pairs) -> list[str | Path] | pa.Table:
     if isinstance(pairs, str | Path):
-        return [Path(pairs)]
+        return [pairs if is_url(pairs) else Path(pairs)]
     if isinstance(pairs, Mapping):
         table = pa.table(
             {
@@ -62,7 +63,7 @@ def _find_files_or_table(pairs: Pairs) -> list[Path] | pa.Table:
     else:
         rows = list(pairs)
         if all(isinstance(row, str | os.PathLike) for row in rows):
-            return [Path(row) for row in rows]
+            return [row if is_url(row) else Path(row) for row in rows]
         rows = list(_name_columns(rows))
         names = dict.fromkeys(name for row in rows for name in row)
         table = pa.table({name: [_to_json(row.get(name)) for row in rows] for name in names})

@@ -41,6 +41,7 @@ from dragoman.reading.text_files import (
     spool,
     strip_packing,
 )
+from dragoman.reading.url_files import copy_files, find_file, is_url
 from dragoman.settings import DataSettings
 
 Format = Literal["tsv", "csv", "jsonl", "parquet", "arrow", "parallel"]
@@ -327,7 +328,9 @@ def read_sources(
 
     Raises: DataError, when the file or the stream cannot be read or lacks a column.
     """
-    opened = Path(stream_or_path) if isinstance(stream_or_path, str) else stream_or_path
+    opened = stream_or_path
+    if isinstance(opened, str | Path):
+        opened = find_file(opened)
     with _open_sources(opened, settings, name, position) as table:
         if not table.sample:
             return
@@ -363,12 +366,12 @@ def read_sources(
                 yield InvalidRow(line, error.file, error.detail, whole)
 
 
-def list_source_columns(path: Path, settings: DataSettings) -> tuple[str, ...]:
+def list_source_columns(path: str | Path, settings: DataSettings) -> tuple[str, ...]:
     """Return the names of the columns of a file to predict, as in `Source.columns`.
 
     Raises: DataError, when the file cannot be read.
     """
-    with _open_sources(path, settings, str(path)) as table:
+    with _open_sources(find_file(path), settings, str(path)) as table:
         return table.labels()
 
 
@@ -429,7 +432,7 @@ def list_tables(
     )
     if not is_parallel and (twice := [file for file in files if files.count(file) > 1]):
         raise DataError(
-            f"{twice[0]}: it is given twice; give two parallel texts, or each file once"
+            f"{name_file(twice[0])}: it is given twice; give two parallel texts, or each file once"
         )
     return [tuple(files)] if is_parallel and len(files) != 1 else [(file,) for file in files]
 
@@ -460,11 +463,15 @@ def are_parallel(groups: Iterable[Sequence[str | Path]], settings: DataSettings)
 
 
 def list_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Return `paths`, with the files that patterns and folders stand for.
+    """Return `paths`, with the files that patterns and folders stand for, and copies of URLs.
 
-    Raises: DataError, when a pattern or a folder has no file.
+    Raises: DataError, when a pattern or a folder has no file, or a URL cannot be read.
     """
-    return [file for path in paths for file in _list_shards(Path(path))]
+    return [
+        file
+        for path in paths
+        for file in (copy_files(str(path)) if is_url(path) else _list_shards(Path(path)))
+    ]
 
 
 def _list_shards(path: Path) -> list[Path]:
@@ -495,7 +502,7 @@ def _open_pairs(part: Part, settings: DataSettings) -> Iterator[Table]:
             f"{len(paths)} files of pairs are given; expected one, two parallel texts, or several "
             "whose names say their format (.tsv, .csv, .jsonl, .parquet)"
         )
-    layout, names = _find_layout(paths, settings), [str(path) for path in paths]
+    layout, names = _find_layout(paths, settings), [*map(name_file, paths)]
     sources = [*map(spool, paths)]
     with _open(
         *(sources, names, layout, settings), drops_blank_end=part.is_end, spans=part.spans
@@ -511,7 +518,7 @@ def _open_sources(
     """Open the table of rows to predict; `name` is that of a stream in messages."""
     layout: Format = "tsv" if settings.format == "auto" else settings.format
     if isinstance(source, Path):
-        name = str(source)
+        name = name_file(source)
         if settings.format == "auto":
             layout = _find_suffix(source) or "tsv"
     elif layout in ("parquet", "arrow"):
@@ -539,7 +546,7 @@ def _open(
         assert isinstance(first, Path)
         if strip_packing(first) != first:
             raise DataError(
-                f"{first}: {layout.capitalize()} is compressed inside; unpack the file first"
+                f"{name_file(first)}: {layout.capitalize()} is compressed inside; unpack the file first"
             )
         # On demand: a light installation has no pyarrow.
         from dragoman.reading.parquet import open_arrow, open_parquet
@@ -588,5 +595,7 @@ def _find_layout(paths: Sequence[Path], settings: DataSettings) -> Format:
 
 def _find_suffix(path: Path) -> Format | None:
     if strip_packing(path).suffix.lower() == ".tmx":
-        raise DataError(f"{path}: TMX is not read; write its segments as two columns:\n{_FROM_TMX}")
+        raise DataError(
+            f"{name_file(path)}: TMX is not read; write its segments as two columns:\n{_FROM_TMX}"
+        )
     return SUFFIXES.get(strip_packing(path).suffix.lower())

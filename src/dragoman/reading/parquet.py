@@ -39,7 +39,7 @@ def open_parquet(
             schema, metadata = file.schema_arrow, file.metadata
     except _CORRUPT as error:
         raise DataError(
-            f"{path}: it is not a complete Parquet file: {_first_line(error)}"
+            f"{name_file(path)}: it is not a complete Parquet file: {_first_line(error)}"
         ) from error
     if position is not None:
         position.num_rows = metadata.num_rows
@@ -89,7 +89,9 @@ def open_arrow(path: Path, paths: Sequence[str] = ()) -> Table:
     try:
         schema = open_batches().schema
     except _CORRUPT as error:
-        raise DataError(f"{path}: it is not a complete Arrow file: {_first_line(error)}") from error
+        raise DataError(
+            f"{name_file(path)}: it is not a complete Arrow file: {_first_line(error)}"
+        ) from error
     return _make_table(path, schema, paths, read_batches, None)
 
 
@@ -140,11 +142,11 @@ def _read(
                 yield error or (number, fields)
     except _CORRUPT as error:
         raise DataError(
-            f"{path}: the file is corrupt: reading ended after row {number} ({_first_line(error)})"
+            f"{name_file(path)}: the file is corrupt: reading ended after row {number} ({_first_line(error)})"
         ) from error
     if num_rows not in (None, number):
         raise DataError(
-            f"{path}: the file is corrupt: it should have {num_rows} rows, and has {number}"
+            f"{name_file(path)}: the file is corrupt: it should have {num_rows} rows, and has {number}"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dragoman.characters import find_surrogate
+from dragoman.reading.url_files import find_url, is_url
 
 EMPTY_LINE = "empty line"
 WRONG_COLUMNS = "wrong number of columns"
@@ -28,7 +29,10 @@ IN_MEMORY = "pairs in memory"
 
 def name_file(path: str | Path) -> str:
     """Return the name of a file of pairs, for messages and records."""
-    return IN_MEMORY if Path(path).name == f"{IN_MEMORY}.parquet" else str(path)
+    if is_url(path):
+        return str(path)
+    path = Path(path)
+    return IN_MEMORY if path.name == f"{IN_MEMORY}.parquet" else find_url(path) or str(path)
 
 
 def name_row(file: str, line: int) -> str:

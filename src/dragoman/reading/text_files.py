@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from dragoman.errors import DataError
+from dragoman.reading.row_errors import name_file
 
 _CHUNK_BYTES = 1 << 16
 _LONGEST_LINE_BYTES = 1 << 26
@@ -86,12 +87,14 @@ def open_text_file(path: Path, position: FilePosition | None = None) -> Iterator
             raw = stack.enter_context(path.open("rb"))
             head = raw.peek(4)[:4]
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+            raise DataError(f"{name_file(path)}: cannot be read: {error.strerror}") from error
         if position is not None:
             position.watch(raw)
         packer, magic = _PACKERS.get(path.suffix.lower(), ("", b""))
         if not head.startswith(magic[: len(head)]):
-            raise DataError(f"{path}: it is not compressed with {packer}, as its name says")
+            raise DataError(
+                f"{name_file(path)}: it is not compressed with {packer}, as its name says"
+            )
         if packer == "gzip" and head:
             yield cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=raw)))
         elif packer == "zstd" and head:
@@ -101,7 +104,7 @@ def open_text_file(path: Path, position: FilePosition | None = None) -> Iterator
         else:
             for magic, remedy in _FOREIGN.items():
                 if head.startswith(magic):
-                    raise DataError(f"{path}: it {remedy}")
+                    raise DataError(f"{name_file(path)}: it {remedy}")
             yield raw
 
 
@@ -148,11 +151,11 @@ def check_file(path: Path) -> None:
         guess = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise DataError(f"{path}: there is no such file{guess}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise DataError(f"{name_file(path)}: cannot be read: {error}") from error
     if stat.S_ISDIR(mode):
-        raise DataError(f"{path}: it is a folder; give a file in it")
+        raise DataError(f"{name_file(path)}: it is a folder; give a file in it")
     if not os.access(path, os.R_OK):
-        raise DataError(f"{path}: no permission to read it")
+        raise DataError(f"{name_file(path)}: no permission to read it")
 
 
 def read_head(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 python benchmarks/scaling.py                                 # all points: long, and large files
 python benchmarks/scaling.py --only d_model "pairs 10000"    # an axis, a point
+python benchmarks/scaling.py --plan 100000000                # the plan of an epoch of so many pairs
 
 Each point trains as `fit` does, in a process of its own (see contenders.py), for some seconds, on
 invented pairs. All but its own value is: d_model 256 in heads of 64, feed-forward 4 d_model, 3 + 3
@@ -16,15 +17,21 @@ they lose to one process is the cost of their exchanges, and of smaller parts of
 import argparse
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
 from contenders import say, start
 from invented_pairs import Language, write_pairs
 from machine import describe_machine
@@ -32,6 +39,9 @@ from tables import table
 from training_contender import Entry, Loaded, Turn, serve
 from training_task import Sizes, Task, count_flops
 
+from dragoman.data.dataset import EncodedPairs
+from dragoman.data.preparation import IDS_SCHEMA, ROWS_PER_CHUNK
+from dragoman.data.sampler import plan_batches
 from dragoman.training.logs import read_curves
 
 _SENTENCES = Language()
@@ -71,6 +81,10 @@ class Found:
 def main() -> None:
     """Measure point by point; print the table."""
     arguments = _parse()
+    if arguments.plan:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+            print(measure_plan(arguments.plan, Path(name) / "train.arrow"))
+        return
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     found: dict[Point, Found] = {}
@@ -232,6 +246,45 @@ def describe_ranks(rates: dict[str, list[float]], tokens: int) -> str:
     return table(heads, rows)
 
 
+def measure_plan(num_pairs: int, path: Path) -> str:
+    """Return what it takes to open the ids of so many pairs, and to plan an epoch; writes them to `path`.
+
+    A side has 10 ids a row on average: the file has 96 bytes a pair.
+    """
+    random = np.random.default_rng(0)
+    with pa.ipc.new_file(str(path), IDS_SCHEMA) as writer:
+        for start in range(0, num_pairs, ROWS_PER_CHUNK):
+            count = min(ROWS_PER_CHUNK, num_pairs - start)
+            sides = []
+            for _ in range(2):
+                offsets = np.append(0, (random.poisson(8, count) + 2).cumsum()).astype(np.int32)
+                ids = pa.array(np.full(offsets[-1], 3, np.int32))
+                sides.append(pa.ListArray.from_arrays(pa.array(offsets), ids))
+            lines = pa.array(np.arange(start, start + count))
+            writer.write_batch(pa.record_batch([*sides, lines], schema=IDS_SCHEMA))
+    memory = [_read_memory_mib()]
+    times = [(time.perf_counter(), time.process_time())]
+    pairs = EncodedPairs(path)
+    memory.append(_read_memory_mib())
+    times.append((time.perf_counter(), time.process_time()))
+    plan = plan_batches(pairs, 4096, micro_batch_tokens=1024, seed=1, epoch=0)
+    memory.append(_read_memory_mib())
+    times.append((time.perf_counter(), time.process_time()))
+    (open_s, open_cpu_s), (plan_s, plan_cpu_s) = (np.subtract(b, a) for a, b in pairwise(times))
+    return (
+        f"{num_pairs:,} pairs, {path.stat().st_size / 2**20:,.0f} MiB of ids, {len(plan):,} batches\n"
+        f"opened in {open_s:.1f} s ({open_cpu_s:.1f} s of a core): {memory[1] - memory[0]:,.0f} MiB of memory\n"
+        f"planned in {plan_s:.1f} s ({plan_cpu_s:.1f} s of a core): {memory[2] - memory[1]:,.0f} MiB more\n"
+        f"peak: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f} MiB, pages of the file included"
+    )
+
+
+def _read_memory_mib() -> float:
+    """Return the memory of this process that is no page of a file."""
+    [line] = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(line) / 2**10
+
+
 def _train(
     entry: Entry, task: Task, num_rounds: int, turn_s: float
 ) -> tuple[Loaded, float, list[Turn]]:
@@ -260,6 +313,7 @@ def _parse() -> argparse.Namespace:
         "--folder", type=Path, help="where temporary files are made (default: the system's place)"
     )
     numbers = (
+        ("--plan", 0, "pairs whose epoch is planned, instead of all points"),
         ("--tokens", 4096, "target tokens an update"),
         ("--rounds", 3, "turns at each point; one before them, which warms up, is not counted"),
         ("--steps", 200, "steps of each run along ranks"),

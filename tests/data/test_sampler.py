@@ -98,6 +98,12 @@ def test_a_batch_has_rows_of_many_lengths_and_is_cut_into_its_micro_batches_agai
     assert spreads[0] > 3 * spreads[1]
 
 
+def test_a_plan_of_rare_rows_has_empty_pools(pairs, small_blocks):
+    plan = plan_batches(pairs, 100, seed=1, epoch=0, weights=[(300, 0.01)])
+    assert len(plan) <= len(plan.rows) == 3
+    assert len(plan_batches(pairs, 100, seed=1, epoch=0, weights=[(300, 0.001)])) == 0
+
+
 def test_many_pools_hold_every_row_once(pairs, small_blocks):
     plan = plan_batches(pairs, 100, seed=1, epoch=0)
     assert sorted(np.concatenate(plan).tolist()) == list(range(300))
@@ -201,9 +207,13 @@ def test_every_row_is_in_one_micro_batch_and_only_a_row_alone_is_over_the_budget
     source, target = np.array(rows).T
     pieces = cut_by_budget(source, target, most_tokens)
     assert sorted(np.concatenate(pieces).tolist()) == list(range(len(rows)))
-    for piece in pieces:
-        cost = len(piece) * max(source[piece].max(), target[piece].max())
-        assert cost <= most_tokens or len(piece) == 1
+    longest = [max(source[piece].max(), target[piece].max()) for piece in pieces]
+    for i, piece in enumerate(pieces):
+        assert len(piece) * longest[i] <= most_tokens or len(piece) == 1
+        if i + 1 < len(pieces):  # not even one more row fits, or they are empty
+            [next_] = pieces[i + 1][:1]
+            longer = max(source[next_], target[next_], 1)
+            assert (len(piece) + 1) * longer > most_tokens
 
 
 @given(rows=rows, micro_batch_tokens=st.none() | st.integers(1, 200), extra=st.integers(0, 5))

@@ -57,7 +57,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Int[Tensor, "B L"]:
 class EncodedPairs:
     """The ids of pairs, memory-mapped from a file of ids.
 
-    In memory are the starts and the lengths of the rows (24 bytes a row); ids are read from the map.
+    In memory are the lengths of the rows (8 bytes a row); ids are read from the map.
     When sent to another process, it is opened there by its path.
     """
 
@@ -71,8 +71,9 @@ class EncodedPairs:
         # rows are gathered at once. Arrow aligns its buffers to 8 bytes.
         file_ids = np.frombuffer(map_.read_buffer(map_.size() // 4 * 4), dtype=np.int32)
         self._values = file_ids
-        self._source_starts, self.source_lengths = _locate(chunks, "source", file_ids)
-        self._target_starts, self.target_lengths = _locate(chunks, "target", file_ids)
+        self._firsts = np.cumsum([0, *(chunk.num_rows for chunk in chunks)])
+        self._source_places, self.source_lengths = _locate(chunks, "source", file_ids)
+        self._target_places, self.target_lengths = _locate(chunks, "target", file_ids)
 
     def __reduce__(self) -> tuple[type["EncodedPairs"], tuple[Path, int]]:
         return EncodedPairs, (self.path, self.pad_id)
@@ -83,17 +84,16 @@ class EncodedPairs:
     def gather(self, rows: NDArray[np.int64]) -> Batch:
         """Return the given rows as a padded batch."""
         return Batch(
-            source_ids=self._pad(self._source_starts[rows], self.source_lengths[rows]),
-            target_ids=self._pad(self._target_starts[rows], self.target_lengths[rows]),
+            source_ids=self._pad(rows, self._source_places, self.source_lengths[rows]),
+            target_ids=self._pad(rows, self._target_places, self.target_lengths[rows]),
             rows=rows,
         )
 
     def find_lines(self, rows: NDArray[np.int64]) -> list[int]:
         """Return the line of each of `rows` in the file of pairs, from 1; 0: unknown."""
-        firsts = np.cumsum([0, *(chunk.num_rows for chunk in self._chunks)])
-        chunks = np.searchsorted(firsts, rows, side="right") - 1
+        chunks = np.searchsorted(self._firsts, rows, side="right") - 1
         return [
-            self._chunks[chunk].column("line")[int(row - firsts[chunk])].as_py()
+            self._chunks[chunk].column("line")[int(row - self._firsts[chunk])].as_py()
             for row, chunk in zip(rows, chunks, strict=True)
         ]
 
@@ -105,25 +105,34 @@ class EncodedPairs:
             counts += np.bincount(ids, minlength=vocab_size)
         return counts
 
-    def _pad(self, starts: NDArray[np.int64], lengths: NDArray[np.int32]) -> Int[Tensor, "B L"]:
+    def _pad(
+        self, rows: NDArray[np.int64], places: NDArray[np.int64], lengths: NDArray[np.int32]
+    ) -> Int[Tensor, "B L"]:
+        chunks = np.searchsorted(self._firsts, rows, side="right") - 1
+        of_offsets, of_ids = places[chunks].T
+        starts = of_ids + self._values[of_offsets + rows - self._firsts[chunks]]
         column = np.arange(lengths.max(initial=0))
         is_token = column < lengths[:, None]  # (B, L)
-        places = np.where(is_token, starts[:, None] + column, 0)
-        ids = np.where(is_token, self._values[places], self.pad_id)
+        ids = np.where(is_token, starts[:, None] + column, 0)
+        ids = np.where(is_token, self._values[ids], self.pad_id)
         return torch.from_numpy(ids.astype(np.int64))
 
 
 def _locate(
     chunks: Sequence[pa.RecordBatch], side: str, file_ids: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Return the start of each row of `side` in `file_ids`, and its length, both in ids."""
-    starts, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    """Return where offsets and ids of `side` begin in `file_ids`, (chunks, 2); the lengths of all rows."""
     origin = file_ids.__array_interface__["data"][0]
-    for chunk in chunks:
+    places = np.zeros((len(chunks), 2), np.int64)
+    lengths = np.empty(sum(chunk.num_rows for chunk in chunks), np.int32)
+    end = 0
+    for i, chunk in enumerate(chunks):
         column = chunk.column(side)
-        offsets = np.asarray(column.offsets, dtype=np.int64)
-        values = column.values.to_numpy(zero_copy_only=True)
-        first = (values.__array_interface__["data"][0] - origin) // 4 if len(values) else 0
-        starts.append(first + offsets[:-1])
-        lengths.append(np.diff(offsets).astype(np.int32))
-    return np.concatenate(starts), np.concatenate(lengths)
+        offsets = column.offsets.to_numpy(zero_copy_only=True)
+        ids = column.values.to_numpy(zero_copy_only=True)
+        for j, array in enumerate((offsets, ids)):
+            if len(array):
+                places[i, j] = (array.__array_interface__["data"][0] - origin) // 4
+        start, end = end, end + chunk.num_rows
+        np.subtract(offsets[1:], offsets[:-1], out=lengths[start:end])
+    return places, lengths

@@ -6,6 +6,7 @@ micro-batches too, so that a batch holds rows of several lengths and still has l
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,6 +30,22 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: its multiples ar
 _MOST_TOKENS, _FEWEST_TOKENS = 1024, 256
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The batches of an epoch, as their rows: 4 bytes a row in memory, 8 a batch."""
+
+    rows: NDArray[np.signedinteger]  # of all batches, one after the other
+    ends: NDArray[np.int64]  # of each batch in `rows`
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, place: int) -> NDArray[np.int64]:
+        """Return the rows of a batch; `place` is from 0."""
+        start = self.ends[place - 1] if place else 0
+        return self.rows[start : self.ends[place]].astype(np.int64)
+
+
 def plan_batches(
     pairs: EncodedPairs,
     batch_tokens: int,
@@ -37,7 +54,7 @@ def plan_batches(
     epoch: int,
     micro_batch_tokens: int | None = None,
     weights: Weights = (),
-) -> list[NDArray[np.int64]]:
+) -> Plan:
     """Return the batches of an epoch in random order: every row once, or by `weights`.
 
     A batch holds at most `batch_tokens` tokens on its longer side, padding counted; a row longer
@@ -57,20 +74,24 @@ def plan_batches(
     blocks = blocks[random.permutation(len(blocks))]
     of_place = np.array([weight for _, weight in weights])
     blocks_per_pool = POOL_ROWS // _BLOCK_ROWS
-    batches: list[NDArray[np.int64]] = []
+    most_rows = int((blocks[:, 1] - blocks[:, 0]).sum())
+    kind: type[np.signedinteger] = np.int32 if len(pairs) < 1 << 31 else np.int64
+    planned = np.empty(most_rows, kind)
+    ends, end = [np.empty(0, np.int64)], 0
     for first in range(0, len(blocks), blocks_per_pool):
-        rows = random.permutation(
-            _draw_rows(blocks[first : first + blocks_per_pool], of_place, epoch)
-        )
-        cut = cut_by_budget(
-            pairs.source_lengths[rows], pairs.target_lengths[rows], micro_batch_tokens
-        )
-        micro_batches = [rows[cut[i]] for i in random.permutation(len(cut))]
-        batches.extend(
-            np.concatenate(micro_batches[i : i + per_batch])
-            for i in range(0, len(micro_batches), per_batch)
-        )
-    return batches
+        pool = blocks[first : first + blocks_per_pool]
+        rows = random.permutation(_draw_rows(pool, of_place, epoch))
+        lengths = pairs.source_lengths[rows], pairs.target_lengths[rows]
+        order, old_ends = _cut(*lengths, micro_batch_tokens)
+        chosen = random.permutation(len(old_ends))
+        sizes = np.diff(old_ends, prepend=0)[chosen]
+        new_ends = sizes.cumsum()
+        places = np.arange(len(rows)) + np.repeat(old_ends[chosen] - new_ends, sizes)
+        planned[end : end + len(rows)] = rows.astype(kind)[order[places]]
+        lasts = np.arange(per_batch - 1, len(new_ends) + per_batch - 1, per_batch)
+        ends.append(end + new_ends[np.minimum(lasts, len(new_ends) - 1)])
+        end += len(rows)
+    return Plan(planned[:end], np.concatenate(ends))
 
 
 def _list_blocks(weights: Weights) -> NDArray[np.int64]:
@@ -130,20 +151,37 @@ def cut_by_budget(source: Lengths, target: Lengths, most_tokens: int) -> list[ND
     longer side, then by the difference of the sides, up and down in turns, so that it does not jump
     from one length to the next. Equal rows keep their order.
     """
+    order, ends = _cut(source, target, most_tokens)
+    return np.split(order, ends[:-1])
+
+
+def _cut(
+    source: Lengths, target: Lengths, most_tokens: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the places of rows in the order of `cut_by_budget`, and the ends of its pieces in them."""
     longer = np.maximum(source, target)
-    difference = np.subtract(source, target, dtype=np.int64)
-    order = np.lexsort((np.where(longer % 2 == 0, difference, -difference), longer))
-    longest = longer[order]  # rises
-    pieces, start = [], 0
-    while start < len(order):
-        # Lengths rise, so a piece of n rows costs n x the last one's length: take the largest n.
-        most_rows = max(1, most_tokens // max(1, int(longest[start])))
-        lengths = longest[start : start + most_rows].astype(np.int64)
-        cost = lengths * np.arange(1, len(lengths) + 1)
-        count = max(1, int(np.searchsorted(cost, most_tokens, side="right")))
-        pieces.append(order[start : start + count])
-        start += count
-    return pieces
+    counts = np.bincount(longer)
+    top = len(counts) - 1
+    kind = np.min_scalar_type(2 * top)  # numpy sorts keys of at most 16 bits by counting
+    turned = np.subtract(source, target, dtype=np.int32)
+    turned *= 1 - 2 * (longer % 2)
+    turned += top
+    order = np.lexsort((turned.astype(kind), longer.astype(kind)))
+    longest = np.repeat(np.maximum(np.arange(top + 1), 1), counts)  # rises
+    ends, start = [np.empty(0, np.int64)], 0
+    for end in counts.cumsum()[counts > 0].tolist():  # up to there, rows are equally long
+        if start >= end:
+            continue
+        most_rows = max(1, most_tokens // int(longest[start]))
+        ends.append(np.arange(start + most_rows, end + 1, most_rows))
+        start += len(ends[-1]) * most_rows
+        if start < end:
+            # A piece of n rows costs n x the last one's length: take the largest n.
+            lengths = longest[start : start + most_rows]
+            cost = lengths * np.arange(1, len(lengths) + 1)
+            start += max(1, int(np.searchsorted(cost, most_tokens, side="right")))
+            ends.append(np.array([start]))
+    return order, np.concatenate(ends)
 
 
 def choose_micro_batch_tokens(batch_tokens: int, num_threads: int) -> int:
@@ -210,7 +248,7 @@ class TrainingLoader:
         self.epoch = 0
         self.num_consumed = 0
         self._planned: tuple[int, int, int] | None = None  # seed, micro_batch_tokens, epoch
-        self._plan: list[NDArray[np.int64]] = []
+        self._plan = Plan(np.empty(0, np.int64), np.empty(0, np.int64))
 
     def __len__(self) -> int:
         """Return the number of batches of the current epoch, the same for each rank."""
@@ -220,7 +258,9 @@ class TrainingLoader:
         """Yield the remaining batches of the current epoch, or, at its end, the next epoch."""
         if self.num_consumed >= len(self):
             self.epoch, self.num_consumed = self.epoch + 1, 0
-        for rows in self._batches_of_epoch()[self.num_consumed :]:
+        plan = self._batches_of_epoch()
+        for place in range(self.num_consumed, len(plan)):
+            rows = plan[place]
             # Counted before it is handed out: a state taken after its step includes it.
             self.num_consumed += 1
             yield self._gather(rows)
@@ -244,7 +284,7 @@ class TrainingLoader:
         else:
             self.epoch, self.num_consumed = self.epoch + 1, 0
 
-    def _batches_of_epoch(self) -> list[NDArray[np.int64]]:
+    def _batches_of_epoch(self) -> Plan:
         wanted = (self.seed, self.micro_batch_tokens, self.epoch)
         if self._planned != wanted:
             self._plan = plan_batches(
@@ -290,7 +330,7 @@ class EvaluationLoader:
     ) -> None:
         self.pairs = pairs
         plan = plan_batches(pairs, batch_tokens, seed=seed, epoch=0)
-        self._plan = plan[rank::num_ranks]
+        self._plan = [plan[place] for place in range(rank, len(plan), num_ranks)]
         self._num_batches = -(-len(plan) // num_ranks)
 
     def __len__(self) -> int:

@@ -235,8 +235,7 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
             "--min-confidence and --low-confidence-output must be given together: low-confidence "
             "rows are written to --low-confidence-output"
         )
-    if (arguments.on is None) != (arguments.workers is None):
-        raise DragomanError("--on ray and --workers must be given together")
+    _check_workers(arguments)
     required = arguments.require_grounding
     words = _add_short(words, "--require-grounding", "--decoding.require_grounding", required)
     words = _add_short(words, "--memory", "--decoding.memory", arguments.memory)
@@ -511,11 +510,18 @@ def _add_tune(command: ArgumentParser) -> None:
         "learning rate, dropout, label smoothing, layers")  # fmt: skip
     add("--trials", type=positive, default=20, help="training runs (default: 20)")
     add("--max-time", type=minutes, metavar="TIME", help="start no trial after it, such as 3h")
+    add("--on", choices=("ray",),
+        help="run trials side by side on the machines of a Ray cluster: the one at RAY_ADDRESS, else the "
+        "one of this machine, by `ray start --head`; all share the disk of PAIRS and --out")  # fmt: skip
+    add("--workers", type=positive, metavar="N",
+        help="with --on ray: run N trials at a time, on OMP_NUM_THREADS processors (default: 1) or a GPU "
+        "each")  # fmt: skip
     add("--overwrite", action="store_true", help="start over, instead of continuing")
     add("--json", action="store_true", help="print the trials as JSON")
 
 
 def _tune(arguments: Namespace, words: Sequence[str]) -> None:
+    _check_workers(arguments)
     settings = _read_settings_of_pairs(arguments, words)
     from dragoman.commands.tune import print_search, read_space, tune
 
@@ -526,6 +532,7 @@ def _tune(arguments: Namespace, words: Sequence[str]) -> None:
         space=read_space(arguments.space) if arguments.space else None,
         trials=arguments.trials,
         minutes=arguments.max_time,
+        workers=arguments.workers,
         overwrite=arguments.overwrite,
     )
     if arguments.json:
@@ -605,6 +612,11 @@ def _read_settings_of_pairs(
             f"{arguments.command}: give PAIRS{place}, a file of pairs or two parallel text files"
         )
     return settings
+
+
+def _check_workers(arguments: Namespace) -> None:
+    if (arguments.on is None) != (arguments.workers is None):
+        raise DragomanError("--on ray and --workers must be given together")
 
 
 def _add_short(words: Sequence[str], option: str, setting: str, value: object) -> Sequence[str]:

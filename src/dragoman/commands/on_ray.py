@@ -9,13 +9,15 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from queue import SimpleQueue
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dragoman.commands.join import join
 from dragoman.commands.predict import Job, run_job
@@ -23,8 +25,13 @@ from dragoman.errors import DragomanError, SettingsError
 from dragoman.predictor import Predictor
 from dragoman.settings import Settings, TrainingSettings
 
+if TYPE_CHECKING:
+    from dragoman.commands.tune import Runner
+    from dragoman.training.graceful_stop import SignalHandler
+
 _MAX_RETRIES = 10  # of a part whose worker or machine is lost; Ray's default is 3
 _CONNECT_S = 5.0
+_SAY_S = 60.0  # from one message about waiting to the next
 _LOCK_S = 120.0  # for the lock of a lost worker, which may outlive its machine's connection
 
 
@@ -118,9 +125,8 @@ def fit(words: Sequence[str], out: Path, training: TrainingSettings) -> int:
         raise SettingsError("training.num_nodes: --on ray finds the machines; leave it out")
     words = _leave_out(words, "--on", "--training.devices")
     with _connected() as ray:
-        found = ray.cluster_resources()
-        num_gpus = 0 if training.accelerator == "cpu" else int(found.get("GPU", 0))
-        name = "GPU" if num_gpus or training.accelerator == "cuda" else "CPU"
+        found, name = ray.cluster_resources(), _name_device(ray, training)
+        num_gpus = int(found.get("GPU", 0)) if name == "GPU" else 0
         devices = max(num_gpus, 1) if training.devices == "auto" else training.devices
         if devices > found.get(name, 0):
             raise SettingsError(
@@ -153,7 +159,7 @@ def _run_ranks(
 
     group = ray.util.placement_group([dict(needs)] * num_ranks)
     try:
-        while not group.wait(60):
+        while not group.wait(_SAY_S):
             print(f"dragoman: waiting until {num_ranks} devices are free", file=sys.stderr)
         ranks = [
             ray.remote(_Rank)
@@ -261,7 +267,134 @@ def _leave_out(words: Sequence[str], *options: str) -> list[str]:
     return kept
 
 
+# ------------------------------------------------------------------ tune
+
+
+def run_trials(runner: "Runner", workers: int, signals: "SignalHandler") -> None:
+    """Run the trials of a search, `workers` side by side, each in a process of its own on the cluster.
+
+    A trial has as many processors as OMP_NUM_THREADS (1 without it), and a GPU, if the cluster has one
+    and `training.accelerator` is not cpu. The first one prepares the data; then the others start. A
+    trial whose worker or machine is lost is repeated.
+
+    Raises:
+        DragomanError: There is no cluster, or it has no room for `workers`, or does not share the disk.
+        TrainingError: The trial with the settings that `fit` chooses failed.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(given) if given.isdecimal() else 1
+    with _connected() as ray:
+        signals.install()  # Ray has taken SIGTERM for itself
+        needs = {
+            "CPU": threads,
+            "GPU": int(_name_device(ray, runner.settings.training) == "GPU"),
+        }
+        machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+        room = sum(
+            int(min(one.get(name, 0) // count for name, count in needs.items() if count))
+            for one in machines
+        )
+        if workers > room:
+            raise SettingsError(
+                f"--workers: {workers}, but the Ray cluster has room for {room}: each takes {threads} "
+                f"processors (OMP_NUM_THREADS) and {needs['GPU']} GPUs of a machine; set at most {room}"
+            )
+        start = (
+            ray.remote(_TrialWorker)
+            .options(
+                num_cpus=needs["CPU"],
+                num_gpus=needs["GPU"],
+                max_concurrency=3,  # `read_report` and `answer`, while `train` runs
+            )
+            .remote
+        )
+        ending, reporting, have_reported = dict[Any, Any](), dict[Any, Any](), set[int]()
+        while True:
+            while (
+                len(ending) < workers
+                and (have_reported or not ending)
+                and runner.may_start(len(ending))
+            ):
+                trial, train = runner.ask()
+                worker = start()
+                ending[worker.train.remote(Path.cwd(), runner.folder, threads, train)] = (
+                    trial,
+                    worker,
+                )
+                reporting[worker.read_report.remote()] = trial, worker
+            if not ending:
+                return
+            found, _ = ray.wait([*ending, *reporting], timeout=_SAY_S)
+            if not found:
+                if not any(trial.number in have_reported for trial, _ in ending.values()):
+                    print(
+                        "dragoman: waiting for free devices of the cluster, or for the data",
+                        file=sys.stderr,
+                    )
+                continue
+            [done] = found
+            if done in ending:
+                trial, worker = ending.pop(done)
+                reporting = {key: one for key, one in reporting.items() if one[1] is not worker}
+                runner.finish(trial, partial(_take_score, ray, done))
+                ray.kill(worker)
+            else:
+                trial, worker = reporting.pop(done)
+                with suppress(ray.exceptions.RayError):  # a lost worker: `train` ends with it, too
+                    worker.answer.remote(runner.report(trial, *ray.get(done)))
+                    have_reported.add(trial.number)
+                    reporting[worker.read_report.remote()] = trial, worker
+
+
+def _take_score(ray: ModuleType, done: object) -> float:
+    """Return what `train_trial` returned in a worker, or raise what it raised."""
+    from dragoman.commands.tune import WorkerLostError
+
+    try:
+        return float(ray.get(done))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise WorkerLostError(
+            "the worker was lost; if that is so again and again, look for the cause, such as too "
+            "little memory"
+        ) from error
+
+
+class _TrialWorker:
+    """Trains a trial; at each of its reports, it waits for the answer of the search."""
+
+    def __init__(self) -> None:
+        self._reports = SimpleQueue[tuple[str, float | None, int]]()
+        self._answers = SimpleQueue[bool]()
+
+    def train(self, folder: Path, trials: Path, threads: int, train: Callable[..., float]) -> float:
+        import torch
+
+        _enter(folder / trials)
+        _enter(folder)
+        torch.set_num_threads(threads)
+        return train(self._report)
+
+    def _report(self, *report: Any) -> bool:  # noqa: ANN401
+        self._reports.put(report)
+        return self._answers.get()
+
+    def read_report(self) -> tuple[str, float | None, int]:
+        return self._reports.get()
+
+    def answer(self, is_pruned: bool) -> None:
+        self._answers.put(is_pruned)
+
+
 # ------------------------------------------------------------------ the cluster
+
+
+def _name_device(ray: ModuleType, training: TrainingSettings) -> str:
+    """Return what a training needs one of: GPU, if the cluster has any, or CPU."""
+    if training.accelerator == "cpu":
+        return "CPU"
+    return "GPU" if training.accelerator == "cuda" or "GPU" in ray.cluster_resources() else "CPU"
 
 
 def _enter(folder: Path) -> None:

@@ -2,14 +2,16 @@
 
 Each trial is a training run without its end: no export, no scores, no model folder. It is judged by
 the score that chooses checkpoints (training.monitor), on the validation pairs. The test pairs are
-held out as `fit` holds them out, and never read.
+held out as `fit` holds them out, and never read. Trials run here, one after the other, or side by side
+on a Ray cluster; either way, this process alone writes the study.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dragoman.commands.fit import explain_memory, train_run
-from dragoman.commands.fit_setup import lock_folder, start_run
+from dragoman.commands.fit_setup import lock_folder, name_folders, start_run, sweep_folders
 from dragoman.commands.report import render_template
 from dragoman.configuration import (
     SettingsLike,
@@ -44,14 +46,14 @@ from dragoman.settings import Settings
 from dragoman.storage import explain_failed_write, sha256, staged_file
 from dragoman.training.graceful_stop import SignalHandler, handle_signals
 from dragoman.training.ranks import Ranks
-from dragoman.training.run_context import RunContext, StartTimer, TextConsole
+from dragoman.training.run_context import RunContext, StartTimer, TextConsole, print_plain
 
 with name_extra("tune"):
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 
-_STUDY, _TRIALS = "study.db", "trials"
+_STUDY, _TRIALS, _CACHE = "study.db", "trials", "cache"
 _STATES: dict[TrialState, Literal["complete", "pruned", "failed"]] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -59,6 +61,8 @@ _STATES: dict[TrialState, Literal["complete", "pruned", "failed"]] = {
 }
 _FIRST_PRUNED = 5  # trials that run to their end before any is pruned
 _LEAST_KNOWN = 8  # trials with a score, to tell which settings matter
+_MOST_LOSSES = 3  # of the worker of a trial, until it has failed
+_DEFAULT, _LOSSES, _ERROR = "is_default", "losses", "error"  # what is known of a trial
 _INTERVAL = {"low", "high", "log"}
 _LENGTHS = ("quality", "training.max_steps", "training.max_minutes")
 
@@ -109,6 +113,7 @@ def tune(
     space: Space | None = None,
     trials: int = 20,
     minutes: float | None = None,
+    workers: int | None = None,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Search:
@@ -124,11 +129,14 @@ def tune(
         space: By setting, the values, or {"low": a, "high": b, "log": True}; None: `SPACE`, without
             what `settings` set.
         minutes: No trial starts after so many.
+        workers: Run so many trials side by side, on the Ray cluster at RAY_ADDRESS, whose machines share
+            the disk of the pairs and of `out`; None: one after the other, here.
         overwrite: Start over, instead of continuing.
 
     Raises:
         SettingsError: The space is none, or the search in `out` is another one.
-        TrainingError: The first trial, or every one, failed.
+        TrainingError: The first trial failed.
+        DragomanError: There is no Ray cluster, or it has no room for `workers`.
         Stopped: By SIGINT, SIGTERM or SIGHUP; the search can be continued.
     """
     started_s, out = time.monotonic(), Path(out)
@@ -147,11 +155,25 @@ def tune(
         hashes = [sha256(path) for path in list_files(files or settings.data.train)]
         what = {"pairs": hashes, "settings": flatten_settings(settings), "space": dict(space)}
         study = _open_study(out, json.dumps(what, sort_keys=True))
-        runner = _Runner(study, files, out / _TRIALS, settings, space, console, signals)
-        while len(_list_ended(study)) < trials:
-            if minutes is not None and time.monotonic() - started_s > 60 * minutes:
-                break
-            runner.run_next()
+        end_s = None if minutes is None else started_s + 60 * minutes
+        if workers is not None and "data.cache" not in typed:  # one that all machines share
+            settings = merge_settings(settings, {"data.cache": str(out / _CACHE)})
+        runner = Runner(study, files, out / _TRIALS, settings, space, console, trials, end_s)
+        try:
+            if workers is None:
+                while runner.may_start(0):
+                    trial, train = runner.ask()
+                    report = partial(runner.report, trial)
+                    runner.finish(trial, partial(train, report, signals))
+            else:
+                with name_extra("tune on a Ray cluster"):
+                    from dragoman.commands.on_ray import run_trials
+
+                    run_trials(runner, workers, signals)
+                shutil.rmtree(out / _CACHE, ignore_errors=True)
+        except Stopped as stop:
+            stop.args = (f"{stop}; repeat the command to continue the search",)
+            raise
         return _finish(study, out, typed)
 
 
@@ -256,24 +278,47 @@ def _open_study(out: Path, what: str) -> optuna.Study:
             f"--out {out}: a search with other pairs, settings or space; choose another --out, or "
             "replace it with --overwrite"
         )
+    if not study.get_trials(deepcopy=False):
+        study.enqueue_trial({}, {_DEFAULT: True})
     study.set_user_attr("what", what)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params)
+        _repeat(study, trial)
+        _sweep(out / _TRIALS / str(trial.number))
     return study
+
+
+def _repeat(
+    study: optuna.Study, trial: optuna.trial.FrozenTrial | optuna.Trial, **known: int
+) -> None:
+    """Fail a trial that was cut, and queue it again."""
+    if trial.params or _DEFAULT in trial.user_attrs:
+        study.enqueue_trial(trial.params, {**trial.user_attrs, **known})
+    study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what the training of a trial left when it was killed."""
+    sweep_folders(out)
+    shutil.rmtree(name_folders(out)[1], ignore_errors=True)
 
 
 def _list_ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """Return the trials that ended by themselves."""
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     ended = study.get_trials(states=states)
-    return [one for one in ended if one.state != TrialState.FAIL or "error" in one.user_attrs]
+    return [one for one in ended if one.state != TrialState.FAIL or _ERROR in one.user_attrs]
+
+
+Report = Callable[[str, float | None, int], bool]
+
+
+class WorkerLostError(TrainingError):
+    """The process or the machine that trained a trial is lost."""
 
 
 @dataclass(frozen=True)
-class _Runner:
-    """Runs the trials of a study, one after the other."""
+class Runner:
+    """Chooses the next trial of a search, and stores how each goes and ends, wherever it trains."""
 
     study: optuna.Study
     files: Sequence[str | Path]
@@ -281,60 +326,100 @@ class _Runner:
     settings: Settings
     space: Space
     console: Console
-    signals: SignalHandler
+    trials: int
+    end_s: float | None  # on `time.monotonic`: no trial starts after it
 
-    def run_next(self) -> None:
-        """Run one trial, and store how it ended."""
-        seed = self.settings.training.seed + len(self.study.get_trials(deepcopy=False))
+    def may_start(self, num_running: int) -> bool:
+        """Return whether another trial is to start, beside those that run."""
+        is_late = self.end_s is not None and time.monotonic() > self.end_s
+        return not is_late and len(_list_ended(self.study)) + num_running < self.trials
+
+    def ask(self) -> tuple[optuna.Trial, Callable[..., float]]:
+        """Return a new trial, and `train_trial` with its first arguments, ready to send to a worker."""
+        trials = self.study.get_trials(deepcopy=False)
+        num_before = sum(one.state != TrialState.WAITING for one in trials)
+        seed = self.settings.training.seed + num_before
         self.study.sampler = optuna.samplers.TPESampler(seed=seed)
-        is_first = not _list_ended(self.study)
         trial = self.study.ask()
-        chosen = (
-            {} if is_first else {name: _suggest(trial, name, self.space) for name in self.space}
-        )
+        names = () if _DEFAULT in trial.user_attrs else self.space
+        chosen = {name: _suggest(trial, name, self.space) for name in names}
+        out = self.folder / str(trial.number)
+        return trial, partial(train_trial, self.files, out, self.settings, chosen)
+
+    def report(self, trial: optuna.Trial, monitor: str, best: float | None, count: int) -> bool:
+        """Store the best score of a trial after `count` validations; return whether to prune it."""
+        self.study.set_user_attr("monitor", monitor)
+        if best is None:
+            return False
+        trial.report(best, count)
+        return trial.should_prune()
+
+    def finish(self, trial: optuna.Trial, train: Callable[[], float]) -> None:
+        """Store how a trial ends: with the score that `train` returns, or by what it raises."""
         try:
-            self.study.tell(trial, self._train(trial, chosen))
+            self.study.tell(trial, train())
         except optuna.TrialPruned:
             self.study.tell(trial, state=TrialState.PRUNED)
         except (TrainingError, SettingsError) as error:
-            trial.set_user_attr("error", str(error))
+            if isinstance(error, WorkerLostError):
+                _sweep(self.folder / str(trial.number))
+                losses = 1 + trial.user_attrs.get(_LOSSES, 0)
+                if losses < _MOST_LOSSES:
+                    _repeat(self.study, trial, **{_LOSSES: losses})
+                    print_plain(self.console, f"trial {trial.number}: {error}; it is repeated")
+                    return
+            trial.set_user_attr(_ERROR, str(error))
             self.study.tell(trial, state=TrialState.FAIL)
-            if is_first:
+            if _DEFAULT in trial.user_attrs:
                 raise
-        except Stopped as stop:
-            if chosen:
-                self.study.enqueue_trial(chosen)
-            self.study.tell(trial, state=TrialState.FAIL)
-            stop.args = (f"{stop}; repeat the command to continue the search",)
-            raise
-        ended = _describe(self.study.get_trials(deepcopy=False)[trial.number], self.study)
+        ended = _describe(self.study.get_trials(deepcopy=False)[trial.number])
         score = f"{ended.score:.4g}" if ended.score is not None else ended.error
-        shown = ", ".join(f"{name} {_show(value)}" for name, value in chosen.items())
-        self.console.print(
+        shown = ", ".join(f"{name} {_show(value)}" for name, value in ended.settings.items())
+        print_plain(
+            self.console,
             f"trial {ended.number}: {ended.state}, {score}, {ended.minutes:.1f} minutes; "
             f"{shown or 'settings as fit chooses them'}",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        )
 
-    def _train(self, trial: optuna.Trial, chosen: Mapping[str, Any]) -> float:
-        """Return the best score of the run, negative if higher is better."""
-        out = self.folder / str(trial.number)
-        settings = merge_settings(self.settings, chosen)
-        with out.with_suffix(".log").open("w", encoding="utf-8") as log:
-            console = TextConsole(file=log)
-            context = RunContext(
-                console=console, timer=StartTimer(), signals=self.signals, ranks=Ranks(console)
-            )
-            with start_run(self.files, out, settings, True, context) as run:
-                report = _Report(trial, run.checkpoints.monitor, run.checkpoints.mode)
-                run.trainer.callbacks.append(report)  # type: ignore[attr-defined]
-                self.study.set_user_attr("monitor", run.checkpoints.monitor)
-                try:
-                    with explain_memory(run):
-                        train_run(run)
-                finally:
-                    shutil.rmtree(run.folder, ignore_errors=True)
-        return report.best
+
+def train_trial(
+    files: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    chosen: Mapping[str, Any],
+    report: Report,
+    signals: SignalHandler | None = None,
+) -> float:
+    """Train one trial, with a log beside `out`; return its best score, negative if higher is better.
+
+    Args:
+        chosen: Settings of this trial, over `settings`.
+        report: Is given the name of the score, the best so far (None: the data are ready) and the number
+            of validations; returns whether to prune.
+        signals: The handler of this process; None: it handles none.
+
+    Raises: optuna.TrialPruned, and the errors of a training.
+    """
+    settings = merge_settings(settings, chosen)
+    with out.with_suffix(".log").open("w", encoding="utf-8") as log:
+        console = TextConsole(file=log)
+        context = RunContext(
+            console=console,
+            timer=StartTimer(),
+            signals=signals or SignalHandler(console),
+            ranks=Ranks(console),
+        )
+        with start_run(files, out, settings, True, context) as run:
+            monitor = run.checkpoints.monitor
+            report(monitor, None, 0)
+            judge = _Judge(partial(report, monitor), monitor, run.checkpoints.mode)
+            run.trainer.callbacks.append(judge)  # type: ignore[attr-defined]
+            try:
+                with explain_memory(run):
+                    train_run(run)
+            finally:
+                shutil.rmtree(run.folder, ignore_errors=True)
+    return judge.best
 
 
 def _suggest(trial: optuna.Trial, name: str, space: Space) -> float | int | str | bool | None:
@@ -347,11 +432,11 @@ def _suggest(trial: optuna.Trial, name: str, space: Space) -> float | int | str 
     return trial.suggest_float(name, low, high, log=log)
 
 
-class _Report(lightning.Callback):
-    """Gives each validation to a trial, and ends the run if the trial is to be pruned."""
+class _Judge(lightning.Callback):
+    """Reports each validation of a trial, and ends the run if the trial is to be pruned."""
 
-    def __init__(self, trial: optuna.Trial, monitor: str, mode: str) -> None:
-        self._trial, self._monitor = trial, monitor
+    def __init__(self, report: Callable[[float, int], bool], monitor: str, mode: str) -> None:
+        self._report, self._monitor = report, monitor
         self._sign = -1.0 if mode == "max" else 1.0
         self._num_validations = 0
         self.best = float("inf")
@@ -361,16 +446,16 @@ class _Report(lightning.Callback):
     ) -> None:
         """Report the best score so far, by the number of validations."""
         self.best = min(self.best, self._sign * float(trainer.callback_metrics[self._monitor]))
-        self._trial.report(self.best, self._num_validations)
+        is_pruned = self._report(self.best, self._num_validations)
         self._num_validations += 1
-        if self._trial.should_prune():
+        if is_pruned:
             raise optuna.TrialPruned
 
 
-def _describe(trial: optuna.trial.FrozenTrial, study: optuna.Study) -> Trial:
+def _describe(trial: optuna.trial.FrozenTrial) -> Trial:
     reported = min(trial.intermediate_values.values(), default=None)
     lasted = trial.duration.total_seconds() / 60 if trial.duration else 0.0
-    error = trial.user_attrs.get("error", "")
+    error = trial.user_attrs.get(_ERROR, "")
     return Trial(
         number=trial.number,
         state=_STATES[trial.state],
@@ -390,14 +475,14 @@ def _finish(study: optuna.Study, out: Path, typed: Mapping[str, Any]) -> Search:
     """Write the best settings and the page."""
     ended = _list_ended(study)
     complete = [one for one in ended if one.state == TrialState.COMPLETE]
-    best = _describe(min(complete, key=_take_value), study)
+    best = _describe(min(complete, key=_take_value))
     varied = [one for one in complete if one.params]
     importance = dict[str, float]()
     if len(varied) >= _LEAST_KNOWN:
         shadow = optuna.create_study()
         shadow.add_trials(varied)
         importance = get_param_importances(shadow, evaluator=PedAnovaImportanceEvaluator())
-    trials = tuple(_describe(one, study) for one in ended)
+    trials = tuple(_describe(one) for one in ended)
     search = Search(
         monitor=study.user_attrs["monitor"],
         trials=trials,

@@ -1,5 +1,6 @@
 """Commands on a real Ray cluster: two nodes on this machine, of which one is killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import optuna
 import pytest
 
 from conftest import SMALL, make_words, write_pairs
@@ -163,8 +165,100 @@ def test_an_interrupted_training_says_how_to_resume_on_the_cluster(start, tmp_pa
     assert f"; to resume: {again}" in messages
 
 
+def list_trials(out):
+    return optuna.load_study(study_name="tune", storage=f"sqlite:///{out / 'study.db'}").trials
+
+
+def tune_words(pairs, out, **options):
+    (out.parent / "space.yaml").write_text(
+        "optimization.learning_rate: {low: 0.001, high: 0.01, log: true}"
+    )
+    return [
+        "tune", pairs, "--out", out, "--space", out.parent / "space.yaml", "--json", "--on", "ray",
+        "--model.d_model", "32", "--model.num_encoder_layers", "1", "--model.num_decoder_layers", "1",
+        "--model.dim_feedforward", "64", "--training.batch_tokens", "512", "--training.max_steps", "150",
+        "--training.valid_every", "15", *(word for name, value in options.items()
+        for word in (f"--{name}", str(value))),
+    ]  # fmt: skip
+
+
+def find_trial(out, node, number):
+    """Return the worker of a node that trains a trial."""
+    for pid in list_workers(node):
+        with suppress(OSError):
+            links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+            if str(out / "trials" / f"{number}.log") in links:
+                return pid
+    return None
+
+
+def test_a_search_repeats_the_trial_whose_node_is_killed(cluster, start, tmp_path):
+    pairs, out = write_pairs(tmp_path / "pairs.tsv", 300), tmp_path / "tuned"
+    second = cluster.add_node(**NODE)
+    process = start(*tune_words(pairs, out, workers=2, trials=2))
+
+    def find_second():
+        """Return a trial on the second node, in the middle."""
+        for number in range(2):
+            pid = find_trial(out, second, number)
+            if pid and list_trials(out)[number].intermediate_values:
+                return number, pid
+        return None
+
+    number, pid = wait_for(find_second, process)
+    os.kill(pid, signal.SIGSTOP)
+    kill(cluster, second, pid)
+    printed, messages = process.communicate(timeout=280)
+    assert process.returncode == 0, messages
+    assert f"trial {number}: the worker was lost" in messages
+    found = json.loads(printed)
+    assert [trial["state"] for trial in found["trials"]] == ["complete"] * 2
+    cut = list_trials(out)[number]
+    assert cut.state.name == "FAIL"
+    assert any(
+        one.params == cut.params and one.state.name == "COMPLETE" for one in list_trials(out)
+    )
+    assert sorted(path.suffix for path in (out / "trials").iterdir()) == [".log"] * 3
+    assert found["best"]["score"] == min(trial["score"] for trial in found["trials"])
+
+
+def test_a_killed_search_continues_on_the_cluster_and_prunes(cluster, start, tmp_path):
+    pairs, out = write_pairs(tmp_path / "pairs.tsv", 300), tmp_path / "tuned"
+    words = tune_words(pairs, out, workers=1)
+    process = start(*words, "--trials", "2")
+    wait_for(lambda: find_trial(out, cluster.head_node, 1), process)
+    process.kill()
+    process.wait()
+    study = optuna.load_study(study_name="tune", storage=f"sqlite:///{out / 'study.db'}")
+    cut = study.trials[1]
+    assert cut.state.name == "RUNNING"
+    for _ in range(5):
+        best = dict.fromkeys(range(10), -1.0)  # better than any
+        study.add_trial(optuna.trial.create_trial(value=-1.0, intermediate_values=best))
+    process = start(*words, "--trials", "7")
+    _, messages = process.communicate(timeout=280)
+    assert process.returncode == 0, messages
+    after = list_trials(out)
+    assert after[1].state.name == "FAIL"
+    assert after[-1].params == cut.params
+    assert after[-1].state.name == "PRUNED"
+    assert len(after[-1].intermediate_values) == 2
+
+
+def test_an_interrupted_search_says_how_to_continue(cluster, start, tmp_path):
+    pairs, out = write_pairs(tmp_path / "pairs.tsv", 300), tmp_path / "tuned"
+    process = start(*tune_words(pairs, out, workers=1))
+    wait_for(lambda: find_trial(out, cluster.head_node, 0), process)
+    process.terminate()
+    _, messages = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert messages.endswith("repeat the command to continue the search\n")
+
+
 def test_what_the_cluster_cannot_do_is_one_message(trained, start, tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "o"
+    tune = tune_words(pairs, tmp_path / "tuned", workers=64)
+    none = tune_words(pairs, tmp_path / "none", workers=1)
     predict = ["predict", trained[0], "--output", out, "--on", "ray", "--workers", "1", "--input"]
     fit = ["fit", pairs, "--out", out, "--on", "ray", "--training.devices"]
     for words, message in (
@@ -172,6 +266,8 @@ def test_what_the_cluster_cannot_do_is_one_message(trained, start, tmp_path):
         ([*predict, pairs, "--threads", "64"], "a worker needs 64 processors (--threads)"),
         ([*fit, "64"], "training.devices: 64, but the Ray cluster has"),
         ([*fit, "1", "--data.source", "text"], "text"),  # rank 0 says it
+        (tune, "--workers: 64, but the Ray cluster has room for "),
+        ([*none, "--data.source", "text"], "text"),  # the first trial says it
     ):
         process = start(*words)
         _, messages = process.communicate(timeout=200)
@@ -185,6 +281,8 @@ def test_what_the_cluster_cannot_do_is_one_message(trained, start, tmp_path):
     [
         (["predict", "m", "--workers", "2"], "must be given together"),
         (["predict", "m", "--on", "ray"], "must be given together"),
+        (["tune", "p.tsv", "--on", "ray"], "must be given together"),
+        (["tune", "p.tsv", "--workers", "2"], "must be given together"),
         (["predict", "m", "--on", "ray", "--workers", "2"], "give --input and --output"),
         (["fit", "--resume", "--on", "ray", "--training.num_nodes", "2"], "leave it out"),
         (["fit", "-", "--on", "ray"], "leave out --dry-run, --seeds, and standard input"),

@@ -8,6 +8,7 @@ on a Ray cluster; either way, this process alone writes the study.
 
 import json
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -171,9 +172,10 @@ def tune(
 
                     run_trials(runner, workers, signals)
                 shutil.rmtree(out / _CACHE, ignore_errors=True)
-        except Stopped as stop:
-            stop.args = (f"{stop}; repeat the command to continue the search",)
-            raise
+        except KeyboardInterrupt as stop:  # while Ray waits, it makes it a plain one
+            received = signals.received or signal.SIGINT
+            message = f"{received.name}: stopped; repeat the command to continue the search"
+            raise Stopped(message, received) from stop
         return _finish(study, out, typed)
 
 

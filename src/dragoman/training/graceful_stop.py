@@ -70,9 +70,9 @@ class SignalHandler:
         received = signal.Signals(number)
         if self.received and received.name == "SIGHUP":
             return  # a lost terminal sends it twice: from its shell, and from the system
-        if self.received or not self.is_training:
+        is_second, self.received = self.received is not None, received
+        if is_second or not self.is_training:
             raise Stopped(f"{received.name}: stopped", number)
-        self.received = received
         if _ALARM and received != _REQUEUE:
             signal.setitimer(signal.ITIMER_REAL, GRACE_PERIOD_S)
         with suppress(OSError, SystemExit):  # rich raises SystemExit where nobody reads

@@ -863,6 +863,7 @@ COMMANDS = {
         summary="search settings that score better on the validation pairs",
         examples=(
             "dragoman tune pairs.tsv --trials 30 --max-time 4h",
+            "dragoman tune pairs.tsv --trials 60 --on ray --workers 8",
             "dragoman fit pairs.tsv --config tuned/best.yaml",
         ),
         sections=_ALL_SECTIONS, common=_FOR_TRAINING,

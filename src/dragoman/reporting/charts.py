@@ -208,12 +208,12 @@ def draw_attention(
 
 
 def draw_search(points: Sequence[Point], monitor: str) -> Chart:
-    """Return the scores of trials by the minutes at their ends."""
+    """Return the scores of trials by the minutes of all trials until their ends."""
     with _drawing("search") as axes:
         minutes, scores = zip(*points, strict=True)
         axes.plot(minutes, scores, "o", color=_SERIES[0], clip_on=False)
-        axes.set(xlabel="minutes", ylabel=write_plain(monitor, _LONGEST_LABEL))
-        return _finish(axes, "Trials", f"{monitor} of each trial, by minutes")
+        axes.set(xlabel="minutes of training", ylabel=write_plain(monitor, _LONGEST_LABEL))
+        return _finish(axes, "Trials", f"{monitor} of each trial, by minutes of training")
 
 
 def draw_importance(importance: Mapping[str, float]) -> Chart:

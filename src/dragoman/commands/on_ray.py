@@ -282,7 +282,7 @@ def run_trials(runner: "Runner", workers: int, signals: "SignalHandler") -> None
         TrainingError: The trial with the settings that `fit` chooses failed.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(given) if given.isdecimal() else 1
+    threads = max(1, int(given)) if given.isdecimal() else 1
     with _connected() as ray:
         signals.install()  # Ray has taken SIGTERM for itself
         needs = {
@@ -297,7 +297,8 @@ def run_trials(runner: "Runner", workers: int, signals: "SignalHandler") -> None
         if workers > room:
             raise SettingsError(
                 f"--workers: {workers}, but the Ray cluster has room for {room}: each takes {threads} "
-                f"processors (OMP_NUM_THREADS) and {needs['GPU']} GPUs of a machine; set at most {room}"
+                f"processors (OMP_NUM_THREADS) and {needs['GPU']} GPUs of a machine; "
+                "set fewer, or start more machines"
             )
         start = (
             ray.remote(_TrialWorker)
@@ -317,10 +318,8 @@ def run_trials(runner: "Runner", workers: int, signals: "SignalHandler") -> None
             ):
                 trial, train = runner.ask()
                 worker = start()
-                ending[worker.train.remote(Path.cwd(), runner.folder, threads, train)] = (
-                    trial,
-                    worker,
-                )
+                score = worker.train.remote(Path.cwd(), runner.folder, threads, train)
+                ending[score] = trial, worker
                 reporting[worker.read_report.remote()] = trial, worker
             if not ending:
                 return

@@ -84,7 +84,6 @@ def test_predicting_needs_no_extra(trained, tmp_path):
             "ray",
             "ray",
         ),
-        (["tune", "PAIRS", "--out", "OUT", "--on", "ray", "--workers", "2"], "ray", "ray"),
         (["demo", "OUT"], "babel", "demo"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else None,

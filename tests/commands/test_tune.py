@@ -13,7 +13,7 @@ import dragoman
 from conftest import quiet_console, write_pairs
 from dragoman.cli import main
 from dragoman.configuration import read_settings
-from dragoman.errors import SettingsError
+from dragoman.errors import MissingPackageError, SettingsError
 
 TINY = {
     "model.d_model": 32, "model.num_encoder_layers": 1, "model.num_decoder_layers": 1,
@@ -130,6 +130,13 @@ def test_a_trial_behind_the_others_is_pruned(search, tmp_path):
         )
     found = tune(pairs, out, trials=7)
     assert found.trials[-1].state == "pruned"
+
+
+def test_without_ray_it_is_said_how_to_install_it(tmp_path, monkeypatch):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 50)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingPackageError, match=r'pip install "dragoman\[ray\]"'):
+        tune(pairs, tmp_path / "tuned", workers=2)
 
 
 @pytest.mark.parametrize(

@@ -385,7 +385,7 @@ class Runner:
 
 
 def train_trial(
-    files: Sequence[Path],
+    files: Sequence[str | Path],
     out: Path,
     settings: Settings,
     chosen: Mapping[str, Any],

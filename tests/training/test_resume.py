@@ -270,7 +270,6 @@ def test_a_run_stopped_early_is_complete(tmp_path):
 TWO_RANKS = """
 import sys
 import lightning, torch
-from lightning.pytorch.callbacks import WeightAveraging
 from pathlib import Path
 from dragoman import PairDataModule, read_settings
 from dragoman.model.transformer import Transformer
@@ -279,7 +278,7 @@ from dragoman.training.checkpoints import AtomicCheckpointIO
 from dragoman.training.checkpoints import Checkpoints
 from dragoman.training.module import TransformerTraining
 from dragoman.training.resume import RngAndMetricState
-from dragoman.training.trainer import MovingAverage
+from dragoman.training.trainer import WeightAveraging
 
 class Losses(lightning.Callback):
     def on_train_batch_end(self, trainer, module, outputs, *_):
@@ -301,7 +300,7 @@ def train(pairs, folder, max_steps, checkpoint):
         use_distributed_sampler=False, accumulate_grad_batches=2, val_check_interval=6,
         check_val_every_n_epoch=None, num_sanity_val_steps=0, default_root_dir=folder,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[WeightAveraging(use_buffers=False, multi_avg_fn=MovingAverage(0.9)),
+        callbacks=[WeightAveraging(0.9),
                    RngAndMetricState(), Losses(),
                    Checkpoints(Path(folder) / "checkpoints", 7, "valid_loss", "min")])
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

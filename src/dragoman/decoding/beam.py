@@ -137,13 +137,12 @@ class _Beam:
             both = torch.cat((self.best_done, normalized.masked_fill(~is_done, -torch.inf)), dim=-1)
             self.best_done = both.topk(self.best_done.shape[-1], dim=-1).values
         i, g, place = places.unbind(1)
-        for source, group, past, token, score in zip(
-            self.sources[i].tolist(),
-            g.tolist(),
-            self.tokens[i, g, candidates.parents[i, g, place]].tolist(),
-            ids[i, g, place].tolist(),
-            scores[i, g, place].tolist(),
-            strict=True,
+        past_tokens = self.tokens[i, g, candidates.parents[i, g, place]]  # (P, T)
+        columns = (self.sources[i], g, ids[i, g, place])
+        # Two reads for all of them: each one waits for a GPU.
+        numbered = torch.cat((torch.stack(columns, dim=1), past_tokens), dim=1)
+        for (source, group, token, *past), score in zip(
+            numbered.tolist(), scores[i, g, place].tolist(), strict=True
         ):
             is_end = token == self._eos_id
             self.found[source][group].done.append(

@@ -140,13 +140,10 @@ def decode(
         leaving = is_live.logical_not().nonzero()[:, 0]
         if not len(leaving):
             continue
-        for row, past, score, last in zip(
-            rows[leaving].tolist(),
-            tokens[leaving, : position + 1].tolist(),
-            scores[leaving].tolist(),
-            emitted[leaving].tolist(),
-            strict=True,
-        ):
+        # Two reads for all of them: each one waits for a GPU.
+        numbered = torch.cat((rows[leaving, None], tokens[leaving, : position + 1]), dim=1)
+        scored = torch.stack((scores[leaving], emitted[leaving]), dim=1)
+        for (row, *past), (score, last) in zip(numbered.tolist(), scored.tolist(), strict=True):
             is_end = past[-1] == ensemble.eos_id
             is_complete = is_end and last != -math.inf
             length = position + (not is_end and last != -math.inf)

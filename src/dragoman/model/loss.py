@@ -215,7 +215,7 @@ def _sum_by_reference(
         loss=loss,
         nll=F.cross_entropy(logits.detach(), labels, reduction="sum"),
         num_correct=(logits.detach().argmax(dim=-1) == labels).sum(),
-        num_tokens=torch.tensor(labels.numel(), device=labels.device),
+        num_tokens=has_label.sum(),
     )
 
 

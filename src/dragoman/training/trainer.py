@@ -79,9 +79,7 @@ def make_trainer(
         GracefulStop(context.signals, checkpoints, end_s),
     ]
     if optimization.average_decay:
-        average = MovingAverage(optimization.average_decay)
-        averaging = lightning_callbacks.WeightAveraging(use_buffers=False, multi_avg_fn=average)
-        callbacks.insert(0, averaging)
+        callbacks.insert(0, WeightAveraging(optimization.average_decay))
     options = {
         "max_steps": training.max_steps,
         "gradient_clip_val": optimization.clip_norm or None,
@@ -149,23 +147,52 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
             trainer.should_stop = True
 
 
-@dataclass(frozen=True)
-class MovingAverage:
-    """The step of an exponential moving average of the weights; spawned processes pickle it.
+class WeightAveraging(lightning_callbacks.WeightAveraging):
+    """An exponential moving average of the weights, on the device of the model.
 
     Its decay is `decay` (in [0, 1)), but less in the first steps, (1 + n) / (10 + n) after n of
     them, so that the random start is soon forgotten. Lightning swaps the average in for
     validations, checkpoints, and at the end.
     Source: Morales-Brotons et al. 2024; the warm-up is that of TensorFlow's moving average.
+
+    Lightning 2.6.6 makes the average before the model is moved to its device, so it would stay on the CPU
+    and every step would copy all weights there. torch 2.13 reads the number of steps from the device
+    three times a step; here it stays on the CPU.
     """
 
-    decay: float
+    def __init__(self, decay: float) -> None:
+        super().__init__(use_buffers=False)
+        self.decay = decay
+
+    def on_fit_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Move the average to the device of the model."""
+        assert self._average_model is not None
+        self._average_model.module.to(pl_module.device)
 
     @torch.no_grad()
-    def __call__(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-        """Move `averaged` towards `current`."""
-        n = int(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1.0 - min(self.decay, (1 + n) / (10 + n)))
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: Pairs,
+        batch_idx: int,
+    ) -> None:
+        """Move the average towards the weights, after a step."""
+        if trainer.global_step <= self._latest_update_step:
+            return
+        self._latest_update_step = trainer.global_step
+        average = self._average_model
+        assert average is not None
+        averaged = list[Tensor](average.module.parameters())
+        current = list[Tensor](pl_module.parameters())
+        if n := int(average.n_averaged):
+            torch._foreach_lerp_(averaged, current, 1.0 - min(self.decay, (1 + n) / (10 + n)))
+        else:
+            torch._foreach_copy_(averaged, current)
+        average.n_averaged += 1
 
 
 class NonFiniteSteps(Callback):

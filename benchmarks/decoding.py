@@ -10,6 +10,7 @@ be further apart than what they compare.
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ def main() -> None:
         "output ends by itself"
     )
     entries = list_entries(arguments.device, arguments.threads)
-    entries = [entry for entry in entries if arguments.only in entry.title]
+    entries = [entry for entry in entries if re.search(arguments.only, entry.title)]
     others = OtherProcesses()
     with start(entries, serve, path) as (runners, absent):
         turns = take_turns(runners, ended, make_modes(arguments, len(ended)), arguments.rounds)
@@ -104,7 +105,7 @@ def list_entries(device: str, threads: int) -> list[Entry]:
             replicas=replicas,
             compute_type=compute_type,
         )
-        for compute_type in ("float32", "int8")
+        for compute_type in ("float32", "float16" if device == "cuda" else "int8")
         for replicas, each in layouts
     ]
     loops = [
@@ -181,7 +182,7 @@ def _parse() -> argparse.Namespace:
     for name, default, meaning in numbers:
         parser.add_argument(name, type=int, default=default, help=f"{meaning} (default: {default})")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--only", default="", metavar="TEXT", help="contenders with it in the name")
+    parser.add_argument("--only", default="", metavar="REGEX", help="contenders whose name matches")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to it too")
     arguments = parser.parse_args()
     if arguments.sources is None and (arguments.model or arguments.train):

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, TypeVar
 from contenders import Absent, await_question
 from machine import find_peak_mib
 
+from dragoman.errors import DragomanError
+
 _WARM_UP_S, _WARM_UP_ROWS = 0.3, 8
 
 Sources = TypeVar("Sources")
@@ -91,7 +93,9 @@ def serve(connection: Connection, entry: Entry, path: Path) -> None:
     """Load the contender, say so, then answer lists of calls with turns."""
     try:
         contender = _load(entry, path)
-    except ImportError as error:
+        if entry.device == "cuda":  # only now does CTranslate2 open the libraries of the GPU
+            take_turn(contender, [["a"]])
+    except (ImportError, RuntimeError, DragomanError) as error:
         connection.send(Absent(reason=str(error)))
         return
     connection.send("loaded")

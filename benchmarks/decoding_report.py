@@ -71,6 +71,7 @@ class Report:
         content: dict[str, Any] = {
             "facts": dict(self.facts),
             "absent": {entry.title: reason for entry, reason in self.absent.items()},
+            "tables": [self._describe_batches(), self._describe_single()],
             "bars": [asdict(bar) | {"verdict": bar.verdict} for bar in self.list_bars()],
             "measured": rows,
         }

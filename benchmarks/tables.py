@@ -19,8 +19,8 @@ class Bar:
         if not self.ratios:
             return "not measured"
         if min(self.ratios) >= self.least:
-            return "yes"
-        return "NO" if max(self.ratios) < self.least else "cannot tell"
+            return "met"
+        return "missed" if max(self.ratios) < self.least else "cannot tell"
 
     def __str__(self) -> str:
         measured = f"measured {spread(self.ratios)}: " if self.ratios else ""

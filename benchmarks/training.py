@@ -11,6 +11,7 @@ from the file. An update has about the same number of target tokens with all.
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -46,7 +47,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Report:
     """Return what was measured; all files are made in `folder`."""
     task = make_task(arguments, folder)
     vocab_size, lengths = make_ids(task)
-    entries = [entry for entry in list_entries(arguments.device) if arguments.only in entry.title]
+    entries = [
+        entry for entry in list_entries(arguments.device) if re.search(arguments.only, entry.title)
+    ]
     others = OtherProcesses()
     with start(entries, serve, task) as (runners, absent):
         check_ids(runners, lengths)
@@ -211,7 +214,7 @@ def _parse() -> argparse.Namespace:
         "--turn-s", type=float, default=15.0, help="seconds of a turn (default: %(default)s)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--only", default="", metavar="TEXT", help="contenders with it in the name")
+    parser.add_argument("--only", default="", metavar="REGEX", help="contenders whose name matches")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to it too")
     return parser.parse_args()
 

@@ -49,6 +49,7 @@ class Report:
             "facts": dict(self.facts),
             "flops_a_target_token": self.flops,
             "absent": {entry.title: reason for entry, reason in self.absent.items()},
+            "tables": [self._describe_rates(), self._describe_work()],
             "bars": [asdict(bar) | {"verdict": bar.verdict} for bar in self.list_bars()],
             "measured": [
                 {

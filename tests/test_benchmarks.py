@@ -1,7 +1,9 @@
-"""The comparison with peers, without the peers: the rows that all get, their scores, the figure."""
+"""The benchmarks: those with peers without the peers, that of a GPU on the CPU."""
 
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-PEERS = Path(__file__).resolve().parents[1] / "benchmarks/peers"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+PEERS = BENCHMARKS / "peers"
 
 
 @pytest.fixture
@@ -86,3 +89,14 @@ def test_an_incomplete_checkpoint_is_left_out(task, tmp_path, kind, save):
         os.utime(chosen[-1], (8, 8))
         assert task.choose(tmp_path.iterdir())[-1] == tmp_path / f"7.{kind}"
         assert task.choose([chosen[-1]]) == []
+
+
+def test_the_benchmark_of_a_gpu_runs_on_the_cpu(tmp_path):
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--smoke", "--json", tmp_path / "found.json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found["parts"]) == ["tests", "training, 8 M", "model", "decoding"]
+    verdicts = {bar["claim"].partition(":")[0]: bar["verdict"] for bar in found["bars"][:1]}
+    assert verdicts == {"8 M parameters": "not measured"}  # the usual loop takes no part
+    assert "| dragoman torch" in done.stdout

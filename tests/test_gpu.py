@@ -136,6 +136,6 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(device, tmp_path, monkeypatc
             path.unlink()
     fit((), part, resume="must", console=quiet_console())
     ends = [load_file(out / "model.safetensors") for out in (whole, part)]
-    for name, weight in ends[0].items():
-        # A GPU adds in any order; without the random state, the difference would be 0.003 or more.
-        assert (weight - ends[1][name]).abs().mean() <= (0.0 if device == "cpu" else 3e-4), name
+    gaps = torch.cat([(one - ends[1][name]).abs().flatten() for name, one in ends[0].items()])
+    # A GPU may add in another order; without the random state the mean is 0.001.
+    assert gaps.mean() <= (0.0 if device == "cpu" else 2e-4)

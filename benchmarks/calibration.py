@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tables import table
+from tables import show
 
 from dragoman.commands.evaluate import find_run
 from dragoman.evaluation.confidence import find_confidences
@@ -47,6 +47,7 @@ def main() -> None:
     """Calibrate each model by each formula; print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="model folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to it too")
     arguments = parser.parse_args()
     heads = ["model", "exact on valid, test, %", "uncalibrated", *FORMULAS]
     rows = []
@@ -58,7 +59,7 @@ def main() -> None:
             temperature = fit(formula, *valid)
             errors.append(find_error(formula(test[0], temperature), test[1]))
         rows.append([model.name, shares, *(f"{100 * error:.1f}%" for error in errors)])
-    print(table(heads, rows))
+    show(heads, rows, arguments.json)
 
 
 def read(rows: Sequence[Row]) -> tuple[Values, NDArray[np.bool_]]:

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all curves to it too")
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments, options = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
+    tables = list[str]()
     found: dict[str, dict[str, list[dict[str, Curve]]]] = {}
     for pairs in arguments.pairs:
         name = f"{pairs.parent.name}/{pairs.name}"
@@ -53,9 +54,11 @@ def main() -> None:
             ]
             for way, extra in WAYS.items()
         }  # fmt: skip
-        print(describe(name, found[name]), flush=True)
+        tables.append(describe(name, found[name]))
+        print(tables[-1], flush=True)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        content = {"measured": found, "tables": tables}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def train(pairs: Path, out: Path, options: list[str]) -> dict[str, Curve]:
@@ -83,7 +86,7 @@ def train(pairs: Path, out: Path, options: list[str]) -> dict[str, Curve]:
 
 def describe(name: str, runs: dict[str, list[dict[str, Curve]]]) -> str:
     """Return a table: a row an update, for each score the means, and their difference."""
-    parts = [f"## {name}"]
+    parts = [f"**{name}**"]
     for score in SCORES:
         rows = []
         steps = set.intersection(*(set(run[score]) for of_way in runs.values() for run in of_way))

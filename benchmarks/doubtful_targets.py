@@ -15,7 +15,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from random import Random
 
-from tables import table
+from tables import show
 
 import dragoman
 from dragoman.commands.demo import write_date_pairs
@@ -77,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("rows", 3000), ("wrong", 150), ("seeds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to it too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         pairs, model = write_date_pairs(Path(name)).train, Path(name) / "model"
@@ -91,7 +92,7 @@ def main() -> None:
         found = [
             (way, str(len(wrong.intersection(one[: len(wrong)])))) for way, one in ways.items()
         ]
-    print(table(["way", f"wrong targets among the first {arguments.wrong}"], found))
+    show(["way", f"wrong targets among the first {arguments.wrong}"], found, arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ shown, as too few rows are wrong. Beside dragoman's intervals, the percentiles o
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
-from tables import table
+from tables import show
 
 from dragoman.evaluation.evaluation import collect_statistics
 from dragoman.evaluation.metrics import Metric, choose_metrics
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[50, 100, 400], help="rows of a set"
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to it too")
     arguments = parser.parse_args()
     settings = EvaluationSettings()
     rows = []
@@ -55,7 +57,7 @@ def main() -> None:
                 for metric in metrics
             ]
     heads = ["population", "rows", "score", "shown, %", "shown and missing, %"]
-    print(table([*heads, "percentiles missing, %"], rows))
+    show([*heads, "percentiles missing, %"], rows, arguments.json)
 
 
 def invent(share: float) -> tuple[list[str], list[list[str]]]:

@@ -1,4 +1,4 @@
-"""Runs benchmarks one after another, each in a process with a time limit; none stops the others."""
+"""Runs benchmarks, each in a process with a time limit; one that fails does not stop the others."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class Part:
     name: str
     command: tuple[str, ...]  # after `python`; the first is a script of this folder, or "-m"
     limit_s: float
+    options: tuple[str, ...] = ()  # after `--json`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +37,17 @@ class Outcome:
     last_line: str = ""  # of what it printed
 
 
-def run_all(parts: Iterable[Part], folder: Path) -> dict[str, Outcome]:
+def run_all(parts: Iterable[Part], folder: Path, at_once: int = 1) -> dict[str, Outcome]:
     """Return the outcome of each part, by name; what it prints goes to a file in `folder`."""
-    outcomes = {}
-    for part in parts:
+
+    def run_and_tell(part: Part) -> tuple[str, Outcome]:
         say(f"{part.name}: at most {part.limit_s:.0f} s")
-        outcomes[part.name] = one = run(part, folder)
+        one = run(part, folder)
         say(f"{part.name}: {one.reason or 'done'} after {one.seconds:.0f} s")
-    return outcomes
+        return part.name, one
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return dict(pool.map(run_and_tell, parts))
 
 
 def run(part: Part, folder: Path) -> Outcome:
@@ -50,7 +55,7 @@ def run(part: Part, folder: Path) -> Outcome:
     found, printed = folder / f"{part.name}.json", folder / f"{part.name}.txt"
     command, is_module = list(part.command), part.command[0] == "-m"
     if not is_module:
-        command = [str(FOLDER / command[0]), *command[1:], "--json", str(found)]
+        command = [str(FOLDER / command[0]), *command[1:], "--json", str(found), *part.options]
     started_at = time.monotonic()
     with printed.open("wb") as output:
         process = subprocess.Popen(

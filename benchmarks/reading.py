@@ -1,4 +1,4 @@
-"""Measures how fast pairs are read and made into ids, and in how much memory: prints JSON.
+"""Measures how fast pairs are read and made into ids, and in how much memory: prints a table.
 
 python benchmarks/reading.py --pairs 5000000
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 
 from machine import find_peak_mib
+from tables import show
 
 _CHUNK_ROWS = 100_000
 _SYLLABLES = [c + v for c in "bcdfghklmnprstvz" for v in ("a", "e", "i", "o", "u", "ä", "ou", "ai")]
@@ -29,6 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--read", type=Path, metavar="FILE", help="only read FILE")
     parser.add_argument("--prepare", type=Path, metavar="FILE", help="only make ids of FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to it too")
     arguments = parser.parse_args()
     for task, path in ((read, arguments.read), (prepare, arguments.prepare)):
         if path is not None:
@@ -39,9 +41,12 @@ def main() -> None:
         write_pairs(path, arguments.pairs)
         # This process must stay small: on Linux a child's peak memory starts from its parent's.
         environment = os.environ | {"XDG_CACHE_HOME": folder}  # nothing is prepared there yet
+        found = list[dict[str, str]]()
         for option in ("--read", "--prepare"):
             command = [sys.executable, __file__, option, str(path)]
-            subprocess.run(command, check=True, env=environment)
+            done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE)
+            found.append({name: str(one) for name, one in json.loads(done.stdout).items()})
+    show(list(found[0]), [list(one.values()) for one in found], arguments.json)
 
 
 def write_pairs(path: Path, num_pairs: int) -> None:

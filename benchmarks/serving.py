@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from machine import describe_machine
+from tables import show
 
 from dragoman import Predictor
 
@@ -40,14 +41,17 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("sources", type=Path, help="a source on each line")
+    parser.add_argument(
+        "sources", type=Path, help="a source on each line, or a TSV whose first column they are"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--quantization", default="auto")
     parser.add_argument("--workers", default="1", help="processes of the server")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to it too")
     options = parser.parse_args()
-    lines = options.sources.read_text("utf-8").splitlines()
+    lines = [row.partition("\t")[0] for row in options.sources.read_text("utf-8").splitlines()]
     sources = (lines * (options.rows // len(lines) + 1))[: options.rows]
     command = [sys.executable, "-m", "dragoman", "serve", str(options.model), "--port", "0"]
     command += ["--quantization", options.quantization, "--workers", options.workers]
@@ -86,17 +90,22 @@ def measure(
     statuses = [Path(f"/proc/{pid}/status").read_text("utf-8") for pid in list_pids(server.pid)]
     print(json.dumps(describe_machine(("dragoman", "ctranslate2", "uvicorn", "fastapi"))))
     print(f"{folder}: {model.engine.quantization}; {differing} of {len(sources)} outputs differ")
-    print(f"predict on one list: {statistics.median(lists):,.0f} sentences/s")
+    throughput = [statistics.median(each) for each in (lists, served)]
     ratio = statistics.median(b / a for a, b in zip(lists, served, strict=True))
-    print(f"{clients} clients: {statistics.median(served):,.0f} sentences/s, {ratio:.0%}")
+    share = f"{throughput[1]:,.0f} ({ratio:.0%})"
     ratio = statistics.median(a / b for a, b in cpu)
     parts = [statistics.median(each) for each in zip(*cpu, strict=True)]
-    print(
-        "processor for a sentence: predict {:.3f}, server {:.3f} ms,".format(*parts), f"{ratio:.0%}"
-    )
-    print(f"one request: {1e3 * single:.2f} ms; one call in the process: {1e3 * calls:.2f} ms")
     peaks_kib = [int(size) for size in re.findall(r"VmHWM:\s+(\d+)", "".join(statuses))]
-    print(f"memory of the server: {sum(peaks_kib) / 1024:.0f} MiB")
+    figures = {
+        "`predict` on one list, sentences/s": f"{throughput[0]:,.0f}",
+        f"{clients} clients": share,
+        "processor for a sentence: `predict`, ms": f"{parts[0]:.3f}",
+        "server, ms": f"{parts[1]:.3f} ({ratio:.0%})",
+        "one request, ms": f"{1e3 * single:.2f}",
+        "one call, ms": f"{1e3 * calls:.2f}",
+        "memory, MiB": f"{sum(peaks_kib) / 1024:.0f}",
+    }
+    show(list(figures), [list(figures.values())], options.json)
 
 
 def list_pids(server: int) -> list[int]:

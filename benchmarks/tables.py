@@ -1,7 +1,9 @@
 """How benchmarks tell what they found: tables, ratios with their spread, bars."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 
@@ -43,3 +45,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def show(heads: Sequence[str], rows: Sequence[Sequence[str]], path: Path | None) -> None:
+    """Print the table; write its rows as JSON to `path`, if there is one."""
+    made = table(heads, rows)
+    print(made)
+    if path is not None:
+        content = {"rows": [dict(zip(heads, row, strict=True)) for row in rows], "tables": [made]}
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

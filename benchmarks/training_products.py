@@ -135,7 +135,7 @@ def _time(run: Callable[[], None], seconds: float, device: str) -> float:
     run()
     _synchronize(device)
     num_calls, started_at = 0, time.perf_counter()
-    while time.perf_counter() - started_at < seconds:
+    while not num_calls or time.perf_counter() - started_at < seconds:
         run()
         num_calls += 1
         _synchronize(device)

@@ -27,9 +27,9 @@ def task(monkeypatch) -> ModuleType:
     return load("task", monkeypatch)
 
 
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def load(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path = PEERS) -> ModuleType:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    spec = importlib.util.spec_from_file_location(f"peers_{name}", PEERS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"{folder.name}_{name}", folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -91,12 +91,59 @@ def test_an_incomplete_checkpoint_is_left_out(task, tmp_path, kind, save):
         assert task.choose([chosen[-1]]) == []
 
 
+@pytest.mark.timeout(600)  # 40 s of processor time
 def test_the_benchmark_of_a_gpu_runs_on_the_cpu(tmp_path):
     command = [sys.executable, BENCHMARKS / "gpu.py", "--smoke", "--json", tmp_path / "found.json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert list(found["parts"]) == ["tests", "training, 8 M", "model", "decoding"]
+    assert list(found["parts"]) == ["model", "tests", "training, 8 M", "decoding"]
     verdicts = {bar["claim"].partition(":")[0]: bar["verdict"] for bar in found["bars"][:1]}
     assert verdicts == {"8 M parameters": "not measured"}  # the usual loop takes no part
     assert "| dragoman torch" in done.stdout
+
+
+def test_a_part_that_fails_or_takes_too_long_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    parts = load("parts", monkeypatch, BENCHMARKS)
+    commands = {
+        "wrong": ("intervals.py", "--trials", "none"),
+        "slow": ("-m", "timeit", "-n", "1", "-r", "1", "import time; time.sleep(100)"),
+        "right": ("intervals.py", "--trials", "2", "--sizes", "50"),
+    }
+    outcomes = parts.run_all(
+        (
+            parts.Part(name=name, command=command, limit_s=1 if name == "slow" else 200)
+            for name, command in commands.items()
+        ),
+        tmp_path,
+    )
+    assert "exit code 2: " in outcomes["wrong"].reason
+    assert "--trials: invalid int value" in outcomes["wrong"].reason
+    assert outcomes["slow"].reason == "not done within 1 s"
+    assert outcomes["right"].reason == ""
+    [table] = outcomes["right"].content["tables"]
+    assert outcomes["right"].content["rows"][0]["population"] == "few rows wrong"
+    assert "| few rows wrong" in table
+
+
+def test_only_the_tables_of_a_benchmark_are_replaced(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = load("all", monkeypatch, BENCHMARKS)
+    text = (BENCHMARKS / "README.md").read_text()
+    for part in module.list_parts(Path("folder"))[1:]:
+        replaced = module.replace_tables(text, part.name, "| new |")
+        old = module.replace_tables(text, part.name, "")
+        assert replaced.replace("| new |", "") == old
+        lost = set(text.splitlines()) - set(replaced.splitlines())
+        assert replaced.count("<!-- end -->") == text.count("<!-- end -->")
+        block = text.partition(f"<!-- short: {part.name} -->")[2].partition("<!-- end -->")[0]
+        assert lost <= set(block.splitlines())
+    assert sum(part.limit_s for part in module.list_parts(Path("folder"))) <= 15 * 60
+    for damaged in (
+        "none",
+        "<!-- short: a -->\n",
+        "<!-- short: a -->\n<!-- short: b -->\n<!-- end -->",
+    ):
+        with pytest.raises(SystemExit, match="expected <!-- short: a --> once"):
+            module.replace_tables(damaged, "a", "")

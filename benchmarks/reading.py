@@ -31,10 +31,14 @@ def main() -> None:
     parser.add_argument("--read", type=Path, metavar="FILE", help="only read FILE")
     parser.add_argument("--prepare", type=Path, metavar="FILE", help="only make ids of FILE")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to it too")
+    parser.add_argument(
+        "--processes", type=int, default=0, help="those that make ids (default: one for each core)"
+    )
     arguments = parser.parse_args()
-    for task, path in ((read, arguments.read), (prepare, arguments.prepare)):
+    tasks = (read, arguments.read), (prepare, arguments.prepare, arguments.processes)
+    for task, path, *options in tasks:
         if path is not None:
-            print(json.dumps(measure(task, path), indent=2))
+            print(json.dumps(measure(task, path, *options), indent=2))
             return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         path = Path(folder) / "pairs.tsv"
@@ -59,10 +63,10 @@ def write_pairs(path: Path, num_pairs: int) -> None:
             file.writelines(_make_row(numbers[5 * i : 5 * i + 5]) for i in range(num_rows))
 
 
-def measure(task: Callable[[Path], int], path: Path) -> dict[str, str | float | int]:
+def measure(task: Callable[..., int], path: Path, *options: int) -> dict[str, str | float | int]:
     """Return the rows that `task` made of `path`, rows a second, the peak memory of this process."""
     started_at = time.perf_counter()
-    num_rows = task(path)
+    num_rows = task(path, *options)
     elapsed_s = time.perf_counter() - started_at
     return {
         "task": task.__name__,
@@ -82,11 +86,11 @@ def read(path: Path) -> int:
     return sum(1 for _ in read_pairs([path], DataSettings()))
 
 
-def prepare(path: Path) -> int:
+def prepare(path: Path, num_processes: int) -> int:
     """Do all that `fit` does before it trains: statistics, tokenizer, ids; return the rows of ids."""
     from dragoman import PairDataModule
 
-    data = PairDataModule(path)
+    data = PairDataModule(path, {"data.processes": num_processes})
     data.prepare_data()
     data.setup("fit")
     return sum(data.num_rows.values())

@@ -10,8 +10,10 @@ layers, 8,000 pieces, 30,000 pairs of 5 to 24 words, 4,096 target tokens an upda
 and length a token is a word. Along pairs the start is measured twice: the second time another
 process starts on the same pairs, as after an interrupt.
 
-The axis ranks trains with 1, 2 and 4 processes on the same cores, each with its share of them: what
-they lose to one process is the cost of their exchanges, and of smaller parts of a batch.
+Three axes share the same cores among processes, which take turns with one process alone: ranks (1, 2
+and 4) train, each with its part of a batch; preparation (1 and 2) reads pairs and makes ids; parts (1
+and 2) predict, each its part of the sources, which are then joined. What they lose to one process is
+the cost of their exchanges and of smaller parts; what they gain is where it does not use all cores.
 """
 
 import argparse
@@ -23,9 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -33,8 +36,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from contenders import say, start
-from invented_pairs import Language, write_pairs
-from machine import describe_machine
+from decoding_model import train_model
+from invented_pairs import Language, invent_pairs, write_pairs
+from machine import OtherProcesses, describe_machine
 from tables import table
 from training_contender import Entry, Loaded, Turn, serve
 from training_task import Sizes, Task, count_flops
@@ -46,7 +50,8 @@ from dragoman.training.logs import read_curves
 
 _SENTENCES = Language()
 _HEAD = 64  # width of an attention head
-_PACKAGES = ("dragoman", "torch", "lightning", "tokenizers")
+_PACKAGES = ("dragoman", "torch", "lightning", "tokenizers", "ctranslate2")
+_NUM_PAIRS = 30_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ class Point:
     value: int
     d_model: int = 256
     tokenizer: Literal["bpe", "symbols"] = "bpe"
-    num_pairs: int = 30_000
+    num_pairs: int = _NUM_PAIRS
     language: Language = _SENTENCES
 
     @property
@@ -78,8 +83,18 @@ class Found:
     flops: float  # of a target token with its source
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """Work that processes share, in some ways; the first way is one process alone."""
+
+    unit: str
+    ways: dict[str, Callable[[], float]]  # by the processes: gives the speed of a turn, in `unit`
+    time: str  # what takes `amount / speed`
+    amount: float
+
+
 def main() -> None:
-    """Measure point by point; print the table."""
+    """Measure point by point; print the tables."""
     arguments = _parse()
     if arguments.plan:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -87,26 +102,32 @@ def main() -> None:
         return
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    found: dict[Point, Found] = {}
+    others, found = OtherProcesses(), dict[Point, Found]()
     for point in list_points():
         if arguments.only and not {point.axis, point.title} & set(arguments.only):
             continue
         with tempfile.TemporaryDirectory(dir=arguments.folder, ignore_cleanup_errors=True) as name:
             found[point] = measure(point, arguments, Path(name))
-    rates = {} if arguments.only and "ranks" not in arguments.only else measure_ranks(arguments)
+    shared = {}
+    for axis, prepare in _SHARED.items():
+        if arguments.only and axis not in arguments.only:
+            continue
+        with tempfile.TemporaryDirectory(dir=arguments.folder, ignore_cleanup_errors=True) as name:
+            shared[axis] = measure_sharing(axis, prepare(arguments, Path(name)), arguments)
     facts = {
         **describe_machine(_PACKAGES),
         "device": f"{arguments.device}, {arguments.threads} threads",
         "arguments": " ".join(sys.argv[1:]) or "none",
+        "other processes": others.describe(),
     }
     print("\n".join(f"- {name}: {value}" for name, value in facts.items()))
     if found:
         print(f"\n{describe(found)}")
-    if rates:
-        print(f"\n{describe_ranks(rates, arguments.tokens)}")
+    for text, _ in shared.values():
+        print(f"\n{text}")
     if arguments.json is not None:
         content = {"facts": facts, "measured": [_to_dict(*each) for each in found.items()]}
-        content["ranks"] = rates
+        content |= {axis: rates for axis, (_, rates) in shared.items()}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -128,7 +149,7 @@ def list_points() -> list[Point]:
                 axis="length",
                 value=n,
                 tokenizer="symbols",
-                num_pairs=min(30_000, 1_000_000 // n),
+                num_pairs=min(_NUM_PAIRS, 1_000_000 // n),
                 language=Language(shortest=n, longest=n),
             )
             for n in (10, 30, 100, 300, 1000)
@@ -200,50 +221,132 @@ def describe(found: dict[Point, Found]) -> str:
     return table(heads, rows)
 
 
-def measure_ranks(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the target tokens per second of all ranks, in each round, by their number."""
-    commands = {"1": ["-m", "dragoman"], "1, by DDP": ["-m", "dragoman"]}
-    for count in (2, 4):
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        commands[str(count)] = [*launcher, "-m", "dragoman"]
-    rates: dict[str, list[float]] = {name: [] for name in commands}
-    with tempfile.TemporaryDirectory(dir=arguments.folder, ignore_cleanup_errors=True) as folder:
-        pairs, steps = Path(folder) / "pairs.tsv", str(arguments.steps)
-        write_pairs(pairs, 30_000, _SENTENCES)
-        options = [
-            *("--model.d_model", "256", "--model.nhead", "4", "--model.dim_feedforward", "1024"),
-            *("--training.batch_tokens", str(arguments.tokens), "--training.max_steps", steps),
-            *("--training.valid_every", steps, "--training.valid_rows", "1"),
-            *("--optimization.warmup_steps", "1", "--evaluation.report", "none"),
-            *("--data.valid_fraction", "0.001", "--data.cache", str(Path(folder) / "cache")),
-            *("--training.accelerator", arguments.device, "--overwrite"),
-        ]
-        for round_ in range(arguments.rounds):
-            for name, command in commands.items():
-                say(f"ranks {name}, round {round_ + 1}")
-                threads = max(1, arguments.threads // int(name[0]))
-                out = Path(folder) / "model"
-                strategy = ["--training.strategy", "ddp" if "DDP" in name else "auto"]
-                subprocess.run(
-                    [sys.executable, *command, "fit", pairs, "--out", out, *options, *strategy],
-                    env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                    check=True,
-                    stderr=subprocess.DEVNULL,
-                )
-                curve = read_curves(out.with_name("model.training"))["tokens_per_s"]
-                rates[name].append(median(rate for _, rate in curve[len(curve) // 4 :]))
-    return rates
-
-
-def describe_ranks(rates: dict[str, list[float]], tokens: int) -> str:
-    """Return the table of ranks; a ratio compares two runs of the same round."""
-    heads = ["ranks", "target tokens/s", "of one process", f"ms a step of {tokens:,} tokens"]
-    rows = []
+def measure_sharing(
+    axis: str, sharing: Sharing, arguments: argparse.Namespace
+) -> tuple[str, dict[str, list[float]]]:
+    """Return the table, and the speeds of each way; a ratio compares two turns of the same round."""
+    rates: dict[str, list[float]] = {name: [] for name in sharing.ways}
+    for round_ in range(arguments.rounds):
+        for name, run in sharing.ways.items():
+            say(f"{axis} {name}, round {round_ + 1}")
+            rates[name].append(run())
+    alone, rows = next(iter(rates.values())), []
     for name, found in rates.items():
-        ratios = [one / alone for one, alone in zip(found, rates["1"], strict=True)]
+        ratios = [one / other for one, other in zip(found, alone, strict=True)]
         spread = f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        rows.append([name, f"{median(found):,.0f}", spread, f"{1e3 * tokens / median(found):,.0f}"])
-    return table(heads, rows)
+        elapsed = sharing.amount / median(found)
+        rows.append([name, f"{median(found):,.0f}", spread, f"{elapsed:,.3g}"])
+    return table([axis, sharing.unit, "of one process", sharing.time], rows), rates
+
+
+def share_training(arguments: argparse.Namespace, folder: Path) -> Sharing:
+    """Return training by ranks, all on this machine."""
+    pairs, out, steps = folder / "pairs.tsv", folder / "model", str(arguments.steps)
+    write_pairs(pairs, _NUM_PAIRS, _SENTENCES)
+    options = [
+        *("--model.d_model", "256", "--model.nhead", "4", "--model.dim_feedforward", "1024"),
+        *("--training.batch_tokens", str(arguments.tokens), "--training.max_steps", steps),
+        *("--training.valid_every", steps, "--training.valid_rows", "1"),
+        *("--optimization.warmup_steps", "1", "--evaluation.report", "none"),
+        *("--data.valid_fraction", "0.001", "--data.cache", str(folder / "cache")),
+        *("--training.accelerator", arguments.device, "--overwrite"),
+    ]
+
+    def train(count: int, strategy: str = "auto") -> float:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        _start(
+            arguments.threads // count,
+            *(launcher if count > 1 else []),
+            *("-m", "dragoman", "fit", pairs, "--out", out, *options),
+            *("--training.strategy", strategy),
+        )()
+        curve = read_curves(out.with_name("model.training"))["tokens_per_s"]
+        return median(rate for _, rate in curve[len(curve) // 4 :])
+
+    ways = {"1": partial(train, 1), "1, by DDP": partial(train, 1, "ddp")}
+    ways |= {str(count): partial(train, count) for count in (2, 4)}
+    return Sharing(
+        unit="target tokens/s",
+        ways=ways,
+        time=f"ms a step of {arguments.tokens:,} tokens",
+        amount=1e3 * arguments.tokens,
+    )
+
+
+def share_preparation(arguments: argparse.Namespace, folder: Path) -> Sharing:
+    """Return the preparation of pairs by processes: text, statistics, tokenizer, ids."""
+    pairs = folder / "pairs.tsv"
+    say(f"write {arguments.prepared_pairs:,} pairs")
+    write_pairs(pairs, arguments.prepared_pairs, _SENTENCES)
+
+    def prepare(count: int) -> float:
+        # As many threads as processes: what a process has to itself is its own choice.
+        with tempfile.TemporaryDirectory(dir=folder) as cache:
+            threads = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+            own = {name: value for name, value in os.environ.items() if name not in threads}
+            script = Path(__file__).with_name("reading.py")
+            found = subprocess.run(
+                [sys.executable, script, "--prepare", pairs, "--processes", str(count)],
+                env={**own, "XDG_CACHE_HOME": cache},
+                check=True,
+                stdout=subprocess.PIPE,
+            )
+        return float(json.loads(found.stdout)["rows_per_s"])
+
+    return Sharing(
+        unit="pairs/s",
+        ways={str(count): partial(prepare, count) for count in (1, 2)},
+        time=f"s for {arguments.prepared_pairs:,} pairs",
+        amount=arguments.prepared_pairs,
+    )
+
+
+def share_prediction(arguments: argparse.Namespace, folder: Path) -> Sharing:
+    """Return prediction by parts; the time is that of the whole commands, with their start."""
+    pairs, sources, model = folder / "pairs.tsv", folder / "sources.txt", arguments.model
+    invented = invent_pairs(_NUM_PAIRS + arguments.rows, _SENTENCES)
+    with pairs.open("w", encoding="utf-8") as file:
+        file.writelines(f"{one}\t{other}\n" for one, other in islice(invented, _NUM_PAIRS))
+    with sources.open("w", encoding="utf-8") as file:
+        file.writelines(f"{source}\n" for source, _ in invented)
+    if model is None:
+        model = folder / "model"
+        train_model(pairs, model, arguments.threads)
+    outputs = set[bytes]()
+
+    def predict(count: int, *, by_parts: bool) -> float:
+        output, started_s = folder / "outputs.txt", time.perf_counter()
+        command = ["-m", "dragoman", "predict", model, "--input", sources, "--output", output]
+        threads = max(1, arguments.threads // count)
+        command += ["--threads", str(threads), "--restart"]
+        parts = [["--part", f"{part}/{count}"] if by_parts else [] for part in range(1, count + 1)]
+        for wait in [_start(threads, *command, *part) for part in parts]:
+            wait()
+        if by_parts:
+            _start(threads, "-m", "dragoman", "join", output)()
+        elapsed_s = time.perf_counter() - started_s
+        outputs.add(output.read_bytes())
+        if len(outputs) > 1:
+            raise SystemExit(f"parts {count}: other outputs than before")
+        return float(arguments.rows / elapsed_s)
+
+    return Sharing(
+        unit="sentences/s",
+        ways={
+            "1": partial(predict, 1, by_parts=False),
+            "1, as a part": partial(predict, 1, by_parts=True),
+            "2": partial(predict, 2, by_parts=True),
+        },
+        time=f"s for {arguments.rows:,} sentences",
+        amount=arguments.rows,
+    )
+
+
+_SHARED = {
+    "ranks": share_training,
+    "preparation": share_preparation,
+    "parts": share_prediction,
+}
 
 
 def measure_plan(num_pairs: int, path: Path) -> str:
@@ -285,6 +388,23 @@ def _read_memory_mib() -> float:
     return int(line) / 2**10
 
 
+def _start(threads: int, *words: str | Path) -> Callable[[], None]:
+    """Start Python with so many threads (at least 1); return what waits for its end."""
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        env={**os.environ, "OMP_NUM_THREADS": str(max(1, threads))},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def wait() -> None:
+        _, messages = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{' '.join(map(str, words))}: {messages}")
+
+    return wait
+
+
 def _train(
     entry: Entry, task: Task, num_rounds: int, turn_s: float
 ) -> tuple[Loaded, float, list[Turn]]:
@@ -307,7 +427,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="POINT",
-        help='axes (d_model, vocabulary, length, pairs, ranks) and points ("length 100"); default: all',
+        help='axes (d_model, vocabulary, length, pairs, ranks, preparation, parts) and points ("length 100"); default: all',
     )  # fmt: skip
     parser.add_argument(
         "--folder", type=Path, help="where temporary files are made (default: the system's place)"
@@ -317,12 +437,19 @@ def _parse() -> argparse.Namespace:
         ("--tokens", 4096, "target tokens an update"),
         ("--rounds", 3, "turns at each point; one before them, which warms up, is not counted"),
         ("--steps", 200, "steps of each run along ranks"),
+        ("--prepared-pairs", 1_000_000, "pairs along preparation"),
+        ("--rows", 20_000, "sentences along parts"),
         ("--threads", len(os.sched_getaffinity(0)), "processor threads"),
     )
     for name, default, meaning in numbers:
         parser.add_argument(name, type=int, default=default, help=f"{meaning} (default: {default})")
     parser.add_argument(
         "--turn-s", type=float, default=5.0, help="seconds of a turn (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="model folder for parts (default: one is trained, in six minutes)",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to it too")

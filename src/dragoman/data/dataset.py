@@ -66,7 +66,7 @@ class EncodedPairs:
         map_ = pa.memory_map(str(path))
         reader = pa.ipc.open_file(map_)
         chunks = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        self._chunks = chunks  # holds the map open
+        self.chunks = chunks  # hold the map open; each is of one table
         # The whole file viewed as int32, in which each id of each chunk has its place, so that any
         # rows are gathered at once. Arrow aligns its buffers to 8 bytes.
         file_ids = np.frombuffer(map_.read_buffer(map_.size() // 4 * 4), dtype=np.int32)
@@ -93,14 +93,14 @@ class EncodedPairs:
         """Return the line of each of `rows` in the file of pairs, from 1; 0: unknown."""
         chunks = np.searchsorted(self._firsts, rows, side="right") - 1
         return [
-            self._chunks[chunk].column("line")[int(row - self._firsts[chunk])].as_py()
+            self.chunks[chunk].column("line")[int(row - self._firsts[chunk])].as_py()
             for row, chunk in zip(rows, chunks, strict=True)
         ]
 
     def count_source_ids(self, vocab_size: int) -> NDArray[np.int64]:
         """Return how often each source id below `vocab_size` occurs in all rows, (vocab_size,)."""
         counts = np.zeros(vocab_size, np.int64)
-        for chunk in self._chunks:
+        for chunk in self.chunks:
             ids = chunk.column("source").values.to_numpy(zero_copy_only=True)
             counts += np.bincount(ids, minlength=vocab_size)
         return counts

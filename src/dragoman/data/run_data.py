@@ -335,9 +335,7 @@ class RunData:
         Raises: SettingsError, when a weight leaves fewer than two rows of a table in an epoch.
         """
         counts = Counter[int]()
-        reader = pa.ipc.open_file(pa.memory_map(str(self.folder / "train.arrow")))
-        for i in range(reader.num_record_batches if weights else 0):
-            batch = reader.get_batch(i)  # of one table
+        for batch in self._ids["train"].chunks if weights else ():  # rank 0 may have moved the file
             counts[batch.column("line")[0].as_py() >> FILE_SHIFT] += batch.num_rows
         rows = list[tuple[int, float]]()
         for table, num_rows in counts.items():

@@ -287,7 +287,7 @@ def test_out_of_memory_names_the_batch_and_the_setting_to_lower(pairs, tmp_path)
         "from dragoman.cli import main\n"
         "import dragoman.commands.fit\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), -1))\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 28), -1))\n"
         "sys.exit(main())"
     )
     words = [

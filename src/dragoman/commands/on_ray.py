@@ -171,7 +171,7 @@ def _run_ranks(
                     group, rank
                 ),
             )
-            .remote(Path.cwd())
+            .remote()
             for rank in range(num_ranks)
         ]
         # Each worker is a machine of its own, with one device: Ray shows it no other one.
@@ -183,7 +183,9 @@ def _run_ranks(
             RESUME_OPTIONS: f" --on ray --training.devices {num_ranks}",
         }
         starts = [
-            one.start.remote(words, {**shared, "RANK": str(rank), "GROUP_RANK": str(rank)})
+            one.start.remote(
+                Path.cwd(), words, {**shared, "RANK": str(rank), "GROUP_RANK": str(rank)}
+            )
             for rank, one in enumerate(ranks)
         ]
         ray.get(starts)
@@ -215,9 +217,6 @@ def _run_ranks(
 class _Rank:
     """A rank of a training, in a process of its own: it may end as it likes."""
 
-    def __init__(self, folder: Path) -> None:
-        _enter(folder)
-
     def find_address(self) -> dict[str, str]:
         """Return this machine, and a free port of it."""
         with socket.socket() as one:
@@ -228,7 +227,9 @@ class _Rank:
             "MASTER_PORT": str(port),
         }
 
-    def start(self, words: Sequence[str], variables: Mapping[str, str]) -> None:
+    def start(self, folder: Path, words: Sequence[str], variables: Mapping[str, str]) -> None:
+        """Start the command; not when the actor is made, where an error would be a lost worker."""
+        _enter(folder)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _CODE, *words],
             env={**os.environ, **variables},

@@ -2,6 +2,7 @@
 
     python3 dev.py demo     train on written dates of several languages, and use the model
     python3 dev.py test     run the linter, the type checker and the tests
+    python3 dev.py slow     run the slow tests: clusters, several ranks, kills
     python3 dev.py docs     build the documentation in site/
     python3 dev.py audit    look up known vulnerabilities of the versions in hashes.txt
     python3 dev.py lock     write hashes.txt anew, from constraints.txt and pyproject.toml
@@ -34,6 +35,7 @@ STEPS = {
         ["-m", "mypy"],
         ["-m", "pytest"],
     ],
+    "slow": [["-m", "pytest", "-m", "slow"]],
     "docs": [["-m", "mkdocs", "build", "--strict"]],
     # Strict: else a package that cannot be looked up passes.
     "audit": [["-m", "pip_audit", "--strict", "--require-hashes", "--disable-pip", "-r", "hashes.txt"]],
@@ -43,7 +45,7 @@ STEPS = {
          "--no-header", "--no-annotate", "--quiet", "--output-file", "hashes.txt"],
     ],
 }  # fmt: skip
-EXTRAS = {"demo": "demo", "test": "dev", "docs": "docs", "audit": "supply", "lock": "supply"}
+EXTRAS = {"demo": "demo", "test": "dev", "slow": "dev", "docs": "docs", "audit": "supply", "lock": "supply"}
 # torch without CUDA (Linux, x86-64, Python 3.11): not on PyPI; taken where pip is set up to find it.
 TORCH_CPU = """torch==2.13.0+cpu \\
     --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b

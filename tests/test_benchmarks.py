@@ -91,6 +91,7 @@ def test_an_incomplete_checkpoint_is_left_out(task, tmp_path, kind, save):
         assert task.choose([chosen[-1]]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # 40 s of processor time
 def test_the_benchmark_of_a_gpu_runs_on_the_cpu(tmp_path):
     command = [sys.executable, BENCHMARKS / "gpu.py", "--smoke", "--json", tmp_path / "found.json"]

@@ -126,6 +126,7 @@ def test_a_prediction_whose_node_is_killed_is_that_of_one_process(
     assert left == ["in.txt", "out.jsonl", "whole.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_training_whose_node_is_killed_resumes_on_another_one(cluster, start, tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "model"
     words = [
@@ -141,8 +142,9 @@ def test_a_training_whose_node_is_killed_resumes_on_another_one(cluster, start, 
     os.kill(child, signal.SIGSTOP)
     assert not out.exists()  # it is killed in the middle
     kill(cluster, second, worker, child)
-    cluster.add_node(**NODE)
+    third = cluster.add_node(**NODE)
     _, messages = process.communicate(timeout=280)
+    cluster.remove_node(third)
     assert process.returncode == 0, messages
     assert "a worker was lost; all start again" in messages
     assert "resum" in messages.partition("all start again")[2]
@@ -151,6 +153,7 @@ def test_a_training_whose_node_is_killed_resumes_on_another_one(cluster, start, 
     assert folder.settings.training.num_nodes == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_says_how_to_resume_on_the_cluster(start, tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "model"
     process = start(
@@ -192,6 +195,7 @@ def find_trial(out, node, number):
     return None
 
 
+@pytest.mark.slow
 def test_a_search_repeats_the_trial_whose_node_is_killed(cluster, start, tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 300), tmp_path / "tuned"
     second = cluster.add_node(**NODE)
@@ -222,6 +226,7 @@ def test_a_search_repeats_the_trial_whose_node_is_killed(cluster, start, tmp_pat
     assert found["best"]["score"] == min(trial["score"] for trial in found["trials"])
 
 
+@pytest.mark.slow
 def test_a_killed_search_continues_on_the_cluster_and_prunes(cluster, start, tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 300), tmp_path / "tuned"
     words = tune_words(pairs, out, workers=1)
@@ -245,6 +250,7 @@ def test_a_killed_search_continues_on_the_cluster_and_prunes(cluster, start, tmp
     assert len(after[-1].intermediate_values) == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_says_how_to_continue(cluster, start, tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 300), tmp_path / "tuned"
     process = start(*tune_words(pairs, out, workers=1))

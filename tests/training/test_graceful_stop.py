@@ -194,7 +194,9 @@ def long_whole(pairs, tmp_path_factory):
     return results_of(out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_the_command_stops_at_its_step_with_the_exit_code_of_the_signal(
     pairs, long_whole, tmp_path, number
 ):
@@ -221,6 +223,7 @@ def test_a_broken_pipe_ends_the_training_with_an_exit_code(pairs, tmp_path):
     assert list_checkpoints(tmp_path / "model.training" / "checkpoints")
 
 
+@pytest.mark.slow
 def test_a_lost_terminal_loses_no_step(pairs, long_whole, tmp_path):
     try:
         ours, theirs = pty.openpty()

@@ -224,6 +224,7 @@ def test_slurm_gets_a_checkpoint_and_its_job_back(pairs, tmp_path):
     assert "bit-identical" not in printed[0]
 
 
+@pytest.mark.slow
 def test_a_notebook_trains_on_several_devices(tmp_path):
     code = """if True:
         import sys
@@ -337,6 +338,7 @@ def wait_less():
     ranks._JOIN = timedelta(seconds=20)
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_starts_is_said_once(pairs, tmp_path):
     port = find_free_port()
 
@@ -359,6 +361,7 @@ def test_a_rank_that_never_starts_is_said_once(pairs, tmp_path):
     assert silent == [""]
 
 
+@pytest.mark.slow
 def test_ranks_with_a_time_limit_take_the_steps_of_rank_0(pairs, tmp_path):
     limited = [*WORDS[: WORDS.index("--training.max_steps")], "--evaluation.report", "none"]
     words = [pairs, "--out", tmp_path / "model", *limited, "--max-time", "60s"]

@@ -48,6 +48,7 @@ def main() -> None:
         found = list[dict[str, str]]()
         for option in ("--read", "--prepare"):
             command = [sys.executable, __file__, option, str(path)]
+            command += ["--processes", str(arguments.processes)]
             done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE)
             found.append({name: str(one) for name, one in json.loads(done.stdout).items()})
     show(list(found[0]), [list(one.values()) for one in found], arguments.json)

@@ -45,7 +45,14 @@ STEPS = {
          "--no-header", "--no-annotate", "--quiet", "--output-file", "hashes.txt"],
     ],
 }  # fmt: skip
-EXTRAS = {"demo": "demo", "test": "dev", "slow": "dev", "docs": "docs", "audit": "supply", "lock": "supply"}
+EXTRAS = {
+    "demo": "demo",
+    "test": "dev",
+    "slow": "dev",
+    "docs": "docs",
+    "audit": "supply",
+    "lock": "supply",
+}
 # torch without CUDA (Linux, x86-64, Python 3.11): not on PyPI; taken where pip is set up to find it.
 TORCH_CPU = """torch==2.13.0+cpu \\
     --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b

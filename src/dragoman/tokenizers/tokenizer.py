@@ -1,47 +1,33 @@
-"""Text to ids and back: one vocabulary (`Tokenizer`), and those of both sides (`PairTokenizer`)."""
+"""Text to ids and back, for pairs: the vocabularies of both sides, feature symbols, and pointers."""
 
-import codecs
 import json
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dragoman.errors import DataError, ModelFolderError, SettingsError, later_format_reason
-from dragoman.settings import SideSettings, TokenizerKind, TokenizerSettings
+from dragoman.settings import TokenizerSettings
 from dragoman.storage import describe_first, read_json, staged_file
 from dragoman.tokenizers.pointers import CASES, MOST_WORDS, Part, Pointers, Structure, Word
 from dragoman.tokenizers.vocabularies import BOS_ID as BOS_ID
 from dragoman.tokenizers.vocabularies import EOS_ID as EOS_ID
 from dragoman.tokenizers.vocabularies import FIRST_TEXT_ID as FIRST_TEXT_ID
+from dragoman.tokenizers.vocabularies import KINDS as KINDS
 from dragoman.tokenizers.vocabularies import PAD_ID as PAD_ID
-from dragoman.tokenizers.vocabularies import (
-    SMALLEST_SUBWORD_VOCABULARY,
-    ClosedVocabulary,
-    Subwords,
-    make_cut,
-    to_unicode_form,
-)
-from dragoman.tokenizers.vocabularies import SPECIAL_NAMES as SPECIAL_NAMES
 from dragoman.tokenizers.vocabularies import UNKNOWN_ID as UNKNOWN_ID
+from dragoman.tokenizers.vocabularies import Tokenizer as Tokenizer
+from dragoman.tokenizers.vocabularies import check_ids
 from dragoman.tokenizers.vocabularies import find_free_name as find_free_name
+from dragoman.tokenizers.vocabularies import find_side_errors as find_side_errors
 
 if TYPE_CHECKING:
     from dragoman.reading.pairs import Pair
-
-KINDS: Final[Mapping[TokenizerKind, type[ClosedVocabulary] | type[Subwords]]] = {
-    "characters": ClosedVocabulary,
-    "symbols": ClosedVocabulary,
-    "regex": ClosedVocabulary,
-    "bpe": Subwords,
-    "unigram": Subwords,
-}
 
 Frame = Literal["end", "begin_end", "begin", "none"]
 """Which of BOS_ID and EOS_ID a source has around its text; `fit` makes "end", imported models differ."""
@@ -52,13 +38,6 @@ _MAX_FEATURE_CHARACTERS: Final = 1000
 _REMEDY: Final = "copy the model folder again, or train it again"
 
 
-class _StoredSide(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    settings: SideSettings
-    tokens: Any  # by `to_json` of the kind
-
-
 class _StoredPair(BaseModel):
     """The content of tokenizer.json."""
 
@@ -67,159 +46,10 @@ class _StoredPair(BaseModel):
     format: Literal["dragoman tokenizer"]
     version: Literal[1]
     features: list[str]
-    source: _StoredSide
-    target: _StoredSide | Literal["source"]
+    source: Any  # by `Tokenizer.to_dict`
+    target: Any  # likewise, or "source"
     pointers: Pointers | None = None
     frame: Frame = "end"
-
-
-class Tokenizer:
-    """The vocabulary of one side, or of both if they share it.
-
-    No text is encoded to PAD_ID, BOS_ID or EOS_ID, whatever it reads like. UNKNOWN_ID stands for a
-    token that was not in the training text; bpe and unigram have no such token.
-
-    If no id is UNKNOWN_ID, `decode(encode(text))` is `text` for unicode_form none, and NFC(text) for
-    nfc and nfd.
-    """
-
-    def __init__(self, settings: SideSettings, pieces: ClosedVocabulary | Subwords) -> None:
-        self.settings = settings
-        self._pieces = pieces
-
-    @classmethod
-    def train(
-        cls, texts: Iterable[str], settings: SideSettings, start: "Tokenizer | None" = None
-    ) -> "Tokenizer":
-        """Return a tokenizer trained on `texts`; the same texts give the same tokenizer.
-
-        Reads `texts` once. `start`, of the same settings: keep its tokens with their ids, and add
-        those of `texts` that it lacks; bpe and unigram lack none.
-
-        Raises:
-            SettingsError: The settings do not suit their kind.
-            DataError: There is no text, or every text is empty.
-        """
-        if errors := find_side_errors(settings):
-            raise SettingsError.gather(errors)
-        if start is not None and start._pieces.spells_any_text:
-            return start
-        formed = (to_unicode_form(text, settings.unicode_form) for text in texts)
-        first = next((text for text in formed if text), None)
-        if first is None:
-            raise DataError(
-                "there is no text to train a tokenizer on (no rows, or every text is empty): "
-                "check the files and the columns that data.source and data.target name"
-            )
-        pieces = KINDS[settings.kind].train(chain([first], formed), settings)
-        if start is not None:
-            tokens = dict.fromkeys([*start._pieces.to_json(), *pieces.to_json()])
-            pieces = ClosedVocabulary(list(tokens), settings)
-        return cls(settings, pieces)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, the special ones included."""
-        return self._pieces.vocab_size
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, without BOS_ID and EOS_ID: see `encode_batch`."""
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each of `texts`; faster than one by one."""
-        form = self.settings.unicode_form
-        if form != "none":
-            texts = [to_unicode_form(text, form) for text in texts]
-        return self._pieces.encode_batch(texts)
-
-    def name_unknown(self, text: str) -> str:
-        """Return the different tokens of `text` that become UNKNOWN_ID, for messages; "": none."""
-        found = self._pieces.find_unknown(to_unicode_form(text, self.settings.unicode_form))
-        return ", ".join(repr(token) for token in dict.fromkeys(found))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids`; special ids give none.
-
-        Raises: ValueError, when an id is not in 0 to vocab_size - 1.
-        """
-        _check_ids(ids, self.vocab_size)
-        text = self._pieces.decode(ids)
-        # Output is always composed: jamo come back as Hangul syllables.
-        return text if self.settings.unicode_form == "none" else unicodedata.normalize("NFC", text)
-
-    def tokens(self, ids: Iterable[int]) -> list[str]:
-        """Return a readable name for each of `ids`; no two ids have the same.
-
-        Raises: ValueError, when an id is not in 0 to vocab_size - 1.
-        """
-        ids = list(ids)
-        _check_ids(ids, self.vocab_size)
-        return [self._names[id_] for id_ in ids]
-
-    @property
-    def separator(self) -> str:
-        """What `decode` puts between two tokens, before it composes the text: "" but for symbols."""
-        return self._pieces.separator
-
-    def token_bytes(self) -> list[bytes | None]:
-        """Return the UTF-8 bytes that each id stands for, before the text is composed.
-
-        A byte piece may be a part of a character. None for an id that spells no text: the special
-        ones, and lone surrogates.
-        """
-        return [None] * FIRST_TEXT_ID + self._pieces.token_bytes()
-
-    def find_parts(self) -> dict[int, tuple[int, int]]:
-        """Return the ids of the two parts of each subword that kind bpe made of them."""
-        return self._pieces.find_parts()
-
-    def find_ends(self, ids: Sequence[int]) -> list[int]:
-        """Return where each token ends in `decode(ids)`, in characters.
-
-        A part of a character ends before it, but for the last part.
-        """
-        text, ends, separator = "", [], self.separator.encode()
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for place, id_ in enumerate(ids):
-            piece = self._bytes[id_] if id_ < len(self._bytes) else None
-            text += decoder.decode((separator if place else b"") + (piece or b""))
-            ends.append(len(text))
-        if self.settings.unicode_form == "none" or text.isascii():
-            return ends
-        return [len(unicodedata.normalize("NFC", text[:end])) for end in ends]
-
-    @cached_property
-    def _bytes(self) -> list[bytes | None]:
-        return self.token_bytes()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the tokenizer as plain JSON values, for `from_dict`."""
-        return {"settings": self.settings.model_dump(), "tokens": self._pieces.to_json()}
-
-    @classmethod
-    def from_dict(cls, content: object) -> "Tokenizer":
-        """Return the tokenizer that `to_dict` wrote.
-
-        Raises: ModelFolderError, when `content` is not what `to_dict` writes.
-        """
-        try:
-            stored = _StoredSide.model_validate(content)
-            settings = stored.settings
-            if errors := find_side_errors(settings):
-                raise ModelFolderError("; ".join(errors))
-            return cls(settings, KINDS[settings.kind].from_json(stored.tokens, settings))
-        except ValueError as error:
-            raise ModelFolderError(describe_first(error)) from error
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer.from_dict, (self.to_dict(),)
-
-    @cached_property
-    def _names(self) -> list[str]:
-        texts = self._pieces.names()
-        taken = set(texts)
-        return [*(find_free_name(name, taken) for name in SPECIAL_NAMES), *texts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,10 +87,8 @@ class PairTokenizer:
         errors = find_side_errors(settings.source, "tokenizer.source.")
         errors += find_side_errors(settings.target, "tokenizer.target.")
         if settings.shared and settings.source != settings.target:
-            source_values, target_values = dict(settings.source), dict(settings.target)
-            differing = [
-                name for name in source_values if source_values[name] != target_values[name]
-            ]
+            other = dict(settings.target)
+            differing = [name for name, value in settings.source if value != other[name]]
             errors.append(
                 "tokenizer.shared is true, but tokenizer.source and tokenizer.target differ in "
                 f"{', '.join(differing)}: give both sides the same, or set tokenizer.shared to false"
@@ -283,25 +111,28 @@ class PairTokenizer:
         pointers = start.pointers if start else None
         if settings.pointers and pointers is None:
             pointers = Pointers.train(sources, targets)
-        old = (start.source, start.target) if start else ()
+        old_source, old_target = (start.source, start.target) if start else (None, None)
         if settings.shared:
             if pointers:
                 sources = [source.lower() for source in sources]
-            source = target = Tokenizer.train(sources + targets, settings.source, *old[:1])
+            source = target = Tokenizer.train(sources + targets, settings.source, old_source)
         else:
-            source = Tokenizer.train(sources, settings.source, *old[:1])
-            target = Tokenizer.train(targets, settings.target, *old[1:])
+            source = Tokenizer.train(sources, settings.source, old_source)
+            target = Tokenizer.train(targets, settings.target, old_target)
         symbols = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
-        if start is not None:
-            symbols = list(dict.fromkeys([*start.features, *symbols]))
+        symbols = list(dict.fromkeys([*(start.features if start else ()), *symbols]))
         if (longest := max(map(len, symbols), default=0)) > _MAX_FEATURE_CHARACTERS:
             raise DataError(
                 f"a feature has {longest:,} characters, more than {_MAX_FEATURE_CHARACTERS:,}: a "
                 "feature is one symbol; check the columns that data.features names"
             )
-        numbered = _number(symbols, source)
-        frame = start.frame if start else "end"
-        return cls(source=source, target=target, features=numbered, pointers=pointers, frame=frame)
+        return cls(
+            source=source,
+            target=target,
+            features=_number(symbols, source),
+            pointers=pointers,
+            frame=start.frame if start else "end",
+        )
 
     @property
     def is_shared(self) -> bool:
@@ -311,7 +142,7 @@ class PairTokenizer:
     @property
     def source_vocab_size(self) -> int:
         """Number of source ids: special, text, features, those of pointers."""
-        return self._first_structure + (len(self.pointers.structures) if self.pointers else 0)
+        return self._firsts[3]
 
     @property
     def target_vocab_size(self) -> int:
@@ -322,25 +153,23 @@ class PairTokenizer:
     def never_emitted(self) -> tuple[int, ...]:
         """The target ids that spell nothing, and are not the end: an output never has them."""
         of_sources = self.features.values() if self.is_shared else ()
-        cases = range(self._first_case, self._first_structure)
-        return (PAD_ID, BOS_ID, UNKNOWN_ID, *of_sources, *cases)
+        _, case, structure, _ = self._firsts
+        return (PAD_ID, BOS_ID, UNKNOWN_ID, *of_sources, *range(case, structure))
 
     @property
     def numbers(self) -> tuple[int, int]:
         """The first id of the numbers of words, and the first after them; equal: there are none."""
-        return self._first_number, self._first_case
+        return self._firsts[0], self._firsts[1]
 
-    @property
-    def _first_number(self) -> int:
-        return self.source.vocab_size + len(self.features)
-
-    @property
-    def _first_case(self) -> int:
-        return self._first_number + (self.pointers.num_words if self.pointers else 0)
-
-    @property
-    def _first_structure(self) -> int:
-        return self._first_case + (len(CASES) if self.pointers else 0)
+    @cached_property
+    def _firsts(self) -> tuple[int, int, int, int]:
+        """The first id of the numbers of words, of cases, of structures, and after all of them."""
+        number = self.source.vocab_size + len(self.features)
+        if self.pointers is None:
+            return number, number, number, number
+        case = number + self.pointers.num_words
+        structure = case + len(CASES)
+        return number, case, structure, structure + len(self.pointers.structures)
 
     def encode_sources(
         self, texts: Sequence[str], features: Sequence[tuple[str, ...]]
@@ -367,15 +196,16 @@ class PairTokenizer:
         UNKNOWN_ID stands before words that have no number, because no training source is so long.
         """
         assert self.pointers is not None
+        first_number, first_case, *_ = self._firsts
         pieces = [self.pointers.split_source(text) for text in texts]
         spelled = [piece.lower() for row in pieces for piece in row]
         encoded = iter(self.source.encode_batch(spelled))
         rows = []
         for *words, rest in pieces:
             ids = list[int]()
-            for number, word in enumerate(words, start=self._first_number):
+            for number, word in enumerate(words, start=first_number):
                 case = self.pointers.find_case(word)
-                ids += (number,) if case is None else (number, self._first_case + case)
+                ids += (number,) if case is None else (number, first_case + case)
                 ids += next(encoded)
             has_more = len(words) == self.pointers.num_words and not (rest == "" or rest.isspace())
             rows.append([*ids, *([UNKNOWN_ID] if has_more else []), *next(encoded)])
@@ -390,43 +220,42 @@ class PairTokenizer:
         """
         if self.pointers is None or sources is None:
             return [[BOS_ID, *ids, EOS_ID] for ids in self.target.encode_batch(texts)]
-        rows = [
-            self.pointers.split_target(source, text)
-            for source, text in zip(sources, texts, strict=True)
-        ]
+        rows = list(map(self.pointers.split_target, sources, texts))
         spelled = [part for row in rows for part in row if isinstance(part, str)]
         encoded = iter(self.target.encode_batch(spelled))
-        return [
-            [BOS_ID, *chain.from_iterable(self._encode_part(part, encoded) for part in row), EOS_ID]
-            for row in rows
-        ]
-
-    def _encode_part(self, part: Part, encoded: Iterator[list[int]]) -> Sequence[int]:
-        if isinstance(part, Word):
-            return (self._first_number + part.number,)
-        if isinstance(part, Structure):
-            return (self._first_structure + part.place,)
-        return next(encoded)
+        number, _, structure, _ = self._firsts
+        found = []
+        for row in rows:
+            ids = [BOS_ID]
+            for part in row:
+                if isinstance(part, str):
+                    ids += next(encoded)
+                else:
+                    ids.append(
+                        number + part.number if isinstance(part, Word) else structure + part.place
+                    )
+            found.append([*ids, EOS_ID])
+        return found
 
     def decode_target(self, ids: Sequence[int]) -> str:
         """Return the text of a target's `ids`: see `Tokenizer.decode`. Features give none.
 
         A word of the source reads as its number: see `read_target`.
         """
-        _check_ids(ids, self.target_vocab_size)
-        if self.is_shared and self.features:
-            first = self.target.vocab_size
-            ids = [id_ for id_ in ids if not first <= id_ < self._first_number]
+        check_ids(ids, self.target_vocab_size)
         if self.pointers is None:
+            if self.is_shared and self.features:
+                ids = [id_ for id_ in ids if id_ < self.target.vocab_size]
             return self.target.decode(ids)
-        return "".join(
-            part
-            if isinstance(part, str)
-            else f"⟨{part.number}⟩"
-            if isinstance(part, Word)
-            else self.pointers.structures[part.place]
-            for part, _ in self._find_parts(ids)
-        )
+        text = ""
+        for part, _ in self._find_parts(ids):
+            if isinstance(part, str):
+                text += part
+            elif isinstance(part, Word):
+                text += f"⟨{part.number}⟩"
+            else:
+                text += self.pointers.structures[part.place]
+        return text
 
     def decode_targets(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """Return the text of each of `rows`, as `decode_target` does."""
@@ -462,7 +291,7 @@ class PairTokenizer:
 
     def _find_parts(self, ids: Sequence[int]) -> Iterator[tuple[Part, Sequence[int]]]:
         """Yield the parts that `ids` spell, each with its ids; features give none."""
-        first, case, last = self._first_number, self._first_case, self._first_structure
+        first, case, last, _ = self._firsts
         for is_text, run in groupby(ids, key=lambda id_: id_ < first):
             found = list(run)
             if is_text:
@@ -524,8 +353,9 @@ class PairTokenizer:
             stored = _StoredPair.model_validate(content)
             if len(set(stored.features)) != len(stored.features):
                 raise ModelFolderError("features: one of them has two ids")
-            source = _load_side("source", content)
-            target = source if stored.target == "source" else _load_side("target", content)
+            source = target = _load_side("source", stored.source)
+            if stored.target != "source":
+                target = _load_side("target", stored.target)
             num_words = stored.pointers.num_words if stored.pointers else 1
             if not 0 < num_words <= MOST_WORDS or (stored.pointers and target is not source):
                 raise ModelFolderError(
@@ -533,55 +363,21 @@ class PairTokenizer:
                 )
         except (ValidationError, ModelFolderError) as error:
             raise ModelFolderError(f"{path}: {describe_first(error)}; {_REMEDY}") from error
-        features = _number(stored.features, source)
         return cls(
             source=source,
             target=target,
-            features=features,
+            features=_number(stored.features, source),
             pointers=stored.pointers,
             frame=stored.frame,
         )
 
 
-def find_side_errors(settings: SideSettings, name: str = "") -> list[str]:
-    """Return what is wrong with the settings of a side; `name` ("tokenizer.source.") precedes each."""
-    match settings.kind:
-        case "bpe" | "unigram" if settings.vocab_size < SMALLEST_SUBWORD_VOCABULARY:
-            return [
-                f"{name}vocab_size is {settings.vocab_size}, but kind {settings.kind} needs at "
-                f"least {SMALLEST_SUBWORD_VOCABULARY}, for the 256 bytes and 4 special tokens: "
-                f"raise it, or set {name}kind to characters"
-            ]
-        case "symbols" if not settings.separator:
-            return [
-                f"{name}separator is empty, so it is unclear where a symbol ends: "
-                f"give the text between two symbols, or set {name}kind to characters"
-            ]
-        case "regex" if not settings.pattern:
-            return [
-                f"{name}pattern is empty, but kind regex needs one: "
-                r"give a regular expression, for example \w+"
-            ]
-        case "regex":
-            try:
-                make_cut(settings)
-            except SettingsError as error:
-                return [f"{name}{error}"]
-    return []
-
-
-def _number(symbols: Sequence[str], source: Tokenizer) -> dict[str, int]:
-    return {symbol: id_ for id_, symbol in enumerate(symbols, start=source.vocab_size)}
-
-
-def _load_side(side: Literal["source", "target"], content: Mapping[str, Any]) -> Tokenizer:
+def _load_side(side: str, content: object) -> Tokenizer:
     try:
-        return Tokenizer.from_dict(content[side])
+        return Tokenizer.from_dict(content)
     except ModelFolderError as error:
         raise ModelFolderError(f"{side}: {error}") from error
 
 
-def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    if len(ids) and (min(ids) < 0 or max(ids) >= vocab_size):
-        wrong = next(id_ for id_ in ids if not 0 <= id_ < vocab_size)
-        raise ValueError(f"id {wrong} is not in 0 to {vocab_size - 1}")
+def _number(symbols: Sequence[str], source: Tokenizer) -> dict[str, int]:
+    return {symbol: id_ for id_, symbol in enumerate(symbols, start=source.vocab_size)}

@@ -19,7 +19,7 @@ from dragoman.inspection.findings import (
     show_row,
     show_text,
 )
-from dragoman.settings import TokenizerKind, TokenizerSettings
+from dragoman.settings import TokenizerSettings
 from dragoman.tokenizers.tokenizer import KINDS
 
 _SAMPLED_ROWS = 100_000
@@ -175,7 +175,7 @@ def find_mixed_forms(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
     samples = [rows.sample(_SAMPLED_ROWS) for rows in files.values()]
     for side in _SIDES:
         find_clusters = _compile_clusters(samples, side)
-        clusters: set[str] = set()
+        clusters = set[str]()
         for rows in samples:
             for text in rows.side(side):
                 if not text.isascii():
@@ -187,37 +187,33 @@ def find_mixed_forms(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
         }
         if not composed:
             continue
-        forms = set(composed.values())
-        decomposed_rows: list[tuple[SplitRows, int, str]] = []
-        composed_rows: list[tuple[SplitRows, int, str]] = []
+        # The rows with each spelling, and the first cluster that each spells so.
+        spelled: dict[str, list[tuple[SplitRows, int, str]]] = {"decomposed": [], "composed": []}
         for rows in samples:
             for i, text in enumerate(rows.side(side)):
                 found = [] if text.isascii() else find_clusters(text)
-                if first := next((cluster for cluster in found if cluster in composed), ""):
-                    decomposed_rows.append((rows, i, first))
-                if first := next((cluster for cluster in found if cluster in forms), ""):
-                    composed_rows.append((rows, i, first))
-        is_rarer = len(decomposed_rows) <= len(composed_rows)
-        named = decomposed_rows if is_rarer else composed_rows
-        spelling = "decomposed" if is_rarer else "composed"
-        counts = Counter(cluster for _, _, cluster in decomposed_rows)
+                for spelling, wanted in zip(spelled, (composed, {*composed.values()}), strict=True):
+                    if first := next((cluster for cluster in found if cluster in wanted), ""):
+                        spelled[spelling].append((rows, i, first))
+        rarer = min(spelled, key=lambda spelling: len(spelled[spelling]))
+        most = Counter(cluster for _, _, cluster in spelled["decomposed"]).most_common(3)
         shown = ", ".join(
             f"{composed[other]} as {_spell(composed[other])} and {_spell(other)}"
-            for other, _ in counts.most_common(3)
+            for other, _ in most
         )
         sampled = " (in samples of the rows)" * any(rows.sampled_from for rows in samples)
         yield Finding(
             kind="unicode_forms",
             title=f"characters of the {side} in two Unicode forms",
             severity="warning",
-            count=len(named),
-            message=f"{len(decomposed_rows):,} rows have {side} characters decomposed, which "
-            f"{len(composed_rows):,} rows have composed{sampled}: {shown}",
+            count=len(spelled[rarer]),
+            message=f"{len(spelled['decomposed']):,} rows have {side} characters decomposed, which "
+            f"{len(spelled['composed']):,} rows have composed{sampled}: {shown}",
             remedy=f"set tokenizer.{side}.unicode_form=nfc (or nfd), or convert the files to one "
             "form: to a model they are different texts",
             examples=tuple(
-                show_row(rows, i, at=cluster, note=f"{cluster} {spelling}")
-                for rows, i, cluster in named[:MOST_EXAMPLES]
+                show_row(rows, i, at=cluster, note=f"{cluster} {rarer}")
+                for rows, i, cluster in spelled[rarer][:MOST_EXAMPLES]
             ),
         )
 
@@ -244,6 +240,11 @@ def find_unseen_characters(
     held_out = [rows for name, rows in files.items() if name != "train"]
     for side in _SIDES if held_out else ():
         kind = tokenizer.source.kind if side == "source" else tokenizer.target.kind
+        effect = (
+            f"the model {'cannot write' if side == 'target' else 'does not know'} these characters"
+        )
+        if KINDS[kind].spells_any_text:
+            effect = "they can spell these characters, but the model learns nothing about them"
         trained = set[str]().union(*files["train"].side(side))
         for rows in held_out:
             unseen = {
@@ -252,35 +253,19 @@ def find_unseen_characters(
                 if not trained.issuperset(text)
             }
             counts = Counter(chain.from_iterable(unseen.values()))
-            most = counts.most_common(_MOST_SHOWN)
-            shown = ", ".join(f"{_show_character(c)} ({count:,})" for c, count in most)
+            shown = ", ".join(
+                f"{c if unicodedata.category(c)[0] in 'LNPS' else _spell(c)} ({count:,})"
+                for c, count in counts.most_common(_MOST_SHOWN)
+            )
             yield from report(
                 rows, list(unseen), "unseen_characters",
                 f"{side} characters of {rows.shown} that are not in train",
                 f"have {side} characters that are not in the training data, {len(counts):,} different "
                 f"ones: {shown}{', …' * (len(counts) > _MOST_SHOWN)}",
-                _describe_remedy(side, kind),
+                f"tokens are {kind}: {effect}; add training rows with them, or replace them by known "
+                "ones",
                 severity="note", at={i: found[0] for i, found in unseen.items()},
             )  # fmt: skip
-
-
-def _describe_remedy(side: str, kind: TokenizerKind) -> str:
-    if KINDS[kind].spells_any_text:
-        return (
-            f"{kind} tokens can spell them, but the model learns nothing about them: add training "
-            "rows with them"
-        )
-    effect = "cannot be written by" if side == "target" else "are unknown to"
-    return (
-        f"tokens are {kind}: these characters {effect} the model; add training rows with them, or "
-        "replace them by known ones"
-    )
-
-
-def _show_character(character: str) -> str:
-    if unicodedata.category(character)[0] in "LNPS" and character.isprintable():
-        return character
-    return f"U+{ord(character):04X}"
 
 
 def _spell(text: str) -> str:

@@ -181,13 +181,19 @@ def report(
     """
     if not len(found):
         return
+    share = 100 * len(found) / len(rows)
+    percent = (
+        f"{share:.1f}%" if share >= 0.1 else f"{share:.2f}%" if share >= 0.01 else "under 0.01%"
+    )
+    sample = f" (a sample of its {rows.sampled_from:,} rows)" if rows.sampled_from else ""
+    shown_share = f"{len(found):,} of {len(rows):,} rows ({percent}) of {rows.shown}{sample}"
     shown = [int(i) for i in found[:MOST_EXAMPLES]]
     yield Finding(
         kind=kind,
         title=title,
         severity=severity,
         count=len(found),
-        message=f"{describe_share(len(found), rows)} {message}",
+        message=f"{shown_share} {message}",
         remedy=remedy,
         examples=tuple(
             show_row(rows, i, at if isinstance(at, str) else at[i], notes[i] if notes else "")
@@ -217,14 +223,6 @@ def show_text(text: str, at: str = "", longest: int = _MOST_CHARACTERS) -> str:
         for character in text[start : start + longest]
     )
     return f"{'…' * (start > 0)}{shown}{'…' * (start + longest < len(text))}"
-
-
-def describe_share(count: int, rows: SplitRows) -> str:
-    """Return "1,234 of 5,678 rows (21.7%) of train", and from how many a sample was drawn."""
-    share = 100 * count / len(rows)
-    shown = f"{share:.1f}%" if share >= 0.1 else f"{share:.2f}%" if share >= 0.01 else "under 0.01%"
-    sample = f" (a sample of its {rows.sampled_from:,} rows)" if rows.sampled_from else ""
-    return f"{count:,} of {len(rows):,} rows ({shown}) of {rows.shown}{sample}"
 
 
 class HeldRows:

@@ -12,7 +12,6 @@ from dragoman.inspection.findings import (
     SplitFigures,
     SplitRows,
     report,
-    show_row,
     show_text,
     spread,
 )
@@ -95,21 +94,20 @@ def find_several_targets(rows: SplitRows) -> Iterator[Finding]:
         return
     best = np.zeros(len(keys), np.int64)
     np.maximum.at(best, places, counts)
-    found = np.flatnonzero(np.isin(rows.source_keys, keys[targets > 1]))
     ceiling = int(10_000 * best.sum() / len(rows)) / 100  # rounded down: 100% would be wrong
-    yield Finding(
-        kind="several_targets",
-        title=f"sources with several targets in {rows.shown}",
+    found = np.flatnonzero(np.isin(rows.source_keys, keys[targets > 1]))
+    _, first, places = np.unique(rows.source_keys[found], return_index=True, return_inverse=True)
+    yield from report(
+        rows, found[np.argsort(first[places], kind="stable")],  # rows of one source together
+        "several_targets", f"sources with several targets in {rows.shown}",
+        f"are of {int((targets > 1).sum()):,} sources (of {len(keys):,}) with up to {targets.max()} "
+        f"targets; with one output per source, at most {ceiling:.2f}% of all rows can be matched "
+        "exactly",
+        "in a test they are alternative references of one source (dragoman evaluate accepts any of "
+        "them); in training, keep them if all are right, or add a column that distinguishes them "
+        "(data.features)",
         severity="note",
-        count=len(found),
-        message=f"{int((targets > 1).sum()):,} of {len(keys):,} sources of {rows.shown} have up "
-        f"to {targets.max()} targets ({len(found):,} rows); with one output per source, at most "
-        f"{ceiling:.2f}% of the rows can be matched exactly",
-        remedy="in a test they are alternative references of one source (dragoman evaluate "
-        "accepts any of them); in training, keep them if all are right, or add a column that "
-        "distinguishes them (data.features)",
-        examples=tuple(show_row(rows, i) for i in _group_by_source(rows.source_keys, found)),
-    )
+    )  # fmt: skip
 
 
 def find_copies(rows: SplitRows) -> Iterator[Finding]:
@@ -142,15 +140,6 @@ def find_dominant_target(rows: SplitRows) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _group_by_source(keys: NDArray[np.uint64], found: NDArray[np.int64]) -> list[int]:
-    """Return the first of `found`, rows of one source together."""
-    shown: list[int] = []
-    for i in found:
-        if len(shown) < MOST_EXAMPLES and i not in shown:
-            shown += found[keys[found] == keys[i]].tolist()
-    return shown[:MOST_EXAMPLES]
-
-
 def train_tokenizer(rows: SplitRows, settings: Settings) -> tuple[PairTokenizer, list[str]]:
     """Return a tokenizer trained on the rows, or on a sample of many, and a note about a sample.
 
@@ -172,21 +161,26 @@ def measure_split(rows: SplitRows, tokenizer: PairTokenizer) -> tuple[SplitFigur
         "source_tokens": source_tokens,
         "target_tokens": target_tokens,
     }
-    figures = SplitFigures(
-        files=rows.files,
-        rows=len(rows),
-        sources=len(np.unique(rows.source_keys)),
-        lengths={measure: _describe(values) for measure, values in lengths.items()},
-    )
+    figures = dict[str, dict[str, float]]()
+    for name, values in lengths.items():
+        shares = np.percentile(values, [5, 50, 95, 99])
+        figures[name] = {
+            "min": int(values.min()),
+            **dict(zip(("p5", "median", "p95", "p99"), shares.round(1).tolist(), strict=True)),
+            "max": int(values.max()),
+            "mean": round(float(values.mean()), 2),
+        }
     notes = []
     if rows.sampled_from:
-        notes = [
-            f"{rows.name}: {len(rows):,} rows are checked, evenly spread, of about {rows.num_rows:,}"
-        ]
-    if len(indices) == len(rows):
-        return figures, notes
-    note = f"lengths in tokens of {rows.name}: a sample of {len(indices):,} rows, evenly spread"
-    return figures, [*notes, note]
+        checked = f"{rows.name}: {len(rows):,} rows are checked, evenly spread, of about "
+        notes.append(f"{checked}{rows.num_rows:,}")
+    if len(indices) < len(rows):
+        sample = f"a sample of {len(indices):,} rows, evenly spread"
+        notes.append(f"lengths in tokens of {rows.name}: {sample}")
+    num_sources = len(np.unique(rows.source_keys))
+    return SplitFigures(
+        files=rows.files, rows=len(rows), sources=num_sources, lengths=figures
+    ), notes
 
 
 def find_long_rows(
@@ -215,20 +209,6 @@ def find_long_rows(
         severity="fault" if stops else "warning",
         notes={int(i): f"{n:,} tokens" for i, n in zip(candidates, lengths, strict=True)},
     )  # fmt: skip
-
-
-def _describe(lengths: NDArray[np.int64]) -> dict[str, float]:
-    """Return the minimum, the maximum, the mean and percentiles."""
-    low, median, high, higher = np.percentile(lengths, [5, 50, 95, 99])
-    return {
-        "min": int(lengths.min()),
-        "p5": round(float(low), 1),
-        "median": round(float(median), 1),
-        "p95": round(float(high), 1),
-        "p99": round(float(higher), 1),
-        "max": int(lengths.max()),
-        "mean": round(float(lengths.mean()), 2),
-    }
 
 
 def _count_characters(texts: Sequence[str]) -> NDArray[np.int64]:

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from itertools import chain, combinations, islice, product
+from itertools import chain, combinations, product
 from typing import Any
 
 from dragoman.decoding.grammars import find_refused
 from dragoman.errors import DataError
-from dragoman.inspection.findings import MOST_EXAMPLES, Finding, SplitRows, describe_share, show_row
+from dragoman.inspection.findings import Finding, SplitRows, report
 
 _LEAST_VALUES = 20  # for a pattern or an enumeration
 _MOST_CHOICES = 100
@@ -72,30 +72,18 @@ def derive_from_splits(splits: Mapping[str, SplitRows]) -> DerivedSchema:
     checked = {
         name: splits[name].sample(_MOST_CHECKED) for name in ("train", "valid") if name in splits
     }
-    found = {name: _find_refused(json.dumps(schema), rows) for name, rows in checked.items()}
-    return DerivedSchema(
-        schema=schema,
-        records={name: len(rows) for name, rows in checked.items()},
-        refused={name: finding for name, finding in found.items() if finding is not None},
-    )
-
-
-def _find_refused(schema: str, rows: SplitRows) -> Finding | None:
-    accepted = find_refused(schema, rows.targets)
-    if not accepted:
-        return None
-    return Finding(
-        kind="refused",
-        title=f"records of {rows.shown} that the schema refuses",
-        severity="warning",
-        count=len(accepted),
-        message=f"{describe_share(len(accepted), rows)}: a model with this schema cannot emit them",
-        remedy="correct the records, or allow what they have in the schema",
-        examples=tuple(
-            show_row(rows, i, note=f"refused after {accepted[i][-_SHOWN:]!r}")
-            for i in islice(accepted, MOST_EXAMPLES)
-        ),
-    )
+    refused = dict[str, Finding]()
+    for name, rows in checked.items():
+        accepted = find_refused(json.dumps(schema), rows.targets)
+        for finding in report(
+            rows, list(accepted), "refused", f"records of {rows.shown} that the schema refuses",
+            "are refused: a model with this schema cannot emit them",
+            "correct the records, or allow what they have in the schema",
+            notes={i: f"refused after {text[-_SHOWN:]!r}" for i, text in accepted.items()},
+        ):  # fmt: skip
+            refused[name] = finding
+    records = {name: len(rows) for name, rows in checked.items()}
+    return DerivedSchema(schema=schema, records=records, refused=refused)
 
 
 def _derive(values: Sequence[Any]) -> dict[str, Any]:
@@ -103,24 +91,20 @@ def _derive(values: Sequence[Any]) -> dict[str, Any]:
     by_kind: dict[str, list[Any]] = {}
     for value in values:
         by_kind.setdefault(_KINDS[type(value)], []).append(value)
-    kinds = [_derive_kind(kind, found) for kind, found in by_kind.items()]
+    kinds = []
+    for kind, found in by_kind.items():
+        schema: dict[str, Any] = {"type": kind}
+        if kind == "object":
+            schema |= _derive_object(found)
+        elif kind == "array":
+            items = [*chain.from_iterable(found)]
+            schema |= {"items": _derive(items)} if items else {"maxItems": 0}
+        elif kind == "number" and all(isinstance(value, int) for value in found):
+            schema = {"type": "integer"}
+        elif kind == "string":
+            schema |= _restrict(found)
+        kinds.append(schema)
     return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
-
-
-def _derive_kind(kind: str, values: Sequence[Any]) -> dict[str, Any]:
-    match kind:
-        case "object":
-            return _derive_object(values)
-        case "array":
-            items = [*chain.from_iterable(values)]
-            return {"type": kind, **({"items": _derive(items)} if items else {"maxItems": 0})}
-        case "number":
-            is_whole = all(isinstance(value, int) for value in values)
-            return {"type": "integer" if is_whole else kind}
-        case "string":
-            return {"type": kind, **_restrict(values)}
-        case _:
-            return {"type": kind}
 
 
 def _derive_object(objects: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -129,27 +113,22 @@ def _derive_object(objects: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name, value in one.items():
             found.setdefault(name, []).append(value)
     if len(found) > _MOST_NAMES:
-        values = [*chain.from_iterable(found.values())]
-        return {"type": "object", "additionalProperties": _derive(values)}
+        return {"additionalProperties": _derive([*chain.from_iterable(found.values())])}
+    # Outputs have the fields in the order of the schema: that of most objects.
+    before = Counter(chain.from_iterable(combinations(one, 2) for one in objects))
+    follows = {
+        name: [other for other in found if before[other, name] > before[name, other]]
+        for name in found
+    }
+    try:
+        names = list(TopologicalSorter(follows).static_order())
+    except CycleError:
+        names = list(found)
     return {
-        "type": "object",
-        "properties": {name: _derive(found[name]) for name in _order_names(objects, list(found))},
+        "properties": {name: _derive(found[name]) for name in names},
         "required": [name for name in found if len(found[name]) == len(objects)],
         "additionalProperties": False,
     }
-
-
-def _order_names(objects: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    """Return `names` in the order of most objects: outputs have the fields in that of the schema."""
-    before = Counter(chain.from_iterable(combinations(one, 2) for one in objects))
-    follows = {
-        name: [other for other in names if before[other, name] > before[name, other]]
-        for name in names
-    }
-    try:
-        return list(TopologicalSorter(follows).static_order())
-    except CycleError:
-        return list(names)
 
 
 def _restrict(values: Sequence[str]) -> dict[str, Any]:

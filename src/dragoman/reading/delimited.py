@@ -252,8 +252,11 @@ def _make_table(
         for line, fields, error in chain(held, records):
             if error is not None:
                 yield error
+            elif len(fields) != width and fields in ([], [""]):
+                yield RowError(file, line, EMPTY_LINE, "the line is empty")
             elif len(fields) != width:
-                yield _describe_width(file, line, fields, width)
+                found = f"{len(fields)} column{'s' if len(fields) > 1 else ''}, expected {width}"
+                yield RowError(file, line, WRONG_COLUMNS, found)
             else:
                 yield line, choose(fields)
 
@@ -369,10 +372,3 @@ def _choose(columns: Sequence[int], labels: Sequence[str]) -> Callable[[list[str
     if len(columns) == 1:
         return itemgetter(slice(columns[0], columns[0] + 1))
     return itemgetter(*columns)
-
-
-def _describe_width(file: str, line: int, fields: list[str], width: int) -> RowError:
-    if fields in ([], [""]):
-        return RowError(file, line, EMPTY_LINE, "the line is empty")
-    found = f"{len(fields)} column{'s' if len(fields) > 1 else ''}, expected {width}"
-    return RowError(file, line, WRONG_COLUMNS, found)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from textwrap import indent
 from typing import BinaryIO, Literal, NamedTuple, get_args
 
 from dragoman.errors import DataError, SettingsError, shorten
@@ -28,8 +29,7 @@ from dragoman.reading.tables import (
     Columns,
     Table,
     choose_columns,
-    choose_prefix_column,
-    choose_source_columns,
+    find_columns,
 )
 from dragoman.reading.text_files import FilePosition as FilePosition
 from dragoman.reading.text_files import (
@@ -105,22 +105,12 @@ def read_pairs(
     """
     settings = settings or DataSettings()
     for files in list_tables(paths, settings):
-        yield from _read_table(files, settings, row_errors, labels)
-
-
-def _read_table(
-    files: Sequence[Path],
-    settings: DataSettings,
-    row_errors: RowErrors | None,
-    labels: Sequence[str] | None,
-) -> Iterator[Pair]:
-    """Yield the pairs of one file, or of two of parallel text: see `read_pairs`."""
-    found, num_pairs = RowErrors(), 0
-    collected = [found] if row_errors is None else [found, row_errors]
-    for pair in read_part(Part(files), settings, collected, labels):
-        num_pairs += 1
-        yield pair
-    check_rows(files, num_pairs, found, settings)
+        found, num_pairs = RowErrors(), 0
+        collected = [found] if row_errors is None else [found, row_errors]
+        for pair in read_part(Part(files), settings, collected, labels):
+            num_pairs += 1
+            yield pair
+        check_rows(files, num_pairs, found, settings)
 
 
 def read_part(
@@ -247,18 +237,13 @@ def check_rows(
             remedies.append("raise data.max_characters, or set data.long_rows=skip")
         raise DataError(
             f"{file}: {stopping.total} of {num_rows} rows cannot be used:\n"
-            f"{_indent(stopping.report())}\nCorrect the rows, or {'; '.join(remedies)}."
+            f"{indent(stopping.report(), '  ')}\nCorrect the rows, or {'; '.join(remedies)}."
         )
     if found.total and not num_pairs:
-        raise DataError(
-            f"{file}: none of its {num_rows} rows can be used:\n{_indent(found.report())}"
-        )
+        shown = indent(found.report(), "  ")
+        raise DataError(f"{file}: none of its {num_rows} rows can be used:\n{shown}")
     if not num_pairs:
         raise DataError(f"{file}: there is no pair in the file")
-
-
-def _indent(report: str) -> str:
-    return "\n".join(f"  {line}" for line in report.split("\n"))
 
 
 def describe_layout(paths: Sequence[str | Path], settings: DataSettings) -> str:
@@ -279,10 +264,11 @@ def _describe(table: Table, columns: Columns, extra: Sequence[int] = ()) -> str:
     The columns `extra` are used, too.
     """
     notes, names = list(table.notes), table.names
+    sides = [("source", columns.source), ("target", columns.target)]
+    features = list(zip(columns.labels, columns.features, strict=True))
     if names is not None:
-        sides = {"source": columns.source, "target": columns.target}
-        used = [f"{side} {names[i]!r}" for side, i in sides.items() if i is not None]
-        for i, label in zip(columns.features, columns.labels, strict=True):
+        used = [f"{side} {names[i]!r}" for side, i in sides if i is not None]
+        for label, i in features:
             is_same = label.isdigit() or label.casefold() == names[i].casefold()
             used.append(f"feature {names[i]!r}" + ("" if is_same else f" as {label!r}"))
         notes.append(f"columns: {', '.join(used)}")
@@ -290,11 +276,8 @@ def _describe(table: Table, columns: Columns, extra: Sequence[int] = ()) -> str:
         if unused := [repr(name) for i, name in enumerate(names) if i not in indices]:
             notes.append(f"not used: {shorten(', '.join(unused))}")
     elif columns.by_position or not all(label.isdigit() for label in columns.labels):
-        roles = {"source": columns.source, "target": columns.target}
-        roles |= {
-            f"feature {one!r}": i for one, i in zip(columns.labels, columns.features, strict=True)
-        }
-        used = [f"{i + 1} {role}" for role, i in roles.items() if i is not None]
+        roles = [*sides, *((f"feature {label!r}", i) for label, i in features)]
+        used = [f"{i + 1} {role}" for role, i in roles if i is not None]
         notes.append(f"no header; columns by position: {', '.join(used)}")
     return "; ".join(notes)
 
@@ -334,11 +317,10 @@ def read_sources(
     with _open_sources(opened, settings, name, position) as table:
         if not table.sample:
             return
-        choose = choose_columns if has_target else choose_source_columns
-        columns = choose(table, settings, labels)
+        columns = choose_columns(table, settings, labels, has_target=has_target)
         extra = []
         if has_target or prefix:
-            target = choose_prefix_column(table, prefix) if prefix else columns.target
+            target = find_columns(table, [("--prefix", prefix)])[0] if prefix else columns.target
             assert target is not None
             extra.append(target)
         if layout := _describe(table, columns, extra):
@@ -502,7 +484,14 @@ def _open_pairs(part: Part, settings: DataSettings) -> Iterator[Table]:
             f"{len(paths)} files of pairs are given; expected one, two parallel texts, or several "
             "whose names say their format (.tsv, .csv, .jsonl, .parquet)"
         )
-    layout, names = _find_layout(paths, settings), [*map(name_file, paths)]
+    layout, names = settings.format, [*map(name_file, paths)]
+    if len(paths) == 2:
+        layout = "parallel"
+    elif names[0] == IN_MEMORY:
+        layout = "parquet"
+    # A model trained on two parallel files may be evaluated on pairs in one file.
+    elif layout in ("auto", "parallel"):
+        layout = _find_suffix(paths[0]) or "tsv"
     sources = [*map(spool, paths)]
     with _open(
         *(sources, names, layout, settings), drops_blank_end=part.is_end, spans=part.spans
@@ -580,17 +569,6 @@ def _open(
         else:
             table = open_delimited(blocks, names[0], settings, is_csv=is_csv, is_stream=is_stream)
         yield replace(table, notes=[*(note for one in texts for note in one.notes), *table.notes])
-
-
-def _find_layout(paths: Sequence[Path], settings: DataSettings) -> Format:
-    if len(paths) == 2:
-        return "parallel"
-    if name_file(paths[0]) == IN_MEMORY:
-        return "parquet"
-    # A model trained on two parallel files may be evaluated on pairs in one file.
-    if settings.format == "auto" or settings.format == "parallel":
-        return _find_suffix(paths[0]) or "tsv"
-    return settings.format
 
 
 def _find_suffix(path: Path) -> Format | None:

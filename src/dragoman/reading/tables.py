@@ -134,81 +134,62 @@ def empty_table(file: str) -> Table:
 
 
 def choose_columns(
-    table: Table, settings: DataSettings, labels: Sequence[str] | None = None
+    table: Table,
+    settings: DataSettings,
+    labels: Sequence[str] | None = None,
+    *,
+    has_target: bool = True,
 ) -> Columns:
-    """Find the columns of pairs.
+    """Find the columns of pairs, or of rows to predict: those of training, perhaps without the target.
+
+    The only column of a file to predict, without header, is the source, whatever its name in training.
+    If it has one column less than the settings need, it has no target: the columns after the target
+    move forward by one.
 
     Args:
         labels: Those of the features of a trained model; None: the features as typed, so that
             files with and without a header give the same symbols.
+        has_target: Rows are pairs.
 
     Raises: DataError, naming the columns that were found.
     """
-    if labels == () and (table.file, table.names, len(table.sample)) == (IN_MEMORY, None, 2):
+    names, count = table.names or (), len(table.sample)
+    if has_target and labels == () and (table.file, table.names, count) == (IN_MEMORY, None, 2):
         return Columns(0, 1, (), ())  # rows (source, target), whatever the model's own files were
-    if labels is not None and (found := _take_in_order(table, settings, labels, has_target=True)):
+    if not has_target and count == 1 and table.names is None and not settings.features:
+        return Columns(0, None, (), ())
+    if labels is not None and (
+        found := _take_in_order(table, settings, labels, has_target=has_target)
+    ):
         return found
-    names = table.names or ()
-    is_named = settings.source == settings.target == "auto" and _find_named_pair(names) is not None
-    by_hand = settings.source != "auto" or settings.target != "auto" or settings.features
-    if len(table.sample) == 1:
+    source, target, is_auto = settings.source, settings.target, False
+    absent: int | None = None
+    if source == target == "auto":
+        is_auto = not settings.features
+        others = {name.casefold() for name in settings.features}
+        if pair := find_pair(names):
+            is_auto, source, target = False, names[pair[0]], names[pair[1]]
+        elif not has_target:
+            free = ["" if name.casefold() in others else name for name in names]
+            index = find_source(free)
+            source = source if index is None else names[index]
+    if has_target and count == 1:
         raise DataError(_describe_one_column(table))
-    if len(table.sample) > 2 and not by_hand and not is_named:
+    if has_target and count > 2 and is_auto:
         raise DataError(
             f"{table.file}: {_describe_columns(table)}; choose the pair with data.source=1 "
             "data.target=2 (positions or, with a header, names), and data.features for others"
         )
-    wanted = [("data.source", settings.source), ("data.target", settings.target)]
+    if not has_target and table.names is None:
+        position = 2 if target == "auto" else _read_position(target)
+        given = (_read_position(column) for column in (source, *settings.features))
+        if count == max(position or 0, *(one or 0 for one in given)) - 1:
+            absent = position
+    wanted = [("data.source", source), ("data.target", target)][: 1 + has_target]
     wanted += [("data.features", column) for column in settings.features]
-    if is_named and (named := _find_named_pair(names)):
-        wanted[:2] = [(setting, names[i]) for (setting, _), i in zip(wanted, named, strict=False)]
-    source, target, *features = _find_columns(table, wanted)
-    return _label(table, Columns(source, target, tuple(features), settings.features), labels)
-
-
-def choose_prefix_column(table: Table, column: str) -> int:
-    """Find the column with prefixes of the outputs.
-
-    Raises: DataError, naming the columns that were found.
-    """
-    return _find_columns(table, [("--prefix", column)])[0]
-
-
-def choose_source_columns(
-    table: Table, settings: DataSettings, labels: Sequence[str] | None = None
-) -> Columns:
-    """Find the columns of rows to predict: those of training, perhaps without the target.
-
-    The only column of a file without header is the source, whatever its name in training. A file
-    without header that has one column less than the settings need has no target: the columns
-    after the target move forward by one.
-
-    Raises: DataError, naming the columns that were found.
-    """
-    if len(table.sample) == 1 and table.names is None and not settings.features:
-        return Columns(0, None, (), ())
-    if labels is not None and (found := _take_in_order(table, settings, labels, has_target=False)):
-        return found
-    target = 2 if settings.target == "auto" else _read_position(settings.target)
-    highest = max(
-        _read_position(column) or 0
-        for column in (settings.source, str(target or 0), *settings.features)
-    )
-    is_shorter = table.names is None and len(table.sample) == highest - 1
-    wanted = [("data.source", settings.source)]
-    wanted += [("data.features", column) for column in settings.features]
-    if settings.source == settings.target == "auto" and table.names:
-        others = {name.casefold() for name in settings.features}
-        named = _find_named_pair(table.names)
-        index = (
-            named[0]
-            if named
-            else find_source(["" if name.casefold() in others else name for name in table.names])
-        )
-        if index is not None:
-            wanted[0] = ("data.source", table.names[index])
-    source, *features = _find_columns(table, wanted, absent=target if is_shorter else None)
-    return _label(table, Columns(source, None, tuple(features), settings.features), labels)
+    first, *rest = find_columns(table, wanted, absent)
+    second = rest.pop(0) if has_target else None
+    return _label(table, Columns(first, second, tuple(rest), settings.features), labels)
 
 
 def _take_in_order(
@@ -258,13 +239,7 @@ def _label(table: Table, columns: Columns, labels: Sequence[str] | None) -> Colu
     return columns._replace(features=tuple(features), labels=tuple(labels))
 
 
-def _find_named_pair(names: Sequence[str]) -> tuple[int, int] | None:
-    if names.count("source") == names.count("target") == 1:
-        return names.index("source"), names.index("target")
-    return find_pair(names)
-
-
-def _find_columns(
+def find_columns(
     table: Table, wanted: Sequence[tuple[str, str]], absent: int | None = None
 ) -> list[int]:
     """Return the index of each wanted column, given with its setting. Names precede positions.
@@ -384,6 +359,8 @@ def find_pair(names: Sequence[str]) -> tuple[int, int] | None:
 
     Where the target comes first, only "source" and "target" and their synonyms count.
     """
+    if names.count("source") == names.count("target") == 1:
+        return names.index("source"), names.index("target")
     roles = [find_role(name) for name in names]
     if roles.count("source") != 1 or roles.count("target") != 1:
         return None

@@ -205,22 +205,25 @@ class Utf8Stream:
         # read1 returns what is available: nothing before a truncation is lost.
         self._read = getattr(stream, "read1", stream.read)
         self._error: Exception | None = None
-        self._is_at_end = False
-        head = self._read_head(waits=waits)
+        self._is_at_end, head = False, b""
+        try:
+            while not self._is_at_end and len(head) < _CHUNK_BYTES and (waits or not head):
+                head += (chunk := self._read(_CHUNK_BYTES))
+                self._is_at_end = not chunk
+        except (EOFError, zlib.error, OSError) as error:  # raised after what could be read
+            self._error = error
         if span is not None:
             # As of `read_head`: this one may be longer.
             head = head[: head.rfind(b"\n", 0, _CHUNK_BYTES) + 1]
-            self._seek(stream, *span)
-        found = next((found for mark, found in _MARKS.items() if head.startswith(mark)), "utf-8")
-        if encoding == "auto" and found == "utf-8" and (guess := _guess_utf16(head)):
-            raise DataError(
-                f"{name}: the text looks like UTF-16 without a byte order mark; set "
-                f"data.encoding={guess}, or save it as UTF-8"
-            )
-        if encoding == "auto" and found == "utf-8" and waits:
-            _check_utf8(head, name)
+            start, end = span
+            stream.seek(start)
+            self._read = lambda size: stream.read(min(size, end - stream.tell()))
+            self._is_at_end = start == end
         if encoding == "auto":
-            encoding = found
+            marked = (found for mark, found in _MARKS.items() if head.startswith(mark))
+            encoding = next(marked, "utf-8")
+            if encoding == "utf-8":
+                _check_utf8(head, name, waits=waits)
         self.notes: list[str] = []
         """What was found, for messages: the encoding, and the line ends, where unusual."""
         self._decoder: codecs.IncrementalDecoder | None = None
@@ -254,24 +257,6 @@ class Utf8Stream:
 
     read = read1
 
-    def _seek(self, stream: BinaryIO, start: int, end: int) -> None:
-        stream.seek(start)
-        self._read = lambda size: stream.read(min(size, end - stream.tell()))
-        self._is_at_end = start == end
-
-    def _read_head(self, *, waits: bool) -> bytes:
-        head = bytearray()
-        try:
-            while waits or not head:
-                chunk = self._read(_CHUNK_BYTES)
-                head += chunk
-                self._is_at_end = not chunk
-                if self._is_at_end or len(head) >= _CHUNK_BYTES:
-                    break
-        except (EOFError, zlib.error, OSError) as error:  # after what could be read
-            self._error = error
-        return bytes(head)
-
     def _recode(self, data: bytes) -> bytes:
         if self._decoder is None:
             return data
@@ -279,36 +264,26 @@ class Utf8Stream:
         return text.encode("utf-8", self._errors)
 
 
-def _guess_utf16(head: bytes) -> str:
-    """Return the encoding of text that looks like UTF-16 without a mark, else ""."""
+def _check_utf8(head: bytes, name: str, *, waits: bool) -> None:
+    """Raise a DataError, with a guess, for text that is plainly UTF-16, or in another encoding.
+
+    The latter has several lines outside ASCII, none of which is UTF-8.
+    """
     ends = head.count(b"\n")
     zeros = [head[i::2].count(0) for i in (0, 1)]  # in Latin text, all in the high bytes
-    for name, end, high in (("utf-16-le", b"\n\0", 1), ("utf-16-be", b"\0\n", 0)):
-        if not ends or head.count(end) < 0.9 * ends or 10 * zeros[1 - high] > zeros[high]:
-            continue
-        try:
-            text = head[: len(head) // 2 * 2].decode(name)
-        except UnicodeDecodeError:
-            continue
-        if sum(character.isalnum() for character in text) > 1:
-            return name
-    return ""
-
-
-def _check_utf8(head: bytes, name: str) -> None:
-    """Raise a DataError, with a guess, if no line of several outside ASCII is UTF-8."""
+    for guess, end, high in (("utf-16-le", b"\n\0", 1), ("utf-16-be", b"\0\n", 0)):
+        has_ends = ends and head.count(end) >= 0.9 * ends
+        if has_ends and zeros[high] > max(2, 10 * zeros[1 - high]):
+            raise DataError(
+                f"{name}: the text looks like UTF-16 without a byte order mark; set "
+                f"data.encoding={guess}, or save it as UTF-8"
+            )
     whole = head[: head.rfind(b"\n") + 1] if len(head) >= _CHUNK_BYTES else head
-    lines = [line for line in whole.splitlines() if not line.isascii()]
-    if (
-        len(lines) < _FEWEST_FOREIGN
-        or b"\0" in head
-        or any(
-            line.decode(errors="ignore").encode() == line
-            for line in lines  # UTF-8
-        )
-    ):
+    foreign = [line for line in whole.splitlines() if not line.isascii()]
+    has_utf8 = any(line.decode(errors="ignore").encode() == line for line in foreign)
+    if not waits or len(foreign) < _FEWEST_FOREIGN or b"\0" in head or has_utf8:
         return
-    text = b"\n".join(lines).decode("cp1252", errors="replace")
+    text = b"\n".join(foreign).decode("cp1252", errors="replace")
     others = [character for character in text if not character.isascii()]
     is_latin = len(others) < sum(map(str.isalpha, text)) / 2 and all(
         other.isalpha() or other in _LATIN_SIGNS for other in others

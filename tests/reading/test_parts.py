@@ -1,6 +1,7 @@
 """A file that is cut into parts gives the pairs and errors of the whole file."""
 
 import json
+from collections import Counter
 from unittest.mock import patch
 
 import pytest
@@ -44,7 +45,7 @@ def check(files, settings, every):
     pairs, errors = [], RowErrors()
     for part_pairs, counts, examples in found:
         pairs += part_pairs
-        errors.merge(RowErrors.restore(counts, examples))
+        errors.merge([RowErrors(counts=Counter(counts), examples=examples)])
     assert (pairs, dict(errors.counts), errors.examples) == whole
     return len(parts)
 

@@ -286,7 +286,7 @@ def save_changed(path, **changes):
         ({"version": "1"}, "version: Input should be 1"),
         ({"format": "other"}, "not a dragoman tokenizer"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
-        ({"source": {}}, "source.settings: Field required"),
+        ({"source": {}}, "source: settings: Field required"),
         ({"target": None}, "target"),
         ({"features": {"<V>": 9}}, "features: .*list"),
         ({"features": [1]}, "features.0: .*string"),

@@ -10,7 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -67,7 +67,7 @@ class Found:
         """Return what `dump` gave."""
         file, num_rows, *both = content
         errors, unknown = (
-            RowErrors.restore(counts, [RowError(*one) for one in examples])
+            RowErrors(counts=Counter(counts), examples=[RowError(*one) for one in examples])
             for counts, examples in both
         )
         return cls(file=file, num_rows=num_rows, errors=errors, unknown=unknown)

@@ -376,9 +376,9 @@ class RunData:
             for table in self._tables:
                 table.first_batch = num_batches[table.role]
                 num_batches[table.role] += table.num_batches
-                errors = _merge(found.errors for found in table.found["text"])
+                errors = RowErrors().merge(found.errors for found in table.found["text"])
                 check_rows(table.files, table.num_pairs, errors, self._settings)
-                self.invalid_rows.merge(errors)
+                self.invalid_rows.merge([errors])
             for role in SPLITS:
                 tables = [table for table in self._tables if table.role == role]
                 parts = chain.from_iterable(table.list_files("text", "") for table in tables)
@@ -420,8 +420,8 @@ class RunData:
             file = self.folder / _PARTS / f"taught-{len(more)}.train.arrow"
             found.append(write_rows(chunk, file, "train", self.tokenizer, settings))
             more += [(file, len(self.paths))] if found[-1].num_rows else []
-        long_rows = _merge(one.errors for one in found)
-        unknown = _merge((one.unknown for one in found), shown=3)
+        long_rows = RowErrors().merge(one.errors for one in found)
+        unknown = RowErrors(shown=3).merge(one.unknown for one in found)
         if long_rows.total and settings.long_rows == "error":
             raise DataError(
                 f"{long_rows.report()}\nraise data.max_tokens, or set data.long_rows skip to train "
@@ -538,7 +538,9 @@ class RunData:
     def _adopt(self, findings: _Findings) -> None:
         self.statistics = findings.statistics
         self.num_rows, self.notes = findings.num_rows, findings.notes
-        self.invalid_rows = RowErrors.restore(findings.invalid_rows, findings.invalid_examples)
+        self.invalid_rows = RowErrors(
+            counts=Counter(findings.invalid_rows), examples=findings.invalid_examples
+        )
         self._open_ids()
 
     def _open_ids(self) -> None:
@@ -576,13 +578,6 @@ class RunData:
             }
         except OSError:
             return {}  # reading them reports what is wrong
-
-
-def _merge(errors: Iterable[RowErrors], shown: int = 10) -> RowErrors:
-    merged = RowErrors(shown)
-    for one in errors:
-        merged.merge(one)
-    return merged
 
 
 @contextmanager

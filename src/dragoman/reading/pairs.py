@@ -2,6 +2,7 @@
 
 import glob
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -47,11 +48,6 @@ from dragoman.settings import DataSettings
 Format = Literal["tsv", "csv", "jsonl", "parquet", "arrow", "parallel"]
 SUFFIXES: dict[str, Format] = {f".{layout}": layout for layout in get_args(Format)[:-1]}
 SUFFIXES |= {".json": "jsonl", ".ndjson": "jsonl"}
-_FROM_TMX = (
-    """  python -c "import sys, xml.etree.ElementTree as E; [print(*(' '.join(''.join(s.itertext())"""
-    """.split()) for s in u.iter('seg')), sep='\\t') for u in E.parse(sys.argv[1]).iter('tu')]" """
-    "FILE.tmx > FILE.tsv"
-)
 # A tag must be followed by a space, so "<es> <none>" is a tag and a text; a tag alone has no text.
 _LEADING_TAGS = re.compile(r"(?:<[^<>\s]+> )+|<[^<>\s]+>\Z")
 
@@ -221,7 +217,12 @@ def check_rows(
     file = name_file(files[0])
     is_skipped = {OVER_LONG: settings.long_rows == "skip"}
     skips = settings.broken_rows == "skip"
-    stopping = found.select([kind for kind in found.counts if not is_skipped.get(kind, skips)])
+    counts = {
+        kind: count for kind, count in found.counts.items() if not is_skipped.get(kind, skips)
+    }
+    stopping = RowErrors(
+        counts=Counter(counts), examples=[one for one in found.examples if one.kind in counts]
+    )
     num_rows = num_pairs + found.total
     if stopping.total:
         remedies = []
@@ -484,14 +485,17 @@ def _open_pairs(part: Part, settings: DataSettings) -> Iterator[Table]:
             f"{len(paths)} files of pairs are given; expected one, two parallel texts, or several "
             "whose names say their format (.tsv, .csv, .jsonl, .parquet)"
         )
-    layout, names = settings.format, [*map(name_file, paths)]
+    names = [*map(name_file, paths)]
+    layout: Format
     if len(paths) == 2:
         layout = "parallel"
     elif names[0] == IN_MEMORY:
         layout = "parquet"
-    # A model trained on two parallel files may be evaluated on pairs in one file.
-    elif layout in ("auto", "parallel"):
+    elif settings.format == "auto" or settings.format == "parallel":
+        # A model trained on two parallel files may be evaluated on pairs in one file.
         layout = _find_suffix(paths[0]) or "tsv"
+    else:
+        layout = settings.format
     sources = [*map(spool, paths)]
     with _open(
         *(sources, names, layout, settings), drops_blank_end=part.is_end, spans=part.spans
@@ -574,6 +578,6 @@ def _open(
 def _find_suffix(path: Path) -> Format | None:
     if strip_packing(path).suffix.lower() == ".tmx":
         raise DataError(
-            f"{name_file(path)}: TMX is not read; write its segments as two columns:\n{_FROM_TMX}"
+            f"{name_file(path)}: TMX is not read; write its segments as two columns of a TSV file"
         )
     return SUFFIXES.get(strip_packing(path).suffix.lower())

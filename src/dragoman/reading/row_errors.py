@@ -1,8 +1,9 @@
 """Errors of single rows: their kinds, counts, and the checks of text."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,28 +59,21 @@ class InvalidRow(NamedTuple):
     columns: str = ""  # the whole row, as a JSON object, on request and if it could be read
 
 
+@dataclass
 class RowErrors:
     """Counts row errors by kind, and keeps the first few of each, in bounded memory."""
 
-    def __init__(self, shown: int = 10) -> None:
-        self._shown = shown
-        self._counts: Counter[str] = Counter()
-        self.examples: list[RowError] = []
-        """The first errors of each kind, in their order."""
-        self._files: dict[str, list[str]] = {}  # by how they were read
-
-    @classmethod
-    def restore(cls, counts: Mapping[str, int], examples: Iterable[RowError]) -> "RowErrors":
-        """Return the row errors with these `counts` and `examples`."""
-        row_errors = cls()
-        row_errors._counts.update(counts)
-        row_errors.examples += examples
-        return row_errors
+    shown: int = 10
+    counts: Counter[str] = field(default_factory=Counter)
+    """Number of rows by kind, in order of first occurrence."""
+    examples: list[RowError] = field(default_factory=list)
+    """The first errors of each kind, in their order."""
+    _files: dict[str, list[str]] = field(default_factory=dict)  # by how they were read
 
     def add(self, file: str | Path, line: int, kind: str, detail: str) -> None:
         """Count one row; `detail` says what was found in it."""
-        self._counts[kind] += 1
-        if self._counts[kind] <= self._shown:
+        self.counts[kind] += 1
+        if self.counts[kind] <= self.shown:
             self.examples.append(RowError(str(file), line, kind, detail))
 
     def add_layout(self, file: str, layout: str) -> None:
@@ -87,19 +81,16 @@ class RowErrors:
         if layout:
             self._files.setdefault(layout, []).append(file)
 
-    def merge(self, other: "RowErrors") -> None:
-        """Add the errors of `other`, whose rows follow."""
-        room = {kind: self._shown - self._counts[kind] for kind in other._counts}
-        for error in other.examples:
-            room[error.kind] -= 1
-            if room[error.kind] >= 0:
-                self.examples.append(error)
-        self._counts.update(other._counts)
-
-    def select(self, kinds: Collection[str]) -> "RowErrors":
-        """Return the errors of these kinds."""
-        counts = {kind: count for kind, count in self._counts.items() if kind in kinds}
-        return RowErrors.restore(counts, [one for one in self.examples if one.kind in kinds])
+    def merge(self, others: "Iterable[RowErrors]") -> "RowErrors":
+        """Add the errors of each of `others`, whose rows follow; return all."""
+        for other in others:
+            room = {kind: self.shown - self.counts[kind] for kind in other.counts}
+            for error in other.examples:
+                room[error.kind] -= 1
+                if room[error.kind] >= 0:
+                    self.examples.append(error)
+            self.counts.update(other.counts)
+        return self
 
     @property
     def layouts(self) -> list[str]:
@@ -112,17 +103,12 @@ class RowErrors:
     @property
     def total(self) -> int:
         """Number of rows added."""
-        return self._counts.total()
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Number of rows by kind, in order of first occurrence."""
-        return dict(self._counts)
+        return self.counts.total()
 
     def report(self) -> str:
         """Return the counts by kind, then the first rows by file and line; "" without errors."""
-        lines = [f"{count} x {kind}" for kind, count in self._counts.most_common()]
-        first = self.examples[: self._shown]
+        lines = [f"{count} x {kind}" for kind, count in self.counts.most_common()]
+        first = self.examples[: self.shown]
         lines += [f"{name_row(error.file, error.line)}: {error.detail}" for error in first]
         if self.total > len(first):
             lines.append(f"... and {self.total - len(first)} more")

@@ -139,8 +139,8 @@ class Pointers:
         overall, num_words = Counter[str](), 0
         for source, target in zip(sources, targets, strict=True):
             places = _Places(source, self)
-            num_words += len(places)
-            overall.update(places.list_letters())
+            num_words += len(places.lower)
+            overall.update(filter(None, places.lower))
             for _, name, value in self._cut(target):
                 if name in around and (found := places.list_whole(value)):
                     around[name].append([places.list_before(one.start) for one in found])
@@ -265,22 +265,20 @@ class _Places:
 
     def __init__(self, source: str, pointers: Pointers) -> None:
         self._source = source
-        words = pointers.find_words(source)
-        self._starts, self._ends = [start for start, _ in words], [end for _, end in words]
+        spans = pointers.find_words(source)
+        self._starts, self._ends = [start for start, _ in spans], [end for _, end in spans]
+        self._words = [source[start:end] for start, end in spans]
 
     @cached_property
     def _numbers(self) -> dict[str, list[int]]:
         numbers = dict[str, list[int]]()
-        for number, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
-            numbers.setdefault(self._source[start:end], []).append(number)
+        for number, word in enumerate(self._words):
+            numbers.setdefault(word, []).append(number)
         return numbers
 
     @cached_property
     def _lengths(self) -> set[int]:
         return set(map(len, self._numbers))
-
-    def __len__(self) -> int:
-        return len(self._starts)
 
     def find(
         self, value: str, after: int, typical: Mapping[str, float] | None = None
@@ -303,35 +301,23 @@ class _Places:
         """Return the runs of words that read `value`, in order."""
         found, at = list[range](), self._source.find(value) if value else -1
         while at >= 0:
-            start, stop = (
-                bisect_left(self._starts, at),
-                bisect_left(self._ends, at + len(value)) + 1,
-            )
-            is_whole = start < stop <= len(self._ends)
-            if is_whole and self._measure(start, stop) == (at, at + len(value)):
-                found.append(range(start, stop))
+            end = at + len(value)
+            first, last = bisect_left(self._starts, at), bisect_left(self._ends, end)
+            is_run = first <= last < len(self._ends)
+            if is_run and (self._starts[first], self._ends[last]) == (at, end):
+                found.append(range(first, last + 1))
             at = self._source.find(value, at + 1)
         return found
 
-    def list_letters(self) -> list[str]:
-        """Return the words with letters, in lower case."""
-        return [word for word in self._lower if word]
-
     def list_before(self, number: int) -> set[str]:
         """Return the last words with letters before a word, in lower case."""
-        return set(islice(filter(None, reversed(self._lower[:number])), _NEARBY))
+        return set(islice(filter(None, reversed(self.lower[:number])), _NEARBY))
 
     @cached_property
-    def _lower(self) -> list[str]:
+    def lower(self) -> list[str]:
         """Each word in lower case; "" without letters."""
-        words = (
-            self._source[start:end].lower()
-            for start, end in zip(self._starts, self._ends, strict=True)
-        )
+        words = map(str.lower, self._words)
         return [word if any(map(str.isalpha, word)) else "" for word in words]
-
-    def _measure(self, start: int, stop: int) -> tuple[int, int]:
-        return self._starts[start], self._ends[stop - 1]
 
     def _find_pieces(self, value: str, after: int) -> Iterator[range | str]:
         at, spelled = 0, ""
@@ -344,8 +330,7 @@ class _Places:
                 yield spelled
             yield found
             after, spelled = found.stop, ""
-            start, end = self._measure(found.start, found.stop)
-            at += end - start
+            at += self._ends[found.stop - 1] - self._starts[found.start]
         if spelled:
             yield spelled
 

@@ -3,10 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, islice
 from typing import Literal
 from unicodedata import normalize
 
@@ -59,53 +59,58 @@ class PairStatistics:
 
 
 def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
-    """Return the statistics of `pairs`, in one pass and bounded memory."""
-    source, target = _SideCounts(), _SideCounts()
-    num_pairs, num_tagged, num_records, num_objects, copied = 0, 0, 0, 0, 0.0
-    fields, texts, records = list[str](), list[str](), list[tuple[str, str]]()
-    stems = list[float]()
-    sources: set[str] = set()
-    features: set[str] = set()
-    for num_pairs, pair in enumerate(pairs, start=1):
-        if num_pairs <= MEASURED_ROWS:
-            text, tags = take_features(pair.source, (), (), _WITH_TAGS)
-            source.add(text)
-            target.add(pair.target)
-            sources.add(pair.source)
-            num_tagged += bool(tags)
-            features.update(pair.features)
-            if (tags or pair.features) and len(stems) < _LOOKED_AT:
-                stems.append(_measure_stem(text, pair.target))
-            if _RECORD.match(pair.target):
-                words = _WORD.findall(pair.target)
-                num_records += 1
-                if num_records <= _LOOKED_AT:
-                    records.append((text, pair.target))
-                if (objects := list_objects(pair.target)) is not None:
-                    num_objects += 1
-                    for names in objects:
-                        _merge_names(fields, names)
-                elif len(texts) < _LOOKED_AT:
-                    texts.append(pair.target)
-                copied += sum(word in text for word in words) / max(1, len(words))
-    least = _MOST_RECORDS * source.num_rows
-    form: Format | None = "json" if num_objects > least else None
-    if form is None and num_records > least:
-        form, fields = _find_text_form(texts)
+    """Return the statistics of `pairs`, in one pass; of their texts, the measured rows are held."""
+    rest = iter(pairs)
+    rows = list(islice(rest, MEASURED_ROWS))
+    num_pairs = len(rows) + sum(1 for _ in rest)
+    texts, tags = list[str](), list[tuple[str, ...]]()
+    for pair in rows:
+        text, found = take_features(pair.source, (), (), _WITH_TAGS)
+        texts.append(text)
+        tags.append(found)
+    both = list(zip(texts, rows, strict=True))
+    tagged = (one for one, found in zip(both, tags, strict=True) if found or one[1].features)
+    stems = [_measure_stem(text, pair.target) for text, pair in islice(tagged, _LOOKED_AT)]
+    records = [(text, pair.target) for text, pair in both if _RECORD.match(pair.target)]
+    fields, others, num_objects, copied = list[str](), list[str](), 0, 0.0
+    for text, target in records:
+        words = _WORD.findall(target)
+        copied += sum(word in text for word in words) / max(1, len(words))
+        if (objects := list_objects(target)) is not None:
+            num_objects += 1
+            for names in objects:
+                _merge_names(fields, names)
+        elif len(others) < _LOOKED_AT:
+            others.append(target)
+    are_records = len(records) > _MOST_RECORDS * len(rows)
+    form: Format | None = "json" if num_objects > _MOST_RECORDS * len(rows) else None
+    if form is None and are_records:
+        form, fields = _find_text_form(others)
     return PairStatistics(
         num_pairs=num_pairs,
-        num_sources=len(sources),
-        source=source.finish(),
-        target=target.finish(),
-        all_tagged=num_tagged == source.num_rows > 0,
+        num_sources=len({pair.source for pair in rows}),
+        source=_measure_side(texts),
+        target=_measure_side([pair.target for pair in rows]),
+        all_tagged=bool(tags) and all(tags),
         record_form=form,
         record_fields=tuple(fields),
-        has_copied_records=bool(fields)
-        and num_records > least
-        and copied > _LEAST_COPIED * num_records,
-        can_point=num_records > least and Pointers.train(*zip(*records, strict=True)) is not None,
-        features_separator=_find_separator(features),
+        has_copied_records=bool(fields) and are_records and copied > _LEAST_COPIED * len(records),
+        can_point=are_records
+        and Pointers.train(*zip(*records[:_LOOKED_AT], strict=True)) is not None,
+        features_separator=_find_separator({one for pair in rows for one in pair.features}),
         is_inflection=bool(stems) and sum(stems) >= _LEAST_STEM * len(stems),
+    )
+
+
+def _measure_side(texts: Sequence[str]) -> SideStatistics:
+    distinct, num_rows = dict.fromkeys(texts), max(1, len(texts))
+    symbols = Counter(chain.from_iterable(text.split(" ") for text in distinct))
+    return SideStatistics(
+        mean_characters=sum(map(len, texts)) / num_rows,
+        mean_symbols=sum(1 + text.count(" ") for text in texts) / num_rows,
+        num_symbols=len(symbols),
+        num_rare_symbols=sum(count == 1 for count in symbols.values()),
+        characters=frozenset[str]().union(*distinct),
     )
 
 
@@ -189,33 +194,3 @@ def place_of(source: str, purpose: bytes = b"") -> float:
     text = normalize("NFC", source).encode(errors="surrogatepass")
     digest = blake2b(text, digest_size=8, person=purpose).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
-
-
-@dataclass
-class _SideCounts:
-    num_rows: int = 0
-    num_characters: int = 0
-    num_symbols: int = 0
-    texts: set[int] = field(default_factory=set)  # hashes
-    symbols: Counter[str] = field(default_factory=Counter)  # of distinct texts
-    characters: set[str] = field(default_factory=set)
-
-    def add(self, text: str) -> None:
-        symbols = text.split(" ")
-        self.num_rows += 1
-        self.num_characters += len(text)
-        self.num_symbols += len(symbols)
-        if (key := hash(text)) not in self.texts:
-            self.texts.add(key)
-            self.symbols.update(symbols)
-            self.characters.update(text)
-
-    def finish(self) -> SideStatistics:
-        rows = max(1, self.num_rows)
-        return SideStatistics(
-            mean_characters=self.num_characters / rows,
-            mean_symbols=self.num_symbols / rows,
-            num_symbols=len(self.symbols),
-            num_rare_symbols=sum(count == 1 for count in self.symbols.values()),
-            characters=frozenset(self.characters),
-        )

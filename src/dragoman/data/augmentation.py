@@ -13,7 +13,7 @@ from torch import Tensor
 from dragoman.data.dataset import Batch
 from dragoman.errors import SettingsError
 from dragoman.settings import OptimizationSettings
-from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, PAD_ID, PairTokenizer, Tokenizer
+from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, PAD_ID, PairTokenizer
 
 Augmentation = Callable[[Batch, np.random.Generator], Batch]
 
@@ -40,13 +40,11 @@ def make_augmentations(
         letters = [i for i in range(FIRST_TEXT_ID, len(names)) if names[i].isalpha()]
         found.append(StemHallucination(letters=np.array(letters), probability=probability))
     if probability := settings.subword_dropout:
-        source, target = (
-            _list_parts(side, size)
-            for side, size in (
-                (tokenizer.source, tokenizer.source_vocab_size),
-                (tokenizer.target, tokenizer.target_vocab_size),
-            )
-        )
+        source = np.zeros((tokenizer.source_vocab_size, 2), np.int64)
+        target = np.zeros((tokenizer.target_vocab_size, 2), np.int64)
+        for parts, side in ((source, tokenizer.source), (target, tokenizer.target)):
+            for id_, both in side.find_parts().items():
+                parts[id_] = both
         if not (source.any() or target.any()):
             raise SettingsError(
                 f"optimization.subword_dropout: {probability} splits the subwords of kind bpe, and no "
@@ -144,10 +142,3 @@ class StemHallucination:
             target_ids=torch.from_numpy(targets),
             rows=batch.rows,
         )
-
-
-def _list_parts(side: Tokenizer, vocab_size: int) -> NDArray[np.int64]:
-    parts = np.zeros((vocab_size, 2), np.int64)
-    for id_, both in side.find_parts().items():
-        parts[id_] = both
-    return parts

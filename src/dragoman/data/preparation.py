@@ -10,7 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -117,13 +117,6 @@ def write_text(part: Part, path: Path, settings: DataSettings) -> list[Found]:
             writer.write_batch(pa.record_batch([*columns, places], schema=TEXT_SCHEMA))
             num_rows += len(chunk)
     return [Found(file=path.name, num_rows=num_rows, errors=errors)]
-
-
-def has_rows(found: list[Found] | DataError) -> bool:
-    """Return whether a part could be read, and is not empty."""
-    return not isinstance(found, DataError) and any(
-        one.num_rows + one.errors.total for one in found
-    )
 
 
 def read_batches(text: Path, first: int = 0, count: int | None = None) -> Iterator[TextBatch]:
@@ -239,31 +232,27 @@ def compute(
 
     `num_processes`: at most, with this one; 0: one for each core. Few tasks get fewer.
     """
-    waiting, results = deque(enumerate(tasks)), dict[int, _Result | DataError]()
+    if not num_processes:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        num_processes = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    num_others = min(num_processes, len(tasks) // 2) - 1
+    others = [_start() for _ in range(num_others)]
+    waiting, results = enumerate(tasks), dict[int, _Result | DataError]()
 
-    def work(call: Callable[[tuple[Any, ...]], _Result]) -> None:
-        while waiting:
+    def work(other: "subprocess.Popen[bytes] | None" = None) -> None:
+        for place, task in waiting:  # those that no other thread has taken
             try:
-                place, task = waiting.popleft()
-            except IndexError:  # another thread took the last one
-                return
-            try:
-                results[place] = call(task)
+                results[place] = _call(other, function.__name__, task) if other else function(*task)
             except DataError as error:
                 results[place] = error
 
-    others = [_start() for _ in range(min(num_processes or _count_cores(), len(tasks) // 2) - 1)]
     with ThreadPoolExecutor(max(1, len(others))) as pool:
-        done = [
-            pool.submit(work, functools.partial(_call, other, function.__name__))
-            for other in others
-        ]
+        done = [pool.submit(work, other) for other in others]
         try:
-            work(lambda task: function(*task))
+            work()
             for one in done:
                 one.result()
         finally:
-            waiting.clear()
             for other in others:
                 other.kill()
                 other.communicate()
@@ -313,12 +302,6 @@ def _call(process: "subprocess.Popen[bytes]", name: str, task: tuple[Any, ...]) 
     if isinstance(answer, Exception):
         raise answer
     return answer
-
-
-def _count_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @functools.lru_cache(maxsize=1)

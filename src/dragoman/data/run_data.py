@@ -36,7 +36,6 @@ from dragoman.data.preparation import (
     compute,
     find_fractions,
     has_features,
-    has_rows,
     join_parts,
     read_batches,
     write_ids,
@@ -58,12 +57,7 @@ from dragoman.reading.pairs import (
     list_tables,
 )
 from dragoman.reading.row_errors import RowError, name_file, name_row
-from dragoman.reading.statistics import (
-    MEASURED_ROWS,
-    PairStatistics,
-    Split,
-    collect_statistics,
-)
+from dragoman.reading.statistics import MEASURED_ROWS, PairStatistics, Split, collect_statistics
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import sha256
 from dragoman.tokenizers.tokenizer import PairTokenizer
@@ -135,6 +129,11 @@ class RunData:
 
     statistics: PairStatistics
     tokenizer: PairTokenizer
+    cache_note = ""
+    _cache: Cache | None = None
+    _cached: _Findings | None = None  # of the entry in the cache
+    _key = ""  # of this entry
+    _start: PairTokenizer | None = None
 
     def __init__(self, paths: Sequence[str | Path], settings: DataSettings, folder: Path) -> None:
         self.folder = folder
@@ -147,15 +146,10 @@ class RunData:
         self.digests: dict[str, str] = {}
         self.num_rows: dict[Split, int] = {}
         self.notes: list[str] = []
-        self.cache_note = ""
         self._settings = settings  # with which the text is split
         self._ids: dict[Split, EncodedPairs] = {}
         self.invalid_rows = RowErrors()
         self._digests: dict[str, list[list[str]]] = {}
-        self._cache: Cache | None = None
-        self._cached: _Findings | None = None
-        self._key = ""
-        self._start: PairTokenizer | None = None
         self._tables: list[_Table] = []
 
     @classmethod
@@ -462,7 +456,12 @@ class RunData:
         results = iter(compute(function, [*chain(*tasks)], self._settings.processes))
         for table, own in zip(self._tables, tasks, strict=True):
             found = [*islice(results, len(own))]
-            if kind == "text" and len(own) > 1 and not all(map(has_rows, found)):
+            has_rows = (
+                not isinstance(part, DataError)
+                and any(one.num_rows + one.errors.total for one in part)
+                for part in found
+            )
+            if kind == "text" and len(own) > 1 and not all(has_rows):
                 # As one part, the file is read as it should be, or the message has the right line.
                 found = compute(function, [(Part(table.files), *own[0][1:])], 1)
             for one in found:

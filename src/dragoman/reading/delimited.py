@@ -18,13 +18,13 @@ from dragoman.reading.row_errors import (
     find_line_error,
 )
 from dragoman.reading.tables import (
+    PREDICTED,
     WHOLE_ROW,
     Row,
     Table,
     dump_row,
     empty_table,
     is_header,
-    is_prediction,
     label_columns,
     names_wanted,
 )
@@ -102,6 +102,7 @@ def open_delimited(
         dialect = _Dialect(separator=separator, has_quotes=is_csv or separator != "\t")
     sample = [line for line in first.lines[:_SAMPLE_LINES] if line.strip()]
     wanted = (settings.source, settings.target, *settings.features)
+    is_prediction = bool(sample) and {*sample[0].split("\t")} >= PREDICTED
     if dialect.has_quotes:
         lines = sample[:1] if is_stream else sample
         candidates = [dialect, *_FOUND_IN_CSV] if separator == "auto" else [dialect]
@@ -112,7 +113,7 @@ def open_delimited(
             and is_header(next(found_dialect.read(lines)), wanted=wanted, is_csv=True)
         ):
             dialect = found_dialect
-    elif not is_stream and settings.format == "auto" and not is_prediction(sample[:1]):
+    elif not is_stream and settings.format == "auto" and not is_prediction:
         if _needs_quotes(sample):
             dialect = replace(dialect, has_quotes=True)
         elif _QUOTED_CELL.search("\n".join(sample)):

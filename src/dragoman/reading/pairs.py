@@ -31,6 +31,7 @@ from dragoman.reading.tables import (
     Table,
     choose_columns,
     find_columns,
+    label_columns,
 )
 from dragoman.reading.text_files import FilePosition as FilePosition
 from dragoman.reading.text_files import (
@@ -286,7 +287,6 @@ def _describe(table: Table, columns: Columns, extra: Sequence[int] = ()) -> str:
 def read_sources(
     stream_or_path: BinaryIO | str | Path,
     settings: DataSettings,
-    name: str = "standard input",
     *,
     labels: Sequence[str] | None = None,
     has_target: bool = False,
@@ -315,7 +315,7 @@ def read_sources(
     opened = stream_or_path
     if isinstance(opened, str | Path):
         opened = find_file(opened)
-    with _open_sources(opened, settings, name, position) as table:
+    with _open_sources(opened, settings, position) as table:
         if not table.sample:
             return
         columns = choose_columns(table, settings, labels, has_target=has_target)
@@ -326,25 +326,25 @@ def read_sources(
             extra.append(target)
         if layout := _describe(table, columns, extra):
             report(f"{table.file}: {layout}")
-        num_values = 1 + len(columns.features)
+        num_features = len(columns.features)
         wanted = [columns.source, *columns.features, *extra, *[WHOLE_ROW] * with_columns]
         for row in table.read(wanted):
             if isinstance(row, RowError):
                 yield InvalidRow(row.line, row.file, row.detail)
                 continue
             line, (text, *values) = row
-            others = values[num_values - 1 :]
-            source, features = take_features(
-                text, values[: num_values - 1], columns.labels, settings
-            )
-            whole = others.pop() if with_columns else ""
+            source, features = take_features(text, values[:num_features], columns.labels, settings)
+            given = values[num_features] if extra else ""
+            whole = values[-1] if with_columns else ""
             error = find_side_error(table.file, line, "source", source, settings.max_characters)
             if error is None and has_target and settings.records == "json":
-                written = write_target(table.file, line, others[0], settings)
-                error = written if isinstance(written, RowError) else None
-                others = [written] if isinstance(written, str) else others
+                written = write_target(table.file, line, given, settings)
+                if isinstance(written, RowError):
+                    error = written
+                else:
+                    given = written
             if error is None:
-                yield Source(source, features, line, others[0] if others else "", whole)
+                yield Source(source, features, line, given, whole)
             else:
                 yield InvalidRow(line, error.file, error.detail, whole)
 
@@ -354,8 +354,8 @@ def list_source_columns(path: str | Path, settings: DataSettings) -> tuple[str, 
 
     Raises: DataError, when the file cannot be read.
     """
-    with _open_sources(find_file(path), settings, str(path)) as table:
-        return table.labels()
+    with _open_sources(find_file(path), settings) as table:
+        return label_columns(table.names, len(table.sample))
 
 
 def take_features(
@@ -506,9 +506,10 @@ def _open_pairs(part: Part, settings: DataSettings) -> Iterator[Table]:
 
 
 def _open_sources(
-    source: BinaryIO | Path, settings: DataSettings, name: str, position: FilePosition | None = None
+    source: BinaryIO | Path, settings: DataSettings, position: FilePosition | None = None
 ) -> AbstractContextManager[Table]:
-    """Open the table of rows to predict; `name` is that of a stream in messages."""
+    """Open the table of rows to predict."""
+    name = "standard input"
     layout: Format = "tsv" if settings.format == "auto" else settings.format
     if isinstance(source, Path):
         name = name_file(source)

@@ -108,46 +108,38 @@ def _make_table(
 
     def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
         wanted = [None if column == WHOLE_ROW else names[column] for column in columns]
-        for name in filter(None, wanted):
+        needed = [name for name in wanted if name is not None]
+        for name in needed:
             _check_column(path, schema, name)
-        return _read(path, read_batches, wanted, num_rows)
+        number = 0
+        try:
+            for batch in read_batches(needed if len(needed) == len(wanted) else None):
+                texts = [
+                    _dump_rows(batch)
+                    if name is None
+                    else [text or "" for text in _read_texts(_take_column(batch, name))]
+                    for name in wanted
+                ]
+                for fields in zip(*texts, strict=True):
+                    number += 1
+                    invalid: RowError | None = None
+                    for text in fields:
+                        if not text.isascii() or "\0" in text:
+                            invalid = invalid or find_line_error(name_file(path), number, text)
+                    yield invalid or (number, fields)
+        except _CORRUPT as error:
+            raise DataError(
+                f"{name_file(path)}: the file is corrupt: reading ended after row {number} "
+                f"({_first_line(error)})"
+            ) from error
+        if num_rows not in (None, number):
+            raise DataError(
+                f"{name_file(path)}: the file is corrupt: it should have {num_rows} rows, and has "
+                f"{number}"
+            )
 
     has_names = names != positions
     return Table(file=name_file(path), names=names if has_names else None, sample=names, read=read)
-
-
-def _read(
-    path: Path,
-    read_batches: Callable[[list[str] | None], Iterator[pyarrow.RecordBatch]],
-    names: list[str | None],
-    num_rows: int | None,
-) -> Iterator[Row | RowError]:
-    """Yield the fields `names` of each row; None stands for the whole row."""
-    number = 0
-    read = [name for name in names if name is not None]
-    try:
-        for batch in read_batches(read if len(read) == len(names) else None):
-            columns = [
-                _dump_rows(batch)
-                if name is None
-                else [text or "" for text in _read_texts(_take_column(batch, name))]
-                for name in names
-            ]
-            for fields in zip(*columns, strict=True):
-                number += 1
-                error = None
-                for text in fields:
-                    if not text.isascii() or "\0" in text:
-                        error = error or find_line_error(name_file(path), number, text)
-                yield error or (number, fields)
-    except _CORRUPT as error:
-        raise DataError(
-            f"{name_file(path)}: the file is corrupt: reading ended after row {number} ({_first_line(error)})"
-        ) from error
-    if num_rows not in (None, number):
-        raise DataError(
-            f"{name_file(path)}: the file is corrupt: it should have {num_rows} rows, and has {number}"
-        )
 
 
 def _find_field(schema: pyarrow.Schema, path: str) -> pyarrow.Field | None:

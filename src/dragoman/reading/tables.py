@@ -70,7 +70,7 @@ _LANGUAGES = {
     for name in names.split()
 }
 _USUAL = _SOURCE | _TARGET | _SOURCE_LIKE | _TARGET_LIKE | {*_LANGUAGES}
-_PREDICTED = {"score", "confidence", "is_complete"}  # columns that `dragoman predict` writes
+PREDICTED = {"score", "confidence", "is_complete"}  # columns that `dragoman predict` writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +84,6 @@ class Table:
     """Yields the rows, once, with the columns at these indices, from 0, or WHOLE_ROW."""
     notes: Sequence[str] = ()  # how the file is read, in words, where that was found and not set
     is_by_line: bool = False  # each line is a row, whatever the lines before it
-
-    def labels(self) -> tuple[str, ...]:
-        """Return the names of the columns in WHOLE_ROW; positions if they have no names."""
-        return label_columns(self.names, len(self.sample))
 
 
 class Columns(NamedTuple):
@@ -334,7 +330,7 @@ def is_header(cells: Sequence[str], *, wanted: Sequence[str], is_csv: bool) -> b
     named = [cell for cell in cells if cell.strip()]
     if len(named) != len(set(named)) and not is_csv:
         return False
-    if names_wanted(cells, wanted) or {*cells} >= _PREDICTED:
+    if names_wanted(cells, wanted) or {*cells} >= PREDICTED:
         return True
     roles = [find_role(cell) for cell in cells]
     languages = {language for cell in cells if (language := _find_language(cell, is_csv=is_csv))}
@@ -347,11 +343,6 @@ def names_wanted(cells: Sequence[str], wanted: Sequence[str]) -> bool:
     """Return whether a cell is a column that the settings name, in any case."""
     named = {name.casefold() for name in wanted if name != "auto" and not name.isdigit()}
     return any(cell.casefold() in named for cell in cells)
-
-
-def is_prediction(lines: Sequence[str]) -> bool:
-    """Return whether the first of `lines` is the header of a TSV file that dragoman wrote."""
-    return any({*line.split("\t")} >= _PREDICTED for line in lines[:1])
 
 
 def find_pair(names: Sequence[str]) -> tuple[int, int] | None:

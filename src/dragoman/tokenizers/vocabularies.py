@@ -229,7 +229,8 @@ class _ClosedVocabulary(Tokenizer):
     spells_any_text = False
 
     def __init__(self, tokens: Sequence[str], settings: SideSettings) -> None:
-        separator = _separator(settings) if settings.kind == "symbols" else ""
+        separator = settings.separator if settings.kind == "symbols" else ""
+        separator = to_unicode_form(separator, settings.unicode_form)
         super().__init__(settings, FIRST_TEXT_ID + len(tokens), separator)
         self._tokens = list(tokens)
         self._ids = {token: id_ for id_, token in enumerate(tokens, start=FIRST_TEXT_ID)}
@@ -441,7 +442,7 @@ def _make_cut(settings: SideSettings) -> Cut:
     if settings.kind == "characters":
         return iter  # a string is the sequence of its code points
     if settings.kind == "symbols":
-        separator = _separator(settings)
+        separator = to_unicode_form(settings.separator, settings.unicode_form)
         # Empty symbols are kept, so that doubled and outer separators come back.
         return lambda texts: (text.split(separator) if text else () for text in texts)
     pattern = settings.pattern
@@ -472,10 +473,6 @@ def _make_cut(settings: SideSettings) -> Cut:
             ) from None
 
     return cut
-
-
-def _separator(settings: SideSettings) -> str:
-    return to_unicode_form(settings.separator, settings.unicode_form)
 
 
 @functools.cache

@@ -39,7 +39,7 @@ class _OverIds:
 
     def decode(self, found: Ids) -> list[str]:
         """Return the texts."""
-        return self.tokenizer.decode_targets(found)
+        return [*map(self.tokenizer.decode_target, found)]
 
     def find_limit(self, lengths: Sequence[int]) -> int:
         """Return the longest output of any source of these lengths, in tokens with its end."""

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dragoman.data.augmentation import SubwordDropout, make_augmentations
-from dragoman.data.dataset import Batch, EncodedPairs
+from dragoman.data.dataset import Batch, EncodedPairs, pad
 from dragoman.data.preparation import write_id_rows
 from dragoman.data.sampler import TrainingLoader
 from dragoman.errors import SettingsError
@@ -37,7 +37,10 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def batch(tokenizer):
     sources = tokenizer.encode_sources(TEXTS, [()] * len(TEXTS))
-    return Batch.from_lists(sources, tokenizer.encode_targets([text[::-1] for text in TEXTS]))
+    return Batch(
+        source_ids=pad(sources),
+        target_ids=pad(tokenizer.encode_targets([text[::-1] for text in TEXTS])),
+    )
 
 
 def make_dropout(tokenizer, probability):
@@ -120,7 +123,7 @@ def inflection():
 def encode(tokenizer, pairs):
     sources, targets = zip(*pairs, strict=True)
     ids = tokenizer.encode_sources(sources, [("V",)] * len(pairs))
-    return Batch.from_lists(ids, tokenizer.encode_targets(targets))
+    return Batch(source_ids=pad(ids), target_ids=pad(tokenizer.encode_targets(targets)))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -13,6 +13,6 @@ def test_no_rows_make_an_empty_batch():
 
 
 def test_a_batch_moves_as_a_whole():
-    batch = Batch.from_lists([[5, 6]], [[1, 7, 2]]).to("meta")
+    batch = Batch(source_ids=pad([[5, 6]]), target_ids=pad([[1, 7, 2]])).to("meta")
     assert batch.source_ids.device.type == batch.target_ids.device.type == "meta"
     assert batch.source_ids.dtype == torch.int64

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dragoman.data import sampler
-from dragoman.data.dataset import Batch, EncodedPairs
+from dragoman.data.dataset import Batch, EncodedPairs, pad
 from dragoman.data.preparation import write_id_rows
 from dragoman.data.sampler import (
     EvaluationLoader,
@@ -222,7 +222,7 @@ def test_micro_batches_hold_the_rows_of_the_batch_without_the_padding_of_longer_
 ):
     sources = [[7] * source for source, _ in rows]
     targets = [[1, *[5] * (target - 2), 2] for _, target in rows]
-    batch = Batch.from_lists(sources, targets)
+    batch = Batch(source_ids=pad(sources), target_ids=pad(targets))
     wide = Batch(
         source_ids=torch.nn.functional.pad(batch.source_ids, (0, extra + 1)),
         target_ids=torch.nn.functional.pad(batch.target_ids, (0, extra)),

@@ -58,7 +58,7 @@ def test_an_exported_model_decodes_where_nothing_of_ours_is_installed(trained, t
         cwd=folder / "pytorch", env={}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     *output, end = map(int, done.stdout.split())
-    assert trained[1].tokenizer.decode_targets([output]) == ["HEAD"]
+    assert [*map(trained[1].tokenizer.decode_target, [output])] == ["HEAD"]
     assert end == 2
     modes = {path.stat().st_mode & 0o777 for path in (folder / "pytorch").iterdir()}
     assert len(modes) == 1

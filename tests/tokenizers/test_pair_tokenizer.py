@@ -66,7 +66,7 @@ def test_a_target_is_the_start_its_text_and_the_end():
     tokenizer = train()
     ids = tokenizer.encode_targets(["went", ""])
     assert ids == [[BOS_ID, *tokenizer.target.encode("went"), EOS_ID], [BOS_ID, EOS_ID]]
-    assert tokenizer.decode_targets(ids) == ["went", ""]
+    assert [*map(tokenizer.decode_target, ids)] == ["went", ""]
     assert tokenizer.decode_target(ids[0]) == "went"
 
 
@@ -167,7 +167,7 @@ def test_a_saved_tokenizer_loads_as_it_was(kind, is_shared, tmp_path):
     ids = tokenizer.encode_sources(sources, features)
     assert loaded.encode_sources(sources, features) == ids
     targets = [pair.target for pair in PAIRS]
-    assert loaded.decode_targets(loaded.encode_targets(targets)) == targets
+    assert [*map(loaded.decode_target, loaded.encode_targets(targets))] == targets
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
@@ -207,7 +207,7 @@ def test_any_pairs_are_encoded_the_same_once_saved(
     assert UNKNOWN_ID not in {id_ for row in ids for id_ in row}
     assert all(max(row) < tokenizer.source_vocab_size for row in ids)
     targets = [pair.target for pair in pairs]
-    assert loaded.decode_targets(tokenizer.encode_targets(targets)) == targets
+    assert [*map(loaded.decode_target, tokenizer.encode_targets(targets))] == targets
 
 
 CHANGED = [train(side, side, shared=True).to_dict() for side in SIDES.values()]
@@ -243,7 +243,7 @@ def test_a_file_with_any_changed_value_is_refused_or_works(tmp_path_factory, con
 def test_pickling_keeps_shared_sides_one():
     restored = pickle.loads(pickle.dumps(train(BPE, BPE, shared=True)))
     assert restored.is_shared
-    assert restored.decode_targets(restored.encode_targets(["a <V>"])) == ["a <V>"]
+    assert [*map(restored.decode_target, restored.encode_targets(["a <V>"]))] == ["a <V>"]
 
 
 def test_training_twice_gives_the_same_file(tmp_path):

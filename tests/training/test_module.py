@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import BOS, EOS, random_ids
-from dragoman.data.dataset import Batch
+from dragoman.data.dataset import Batch, pad
 from dragoman.model.transformer import Transformer
 from dragoman.settings import OptimizationSettings
 from dragoman.training.module import TransformerTraining
@@ -39,7 +39,10 @@ def make_rows(count=32):
 def make_batches(size):
     rows = make_rows()
     return [
-        Batch.from_lists([s for s, _ in rows[i : i + size]], [t for _, t in rows[i : i + size]])
+        Batch(
+            source_ids=pad([s for s, _ in rows[i : i + size]]),
+            target_ids=pad([t for _, t in rows[i : i + size]]),
+        )
         for i in range(0, len(rows), size)
     ]
 

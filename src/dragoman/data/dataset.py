@@ -26,13 +26,6 @@ class Batch:
     target_ids: Int[Tensor, "B T"]
     rows: NDArray[np.int64] | None = None
 
-    @classmethod
-    def from_lists(
-        cls, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int = 0
-    ) -> "Batch":
-        """Return the batch of the given ids, padded to the longest of each side."""
-        return cls(source_ids=pad(sources, pad_id), target_ids=pad(targets, pad_id))
-
     def __len__(self) -> int:
         return len(self.source_ids)
 

@@ -257,10 +257,6 @@ class PairTokenizer:
                 text += self.pointers.structures[part.place]
         return text
 
-    def decode_targets(self, rows: Iterable[Sequence[int]]) -> list[str]:
-        """Return the text of each of `rows`, as `decode_target` does."""
-        return [self.decode_target(ids) for ids in rows]
-
     def read_target(self, ids: Sequence[int], source: str) -> str:
         """Return the text of a target's `ids`, with the words of `source` to which they point."""
         if self.pointers is None:

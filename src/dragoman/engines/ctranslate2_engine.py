@@ -20,6 +20,7 @@ from dragoman.decoding.search_config import SearchConfig
 from dragoman.engines.ctranslate2_export import convert_model, list_token_names
 from dragoman.engines.engine import (
     Engine,
+    Ids,
     Quantization,
     ThreadRace,
     UnsupportedError,
@@ -55,10 +56,8 @@ def unsupported_reason(config: SearchConfig, tokenizer: PairTokenizer | None = N
         # Of fewer tokens, it fills a beam with tokens that are masked, and stops elsewhere.
         masked = {*tokenizer.never_emitted, *config.forbidden_ids, EOS_ID}
         count = tokenizer.target_vocab_size - len(masked)
-        if decoding.beam_size > max(1, count):
-            return (
-                f"decoding.beam_size {decoding.beam_size} is more than the target's {count} tokens"
-            )
+        if (size := decoding.beam_size) > max(1, count):
+            return f"decoding.beam_size {size} is more than the target's {count} tokens"
     for name, field in type(decoding).model_fields.items():
         is_supported = name in _SUPPORTED or (decoding.beam_size == 1 and name in _BEAM_ONLY)
         if not is_supported and (value := getattr(decoding, name)) != field.default:
@@ -131,10 +130,7 @@ class CTranslate2Engine:
                 self._device = "cpu"
 
     def search(
-        self,
-        sources: Sequence[Sequence[int]],
-        config: SearchConfig,
-        prefixes: Sequence[Sequence[int]] | None = None,
+        self, sources: Ids, config: SearchConfig, prefixes: Ids | None = None
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
         decoding = config.decoding
@@ -184,17 +180,11 @@ class CTranslate2Engine:
         race.record(replicas, (time.perf_counter() - started_s) / max(1, num_tokens))
         return found
 
-    def score(
-        self,
-        sources: Sequence[Sequence[int]],
-        targets: Sequence[Sequence[int]],
-        config: SearchConfig,
-    ) -> list[Hypothesis]:
+    def score(self, sources: Ids, targets: Ids, config: SearchConfig) -> list[Hypothesis]:
         """Return each target with its log-probabilities: see `Engine.score`."""
         if config.decoding.alignment:
-            return self._fall_back("decoding.alignment is not supported").score(
-                sources, targets, config
-            )
+            other = self._fall_back("decoding.alignment is not supported")
+            return other.score(sources, targets, config)
         lengths = [*map(len, sources), *(len(ids) + 1 for ids in targets)]
         race = self._get_race(len(sources), 0)
         replicas, started_s = race.choose(), time.perf_counter()
@@ -280,16 +270,12 @@ class CTranslate2Engine:
     def _load(self, replicas: int) -> "Translator":
         import ctranslate2
 
-        files = self._convert() if self._files is None else self._files
-        self._files = None
+        files, self._files = self._files or self._convert(), None
 
         def load() -> "Translator":
+            share = self._threads // replicas
             translator = ctranslate2.Translator(
-                "model",
-                self._device,
-                inter_threads=replicas,
-                intra_threads=self._threads // replicas,
-                files=files,
+                "model", self._device, inter_threads=replicas, intra_threads=share, files=files
             )
             if self._device == "cuda":  # it opens the libraries of the GPU at the first batch
                 translator.translate_batch([self._name_source([EOS_ID])], max_decoding_length=1)

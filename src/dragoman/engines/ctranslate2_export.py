@@ -99,16 +99,12 @@ def _list_flags(model: ModelSettings) -> dict[str, np.generic]:
         flags[f"{side}/pre_norm"] = np.int8(model.norm_first)
         flags[f"{side}/scale_embeddings"] = np.int8(1)
     if model.positions == "rotary":
-        for side, count in _count_layers(model):
-            for i in range(count):
+        for side in ("encoder", "decoder"):
+            for i in range(getattr(model, f"num_{side}_layers")):
                 place = f"{side}/layer_{i}/self_attention"
                 flags[f"{place}/rotary_dim"] = np.int32(model.d_model // model.nhead)
                 flags[f"{place}/rotary_interleave"] = np.int8(0)
     return flags
-
-
-def _count_layers(model: ModelSettings) -> tuple[tuple[str, int], tuple[str, int]]:
-    return ("encoder", model.num_encoder_layers), ("decoder", model.num_decoder_layers)
 
 
 def _map_weights(
@@ -149,11 +145,10 @@ def _map_weights(
     if model.positions != "rotary":
         sinusoids = None if model.positions == "learned" else _sinusoids(num_positions, width)
         for side, name in (("encoder", "source"), ("decoder", "target")):
-            mapped[f"{side}/position_encodings/encodings"] = (
-                take(f"{name}_positions.weight", model.max_positions, width)
-                if sinusoids is None
-                else sinusoids
-            )
+            table = sinusoids
+            if table is None:
+                table = take(f"{name}_positions.weight", model.max_positions, width)
+            mapped[f"{side}/position_encodings/encodings"] = table
 
     # The projection to the vocabulary, with a mask. CTranslate2's own options, such as disable_unk,
     # would leave it to each program that loads an export.
@@ -168,9 +163,9 @@ def _map_weights(
     mapped["decoder/projection/weight"], mapped["decoder/projection/bias"] = weight, bias
 
     # The blocks. Ours end with a norm in post-norm too, as CTranslate2's do where it is given.
-    for side, count in _count_layers(model):
+    for side in ("encoder", "decoder"):
         put_norm(side, f"transformer.{side}.norm")
-        for i in range(count):
+        for i in range(getattr(model, f"num_{side}_layers")):
             place, name = f"{side}/layer_{i}", f"transformer.{side}.layers.{i}"
             put_norm(f"{place}/self_attention", f"{name}.norm1")
             put_linear(f"{place}/self_attention/linear_0", f"{name}.self_attn.in_proj_", 3 * width, width)  # fmt: skip
@@ -245,10 +240,8 @@ def _quantize(
         # A row of zeros has the scale 1; that of a tiny one stays finite.
         largest[largest == 0.0] = 127.0
         scale = np.float32(127.0) / np.maximum(largest, 127.0 / np.finfo(np.float32).max)
-        return {
-            name: np.rint(array * scale[:, None]).astype(np.int8),
-            f"{name}_scale": scale.astype(np.float32),
-        }
+        numbers = np.rint(array * scale[:, None]).astype(np.int8)
+        return {name: numbers, f"{name}_scale": scale.astype(np.float32)}
     if quantization.endswith("bfloat16"):
         bits = np.ascontiguousarray(array).view(np.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to the nearest, ties to even

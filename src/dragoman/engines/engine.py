@@ -14,6 +14,8 @@ Quantization = Literal["float32", "int8", "int8_float32", "int8_float16", "float
 QuantizationChoice = Literal["auto"] | Quantization
 """auto: the one that `fit` chose."""
 
+Ids = Sequence[Sequence[int]]  # of several rows
+
 _FEW_ROWS = 16
 _MEASURED = 2  # calls with each layout of threads, after one that loads it
 _MUCH_SLOWER = 2.0
@@ -37,10 +39,7 @@ class Engine(Protocol):
     """Number format of the weights."""
 
     def search(
-        self,
-        sources: Sequence[Sequence[int]],
-        config: SearchConfig,
-        prefixes: Sequence[Sequence[int]] | None = None,
+        self, sources: Ids, config: SearchConfig, prefixes: Ids | None = None
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: `config.decoding.num_searched` of them.
 
@@ -55,12 +54,7 @@ class Engine(Protocol):
         """
         ...
 
-    def score(
-        self,
-        sources: Sequence[Sequence[int]],
-        targets: Sequence[Sequence[int]],
-        config: SearchConfig,
-    ) -> list[Hypothesis]:
+    def score(self, sources: Ids, targets: Ids, config: SearchConfig) -> list[Hypothesis]:
         """Return each target, its ids without begin and end, with its log-probabilities.
 
         They always have `log_probs`, and where `config.decoding.alignment` is set, `alignment`. The
@@ -84,38 +78,31 @@ class ThreadRace:
 
     def choose(self) -> int:
         """Return the layout of the next call."""
+        best = {layout: self._find_best(layout) for layout in self.layouts}
         for layout in self.layouts:
-            if len(self._seconds[layout]) <= _MEASURED and not self._is_lost(layout):
+            # No second call where the first was much slower.
+            is_lost = _MUCH_SLOWER * min(best.values()) < best[layout] < math.inf
+            if len(self._seconds[layout]) <= _MEASURED and not is_lost:
                 return layout
-        return min(self.layouts, key=self._find_best)
+        return min(best, key=best.__getitem__)
 
     def record(self, layout: int, seconds: float) -> None:
-        """Note how long a token of a call with `layout` took."""
+        """Note how long a token of a call with `layout` took; log the times once a race has ended."""
         times = self._seconds[layout]
-        if len(times) <= _MEASURED:
-            times.append(seconds)
-            self._log()
+        if len(times) > _MEASURED:
+            is_slow = seconds > _MUCH_SLOWER * self._find_best(layout)
+            self._num_slow = self._num_slow + 1 if is_slow else 0
+            if self._num_slow == _MOST_SLOW:
+                self._seconds.clear()
+                self._num_slow = 0
             return
-        is_slow = seconds > _MUCH_SLOWER * self._find_best(layout)
-        self._num_slow = self._num_slow + 1 if is_slow else 0
-        if self._num_slow == _MOST_SLOW:
-            self._seconds.clear()
-            self._num_slow = 0
-
-    def _log(self) -> None:
-        """Log what was measured, once a race has ended."""
+        times.append(seconds)
         chosen = self.choose()
         if len(self.layouts) > 1 and len(self._seconds[chosen]) > _MEASURED:
-            times = ", ".join(f"{one}: {1e6 * self._find_best(one):.0f}" for one in self.layouts)
+            shown = ", ".join(f"{one}: {1e6 * self._find_best(one):.0f}" for one in self.layouts)
             logging.getLogger(__name__).info(
-                f"dragoman: {self.name}: {chosen} (microseconds a token: {times})"
+                f"dragoman: {self.name}: {chosen} (microseconds a token: {shown})"
             )
-
-    def _is_lost(self, layout: int) -> bool:
-        """Return whether its first measured call was so slow that no second one is needed."""
-        found = self._find_best(layout)
-        best = min(map(self._find_best, self.layouts))
-        return math.isfinite(found) and found > _MUCH_SLOWER * best
 
     def _find_best(self, layout: int) -> float:
         return min(self._seconds[layout][1:], default=math.inf)
@@ -144,7 +131,7 @@ def make_batches(costs: Sequence[int], limit: int) -> Iterator[list[int]]:
 
 def add_details(
     engine: Engine,
-    sources: Sequence[Sequence[int]],
+    sources: Ids,
     found: Sequence[Sequence[Hypothesis]],
     config: SearchConfig,
     num_positions: int | None,

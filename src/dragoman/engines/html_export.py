@@ -13,7 +13,7 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from importlib.resources import files
@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.engine import Quantization
+from dragoman.engines.engine import Ids, Quantization
 from dragoman.engines.parity import list_samples
 from dragoman.errors import ModelFolderError
-from dragoman.model_folder.folder import ModelFolder
+from dragoman.model_folder.folder import CONSTRAINT_FILES, ModelFolder
 from dragoman.reading.pairs import take_features
 from dragoman.settings import Settings
 from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, Tokenizer
@@ -64,25 +64,17 @@ _TIMEOUT_S = 60.0
 
 def find_html_errors(settings: Settings) -> list[str]:
     """Return why a model with these settings cannot be exported; nothing: it can."""
-    errors, decoding = [], settings.decoding
-    for side in ("source", "target"):
-        kind = getattr(settings.tokenizer, side).kind
-        if kind not in _KINDS:
-            errors.append(
-                f"tokenizer.{side}.kind is {kind}: the page reads {', '.join(_KINDS)} only"
-            )
+    tokenizer, decoding = settings.tokenizer, settings.decoding
+    errors = [
+        f"tokenizer.{side}.kind is {kind}: the page reads {', '.join(_KINDS)} only"
+        for side, kind in (("source", tokenizer.source.kind), ("target", tokenizer.target.kind))
+        if kind not in _KINDS
+    ]
     if decoding.method != "beam":
         errors.append(f"decoding.method is {decoding.method}: the page has beam search only")
     errors += [
         f"decoding.{name} is set: the page has no constraints, no minimum risk and no grounding"
-        for name in (
-            "regex",
-            "json_schema",
-            "choices",
-            "grammar",
-            "minimum_risk",
-            "require_grounding",
-        )
+        for name in (*CONSTRAINT_FILES, "regex", "minimum_risk", "require_grounding")
         if getattr(decoding, name) not in ("", "none")
     ]
     return errors
@@ -98,17 +90,16 @@ def write_html(
     settings, tokenizer = model_folder.settings, model_folder.tokenizer
     pointers = tokenizer.pointers
     tensors, weights = _pack(model_folder.weights, quantization)
-    decoding, sizes = settings.decoding.model_dump(), settings.model.model_dump()
     about = {
         "description": {
             "name": name,
             "digest": digest,
             "features": list(settings.data.features),
             "examples": [one._asdict() for one in list_samples(model_folder)[:_NUM_EXAMPLES]],
-            "decoding": {setting: decoding[setting] for setting in _DECODING},
+            "decoding": settings.decoding.model_dump(include={*_DECODING}),
         },
-        "sizes": {size: sizes[size] for size in _SIZES}
-        | {
+        "sizes": {
+            **settings.model.model_dump(include={*_SIZES}),
             "target_vocab_size": tokenizer.target_vocab_size,
             "never_emitted": tokenizer.never_emitted,
         },
@@ -164,18 +155,15 @@ class Browser:
         self._number, self._session, self._unread = 0, "", b""
         self.events: list[dict[str, Any]] = []
         try:
-            self._attach()
+            targets = self.call("Target.getTargets")["targetInfos"]
+            page = next(target for target in targets if target["type"] == "page")
+            attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+            self._session = attached["sessionId"]
+            for domain in ("Page", "Network", "Log", "Runtime", "Audits"):
+                self.call(f"{domain}.enable")
         except BrowserError:
             self._end()
             raise
-
-    def _attach(self) -> None:
-        targets = self.call("Target.getTargets")["targetInfos"]
-        page = next(target for target in targets if target["type"] == "page")
-        attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Network", "Log", "Runtime", "Audits"):
-            self.call(f"{domain}.enable")
 
     def close(self) -> None:
         """End the browser."""
@@ -220,9 +208,8 @@ class Browser:
 
     def run(self, script: str) -> Any:  # noqa: ANN401
         """Return the value of an expression of JavaScript on the page."""
-        answer = self.call(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
-        )
+        options = {"returnByValue": True, "awaitPromise": True}
+        answer = self.call("Runtime.evaluate", expression=script, **options)
         if "exceptionDetails" in answer:
             raise BrowserError(str(answer["exceptionDetails"])[:1000])
         return answer["result"].get("value")
@@ -252,15 +239,11 @@ class HtmlModel:
         self.quantization: Quantization = quantization
 
     def search(
-        self,
-        sources: Sequence[Sequence[int]],
-        config: SearchConfig,
-        prefixes: Sequence[Sequence[int]] | None = None,
+        self, sources: Ids, config: SearchConfig, prefixes: Ids | None = None
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
         assert prefixes is None
-        dumped = config.decoding.model_dump()
-        decoding = {name: dumped[name] for name in _DECODING}
+        decoding = config.decoding.model_dump(include={*_DECODING})
         decoding["forbidden_ids"] = config.forbidden_ids
         return [
             [
@@ -275,12 +258,7 @@ class HtmlModel:
             for source in sources
         ]
 
-    def score(
-        self,
-        sources: Sequence[Sequence[int]],
-        targets: Sequence[Sequence[int]],
-        config: SearchConfig,
-    ) -> list[Hypothesis]:
+    def score(self, sources: Ids, targets: Ids, config: SearchConfig) -> list[Hypothesis]:
         """Return each target with its score, without `log_probs`."""
         return [
             Hypothesis(
@@ -300,10 +278,8 @@ class HtmlModel:
             source, symbols = take_features(text, values, data.features, data)
             [ids] = tokenizer.encode_sources([source], [symbols])
             target = tokenizer.encode_targets([reference], [source])[0][1:-1]
-            output, decoded = (
-                tokenizer.read_target(target, source),
-                self._ask("decode", target, text),
-            )
+            output = tokenizer.read_target(target, source)
+            decoded = self._ask("decode", target, text)
             if self._ask("encode", text, values) != ids or decoded != output:
                 raise ModelFolderError(
                     f"the page tokenizes {text[:40]!r} or {output[:40]!r} otherwise; this is a bug "
@@ -376,14 +352,12 @@ def _describe_side(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _fill_page(name: str, about: dict[str, Any], weights: str) -> str:
     """Return the server's page with everything in it, and a policy that runs only its scripts."""
-    folder = files("dragoman") / "serving" / "page"
+    folder, engines = files("dragoman") / "serving" / "page", files("dragoman") / "engines"
     page, style, script = (
         (folder / part).read_text("utf-8") for part in ("index.html", "page.css", "page.js")
     )
-    scripts = ["html_model.js", "html_adapter.js"]
-    if about["pointers"]:
-        scripts.insert(0, "html_pointers.js")
-    engines = files("dragoman") / "engines"
+    scripts = ["html_pointers.js"] if about["pointers"] else []
+    scripts += ["html_model.js", "html_adapter.js"]
     model = "\n".join((engines / one).read_text("utf-8") for one in scripts)
     policy = _POLICY.format(scripts=f"{_hash(model)} {_hash(script)}", style=_hash(style))
     content = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")
@@ -391,21 +365,14 @@ def _fill_page(name: str, about: dict[str, Any], weights: str) -> str:
         f'<script type="application/json" id="about">{content}</script>\n'
         f'<script type="text/plain" id="weights">{weights}</script>\n'
     )
+    charset, module = '<meta charset="utf-8">', '<script type="module"'
+    content = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     for tag, filled in (
         ("<title>dragoman</title>", f"<title>{escape(name)}</title>"),
-        (
-            '<meta charset="utf-8">',
-            f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        ),
+        (charset, f"{charset}\n{content}"),
         ('<link rel="stylesheet" href="page.css">', f"<style>{style}</style>"),
-        (
-            '<script type="module" src="server.js"></script>',
-            f'{data}<script type="module">{model}</script>',
-        ),
-        (
-            '<script type="module" src="page.js"></script>',
-            f'<script type="module">{script}</script>',
-        ),
+        (f'{module} src="server.js"></script>', f"{data}{module}>{model}</script>"),
+        (f'{module} src="page.js"></script>', f"{module}>{script}</script>"),
     ):
         assert page.count(tag) == 1, tag
         page = page.replace(tag, filled)

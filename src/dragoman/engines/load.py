@@ -57,9 +57,8 @@ def load_engine(
         reason = unsupported_reason(config, model_folders[0].tokenizer)
     refused = ""
     if not reason:
-        used = quantization
-        if used == "auto":
-            used = find_quantization(model_folders[0], device)
+        [model] = model_folders
+        used = find_quantization(model, device) if quantization == "auto" else quantization
         if used not in (supported := _list_supported(device)[1]):
             raise SettingsError(
                 f"--quantization {used}: not supported on this device; it supports "
@@ -67,9 +66,9 @@ def load_engine(
             )
         try:
             engine: Engine = CTranslate2Engine(
-                model_folders[0].settings.model,
-                model_folders[0].tokenizer,
-                model_folders[0].weights,
+                model.settings.model,
+                model.tokenizer,
+                model.weights,
                 device=device,
                 threads=threads,
                 quantization=used,
@@ -78,7 +77,7 @@ def load_engine(
         except UnsupportedError as error:
             reason = refused = error.reason
         else:
-            parity = model_folders[0].metrics.get(PARITY)
+            parity = model.metrics.get(PARITY)
             has_failed = isinstance(parity, dict) and parity.get("is_equal") is False
             if name == "ctranslate2" or not has_failed or used != "float32":
                 return engine

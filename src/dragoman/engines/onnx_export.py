@@ -57,19 +57,26 @@ def write_onnx(network: Transformer, folder: Path) -> dict[str, Any]:
     with torch.no_grad():
         source = encoder(source_ids)
     past = [torch.zeros(2, 4, 2 * network.d_model) for _ in numbers]
-    _trace(
-        encoder, folder / _ENCODER, (source_ids,), ["source_ids"], ["source_mask", *sources], sizes
-    )
-    _trace(
-        step,
-        folder / _DECODER_STEP,
-        (torch.full((2,), BOS_ID), *source, *past),
-        ["ids", "source_mask", *sources, *targets],
-        ["log_probs", *grown],
-        sizes,
-    )
+    first_ids, memory = torch.full((2,), BOS_ID), ["source_mask", *sources]
+    for module, name, inputs, input_names, output_names in (
+        (encoder, _ENCODER, (source_ids,), ["source_ids"], memory),
+        (step, _DECODER_STEP, (first_ids, *source, *past), ["ids", *memory, *targets],
+         ["log_probs", *grown]),
+    ):  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated; checks of lengths, which are constants
+            torch.onnx.export(
+                module,
+                inputs,
+                folder / name,
+                input_names=input_names,
+                output_names=output_names,
+                dynamic_axes={one: sizes[one] for one in (*input_names, *output_names)},
+                opset_version=_OPSET,
+                dynamo=False,  # by tracing: the newer exporter needs onnxscript
+            )
     positions = network.longest_target
-    limit = "any length" if positions is None else f"at most {positions} tokens, with their ends"
+    limit = f"at most {positions} tokens, with their ends" if positions else "any length"
     longest = min(_LONGEST, positions or _LONGEST)
     readme = Path(__file__).with_name("onnx_readme.md").read_text(encoding="utf-8")
     readme = readme.replace("LIMIT", limit).replace("LONGEST", str(longest))
@@ -211,29 +218,3 @@ class _Sinusoids(nn.Module):
 
     def forward(self, start: int, stop: int) -> Tensor:
         return sinusoidal_positions(start, stop, self.d_model)
-
-
-def _trace(
-    module: nn.Module,
-    path: Path,
-    inputs: tuple[Tensor, ...],
-    input_names: list[str],
-    output_names: list[str],
-    sizes: dict[str, dict[int, str]],
-) -> None:
-    """Write the graph of `module`; `sizes` names the dimensions that may change.
-
-    The exporter by tracing, because the newer one (dynamo) needs onnxscript.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated; checks of lengths, which are constants
-        torch.onnx.export(
-            module,
-            inputs,
-            path,
-            input_names=input_names,
-            output_names=output_names,
-            dynamic_axes={name: sizes[name] for name in (*input_names, *output_names)},
-            opset_version=_OPSET,
-            dynamo=False,
-        )

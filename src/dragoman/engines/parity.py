@@ -9,7 +9,7 @@ import numpy as np
 
 from dragoman.decoding.hypothesis import Hypothesis, limit_lengths, normalize
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.engine import Engine, Quantization
+from dragoman.engines.engine import Engine, Ids, Quantization
 from dragoman.errors import ModelFolderError
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.pairs import take_features
@@ -69,10 +69,7 @@ class ExportedModel:
         raise NotImplementedError
 
     def search(
-        self,
-        sources: Sequence[Sequence[int]],
-        config: SearchConfig,
-        prefixes: Sequence[Sequence[int]] | None = None,
+        self, sources: Ids, config: SearchConfig, prefixes: Ids | None = None
     ) -> list[list[Hypothesis]]:
         """Return the greedy hypothesis of each source; of the settings, only the lengths count."""
         assert prefixes is None
@@ -82,12 +79,7 @@ class ExportedModel:
             for source, limit in zip(sources, limits, strict=True)
         ]
 
-    def score(
-        self,
-        sources: Sequence[Sequence[int]],
-        targets: Sequence[Sequence[int]],
-        config: SearchConfig,
-    ) -> list[Hypothesis]:
+    def score(self, sources: Ids, targets: Ids, config: SearchConfig) -> list[Hypothesis]:
         """Return each target with its log-probabilities: see `Engine.score`."""
         return [
             self._describe(source, [*target, EOS_ID], config)
@@ -126,7 +118,7 @@ def list_samples(model_folder: ModelFolder) -> list[Sample]:
             "metrics.json has no samples, the held-out rows to check an export on; train the model "
             "again with this version of dragoman"
         )
-    count = len(model_folder.settings.data.features)
+    num_features = len(model_folder.settings.data.features)
     try:
         found = [Sample(one["source"], one["features"], one["reference"]) for one in samples]
         are_texts = all(
@@ -134,7 +126,7 @@ def list_samples(model_folder: ModelFolder) -> list[Sample]:
         )
     except (KeyError, TypeError):
         are_texts = False
-    if not are_texts or any(len(one.features) != count for one in found):
+    if not are_texts or any(len(one.features) != num_features for one in found):
         raise ModelFolderError(
             "metrics.json: samples: expected rows of a source, features and a reference; copy the "
             "model folder again"
@@ -150,53 +142,33 @@ def compare(reference: Engine, engine: Engine, model_folder: ModelFolder) -> Che
     Raises: ModelFolderError, when there are no such rows.
     """
     config = SearchConfig(decoding=model_folder.settings.decoding.to_greedy())
-    sources, targets = _encode_samples(model_folder)
-    expected, found = ([one for [one] in e.search(sources, config)] for e in (reference, engine))
-    one, other = (
-        np.array([each.score for each in e.score(sources, targets, config)], float)
-        for e in (reference, engine)
-    )
-    others = [
-        i
-        for i, (wanted, made) in enumerate(zip(expected, found, strict=True))
-        if (wanted.ids, wanted.is_complete) != (made.ids, made.is_complete)
-    ]
-    tied = sum(_is_tie(sources[i], expected[i], found[i], reference, config) for i in others)
-    return Check(
-        rows=len(sources),
-        equal_rows=len(sources) - len(others),
-        tied_rows=tied,
-        # numpy's maximum is NaN where one is, Python's may be another.
-        largest_difference=float(np.max(np.abs(one - other), initial=0.0)),
-    )
-
-
-def _is_tie(
-    source: Sequence[int],
-    expected: Hypothesis,
-    found: Hypothesis,
-    reference: Engine,
-    config: SearchConfig,
-) -> bool:
-    """Return whether `reference` finds both equally likely at their first difference."""
-    if expected.ids == found.ids:  # one is truncated: no rounding does that
-        return False
-    common = 0
-    for one, other in zip(expected.ids, found.ids, strict=False):
-        if one != other:
-            break
-        common += 1
-    scored = reference.score([source] * 2, [expected.ids, found.ids], config)
-    first, second = (one.log_probs[common] for one in scored)
-    return abs(first - second) < _TIE
-
-
-def _encode_samples(model_folder: ModelFolder) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the ids of the sources, and of the targets without begin and end."""
     samples, data = list_samples(model_folder), model_folder.settings.data
     taken = [take_features(one.source, one.features, data.features, data) for one in samples]
     texts = [text for text, _ in taken]
     sources = model_folder.tokenizer.encode_sources(texts, [symbols for _, symbols in taken])
-    targets = model_folder.tokenizer.encode_targets([one.target for one in samples], texts)
+    encoded = model_folder.tokenizer.encode_targets([one.target for one in samples], texts)
     # No engine emits an unknown token, so its probability is 0.
-    return sources, [[id_ for id_ in ids[1:-1] if id_ != UNKNOWN_ID] for ids in targets]
+    targets = [[id_ for id_ in ids[1:-1] if id_ != UNKNOWN_ID] for ids in encoded]
+    one, other = (
+        np.array([each.score for each in e.score(sources, targets, config)], float)
+        for e in (reference, engine)
+    )
+    num_equal = num_tied = 0
+    results = (e.search(sources, config) for e in (reference, engine))
+    for source, [wanted], [found] in zip(sources, *results, strict=True):
+        if wanted.ids == found.ids:  # where only one is truncated, rounding is not the reason
+            num_equal += wanted.is_complete == found.is_complete
+            continue
+        pairs = enumerate(zip(wanted.ids, found.ids, strict=False))
+        shorter = min(len(wanted.ids), len(found.ids))
+        common = next((i for i, (one_id, other_id) in pairs if one_id != other_id), shorter)
+        scored = reference.score([source] * 2, [wanted.ids, found.ids], config)
+        first, second = (each.log_probs[common] for each in scored)
+        num_tied += abs(first - second) < _TIE
+    return Check(
+        rows=len(sources),
+        equal_rows=num_equal,
+        tied_rows=num_tied,
+        # numpy's maximum is NaN where one is, Python's may be another.
+        largest_difference=float(np.max(np.abs(one - other), initial=0.0)),
+    )

@@ -289,7 +289,18 @@ def _convert(
         names = [one for one in tensors if re.match(re.escape(stem) + r"(layers\.\d+|norm)\.", one)]
         stack = {name.removeprefix(stem): tensors.pop(name) for name in names}
         num_layers[part] = len({name.split(".")[1] for name in stack if name[0] == "l"})
-        _complete(stack, f"layers.{num_layers[part] - 1}.norm{3 if is_decoder else 2}", facts)
+        last_norm = f"layers.{num_layers[part] - 1}.norm{3 if is_decoder else 2}"
+        for name in [one for one in stack if one.endswith("weight")]:  # some lack biases
+            stack.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros(len(stack[name])))
+        if "norm.weight" not in stack:
+            if facts.norm_first:
+                raise _RefusedError(
+                    "its pre-norm layers have no LayerNorm at their end, as ours have"
+                )
+            # Post-norm layers end with one; without scale and shift, a second one changes nothing.
+            for kind, neutral in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
+                stack[f"norm.{kind}"] = stack[f"{last_norm}.{kind}"]
+                stack[f"{last_norm}.{kind}"] = neutral(stack[f"norm.{kind}"])
         weights |= {f"transformer.{part}.{name}": one for name, one in stack.items()}
     if len(num_layers) < 2:
         raise _RefusedError("it needs an nn.TransformerEncoder and an nn.TransformerDecoder")
@@ -305,13 +316,12 @@ def _convert(
         "output.bias": _pick(bias[:, None], target, "end")[:, 0],
     }
 
-    def is_target_embedding(name: str) -> bool:
-        return torch.equal(weights[f"{name}.weight"], weights["target_embedding.weight"])
-
-    is_shared = (
-        source == target and sides[0] == sides[1] and is_target_embedding("source_embedding")
+    has_same_embeddings, has_tied_output = (
+        torch.equal(weights[f"{name}.weight"], weights["target_embedding.weight"])
+        for name in ("source_embedding", "output")
     )
-    if is_tied := is_target_embedding("output") and not weights["output.bias"].any():
+    is_shared = source == target and sides[0] == sides[1] and has_same_embeddings
+    if is_tied := has_tied_output and not weights["output.bias"].any():
         del weights["output.weight"], weights["output.bias"]
         if is_shared:
             del weights["source_embedding.weight"]
@@ -339,31 +349,23 @@ def _convert(
             values["model.positions"] = "learned"
             values["model.max_positions"] = values["data.max_tokens"] = length
             weights |= {f"{side}_positions.weight": one[:length] for side, one in tables.items()}
-    tokenizers = [_make_tokenizer(*one) for one in zip(sides, vocabularies, strict=True)]
-    if is_shared:
-        tokenizers[1] = tokenizers[0]
+    tokenizers = list[Tokenizer]()
+    for side, one in zip(sides, vocabularies, strict=True):
+        if side.kind in ("bpe", "unigram"):
+            raise _RefusedError(
+                f"kind {side.kind}: a vocabulary does not tell how its subwords are joined; import with "
+                "kind symbols, and give sources that the old tokenizer has cut, with spaces between"
+            )
+        texts = [token for token, row in one.rows.items() if row not in one.special]
+        tokenizers.append(Tokenizer.from_dict({"settings": side.model_dump(), "tokens": texts}))
+    first, last = tokenizers[0], tokenizers[0 if is_shared else 1]
     return ModelFolder(
         settings=merge_settings(typed, values, overrule=True),
-        tokenizer=PairTokenizer(
-            source=tokenizers[0], target=tokenizers[1], features={}, frame=facts.frame
-        ),
+        tokenizer=PairTokenizer(source=first, target=last, features={}, frame=facts.frame),
         weights={name: one.contiguous().numpy() for name, one in weights.items()},
         metrics={},
         card="",
     )
-
-
-def _complete(stack: dict[str, Tensor], last_norm: str, facts: Facts) -> None:
-    """Add biases and the LayerNorm at the end that a stack of layers may lack, without effect."""
-    for name in [one for one in stack if one.endswith("weight")]:
-        stack.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros(len(stack[name])))
-    if "norm.weight" not in stack:
-        if facts.norm_first:
-            raise _RefusedError("its pre-norm layers have no LayerNorm at their end, as ours have")
-        # Post-norm layers end with one; without scale and shift, a second one changes nothing.
-        for kind, neutral in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
-            stack[f"norm.{kind}"] = stack[f"{last_norm}.{kind}"]
-            stack[f"{last_norm}.{kind}"] = neutral(stack[f"norm.{kind}"])
 
 
 def _assign(tensors: Mapping[str, Tensor], facts: Facts, d_model: int) -> dict[str, Tensor]:
@@ -418,13 +420,3 @@ def _pick(matrix: Tensor, vocabulary: _Vocabulary, frame: str) -> Tensor:
     mean = matrix[texts].mean(0)  # for special tokens that it does not have
     rows = [mean if row is None else matrix[row] for row in (*special, *texts)]
     return pad(torch.stack(rows), (0, 0, 0, -len(rows) % 8))
-
-
-def _make_tokenizer(side: SideSettings, vocabulary: _Vocabulary) -> Tokenizer:
-    if side.kind in ("bpe", "unigram"):
-        raise _RefusedError(
-            f"kind {side.kind}: a vocabulary does not tell how its subwords are joined; import with kind "
-            "symbols, and give sources that the old tokenizer has cut, with spaces between"
-        )
-    texts = [token for token, row in vocabulary.rows.items() if row not in vocabulary.special]
-    return Tokenizer.from_dict({"settings": side.model_dump(), "tokens": texts})

@@ -14,7 +14,7 @@ from dragoman.decoding.ensemble import Ensemble
 from dragoman.decoding.hypothesis import Hypothesis
 from dragoman.decoding.search import score_targets, search
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.engine import Quantization, ThreadRace, make_batches, name_call
+from dragoman.engines.engine import Ids, Quantization, ThreadRace, make_batches, name_call
 from dragoman.errors import SettingsError
 from dragoman.model.transformer import Transformer
 
@@ -40,11 +40,7 @@ class TorchEngine:
     quantization: Quantization = "float32"
 
     def __init__(
-        self,
-        networks: Sequence[Transformer],
-        device: str = "auto",
-        *,
-        races_threads: bool = False,
+        self, networks: Sequence[Transformer], device: str = "auto", *, races_threads: bool = False
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,10 +60,7 @@ class TorchEngine:
         self._races: dict[str, ThreadRace] = {}
 
     def search(
-        self,
-        sources: Sequence[Sequence[int]],
-        config: SearchConfig,
-        prefixes: Sequence[Sequence[int]] | None = None,
+        self, sources: Ids, config: SearchConfig, prefixes: Ids | None = None
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
         num_threads = torch.get_num_threads()  # 1 after a fork: others would be waited for for ever
@@ -87,45 +80,30 @@ class TorchEngine:
         return found
 
     def _search(
-        self,
-        sources: Sequence[Sequence[int]],
-        config: SearchConfig,
-        prefixes: Sequence[Sequence[int]] | None,
+        self, sources: Ids, config: SearchConfig, prefixes: Ids | None
     ) -> list[list[Hypothesis]]:
         found: list[list[Hypothesis]] = [[] for _ in sources]
         costs = [len(ids) * config.decoding.num_candidates for ids in sources]
         for batch in make_batches(costs, config.decoding.batch_tokens):
-            hypotheses = search(
-                self._ensemble,
-                self._pad([sources[i] for i in batch]),
-                config,
-                None if prefixes is None else [prefixes[i] for i in batch],
-            )
+            given = None if prefixes is None else [prefixes[i] for i in batch]
+            padded = self._pad([sources[i] for i in batch])
+            hypotheses = search(self._ensemble, padded, config, given)
             for i, best_first in zip(batch, hypotheses, strict=True):
                 found[i] = best_first
         return found
 
-    def score(
-        self,
-        sources: Sequence[Sequence[int]],
-        targets: Sequence[Sequence[int]],
-        config: SearchConfig,
-    ) -> list[Hypothesis]:
+    def score(self, sources: Ids, targets: Ids, config: SearchConfig) -> list[Hypothesis]:
         """Return each target with its log-probabilities: see `Engine.score`."""
         found: dict[int, Hypothesis] = {}
         costs = [max(len(s), len(t) + 1) for s, t in zip(sources, targets, strict=True)]
         for batch in make_batches(costs, config.decoding.batch_tokens):
-            scored = score_targets(
-                self.networks,
-                self._pad([sources[i] for i in batch]),
-                [targets[i] for i in batch],
-                config.decoding,
-            )
+            padded, given = self._pad([sources[i] for i in batch]), [targets[i] for i in batch]
+            scored = score_targets(self.networks, padded, given, config.decoding)
             found.update(zip(batch, scored, strict=True))
         return [found[i] for i in range(len(sources))]
 
     @torch.no_grad()
-    def pool_states(self, sources: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def pool_states(self, sources: Ids) -> NDArray[np.float32]:
         """Return the mean of the encoder's states of each source, of length 1: (N, D).
 
         They are those of the first model.
@@ -138,5 +116,5 @@ class TorchEngine:
             found[batch] = torch.nn.functional.normalize(means, dim=1).cpu().numpy()
         return found
 
-    def _pad(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _pad(self, rows: Ids) -> torch.Tensor:
         return pad(rows, self.networks[0].pad_id).to(self.device)

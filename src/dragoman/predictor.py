@@ -1,6 +1,7 @@
 """Text in, text out: a trained model and its predictions."""
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -13,7 +14,8 @@ from dragoman.characters import html_table
 from dragoman.configuration import SettingsLike, as_settings, merge_for_use
 from dragoman.decoding.hypothesis import Hypothesis, choose_least_risky
 from dragoman.decoding.search_config import SearchConfig, resolve_search
-from dragoman.engines.engine import Engine, QuantizationChoice, add_details
+from dragoman.engines.ctranslate2_engine import unsupported_reason
+from dragoman.engines.engine import Engine, Ids, QuantizationChoice, add_details
 from dragoman.engines.load import EngineName, load_engine
 from dragoman.errors import DragomanError, SettingsError, shorten
 from dragoman.evaluation.confidence import FieldValue, find_confidence, find_score, score_fields
@@ -24,7 +26,7 @@ from dragoman.model_folder.memory import TargetMemory, find_shared
 from dragoman.reading.jsonl import read_record
 from dragoman.reading.pairs import InvalidRow, Source, take_features, write_target
 from dragoman.reading.row_errors import EMPTY_SIDE, RowError, find_side_error, find_value_error
-from dragoman.records import SETTINGS, Field, Format, list_fields
+from dragoman.records import SETTINGS, Format, list_fields
 from dragoman.settings import Settings
 from dragoman.tokenizers.tokenizer import EOS_ID, UNKNOWN_ID, PairTokenizer
 
@@ -34,6 +36,7 @@ _SPELLED_PREFIX = (
     "its prefix is not made of whole fields and words of the source, to which this model points; end "
     "it after one, or train the model with tokenizer.pointers false"
 )
+_CALIBRATE = "run `dragoman evaluate MODEL PAIRS --calibrate`"
 PRODUCED_NAN = "the model produced NaN: weights are corrupt or have overflowed"
 
 T = TypeVar("T")
@@ -85,10 +88,13 @@ class Prediction:
         Computed when it is asked for, together with those of all outputs of the same window.
         """
         found = self._fields() if callable(self._fields) else self._fields
-        if self.num_left_out and self.record_format:
-            left = list_fields(self.text, self.record_format, splits_items=True)
-            found = _follow(found, left or ())
-        return found
+        if not self.num_left_out or not self.record_format:
+            return found
+        rest, kept = iter(found), []  # the values of the shorter record, with their places there
+        for left in list_fields(self.text, self.record_format, splits_items=True) or ():
+            value = next(one for one in rest if (one.field, one.value) == (left.name, left.text))
+            kept.append(value._replace(start=left.start, end=left.end))
+        return tuple(kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -204,16 +210,15 @@ class Predictor:
                 )
         merged = merge_for_use(as_settings(settings, is_whole=False), first.settings)
         config = resolve_search(merged.decoding, first.tokenizer, merged.data.record_fields)
-        made = load_engine(model_folders, config, engine, device, threads, quantization)
-        found = [
-            model_folder.calibration
-            for model_folder in model_folders
-            if model_folder.calibration is not None
-        ]
         loaded = cls(
-            made, first.tokenizer, merged, model_folders, config=config, calibrations=found,
+            load_engine(model_folders, config, engine, device, threads, quantization),
+            first.tokenizer,
+            merged,
+            model_folders,
+            config=config,
+            calibrations=[one.calibration for one in model_folders if one.calibration is not None],
             memory=find_shared([one.memory for one in model_folders]),
-        )  # fmt: skip
+        )
         loaded.folders = tuple(one.absolute() for one in paths)
         loaded.options = {"engine": engine, "device": device, "threads": threads,
                           "quantization": quantization}  # fmt: skip
@@ -270,6 +275,12 @@ class Predictor:
         """Return those of a row's features that the training pairs did not have."""
         return [symbol for symbol in features if symbol not in self.tokenizer.features]
 
+    @cached_property
+    def needs_torch(self) -> bool:
+        """Whether PyTorch computes this search."""
+        reason = unsupported_reason(self.config, self.tokenizer)
+        return bool(reason) or self.engine.name == "torch"
+
     @property
     def temperature(self) -> float:
         """The temperature from log-probability to confidence; 1 without a calibration.
@@ -287,16 +298,13 @@ class Predictor:
     def describe_calibration(self) -> str:
         """Return a warning if the calibration does not apply to these settings, else ""."""
         if not self.calibrations:
-            return "confidence: not calibrated; run `dragoman evaluate MODEL PAIRS --calibrate`"
+            return f"confidence: not calibrated; {_CALIBRATE}"
         if len(self.folders) > 1:
             return "confidence: calibrated for each model, not for the ensemble"
         if changed := find_differences(self.calibrations[0], self.settings.decoding):
             return f"confidence: calibrated with other settings: {', '.join(changed[:3])}"
         if self.record_format and self.calibrations[0].records is None:
-            return (
-                "confidence: calibrated for whole outputs, not for their fields; run `dragoman "
-                "evaluate MODEL PAIRS --calibrate`"
-            )
+            return f"confidence: calibrated for whole outputs, not for their fields; {_CALIBRATE}"
         return ""
 
     def predict(
@@ -359,20 +367,14 @@ class Predictor:
     def _predict_all(
         self, rows: Sequence[Source | InvalidRow], *, scores_targets: bool = False
     ) -> list[list[Prediction]]:
-        """Return the outputs of each row, best first; an empty source has none, and no score.
-
-        Raises:
-            DragomanError: Another row is invalid, or the model produced NaN.
-        """
-        found = []
+        """Return the outputs of each row, best first; an empty source has none, and no score."""
         predicted = self.predict_window(rows, scores_targets=scores_targets)
-        for given, (row, best_first) in zip(rows, predicted, strict=True):
+        for given, (row, _) in zip(rows, predicted, strict=True):
             if isinstance(row, InvalidRow) and (scores_targets or isinstance(given, Source)):
                 if row.reason == PRODUCED_NAN:
                     raise self.nan_error()
                 raise DragomanError(f"sources[{row.line}]: {row.reason}")
-            found.append(best_first)
-        return found
+        return [best_first for _, best_first in predicted]
 
     def predict_rows(
         self, rows: Iterable[Source | InvalidRow]
@@ -400,26 +402,27 @@ class Predictor:
         read = [row for row in rows if isinstance(row, Source)]
         texts = [row.source for row in read]
         sources = self.tokenizer.encode_sources(texts, [row.features for row in read])
-        given = self._encode_targets([row.given for row in read], texts)
+        encoded = self.tokenizer.encode_targets([row.given for row in read], texts)
+        given = [ids[1:-1] for ids in encoded]
+        most = self._num_positions or sys.maxsize
 
         def reject(i: int, reason: str) -> None:
             rows[places[i]] = InvalidRow(read[i].line, "", reason, read[i].columns)
 
         kept: list[int] = []  # rows of `read`
         for i, source in enumerate(sources):
+            length = max(len(source), len(given[i]) + 1 if scores_targets else 0)
             if not scores_targets and (answer := self._remember(read[i])):
                 outputs[places[i]] = [self._leave_out(answer)]
-                continue
-            length = max(len(source), len(given[i]) + 1 if scores_targets else 0)
-            if unknown := self._name_unknown(read[i].given, given[i]):
-                reject(i, unknown)
+            elif UNKNOWN_ID in given[i]:
+                names = self.tokenizer.target.name_unknown(read[i].given)
+                reject(i, f"{read[i].given[:40]!r} has {names}, which the target's vocabulary lacks: "
+                       "no output has it")  # fmt: skip
             elif not scores_targets and self.tokenizer.spells(given[i]):
                 reject(i, _SPELLED_PREFIX)
-            elif self._num_positions is not None and length > self._num_positions:
+            elif length > most:
                 reject(
-                    i,
-                    f"{length:,} tokens, more than the {self._num_positions:,} learned positions "
-                    "of the model",
+                    i, f"{length:,} tokens, more than the {most:,} learned positions of the model"
                 )
             else:
                 kept.append(i)
@@ -429,16 +432,15 @@ class Predictor:
             scored = self.engine.score(kept_sources, kept_given, self.config)
             hypotheses = [[one] for one in scored]
         else:
-            prefixes = kept_given if any(kept_given) else None
-            hypotheses = self._search(kept_sources, kept_texts, prefixes)
+            hypotheses = self._search(kept_sources, kept_texts, kept_given)
         found = self._describe(kept_sources, kept_texts, hypotheses)
         for i, best_first in zip(kept, found, strict=True):
             if any(math.isnan(one.score) for one in best_first):
                 reject(i, PRODUCED_NAN)
-            elif scores_targets:  # a given text stays
-                outputs[places[i]] = best_first
-            else:
-                outputs[places[i]] = [self._leave_out(one) for one in best_first]
+            else:  # a given target stays as it is
+                outputs[places[i]] = (
+                    best_first if scores_targets else [self._leave_out(one) for one in best_first]
+                )
         return list(zip(rows, outputs, strict=True))
 
     def weights_sha256(self) -> list[str]:
@@ -454,6 +456,16 @@ class Predictor:
         """Return the weights of each of its model folders."""
         return [one.weights for one in self.model_folders if isinstance(one.weights, StoredWeights)]
 
+    def make_row(
+        self, text: str, features: Sequence[str], line: int = 0, given: str = ""
+    ) -> Source | RowError:
+        """Return the row of a source, by the rules of a file, or what is wrong with it."""
+        data = self.settings.data
+        rest, symbols = take_features(text, features, self.feature_labels, data)
+        error = find_value_error("", line, "the source", rest)
+        error = error or find_side_error("", line, "source", rest, data.max_characters)
+        return error or Source(rest, symbols, line, given)
+
     def _make_rows(
         self,
         sources: Iterable[str],
@@ -461,7 +473,7 @@ class Predictor:
         name: str,
         given: Iterable[str] | None,
     ) -> list[Source | InvalidRow]:
-        """Return a row for each source, by the rules of a file; an empty one is invalid.
+        """Return a row for each source; an empty one is invalid.
 
         `name` is that of the argument `given`, a prefix or target for each.
         """
@@ -473,47 +485,35 @@ class Predictor:
                 if isinstance(written, RowError):
                     raise DragomanError(f"targets[{i}]: {written.detail}")
                 starts[i] = written
-        values = self._list_features(features, len(texts))
-        rows: list[Source | InvalidRow] = []
-        unseen = dict[str, None]()
-        for line, (text, row) in enumerate(zip(texts, values, strict=True)):
-            rest, symbols = take_features(text, row, self.feature_labels, data)
-            unseen.update(dict.fromkeys(self.find_unknown(symbols)))
-            error = find_value_error("", line, "the source", rest)
-            error = error or find_side_error("", line, "source", rest, data.max_characters)
-            if error is None:
-                rows.append(Source(rest, symbols, line, starts[line]))
-            elif error.kind == EMPTY_SIDE:
-                rows.append(InvalidRow(line, "", error.detail))
-            else:
-                raise DragomanError(f"sources[{line}]: {error.detail}")
-        read = [row for row in rows if isinstance(row, Source) and row.given]
-        encoded = self._encode_targets([row.given for row in read], [row.source for row in read])
-        for one, ids in zip(read, encoded, strict=True):
-            if unknown := self._name_unknown(one.given, ids):
-                raise DragomanError(f"{name}[{one.line}]: {unknown}")
-        if unseen:
-            shown = shorten(", ".join(unseen))
-            warnings.warn(f"features that the model has never seen: {shown}", stacklevel=4)
-        return rows
-
-    def _list_features(
-        self, features: Iterable[Sequence[str]] | None, count: int
-    ) -> list[Sequence[str]]:
-        names = self.feature_labels
-        rows = [()] * count if features is None else features
-        values = list(rows) if _is_list(rows) else []
-        if len(values) != count or not all(
+        if features is None:
+            features = [()] * len(texts)
+        values = list(features) if _is_list(features) else []
+        labels = self.feature_labels
+        if len(values) != len(texts) or not all(
             isinstance(row, list | tuple)
-            and len(row) == len(names)
+            and len(row) == len(labels)
             and all(isinstance(value, str) for value in row)
             for row in values
         ):
             raise DragomanError(
-                f"features: give {len(names)} values for each of the {count} sources, as a list of "
-                f"tuples of strings (data.features of this model: {', '.join(names) or 'none'})"
+                f"features: give {len(labels)} values for each of the {len(texts)} sources, as a list "
+                f"of tuples of strings (data.features of this model: {', '.join(labels) or 'none'})"
             )
-        return values
+        rows: list[Source | InvalidRow] = []
+        unseen = dict[str, None]()
+        for line, (text, value, start) in enumerate(zip(texts, values, starts, strict=True)):
+            row = self.make_row(text, value, line, start)
+            if isinstance(row, Source):
+                rows.append(row)
+                unseen.update(dict.fromkeys(self.find_unknown(row.features)))
+            elif row.kind == EMPTY_SIDE:
+                rows.append(InvalidRow(line, "", row.detail))
+            else:
+                raise DragomanError(f"sources[{line}]: {row.detail}")
+        if unseen:
+            shown = shorten(", ".join(unseen))
+            warnings.warn(f"features that the model has never seen: {shown}", stacklevel=4)
+        return rows
 
     @cached_property
     def _has_memory(self) -> bool:
@@ -546,13 +546,9 @@ class Predictor:
         )  # fmt: skip
 
     def _search(
-        self,
-        sources: Sequence[Sequence[int]],
-        source_texts: Sequence[str],
-        prefixes: Sequence[Sequence[int]] | None,
+        self, sources: Ids, source_texts: Sequence[str], prefixes: Ids
     ) -> list[list[Hypothesis]]:
-        """Return the outputs of each source, best first."""
-        found = self.engine.search(sources, self.config, prefixes)
+        found = self.engine.search(sources, self.config, prefixes if any(prefixes) else None)
         decoding = self.settings.decoding
         if decoding.minimum_risk != "none":
             for i, candidates in enumerate(found):
@@ -565,29 +561,11 @@ class Predictor:
             found = add_details(self.engine, sources, found, self.config, self._num_positions)
         return found
 
-    def _encode_targets(self, texts: Sequence[str], sources: Sequence[str]) -> list[list[int]]:
-        return [ids[1:-1] for ids in self.tokenizer.encode_targets(texts, sources)]
-
-    def _name_unknown(self, text: str, ids: Sequence[int]) -> str:
-        """Return why the model cannot emit `text`, with these ids; "" if it can."""
-        if UNKNOWN_ID not in ids:
-            return ""
-        names = self.tokenizer.target.name_unknown(text)
-        return f"{text[:40]!r} has {names}, which the target's vocabulary lacks: no output has it"
-
     def _describe(
-        self,
-        sources: Sequence[Sequence[int]],
-        source_texts: Sequence[str],
-        found: Sequence[Sequence[Hypothesis]],
+        self, sources: Ids, source_texts: Sequence[str], found: Sequence[Sequence[Hypothesis]]
     ) -> list[list[Prediction]]:
         """Return the outputs of each source as texts, with their confidence."""
-        names, end, read = (
-            self._target_names,
-            self._target_names[EOS_ID],
-            self.tokenizer.read_target,
-        )
-        temperature, form = self.temperature, self.record_format
+        names, temperature, form = self._target_names, self.temperature, self.record_format
         scored: dict[int, list[list[Hypothesis]]] = {}  # by rank: few want more than the best
 
         def find_fields(row: int, rank: int, text: str) -> tuple[FieldValue, ...]:
@@ -602,24 +580,20 @@ class Predictor:
                         self.engine, sources, ranked, config, self._num_positions
                     )
                 one = scored[rank][row][0]
+            values = []
             ends = self.tokenizer.find_target_ends(one.ids, source_texts[row])
-            return tuple(
-                FieldValue(
-                    field=value.name,
-                    value=value.text,
-                    confidence=find_confidence(
-                        score, self.find_field_temperature(value.name), is_complete=one.is_complete
-                    ),
-                    score=score,
-                    start=value.start,
-                    end=value.end,
+            for value, score in score_fields(text, form, ends, one.log_probs):
+                own = self.find_field_temperature(value.name)
+                confidence = find_confidence(score, own, is_complete=one.is_complete)
+                values.append(
+                    FieldValue(value.name, value.text, confidence, score, value.start, value.end)
                 )
-                for value, score in score_fields(text, form, ends, one.log_probs)
-            )
+            return tuple(values)
 
         def describe(row: int, rank: int) -> Prediction:
             source_ids, one = sources[row], found[row][rank]
-            text = read(one.ids, source_texts[row])
+            ids = (*one.ids, EOS_ID) if one.is_complete else one.ids
+            text = self.tokenizer.read_target(one.ids, source_texts[row])
             return Prediction(
                 text=text,
                 score=one.score,
@@ -627,7 +601,7 @@ class Predictor:
                 normalized_score=one.normalized_score,
                 is_complete=one.is_complete,
                 num_unknown=source_ids.count(UNKNOWN_ID),
-                tokens=(*(names[i] for i in one.ids), *([end] if one.is_complete else [])),
+                tokens=tuple(names[i] for i in ids),
                 log_probs=one.log_probs,
                 source_tokens=tuple(self._source_names[i] for i in source_ids),
                 alignment=one.alignment,
@@ -659,15 +633,6 @@ class Predictor:
         return self.tokenizer.target_names()
 
 
-def _follow(values: Sequence[FieldValue], left: Sequence[Field]) -> tuple[FieldValue, ...]:
-    """Return those of `values` that are left in a shorter record, each with its place there."""
-    found, rest = [], iter(values)
-    for one in left:
-        value = next(value for value in rest if (value.field, value.value) == (one.name, one.text))
-        found.append(value._replace(start=one.start, end=one.end))
-    return tuple(found)
-
-
 def _find_mean(temperatures: Sequence[float]) -> float:
     """Return the geometric mean; 1 if there are none."""
     return float(math.prod(temperatures) ** (1 / len(temperatures))) if temperatures else 1.0
@@ -685,11 +650,7 @@ def make_windows(rows: Iterable[T], first: int = 0) -> Iterator[list[T]]:
 
 
 def _list_texts(name: str, values: Iterable[str], count: int | None = None) -> list[str]:
-    """Return `values`, `count` strings, as a list.
-
-    Raises:
-        DragomanError: They are something else.
-    """
+    """Return `values`, `count` strings, as a list."""
     if not _is_list(values):
         raise DragomanError(
             f"{name}: expected a list of {name}, found {type(values).__name__}; give the strings in "

@@ -70,6 +70,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         start_s, status = time.perf_counter(), 0
+        failure: RequestError | None = None
 
         async def send_first(message: Event) -> None:
             nonlocal status
@@ -84,21 +85,19 @@ class Gate:
             async with asyncio.timeout(self._limits.timeout_s):
                 await self._app(scope, self._bound(receive), send_first)
         except RequestError as error:
-            await respond(error, self._metrics)(scope, receive, send_first)
+            failure = error
         except TimeoutError:
             message = f"no answer within {self._limits.timeout_s:g} s; send less, or try later"
-            late = RequestError(504, "timeout", "time", message)
-            if not status:
-                await respond(late, self._metrics)(scope, receive, send_first)
+            failure = RequestError(504, "timeout", "time", message)
         except ClientDisconnect:
             status = 499  # nobody reads an answer
-        except Exception as error:  # the server logs it
+        except Exception as error:
             message = f"internal error: {type(error).__name__}"
-            failed = RequestError(500, "internal", "server", message)
-            if not status:
-                await respond(failed, self._metrics)(scope, receive, send_first)
-            raise
+            failure = RequestError(500, "internal", "server", message)
+            raise  # the server logs it
         finally:
+            if failure and not status:
+                await respond(failure, self._metrics)(scope, receive, send_first)
             self._running -= 1
             path = scope["path"] if scope["path"] in _COUNTED else "other"
             elapsed_s = time.perf_counter() - start_s
@@ -109,23 +108,19 @@ class Gate:
         headers, limits = dict(scope["headers"]), self._limits
         if self._running > limits.concurrent:
             raise RequestError(503, "queue_full", "server", "too many requests; try later")
-        host = headers.get(b"host", b"").decode("latin-1")
+        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
         if not self._is_own(host):
-            raise RequestError(
-                403, "forbidden", "Host", "this is not a name of this server; --allow-host adds it"
-            )
-        origin = headers.get(b"origin", b"").decode("latin-1")
+            message = "this is not a name of this server; --allow-host adds it"
+            raise RequestError(403, "forbidden", "Host", message)
         is_known = not origin or origin.partition("://")[2] == host
         if not is_known and not {origin, "*"} & {*limits.origins}:
-            raise RequestError(
-                403, "forbidden", "Origin", "pages elsewhere may not ask; --allow-origin adds them"
-            )
+            message = "pages elsewhere may not ask; --allow-origin adds them"
+            raise RequestError(403, "forbidden", "Origin", message)
         if limits.token and scope["path"].startswith(_TOKEN_PATHS):
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, f"Bearer {limits.token}".encode()):
-                raise RequestError(
-                    401, "forbidden", "Authorization", "give the token: Authorization: Bearer TOKEN"
-                )
+                message = "give the token: Authorization: Bearer TOKEN"
+                raise RequestError(401, "forbidden", "Authorization", message)
 
     def _bound(self, receive: Receive) -> Receive:
         """Return `receive`, which raises the error of a body that is too large as it is read."""
@@ -136,9 +131,8 @@ class Gate:
             message = await receive()
             size += len(message.get("body", b""))
             if size > most:
-                raise RequestError(
-                    413, "too_large", "body", f"larger than {most:,} bytes; send several requests"
-                )
+                text = f"larger than {most:,} bytes; send several requests"
+                raise RequestError(413, "too_large", "body", text)
             return message
 
         return receive_bounded
@@ -189,9 +183,8 @@ class Corrections:
                     if file.read() != b"\n":  # a last row that was cut, or typed
                         file.write(b"\n")
         except OSError as error:
-            raise SettingsError(
-                f"--corrections {path}: cannot be written: {error.strerror}"
-            ) from error
+            reason = f"--corrections {path}: cannot be written: {error.strerror}"
+            raise SettingsError(reason) from error
 
     def add(self, asked: CorrectionRequest, model: Predictor) -> None:
         """Append a row.

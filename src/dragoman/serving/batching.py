@@ -97,18 +97,11 @@ class Batcher:
         self._add(0, 0)
 
     async def search(self, predictor: Predictor, rows: Sequence[Source]) -> list[Answer]:
-        """Return each row with its outputs, as `Predictor.predict_window` does.
-
-        Raises: RequestError, when the queue is full, or there are more rows than it ever holds.
-        """
+        """Return each row with its outputs, as `Predictor.predict_window` does; see `check`."""
         sizes = [len(row.source.encode()) + len(row.features) + 1 for row in rows]
         self.check(len(rows), sum(sizes))
-        request = _Request(
-            predictor=predictor,
-            rows=rows,
-            sizes=sizes,
-            answered=asyncio.get_running_loop().create_future(),
-        )
+        answered = asyncio.get_running_loop().create_future()
+        request = _Request(predictor=predictor, rows=rows, sizes=sizes, answered=answered)
         self._waiting.append(request)
         self._add(len(rows), sum(sizes))
         self._wake()
@@ -125,11 +118,11 @@ class Batcher:
         Raises: RequestError, when the queue is full, or there are more rows than it ever holds.
         """
         if rows > self._most_rows or size_bytes > self._most_bytes:
-            raise RequestError.invalid(
-                "source",
+            message = (
                 f"{rows:,} texts of {size_bytes:,} bytes; send at most {self._most_rows:,} texts "
-                f"and {self._most_bytes:,} bytes at once",
+                f"and {self._most_bytes:,} bytes at once"
             )
+            raise RequestError.invalid("source", message)
         if self._rows + rows > self._most_rows or self._bytes + size_bytes > self._most_bytes:
             raise RequestError(503, "queue_full", "queue", "too many rows are waiting; try later")
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dragoman.configuration import describe_value, suggest
-from dragoman.errors import DragomanError, SettingsError, shorten
+from dragoman.errors import shorten
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.grounding import Kind
 from dragoman.predictor import Prediction as Output
 from dragoman.predictor import Predictor
-from dragoman.reading.pairs import Source, take_features
-from dragoman.reading.row_errors import find_side_error, find_value_error
+from dragoman.reading.pairs import Source
+from dragoman.reading.row_errors import RowError
 
 Body = TypeVar("Body", bound="Message")
 
@@ -49,13 +49,6 @@ class RequestError(Exception):
     def invalid(cls, where: str, message: str) -> "RequestError":
         """Return the error of a wrong field."""
         return cls(422, "invalid", where, message)
-
-    @classmethod
-    def from_settings(cls, error: DragomanError) -> "RequestError":
-        """Return the error of decoding settings; theirs begin with the setting, if it is one."""
-        where, _, message = str(error).partition(": ")
-        is_setting = isinstance(error, SettingsError) and where.startswith("decoding.")
-        return cls.invalid(where, message) if is_setting else cls.invalid("decoding", str(error))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the body of the response."""
@@ -209,39 +202,29 @@ def make_rows(request: PredictRequest, model: Predictor) -> list[Source]:
     is_nested = bool(given) and isinstance(given[0], list)
     values: list[list[str]] = given if is_nested else [given] * len(texts)
     if len(values) != len(texts):
-        raise RequestError.invalid(
-            "features", f"{len(values)} lists for {len(texts)} sources; give one for each"
-        )
+        message = f"{len(values)} lists for {len(texts)} sources; give one for each"
+        raise RequestError.invalid("features", message)
     rows = []
     for i, (text, row) in enumerate(zip(texts, values, strict=True)):
         where = "source" if isinstance(request.source, str) else f"source[{i}]"
-        rows.append(
-            make_row(text, row, model, where, f"features[{i}]" if is_nested else "features")
-        )
+        where_features = f"features[{i}]" if is_nested else "features"
+        rows.append(make_row(text, row, model, where, where_features))
     return rows
 
 
 def make_row(
     text: str, values: list[str], model: Predictor, where: str, where_features: str
 ) -> Source:
-    """Return the row of one source; the places are for errors.
-
-    Raises:
-        RequestError: As `make_rows`.
-    """
-    data, labels = model.settings.data, model.feature_labels
+    """Return the row of one source; the places are for errors."""
+    labels = model.feature_labels
     if len(values) != len(labels):
-        raise RequestError.invalid(
-            where_features,
-            f"{len(values)} values, expected {len(labels)} "
-            f"({', '.join(labels) or 'this model has no features'})",
-        )
-    rest, features = take_features(text, values, labels, data)
-    error = find_value_error("", 0, "the source", text)
-    error = error or find_side_error("", 0, "source", rest, data.max_characters)
-    if error is not None:
-        raise RequestError.invalid(where, error.detail)
-    return Source(rest, features, 0)
+        names = ", ".join(labels) or "this model has no features"
+        message = f"{len(values)} values, expected {len(labels)} ({names})"
+        raise RequestError.invalid(where_features, message)
+    row = model.make_row(text, values)
+    if isinstance(row, RowError):
+        raise RequestError.invalid(where, row.detail)
+    return row
 
 
 def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[str, Any]:
@@ -252,9 +235,8 @@ def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[
         content["num_unknown"] = best.num_unknown
     if best.record_format:
         content |= _describe_record(best)
-        if best.source not in (
-            [request.source] if isinstance(request.source, str) else request.source
-        ):
+        given = [request.source] if isinstance(request.source, str) else request.source
+        if best.source not in given:
             content["source"] = best.source
     if best.memory_row:
         content |= {"from": "memory", "row": best.memory_row}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.configuration import as_settings, flatten_settings
-from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
+from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.parity import Sample, list_samples
 from dragoman.errors import DragomanError, ModelFolderError, SettingsError
 from dragoman.model_folder.calibration import CALIBRATION
@@ -25,7 +25,7 @@ from dragoman.model_folder.folder import (
     list_models,
 )
 from dragoman.model_folder.memory import MEMORY
-from dragoman.predictor import PRODUCED_NAN, Prediction, Predictor
+from dragoman.predictor import PRODUCED_NAN, Predictor
 from dragoman.reading.pairs import InvalidRow, Source
 from dragoman.serving.batching import Batcher, Metrics
 from dragoman.serving.messages import (
@@ -52,15 +52,6 @@ _TEXTS = {"choices": "choices.txt", "grammar": "grammar.lark"}  # files on the c
 _RELOAD_EVERY_S = 1.0
 
 
-class Adapted:
-    """A model with the options of a request."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
-        reason = unsupported_reason(predictor.config, predictor.tokenizer)
-        self.needs_torch = bool(reason) or predictor.engine.name == "torch"
-
-
 class ServedModel:
     """One model, or an ensemble, and its searches by the options of requests.
 
@@ -74,8 +65,7 @@ class ServedModel:
         self.name = name
         self.predictor = predictor
         self.digest = "+".join(predictor.weights_sha256())
-        self._default = Adapted(predictor)
-        self._by_options: dict[str, Adapted] = {}
+        self._by_options: dict[str, Predictor] = {}
         if isinstance(predictor.engine, CTranslate2Engine):
             predictor.engine.is_shared = True
         self._samples = list[Sample]()
@@ -88,7 +78,7 @@ class ServedModel:
 
     async def adapt(
         self, decoding: Mapping[str, Any], *, nbest: int | None = None, alignment: bool = False
-    ) -> Adapted:
+    ) -> Predictor:
         """Return the model with the decoding settings of a request.
 
         Equal options give the same object, so that their requests can share a batch.
@@ -96,54 +86,42 @@ class ServedModel:
         Raises: SettingsError, when a setting is wrong, conflicts with others, or is too large.
         """
         if not decoding and nbest is None and not alignment:
-            return self._default
+            return self.predictor
         key = json.dumps([decoding, nbest, alignment], sort_keys=True)
         if key not in self._by_options:
             made = await asyncio.to_thread(self._adapt, decoding, nbest, alignment)
             if len(self._by_options) >= _CACHED_OPTIONS:
                 self._by_options.pop(next(iter(self._by_options)))
-            self._by_options.setdefault(key, Adapted(made))
+            self._by_options.setdefault(key, made)
         return self._by_options[key]
 
     def _adapt(self, decoding: Mapping[str, Any], nbest: int | None, alignment: bool) -> Predictor:
-        values = dict(decoding)
+        values, own = dict(decoding), self.predictor.settings.decoding
         if nbest is not None:
             values["num_hypotheses"] = nbest
-            own = self.predictor.settings.decoding
             widths = {"beam": "beam_size", "sampling": "num_samples"}
             if width := widths.get(str(values.get("method", own.method))):
                 values.setdefault(width, max(nbest, getattr(own, width)))
         if alignment:
             values["alignment"] = True
         with tempfile.TemporaryDirectory() as folder:
-            return self._make(values, Path(folder))
-
-    def _make(self, values: dict[str, Any], folder: Path) -> Predictor:
-        """Return the model with `values`; texts that are files elsewhere are put into `folder`."""
-        for name, file in _TEXTS.items():
-            if text := values.get(name):
-                if isinstance(text, list) and all(type(one) is str for one in text):
-                    if any({*"\r\n"} & {*one} for one in text):
-                        raise SettingsError(f"decoding.{name}: a line break in one of the texts")
-                    text = "\n".join(text)
-                if not isinstance(text, str):
-                    raise SettingsError(f"decoding.{name}: expected a text or a list of texts")
-                (folder / file).write_text(text, "utf-8")
-                values[name] = str(folder / file)
-        if isinstance(values.get("json_schema"), dict):
-            values["json_schema"] = json.dumps(values["json_schema"])
-        typed = as_settings({"decoding": values}, is_whole=False)
-        if "json_schema" in values and "json_schema" in typed.decoding.constraint_files:
-            raise SettingsError("decoding.json_schema: expected the schema itself, an object")
-        own = self.predictor.settings.decoding
-        for name, largest in _LARGEST.items():
-            most = max(largest, getattr(own, name))
-            if (value := getattr(typed.decoding, name)) > most and name in values:
-                raise SettingsError(f"decoding.{name}: {value} is too large: give at most {most}")
-        try:
-            return self.predictor.with_decoding(typed)
-        except SettingsError as error:
-            raise SettingsError(str(error).replace(f"{folder}/", "")) from error
+            for name, file in _TEXTS.items():
+                if text := values.get(name):
+                    values[name] = _write_text(text, Path(folder, file), f"decoding.{name}")
+            if isinstance(values.get("json_schema"), dict):
+                values["json_schema"] = json.dumps(values["json_schema"])
+            typed = as_settings({"decoding": values}, is_whole=False)
+            if "json_schema" in values and "json_schema" in typed.decoding.constraint_files:
+                raise SettingsError("decoding.json_schema: expected the schema itself, an object")
+            for name, largest in _LARGEST.items():
+                most = max(largest, getattr(own, name))
+                if (value := getattr(typed.decoding, name)) > most and name in values:
+                    text = f"decoding.{name}: {value} is too large: give at most {most}"
+                    raise SettingsError(text)
+            try:
+                return self.predictor.with_decoding(typed)
+            except SettingsError as error:
+                raise SettingsError(str(error).replace(f"{folder}/", "")) from error
 
     def describe(self) -> dict[str, Any]:
         """Return what a client should know of the model."""
@@ -162,6 +140,18 @@ class ServedModel:
             "examples": [one._asdict() for one in self._samples],
             "decoding": flatten_settings(settings.decoding) | files,
         }
+
+
+def _write_text(text: object, path: Path, where: str) -> str:
+    """Write what is a file on the command line, a text or a list of texts; return its path."""
+    if isinstance(text, list) and all(type(one) is str for one in text):
+        if any({*"\r\n"} & {*one} for one in text):
+            raise SettingsError(f"{where}: a line break in one of the texts")
+        text = "\n".join(text)
+    if not isinstance(text, str):
+        raise SettingsError(f"{where}: expected a text or a list of texts")
+    path.write_text(text, "utf-8")
+    return str(path)
 
 
 class ServedModels:
@@ -247,10 +237,7 @@ class Service:
         self._slow = Batcher("torch", 1, max(1, rows // 8), max(1, size // 8), self.metrics)
 
     def check_queue(self) -> None:
-        """Raise the error that a request of one row would get.
-
-        Raises: RequestError, when the queue is full.
-        """
+        """Raise the error that a request of one row would get, where the queue is full."""
         self._fast.check(1, 1)
 
     async def predict(self, asked: PredictRequest) -> dict[str, Any]:
@@ -262,36 +249,37 @@ class Service:
         model = self.models.find(asked.model)
         rows = make_rows(asked, model.predictor)
         try:
-            adapted = await model.adapt(
+            predictor = await model.adapt(
                 asked.decoding, nbest=asked.nbest, alignment=asked.alignment
             )
-            batcher = self._slow if adapted.needs_torch else self._fast
-            answers = await batcher.search(adapted.predictor, rows)
-        except DragomanError as error:
-            raise RequestError.from_settings(error) from error
+            batcher = self._slow if predictor.needs_torch else self._fast
+            answers = await batcher.search(predictor, rows)
+        except DragomanError as error:  # of decoding settings, it begins with the setting
+            where, _, message = str(error).partition(": ")
+            if not isinstance(error, SettingsError) or not where.startswith("decoding."):
+                where, message = "decoding", str(error)
+            raise RequestError.invalid(where, message) from error
         for i, (row, _) in enumerate(answers):
             if isinstance(row, InvalidRow):
                 if row.reason == PRODUCED_NAN:
                     raise RequestError(500, "internal", "model", row.reason)
                 where = "source" if isinstance(asked.source, str) else f"source[{i}]"
                 raise RequestError.invalid(where, row.reason)
-        self._count(model.name, [best_first[0] for _, best_first in answers])
+        best = [best_first[0] for _, best_first in answers]
+        find, tokens = self.metrics.find, self.metrics.tokens
+        find(tokens, model.name, "source").inc(sum(len(one.source_tokens) for one in best))
+        find(tokens, model.name, "output").inc(sum(len(one.tokens) for one in best))
+        confidence = find(self.metrics.confidence, model.name)
+        for one in best:
+            confidence.observe(one.confidence)
 
         def describe() -> list[dict[str, Any]]:
             return [describe_outputs(best_first, asked) for _, best_first in answers]
 
         # Of records in a thread: it searches each value in the source.
-        is_plain = adapted.predictor.record_format is None
+        is_plain = predictor.record_format is None
         predictions = describe() if is_plain else await asyncio.to_thread(describe)
         return {"model": model.name, "digest": model.digest, "predictions": predictions}
-
-    def _count(self, model: str, outputs: Sequence[Prediction]) -> None:
-        find, tokens = self.metrics.find, self.metrics.tokens
-        find(tokens, model, "source").inc(sum(len(one.source_tokens) for one in outputs))
-        find(tokens, model, "output").inc(sum(len(one.tokens) for one in outputs))
-        confidence = find(self.metrics.confidence, model)
-        for one in outputs:
-            confidence.observe(one.confidence)
 
     async def watch(self) -> None:
         """Load models again whose folders are replaced, and all on SIGHUP; runs until cancelled."""

@@ -1,8 +1,10 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from dragoman.data.augmentation import SubwordDropout, make_augmentations
+from dragoman.data.augmentation import make_augmentations, split_subwords
 from dragoman.data.dataset import Batch, EncodedPairs, pad
 from dragoman.data.preparation import write_id_rows
 from dragoman.data.sampler import TrainingLoader
@@ -48,7 +50,9 @@ def make_dropout(tokenizer, probability):
         np.array([side.find_parts().get(i, (0, 0)) for i in range(side.vocab_size)])
         for side in (tokenizer.source, tokenizer.target)
     )
-    return SubwordDropout(source_parts=source, target_parts=target, probability=probability)
+    return partial(
+        split_subwords, source_parts=source, target_parts=target, probability=probability
+    )
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.999])

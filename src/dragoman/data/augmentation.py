@@ -1,8 +1,8 @@
 """Training batches changed at random, so that a model sees each pair in many forms."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def make_augmentations(
             )
         names = tokenizer.source.tokens(range(tokenizer.source.vocab_size))
         letters = [i for i in range(FIRST_TEXT_ID, len(names)) if names[i].isalpha()]
-        found.append(StemHallucination(letters=np.array(letters), probability=probability))
+        found.append(partial(hallucinate_stems, letters=np.array(letters), probability=probability))
     if probability := settings.subword_dropout:
         source = np.zeros((tokenizer.source_vocab_size, 2), np.int64)
         target = np.zeros((tokenizer.target_vocab_size, 2), np.int64)
@@ -51,14 +51,22 @@ def make_augmentations(
                 "side has them; set it to 0, or tokenizer.source.kind to bpe"
             )
         found.append(
-            SubwordDropout(source_parts=source, target_parts=target, probability=probability)
+            partial(
+                split_subwords, source_parts=source, target_parts=target, probability=probability
+            )
         )
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class SubwordDropout:
-    """Splits subwords at random.
+def split_subwords(
+    batch: Batch,
+    random: np.random.Generator,
+    *,
+    source_parts: NDArray[np.int64],
+    target_parts: NDArray[np.int64],
+    probability: float,
+) -> Batch:
+    """Return `batch` with longer rows: subwords are split at random; its arguments alone decide them.
 
     Source: BPE-dropout (Provilkov et al. 2020) leaves out merges while a text is encoded; here
     merges are undone, from the last, which needs no text.
@@ -68,77 +76,67 @@ class SubwordDropout:
         target_parts: The same of the targets.
         probability: That of each subword to be split; its parts may be split again.
     """
-
-    source_parts: NDArray[np.int64]
-    target_parts: NDArray[np.int64]
-    probability: float
-
-    def __call__(self, batch: Batch, random: np.random.Generator) -> Batch:
-        """Return `batch` with longer rows; `random` and `batch` alone decide them."""
-        return Batch(
-            source_ids=self._split(batch.source_ids, self.source_parts, random),
-            target_ids=self._split(batch.target_ids, self.target_parts, random),
-            rows=batch.rows,
-        )
-
-    def _split(
-        self,
-        ids: Int[Tensor, "B L"],
-        parts: NDArray[np.int64],
-        random: np.random.Generator,
-    ) -> Int[Tensor, "B M"]:
-        rows, places = np.nonzero(ids.numpy() != PAD_ID)
-        tokens = ids.numpy()[rows, places]
-        is_split = np.ones(len(tokens), dtype=bool)  # may be
-        while is_split.any():
-            is_split &= (parts[tokens, 0] > 0) & (random.random(len(tokens)) < self.probability)
-            counts = 1 + is_split
-            first, second = parts[tokens[is_split]].T
-            ends = counts.cumsum()[is_split]
-            rows, tokens = rows.repeat(counts), tokens.repeat(counts)
-            tokens[ends - 2], tokens[ends - 1] = first, second
-            is_split = is_split.repeat(counts)
-        lengths = np.bincount(rows, minlength=len(ids))
-        is_token = np.arange(lengths.max(initial=0)) < lengths[:, None]  # (B, M)
-        found = np.full(is_token.shape, PAD_ID, dtype=np.int64)
-        found[is_token] = tokens
-        return torch.from_numpy(found)
+    return Batch(
+        source_ids=_split(batch.source_ids, source_parts, probability, random),
+        target_ids=_split(batch.target_ids, target_parts, probability, random),
+        rows=batch.rows,
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StemHallucination:
-    """Replaces letters of the longest string that source and target share by other letters.
+def _split(
+    ids: Int[Tensor, "B L"],
+    parts: NDArray[np.int64],
+    probability: float,
+    random: np.random.Generator,
+) -> Int[Tensor, "B M"]:
+    rows, places = np.nonzero(ids.numpy() != PAD_ID)
+    tokens = ids.numpy()[rows, places]
+    is_split = np.ones(len(tokens), dtype=bool)  # may be
+    while is_split.any():
+        is_split &= (parts[tokens, 0] > 0) & (random.random(len(tokens)) < probability)
+        counts = 1 + is_split
+        first, second = parts[tokens[is_split]].T
+        ends = counts.cumsum()[is_split]
+        rows, tokens = rows.repeat(counts), tokens.repeat(counts)
+        tokens[ends - 2], tokens[ends - 1] = first, second
+        is_split = is_split.repeat(counts)
+    lengths = np.bincount(rows, minlength=len(ids))
+    is_token = np.arange(lengths.max(initial=0)) < lengths[:, None]  # (B, M)
+    found = np.full(is_token.shape, PAD_ID, dtype=np.int64)
+    found[is_token] = tokens
+    return torch.from_numpy(found)
 
-    So a model of inflection learns endings from few words, and to copy what it has never seen.
+
+def hallucinate_stems(
+    batch: Batch, random: np.random.Generator, *, letters: NDArray[np.int64], probability: float
+) -> Batch:
+    """Replace letters of the longest string that source and target share by other letters.
+
+    So a model of inflection learns endings from few words, and to copy what it has never seen. Its
+    arguments alone decide the changes.
     Source: Anastasopoulos and Neubig 2019, who add such rows to the training pairs.
 
     Args:
         letters: The ids that may be replaced.
         probability: That of a pair to be changed.
     """
-
-    letters: NDArray[np.int64]
-    probability: float
-
-    def __call__(self, batch: Batch, random: np.random.Generator) -> Batch:
-        """Return a changed copy of `batch`; `random` and `batch` alone decide it."""
-        sources, targets = batch.source_ids.numpy().copy(), batch.target_ids.numpy().copy()
-        usual = targets[np.isin(targets, self.letters)]  # each as often as it is used
-        for row in np.nonzero(random.random(len(sources)) < self.probability)[0]:
-            source, target = sources[row], targets[row]
-            matcher = SequenceMatcher(None, source.tolist(), target.tolist(), autojunk=False)
-            found = matcher.find_longest_match()
-            stem = source[found.a : found.a + found.size]
-            is_letter = np.isin(stem, self.letters)
-            if is_letter.sum() < _SHORTEST_STEM:
-                continue
-            is_letter[np.nonzero(is_letter)[0][-1]] = False  # endings depend on the last letter
-            replaced = is_letter & (random.random(len(stem)) < _REPLACED)
-            stem = np.where(replaced, random.choice(usual, len(stem)), stem)
-            source[found.a : found.a + found.size] = stem
-            target[found.b : found.b + found.size] = stem
-        return Batch(
-            source_ids=torch.from_numpy(sources),
-            target_ids=torch.from_numpy(targets),
-            rows=batch.rows,
-        )
+    sources, targets = batch.source_ids.numpy().copy(), batch.target_ids.numpy().copy()
+    usual = targets[np.isin(targets, letters)]  # each as often as it is used
+    for row in np.nonzero(random.random(len(sources)) < probability)[0]:
+        source, target = sources[row], targets[row]
+        matcher = SequenceMatcher(None, source.tolist(), target.tolist(), autojunk=False)
+        found = matcher.find_longest_match()
+        stem = source[found.a : found.a + found.size]
+        is_letter = np.isin(stem, letters)
+        if is_letter.sum() < _SHORTEST_STEM:
+            continue
+        is_letter[np.nonzero(is_letter)[0][-1]] = False  # endings depend on the last letter
+        replaced = is_letter & (random.random(len(stem)) < _REPLACED)
+        stem = np.where(replaced, random.choice(usual, len(stem)), stem)
+        source[found.a : found.a + found.size] = stem
+        target[found.b : found.b + found.size] = stem
+    return Batch(
+        source_ids=torch.from_numpy(sources),
+        target_ids=torch.from_numpy(targets),
+        rows=batch.rows,
+    )

@@ -51,23 +51,20 @@ class Block(NamedTuple):
 class FilePosition:
     """How much of a file has been read, to show progress."""
 
-    def __init__(self) -> None:
-        self._raw: BinaryIO | None = None
-        self._size = 0
-        self.num_rows: int | None = None
-        """Rows of the file, if the format knows it."""
-
-    def watch(self, raw: BinaryIO) -> None:
-        """Follow the open file `raw`."""
-        self._raw, self._size = raw, os.fstat(raw.fileno()).st_size
+    raw: BinaryIO | None = None  # the open file
+    num_rows: int | None = None
+    """Rows of the file, if the format knows it."""
 
     def fraction(self, num_rows: int) -> float | None:
         """Return the fraction that has been read, after `num_rows` rows; None: unknown."""
         if self.num_rows:
             return num_rows / self.num_rows
-        if self._raw is None or not self._size:
+        if self.raw is None:
             return None
-        return 1.0 if self._raw.closed else min(1.0, self._raw.tell() / self._size)
+        if self.raw.closed:
+            return 1.0
+        size = os.fstat(self.raw.fileno()).st_size
+        return min(1.0, self.raw.tell() / size) if size else None
 
 
 def strip_packing(path: Path) -> Path:
@@ -89,7 +86,7 @@ def open_text_file(path: Path, position: FilePosition | None = None) -> Iterator
         except OSError as error:
             raise DataError(f"{name_file(path)}: cannot be read: {error.strerror}") from error
         if position is not None:
-            position.watch(raw)
+            position.raw = raw
         packer, magic = _PACKERS.get(path.suffix.lower(), ("", b""))
         if not head.startswith(magic[: len(head)]):
             raise DataError(

@@ -9,6 +9,7 @@ characters, and each of the 256 is a piece itself.
 import codecs
 import functools
 import json
+import math
 import os
 import unicodedata
 from abc import ABC, abstractmethod
@@ -277,17 +278,6 @@ class _ClosedVocabulary(Tokenizer):
         return vocabulary
 
 
-class _BpeModel(BaseModel):
-    vocab: dict[str, int]
-    merges: list[tuple[str, str]]
-
-
-class _UnigramModel(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    vocab: list[tuple[str, float]]
-
-
 class _Subwords(Tokenizer):
     """The pieces of kind bpe or unigram, at most `settings.vocab_size`."""
 
@@ -491,11 +481,13 @@ def guard_forks() -> None:
 def _build(model: Any, settings: SideSettings) -> Backend:  # noqa: ANN401
     """Return a tokenizer of the pieces in `model`, the part of a file of this name."""
     if settings.kind == "bpe":
-        bpe = _BpeModel.model_validate(model)
-        backend = Backend(models.BPE(vocab=bpe.vocab, merges=bpe.merges))
+        merges = [(first, second) for first, second in model["merges"]]
+        backend = Backend(models.BPE(vocab=model["vocab"], merges=merges))
     else:
-        unigram = _UnigramModel.model_validate(model)
-        backend = Backend(models.Unigram(unigram.vocab, unk_id=None))
+        scores = [(piece, score) for piece, score in model["vocab"]]
+        if not all(math.isfinite(score) for _, score in scores):
+            raise ValueError("a score is not finite")
+        backend = Backend(models.Unigram(scores, unk_id=None))
     backend.pre_tokenizer = _cut_words()
     vocab = backend.get_vocab(with_added_tokens=False)
     if sorted(vocab.values()) != list(range(len(vocab))):

@@ -130,8 +130,8 @@ def find_dominant_target(rows: SplitRows) -> Iterator[Finding]:
     target, count = Counter(rows.targets).most_common(1)[0]
     share = count / len(rows)
     if share < _DOMINANT or count < _FEWEST_DOMINANT:
-        return iter(())
-    return report(
+        return
+    yield from report(
         rows, [i for i, text in enumerate(rows.targets) if text == target], "dominant_target",
         f"one target for many rows of {rows.shown}",
         f"have the target “{show_text(target)}”: a model that always writes it is right that often",
@@ -198,10 +198,10 @@ def find_long_rows(
     lengths = np.maximum(*_count_tokens(rows, tokenizer, candidates))
     found = candidates[lengths > data.max_tokens]
     if not len(found):
-        return iter(())
+        return
     stops, longest = data.long_rows == "error", lengths.max()
     policy = "fit stops at them" if stops else "fit skips them (data.long_rows=skip)"
-    return report(
+    yield from report(
         rows, found, "over_long_tokens", f"rows of {rows.shown} with too many tokens",
         f"have more than data.max_tokens={data.max_tokens} tokens, up to {longest:,}; {policy}",
         f"raise data.max_tokens ({longest} is enough for all; memory and time grow), shorten the "
@@ -261,7 +261,7 @@ def find_swapped(files: Mapping[str, SplitRows]) -> Iterator[Finding]:
 def find_odd_lengths(rows: SplitRows) -> Iterator[Finding]:
     """Find long rows with sides of very unequal lengths, where those of other rows are similar."""
     if len(rows) < _FEWEST_ROWS:
-        return iter(())
+        return
     source = _count_characters(rows.sources)
     target = np.maximum(1, _count_characters(rows.targets))  # perhaps empty on purpose
     ratio = np.log(target / source)
@@ -271,8 +271,8 @@ def find_odd_lengths(rows: SplitRows) -> Iterator[Finding]:
     least = max(np.log(_LEAST_FACTOR), _LEAST_DEVIATIONS * deviation)
     found = np.flatnonzero((longest >= _LONG) & (np.abs(ratio - usual) > least))
     if deviation > _MOST_SPREAD or len(found) > max(1, _MOST_ODD * len(rows)):
-        return iter(())
-    return report(
+        return
+    yield from report(
         rows, found, "odd_lengths", f"sides of very unequal lengths in {rows.shown}",
         f"have a target more than {np.exp(least):.0f} times longer or shorter than expected from "
         f"the source (usual: {np.exp(usual):.2f} times the source)",

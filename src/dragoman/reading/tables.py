@@ -102,16 +102,15 @@ def label_columns(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
     Columns with the same name, except the first, get their position: "note (3)".
     """
-    if names is not None:
-        labels: dict[str, None] = {}
-        taken = set(names)
-        for place, name in enumerate(names, start=1):
-            label = name
-            while label in labels or (label != name and label in taken):
-                label += f" ({place})"
-            labels[label] = None
-        return tuple(labels)
-    return ("source",) if count == 1 else tuple(str(place) for place in range(1, count + 1))
+    if names is None:
+        return ("source",) if count == 1 else tuple(str(place) for place in range(1, count + 1))
+    labels = dict[str, None]()
+    for place, name in enumerate(names, start=1):
+        label = name
+        while label in labels or (label != name and label in names):
+            label += f" ({place})"
+        labels[label] = None
+    return tuple(labels)
 
 
 def dump_row(labels: Sequence[str], fields: Sequence[object]) -> str:

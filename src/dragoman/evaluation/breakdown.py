@@ -5,6 +5,7 @@ outputs have in place of what the references have.
 """
 
 import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -136,12 +137,8 @@ class Confusion:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as scores.json stores them."""
-        return {
-            "from": self.expected,
-            "to": self.found,
-            "count": self.count,
-            "examples": [asdict(one) for one in self.examples],
-        }
+        values = asdict(self)
+        return {"from": values.pop("expected"), "to": values.pop("found"), **values}
 
 
 def find_confusions(
@@ -155,25 +152,21 @@ def find_confusions(
     `separator`: between two units; "": compare characters; None: see `find_unit`.
     """
     separator = find_unit(rows) if separator is None else separator
-    counts: dict[tuple[str, str], int] = {}
-    examples: dict[tuple[str, str], list[Example]] = {}
+    counts = Counter[tuple[str, str]]()
+    examples = defaultdict[tuple[str, str], list[Example]](list)
     for row in rows:
         if row.is_exact or not row.is_complete:
             continue
         reference, _ = find_closest(row.hypothesis, row.references, separator)
         output, expected = (split_units(one, separator) for one in (row.hypothesis, reference))
         for pair in _list_differences(expected, output, separator):
-            counts[pair] = counts.get(pair, 0) + 1
-            kept = examples.setdefault(pair, [])
+            counts[pair] += 1
             example = Example(source=row.source, reference=reference, hypothesis=row.hypothesis)
-            if len(kept) < _NUM_EXAMPLES and example not in kept:
-                kept.append(example)
-    frequent = sorted(counts, key=lambda pair: -counts[pair])[:most]
+            if len(examples[pair]) < _NUM_EXAMPLES and example not in examples[pair]:
+                examples[pair].append(example)
     return [
-        Confusion(
-            expected=pair[0], found=pair[1], count=counts[pair], examples=tuple(examples[pair])
-        )
-        for pair in frequent
+        Confusion(expected=pair[0], found=pair[1], count=count, examples=tuple(examples[pair]))
+        for pair, count in counts.most_common(most)
     ]
 
 

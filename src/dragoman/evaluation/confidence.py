@@ -139,6 +139,10 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as scores.json stores them; all fractions from 0 to 1."""
+
+        def round_all(points: Sequence[Sequence[float]]) -> list[list[float]]:
+            return [[round(value, 6) for value in point] for point in points]
+
         return {
             "temperature": self.temperature,
             "rows": self.rows,
@@ -146,9 +150,9 @@ class Calibration:
             "calibration_error": round(self.calibration_error, 6),
             "uncalibrated_error": round(self.uncalibrated_error, 6),
             "area": round(self.area, 6),
-            "bins": _round_all(self.bins),
-            "uncalibrated_bins": _round_all(self.uncalibrated_bins),
-            "curve": _round_all(self.curve),
+            "bins": round_all(self.bins),
+            "uncalibrated_bins": round_all(self.uncalibrated_bins),
+            "curve": round_all(self.curve),
             "thresholds": [one.model_dump() for one in self.thresholds],
             "fields": list(self.fields),
         }
@@ -212,10 +216,10 @@ def calibrate(
 
     Source: Guo et al. 2017; for the probabilities of the rows: Platt 1999, section 2.2.
     """
-    rows = _as_rows(scores, is_exact, is_complete)
-    temperature = _fit_temperature(rows)
-    thresholds = choose_thresholds(rows.find_confidences(temperature), rows.is_exact, level=level)
-    return _measure(rows, temperature, thresholds)
+    temperature = _fit_temperature(scores, is_exact, is_complete)
+    confidence = np.round(find_confidences(scores, temperature, is_complete), _DIGITS)
+    thresholds = choose_thresholds(confidence, np.asarray(is_exact, bool), level=level)
+    return measure(scores, is_exact, is_complete, temperature=temperature, thresholds=thresholds)
 
 
 def measure(
@@ -232,28 +236,32 @@ def measure(
 
     Args: as of `calibrate`.
     """
-    return _measure(_as_rows(scores, is_exact, is_complete), temperature, thresholds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rows:
-    scores: NDArray[np.float64]
-    is_exact: NDArray[np.bool_]
-    is_complete: NDArray[np.bool_]
-
-    def find_confidences(self, temperature: float) -> NDArray[np.float64]:
-        """Return the confidence of each row, as it is written."""
-        found = find_confidences(self.scores, temperature, self.is_complete)
-        return np.round(found, _DIGITS)
-
-
-def _as_rows(scores: ArrayLike, is_exact: ArrayLike, is_complete: ArrayLike | None) -> _Rows:
-    return _Rows(
-        scores=np.asarray(scores, float),
-        is_exact=np.asarray(is_exact, bool),
-        is_complete=np.ones(np.shape(scores), bool)
-        if is_complete is None
-        else np.asarray(is_complete, bool),
+    right = np.asarray(is_exact, bool)
+    confidence, uncalibrated = (
+        np.round(find_confidences(scores, one, is_complete), _DIGITS) for one in (temperature, 1.0)
+    )
+    (bins, error), (uncalibrated_bins, uncalibrated_error) = (
+        _fill_bins(one, right) for one in (confidence, uncalibrated)
+    )
+    curve, area = _draw_curve(confidence, right)
+    measured = []
+    for one in thresholds:
+        is_kept = confidence >= one.threshold
+        if is_complete is not None:
+            is_kept &= np.asarray(is_complete, bool)
+        exact = float(right[is_kept].mean()) if is_kept.any() else 0.0
+        measured.append(one.model_copy(update={"coverage": float(is_kept.mean()), "exact": exact}))
+    return Calibration(
+        temperature=temperature,
+        rows=len(confidence),
+        exact=float(right.mean()),
+        calibration_error=error,
+        uncalibrated_error=uncalibrated_error,
+        area=area,
+        bins=bins,
+        uncalibrated_bins=uncalibrated_bins,
+        curve=tuple(curve),
+        thresholds=tuple(measured),
     )
 
 
@@ -264,12 +272,15 @@ def _find_evidence(scores: ArrayLike) -> NDArray[np.float64]:
     return evidence
 
 
-def _fit_temperature(rows: _Rows) -> float:
+def _fit_temperature(
+    scores: ArrayLike, is_exact: ArrayLike, is_complete: ArrayLike | None
+) -> float:
     """Return the temperature with the maximum likelihood."""
-    exact = rows.is_exact[rows.is_complete]
+    used = np.ones(np.shape(scores), bool) if is_complete is None else np.asarray(is_complete, bool)
+    exact = np.asarray(is_exact, bool)[used]
     if not len(exact):
         return 1.0
-    evidence = np.maximum(_find_evidence(rows.scores[rows.is_complete]), _LEAST_EVIDENCE)
+    evidence = np.maximum(_find_evidence(np.asarray(scores, float)[used]), _LEAST_EVIDENCE)
     num_right, num_wrong = int(exact.sum()), int((~exact).sum())
     wanted = np.where(exact, (num_right + 1) / (num_right + 2), 1 / (num_wrong + 2))
 
@@ -285,53 +296,22 @@ def _fit_temperature(rows: _Rows) -> float:
     return min(HIGHEST_TEMPERATURE, max(LOWEST_TEMPERATURE, round(math.exp(-low), 6)))
 
 
-def _measure(rows: _Rows, temperature: float, thresholds: Sequence[Threshold]) -> Calibration:
-    confidence = rows.find_confidences(temperature)
-    bins = _fill_bins(confidence, rows.is_exact)
-    uncalibrated = _fill_bins(rows.find_confidences(1.0), rows.is_exact)
-    curve, area = _draw_curve(confidence, rows.is_exact)
-    measured = []
-    for one in thresholds:
-        is_kept = (confidence >= one.threshold) & rows.is_complete
-        exact = float(rows.is_exact[is_kept].mean()) if is_kept.any() else 0.0
-        measured.append(one.model_copy(update={"coverage": float(is_kept.mean()), "exact": exact}))
-    return Calibration(
-        temperature=temperature,
-        rows=len(confidence),
-        exact=float(rows.is_exact.mean()),
-        calibration_error=_find_error(bins),
-        uncalibrated_error=_find_error(uncalibrated),
-        area=area,
-        bins=tuple(bins),
-        uncalibrated_bins=tuple(uncalibrated),
-        curve=tuple(curve),
-        thresholds=tuple(measured),
-    )
-
-
-def _round_all(rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    return [[round(value, 6) for value in row] for row in rows]
-
-
-def _find_error(bins: Sequence[tuple[float, float, int]]) -> float:
-    """Return the expected calibration error. Source: Guo et al. 2017, section 2."""
-    return sum(abs(mean - fraction) * rows for mean, fraction, rows in bins) / sum(
-        rows for *_, rows in bins
-    )
-
-
 def _fill_bins(
     confidence: NDArray[np.float64], is_exact: NDArray[np.bool_]
-) -> list[tuple[float, float, int]]:
-    """Return mean confidence, fraction exact and rows of up to ten bins of equally many rows."""
+) -> tuple[tuple[tuple[float, float, int], ...], float]:
+    """Return mean confidence, fraction exact and rows of up to ten bins, and the calibration error.
+
+    The bins have equally many rows. Source of the error: Guo et al. 2017, section 2.
+    """
     order = np.argsort(confidence, kind="stable")
     _, places = np.unique(confidence, return_inverse=True)
     # Rows of equal confidence get their mean, so that the order of the rows has no influence.
     fraction = (np.bincount(places, weights=is_exact) / np.bincount(places))[places]
-    return [
+    bins = tuple(
         (float(confidence[rows].mean()), float(fraction[rows].mean()), len(rows))
         for rows in np.array_split(order, min(_BINS, len(order)))
-    ]
+    )
+    return bins, sum(abs(mean - share) * rows for mean, share, rows in bins) / len(order)
 
 
 def _draw_curve(

@@ -68,14 +68,14 @@ class Scores:
         return "\n".join(list_scores(self.to_dict()))
 
     def _repr_html_(self) -> str:
-        return html_table(
-            (
-                self.titles[name],
-                f"{one.value:.2f}"
-                + ("" if one.low is None else f" [{one.low:.2f}, {one.high:.2f}]"),
-            )
+        intervals = {
+            name: "" if one.low is None else f" [{one.low:.2f}, {one.high:.2f}]"
             for name, one in self.intervals.items()
+        }
+        rows = (
+            (self.titles[name], f"{self[name]:.2f}{shown}") for name, shown in intervals.items()
         )
+        return html_table(rows)
 
     def __getitem__(self, name: str) -> float:
         """Return the score of that name, such as "chrf"."""
@@ -93,13 +93,9 @@ class Scores:
             values[name] = interval.value
             if name in self.signatures:
                 values[f"{name}_signature"] = self.signatures[name]
-        intervals = {
-            name: None if one.low is None else [one.low, one.high]
-            for name, one in self.intervals.items()
-        }
         return {
             **values,
-            "intervals": intervals,
+            "intervals": {name: one.ends for name, one in self.intervals.items()},
             "titles": dict(self.titles),
             "is_higher_better": dict(self.is_higher_better),
             "tiles": list(self.tiles),
@@ -119,9 +115,8 @@ class Evaluation:
     tokenization: TargetTokenization
     task: Task
     confidence: Calibration | None = None
-    speed: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # rows_per_s, seconds, engine, quantization
+    # rows_per_s, seconds, engine, quantization.
+    speed: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)  # models, and all their settings
     folder: Path | None = None  # where it was written
     emitted_f1: float | None = None  # of fields, before values were left out; None: none were
@@ -180,14 +175,14 @@ def evaluate_rows(
     metrics = choose_metrics_of(rows, settings, tokenization)
     statistics = collect_statistics(metrics, hypotheses, references)
     task = find_task(settings, references, has_symbols=tokenization.has_symbols)
+    emitted_f1, f1 = None, next((one for one in metrics if one.name == "field_f1"), None)
+    if f1 is not None and any(row.emitted for row in rows):
+        emitted = f1.count_rows([row.emitted or row.hypothesis for row in rows], references)
+        emitted_f1 = float(f1.from_sums(emitted.sum(axis=0)))
     return Evaluation(
         rows=rows,
         scores=score_statistics(metrics, statistics, settings),
-        row_scores={
-            metric.name: metric.from_sums(statistics[metric.name])
-            for metric in metrics
-            if metric.by_row
-        },
+        row_scores={one.name: one.from_sums(statistics[one.name]) for one in metrics if one.by_row},
         breakdown=break_down(rows, metrics, statistics, settings, rarest),
         confusions=find_confusions(
             rows, separator=(tokenization.separator or " ") if task == "phones" else None
@@ -198,7 +193,7 @@ def evaluate_rows(
         confidence=confidence,
         speed=speed or {},
         model=model or {},
-        emitted_f1=_score_emitted(rows, metrics),
+        emitted_f1=emitted_f1,
     )
 
 
@@ -213,16 +208,6 @@ def choose_metrics_of(
         separator=tokenization.separator,
         has_symbols=tokenization.has_symbols,
     )
-
-
-def _score_emitted(rows: Sequence[Row], metrics: Sequence[Metric]) -> float | None:
-    """Return the F1 of fields before values were left out; None: none were, or there are no fields."""
-    found = [metric for metric in metrics if metric.name == "field_f1"]
-    if not found or not any(row.emitted for row in rows):
-        return None
-    emitted = [row.emitted or row.hypothesis for row in rows]
-    statistics = found[0].count_rows(emitted, [row.references for row in rows])
-    return float(found[0].from_sums(statistics.sum(axis=0)))
 
 
 def collect_statistics(
@@ -371,14 +356,12 @@ def _list_groups(groups: Sequence[Mapping[str, Any]], titles: Mapping[str, str])
     width = max(len(f"{group['group']}") for group in shown)
     lines = []
     for group in shown:
-        figures = ", ".join(
-            f"{titles.get(name, name)} {value:.1f}"
-            + ("" if low is None else f" [{low:.1f}, {high:.1f}]")
-            for name, (value, low, high) in (
-                (name, found) for name, found in group.items() if name not in ("group", "rows")
-            )
-        )
-        lines.append(f"  {group['group']:<{width}}  {group['rows']:>6,} rows  {figures}")
+        figures = []
+        for name in [name for name in group if name not in ("group", "rows")]:
+            value, low, high = group[name]
+            interval = "" if low is None else f" [{low:.1f}, {high:.1f}]"
+            figures.append(f"{titles.get(name, name)} {value:.1f}{interval}")
+        lines.append(f"  {group['group']:<{width}}  {group['rows']:>6,} rows  {', '.join(figures)}")
     if len(groups) > len(shown):
         lines.append(f"  ... and {len(groups) - len(shown)} more")
     return lines
@@ -407,7 +390,7 @@ def score_seeds(ensemble: Evaluation, runs: Mapping[str, Sequence[Row]]) -> Eval
                 name: {
                     "by_model": list(by_run),
                     "mean": mean.value,
-                    "interval": None if mean.low is None else [mean.low, mean.high],
+                    "interval": mean.ends,
                 }
                 for name, (by_run, mean) in scores.items()
             },

@@ -77,11 +77,8 @@ def choose_metrics(
     if task == "phones":
         errors = make_edit_rate("token_error_rate", separator)
         return [errors, make_row_errors(), make_exact_match()]
-    words, characters = (
-        make_edit_rate("word_error_rate", separator),
-        make_edit_rate("character_error_rate"),
-    )
-    metrics = [make_exact_match(), words, characters]
+    words, characters = "word_error_rate", "character_error_rate"
+    metrics = [make_exact_match(), make_edit_rate(words, separator), make_edit_rate(characters)]
     if task == "records":
         grounding = make_grounding(references, sources) if any(sources) else []
         return [*make_records(references), *grounding, *metrics]
@@ -174,7 +171,7 @@ def make_edit_rate(name: str, separator: str = " ") -> Metric:
         by_row=True,
         by_group=True,
         is_tile=True,
-        count_rows=partial(_count_all_edits, split=split),
+        count_rows=partial(count_edits, split=split),
         from_sums=divide_edits,
     )
 
@@ -220,10 +217,6 @@ def make_translation(
 def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
     """Return the metrics of records: whole records, all fields together, then each field."""
     counter = RecordCounter.of(references)
-    proportions = (
-        ("record_match", "all fields right", _WHOLE_COLUMNS),
-        ("parsed", "outputs that parse", _PARSED_COLUMNS),
-    )
     metrics = [
         Metric(
             name=name,
@@ -233,7 +226,10 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
             from_sums=partial(_pick, columns=columns, formula=divide_hits),
             is_proportion=True,
         )
-        for name, title, columns in proportions
+        for name, title, columns in (
+            ("record_match", "all fields right", _WHOLE_COLUMNS),
+            ("parsed", "outputs that parse", _PARSED_COLUMNS),
+        )
     ]
     for place, field in enumerate(("", *counter.fields)):
         matches, output, reference = counter.columns_of(place)
@@ -242,14 +238,15 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
             ("field_precision", "precision", compute_precision, (matches, output, reference)),
             ("field_recall", "recall", compute_precision, (matches, reference, output)),
         ):
+            is_main = name == "field_f1" and not field
             metrics.append(
                 Metric(
                     name=f"{name}.{field}" if field else name,
                     title=f"{field}: {title}" if field else f"field {title}",
                     is_higher_better=True,
-                    by_row=name == "field_f1" and not field,
-                    by_group=name == "field_f1" and not field,
-                    is_tile=name == "field_f1" and not field,
+                    by_row=is_main,
+                    by_group=is_main,
+                    is_tile=is_main,
                     count_rows=counter.count_rows,
                     from_sums=partial(_pick, columns=columns, formula=formula),
                 )
@@ -286,26 +283,22 @@ def divide_edits(sums: Statistics) -> Statistics:
     return np.asarray(100.0 * sums[..., 0] / np.maximum(1.0, sums[..., 1]))
 
 
-def count_edits(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[int, int]:
+def count_edits(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    split: Callable[[str], Sequence[str]],
+) -> Statistics:
     """Return the edits (insertions, deletions, substitutions) to the closest reference, its length.
 
     Of equally close references the shortest counts, as in BLEU, so that the order of references
     has no influence and a tie never improves the rate. The rate is summed edits over summed
     lengths; it may exceed 100 percent.
     """
-    return min((Levenshtein.distance(hypothesis, one), len(one)) for one in references)
-
-
-def _count_all_edits(
-    hypotheses: Sequence[str],
-    references: Sequence[Sequence[str]],
-    *,
-    split: Callable[[str], Sequence[str]],
-) -> Statistics:
-    counts = [
-        count_edits(split(hypothesis), [split(one) for one in row])
-        for hypothesis, row in zip(hypotheses, references, strict=True)
-    ]
+    counts = []
+    for hypothesis, row in zip(hypotheses, references, strict=True):
+        output = split(hypothesis)
+        counts.append(min((Levenshtein.distance(output, one), len(one)) for one in map(split, row)))
     return np.array(counts, float).reshape(-1, 2)
 
 

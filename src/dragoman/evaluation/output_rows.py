@@ -137,8 +137,8 @@ def read_outputs(
     for path, lines in files:
         if len(lines) != len(outputs):
             raise DataError(
-                f"{name_file(path)}: {len(lines):,} lines, but {name_file(hypotheses)} has {len(outputs):,}; line N of "
-                "each file belongs to the same row"
+                f"{name_file(path)}: {len(lines):,} lines, but {name_file(hypotheses)} has "
+                f"{len(outputs):,}; line N of each file belongs to the same row"
             )
     if not outputs:
         raise DataError(f"{name_file(hypotheses)}: the file is empty")
@@ -156,35 +156,31 @@ def read_outputs(
 
 def _read_texts(path: Path, names: Sequence[str]) -> list[str]:
     """Return the lines of a file; of a .jsonl file, the text under one of `names` in each."""
-    if ".jsonl" not in path.suffixes:
-        return [line for _, line in _read_lines(path)]
-    return [_take_text(line, names, place) for place, line in _read_lines(path)]
+    texts = []
+    for place, line in _read_lines(path):
+        if ".jsonl" not in path.suffixes:
+            texts.append(line)
+            continue
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place}: not valid JSON: {error}") from error
+        given = content if isinstance(content, dict) else {}
+        text = next((given[name] for name in names if name in given), None)
+        if not isinstance(text, str):
+            raise DataError(f"{place}: expected an object with the text under {' or '.join(names)}")
+        if find_surrogate(text) is not None:
+            raise DataError(f"{place}: the text has a lone surrogate (\\ud800 to \\udfff)")
+        texts.append(text)
+    return texts
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield each line with its place, "file:line"."""
     with open_text_file(path) as stream:
-        for block in read_blocks(
-            stream, name_file(path), drops_blank_end=".jsonl" in path.suffixes
-        ):
+        name, is_jsonl = name_file(path), ".jsonl" in path.suffixes
+        for block in read_blocks(stream, name, drops_blank_end=is_jsonl):
             for number, line in enumerate(block.lines, start=block.first):
                 if not block.is_clean and (at := find_surrogate(line)) is not None:
-                    raise DataError(
-                        f"{name_file(path)}:{number}: byte at character {at + 1} is not UTF-8"
-                    )
-                yield f"{name_file(path)}:{number}", line
-
-
-def _take_text(line: str, names: Sequence[str], place: str) -> str:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not valid JSON: {error}") from error
-    found = (
-        [content[name] for name in names if name in content] if isinstance(content, dict) else []
-    )
-    if not found or not isinstance(found[0], str):
-        raise DataError(f"{place}: expected an object with the text under {' or '.join(names)}")
-    if find_surrogate(found[0]) is not None:
-        raise DataError(f"{place}: the text has a lone surrogate (\\ud800 to \\udfff)")
-    return found[0]
+                    raise DataError(f"{name}:{number}: byte at character {at + 1} is not UTF-8")
+                yield f"{name}:{number}", line

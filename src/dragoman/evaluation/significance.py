@@ -16,10 +16,10 @@ Arrays over runs hold all runs of the first system, then those of the second.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from dragoman.evaluation.metrics import CountRows, Metric, Statistics
 from dragoman.evaluation.output_rows import Row
 from dragoman.reading.row_errors import name_row
 from dragoman.settings import EvaluationSettings
+
+Key = TypeVar("Key")
 
 _CHUNK_NUMBERS = 2_000_000  # counts held in memory: 16 MB
 _LEAST_ERROR = 0.1  # of a resample, as a fraction of the error of all rows
@@ -45,6 +47,11 @@ class Interval:
     value: float
     low: float | None = None
     high: float | None = None
+
+    @property
+    def ends(self) -> list[float] | None:
+        """Both ends, as scores.json stores them."""
+        return None if self.low is None or self.high is None else [self.low, self.high]
 
 
 def estimate_all(
@@ -69,19 +76,20 @@ def estimate_all(
         rows = statistics[metric.name]
         if metric.is_proportion or not has_enough_rows(metric, rows):
             continue
-        influence = _find_influence(metric.from_sums, rows)
+        # By how much the score rises, times N, with one more row like each: (N,).
+        without = metric.from_sums(rows.sum(axis=0) - rows)
+        influence = (len(rows) - 1) * (without.mean() - without)
+        # Rounding errors are no influence.
+        influence = np.where(np.abs(influence) > 1e-9 * len(rows), influence, 0.0)
         if influence.any():
             influences[metric.name] = np.stack([influence, influence**2], axis=1)
             arrays[id(rows)] = rows
             arrays[id(influences[metric.name])] = influences[metric.name]
-    sums: dict[int, Statistics] = {}
+    sums: dict[int, Statistics] = {}  # (resamples, k) each
     if arrays:
-        stacked = np.concatenate(list(arrays.values()), axis=1)  # (N, k)
-        generator = np.random.default_rng(settings.seed)
-        counts = draw_counts(len(stacked), settings.resamples, generator)
-        joined = np.concatenate([chunk @ stacked for chunk in counts])  # (resamples, k)
-        ends = np.cumsum([array.shape[1] for array in arrays.values()])[:-1]
-        sums = dict(zip(arrays, np.split(joined, ends, axis=1), strict=True))
+        counts = draw_counts(len(rows), settings.resamples, np.random.default_rng(settings.seed))
+        chunks = list(_weigh({key: one[None] for key, one in arrays.items()}, counts))
+        sums = {key: np.concatenate([chunk[key][0] for chunk in chunks]) for key in arrays}
     found = {}
     for metric in metrics:
         rows = statistics[metric.name]
@@ -115,16 +123,6 @@ def draw_counts(
         yield counts.reshape(size, num_rows).astype(np.float64)
 
 
-def draw_halves(
-    num_rows: int, resamples: int, generator: np.random.Generator
-) -> Iterator[Statistics]:
-    """Yield 1 or 0 for each row, by a fair coin, in each resample, in chunks: (chunk, num_rows)."""
-    most = max(1, _CHUNK_NUMBERS // num_rows)
-    for start in range(0, resamples, most):
-        size = (min(most, resamples - start), num_rows)
-        yield generator.integers(0, 2, size=size).astype(np.float64)
-
-
 def bound_share(hits: float, rows: float, level: float) -> tuple[float, float]:
     """Return the interval of a share, of which `hits` of `rows` were seen; in [0, 1].
 
@@ -147,14 +145,6 @@ def has_enough_rows(metric: Metric, rows: Statistics) -> bool:
     num_wrong = np.count_nonzero(np.abs(scores - best) > 1e-9)
     is_better = scores > worst + 1e-9 if metric.is_higher_better else scores < worst - 1e-9
     return bool(min(num_wrong, np.count_nonzero(is_better)) >= _FEWEST_ROWS)
-
-
-def _find_influence(from_sums: Callable[[Statistics], Statistics], rows: Statistics) -> Statistics:
-    """Return by how much the score rises, times N, with one more row like each: (N,)."""
-    without = from_sums(rows.sum(axis=0) - rows)
-    influence = (len(rows) - 1) * (without.mean() - without)
-    # Rounding errors are no influence.
-    return np.where(np.abs(influence) > 1e-9 * len(rows), influence, 0.0)
 
 
 def _bound_by_students(
@@ -412,7 +402,10 @@ def _swap_rows(
     gaps = {key: rows[second] - rows[first] for key, rows in statistics.items()}
     found: dict[str, list[Statistics]] = {metric.name: [] for metric in metrics}
     generator = np.random.default_rng(settings.seed)
-    swaps = draw_halves(num_rows, settings.resamples, generator)
+    most = max(1, _CHUNK_NUMBERS // num_rows)
+    sizes = (min(most, settings.resamples - i) for i in range(0, settings.resamples, most))
+    # 1 or 0 for each row, by a fair coin: (chunk, num_rows).
+    swaps = (generator.integers(0, 2, size=(size, num_rows)).astype(float) for size in sizes)
     for moved in _weigh(gaps, swaps):
         for metric in metrics:
             key = metric.count_rows
@@ -470,8 +463,8 @@ def _pool_variance(scores: Statistics, num_baseline: int) -> Statistics:
 
 
 def _weigh(
-    arrays: Mapping[CountRows, Statistics], weights: Iterable[Statistics]
-) -> Iterator[dict[CountRows, Statistics]]:
+    arrays: Mapping[Key, Statistics], weights: Iterable[Statistics]
+) -> Iterator[dict[Key, Statistics]]:
     """Yield the weighted sums of `arrays`, (runs, N, k), for each (chunk, N) of `weights`.
 
     They are (runs, chunk, k). All columns are multiplied in one product: one by one, most of the

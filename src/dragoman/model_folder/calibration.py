@@ -108,14 +108,11 @@ def read_calibration(folder: Path) -> StoredCalibration | None:
     try:
         return StoredCalibration.model_validate_json(content)
     except ValidationError as error:
+        reason = f"not a valid calibration: {describe_first(error)}; {_REMEDY}"
         named = re.search(rb'"version": ?(\d{1,6})\b', content)
         if named and int(named[1]) > 2:
-            raise ModelFolderError(
-                f"{path}: its version: {later_format_reason(int(named[1]), 2)}; or {_REMEDY}"
-            ) from error
-        raise ModelFolderError(
-            f"{path}: not a valid calibration: {describe_first(error)}; {_REMEDY}"
-        ) from error
+            reason = f"its version: {later_format_reason(int(named[1]), 2)}; or {_REMEDY}"
+        raise ModelFolderError(f"{path}: {reason}") from error
 
 
 def write_calibration(folder: Path, calibration: StoredCalibration) -> None:

@@ -56,7 +56,7 @@ from dragoman.model_folder.calibration import (
 )
 from dragoman.model_folder.memory import TargetMemory
 from dragoman.reading.text_files import check_file, open_text_file
-from dragoman.settings import DecodingSettings, Settings
+from dragoman.settings import Settings
 from dragoman.storage import (
     consistent_read,
     describe_first,
@@ -294,7 +294,7 @@ def keep_constraint_files(folder: Path, settings: Settings) -> Settings:
     """Copy the files that `settings.decoding` names to `folder`; return settings that name these."""
     kept = {}
     for setting, given in settings.decoding.constraint_files.items():
-        name = CONSTRAINT_FILES[setting]
+        kept[setting] = name = CONSTRAINT_FILES[setting]
         try:
             with open_text_file(Path(given)) as source, (folder / name).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
@@ -302,8 +302,8 @@ def keep_constraint_files(folder: Path, settings: Settings) -> Settings:
             raise ModelFolderError(
                 f"decoding.{setting}: the file cannot be kept with the model: {error}"
             ) from error
-        kept[setting] = name
-    return _with_decoding(settings, kept)
+    decoding = settings.decoding.model_copy(update=kept)
+    return settings.model_copy(update={"decoding": decoding})
 
 
 def find_constraint_files(folder: Path, settings: Settings) -> Settings:
@@ -324,11 +324,7 @@ def find_constraint_files(folder: Path, settings: Settings) -> Settings:
                 f"{folder / name}: missing, and decoding.{setting} names it; copy the folder again"
             )
         found[setting] = str(folder / name)
-    return _with_decoding(settings, found)
-
-
-def _with_decoding(settings: Settings, values: dict[str, str]) -> Settings:
-    decoding: DecodingSettings = settings.decoding.model_copy(update=values)
+    decoding = settings.decoding.model_copy(update=found)
     return settings.model_copy(update={"decoding": decoding})
 
 
@@ -380,7 +376,12 @@ def _read_settings(path: Path) -> Settings:
         return parse_config(content, str(path))
     except SettingsError as error:
         named = re.search(rb"^version: ['\"]?([0-9.]{1,30})", content, re.MULTILINE)
-        if named and _is_later(written_by := named[1].decode()):
+        written_by = named[1].decode() if named else "0"
+        written, own = (
+            tuple(map(int, re.findall(r"\d+", one)[:3]))
+            for one in (written_by, version("dragoman"))
+        )
+        if written > own:
             raise ModelFolderError(
                 f"{path}: dragoman {written_by} wrote it, and this is an older one, that does not "
                 f"know all of it; upgrade with `pip install --upgrade dragoman` ({error})"
@@ -392,19 +393,10 @@ def _read_token_counts(path: Path) -> tuple[int, ...]:
     """Return how often each source token was in the training pairs, by id; (): not known."""
     if not path.exists():
         return ()
-    content = read_json(path)
-    counts = content.get("source") if isinstance(content, dict) else None
-    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
-        raise ModelFolderError(f'{path}: expected {{"source": [counts of the tokens]}}')
-    return tuple(counts)
-
-
-def _is_later(written_by: str) -> bool:
-    """Return whether version `written_by` of dragoman, such as "0.2.0", is later than this one."""
-    found, own = (
-        tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (written_by, version("dragoman"))
-    )
-    return found > own
+    match read_json(path):
+        case {"source": [*counts]} if all(type(count) is int for count in counts):
+            return tuple(counts)
+    raise ModelFolderError(f'{path}: expected {{"source": [counts of the tokens]}}')
 
 
 class SeedIndex(BaseModel):
@@ -471,13 +463,10 @@ def read_models(path: Path) -> list[ModelFolder]:
         return [ModelFolder.read(path)]
     search: dict[str, Any] = {f"decoding.{name}": one for name, one in index.decoding.items()}
     with consistent_read(path):
-        models = [ModelFolder.read(one) for one in list_models(path)]
-        calibration = read_calibration(path)
-        return [
+        models = [
             replace(
-                one,
-                settings=merge_settings(one.settings, search, overrule=True),
-                calibration=None if number else calibration,
+                one, settings=merge_settings(one.settings, search, overrule=True), calibration=None
             )
-            for number, one in enumerate(models)
+            for one in map(ModelFolder.read, list_models(path))
         ]
+        return [replace(models[0], calibration=read_calibration(path)), *models[1:]]

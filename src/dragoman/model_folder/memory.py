@@ -31,6 +31,9 @@ _TYPES = {
 }
 
 
+_DAMAGED = (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError)
+
+
 class Remembered(NamedTuple):
     """The target of a training source, and a pair that has it: `file:line`."""
 
@@ -90,14 +93,7 @@ class TargetMemory:
             memory = cls(tensors=tensors, files=files, confidence=confidence)
             if problem := memory._find_problem():
                 raise ValueError(problem)
-        except (
-            OSError,
-            SafetensorError,
-            LookupError,
-            TypeError,
-            ValueError,
-            RecursionError,
-        ) as error:
+        except _DAMAGED as error:
             raise ModelFolderError(
                 f"{path}: not a valid memory: {error}; delete it: the model then predicts alone"
             ) from error
@@ -177,10 +173,8 @@ class SourceGroups:
                 return None
             columns[:, next(groups)] = texts[pair.target], numbers.get(pair.file, 0), pair.line
         encoded = [text.encode() for text in texts]
-        ends, text = (
-            np.cumsum([len(one) for one in encoded]),
-            np.frombuffer(b"".join(encoded), "u1"),
-        )
+        ends = np.cumsum([len(one) for one in encoded])
+        text = np.frombuffer(b"".join(encoded), "u1")
         values = (self.hashes[self.has_one_target], *columns, ends, text)
         tensors = {
             name: np.ascontiguousarray(value, kind)

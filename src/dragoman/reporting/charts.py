@@ -57,7 +57,6 @@ def draw_curves(
     curves: Mapping[str, Sequence[Point]],
     *,
     unit: str,
-    over: str = "steps",
     best: tuple[str, Point] | None = None,
     begins_at_zero: bool = False,
     is_percent: bool = False,
@@ -68,7 +67,6 @@ def draw_curves(
     than a factor of 8 have a logarithmic axis, percents a linear one.
 
     Args:
-        over: What the horizontal axis counts.
         best: The name of a curve and a point of it, which is ringed.
         begins_at_zero: Linear axis of values from 0.
         is_percent: Linear axis inside 0 to 100, unless a value is higher.
@@ -79,13 +77,13 @@ def draw_curves(
         if best is not None:
             name, (step, value) = best
             axes.plot([step], [value], "o", markersize=10, markerfacecolor="none", color=_GRAY)
-            notes.append(f"Ringed: best {name}: {value:.4g} after {step:,.0f} {over}.")
+            notes.append(f"Ringed: best {name}: {value:.4g} after {step:,.0f} steps.")
         if any(len(points) > _MOST_POINTS for points in curves.values()):
             notes.append(f"Drawn: means of {_MOST_POINTS} stretches.")
         values = [value for points in curves.values() for _, value in points]
         _scale(axes, values, begins_at_zero, is_percent)
-        axes.set(xlabel=over, ylabel=unit)
-        return _finish(axes, title, f"{title}, {unit}, by {over}", " ".join(notes))
+        axes.set(xlabel="steps", ylabel=unit)
+        return _finish(axes, title, f"{title}, {unit}, by steps", " ".join(notes))
 
 
 def draw_intervals(
@@ -98,20 +96,11 @@ def draw_intervals(
     with _drawing(key, 48 + _ROW_HEIGHT * max(2, num_lines)) as axes:
         from matplotlib.ticker import MaxNLocator
 
-        axes.errorbar(
-            [one[0] for _, one in known],
-            [row for row, _ in known],
-            xerr=[
-                [max(0.0, value - low) for _, (value, low, _) in known],
-                [max(0.0, high - value) for _, (value, _, high) in known],
-            ],
-            fmt="o",
-            color=_SERIES[0],
-            elinewidth=1.6,
-            capsize=3,
-            markersize=5.5,
-            clip_on=False,
-        )
+        below = [max(0.0, value - low) for _, (value, low, _) in known]
+        above = [max(0.0, high - value) for _, (value, _, high) in known]
+        axes.errorbar([one[0] for _, one in known], [row for row, _ in known], xerr=[below, above],
+                      fmt="o", color=_SERIES[0], elinewidth=1.6, capsize=3, markersize=5.5,
+                      clip_on=False)  # fmt: skip
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
@@ -124,9 +113,8 @@ def draw_intervals(
 def draw_calibration(key: str, series: Mapping[str, Sequence[Point]]) -> Chart:
     """Return how often outputs are exactly right over the mean confidence, both in percent."""
     with _drawing(key, 290) as axes:
-        axes.plot(
-            [0, 100], [0, 100], color=_GRAY, linewidth=1, linestyle=(0, (2, 2)), label="ideal"
-        )
+        ends = [0, 100]
+        axes.plot(ends, ends, color=_GRAY, linewidth=1, linestyle=(0, (2, 2)), label="ideal")
         _plot_lines(axes, series)
         axes.set(xlim=(0, 100), ylim=(0, 100))
         axes.set(xlabel="mean confidence, percent", ylabel="exactly right, percent")
@@ -149,13 +137,8 @@ def draw_risk(key: str, curve: Sequence[Point], marks: Mapping[str, Point]) -> C
         axes.fill_between(kept, wrong, color=_SERIES[0], alpha=0.15, linewidth=0)
         for name, (x, y) in marks.items():
             axes.plot([x], [y], "D", color=_SERIES[1], markersize=6)
-            axes.annotate(
-                write_plain(name, _LINE_WIDTH),
-                (x, y),
-                (-6, 7),
-                textcoords="offset points",
-                ha="right",
-            )
+            label = write_plain(name, _LINE_WIDTH)
+            axes.annotate(label, (x, y), (-6, 7), textcoords="offset points", ha="right")
         axes.set(xlabel="kept, percent of the rows", ylabel="wrong among the kept, percent")
         axes.set(xlim=(0, 100), ylim=(0, min(100.0, max(1.0, *wrong) * 1.12)))
         return _finish(
@@ -188,13 +171,9 @@ def draw_attention(
         from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
         shades = [to_rgba(_SERIES[0], alpha) for alpha in (0.0, 1.0)]
-        axes.pcolormesh(
-            [line[: len(columns)] for line in weights[: len(rows)]],
-            cmap=LinearSegmentedColormap.from_list("attention", shades, N=16),
-            vmin=0.0,
-            vmax=1.0,
-            linewidth=0,
-        )
+        colors = LinearSegmentedColormap.from_list("attention", shades, N=16)
+        shown = [line[: len(columns)] for line in weights[: len(rows)]]
+        axes.pcolormesh(shown, cmap=colors, vmin=0.0, vmax=1.0, linewidth=0)
         axes.set_xticks([place + 0.5 for place in range(len(columns))], labels[0])
         axes.set_yticks([place + 0.5 for place in range(len(rows))], labels[1])
         axes.tick_params(labelsize=size)
@@ -272,14 +251,9 @@ def _drawing(key: str, height: float = 210) -> Iterator["Axes"]:
 def _plot_lines(axes: "Axes", lines: Mapping[str, Sequence[Point]]) -> None:
     """Draw up to five lines by name, the short ones with markers."""
     for place, (name, points) in enumerate(lines.items()):
-        axes.plot(
-            *zip(*points, strict=True),
-            color=_SERIES[place],
-            linestyle=_LINES[place],
-            marker=_MARKERS[place] if len(points) <= _MOST_MARKED else None,
-            clip_on=False,
-            label=_fold(name),
-        )
+        marker = _MARKERS[place] if len(points) <= _MOST_MARKED else None
+        axes.plot(*zip(*points, strict=True), color=_SERIES[place], linestyle=_LINES[place],
+                  marker=marker, clip_on=False, label=_fold(name))  # fmt: skip
 
 
 def _finish(axes: "Axes", title: str, label: str, note: str = "") -> Chart:
@@ -289,15 +263,9 @@ def _finish(axes: "Axes", title: str, label: str, note: str = "") -> Chart:
     """
     handles, names = axes.get_legend_handles_labels()
     if len(names) > 1:
-        axes.legend(
-            handles,
-            names,
-            ncols=len(names) if sum(map(len, names)) < 34 else 2,
-            loc="lower left",
-            bbox_to_anchor=(-0.02, 1.0),
-            borderaxespad=0.2,
-            columnspacing=1.2,
-        )
+        num_columns = len(names) if sum(map(len, names)) < 34 else 2
+        axes.legend(handles, names, ncols=num_columns, loc="lower left",
+                    bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2, columnspacing=1.2)  # fmt: skip
     file = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     axes.get_figure(root=True).savefig(file, format="svg", metadata=metadata)  # type: ignore[union-attr]

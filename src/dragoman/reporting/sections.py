@@ -99,31 +99,29 @@ def show_training(content: ReportContent) -> Shown | None:
     if losses:
         charts.append(draw_curves("loss", "Loss", losses, unit="nats per token"))
     monitored = str(content.settings.get("training.monitor", "")).removeprefix("valid_")
-    for is_higher, title in ((False, "Validation: error rates"), (True, "Validation: scores")):
-        chosen = {
-            name: scores[name] for name in scores if is_higher_better(main, name) == is_higher
-        }
-        names = sorted(chosen, key=lambda name: name != monitored)[:_MOST_CURVES]
+    for key, title, is_higher in (
+        ("errors", "Validation: error rates", False),
+        ("valid", "Validation: scores", True),
+    ):
+        names = [name for name in scores if is_higher_better(main, name) == is_higher]
+        names = sorted(names, key=lambda name: name != monitored)[:_MOST_CURVES]
         if names:
             best = None
             if monitored in names:
                 choose = max if is_higher else min
-                point = choose(chosen[monitored], key=lambda point: point[1])
+                point = choose(scores[monitored], key=lambda point: point[1])
                 best = (find_title(main, monitored), point)
             unit = name_unit(is_higher_better=is_higher)
-            drawn = {find_title(main, name): chosen[name] for name in names}
-            key = "valid" if is_higher else "errors"
+            drawn = {find_title(main, name): scores[name] for name in names}
             charts.append(draw_curves(key, title, drawn, unit=unit, best=best, is_percent=True))
-    folded = []
-    for name, title, unit in (
-        ("learning_rate", "Learning rate", "learning rate"),
-        ("tokens_per_s", "Speed", "tokens per second"),
-    ):
-        if name in curves:
-            key = name.replace("_", "")
-            folded.append(
-                draw_curves(key, title, {title: curves[name]}, unit=unit, begins_at_zero=True)
-            )
+    folded = [
+        draw_curves(key, title, {title: curves[name]}, unit=unit, begins_at_zero=True)
+        for key, name, title, unit in (
+            ("learningrate", "learning_rate", "Learning rate", "learning rate"),
+            ("tokenspers", "tokens_per_s", "Speed", "tokens per second"),
+        )
+        if name in curves
+    ]
     return {"charts": charts, "folded": folded} if charts or folded else None
 
 
@@ -131,11 +129,10 @@ def show_inspection(content: ReportContent) -> Shown | None:
     """Return the findings, the sizes of the splits, the preset; and how many findings there are."""
     if content.inspection is None:
         return None
-    found = sorted(
-        content.inspection["findings"], key=lambda one: SEVERITIES.index(one["severity"])
-    )
-    counts = Counter(finding["severity"] for finding in found)
-    return {**content.inspection, "findings": found, "counts": counts}
+    found = content.inspection["findings"]
+    ordered = sorted(found, key=lambda one: SEVERITIES.index(one["severity"]))
+    counts = Counter(finding["severity"] for finding in ordered)
+    return {**content.inspection, "findings": ordered, "counts": counts}
 
 
 def show_scores(content: ReportContent) -> Shown | None:
@@ -184,7 +181,7 @@ def show_confusions(content: ReportContent) -> Shown | None:
         if (found := evaluation.get("confusions"))
     }
     has_truncated = any(one.get("truncated") for one in content.evaluations.values())
-    return _by_split(content, shown, excludes_truncated=has_truncated)
+    return _by_split(content, shown, {"excludes_truncated": has_truncated})
 
 
 def show_confidence(content: ReportContent) -> Shown | None:
@@ -230,28 +227,25 @@ def show_samples(content: ReportContent) -> Shown | None:
         if rows:
             unit = _find_unit(content, split)
             evaluation = content.evaluations.get(split, {})
-            task, seeds = evaluation.get("task"), evaluation.get("seeds") or {}
-            form = (
-                metrics.find_format([row.references for row in rows]) if task == "records" else None
-            )
+            task, form = evaluation.get("task"), None
+            if task == "records":
+                form = metrics.find_format([row.references for row in rows])
+            disagreed = (evaluation.get("seeds") or {}).get("most_disagreed", ())
             shown[split] = {
-                "lists": choose_samples(
-                    rows, unit, form=form, disagreed=seeds.get("most_disagreed", ())
-                ),
+                "lists": choose_samples(rows, unit, form=form, disagreed=disagreed),
                 "unit": "phones" if task == "phones" else "words" if unit else "characters",
             }
             has_spans = has_spans or form is not None
-    return _by_split(content, shown, has_spans=has_spans)
+    return _by_split(content, shown, {"has_spans": has_spans})
 
 
 def choose_samples(
     rows: Sequence[Row],
     unit: str = "",
-    count: int = _MOST_SAMPLES,
     form: Format | None = None,
     disagreed: Sequence[Mapping[str, Any]] = (),
 ) -> list[Shown]:
-    """Return up to five lists of up to `count` rows each; empty lists are left out.
+    """Return up to five lists of up to six rows each; empty lists are left out.
 
     Each has a title, a note, and samples: a row, its closest reference and its output with their
     differences by `unit`, its edits and its place; where its values stand in the source, and which
@@ -259,13 +253,20 @@ def choose_samples(
     `disagreed`: as `score_seeds` found them.
     """
     closest = [find_closest(row.hypothesis, row.references, unit) for row in rows]
-    places = range(len(rows))
-    wrong = [place for place in places if not rows[place].is_exact]
-    confidence = {
-        place: row.confidence for place, row in enumerate(rows) if row.confidence is not None
-    }
+    wrong = [place for place, row in enumerate(rows) if not row.is_exact]
+    confidence = {i: row.confidence for i, row in enumerate(rows) if row.confidence is not None}
     if len(rows) - len(wrong) < _FEWEST_ROWS:
         confidence = {}
+
+    def find_error_rate(place: int) -> float:
+        reference, edits = closest[place]
+        return edits / max(1, len(split_units(reference, unit)))
+
+    typical = [place * len(rows) // _MOST_SAMPLES for place in range(_MOST_SAMPLES)]
+    if len(rows) <= _MOST_SAMPLES:
+        typical = list(range(len(rows)))
+    least_confident = sorted(confidence, key=lambda place: confidence[place])
+    most_confident = sorted(confidence, key=lambda place: -confidence[place])
     outputs = {one["row"]: one["outputs"] for one in disagreed}
     lists = (
         (
@@ -277,31 +278,23 @@ def choose_samples(
         (
             "Typical rows",
             "Spread evenly over the file, right or wrong: what to expect.",
-            [place * len(rows) // count for place in range(count)] if len(rows) > count else places,
+            typical,
         ),
         (
             "Confident and wrong",
             "Outputs that are not exact, with the highest confidence: errors above every threshold, "
             "or references worth a second look.",
-            sorted(
-                (place for place in wrong if place in confidence),
-                key=lambda place: -confidence[place],
-            ),
+            [place for place in most_confident if not rows[place].is_exact],
         ),
         (
             "Least confident",
             "The lowest confidence, right or wrong: the first rows to check by hand.",
-            sorted(confidence, key=lambda place: confidence[place]),
+            least_confident,
         ),
         (
             "Furthest off",
             "The most edits to the closest reference, relative to its length.",
-            sorted(
-                wrong,
-                key=lambda place: (
-                    -closest[place][1] / max(1, len(split_units(closest[place][0], unit)))
-                ),
-            ),
+            sorted(wrong, key=lambda place: -find_error_rate(place)),
         ),
     )
 
@@ -320,7 +313,7 @@ def choose_samples(
         }
 
     return [
-        {"title": title, "note": note, "samples": [show(place) for place in chosen[:count]]}
+        {"title": title, "note": note, "samples": [show(place) for place in chosen[:_MOST_SAMPLES]]}
         for title, note, chosen in lists
         if chosen
     ]
@@ -350,16 +343,11 @@ def show_attention(content: ReportContent) -> Shown | None:
     maps = [one for one in content.attention if one["tokens"] and one["source_tokens"]][:_MOST_MAPS]
     if not maps:
         return None
-    charts = [
-        draw_attention(
-            f"attention{number}",
-            one.get("source") or f"Output {number}",
-            one["source_tokens"],
-            one["tokens"],
-            one["weights"],
-        )
-        for number, one in enumerate(maps, start=1)
-    ]
+    charts = []
+    for number, one in enumerate(maps, start=1):
+        title = one.get("source") or f"Output {number}"
+        sides = one["source_tokens"], one["tokens"]
+        charts.append(draw_attention(f"attention{number}", title, *sides, one["weights"]))
     longest = max(len(side) for one in maps for side in (one["tokens"], one["source_tokens"]))
     return {
         "charts": charts[:1],
@@ -414,21 +402,11 @@ def _find_unit(content: ReportContent, split: str) -> str:
 
 
 def _by_split(
-    content: ReportContent,
-    shown: Mapping[str, Any],
-    *,
-    excludes_truncated: bool = False,
-    has_spans: bool = False,
+    content: ReportContent, shown: Mapping[str, Any], notes: Mapping[str, bool] | None = None
 ) -> Shown | None:
-    """Return what is shown by evaluation, the main one first."""
-    if not shown:
-        return None
+    """Return what is shown by evaluation, the main one first, and `notes`."""
     names = sorted(shown, key=lambda name: name != content.main_evaluation)
-    return {
-        "splits": {name: shown[name] for name in names},
-        "excludes_truncated": excludes_truncated,
-        "has_spans": has_spans,
-    }
+    return {"splits": {name: shown[name] for name in names}, **(notes or {})} if shown else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -446,20 +424,17 @@ def list_scores(evaluation: Mapping[str, Any]) -> list[Score]:
     """Return the scores of a scores.json, in its order."""
     scores = evaluation.get("scores", {})
     intervals, tiles = scores.get("intervals", {}), scores.get("tiles", ())
-    found = []
-    for name, value in scores.items():
-        if name == "rows" or not isinstance(value, int | float) or not math.isfinite(value):
-            continue
-        found.append(
-            Score(
-                name=name,
-                title=find_title(evaluation, name),
-                estimate=(value, *(intervals.get(name) or (value, value))),
-                is_higher_better=is_higher_better(evaluation, name),
-                is_tile=name in tiles,
-            )
+    return [
+        Score(
+            name=name,
+            title=find_title(evaluation, name),
+            estimate=(value, *(intervals.get(name) or (value, value))),
+            is_higher_better=is_higher_better(evaluation, name),
+            is_tile=name in tiles,
         )
-    return found
+        for name, value in scores.items()
+        if name != "rows" and isinstance(value, int | float) and math.isfinite(value)
+    ]
 
 
 def is_higher_better(evaluation: Mapping[str, Any], name: str) -> bool:
@@ -471,9 +446,8 @@ def is_higher_better(evaluation: Mapping[str, Any], name: str) -> bool:
 def find_title(evaluation: Mapping[str, Any], name: str) -> str:
     """Return the title of a score from its scores.json; else one made of its name."""
     title = evaluation.get("scores", {}).get("titles", {}).get(name)
-    return (
-        title or {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}.get(name) or name.replace("_", " ")
-    )
+    known = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
+    return title or known.get(name) or name.replace("_", " ")
 
 
 def name_unit(*, is_higher_better: bool) -> str:

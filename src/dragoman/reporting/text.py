@@ -40,10 +40,9 @@ def mark_hidden(text: str, *, shows_spaces: bool = False) -> Markup:
     for character in text:
         if shows_spaces and character == " ":
             shown.append(Markup('<span class="space">␣</span>'))
-        elif character in SIGNS:
-            shown.append(Markup('<span class="code">{}</span><wbr>').format(SIGNS[character]))
-        elif _needs_code(character):
-            shown.append(Markup('<span class="code">U+{:04X}</span>').format(ord(character)))
+        elif code := _write_code(character):
+            end = Markup("<wbr>") if character in SIGNS else ""
+            shown.append(Markup('<span class="code">{}</span>{}').format(code, end))
         else:
             shown.append(escape(character))
     return Markup("").join(shown)
@@ -53,10 +52,7 @@ def write_plain(text: str, longest: int) -> str:
     """Return `text` without markup, for a label or an attribute: hidden characters as codes."""
     if not text:
         return "∅"
-    shown = "".join(
-        SIGNS.get(one) or (f"U+{ord(one):04X}" if _needs_code(one) else one)
-        for one in text[:longest]
-    )
+    shown = "".join(_write_code(character) or character for character in text[:longest])
     return shown if len(text) <= longest else f"{shown}…"
 
 
@@ -94,12 +90,9 @@ def show_differences(reference: str, output: str, unit: str = "") -> tuple[Marku
     more = Markup('<i class="empty"> … the rest is not compared</i>') if is_cut else ""
     shown = []
     for text, other in ((reference, "extra"), (output, "missing")):
-        parts = [
-            _show_stretch(one, unit, is_long=is_long) for one in stretches if one.kind != other
-        ]
-        whole = Markup('<bdi class="text" translate="no">{}</bdi>{}').format(
-            Markup("").join(parts), more
-        )
+        kept = [one for one in stretches if one.kind != other]
+        parts = Markup("").join(_show_stretch(one, unit, is_long=is_long) for one in kept)
+        whole = Markup('<bdi class="text" translate="no">{}</bdi>{}').format(parts, more)
         shown.append(whole if text else show_text(text))
     return shown[0], shown[1]
 
@@ -112,7 +105,7 @@ def _mark_spans(text: str, spans: Sequence[Span]) -> Markup:
         fields = [
             span.field + (" (nearly)" if span.kind == "near" else "")
             for span in spans
-            if span.start is not None and span.end is not None and span.start <= start < span.end
+            if (span.start or 0) <= start < (span.end or 0)
         ]
         if fields and part:
             title = write_plain(", ".join(fields), 100)
@@ -131,14 +124,13 @@ def _cut(text: str, unit: str) -> Sequence[str]:
 
 def _show_stretch(stretch: Stretch, unit: str, *, is_long: bool) -> Markup:
     is_same = stretch.kind == "same"
-    if is_long and len(stretch.text) > 3 * _CONTEXT:
-        left_out = f"{len(stretch.text) - 2 * _CONTEXT:,}"
+    text = stretch.text
+    if is_long and len(text) > 3 * _CONTEXT:
+        left_out = f"{len(text) - 2 * _CONTEXT:,}"
         middle = Markup('<i class="empty">… {} characters …</i>').format(left_out)
-        shown = (
-            mark_hidden(stretch.text[:_CONTEXT]) + middle + mark_hidden(stretch.text[-_CONTEXT:])
-        )
+        shown = mark_hidden(text[:_CONTEXT]) + middle + mark_hidden(text[-_CONTEXT:])
     else:
-        shown = mark_hidden(stretch.text, shows_spaces=not (is_same or is_long or unit))
+        shown = mark_hidden(text, shows_spaces=not (is_same or is_long or unit))
     if is_same:
         return shown
     tag = "del" if stretch.kind == "missing" else "ins"
@@ -147,5 +139,8 @@ def _show_stretch(stretch: Stretch, unit: str, *, is_long: bool) -> Markup:
     )  # fmt: skip
 
 
-def _needs_code(character: str) -> bool:
-    return is_hidden(character) and character not in JOINERS
+def _write_code(character: str) -> str:
+    """Return what is shown in place of a hidden character; "": it is shown itself."""
+    if sign := SIGNS.get(character):
+        return sign
+    return f"U+{ord(character):04X}" if is_hidden(character) and character not in JOINERS else ""

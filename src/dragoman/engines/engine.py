@@ -25,8 +25,8 @@ _MOST_SLOW = 3  # in a row: other processes have come or gone
 class UnsupportedError(SettingsError):
     """An engine cannot do what is asked; `reason` says why."""
 
-    def __init__(self, reason: str, engine: str = "ctranslate2") -> None:
-        super().__init__(f"--engine {engine}: {reason}; use --engine torch")
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"--engine ctranslate2: {reason}; use --engine torch")
         self.reason = reason
 
 

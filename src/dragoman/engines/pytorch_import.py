@@ -290,17 +290,7 @@ def _convert(
         stack = {name.removeprefix(stem): tensors.pop(name) for name in names}
         num_layers[part] = len({name.split(".")[1] for name in stack if name[0] == "l"})
         last_norm = f"layers.{num_layers[part] - 1}.norm{3 if is_decoder else 2}"
-        for name in [one for one in stack if one.endswith("weight")]:  # some lack biases
-            stack.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros(len(stack[name])))
-        if "norm.weight" not in stack:
-            if facts.norm_first:
-                raise _RefusedError(
-                    "its pre-norm layers have no LayerNorm at their end, as ours have"
-                )
-            # Post-norm layers end with one; without scale and shift, a second one changes nothing.
-            for kind, neutral in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
-                stack[f"norm.{kind}"] = stack[f"{last_norm}.{kind}"]
-                stack[f"{last_norm}.{kind}"] = neutral(stack[f"norm.{kind}"])
+        _complete(stack, last_norm, facts)
         weights |= {f"transformer.{part}.{name}": one for name, one in stack.items()}
     if len(num_layers) < 2:
         raise _RefusedError("it needs an nn.TransformerEncoder and an nn.TransformerDecoder")
@@ -366,6 +356,19 @@ def _convert(
         metrics={},
         card="",
     )
+
+
+def _complete(stack: dict[str, Tensor], last_norm: str, facts: Facts) -> None:
+    """Add biases and the LayerNorm at the end that a stack of layers may lack, without effect."""
+    for name in [one for one in stack if one.endswith("weight")]:
+        stack.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros(len(stack[name])))
+    if "norm.weight" not in stack:
+        if facts.norm_first:
+            raise _RefusedError("its pre-norm layers have no LayerNorm at their end, as ours have")
+        # Post-norm layers end with one; without scale and shift, a second one changes nothing.
+        for kind, neutral in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
+            stack[f"norm.{kind}"] = stack[f"{last_norm}.{kind}"]
+            stack[f"{last_norm}.{kind}"] = neutral(stack[f"norm.{kind}"])
 
 
 def _assign(tensors: Mapping[str, Tensor], facts: Facts, d_model: int) -> dict[str, Tensor]:

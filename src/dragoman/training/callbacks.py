@@ -81,29 +81,24 @@ class ProgressBar(Callback):
             self._timer.mark("first step")
             if trainer.is_global_zero:
                 print_plain(self._console, f"first step after {self._timer.total_s:.1f} s")
-        self._tell_duration(trainer)
-        if trainer.is_global_zero and time.monotonic() >= self._next_update_s:
-            self._update(trainer)
-            if self._bar.disable:
-                self._print(
-                    f"step {trainer.global_step:,} of {trainer.max_steps:,}: {self._numbers}"
-                )
-
-    def _tell_duration(self, trainer: lightning.Trainer) -> None:
-        """Print how long the run will take, once its pace is known, if nobody has limited it."""
         done = trainer.global_step - self._first_step
         if done == _COLD_STEPS:
             self._warm_s = time.monotonic()
-        if done != _TIMED_STEPS or not self._warm_s or self._end_s or not trainer.is_global_zero:
-            return
-        step_s = (time.monotonic() - self._warm_s) / (_TIMED_STEPS - _COLD_STEPS)
-        self._warm_s = 0.0  # once, also where a step has several batches
-        left_s = step_s * (trainer.max_steps - trainer.global_step)
-        if left_s > _BRIEF_S:
-            self._print(
-                f"about {left_s / 60:,.0f} minutes for {trainer.max_steps:,} steps, and the "
-                "validations; --max-time plans fewer or more"
-            )
+        elif done == _TIMED_STEPS and self._warm_s:
+            # Nobody has limited the time: say how long the run will take, once.
+            step_s = (time.monotonic() - self._warm_s) / (_TIMED_STEPS - _COLD_STEPS)
+            left_s = step_s * (trainer.max_steps - trainer.global_step)
+            self._warm_s = 0.0  # also where a step has several batches
+            if left_s > _BRIEF_S and not self._end_s and trainer.is_global_zero:
+                self._print(
+                    f"about {left_s / 60:,.0f} minutes for {trainer.max_steps:,} steps, and the "
+                    "validations; --max-time plans fewer or more"
+                )
+        if trainer.is_global_zero and time.monotonic() >= self._next_update_s:
+            self._update(trainer)
+            if self._bar.disable:
+                step, last = trainer.global_step, trainer.max_steps
+                self._print(f"step {step:,} of {last:,}: {self._numbers}")
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
         """Print a line now and then in a long validation without a bar."""
@@ -120,14 +115,15 @@ class ProgressBar(Callback):
         self._bar.update(self._task, description="training")
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        scores, monitor = trainer.callback_metrics, self._checkpoints.monitor
-        shown = [
-            f"{name} {scores[name]:.4g}"
-            for name in ("train_loss", "valid_loss", monitor)
-            if name in scores
-        ]
-        best = f" ({self._describe_best(trainer)})" if monitor in scores else ""
-        self._print(f"step {trainer.global_step:,}: {', '.join(shown)}{best}")
+        step, scores, checkpoints = trainer.global_step, trainer.callback_metrics, self._checkpoints
+        names = ("train_loss", "valid_loss", checkpoints.monitor)
+        shown = ", ".join(f"{name} {scores[name]:.4g}" for name in names if name in scores)
+        if (score := scores.get(checkpoints.monitor)) is not None:
+            # `checkpoints` may not have seen it yet.
+            is_best = checkpoints.is_better(float(score)) or checkpoints.best_step in (-1, step)
+            earlier = f"best {checkpoints.best_score:.4g} at {checkpoints.best_step:,}"
+            shown += f" ({'the best so far' if is_best else earlier})"
+        self._print(f"step {step:,}: {shown}")
 
     def on_train_end(self, trainer: lightning.Trainer, *_: object) -> None:
         """Leave the last state on the screen."""
@@ -164,15 +160,6 @@ class ProgressBar(Callback):
             self._task, completed=trainer.global_step, numbers=self._numbers, left=left
         )
         self._next_update_s = time.monotonic() + self._interval_s
-
-    def _describe_best(self, trainer: lightning.Trainer) -> str:
-        """Return how the last score compares; `Checkpoints` may not have seen it yet."""
-        checkpoints, step = self._checkpoints, trainer.global_step
-        score = float(trainer.callback_metrics[checkpoints.monitor])
-        is_best = checkpoints.is_better(score)
-        if is_best or checkpoints.best_step in (-1, step):
-            return "the best so far"
-        return f"best {checkpoints.best_score:.4g} at {checkpoints.best_step:,}"
 
 
 class SampleLog(Callback):
@@ -254,9 +241,8 @@ class CollapseWarning(Callback):
     def __init__(self, console: Console, settings: Settings, texts: Texts) -> None:
         self._console, self._optimization, self._texts = console, settings.optimization, texts
         # Steps until which any outputs are normal.
-        self._patient_until = max(
-            3 * settings.optimization.warmup_steps, settings.training.max_steps // 10
-        )
+        warmup_steps, max_steps = settings.optimization.warmup_steps, settings.training.max_steps
+        self._patient_until = max(3 * warmup_steps, max_steps // 10)
         self._was_sound = self._has_warned = False
         self._num_collapsed = 0  # validations in a row
 
@@ -324,13 +310,10 @@ def describe_collapse(rows: Sequence[DecodedRow]) -> str:
     num_endless = sum(
         not row.is_complete and len(row.hypothesis) > 1.5 * len(row.reference) + 5 for row in rows
     )
+    repeated, usual = (sum(map(_is_repetitive, texts)) for texts in (outputs, references))
     for name, num_found, num_expected in (
         ("are empty", outputs.count(()), references.count(())),
-        (
-            "repeat one token",
-            sum(map(_is_repetitive, outputs)),
-            sum(map(_is_repetitive, references)),
-        ),
+        ("repeat one token", repeated, usual),
         ("are truncated, far longer than their references", num_endless, 0),
     ):
         fraction, expected = num_found / len(rows), num_expected / len(rows)

@@ -11,7 +11,7 @@ truncated file where $TMPDIR is on another disk, and torch.load accepts a file w
 import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -78,12 +78,8 @@ class Checkpoints(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score, and whether the last step is complete and validated."""
-        return {
-            "best_score": self.best_score,
-            "best_step": self.best_step,
-            "is_whole": self.is_whole,
-            "awaits_validation": self.awaits_validation,
-        }
+        names = ("best_score", "best_step", "is_whole", "awaits_validation")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, but take the best score from the file of the best checkpoint, if any."""
@@ -169,9 +165,7 @@ class Checkpoints(Checkpoint):
         self._saved_step = trainer.global_step  # or tried to: the next is tried when it is due
         if is_written and trainer.is_global_zero:
             numbered = [path for path in list_checkpoints(self.folder) if path.name != BEST]
-            for old in numbered[_NUM_KEPT:]:
-                with suppress(OSError):
-                    old.unlink()
+            _remove(numbered[_NUM_KEPT:])
         return is_written
 
     def _is_due(self, trainer: lightning.Trainer) -> bool:
@@ -277,6 +271,10 @@ def find_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def sweep_partial(folder: Path) -> None:
     """Remove the unfinished files of a killed run."""
-    for path in filter(is_staged, folder.glob(".*")):
+    _remove(filter(is_staged, folder.glob(".*")))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
         with suppress(OSError):
             path.unlink()

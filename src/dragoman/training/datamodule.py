@@ -56,13 +56,11 @@ class PairDataModule(lightning.LightningDataModule):
         num_threads: int | None = None,
     ) -> None:
         super().__init__()
-        self._pairs = pairs
         self.settings = as_settings(settings)
         self.notes: list[str] = []
-        self._folder = folder
+        self._pairs, self._folder, self._weights = pairs, folder, weights
         self._num_threads = num_threads
         self._data: RunData | None = None
-        self._weights = weights
         if data is not None:
             self._take(data)
 
@@ -148,13 +146,9 @@ class PairDataModule(lightning.LightningDataModule):
 
     def _evaluation_loader(self, split: Split) -> EvaluationLoader:
         rank, num_ranks = self._rank()
-        return EvaluationLoader(
-            self.data.ids(split),
-            self.settings.decoding.batch_tokens,
-            seed=self.settings.training.seed,
-            rank=rank,
-            num_ranks=num_ranks,
-        )
+        ids, most = self.data.ids(split), self.settings.decoding.batch_tokens
+        seed = self.settings.training.seed
+        return EvaluationLoader(ids, most, seed=seed, rank=rank, num_ranks=num_ranks)
 
     def _take(self, data: RunData) -> None:
         self._data, self.tokenizer, self.num_rows = data, data.tokenizer, data.num_rows

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
@@ -19,6 +19,7 @@ from dragoman.training.module import TransformerTraining
 from dragoman.training.trainer import NonFiniteSteps
 
 _PADDING_LABEL = -100  # of labels, in other libraries
+_OPTIMIZATION = {"schedule": "constant", "warmup_steps": 100, "label_smoothing": 0.0}
 
 
 class LightningTransformer(TransformerTraining):
@@ -72,10 +73,7 @@ class LightningTransformer(TransformerTraining):
                 eos_id=eos_id,
                 never_emitted=never_emitted,
             ),
-            OptimizationSettings.model_validate(
-                optimization
-                or {"schedule": "constant", "warmup_steps": 100, "label_smoothing": 0.0}
-            ),
+            OptimizationSettings.model_validate(optimization or _OPTIMIZATION),
             decoding=DecodingSettings(max_length_ratio=0.0, max_length_extra=max_seq_len),
         )
         self._has_warned = False
@@ -94,11 +92,9 @@ class LightningTransformer(TransformerTraining):
         """
         sides = self._find_sides(batch)
         source_ids = self.network.check_ids(sides[0], "source")
+        if len(sides) == 1 and not self.trainer.predicting:
+            raise DataError("the batch has source_ids alone: targets are needed, except to predict")
         if len(sides) == 1:
-            if not self.trainer.predicting:
-                raise DataError(
-                    "the batch has source_ids alone: targets are needed, except to predict"
-                )
             return source_ids
         pad_id = self.network.pad_id
         target_ids = sides[1].masked_fill(sides[1] == _PADDING_LABEL, pad_id)
@@ -131,11 +127,9 @@ class LightningTransformer(TransformerTraining):
             sides = list(batch)
         tensors = [side for side in sides if isinstance(side, Tensor)]
         if not 1 <= len(tensors) == len(sides) <= 2:
-            named = (
-                f"names {', '.join(map(str, batch))}"
-                if isinstance(batch, Mapping)
-                else (f"{len(sides)} parts: {', '.join(type(side).__name__ for side in sides)}")
-            )
+            named = f"{len(sides)} parts: {', '.join(type(side).__name__ for side in sides)}"
+            if isinstance(batch, Mapping):
+                named = f"names {', '.join(map(str, batch))}"
             raise DataError(
                 "a batch is two tensors, (source_ids, target_ids), or a mapping with input_ids and "
                 f"labels; found a {type(batch).__name__} with {named}"
@@ -151,7 +145,7 @@ class LightningTransformer(TransformerTraining):
                 f"the first target has nothing but {begin}: batches are (rows, length), and these "
                 "look like (length, rows); transpose them"
             )
-        if _has_inner_padding(is_source) or _has_inner_padding(is_target):
+        if any((one[:, 1:] & ~one[:, :-1]).any() for one in (is_source, is_target)):
             return (
                 "padding stands before tokens: pad on the right, or outputs depend on the padding"
             )
@@ -166,8 +160,3 @@ class LightningTransformer(TransformerTraining):
                 "around each target"
             )
         return ""
-
-
-def _has_inner_padding(is_token: Bool[Tensor, "B L"]) -> bool:
-    """Return whether padding precedes a token in any row."""
-    return bool((is_token[:, 1:] & ~is_token[:, :-1]).any())

@@ -97,14 +97,11 @@ def _make_csv_logger(folder: Path, step: int, unlogged: Mapping[str, float]) -> 
     indices = [int(row.pop("step")) for row in rows]
     for index, row in zip(indices, rows, strict=True):
         if index < step:  # Lightning counts from 0
-            logger.log_metrics(
-                {
-                    name: int(text) if text.isdecimal() else float(text)
-                    for name, text in row.items()
-                    if name and text
-                },
-                index,
-            )
+            texts = {name: text for name, text in row.items() if name and text}
+            numbers: dict[str, Any] = {
+                n: int(t) if t.isdecimal() else float(t) for n, t in texts.items()
+            }
+            logger.log_metrics(numbers, index)
     if unlogged and step - 1 not in indices:  # killed right after the checkpoint
         logger.log_metrics(dict(unlogged), step - 1)
     if step:

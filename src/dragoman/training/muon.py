@@ -69,7 +69,12 @@ class MuonAdamW(torch.optim.AdamW):
                 if (gradient := parameter.grad) is not None:
                     hidden.append((parameter, gradient))
                     parameter.grad = None  # AdamW passes over it
-                    direction = self._find_direction(parameter, gradient)
+                    state = self.state[parameter]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(parameter)
+                        state["step"] = torch.zeros(())  # AdamW looks for it in a loaded state
+                    momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+                    direction = gradient.lerp(momentum, _MOMENTUM)  # Nesterov's
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parts = (one.chunk(group["num_matrices"]) for one in (parameter, direction))
                     for matrix, part in zip(*parts, strict=True):
@@ -84,14 +89,6 @@ class MuonAdamW(torch.optim.AdamW):
             for matrix, update in zip(matrices, updates, strict=True):
                 matrix.add_(update, alpha=-rate)
         return loss
-
-    def _find_direction(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """Return Nesterov's momentum, with `gradient` in it."""
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-            state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
-        return gradient.lerp(state["momentum"].lerp_(gradient, 1 - _MOMENTUM), _MOMENTUM)
 
 
 def orthogonalize(matrices: Float[Tensor, "N O I"]) -> Float[Tensor, "N O I"]:

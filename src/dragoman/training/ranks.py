@@ -33,9 +33,10 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from rich.console import Console
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from dragoman.engines.ctranslate2_engine import count_cores
 from dragoman.errors import DragomanError, SettingsError, Stopped, TrainingError
 from dragoman.settings import Settings, TrainingSettings
 from dragoman.training.device import find_device
@@ -105,7 +106,14 @@ class Ranks:
                 backend = "nccl" if device_type == "cuda" else "gloo"
                 store, _, _ = next(rendezvous("env://", self.rank, self.num_ranks, timeout=_JOIN))
                 found_first = True
-                self._wait_for_all(store)
+                keys = [f"joined/{rank}" for rank in range(self.num_ranks)]
+                store.set(keys[self.rank], "")
+                try:  # where torchrun holds the store, it has not waited
+                    store.wait(keys, _JOIN)
+                except dist.DistStoreError as error:
+                    late = ", ".join(str(i) for i, key in enumerate(keys) if not store.check([key]))
+                    message = f"after {_JOIN.total_seconds():.0f} s, not started: rank {late}"
+                    raise RuntimeError(message) from error
                 store.set_timeout(_STEP)
                 dist.init_process_group(
                     *(backend, None, _STEP, self.num_ranks, self.rank),
@@ -116,8 +124,8 @@ class Ranks:
         except (RuntimeError, ValueError) as error:
             if self.rank > 0 and (found_first or self.local_rank > 0):
                 raise SystemExit(2) from error  # rank 0 reports, or the first of this machine
-            place = (
-                f"MASTER_ADDR {variables['MASTER_ADDR']}, MASTER_PORT {variables['MASTER_PORT']}"
+            place = ", ".join(
+                f"{name} {variables[name]}" for name in ("MASTER_ADDR", "MASTER_PORT")
             )
             reason = str(error).partition("\n")[0]
             remedy = "check that all processes have started, and that they reach rank 0 there"
@@ -132,23 +140,23 @@ class Ranks:
         Raises: SettingsError, when there are fewer devices, or other processes than these settings say.
         """
         device_type, devices = find_device(training), training.devices
-        count = _count_devices(device_type)
+        counts = {"cpu": count_cores, "cuda": torch.cuda.device_count}
+        count = counts[device_type]() if device_type in counts else 1
         if devices == "auto":
             devices = count if device_type == "cuda" else 1
         faults = []
         if self.is_joined:
             if device_type == "cuda" and self.num_local > count:
-                faults.append(
-                    f"{self.num_local} processes here, but only {count} GPUs; start fewer, and let each see all GPUs"
+                faults.append(f"{self.num_local} processes here, but only {count} GPUs; start fewer, "
+                              "and let each see all GPUs")  # fmt: skip
+            faults += [
+                f"training.{name}: {wanted}, but {found} were started; leave it out"
+                for name, wanted, found in (
+                    ("devices", training.devices, self.num_local),
+                    ("num_nodes", training.num_nodes, self.num_nodes),
                 )
-            for name, wanted, found in (
-                ("devices", training.devices, self.num_local),
-                ("num_nodes", training.num_nodes, self.num_nodes),
-            ):
-                if wanted not in (1, "auto", found):
-                    faults.append(
-                        f"training.{name}: {wanted}, but {found} were started; leave it out"
-                    )
+                if wanted not in (1, "auto", found)
+            ]
         elif training.num_nodes > 1:
             faults.append(
                 f"training.num_nodes: {training.num_nodes}, but this process is alone; start the "
@@ -248,7 +256,14 @@ class Ranks:
             return None
         self.errors = "own"
         self._ended.set()
-        if self.rank > 1 or (self.rank == 1 and self._reaches_first()):
+        if self.rank == 1:  # it reports if rank 0 does not live, which holds the store
+            time.sleep(1.0)
+            store = dist.distributed_c10d._get_default_store()
+            with suppress(RuntimeError):
+                store.set_timeout(timedelta(seconds=5))
+                if store.add("alive", 1):
+                    raise SystemExit(2) from error
+        elif self.rank > 1:
             raise SystemExit(2) from error
         ended = self._describe_ended(time.monotonic() + 5.0)
         if not self._children:  # the others look whether this one lives
@@ -277,27 +292,6 @@ class Ranks:
             os.environ.pop(name, None)
             if name in self._before:
                 os.environ[name] = self._before[name]
-
-    def _wait_for_all(self, store: Store) -> None:
-        """Wait for the other ranks, also where torchrun holds the store, which does not wait."""
-        keys = [f"joined/{rank}" for rank in range(self.num_ranks)]
-        store.set(keys[self.rank], "")
-        try:
-            store.wait(keys, _JOIN)
-        except dist.DistStoreError as error:
-            missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
-            raise RuntimeError(
-                f"after {_JOIN.total_seconds():.0f} s, not started: rank {', '.join(missing)}"
-            ) from error
-
-    def _reaches_first(self) -> bool:
-        """Return whether rank 0 lives, which holds the store; else this rank is to report."""
-        time.sleep(1.0)
-        store = dist.distributed_c10d._get_default_store()
-        with suppress(RuntimeError):
-            store.set_timeout(timedelta(seconds=5))
-            return bool(store.add("alive", 1))
-        return False
 
     def _describe_ended(self, until_s: float) -> str:
         """Return which of the started processes have failed, and how; "": none."""
@@ -419,13 +413,3 @@ def find_variables() -> dict[str, str]:
     if not found.keys() >= {*_VARIABLES} or found["WORLD_SIZE"] == "1":
         return {}
     return {name: found[name] for name in _VARIABLES}
-
-
-def _count_devices(device_type: str) -> int:
-    if device_type == "cpu":
-        return (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-    return torch.cuda.device_count() if device_type == "cuda" else 1

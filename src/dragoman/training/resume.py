@@ -155,25 +155,21 @@ def merge_for_resuming(record: RunRecord, typed: Settings) -> Settings:
     started = flatten_settings(record.settings)
     values = dict(list_set_values(typed))
     errors = []
-    for name, value in values.items():
+    for name, typed_value in values.items():
+        value = list(typed_value) if isinstance(typed_value, tuple) else typed_value
         may_change = any(
             name == one or (one[-1] == "." and name.startswith(one)) for one in MAY_CHANGE
         )
         # auto was typed: it was resolved when the run started.
-        if not may_change and _make_plain(value) not in (started[name], "auto"):
+        if not may_change and value not in (started[name], "auto"):
+            changeable = ", ".join(f"{one}*" if one[-1] == "." else one for one in MAY_CHANGE)
             errors.append(
-                f"--{name}: {_make_plain(value)!r}, but the run was started with "
-                f"{started[name]!r}; leave it out to resume, or start from scratch with "
-                "--overwrite. May change: "
-                + ", ".join(f"{one}*" if one[-1] == "." else one for one in MAY_CHANGE)
+                f"--{name}: {value!r}, but the run was started with {started[name]!r}; leave it "
+                f"out to resume, or start from scratch with --overwrite. May change: {changeable}"
             )
     if errors:
         raise SettingsError.gather(errors)
     return merge_settings(record.settings, values, overrule=True)
-
-
-def _make_plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 class RngAndMetricState(Callback):
@@ -201,7 +197,7 @@ class RngAndMetricState(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all processes; call it on all of them."""
         assert self._module is not None
-        own = {"random": capture_random_state(), "sums": self._module.train_metrics.capture_sums()}
+        own = {"random": _capture_random_state(), "sums": self._module.train_metrics.capture_sums()}
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return {"ranks": [own]}
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
@@ -227,11 +223,19 @@ class RngAndMetricState(Callback):
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: object) -> None:
         """Restore the generators, once."""
         if len(self._restored) == trainer.world_size:
-            restore_random_state(self._restored[trainer.global_rank]["random"])
+            state = self._restored[trainer.global_rank]["random"]
+            torch.set_rng_state(state["torch"])
+            random.setstate(state["python"])
+            kind, keys, *rest = state["numpy"]
+            np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+            if "cuda" in state and torch.cuda.is_available():
+                torch.cuda.set_rng_state(state["cuda"])
+            if "mps" in state and torch.backends.mps.is_available():
+                torch.mps.set_rng_state(state["mps"])
         self._restored = []
 
 
-def capture_random_state() -> dict[str, Any]:
+def _capture_random_state() -> dict[str, Any]:
     """Return the states of torch's, Python's and NumPy's generators, as plain values."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     state: dict[str, Any] = {
@@ -244,15 +248,3 @@ def capture_random_state() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Restore the generators from `capture_random_state`."""
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    if "mps" in state and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])

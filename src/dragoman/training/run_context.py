@@ -112,21 +112,21 @@ class RunContext:
                 bar.add_task(phase, total=None)
                 yield
             return
-        ended = Event()
-        thread = Thread(target=self._repeat, args=(phase, ended), daemon=True)
+        ended, started_s = Event(), time.monotonic()
+
+        def report_time() -> None:
+            with suppress(OSError, SystemExit):  # rich raises SystemExit where nobody reads
+                while not ended.wait(LINE_EVERY_S):
+                    elapsed = timedelta(seconds=round(time.monotonic() - started_s))
+                    self.report(f"{phase}: {elapsed} so far")
+
+        thread = Thread(target=report_time, daemon=True)
         thread.start()
         try:
             yield
         finally:
             ended.set()
             thread.join()
-
-    def _repeat(self, phase: str, ended: Event) -> None:
-        started_s = time.monotonic()
-        with suppress(OSError, SystemExit):  # rich raises SystemExit where nobody reads
-            while not ended.wait(LINE_EVERY_S):
-                elapsed = timedelta(seconds=round(time.monotonic() - started_s))
-                self.report(f"{phase}: {elapsed} so far")
 
     def report(self, message: str) -> None:
         """Print a message as it is."""

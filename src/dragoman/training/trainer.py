@@ -173,12 +173,7 @@ class WeightAveraging(lightning_callbacks.WeightAveraging):
 
     @torch.no_grad()
     def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: object,
-        batch: Pairs,
-        batch_idx: int,
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
     ) -> None:
         """Move the average towards the weights, after a step."""
         if trainer.global_step <= self._latest_update_step:
@@ -228,7 +223,7 @@ class NonFiniteSteps(Callback):
         if not pl_module.num_skipped:
             return
         self.num_skipped += 1
-        rows = _name_rows(trainer, find_nonfinite_rows(pl_module, batches))
+        rows = _name_nonfinite_rows(trainer, pl_module, batches)
         if trainer.world_size > 1:
             named: list[str] = [""] * trainer.world_size
             distributed.all_gather_object(named, rows)
@@ -256,11 +251,11 @@ class NonFiniteSteps(Callback):
             )
 
 
-def find_nonfinite_rows(module: TransformerTraining, batches: Sequence[Batch]) -> list[Batch]:
-    """Return the rows with a non-finite loss, as batches of one; all rows if there is none."""
-    network = module.network
-    was_training = network.training
-    network.eval()
+def _name_nonfinite_rows(
+    trainer: lightning.Trainer, module: TransformerTraining, batches: Sequence[Batch]
+) -> str:
+    """Name the rows with a non-finite loss; all rows if there is none."""
+    network, was_training = module.network, module.network.training
     rows = [
         Batch(
             source_ids=batch.source_ids[i : i + 1],
@@ -270,22 +265,18 @@ def find_nonfinite_rows(module: TransformerTraining, batches: Sequence[Batch]) -
         for batch in batches
         for i in range(len(batch))
     ]
+    network.eval()
     with torch.no_grad():
         found = [
             one
             for one in rows[:_MOST_COMPUTED]
             if not torch.isfinite(sum_losses(network, one.source_ids, one.target_ids).loss)
-        ]
+        ] or rows
     network.train(was_training)
-    return found or rows
-
-
-def _name_rows(trainer: lightning.Trainer, found: Sequence[Batch]) -> str:
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    message = f"{len(found):,} rows"
+    message, data = f"{len(found):,} rows", trainer.datamodule  # type: ignore[attr-defined]
     named = [one.rows for one in found[:_MOST_NAMED] if one.rows is not None]
     if named and isinstance(data, PairDataModule):
-        names = [name for rows in named for name in data.data.name_rows(rows)]
+        names = [name for one in named for name in data.data.name_rows(one)]
         message += f": {', '.join(names)}{', …' if len(found) > len(named) else ''}"
     return message
 
@@ -338,14 +329,11 @@ def measure_pace(
     # Rank 0 scores alone; on CPUs, with the cores of all ranks of its machine.
     num_shares = ranks.num_ranks if find_device(settings.training) == "cuda" else ranks.num_nodes
     num_decoded = module.decoded_fraction * rows["valid"]
+    greedy_s = validation_s * num_shares * (rows["valid"] + rows["test"]) / num_decoded
     return Pace(
         step_s=fmean(steps_s[len(steps_s) // 2 :]),
         validation_s=validation_s,
-        scoring_s=settings.decoding.num_candidates
-        * validation_s  # greedy, by all ranks
-        * num_shares
-        * (rows["valid"] + rows["test"])
-        / num_decoded,
+        scoring_s=settings.decoding.num_candidates * greedy_s,
     )
 
 

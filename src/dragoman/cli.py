@@ -31,23 +31,21 @@ from dragoman.cli_options import (
 from dragoman.errors import DragomanError, Stopped, is_out_of_memory, name_extra, shorten
 
 if TYPE_CHECKING:
-    from dragoman.evaluation.evaluation import Evaluation
     from dragoman.settings import Settings
 
 
+@printed_streams()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 2 for an error in the input, 1 for one of the system."""
-    with printed_streams():
-        return _run(argv)
-
-
-def _run(argv: Sequence[str] | None) -> int:
     try:
         given = sys.argv[1:] if argv is None else argv
         arguments, words = read_command_line(given, COMMANDS)
         arguments.given = given
+        command = COMMANDS[arguments.command]
         with name_extra(f"dragoman {arguments.command}"):
-            COMMANDS[arguments.command].run(arguments, words)
+            command.run(
+                arguments, *([_read_settings(arguments, words)] if command.sections else [])
+            )
         sys.stdout.flush()
     except DragomanError as error:
         _print_last(str(error))
@@ -79,28 +77,26 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _add_fit(command: ArgumentParser) -> None:
     add = command.add_argument
-    add("pairs", nargs="*", metavar="PAIRS",
-        help="training pairs: files (.tsv .csv .jsonl .parquet .arrow, also .gz or .zst; 'a/*.tsv'; "
+    _add_pairs(command,
+        "training pairs: files (.tsv .csv .jsonl .parquet .arrow, also .gz or .zst; 'a/*.tsv'; "
         "a folder of .parquet or .arrow; a URL such as s3://bucket/a.tsv; - for standard input), or two "
         "parallel text files; not needed with --resume or data.train")  # fmt: skip
-    _add_held_out(command)
     add("--out", type=Path, default=Path("model"), help="model folder to write (default: model)")
-    add("--config", type=Path, help="YAML file of settings; arguments override it")
-    add("--from", dest="start_from", metavar="MODEL",
+    add("--from", dest="training.start_from", metavar="MODEL",
         help="start from the weights of this model folder, with its vocabulary and sizes; symbols and "
         "features that it lacks are added; short for --training.start_from")  # fmt: skip
     add("--seeds", type=positive, metavar="N",
         help="train N models, with the seeds from training.seed on, one after the other; --out becomes "
         "an ensemble folder: an ensemble wherever a model folder is taken")  # fmt: skip
-    add("--teacher", metavar="MODEL",
+    add("--teacher", dest="training.teacher", metavar="MODEL",
         help="train on the outputs of this model, too (distillation), best an ensemble of `fit --seeds`; "
         "short for --training.teacher")  # fmt: skip
-    add("--unlabelled", metavar="FILE",
+    add("--unlabelled", dest="data.unlabelled", metavar="FILE",
         help="file of sources without targets, for the teacher; short for --data.unlabelled")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the model folder")
     add("--resume", nargs="?", const="must", default="no", choices=("auto", "must"), metavar="auto",
         help="resume the interrupted run of --out; auto: start a new run if there is none")  # fmt: skip
-    add("--max-time", type=minutes, metavar="TIME",
+    add("--max-time", dest="training.max_minutes", type=minutes, metavar="TIME",
         help="the best model for this time, such as 90m or 1h30m: fit measures its speed and plans the "
         "steps; short for --training.max_minutes")  # fmt: skip
     add("--on", choices=("ray",),
@@ -111,7 +107,7 @@ def _add_fit(command: ArgumentParser) -> None:
         "reads them; train nothing")  # fmt: skip
 
 
-def _fit(arguments: Namespace, words: Sequence[str]) -> None:
+def _fit(arguments: Namespace, settings: "Settings") -> None:
     from dragoman.training.run_context import StartTimer
 
     timer = StartTimer.since_process_start()
@@ -121,11 +117,6 @@ def _fit(arguments: Namespace, words: Sequence[str]) -> None:
         arguments.dry_run or arguments.seeds or "-" in arguments.pairs
     ):
         raise DragomanError("--on ray: leave out --dry-run, --seeds, and standard input as PAIRS")
-    words = _add_short(words, "--max-time", "--training.max_minutes", arguments.max_time)
-    words = _add_short(words, "--from", "--training.start_from", arguments.start_from)
-    words = _add_short(words, "--teacher", "--training.teacher", arguments.teacher)
-    words = _add_short(words, "--unlabelled", "--data.unlabelled", arguments.unlabelled)
-    settings = _read_settings_of_pairs(arguments, words, is_needed=arguments.resume == "no")
     from dragoman.reading.pairs import describe_layout
 
     # Errors that the first lines show are reported before torch is loaded, which takes seconds. Of
@@ -204,10 +195,10 @@ def _add_predict(command: ArgumentParser) -> None:
         help="read pairs, and give the log-probability of each target for its source")  # fmt: skip
     add("--prefix", default="", metavar="COLUMN",
         help="column with the start of each output: a name, or a position from 1")  # fmt: skip
-    add("--require-grounding", choices=("exact", "near"),
+    add("--require-grounding", dest="decoding.require_grounding", choices=("exact", "near"),
         help="leave out values of records that do not stand in the source, and count them; short for "
         "--decoding.require_grounding")  # fmt: skip
-    add("--memory", choices=("none", "auto"),
+    add("--memory", dest="decoding.memory", choices=("none", "auto"),
         help="auto: answer sources of the training pairs by their targets, where fit found that this "
         "helps; none: always by the model; short for --decoding.memory")  # fmt: skip
     add("--min-confidence", type=fraction, metavar="THRESHOLD",
@@ -227,7 +218,7 @@ def _add_predict(command: ArgumentParser) -> None:
         help="start over, instead of resuming an interrupted prediction of --output")  # fmt: skip
 
 
-def _predict(arguments: Namespace, words: Sequence[str]) -> None:
+def _predict(arguments: Namespace, settings: "Settings") -> None:
     if arguments.score and arguments.prefix:
         raise DragomanError("--prefix: --score gives the whole output; leave one of them out")
     if (arguments.min_confidence is None) != (arguments.low_confidence_output is None):
@@ -236,12 +227,6 @@ def _predict(arguments: Namespace, words: Sequence[str]) -> None:
             "rows are written to --low-confidence-output"
         )
     _check_workers(arguments)
-    required = arguments.require_grounding
-    words = _add_short(words, "--require-grounding", "--decoding.require_grounding", required)
-    words = _add_short(words, "--memory", "--decoding.memory", arguments.memory)
-    from dragoman.configuration import read_settings
-
-    settings = read_settings(None, words, is_whole=False)
     from dragoman.commands.predict import Job, run_job
 
     job = Job(
@@ -276,7 +261,7 @@ def _add_join(command: ArgumentParser) -> None:
         help="the --output of the parts, which lie beside it; they are removed at the end")  # fmt: skip
 
 
-def _join(arguments: Namespace, _: Sequence[str]) -> None:
+def _join(arguments: Namespace) -> None:
     from dragoman.commands.join import join
 
     for line in join(arguments.output):
@@ -317,83 +302,54 @@ def _add_evaluate(command: ArgumentParser) -> None:
     add("--json", action="store_true", help="print the scores as JSON")
 
 
-def _evaluate(arguments: Namespace, words: Sequence[str]) -> None:
-    if arguments.hypotheses is not None:
-        _evaluate_outputs(arguments, words)
-        return
-    if arguments.model is None or not arguments.pairs:
+def _evaluate(arguments: Namespace, settings: "Settings") -> None:
+    from dragoman.commands.evaluate import evaluate, evaluate_outputs
+    from dragoman.evaluation.evaluation import summarize
+    from dragoman.evaluation.field_confidence import list_field_confidence
+    from dragoman.reading.pairs import RowErrors
+    from dragoman.storage import is_same_file
+
+    model, hypotheses, report = arguments.model, arguments.hypotheses, arguments.report
+    of_outputs = (*arguments.references, arguments.sources)
+    inputs = [Path(one) for one in (*arguments.pairs, hypotheses, *of_outputs) if one]
+    if report is not None and any(is_same_file(report, one) for one in inputs):
+        raise DragomanError(f"--report {report}: this file is read too; give another name")
+    if hypotheses is not None:
+        if model is not None or not arguments.references:
+            raise DragomanError("--hypotheses: needs --references, and no MODEL")
+        of_models = {"--calibrate": arguments.calibrate, "--ensemble": arguments.ensemble,
+                     "--engine": arguments.engine != "auto", "--device": arguments.device != "auto",
+                     "--threads": arguments.threads, "--quantization": arguments.quantization != "auto"}  # fmt: skip
+        if given := [option for option, is_given in of_models.items() if is_given]:
+            raise DragomanError(f"{', '.join(given)}: for a model only; --hypotheses uses none")
+        evaluation = evaluate_outputs(
+            hypotheses, arguments.references, arguments.sources, settings,
+            out=arguments.out, report=report,
+        )  # fmt: skip
+    elif model is None or not arguments.pairs:
         raise DragomanError(
             "evaluate: give MODEL and PAIRS, or outputs of any system by --hypotheses and "
             "--references"
         )
-    if arguments.references or arguments.sources:
+    elif any(of_outputs):
         raise DragomanError("--references, --sources: are for --hypotheses; leave them out")
-    from dragoman.configuration import read_settings
-
-    settings = read_settings(None, words, is_whole=False)
-    _check_report(arguments, arguments.pairs)
-    from dragoman.commands.evaluate import evaluate
-    from dragoman.reading.pairs import RowErrors
-
-    row_errors = RowErrors()
-    evaluation = evaluate(
-        [arguments.model, *arguments.ensemble],
-        arguments.pairs,
-        settings,
-        **_take_engine(arguments),
-        calibrate=arguments.calibrate,
-        out=arguments.out,
-        into_model=True,
-        report=arguments.report,
-        row_errors=row_errors,
-    )
-    for line in row_errors.layouts:
-        _report(line)
-    if row_errors.total:
-        _report(f"rows skipped: {row_errors.report()}")
-    _print_evaluation(evaluation, arguments)
-
-
-def _check_report(arguments: Namespace, inputs: Sequence[str | Path | None]) -> None:
-    from dragoman.storage import is_same_file
-
-    report = arguments.report
-    if report is not None and any(is_same_file(report, Path(one)) for one in inputs if one):
-        raise DragomanError(f"--report {report}: this file is read too; give another name")
-
-
-def _evaluate_outputs(arguments: Namespace, words: Sequence[str]) -> None:
-    if arguments.model is not None or not arguments.references:
-        raise DragomanError("--hypotheses: needs --references, and no MODEL")
-    of_models = {"--calibrate": arguments.calibrate, "--ensemble": arguments.ensemble,
-                 "--engine": arguments.engine != "auto", "--device": arguments.device != "auto",
-                 "--threads": arguments.threads, "--quantization": arguments.quantization != "auto"}  # fmt: skip
-    if given := [option for option, is_given in of_models.items() if is_given]:
-        raise DragomanError(f"{', '.join(given)}: for a model only; --hypotheses uses none")
-    _check_report(arguments, [arguments.hypotheses, *arguments.references, arguments.sources])
-    from dragoman.commands.evaluate import evaluate_outputs
-    from dragoman.configuration import read_settings
-
-    evaluation = evaluate_outputs(
-        arguments.hypotheses,
-        arguments.references,
-        arguments.sources,
-        read_settings(None, words),
-        out=arguments.out,
-        report=arguments.report,
-    )
-    _print_evaluation(evaluation, arguments)
-
-
-def _print_evaluation(evaluation: "Evaluation", arguments: Namespace) -> None:
-    from dragoman.evaluation.evaluation import summarize
-    from dragoman.evaluation.field_confidence import list_field_confidence
-
+    else:
+        row_errors = RowErrors()
+        evaluation = evaluate(
+            [model, *arguments.ensemble], arguments.pairs, settings, **_take_engine(arguments),
+            calibrate=arguments.calibrate, out=arguments.out, into_model=True, report=report,
+            row_errors=row_errors,
+        )  # fmt: skip
+        for line in row_errors.layouts:
+            _report(line)
+        if row_errors.total:
+            _report(f"rows skipped: {row_errors.report()}")
     content, confidence = evaluation.to_dict(), evaluation.confidence
-    lines = [*summarize(content), *(confidence.describe() if confidence else ())]
-    lines += list_field_confidence(confidence.fields) if confidence else ()
+    lines = summarize(content)
+    if confidence is not None:
+        lines = [*lines, *confidence.describe(), *list_field_confidence(confidence.fields)]
     _print_result(arguments, content, lines)
-    for path in (evaluation.folder, arguments.report):
+    for path in (evaluation.folder, report):
         if path is not None:
             print(f"written: {path}", file=sys.stderr)
 
@@ -410,15 +366,12 @@ def _add_compare(command: ArgumentParser) -> None:
     add("--json", action="store_true", help="print the comparison as JSON")
 
 
-def _compare(arguments: Namespace, words: Sequence[str]) -> None:
-    from dragoman.configuration import read_settings
-
-    settings = read_settings(None, words)
+def _compare(arguments: Namespace, settings: "Settings") -> None:
     from dragoman.commands.compare import compare, describe_comparison
 
     found = compare(arguments.runs, settings, on=arguments.on, num_rows=arguments.rows)
-    lines = ["\n".join(describe_comparison(one)) for one in found]
-    _print_result(arguments, [one.to_dict() for one in found], ["\n\n".join(lines)])
+    text = "\n\n".join("\n".join(describe_comparison(one)) for one in found)
+    _print_result(arguments, [one.to_dict() for one in found], [text])
 
 
 def _add_explain(command: ArgumentParser) -> None:
@@ -434,16 +387,15 @@ def _add_explain(command: ArgumentParser) -> None:
     add("--json", action="store_true", help="print the explanation as JSON")
 
 
-def _explain(arguments: Namespace, words: Sequence[str]) -> None:
+def _explain(arguments: Namespace, settings: "Settings") -> None:
     from dragoman.commands.explain import describe_explanation, explain
-    from dragoman.configuration import read_settings
 
     found = explain(
         arguments.model,
         arguments.source,
         arguments.features,
         pairs=arguments.pairs,
-        settings=read_settings(None, words, is_whole=False),
+        settings=settings,
         num_rows=arguments.rows,
         device=arguments.device,
     )
@@ -455,11 +407,7 @@ def _explain(arguments: Namespace, words: Sequence[str]) -> None:
 
 def _add_inspect(command: ArgumentParser) -> None:
     add = command.add_argument
-    add(
-        "pairs", nargs="*", metavar="PAIRS", help="files of pairs, or two parallel ones, as for fit"
-    )
-    _add_held_out(command)
-    add("--config", type=Path, help="YAML file of settings, as for fit")
+    _add_pairs(command, "files of pairs, or two parallel ones, as for fit")
     add("--model", type=Path, metavar="MODEL",
         help="also rank the targets of PAIRS that may be wrong, by the model in this folder, best one of "
         "`fit --seeds`; it may have been trained on them")  # fmt: skip
@@ -469,14 +417,17 @@ def _add_inspect(command: ArgumentParser) -> None:
         "print it, or write it to the file")  # fmt: skip
 
 
-def _add_held_out(command: ArgumentParser) -> None:
+def _add_pairs(command: ArgumentParser, help_text: str = "training pairs, as for fit") -> None:
+    """Add the options of a command that reads training pairs, and so has all settings."""
+    add = command.add_argument
+    add("pairs", nargs="*", metavar="PAIRS", help=help_text)
     for name, pairs in (("valid", "validation"), ("test", "test")):
-        command.add_argument(f"--{name}", nargs="+", default=[], metavar="FILE",
+        add(f"--{name}", dest=f"data.{name}", nargs="+", metavar="FILE",
             help=f"{pairs} pairs: a file, or two parallel ones; short for --data.{name}")  # fmt: skip
+    add("--config", type=Path, help="YAML file of settings; arguments override it")
 
 
-def _inspect(arguments: Namespace, words: Sequence[str]) -> None:
-    settings = _read_settings_of_pairs(arguments, words)
+def _inspect(arguments: Namespace, settings: "Settings") -> None:
     from dragoman.commands.inspect import (
         derive_schema,
         inspect,
@@ -499,12 +450,10 @@ def _inspect(arguments: Namespace, words: Sequence[str]) -> None:
 
 def _add_tune(command: ArgumentParser) -> None:
     add = command.add_argument
-    add("pairs", nargs="*", metavar="PAIRS", help="training pairs, as for fit")
-    _add_held_out(command)
+    _add_pairs(command)
     add("--out", type=Path, default=Path("tuned"),
         help="folder of the search (default: tuned): best.yaml, search.html, study.db; repeat the "
         "command to continue an interrupted search")  # fmt: skip
-    add("--config", type=Path, help="YAML file of settings of all trials")
     add("--space", type=Path, metavar="FILE.yaml",
         help="what to search: by setting, a list of values, or low, high and (true) log; default: "
         "learning rate, dropout, label smoothing, layers")  # fmt: skip
@@ -520,9 +469,8 @@ def _add_tune(command: ArgumentParser) -> None:
     add("--json", action="store_true", help="print the trials as JSON")
 
 
-def _tune(arguments: Namespace, words: Sequence[str]) -> None:
+def _tune(arguments: Namespace, settings: "Settings") -> None:
     _check_workers(arguments)
-    settings = _read_settings_of_pairs(arguments, words)
     from dragoman.commands.tune import print_search, read_space, tune
 
     search = tune(
@@ -543,20 +491,17 @@ def _tune(arguments: Namespace, words: Sequence[str]) -> None:
 
 def _add_learning_curve(command: ArgumentParser) -> None:
     add = command.add_argument
-    add("pairs", nargs="*", metavar="PAIRS", help="training pairs, as for fit")
-    _add_held_out(command)
+    _add_pairs(command)
     add("--out", type=Path, default=Path("curve"),
         help="folder of the models and of curve.html (default: curve); repeat the command to continue an "
         "interrupted one")  # fmt: skip
-    add("--config", type=Path, help="YAML file of settings of all runs")
     add("--seeds", type=positive, default=2, help="models for each point (default: 2)")
     add("--metric", default="", metavar="NAME",
         help="score of the curve, such as exact_match or chrf (default: the first of the task)")  # fmt: skip
     add("--json", action="store_true", help="print the curve as JSON")
 
 
-def _learning_curve(arguments: Namespace, words: Sequence[str]) -> None:
-    settings = _read_settings_of_pairs(arguments, words)
+def _learning_curve(arguments: Namespace, settings: "Settings") -> None:
     from dragoman.commands.learning_curve import learning_curve
 
     curve = learning_curve(
@@ -576,61 +521,25 @@ def _add_suggest(command: ArgumentParser) -> None:
     add("--json", action="store_true", help="print the rows as JSON, too")
 
 
-def _suggest(arguments: Namespace, words: Sequence[str]) -> None:
+def _suggest(arguments: Namespace, settings: "Settings") -> None:
     from dataclasses import asdict
 
     from dragoman.commands.suggest import suggest
-    from dragoman.configuration import read_settings
 
     if arguments.output.exists():
         raise DragomanError(f"--output {arguments.output}: it exists; give the name of a new file")
     found = suggest(
         arguments.model, arguments.unlabelled, rows=arguments.rows, output=arguments.output,
-        settings=read_settings(None, words, is_whole=False), device=arguments.device,
-        report=_report,
+        settings=settings, device=arguments.device, report=_report,
     )  # fmt: skip
     _report(f"{len(found):,} sources to label: {arguments.output}")
     if arguments.json:
         _print_json([asdict(one) for one in found])
 
 
-def _read_settings_of_pairs(
-    arguments: Namespace, words: Sequence[str], *, is_needed: bool = True
-) -> "Settings":
-    """Return the settings of --config, --valid, --test and `words`; PAIRS may be data.train."""
-    from dragoman.configuration import merge_settings, read_settings
-
-    files = {"data.valid": arguments.valid, "data.test": arguments.test}
-    given = {name: paths for name, paths in files.items() if paths}
-    for name in given:
-        _refuse_both(f"--{name.removeprefix('data.')}", f"--{name}", words)
-    settings = merge_settings(read_settings(arguments.config, words), given, overrule=True)
-    arguments.pairs = arguments.pairs or list(settings.data.train)
-    if is_needed and not arguments.pairs:
-        place = " before --schema" if getattr(arguments, "schema", None) else ""
-        raise DragomanError(
-            f"{arguments.command}: give PAIRS{place}, a file of pairs or two parallel text files"
-        )
-    return settings
-
-
 def _check_workers(arguments: Namespace) -> None:
     if (arguments.on is None) != (arguments.workers is None):
         raise DragomanError("--on ray and --workers must be given together")
-
-
-def _add_short(words: Sequence[str], option: str, setting: str, value: object) -> Sequence[str]:
-    """Return `words` with the setting that an option is short for, if it was given."""
-    if value is None:
-        return words
-    _refuse_both(option, setting, words)
-    return [*words, setting, str(value)]
-
-
-def _refuse_both(option: str, setting: str, words: Sequence[str]) -> None:
-    """Refuse a setting in `words` that a shorter option gives, too."""
-    if any(word.partition("=")[0] == setting for word in words):
-        raise DragomanError(f"{option}, {setting}: these are the same setting; leave one out")
 
 
 def _add_export(command: ArgumentParser) -> None:
@@ -645,7 +554,7 @@ def _add_export(command: ArgumentParser) -> None:
         "float16)")  # fmt: skip
 
 
-def _export(arguments: Namespace, _: Sequence[str]) -> None:
+def _export(arguments: Namespace) -> None:
     from dragoman.commands.export import export
 
     result = export(arguments.model, arguments.to, arguments.quantization)
@@ -667,16 +576,15 @@ def _add_import(command: ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace the model folder")
 
 
-def _import(arguments: Namespace, words: Sequence[str]) -> None:
+def _import(arguments: Namespace, settings: "Settings") -> None:
     from dragoman.commands.import_model import import_model
-    from dragoman.configuration import read_settings
 
     import_model(
         arguments.folder,
         arguments.program,
         arguments.check,
         arguments.out,
-        read_settings(None, words, is_whole=False),
+        settings,
         min_equal=arguments.min_equal,
         overwrite=arguments.overwrite,
         report=lambda line: print(line, file=sys.stderr),
@@ -717,14 +625,13 @@ def _add_serve(command: ArgumentParser) -> None:
     add_engine(command)
 
 
-def _serve(arguments: Namespace, words: Sequence[str]) -> None:
+def _serve(arguments: Namespace, settings: "Settings") -> None:
     from dragoman.commands.serve import serve
-    from dragoman.configuration import read_settings
     from dragoman.serving.messages import Limits
 
     serve(
         arguments.models,
-        read_settings(None, words, is_whole=False),
+        settings,
         host=arguments.host,
         port=arguments.port,
         workers=arguments.workers,
@@ -751,13 +658,13 @@ def _add_demo(command: ArgumentParser) -> None:
         help="where the pairs and the model are written (default: %(default)s)")  # fmt: skip
 
 
-def _demo(arguments: Namespace, _: Sequence[str]) -> None:
+def _demo(arguments: Namespace) -> None:
     from dragoman.commands.demo import demo
 
     demo(arguments.folder)
 
 
-def _doctor(*_: object) -> None:
+def _doctor(_: Namespace) -> None:
     from dragoman.commands.doctor import describe_installation
 
     print("\n".join(describe_installation()))
@@ -917,6 +824,35 @@ COMMANDS = {
         sections=(),
     ),
 }  # fmt: skip
+
+
+def _read_settings(arguments: Namespace, words: Sequence[str]) -> "Settings":
+    """Return the settings of --config, of `words`, and of options that are short for one.
+
+    Such an option has the name of its setting as `dest`. A command with --config reads pairs and has all
+    settings; PAIRS may be data.train. Those of others will be merged with the settings of a model.
+    """
+    from dragoman.configuration import merge_settings, read_settings
+
+    reads_pairs = hasattr(arguments, "config")
+    config = arguments.config if reads_pairs else None
+    settings = read_settings(config, words, is_whole=reads_pairs)
+    typed = {word.partition("=")[0] for word in words}
+    given = {name: one for name, one in vars(arguments).items() if "." in name and one is not None}
+    for name in given:
+        if f"--{name}" in typed:
+            raise DragomanError(
+                f"--{name}: a shorter option gives the same setting; leave one of them out"
+            )
+    settings = merge_settings(settings, given, overrule=True)
+    if reads_pairs:
+        arguments.pairs = arguments.pairs or list(settings.data.train)
+        if not arguments.pairs and getattr(arguments, "resume", "no") == "no":
+            place = " before --schema" if getattr(arguments, "schema", None) else ""
+            raise DragomanError(
+                f"{arguments.command}: give PAIRS{place}, a file of pairs or two parallel text files"
+            )
+    return settings
 
 
 def _print_result(arguments: Namespace, content: object, lines: Sequence[str]) -> None:

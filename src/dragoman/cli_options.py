@@ -28,8 +28,8 @@ _TOP_LEVEL = (
 class Command(NamedTuple):
     """A command: its options, and what runs it."""
 
-    run: Callable[[argparse.Namespace, Sequence[str]], None]
-    """Takes the options, and the settings as typed."""
+    run: Callable[..., None]
+    """Takes the options, and, if there are `sections`, the settings."""
     add_options: Callable[[argparse.ArgumentParser], None]
     summary: str
     examples: tuple[str, ...]

@@ -102,21 +102,11 @@ def as_settings(given: SettingsLike, *, is_whole: bool = True) -> Settings:
             f"{type(given).__name__}; `read_settings` reads a YAML file"
         )
     draft = _Draft()
-    for name, value in _flatten_mapping(given):
-        draft.set(name, value, shorten(name))
+    for name, value in _flatten(given):
+        if isinstance(value, list | tuple):
+            value = [str(one) if isinstance(one, Path) else one for one in value]
+        draft.set(name, str(value) if isinstance(value, Path) else value, shorten(name))
     return _check(draft, is_whole=is_whole)
-
-
-def _flatten_mapping(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in given.items():
-        if isinstance(value, Section):
-            yield from list_set_values(value, f"{prefix}{name}.")
-        elif isinstance(value, Mapping) and value:
-            yield from _flatten_mapping(value, f"{prefix}{name}.")
-        elif isinstance(value, list | tuple):
-            yield f"{prefix}{name}", [str(one) if isinstance(one, Path) else one for one in value]
-        else:
-            yield f"{prefix}{name}", str(value) if isinstance(value, Path) else value
 
 
 def parse_config(content: bytes, place: str) -> Settings:
@@ -313,24 +303,21 @@ def check_sections(typed: Settings, user: str, sections: Sequence[str]) -> None:
 
 def list_set_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) of each setting that was set explicitly."""
-    for name in sorted(section.model_fields_set):
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            yield from list_set_values(value, f"{prefix}{name}.")
+    return _flatten(section.model_dump(exclude_unset=True), prefix)
+
+
+def flatten_settings(section: BaseModel) -> dict[str, Any]:
+    """Return all values by dotted name, as plain JSON values."""
+    return dict(_flatten(section.model_dump(mode="json")))
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        inner = value.model_dump(exclude_unset=True) if isinstance(value, Section) else value
+        if isinstance(inner, Mapping):
+            yield from _flatten(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def flatten_settings(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """Return all values by dotted name, as plain JSON values."""
-    flat: dict[str, Any] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            flat.update(flatten_settings(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def suggest(name: str, known: Sequence[str]) -> str:

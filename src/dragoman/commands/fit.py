@@ -25,10 +25,10 @@ from dragoman.commands.fit_seeds import fit_seeds
 from dragoman.commands.fit_setup import (
     Resume,
     Run,
-    SeedOf,
     follow_run,
     lock_folder,
     name_folders,
+    read_record_of_seed,
     resume_run,
     start_run,
     start_with_seed,
@@ -78,7 +78,7 @@ def fit(
     *,
     seeds: int | None = None,
     teacher: str | Path | None = None,
-    like: SeedOf | None = None,
+    like: Path | None = None,
     overwrite: bool = False,
     resume: Resume = "no",
     loggers: Sequence[Logger] = (),
@@ -101,7 +101,7 @@ def fit(
         seeds: Train so many models, with the seeds from training.seed on, one after the other; `out`
             becomes an ensemble folder. To resume: None, or as many as the run was started with.
         teacher: A model folder whose outputs are trained on, too: short for training.teacher.
-        like: One of these seeds, and the run whose data and settings it takes instead of `pairs`.
+        like: For one of these seeds: folder of the run whose data and settings it takes, not `pairs`.
         overwrite: Replace a model folder at `out`.
         resume: must: resume the interrupted run; auto: resume if there is one, else start.
         loggers: Lightning loggers, used together with those of `training.loggers`.
@@ -147,14 +147,16 @@ def fit(
             raise SystemExit(0)
         sweep_folders(out)
         point = _find_resume_point(folder, resume, context)
-        record = point.record if point else like.read_record() if like else None
+        record = point.record if point else None
+        if point is None and like is not None:
+            record = read_record_of_seed(like, settings.training.seed)
         started = merge_for_resuming(record, settings) if record else settings
         ranks.start(started.training, out)
         ranks.meet(point.path.absolute() if point else None)
         if point is not None:
             prepared = resume_run(files, out, settings, point, context)
-        elif like is not None:
-            prepared = start_with_seed(like, out, settings, context)
+        elif like is not None and record is not None:
+            prepared = start_with_seed(like, record, out, settings, context)
         elif files or settings.data.train:
             # The folder of a run that was stopped before its first checkpoint.
             restarts = resume == "auto" and not out.exists() and (folder / DATA).is_dir()

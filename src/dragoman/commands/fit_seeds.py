@@ -15,7 +15,6 @@ from dragoman.commands.fit_decoding import choose_ensemble_search
 from dragoman.commands.fit_results import evaluate_run, gather_scores
 from dragoman.commands.fit_setup import (
     Resume,
-    SeedOf,
     check_folders,
     lock_folder,
     name_folders,
@@ -86,7 +85,7 @@ def fit_seeds(
         for number, (seed, model) in enumerate(zip(index.seeds, models, strict=True)):
             print_plain(console, f"seed {seed}, {number + 1} of {len(models)}: {model}")
             seeded = merge_settings(settings, {"training.seed": seed}, overrule=True)
-            like = SeedOf(folder=name_folders(models[0])[1], seed=seed) if number else None
+            like = name_folders(models[0])[1] if number else None
             try:
                 train(
                     () if like else files, model, seeded, like=like, overwrite=True, resume="auto",

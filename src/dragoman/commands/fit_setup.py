@@ -196,13 +196,12 @@ def _fill_time(run: Run, record: RunRecord) -> tuple[Run, str]:
 
 def _measure(run: Run) -> Pace:
     """Return the pace of a run with a time limit; all ranks measure it together."""
-    longest_s = 0.02 * 60 * run.settings.training.max_minutes
-    ranks = run.context.ranks
+    ranks, training = run.context.ranks, run.settings.training
     with ranks.computing():
         return measure_pace(
             *(run.module, run.data_module, run.settings, run.precision),
             ranks=ranks,
-            longest_s=longest_s,
+            longest_s=0.02 * 60 * training.max_minutes,
         )
 
 
@@ -229,7 +228,17 @@ def resume_run(
             f"--training.max_steps: {max_steps:,}, but the run has done {point.step:,} steps; give at "
             "least those, or start from scratch with --overwrite"
         )
-    _check_pairs(list_files(pairs), point.record)
+    paths, started = (
+        list_files(pairs),
+        [point.record.sha256.get(name) for name in point.record.pairs],
+    )
+    given = [sha256(path) if path.is_file() else "" for path in paths] if all(started) else started
+    if paths and given != started:
+        raise CheckpointError(
+            f"{', '.join(map(name_file, paths))}: not the pairs with which the run started "
+            f"({', '.join(point.record.pairs)}, as they were then); leave them out to resume with those, "
+            "or start from scratch with --overwrite"
+        )
     out, folder = check_folders(out, overwrite=True)
     with fast_float32():
         hush_lightning()
@@ -253,44 +262,37 @@ def resume_run(
         yield run
 
 
-@dataclass(frozen=True, kw_only=True)
-class SeedOf:
-    """A run that has everything but the seed from a complete one, whose folder is `folder`."""
+def read_record_of_seed(folder: Path, seed: int) -> RunRecord:
+    """Return the record of the complete run in `folder`, with another seed.
 
-    folder: Path
-    seed: int
-
-    def read_record(self) -> RunRecord:
-        """Return the record of that run, with this seed.
-
-        Raises: CheckpointError, when that run has no usable checkpoint.
-        """
-        point = find_resume_point(self.folder, [])
-        if point is None:
-            raise CheckpointError(
-                f"{self.folder}: no usable checkpoint; start from scratch with --overwrite"
-            )
-        record, values = point.record, {"training.seed": self.seed}
-        settings = merge_settings(record.settings, values, overrule=True)
-        typed = {**record.typed, **values}
-        if settings.training.max_minutes:  # the steps are not planned again
-            typed["training.max_steps"] = settings.training.max_steps
-        return record.model_copy(update={"settings": settings, "typed": typed})
+    Raises: CheckpointError, when that run has no usable checkpoint.
+    """
+    point = find_resume_point(folder, [])
+    if point is None:
+        raise CheckpointError(
+            f"{folder}: no usable checkpoint; start from scratch with --overwrite"
+        )
+    record, values = point.record, {"training.seed": seed}
+    settings = merge_settings(record.settings, values, overrule=True)
+    typed = {**record.typed, **values}
+    if settings.training.max_minutes:  # the steps are not planned again
+        typed["training.max_steps"] = settings.training.max_steps
+    return record.model_copy(update={"settings": settings, "typed": typed})
 
 
 @contextmanager
 def start_with_seed(
-    like: SeedOf, out: Path, settings: Settings, context: RunContext
+    like: Path, record: RunRecord, out: Path, settings: Settings, context: RunContext
 ) -> Iterator[Run]:
-    """Give a run with the data and the settings of another one, ready to train.
+    """Give a run with the data of the complete one in the folder `like`, ready to train.
 
-    Raises: see `resume_run`; and CheckpointError, when that one has no usable checkpoint.
+    `record`: see `read_record_of_seed`. Raises: see `resume_run`.
     """
-    record = _merge_record(like.read_record(), settings, context)
+    record = _merge_record(record, settings, context)
     out, folder = check_folders(out, overwrite=True)
     with _temporary_folder(out) as ids, fast_float32():
         for name in record.data_sha256:
-            link_or_copy(like.folder / DATA / name, ids / name)
+            link_or_copy(like / DATA / name, ids / name)
         data = _reopen_data(record, ids, context)
         run = _assemble(record, data, out, folder, context, None)
         _share(context.ranks, data, run.checkpoints.record)
@@ -508,19 +510,6 @@ def _check_settings(settings: Settings) -> None:
         faults.append("--teacher: with several machines, write its outputs by predict first")
     if faults:
         raise SettingsError.gather(faults)
-
-
-def _check_pairs(paths: Sequence[Path], record: RunRecord) -> None:
-    """Check that files that are given to resume a run are those with which it started."""
-    started = [record.sha256.get(name) for name in record.pairs]
-    if not paths or not all(started):
-        return
-    if [sha256(path) if path.is_file() else "" for path in paths] != started:
-        raise CheckpointError(
-            f"{', '.join(map(name_file, paths))}: not the pairs with which the run started "
-            f"({', '.join(record.pairs)}, as they were then); leave them out to resume with those, "
-            "or start from scratch with --overwrite"
-        )
 
 
 def _assemble(

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from dragoman.commands.evaluate import find_run
 from dragoman.commands.fit import fit
-from dragoman.commands.report import render_template
+from dragoman.commands.report import render_template, write_page
 from dragoman.configuration import SettingsLike, as_settings, merge_settings, suggest
-from dragoman.errors import ModelFolderError, SettingsError
+from dragoman.errors import SettingsError
 from dragoman.evaluation.metrics import Metric, choose_metrics
 from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.significance import draw_counts
@@ -25,7 +25,6 @@ from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reporting.charts import draw_learning_curve
 from dragoman.settings import Settings
-from dragoman.storage import explain_failed_write, staged_file
 from dragoman.training.run_context import TextConsole, print_plain
 
 FRACTIONS = (1.0, 1 / 2, 1 / 4, 1 / 8)
@@ -176,8 +175,7 @@ def _estimate(
         [(one.num_pairs, one.score) for one in points], (2 * num_pairs[-1], doubled), curve.title
     )
     page = render_template("curve.html.jinja", curve=curve, chart=chart, title=out.name)
-    with explain_failed_write(out, ModelFolderError), staged_file(curve.page) as partial:
-        partial.write_text(page, encoding="utf-8", newline="\n")
+    write_page(curve.page, page)
     return curve
 
 
@@ -236,16 +234,16 @@ def _conclude(gain: Estimate, num_seeds: int) -> str:
     value, low, high = gain
     told = f"Twice the pairs would make the score better by {value:.2f} [{low:.2f}, {high:.2f}]."
     if low <= 0:
-        why = f"the score may change by {low:+.2f} to {high:+.2f} (above 0 is better). More seeds or more "
-        why = (
-            why + "held-out pairs would narrow it."
+        told = "These runs cannot tell whether twice the pairs help: "
+        told += (
+            f"the score may change by {low:+.2f} to {high:+.2f} (above 0 is better). More seeds or more "
+            "held-out pairs would narrow it."
             if low < high
             else "all points have the same score."
         )
-        told = f"These runs cannot tell whether twice the pairs help: {why}"
-    return told + (
-        " With one seed, the intervals do not cover other seeds." if num_seeds == 1 else ""
-    )
+    if num_seeds == 1:
+        told += " With one seed, the intervals do not cover other seeds."
+    return told
 
 
 def _show(estimate: Estimate) -> str:

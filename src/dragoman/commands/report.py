@@ -116,7 +116,11 @@ def write_report(path: Path, content: ReportContent) -> None:
 
     The same content gives the same bytes with the same versions of the libraries.
     """
-    page = render_page(content)
+    write_page(path, render_page(content))
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page atomically."""
     remedy = "; choose another file"
     with explain_failed_write(path, DragomanError, remedy), staged_file(path) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
@@ -245,15 +249,8 @@ def _summarize(model: Predictor, evaluation: Evaluation, metrics: Mapping[str, A
 
 def _list_facts(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return the facts of a training by their labels."""
-    facts: dict[str, str] = {
-        label: metrics[name]
-        for label, name in (
-            ("command", "command"),
-            ("machine", "machine"),
-            ("trained with", "versions"),
-        )
-        if name in metrics
-    }
+    labels = {"command": "command", "machine": "machine", "versions": "trained with"}
+    facts = {label: str(metrics[name]) for name, label in labels.items() if name in metrics}
     if "minutes" in metrics:
         facts["time"] = f"{metrics['minutes']:.1f} minutes, {metrics['num_steps']:,} steps"
         facts["precision"] = f"{metrics['precision']}"

@@ -81,11 +81,9 @@ def serve(
 
         def announce() -> None:
             shown = f"[{address}]" if ":" in address else address
-            print(f"dragoman: serving {', '.join(named)} at http://{shown}:{used_port}",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            _say(f"serving {', '.join(named)} at http://{shown}:{used_port}")
             if not limits.token and address not in ("127.0.0.1", "::1"):
-                print("dragoman: without --token-file, whoever reaches this address may use it",
-                      file=sys.stderr, flush=True)  # fmt: skip
+                _say("without --token-file, whoever reaches this address may use it")
 
         def run(started: Callable[[], None]) -> None:
             from dragoman.serving.app import Corrections, build_app
@@ -232,19 +230,17 @@ class _Workers:
                 self._pids.remove(pid)
                 for file in folder.glob(f"gauge_live*_{pid}.db"):  # what waited in its queue
                     file.unlink()
-                print(f"dragoman: worker {pid} {_describe_end(status)}",
-                      file=sys.stderr, flush=True)  # fmt: skip
+                _say(f"worker {pid} {_describe_end(status)}")
         return died
 
     def _fill(self, folder: str) -> None:
         """Start as many workers as are missing; where one cannot be, try again later."""
         while len(self._pids) < self._count and not self._is_stopped():
             if problem := self._start(folder):
-                print(f"dragoman: no worker started, next attempt in {_RETRY_S} s: {problem}",
-                      file=sys.stderr, flush=True)  # fmt: skip
+                _say(f"no worker started, next attempt in {_RETRY_S} s: {problem}")
                 signal.alarm(_RETRY_S)
                 return
-            print("dragoman: another worker started", file=sys.stderr, flush=True)
+            _say("another worker started")
 
     def _send(self, number: signal.Signals) -> None:
         for pid in self._pids:  # one that has died is still there until it is reaped
@@ -252,6 +248,10 @@ class _Workers:
 
     def _is_stopped(self) -> bool:
         return not self._stops.isdisjoint(signal.sigpending())
+
+
+def _say(message: str) -> None:
+    print(f"dragoman: {message}", file=sys.stderr, flush=True)
 
 
 def _describe_end(status: int) -> str:

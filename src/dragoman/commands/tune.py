@@ -24,7 +24,7 @@ from rich.text import Text
 
 from dragoman.commands.fit import explain_memory, train_run
 from dragoman.commands.fit_setup import lock_folder, name_folders, start_run, sweep_folders
-from dragoman.commands.report import render_template
+from dragoman.commands.report import render_template, write_page
 from dragoman.configuration import (
     SettingsLike,
     as_settings,
@@ -229,8 +229,12 @@ def _check_space(space: Space, typed: Mapping[str, Any]) -> None:
         elif name in typed:
             errors.append(f"space: {name}: also set for all trials; leave one of them out")
         elif isinstance(values, Mapping) and {"low", "high"} <= values.keys() <= _INTERVAL:
-            wrong = list(_find_errors(name, [values["low"], values["high"]]))
-            if not wrong and not _is_interval(values):
+            low, high = values["low"], values["high"]
+            wrong = list(_find_errors(name, [low, high]))
+            are_numbers = isinstance(low, int | float) and isinstance(high, int | float)
+            if not wrong and not (
+                are_numbers and low < high and (low > 0 or not values.get("log"))
+            ):
                 wrong = [f"space: {name}: low must be a number below high; with log, above 0"]
             errors += wrong
         elif isinstance(values, list | tuple) and values:
@@ -246,13 +250,6 @@ def _check_space(space: Space, typed: Mapping[str, Any]) -> None:
     ]
     if errors or not space:
         raise SettingsError.gather(errors or ["space: it has no setting"])
-
-
-def _is_interval(values: Mapping[str, object]) -> bool:
-    low, high = values["low"], values["high"]
-    if not isinstance(low, int | float) or not isinstance(high, int | float):
-        return False
-    return low < high and (low > 0 or not values.get("log"))
 
 
 def _find_errors(name: str, values: Sequence[Any]) -> Iterator[str]:
@@ -468,17 +465,10 @@ def _describe(trial: optuna.trial.FrozenTrial) -> Trial:
     )
 
 
-def _take_value(trial: optuna.trial.FrozenTrial) -> float:
-    assert trial.value is not None
-    return trial.value
-
-
 def _finish(study: optuna.Study, out: Path, typed: Mapping[str, Any]) -> Search:
     """Write the best settings and the page."""
-    ended = _list_ended(study)
-    complete = [one for one in ended if one.state == TrialState.COMPLETE]
-    best = _describe(min(complete, key=_take_value))
-    varied = [one for one in complete if one.params]
+    ended, best = _list_ended(study), _describe(study.best_trial)
+    varied = [one for one in ended if one.state == TrialState.COMPLETE and one.params]
     importance = dict[str, float]()
     if len(varied) >= _LEAST_KNOWN:
         shadow = optuna.create_study()
@@ -503,13 +493,11 @@ def _finish(study: optuna.Study, out: Path, typed: Mapping[str, Any]) -> Search:
         charts.append(draw_importance(importance))
     page = render_template("search.html.jinja", search=search, charts=charts, title=out.name)
     settings = {**typed, **best.settings}
-    with explain_failed_write(out, ModelFolderError):
-        with staged_file(search.page) as partial:
-            partial.write_text(page, encoding="utf-8", newline="\n")
-        with staged_file(search.config) as partial:
-            partial.write_text(
-                f"# {search.monitor} {best.score:.4g} in trial {best.number} of {len(trials)}\n"
-                + yaml.safe_dump(settings, sort_keys=True, allow_unicode=True),
-                encoding="utf-8",
-            )
+    write_page(search.page, page)
+    with explain_failed_write(out, ModelFolderError), staged_file(search.config) as partial:
+        partial.write_text(
+            f"# {search.monitor} {best.score:.4g} in trial {best.number} of {len(trials)}\n"
+            + yaml.safe_dump(settings, sort_keys=True, allow_unicode=True),
+            encoding="utf-8",
+        )
     return search

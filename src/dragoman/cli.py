@@ -11,7 +11,7 @@ import shlex
 import shutil
 import signal
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dragoman.characters import printed_streams, write_data
 from dragoman.cli_options import (
     QUANTIZATIONS,
+    Add,
     Command,
     add_engine,
     add_model,
@@ -43,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.given = given
         command = COMMANDS[arguments.command]
         with name_extra(f"dragoman {arguments.command}"):
-            command.run(
-                arguments, *([_read_settings(arguments, words)] if command.sections else [])
-            )
+            settings = [_read_settings(arguments, words)] if command.sections else []
+            command.run(arguments, *settings)
         sys.stdout.flush()
     except DragomanError as error:
         _print_last(str(error))
@@ -75,9 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 # ------------------------------------------------------------------ fit
 
 
-def _add_fit(command: ArgumentParser) -> None:
-    add = command.add_argument
-    _add_pairs(command,
+def _add_fit(add: Add) -> None:
+    _add_pairs(add,
         "training pairs: files (.tsv .csv .jsonl .parquet .arrow, also .gz or .zst; 'a/*.tsv'; "
         "a folder of .parquet or .arrow; a URL such as s3://bucket/a.tsv; - for standard input), or two "
         "parallel text files; not needed with --resume or data.train")  # fmt: skip
@@ -180,9 +179,8 @@ def _fit(arguments: Namespace, settings: "Settings") -> None:
 # ------------------------------------------------------------------ predict
 
 
-def _add_predict(command: ArgumentParser) -> None:
-    add_model(command)
-    add = command.add_argument
+def _add_predict(add: Add) -> None:
+    add_model(add)
     add("--input", metavar="FILE", help="file of sources, or its URL (default: standard input)")
     add("--output", type=Path,
         help="file to write (default: standard output): .jsonl, .parquet, .csv or .tsv with the "
@@ -256,8 +254,8 @@ def _predict(arguments: Namespace, settings: "Settings") -> None:
         _report(line)
 
 
-def _add_join(command: ArgumentParser) -> None:
-    command.add_argument("output", type=Path, metavar="OUTPUT",
+def _add_join(add: Add) -> None:
+    add("output", type=Path, metavar="OUTPUT",
         help="the --output of the parts, which lie beside it; they are removed at the end")  # fmt: skip
 
 
@@ -281,9 +279,8 @@ def _take_engine(arguments: Namespace) -> dict[str, Any]:
 # ------------------------------------------------------------------ evaluate, compare
 
 
-def _add_evaluate(command: ArgumentParser) -> None:
-    add_model(command, is_optional=True)
-    add = command.add_argument
+def _add_evaluate(add: Add) -> None:
+    add_model(add, is_optional=True)
     add("pairs", nargs="*", metavar="PAIRS",
         help="a file of pairs, or two parallel text files; rows with the same source are references "
         "of it")  # fmt: skip
@@ -354,8 +351,7 @@ def _evaluate(arguments: Namespace, settings: "Settings") -> None:
             print(f"written: {path}", file=sys.stderr)
 
 
-def _add_compare(command: ArgumentParser) -> None:
-    add = command.add_argument
+def _add_compare(add: Add) -> None:
     add("runs", nargs="+", metavar="RUN",
         help="the baseline, then the runs to compare with it: model folders, folders that evaluate "
         "wrote, or rows.jsonl files; join runs that differ only by their seed: a1,a2,a3")  # fmt: skip
@@ -374,8 +370,7 @@ def _compare(arguments: Namespace, settings: "Settings") -> None:
     _print_result(arguments, [one.to_dict() for one in found], [text])
 
 
-def _add_explain(command: ArgumentParser) -> None:
-    add = command.add_argument
+def _add_explain(add: Add) -> None:
     add("model", type=Path, metavar="MODEL", help="model folder")
     add("source", metavar="SOURCE", help="the source whose output is to be explained")
     add("features", nargs="*", metavar="FEATURE", help="its values of the model's data.features")
@@ -405,9 +400,8 @@ def _explain(arguments: Namespace, settings: "Settings") -> None:
 # ------------------------------------------------------------------ inspect, export
 
 
-def _add_inspect(command: ArgumentParser) -> None:
-    add = command.add_argument
-    _add_pairs(command, "files of pairs, or two parallel ones, as for fit")
+def _add_inspect(add: Add) -> None:
+    _add_pairs(add, "files of pairs, or two parallel ones, as for fit")
     add("--model", type=Path, metavar="MODEL",
         help="also rank the targets of PAIRS that may be wrong, by the model in this folder, best one of "
         "`fit --seeds`; it may have been trained on them")  # fmt: skip
@@ -417,9 +411,8 @@ def _add_inspect(command: ArgumentParser) -> None:
         "print it, or write it to the file")  # fmt: skip
 
 
-def _add_pairs(command: ArgumentParser, help_text: str = "training pairs, as for fit") -> None:
+def _add_pairs(add: Add, help_text: str = "training pairs, as for fit") -> None:
     """Add the options of a command that reads training pairs, and so has all settings."""
-    add = command.add_argument
     add("pairs", nargs="*", metavar="PAIRS", help=help_text)
     for name, pairs in (("valid", "validation"), ("test", "test")):
         add(f"--{name}", dest=f"data.{name}", nargs="+", metavar="FILE",
@@ -448,9 +441,8 @@ def _inspect(arguments: Namespace, settings: "Settings") -> None:
         print_inspection(inspection)
 
 
-def _add_tune(command: ArgumentParser) -> None:
-    add = command.add_argument
-    _add_pairs(command)
+def _add_tune(add: Add) -> None:
+    _add_pairs(add)
     add("--out", type=Path, default=Path("tuned"),
         help="folder of the search (default: tuned): best.yaml, search.html, study.db; repeat the "
         "command to continue an interrupted search")  # fmt: skip
@@ -489,9 +481,8 @@ def _tune(arguments: Namespace, settings: "Settings") -> None:
         print_search(search)
 
 
-def _add_learning_curve(command: ArgumentParser) -> None:
-    add = command.add_argument
-    _add_pairs(command)
+def _add_learning_curve(add: Add) -> None:
+    _add_pairs(add)
     add("--out", type=Path, default=Path("curve"),
         help="folder of the models and of curve.html (default: curve); repeat the command to continue an "
         "interrupted one")  # fmt: skip
@@ -510,8 +501,7 @@ def _learning_curve(arguments: Namespace, settings: "Settings") -> None:
     _print_result(arguments, curve.to_dict(), [repr(curve), f"picture: {curve.page}"])
 
 
-def _add_suggest(command: ArgumentParser) -> None:
-    add = command.add_argument
+def _add_suggest(add: Add) -> None:
     add("model", type=Path, metavar="MODEL", help="model folder, best one of `fit --seeds`")
     add("unlabelled", metavar="UNLABELLED", help="file of sources, as for predict --input")
     add("--rows", type=positive, default=200, help="suggest so many (default: %(default)s)")
@@ -542,8 +532,7 @@ def _check_workers(arguments: Namespace) -> None:
         raise DragomanError("--on ray and --workers must be given together")
 
 
-def _add_export(command: ArgumentParser) -> None:
-    add = command.add_argument
+def _add_export(add: Add) -> None:
     add("model", type=Path, metavar="MODEL", help="model folder; the export is written into it")
     add("--to", choices=("ctranslate2", "onnx", "html", "pytorch"), default="ctranslate2",
         help="ctranslate2: for other programs that use CTranslate2; onnx: for ONNX runtimes of other "
@@ -561,8 +550,7 @@ def _export(arguments: Namespace) -> None:
     print(f"{arguments.model / arguments.to}: {result}", file=sys.stderr)
 
 
-def _add_import(command: ArgumentParser) -> None:
-    add = command.add_argument
+def _add_import(add: Add) -> None:
     add("folder", type=Path, metavar="FOLDER", help="folder of the trained model")
     add("--from", dest="program", required=True, choices=("pytorch", "joeynmt", "yoyodyne"),
         help="pytorch: a state dictionary with nn.Transformer in it, vocabularies, and import.yaml, which "
@@ -595,8 +583,7 @@ def _import(arguments: Namespace, settings: "Settings") -> None:
 # ------------------------------------------------------------------ serve
 
 
-def _add_serve(command: ArgumentParser) -> None:
-    add = command.add_argument
+def _add_serve(add: Add) -> None:
     add("models", nargs="+", metavar="MODEL",
         help="model folder; NAME=MODEL names it otherwise than its folder, NAME=MODEL,MODEL is an "
         "ensemble")  # fmt: skip
@@ -622,7 +609,7 @@ def _add_serve(command: ArgumentParser) -> None:
         help="requests at the same time (default: %(default)s)")  # fmt: skip
     add("--max-queue", type=positive, default=4096, metavar="ROWS",
         help="texts that wait (default: %(default)s)")  # fmt: skip
-    add_engine(command)
+    add_engine(add)
 
 
 def _serve(arguments: Namespace, settings: "Settings") -> None:
@@ -653,8 +640,8 @@ def _serve(arguments: Namespace, settings: "Settings") -> None:
 # ------------------------------------------------------------------ demo, doctor
 
 
-def _add_demo(command: ArgumentParser) -> None:
-    command.add_argument("folder", nargs="?", type=Path, default=Path("demo-dates"), metavar="FOLDER",
+def _add_demo(add: Add) -> None:
+    add("folder", nargs="?", type=Path, default=Path("demo-dates"), metavar="FOLDER",
         help="where the pairs and the model are written (default: %(default)s)")  # fmt: skip
 
 
@@ -818,7 +805,7 @@ COMMANDS = {
         sections=(),
     ),
     "doctor": Command(
-        run=_doctor, add_options=lambda command: None,
+        run=_doctor, add_options=lambda add: None,
         summary="print versions, devices, and packages that are missing, for a bug report",
         examples=("dragoman doctor",),
         sections=(),

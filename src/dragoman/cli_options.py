@@ -25,12 +25,16 @@ _TOP_LEVEL = (
 )  # fmt: skip
 
 
+Add = Callable[..., argparse.Action]
+
+
 class Command(NamedTuple):
     """A command: its options, and what runs it."""
 
     run: Callable[..., None]
     """Takes the options, and, if there are `sections`, the settings."""
-    add_options: Callable[[argparse.ArgumentParser], None]
+    add_options: Callable[[Add], None]
+    """Adds the options, by the `add_argument` of a parser."""
     summary: str
     examples: tuple[str, ...]
     sections: tuple[str, ...]  # beginnings of the names of the settings that it takes
@@ -126,24 +130,22 @@ def build_parser(commands: Mapping[str, Command]) -> "tuple[_Parser, dict[str, _
         parsers[name].command = command
         parsers[name].add_argument("-h", "--help", action=_Help, nargs="?", metavar="all",
             help="show this help; all: with every setting")  # fmt: skip
-        command.add_options(parsers[name])
+        command.add_options(parsers[name].add_argument)
     return parser, parsers
 
 
-def add_model(command: argparse.ArgumentParser, *, is_optional: bool = False) -> None:
+def add_model(add: Add, *, is_optional: bool = False) -> None:
     """Add the options of a command that uses a model."""
-    add = command.add_argument
     add(
         "model", type=Path, nargs="?" if is_optional else None, metavar="MODEL", help="model folder"
     )
     add("--ensemble", type=Path, action="append", default=[], metavar="MODEL",
         help="another model with the same tokenizer: average the predictions; may be repeated")  # fmt: skip
-    add_engine(command)
+    add_engine(add)
 
 
-def add_engine(command: argparse.ArgumentParser) -> None:
+def add_engine(add: Add) -> None:
     """Add the options of what computes a model."""
-    add = command.add_argument
     add("--engine", choices=ENGINES, default="auto",
         help="inference engine; auto: CTranslate2 if it supports the request, else PyTorch")  # fmt: skip
     add("--quantization", choices=("auto", *QUANTIZATIONS), default="auto",

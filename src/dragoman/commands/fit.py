@@ -29,9 +29,8 @@ from dragoman.commands.fit_setup import (
     lock_folder,
     name_folders,
     read_record_of_seed,
-    resume_run,
+    reopen_run,
     start_run,
-    start_with_seed,
     sweep_folders,
 )
 from dragoman.commands.fit_teacher import compare_with_teacher
@@ -153,10 +152,8 @@ def fit(
         started = merge_for_resuming(record, settings) if record else settings
         ranks.start(started.training, out)
         ranks.meet(point.path.absolute() if point else None)
-        if point is not None:
-            prepared = resume_run(files, out, settings, point, context)
-        elif like is not None and record is not None:
-            prepared = start_with_seed(like, record, out, settings, context)
+        if record is not None:
+            prepared = reopen_run(record, files, out, settings, context, point=point, like=like)
         elif files or settings.data.train:
             # The folder of a run that was stopped before its first checkpoint.
             restarts = resume == "auto" and not out.exists() and (folder / DATA).is_dir()
@@ -164,7 +161,13 @@ def fit(
         else:
             raise CheckpointError(f"{folder}: no run to resume; give PAIRS to start one")
         with prepared as run:
-            if _is_complete(run):
+            if (
+                point is not None
+                and point.is_complete(run.settings)
+                and run.settings == point.record.settings
+                and is_model_folder(out)
+                and ModelFolder.read(out).metrics.get("num_steps") == point.step
+            ):
                 ranks.exchange(None)
                 context.report(f"already complete: {out}")
                 return Predictor.load([out])
@@ -240,16 +243,6 @@ def _name_command(out: Path) -> str:
     return f"dragoman fit --out {quote(str(out))} --resume auto{os.environ.get(RESUME_OPTIONS, '')}"
 
 
-def _is_complete(run: Run) -> bool:
-    """Return whether the model folder is the result of this run."""
-    point = run.resume_point
-    if point is None or not point.is_complete(run.settings):
-        return False
-    if run.settings != point.record.settings or not is_model_folder(run.out):
-        return False
-    return ModelFolder.read(run.out).metrics.get("num_steps") == point.step
-
-
 def train_run(run: Run, loggers: Sequence[Logger] = ()) -> None:
     """Train to the end."""
     point, trainer, settings = run.resume_point, run.trainer, run.settings
@@ -312,9 +305,8 @@ def _load_best_weights(run: Run) -> None:
         # No step was left to train, so Lightning has not swapped the average in.
         run.module.load_state_dict(point.checkpoint["state_dict"])
     scores = _validate_last(run)
-    if scores and run.checkpoints.is_better(scores[run.checkpoints.monitor]):
-        return
-    if not best.is_file():
+    is_last_best = scores and run.checkpoints.is_better(scores[run.checkpoints.monitor])
+    if is_last_best or not best.is_file():
         return
     try:
         run.module.load_state_dict(read_checkpoint(best)["state_dict"])
@@ -348,9 +340,9 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
     run.context.report(message)
     with run.context.working("choosing the decoding"):
         choice = choose_decoding(run, engine, fast, model_folder, rows)
-    for message in choice.reasons:
+    reasons, predictor = [*choice.reasons], choice.predictor
+    for message in reasons:
         run.context.report(message)
-    predictor = choice.predictor
     predictor.folders = (run.out.absolute(),)
     predictor.options = {"engine": "torch"} if predictor.engine is engine else {"device": "cpu"}
     with run.context.working("scoring"):
@@ -359,6 +351,7 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
         # After the scores, which are those of the model alone.
         predictor.memory, reason, memory_trial = choose_memory(run, predictor, rows)
     if reason:
+        reasons.append(reason)
         run.context.report(reason)
     metrics = gather_metrics(run, evaluations, (time.monotonic() - started_s) / 60)
     if run.settings.training.teacher:
@@ -367,7 +360,6 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
         metrics |= {"teacher": found} if found else {}
         for message in lines:
             run.context.report(message)
-    reasons = [*choice.reasons, *([reason] if reason else [])]
     metrics["decoding"] = {"reasons": reasons, **choice.trial}
     if memory_trial:
         metrics["memory"] = memory_trial
@@ -388,14 +380,15 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
             model_folder.fill(folder)
             for name, evaluation in evaluations.items():
                 write_evaluation(folder / EVALUATION / name, evaluation)
+            report = ""
             if run.settings.evaluation.report == "html":
-                message = report_run(run, folder, predictor, evaluations, model_folder.metrics)
+                report = report_run(run, folder, predictor, evaluations, model_folder.metrics)
     except ModelFolderError as error:
         raise ModelFolderError(
             f"{error}; the training is kept: make room, then resume: {_name_command(run.out)}"
         ) from error
-    if run.settings.evaluation.report == "html":
-        run.context.report(message)
+    if report:
+        run.context.report(report)
     return predictor
 
 

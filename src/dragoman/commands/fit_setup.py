@@ -206,59 +206,82 @@ def _measure(run: Run) -> Pace:
 
 
 @contextmanager
-def resume_run(
+def reopen_run(
+    record: RunRecord,
     pairs: Sequence[str | Path],
     out: Path,
     settings: Settings,
-    point: ResumePoint,
     context: RunContext,
+    *,
+    point: ResumePoint | None = None,
+    like: Path | None = None,
 ) -> Iterator[Run]:
-    """Give the run of `point`, ready to continue from there with its data and settings.
+    """Give a run with the data and the settings of `record`, ready to train.
 
-    `pairs`: empty, or the files with which it started.
+    Args:
+        pairs: Empty, or the files with which the run to resume started.
+        settings: Those that change.
+        point: Where the run continues.
+        like: Without `point`: the folder of another run, from whose data this one starts.
 
     Raises:
         SettingsError: Some of them may not change.
         CheckpointError: `pairs` are not those with which it started.
         DataError: Its data are incomplete, or have changed.
     """
-    record = _merge_record(point.record, settings, context)
-    if (max_steps := record.settings.training.max_steps) < point.step:
-        raise SettingsError(
-            f"--training.max_steps: {max_steps:,}, but the run has done {point.step:,} steps; give at "
-            "least those, or start from scratch with --overwrite"
+    before = record
+    merged = _forget_cache(merge_for_resuming(before, settings))
+    _check_settings(merged)
+    device = name_device(find_device(merged.training))
+    typed = {**before.typed, **dict(list_set_values(settings))}
+    machine = describe_machine(device, context.ranks.num_ranks)
+    record = before.model_copy(update={"settings": merged, "typed": typed, "machine": machine})
+    messages, why = list[str](), "as for the first seed"
+    if point is not None:
+        if merged.training.max_steps < point.step:
+            raise SettingsError(
+                f"--training.max_steps: {merged.training.max_steps:,}, but the run has done "
+                f"{point.step:,} steps; give at least those, or start from scratch with --overwrite"
+            )
+        paths, started = list_files(pairs), [before.sha256.get(name) for name in before.pairs]
+        found = [sha256(one) if one.is_file() else "" for one in paths] if all(started) else started
+        if paths and found != started:
+            raise CheckpointError(
+                f"{', '.join(map(name_file, paths))}: not the pairs with which the run started "
+                f"({', '.join(before.pairs)}, as they were then); leave them out to resume with "
+                "those, or start from scratch with --overwrite"
+            )
+        messages, why = (
+            [f"resumed after step {point.step:,}, from {point.path}"],
+            "as the run started",
         )
-    paths, started = (
-        list_files(pairs),
-        [point.record.sha256.get(name) for name in point.record.pairs],
-    )
-    given = [sha256(path) if path.is_file() else "" for path in paths] if all(started) else started
-    if paths and given != started:
-        raise CheckpointError(
-            f"{', '.join(map(name_file, paths))}: not the pairs with which the run started "
-            f"({', '.join(point.record.pairs)}, as they were then); leave them out to resume with those, "
-            "or start from scratch with --overwrite"
-        )
-    out, folder = check_folders(out, overwrite=True)
-    with fast_float32():
-        hush_lightning()
-        data = _reopen_data(record, folder / DATA, context)
-        run = _assemble(record, data, out, folder, context, point)
-        _share(context.ranks, data, run.checkpoints.record)
-        messages = [f"resumed after step {point.step:,}, from {point.path}"]
-        changes = [
-            f"{name} {before}, now {record.machine[name]}"
-            for name, before in point.record.machine.items()
-            if record.machine.get(name, before) != before
-        ]
-        if changes:
+        if changes := [
+            f"{name} {value}, now {machine[name]}"
+            for name, value in before.machine.items()
+            if machine.get(name, value) != value
+        ]:
             messages.append(
                 f"warning: the checkpoint is from another machine, or other ranks ({'; '.join(changes)}): "
                 "the weights will not be bit-identical to those of an uninterrupted run"
             )
-        _report(
-            run, messages, f"{record.precision} on {record.machine['device']}: as the run started"
-        )
+    out, folder = check_folders(out, overwrite=True)
+    with ExitStack() as stack:
+        ids = folder / DATA
+        if like is not None and point is None:
+            ids = stack.enter_context(_temporary_folder(out))
+            for name in record.data_sha256:
+                link_or_copy(like / DATA / name, ids / name)
+        stack.enter_context(fast_float32())
+        hush_lightning()
+        data = RunData.reopen(record.pairs, merged.data, ids, record.data_sha256)
+        data.sha256 = dict(record.sha256)
+        context.timer.mark("data of the run")
+        run = _assemble(record, data, out, folder, context, point)
+        _share(context.ranks, data, run.checkpoints.record)
+        if point is None and merged.training.start_from:
+            start = ModelFolder.read(Path(merged.training.start_from))
+            start_network(run.module.network, data.tokenizer, start)
+        _report(run, messages, f"{record.precision} on {device}: {why}")
         yield run
 
 
@@ -278,46 +301,6 @@ def read_record_of_seed(folder: Path, seed: int) -> RunRecord:
     if settings.training.max_minutes:  # the steps are not planned again
         typed["training.max_steps"] = settings.training.max_steps
     return record.model_copy(update={"settings": settings, "typed": typed})
-
-
-@contextmanager
-def start_with_seed(
-    like: Path, record: RunRecord, out: Path, settings: Settings, context: RunContext
-) -> Iterator[Run]:
-    """Give a run with the data of the complete one in the folder `like`, ready to train.
-
-    `record`: see `read_record_of_seed`. Raises: see `resume_run`.
-    """
-    record = _merge_record(record, settings, context)
-    out, folder = check_folders(out, overwrite=True)
-    with _temporary_folder(out) as ids, fast_float32():
-        for name in record.data_sha256:
-            link_or_copy(like / DATA / name, ids / name)
-        data = _reopen_data(record, ids, context)
-        run = _assemble(record, data, out, folder, context, None)
-        _share(context.ranks, data, run.checkpoints.record)
-        if start_from := record.settings.training.start_from:
-            start = ModelFolder.read(Path(start_from))
-            start_network(run.module.network, data.tokenizer, start)
-        _report(run, [], f"{record.precision} on {record.machine['device']}: as for the first seed")
-        yield run
-
-
-def _merge_record(record: RunRecord, settings: Settings, context: RunContext) -> RunRecord:
-    """Return the record of a run with those of its settings that are typed now, on this machine."""
-    merged = _forget_cache(merge_for_resuming(record, settings))
-    _check_settings(merged)
-    typed = {**record.typed, **dict(list_set_values(settings))}
-    device = name_device(find_device(merged.training))
-    machine = describe_machine(device, context.ranks.num_ranks)
-    return record.model_copy(update={"settings": merged, "typed": typed, "machine": machine})
-
-
-def _reopen_data(record: RunRecord, folder: Path, context: RunContext) -> RunData:
-    data = RunData.reopen(record.pairs, record.settings.data, folder, record.data_sha256)
-    data.sha256 = dict(record.sha256)
-    context.timer.mark("data of the run")
-    return data
 
 
 @contextmanager

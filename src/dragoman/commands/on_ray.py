@@ -64,18 +64,15 @@ def predict(
     threads = options["threads"] or 1
     needs = {"CPU": threads, "GPU": int(options["device"].startswith("cuda"))}
     with _connected() as ray:
-        machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
-        if not any(all(one.get(name, 0) >= needs[name] for name in needs) for one in machines):
+        if not _count_room(ray, needs):
             raise DragomanError(
                 f"--on ray: a worker needs {threads} processors (--threads) and {needs['GPU']} GPUs "
                 "(--device), and no machine of the Ray cluster has them"
             )
-        task = ray.remote(_run_part).options(
-            num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_retries=_MAX_RETRIES
-        )
+        start = _prepare(ray, _run_part, needs, max_retries=_MAX_RETRIES)
         values = (Path.cwd(), model, settings, {**options, "threads": threads})
         parts = [(number, workers) for number in range(1, workers + 1)]
-        running = {task.remote(*values, replace(job, part=part)): part for part in parts}
+        running = {start(*values, replace(job, part=part)): part for part in parts}
         while running:
             [done], _ = ray.wait([*running])
             number, count = running.pop(done)
@@ -161,17 +158,9 @@ def _run_ranks(
     try:
         while not group.wait(_SAY_S):
             print(f"dragoman: waiting until {num_ranks} devices are free", file=sys.stderr)
-        ranks = [
-            ray.remote(_Rank)
-            .options(
-                num_cpus=needs["CPU"],
-                num_gpus=needs["GPU"],
-                max_concurrency=3,  # `stop`, while `wait` and `read_line` wait
-                scheduling_strategy=ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
-                    group, rank
-                ),
-            )
-            .remote()
+        place = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+        ranks = [  # three calls at a time: `stop`, while `wait` and `read_line` wait
+            _prepare(ray, _Rank, needs, max_concurrency=3, scheduling_strategy=place(group, rank))()
             for rank in range(num_ranks)
         ]
         # Each worker is a machine of its own, with one device: Ray shows it no other one.
@@ -182,13 +171,9 @@ def _run_ranks(
             "LOCAL_WORLD_SIZE": "1",
             RESUME_OPTIONS: f" --on ray --training.devices {num_ranks}",
         }
-        starts = [
-            one.start.remote(
-                Path.cwd(), words, {**shared, "RANK": str(rank), "GROUP_RANK": str(rank)}
-            )
-            for rank, one in enumerate(ranks)
-        ]
-        ray.get(starts)
+        own = [{**shared, "RANK": str(i), "GROUP_RANK": str(i)} for i in range(num_ranks)]
+        starting = zip(ranks, own, strict=True)
+        ray.get([rank.start.remote(Path.cwd(), words, variables) for rank, variables in starting])
         waiting = {one.wait.remote(): rank for rank, one in enumerate(ranks)}
         waiting[ranks[0].read_line.remote()] = -1
         codes, is_stopping = [0] * num_ranks, False
@@ -286,30 +271,16 @@ def run_trials(runner: "Runner", workers: int, signals: "SignalHandler") -> None
     threads = max(1, int(given)) if given.isdecimal() else 1
     with _connected() as ray:
         signals.install()  # Ray has taken SIGTERM for itself
-        needs = {
-            "CPU": threads,
-            "GPU": int(_name_device(ray, runner.settings.training) == "GPU"),
-        }
-        machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
-        room = sum(
-            int(min(one.get(name, 0) // count for name, count in needs.items() if count))
-            for one in machines
-        )
-        if workers > room:
+        num_gpus = int(_name_device(ray, runner.settings.training) == "GPU")
+        needs = {"CPU": threads, "GPU": num_gpus}
+        if workers > (room := _count_room(ray, needs)):
             raise SettingsError(
                 f"--workers: {workers}, but the Ray cluster has room for {room}: each takes {threads} "
-                f"processors (OMP_NUM_THREADS) and {needs['GPU']} GPUs of a machine; "
+                f"processors (OMP_NUM_THREADS) and {num_gpus} GPUs of a machine; "
                 "set fewer, or start more machines"
             )
-        start = (
-            ray.remote(_TrialWorker)
-            .options(
-                num_cpus=needs["CPU"],
-                num_gpus=needs["GPU"],
-                max_concurrency=3,  # `read_report` and `answer`, while `train` runs
-            )
-            .remote
-        )
+        # Three calls at a time: `read_report` and `answer`, while `train` runs.
+        start = _prepare(ray, _TrialWorker, needs, max_concurrency=3)
         ending, reporting, have_reported = dict[Any, Any](), dict[Any, Any](), set[int]()
         while True:
             while (
@@ -397,6 +368,24 @@ def _name_device(ray: ModuleType, training: TrainingSettings) -> str:
     return "GPU" if training.accelerator == "cuda" or "GPU" in ray.cluster_resources() else "CPU"
 
 
+def _count_room(ray: ModuleType, needs: Mapping[str, int]) -> int:
+    """Return how many workers, each with these processors and GPUs, the machines can hold."""
+    machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+    used = {name: count for name, count in needs.items() if count}
+    return sum(min(int(one.get(name, 0) // used[name]) for name in used) for one in machines)
+
+
+def _prepare(
+    ray: ModuleType,
+    what: Callable[..., Any],
+    needs: Mapping[str, int],
+    **options: Any,  # noqa: ANN401
+) -> Callable[..., Any]:
+    """Return what starts the function or class `what` on a worker that has what it needs."""
+    remote = ray.remote(what).options(num_cpus=needs["CPU"], num_gpus=needs["GPU"], **options)
+    return remote.remote  # type: ignore[no-any-return]
+
+
 def _enter(folder: Path) -> None:
     """Make relative paths in a worker those of `folder`."""
     try:
@@ -412,9 +401,8 @@ def _enter(folder: Path) -> None:
 def _connected() -> Iterator[ModuleType]:
     """Give the module `ray`, connected to the cluster; raise the errors of workers as they were."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_NUM_REDIS_GET_RETRIES"] = (
-        "2"  # of 40 s, to a cluster that has gone; default: 20
-    )
+    # Of 40 s each, to a cluster that has gone; default: 20.
+    os.environ["RAY_NUM_REDIS_GET_RETRIES"] = "2"
     ray = import_module("ray")
     address = os.environ.get("RAY_ADDRESS") or "auto"
     try:

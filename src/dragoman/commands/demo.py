@@ -155,7 +155,22 @@ def read_forms() -> list[list[Form]]:
     """
     with name_extra("dragoman demo"):
         from babel import Locale
-    return [_read_forms_of(Locale.parse(name)) for name in _LOCALES]
+        from babel.dates import get_date_format, parse_pattern
+    found = []
+    for locale in map(Locale.parse, _LOCALES):
+        skeletons = locale.datetime_skeletons
+        patterns = [get_date_format(length, locale).pattern for length in _LENGTHS]
+        patterns += [skeletons[name].pattern for name in _SKELETONS if name in skeletons]
+        # In figures, people leave the leading zeros out, whatever their locale says.
+        patterns += [re.sub(r"MM|dd", lambda m: m[0][0], p) for p in patterns if "MMM" not in p]
+        tag, prefix = str(locale).replace("_", "-"), _PREFIXES.get(locale.language)
+        forms = []
+        for text in dict.fromkeys(patterns):
+            forms.append(Form(tag, "", parse_pattern(text), locale))
+            if prefix and not ("E" in text and locale.language in _NO_PREFIX_BEFORE_WEEKDAY):
+                forms.append(Form(tag, prefix, parse_pattern(text), locale))
+        found.append(forms)
+    return found
 
 
 def split_of_day(day: date) -> Split:
@@ -165,24 +180,6 @@ def split_of_day(day: date) -> Split:
     if place < _HELD_OUT:
         return "valid"
     return "test" if place >= 1.0 - _HELD_OUT else "train"
-
-
-def _read_forms_of(locale: "Locale") -> list[Form]:
-    from babel.dates import get_date_format, parse_pattern
-
-    skeletons = locale.datetime_skeletons
-    patterns = [get_date_format(length, locale).pattern for length in _LENGTHS]
-    patterns += [skeletons[name].pattern for name in _SKELETONS if name in skeletons]
-    # In figures, people leave the leading zeros out, whatever their locale says.
-    patterns += [re.sub(r"MM|dd", lambda m: m[0][0], p) for p in patterns if "MMM" not in p]
-    prefix = _PREFIXES.get(locale.language)
-    forms = []
-    for text in dict.fromkeys(patterns):
-        pattern, tag = parse_pattern(text), str(locale).replace("_", "-")
-        forms.append(Form(tag, "", pattern, locale))
-        if prefix and not ("E" in text and locale.language in _NO_PREFIX_BEFORE_WEEKDAY):
-            forms.append(Form(tag, prefix, pattern, locale))
-    return forms
 
 
 def split_days() -> dict[Split, list[date]]:

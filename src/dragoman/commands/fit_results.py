@@ -30,7 +30,7 @@ from dragoman.training.device import find_device, find_peak_memory_mib, name_mac
 from dragoman.training.logs import read_curves
 
 _MOST_INSPECTED = 3_000_000  # pairs; the inspection holds them in memory
-_NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on them
+NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on them
 
 
 def evaluate_run(
@@ -95,8 +95,20 @@ def gather_scores(evaluations: Mapping[str, Evaluation], settings: Settings) -> 
 
 
 def list_samples(rows: Sequence[Row], settings: Settings) -> list[dict[str, Any]]:
-    """Return the first of the validation rows as metrics.json keeps them."""
-    return [_show(row, settings) for row in rows[:_NUM_SAMPLES]]
+    """Return the first validation rows, as users type them, with the outputs, for metrics.json."""
+    samples = []
+    for row in rows[:NUM_SAMPLES]:
+        values, tags = join_features(row.features, settings.data)
+        mark = "" if row.is_complete else settings.decoding.truncation_mark
+        samples.append(
+            {
+                "features": values,
+                "source": " ".join((*tags, row.source)),
+                "reference": row.references[0],
+                "prediction": row.hypothesis + mark,
+            }
+        )
+    return samples
 
 
 def check_parity(
@@ -133,7 +145,19 @@ def report_run(
     metrics: Mapping[str, Any],
 ) -> str:
     """Write the report into `folder`, which becomes the model folder; return a message."""
-    inspection, note = _inspect(run)
+    inspection, note, num_rows = None, "", sum(run.data.num_rows.values())
+    if num_rows > _MOST_INSPECTED:
+        note = f" (without an inspection: {num_rows:,} pairs do not fit into memory)"
+    else:
+        statistics, is_parallel = run.data.statistics, run.data.is_parallel
+        inspection = inspect_pairs(
+            run.data.read_splits(),
+            run.data.paths,
+            run.settings,
+            tokenizer=run.data.tokenizer,
+            row_errors=run.data.invalid_rows,
+            reasons=choose_settings(run.typed, statistics, is_parallel=is_parallel).reasons,
+        ).to_dict()
     try:
         report_model(
             folder / REPORT,
@@ -148,31 +172,3 @@ def report_run(
     except DragomanError as error:  # the model is complete without it
         return f"no report: {error}"
     return f"report: {run.out / REPORT}{note}"
-
-
-def _inspect(run: Run) -> tuple[dict[str, Any] | None, str]:
-    """Return the findings in the pairs; or None, and why they were not inspected."""
-    if (num_rows := sum(run.data.num_rows.values())) > _MOST_INSPECTED:
-        return None, f" (without an inspection: {num_rows:,} pairs do not fit into memory)"
-    statistics, is_parallel = run.data.statistics, run.data.is_parallel
-    found = inspect_pairs(
-        run.data.read_splits(),
-        run.data.paths,
-        run.settings,
-        tokenizer=run.data.tokenizer,
-        row_errors=run.data.invalid_rows,
-        reasons=choose_settings(run.typed, statistics, is_parallel=is_parallel).reasons,
-    )
-    return found.to_dict(), ""
-
-
-def _show(row: Row, settings: Settings) -> dict[str, Any]:
-    """Return a row as a user types it, tags before the source, with the prediction."""
-    values, tags = join_features(row.features, settings.data)
-    return {
-        "features": values,
-        "source": " ".join((*tags, row.source)),
-        "reference": row.references[0],
-        "prediction": row.hypothesis
-        + ("" if row.is_complete else settings.decoding.truncation_mark),
-    }

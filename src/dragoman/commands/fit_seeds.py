@@ -95,7 +95,8 @@ def fit_seeds(
                 own, whole = (f"--out {quote(str(one))} --resume" for one in (model, out))
                 error.args = (str(error).replace(own, whole),)
                 raise
-        if _is_written(out, models):
+        written = [(out / one.name / METRICS, one / METRICS) for one in models]
+        if all(its.is_file() and its.read_bytes() == own.read_bytes() for its, own in written):
             print_plain(console, f"already complete: {out}")
         else:
             _write_ensemble(out, index, models, console)
@@ -137,17 +138,6 @@ def _find_index(
         folder.mkdir(parents=True)
         index.write(folder)
     return index
-
-
-def _is_written(out: Path, models: list[Path]) -> bool:
-    """Return whether the ensemble folder has these very models."""
-    try:
-        return all(
-            (out / model.name / METRICS).read_bytes() == (model / METRICS).read_bytes()
-            for model in models
-        )
-    except OSError:
-        return False
 
 
 def _write_ensemble(out: Path, index: SeedIndex, models: list[Path], console: Console) -> None:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from dragoman.commands.fit_results import check_parity
+from dragoman.commands.fit_results import NUM_SAMPLES, check_parity
 from dragoman.commands.fit_setup import check_folders
 from dragoman.configuration import SettingsLike, as_settings, check_sections
 from dragoman.engines.load import PARITY
@@ -16,8 +16,6 @@ from dragoman.errors import ModelFolderError, SettingsError, shorten
 from dragoman.model.building import load_network
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import read_pairs
-
-_NUM_SAMPLES = 64  # rows kept with the model: exports are checked on them
 
 
 def import_model(
@@ -72,7 +70,7 @@ def import_model(
         "num_parameters": sum(one.size for one in model_folder.weights.values()),
         "samples": [
             {"features": [], "source": pair.source, "reference": pair.target, "prediction": output}
-            for pair, output in rows[:_NUM_SAMPLES]
+            for pair, output in rows[:NUM_SAMPLES]
         ],
     }
     model_folder = replace(

@@ -300,25 +300,24 @@ def _to_forms(pair: Pair, source_form: UnicodeForm, target_form: UnicodeForm) ->
 def _find_invalid_rows(row_errors: RowErrors, data: DataSettings) -> Iterator[Finding]:
     """Report the rows that cannot be read, one finding per kind of error."""
     for kind, count in row_errors.counts.items():
-        is_long = kind == OVER_LONG
-        setting = "data.long_rows" if is_long else "data.broken_rows"
-        stops = (data.long_rows if is_long else data.broken_rows) == "error"
-        remedy = "raise data.max_characters" if is_long else "correct them"
+        name, remedy = "broken_rows", "correct them"
+        if kind == OVER_LONG:
+            name, remedy = "long_rows", "raise data.max_characters"
+        stops = getattr(data, name) == "error"
+        does = "fit stops at them" if stops else f"fit skips them (data.{name}=skip)"
+        examples = [
+            Example(file=error.file, line=error.line, text=error.detail)
+            for error in row_errors.examples
+            if error.kind == kind
+        ]
         yield Finding(
             kind=kind.lower().replace(" ", "_").replace("-", "_"),
             title=f"invalid rows: {kind}",
             severity="fault" if stops else "warning",
             count=count,
-            message=f"{count:,} row{'s' * (count > 1)}: {kind}; "
-            + ("fit stops at them" if stops else f"fit skips them ({setting}=skip)"),
-            remedy=f"{remedy}, or skip them with {setting}=skip"
-            if stops
-            else f"{remedy}, or train without them",
-            examples=tuple(
-                Example(file=error.file, line=error.line, text=error.detail)
-                for error in row_errors.examples
-                if error.kind == kind
-            )[:MOST_EXAMPLES],
+            message=f"{count:,} row{'s' * (count > 1)}: {kind}; {does}",
+            remedy=f"{remedy}, or {f'skip them with data.{name}=skip' if stops else 'train without them'}",
+            examples=tuple(examples[:MOST_EXAMPLES]),
         )
 
 
@@ -330,16 +329,13 @@ def _find_empty_splits(
     for name, purpose in (("train", "train"), ("valid", "validate")):
         if name not in splits:
             yield Finding(
-                kind="empty_split",
-                title=f"no row to {purpose} on",
-                severity="fault",
-                count=0,
+                kind="empty_split", title=f"no row to {purpose} on", severity="fault", count=0,
                 message=f"{len(sources):,} pairs with {len(set(sources)):,} different sources leave "
                 f"none to {purpose} on; fit stops",
                 remedy="give more pairs, a file of validation pairs with data.valid, or another "
                 "data.valid_fraction",
                 examples=(),
-            )
+            )  # fmt: skip
 
 
 def _skip_invalid(data: DataSettings) -> DataSettings:
@@ -381,10 +377,8 @@ def print_schema_check(found: DerivedSchema) -> None:
 def _list_lengths(inspection: Inspection) -> Table:
     data = inspection.settings.data
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("split", "rows", "sources", "lengths"):
+    for heading in ("split", "rows", "sources", "lengths", "median", "95%", "99%", "max", "limit"):
         table.add_column(heading, justify="left" if heading in ("split", "lengths") else "right")
-    for heading in ("median", "95%", "99%", "max", "limit"):
-        table.add_column(heading, justify="right")
     for name, figures in inspection.splits.items():
         first = [name, f"{figures.rows:,}", f"{figures.sources:,}"]
         for measure, values in figures.lengths.items():

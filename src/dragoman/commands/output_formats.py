@@ -34,11 +34,6 @@ _OTHER_FORMATS = re.compile(
     r"|tmx|xliff|xlf|html?|ya?ml|docx?|odt|rtf|pdf|zip|bz2|xz|lzma|lz4|br|7z|rar|tar|tgz)"
 )
 _ROWS_PER_GROUP = 65_536  # of Parquet
-_PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    # Each chunk is compressed alone; their concatenation is a valid file. No timestamps.
-    ".gz": lambda data: gzip.compress(data, mtime=0),
-    ".zst": lambda data: _compress_zstd(data),
-}
 
 
 def find_layout(path: Path) -> Layout:
@@ -46,7 +41,7 @@ def find_layout(path: Path) -> Layout:
 
     Raises: DragomanError, when it is the name of a format that is not written.
     """
-    is_packed = path.suffix.lower() in _PACKERS
+    is_packed = path.suffix.lower() in (".gz", ".zst")
     suffix = (path.with_suffix("") if is_packed else path).suffix.lower()
     layout = _BY_SUFFIX.get(suffix, "text")
     if _OTHER_FORMATS.fullmatch(suffix) or (layout == "parquet" and is_packed):
@@ -60,8 +55,18 @@ def find_layout(path: Path) -> Layout:
 
 
 def find_packer(path: Path) -> Callable[[bytes], bytes]:
-    """Return the function that compresses a chunk of the file `path`, by its name."""
-    return _PACKERS.get(path.suffix.lower(), lambda data: data)
+    """Return the function that compresses a chunk of the file `path`, by its name.
+
+    Each chunk is compressed alone, without a timestamp; their concatenation is a valid file.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return lambda data: gzip.compress(data, mtime=0)
+    if suffix == ".zst":
+        import pyarrow  # on demand: a light installation has none
+
+        return lambda data: cast(bytes, pyarrow.compress(data, codec="zstd", asbytes=True))
+    return lambda data: data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,9 +279,7 @@ def _list_parquet_fields() -> "dict[str, pa.DataType]":
     text, number, whole = pa.string(), pa.float64(), pa.int64()
     span = {"field": text, "value": text, "start": whole, "end": whole, "kind": text}
     output = {
-        "score": number,
-        "confidence": number,
-        "normalized_score": number,
+        **dict.fromkeys(("score", "confidence", "normalized_score"), number),
         "is_complete": pa.bool_(),
         "spans": pa.list_(pa.struct(span)),
         "tokens": pa.list_(text),
@@ -305,12 +308,6 @@ NOT_A_RECORD = "the output is not a JSON object"
 _BROKEN_LINE = "with a line break in the output, written as a space (--jsonl keeps it)"
 _BROKEN_CELL = "with a tab or a line break in a cell, written as a space (.csv keeps it)"
 _NO_COLUMN = "with fields that the first row lacks, left out of the table (.jsonl keeps them)"
-
-
-def _compress_zstd(data: bytes) -> bytes:
-    import pyarrow  # on demand: a light installation has none
-
-    return cast(bytes, pyarrow.compress(data, codec="zstd", asbytes=True))
 
 
 def _flatten(text: str) -> str:

@@ -39,7 +39,7 @@ from dragoman.commands.output_formats import (
 from dragoman.configuration import flatten_settings
 from dragoman.errors import DragomanError, shorten
 from dragoman.evaluation.confidence import FieldValue, round_confidence
-from dragoman.predictor import Prediction, Predictor, make_windows
+from dragoman.predictor import Predictor, make_windows
 from dragoman.reading.pairs import (
     FilePosition,
     InvalidRow,
@@ -47,7 +47,7 @@ from dragoman.reading.pairs import (
     list_source_columns,
     read_sources,
 )
-from dragoman.records import Format, leave_out
+from dragoman.records import leave_out
 from dragoman.settings import DecodingSettings
 from dragoman.storage import hold_lock, is_same_file, sha256, staged_file
 
@@ -439,15 +439,10 @@ class Journal:
         self._is_part = is_part
         self._outputs = list(outputs)
         self._job: dict[str, Any] = json.loads(json.dumps(job))  # as it is read back
-        # Predictions of different outputs may share a low-confidence output.
-        self.partials = (
-            list(outputs)
-            if is_part
-            else [
-                main.with_name(f".{main.name}.partial"),
-                *(low.with_name(f".{low.name}.{main.name}.partial") for low in outputs[1:]),
-            ]
-        )
+        self.partials = list(outputs)
+        if not is_part:  # predictions of different outputs may share a low-confidence output
+            lows = [low.with_name(f".{low.name}.{main.name}.partial") for low in outputs[1:]]
+            self.partials = [main.with_name(f".{main.name}.partial"), *lows]
 
     def read(self) -> tuple[State, bool]:
         """Return the state of an interrupted prediction, or the initial one; and "all is done".
@@ -533,9 +528,8 @@ def lock_files(files: Mapping[str, Path], timeout_s: float = 0.0) -> Iterator[No
                     f"choose another {option}"
                 ) from error
             except OSError as error:
-                raise DragomanError(
-                    f"{option} {path}: cannot be written: {error.strerror}"
-                ) from error
+                message = f"{option} {path}: cannot be written: {error.strerror}"
+                raise DragomanError(message) from error
         yield
 
 
@@ -604,7 +598,10 @@ def _make_writers(model: Predictor, job: Job) -> list[RowWriter]:
 def _predict(
     model: Predictor, job: Job, window: Sequence[Row], writers: Sequence[RowWriter], state: State
 ) -> list[str]:
-    """Return the text that each output gets of the rows of a window; count them in `state`."""
+    """Return the text that each output gets of the rows of a window; count them in `state`.
+
+    Of a record, values with a confidence below `job.min_confidence` are left out, as rows of their own.
+    """
     texts: list[list[str]] = [[] for _ in writers]
     is_grounded = model.settings.decoding.require_grounding != "none" and not job.scores_targets
     by_value = job.low_confidence_output is not None and not job.scores_targets
@@ -614,9 +611,14 @@ def _predict(
         unsure: list[FieldValue] = []
         is_malformed = best is not None and best.is_malformed
         if form and best and best.is_complete and best.is_record and not is_malformed:
-            is_low = False
-            best, unsure = _leave_out_unsure(best, form, job.min_confidence)
-            state.num_values += len(best.fields) + len(unsure)
+            is_low, values = False, best.fields
+            unsure = [
+                one for one in values if round_confidence(one.confidence) < job.min_confidence
+            ]
+            text = leave_out(best.text, form, {one.start for one in unsure})
+            kept = tuple(one for one in values if one not in unsure)
+            best = replace(best, text=text, _fields=kept)
+            state.num_values += len(values)
             best_first = [best, *best_first[1:]]
         else:
             is_low = job.low_confidence_output is not None and (
@@ -650,10 +652,8 @@ def _predict(
         unknown = model.find_unknown(row.features) if isinstance(row, Source) else []
         for symbol in unknown:
             is_listed = len(state.row_errors) < _MOST_KINDS
-            named = (
-                f"the feature {shorten(symbol)}, which" if is_listed else "other features, which"
-            )
-            kinds.append(f"with {named} the model has never seen")
+            named = f"the feature {shorten(symbol)}" if is_listed else "other features"
+            kinds.append(f"with {named}, which the model has never seen")
         if best is not None and best.num_unknown > len(unknown):
             kinds.append("with tokens that the model has never seen")
         for kind in kinds:
@@ -662,17 +662,6 @@ def _predict(
             if len(counted) <= NAMED_ROWS:
                 counted.append(row.line)
     return ["".join(parts) for parts in texts]
-
-
-def _leave_out_unsure(
-    best: Prediction, form: Format, threshold: float
-) -> tuple[Prediction, list[FieldValue]]:
-    """Return a record without the values whose confidence is below `threshold`, and these values."""
-    values = best.fields
-    unsure = [one for one in values if round_confidence(one.confidence) < threshold]
-    text = leave_out(best.text, form, {one.start for one in unsure})
-    kept = tuple(one for one in values if one not in unsure)
-    return replace(best, text=text, _fields=kept), unsure
 
 
 class ProgressDisplay:

@@ -168,16 +168,12 @@ def write_pytorch(network: Transformer, model: ModelSettings, folder: Path) -> N
             {key: tensor.detach().clone() for key, tensor in content.items()},
             folder / f"{name}.safetensors",
         )
+    names = (
+        "d_model", "nhead", "num_encoder_layers", "num_decoder_layers", "dim_feedforward",
+        "activation", "norm_first",
+    )  # fmt: skip
     config = {
-        "transformer": {
-            "d_model": model.d_model,
-            "nhead": model.nhead,
-            "num_encoder_layers": model.num_encoder_layers,
-            "num_decoder_layers": model.num_decoder_layers,
-            "dim_feedforward": model.dim_feedforward,
-            "activation": model.activation,
-            "norm_first": model.norm_first,
-        },
+        "transformer": {name: getattr(model, name) for name in names},
         "bos_id": network.bos_id,
         "eos_id": network.eos_id,
     }

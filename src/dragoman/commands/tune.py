@@ -89,6 +89,14 @@ class Trial:
     settings: dict[str, Any]  # those that are searched; {}: as `fit` chooses them
     error: str = ""
 
+    def describe_settings(self) -> str:
+        """Return the settings in one line."""
+        shown = [
+            f"{name} {f'{one:.4g}' if isinstance(one, float) else one}"
+            for name, one in self.settings.items()
+        ]
+        return ", ".join(shown) or "as fit chooses them"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
@@ -204,20 +212,15 @@ def print_search(search: Search) -> None:
     others = [one for one in search.trials if one.score is None]
     best_first = sorted(is_known, key=lambda one: abs((one.score or 0) - (search.best.score or 0)))
     for one in (*best_first, *others):
-        shown = ", ".join(f"{name} {_show(value)}" for name, value in one.settings.items())
         score = "" if one.score is None else f"{one.score:.4g}"
         table.add_row(str(one.number), one.state, score, f"{one.minutes:.1f}",
-                      Text(one.error or shown or "as fit chooses them"))  # fmt: skip
+                      Text(one.error or one.describe_settings()))  # fmt: skip
     console = TextConsole()
     console.print(table)
     for name, share in sorted(search.importance.items(), key=lambda item: -item[1]):
         console.print(f"{share:5.0%} of the differences: {name}", highlight=False)
     console.print(f"plots: {search.page}\nnext: dragoman fit PAIRS --config {search.config}",
                   markup=False, highlight=False, soft_wrap=True)  # fmt: skip
-
-
-def _show(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _check_space(space: Space, typed: Mapping[str, Any]) -> None:
@@ -373,11 +376,10 @@ class Runner:
                 raise
         ended = _describe(self.study.get_trials(deepcopy=False)[trial.number])
         score = f"{ended.score:.4g}" if ended.score is not None else ended.error
-        shown = ", ".join(f"{name} {_show(value)}" for name, value in ended.settings.items())
         print_plain(
             self.console,
             f"trial {ended.number}: {ended.state}, {score}, {ended.minutes:.1f} minutes; "
-            f"{shown or 'settings as fit chooses them'}",
+            f"settings {ended.describe_settings()}",
         )
 
 

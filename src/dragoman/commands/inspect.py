@@ -304,7 +304,9 @@ def _find_invalid_rows(row_errors: RowErrors, data: DataSettings) -> Iterator[Fi
         if kind == OVER_LONG:
             name, remedy = "long_rows", "raise data.max_characters"
         stops = getattr(data, name) == "error"
-        does = "fit stops at them" if stops else f"fit skips them (data.{name}=skip)"
+        does, otherwise = f"fit skips them (data.{name}=skip)", "train without them"
+        if stops:
+            does, otherwise = "fit stops at them", f"skip them with data.{name}=skip"
         examples = [
             Example(file=error.file, line=error.line, text=error.detail)
             for error in row_errors.examples
@@ -316,7 +318,7 @@ def _find_invalid_rows(row_errors: RowErrors, data: DataSettings) -> Iterator[Fi
             severity="fault" if stops else "warning",
             count=count,
             message=f"{count:,} row{'s' * (count > 1)}: {kind}; {does}",
-            remedy=f"{remedy}, or {f'skip them with data.{name}=skip' if stops else 'train without them'}",
+            remedy=f"{remedy}, or {otherwise}",
             examples=tuple(examples[:MOST_EXAMPLES]),
         )
 

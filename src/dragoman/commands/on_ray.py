@@ -69,7 +69,7 @@ def predict(
                 f"--on ray: a worker needs {threads} processors (--threads) and {needs['GPU']} GPUs "
                 "(--device), and no machine of the Ray cluster has them"
             )
-        start = _prepare(ray, _run_part, needs, max_retries=_MAX_RETRIES)
+        start = _prepare(ray, _run_part, needs, {"max_retries": _MAX_RETRIES})
         values = (Path.cwd(), model, settings, {**options, "threads": threads})
         parts = [(number, workers) for number in range(1, workers + 1)]
         running = {start(*values, replace(job, part=part)): part for part in parts}
@@ -159,10 +159,12 @@ def _run_ranks(
         while not group.wait(_SAY_S):
             print(f"dragoman: waiting until {num_ranks} devices are free", file=sys.stderr)
         place = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
-        ranks = [  # three calls at a time: `stop`, while `wait` and `read_line` wait
-            _prepare(ray, _Rank, needs, max_concurrency=3, scheduling_strategy=place(group, rank))()
-            for rank in range(num_ranks)
-        ]
+        ranks = []
+        for rank in range(
+            num_ranks
+        ):  # three calls at a time: `stop`, while `wait` and `read_line` wait
+            options = {"max_concurrency": 3, "scheduling_strategy": place(group, rank)}
+            ranks.append(_prepare(ray, _Rank, needs, options)())
         # Each worker is a machine of its own, with one device: Ray shows it no other one.
         shared = {
             **ray.get(ranks[0].find_address.remote()),
@@ -280,7 +282,7 @@ def run_trials(runner: "Runner", workers: int, signals: "SignalHandler") -> None
                 "set fewer, or start more machines"
             )
         # Three calls at a time: `read_report` and `answer`, while `train` runs.
-        start = _prepare(ray, _TrialWorker, needs, max_concurrency=3)
+        start = _prepare(ray, _TrialWorker, needs, {"max_concurrency": 3})
         ending, reporting, have_reported = dict[Any, Any](), dict[Any, Any](), set[int]()
         while True:
             while (
@@ -376,10 +378,7 @@ def _count_room(ray: ModuleType, needs: Mapping[str, int]) -> int:
 
 
 def _prepare(
-    ray: ModuleType,
-    what: Callable[..., Any],
-    needs: Mapping[str, int],
-    **options: Any,  # noqa: ANN401
+    ray: ModuleType, what: Callable[..., Any], needs: Mapping[str, int], options: Mapping[str, Any]
 ) -> Callable[..., Any]:
     """Return what starts the function or class `what` on a worker that has what it needs."""
     remote = ray.remote(what).options(num_cpus=needs["CPU"], num_gpus=needs["GPU"], **options)

@@ -91,11 +91,11 @@ class Trial:
 
     def describe_settings(self) -> str:
         """Return the settings in one line."""
-        shown = [
-            f"{name} {f'{one:.4g}' if isinstance(one, float) else one}"
-            for name, one in self.settings.items()
-        ]
-        return ", ".join(shown) or "as fit chooses them"
+        shown = (
+            (name, f"{value:.4g}" if isinstance(value, float) else f"{value}")
+            for name, value in self.settings.items()
+        )
+        return ", ".join(f"{name} {value}" for name, value in shown) or "as fit chooses them"
 
 
 @dataclass(frozen=True, kw_only=True)

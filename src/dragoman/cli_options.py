@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ENGINES = ("auto", "torch", "ctranslate2")
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "float16", "bfloat16")
 _RENAMED = {"--force-target": "--score", "--rest": "--low-confidence-output"}
+# Words that some settings take as more values, without commas.
+_MORE_VALUES = {"--data.weights": r"[\d.]+$", "--data.train": r"(?!--)"}
 _TOP_LEVEL = (
     "preset", "quality", "data", "tokenizer", "model", "optimization", "training", "decoding", "evaluation",
 )  # fmt: skip
@@ -298,13 +300,7 @@ def _split_settings(
         settings.append(word)
         if "=" not in word and rest and not rest[0].startswith("--"):
             settings.append(rest.pop(0))
-            while rest and _takes(name, rest[0]):
+            more = _MORE_VALUES.get(name)
+            while more and rest and re.match(more, rest[0]):
                 settings[-1] += f",{rest.pop(0)}"
     return options, settings
-
-
-def _takes(name: str, word: str) -> bool:
-    """Return whether a setting of several values takes this word as one more."""
-    if name == "--data.weights":
-        return re.fullmatch(r"[\d.]+", word) is not None
-    return name == "--data.train" and not word.startswith("--")

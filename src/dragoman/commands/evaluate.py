@@ -104,8 +104,9 @@ def evaluate(
         raise SettingsError("--calibrate: each model has its own calibration; leave out --ensemble")
     folder = model.folders[0]
     model_folder = model.model_folders[0] if model.model_folders else ModelFolder.read(folder)
-    counts, by_seed = model_folder.source_counts, dict[Path, Evaluation]()
+    counts, by_seed = model_folder.source_counts, dict[str, Sequence[Row]]()
     with as_files(pairs) as paths:
+        name = name_evaluation(paths)
         found = list(read_pairs(paths, model.settings.data, row_errors, model.feature_labels))
         evaluation, confidence = evaluate_model(
             model, found, counts=counts, calibrates=calibrate, progress=ProgressDisplay()
@@ -113,17 +114,17 @@ def evaluate(
     if len(model.folders) == 1 and len(seeds := list_models(folder)) > 1:
         for seed in seeds:
             one = Predictor.load(seed, settings, **model.options)
-            by_seed[seed], _ = evaluate_model(one, found, counts=counts, progress=ProgressDisplay())
+            of_seed, _ = evaluate_model(one, found, counts=counts, progress=ProgressDisplay())
+            by_seed[seed.name] = of_seed.rows
             if out is None and into_model:
-                place = find_place(seed, name_evaluation(paths), one, by_seed[seed])
-                write_evaluation(place, by_seed[seed])
-        evaluation = score_seeds(evaluation, {one.name: by_seed[one].rows for one in seeds})
+                write_evaluation(find_place(seed, name, one, of_seed), of_seed)
+        evaluation = score_seeds(evaluation, by_seed)
     if [sha256(one.path) for one in model.list_weights()] != model.weights_sha256():
         raise ModelFolderError(
             f"{folder}: the model was replaced while it was evaluated: try again"
         )
     if out is None and into_model:
-        out = find_place(folder, name_evaluation(paths), model, evaluation)
+        out = find_place(folder, name, model, evaluation)
     if out is not None:
         write_evaluation(Path(out), evaluation)
         evaluation = replace(evaluation, folder=Path(out))
@@ -133,17 +134,15 @@ def evaluate(
     if report is not None:
         from dragoman.training.logs import read_curves
 
-        folder = folder.resolve()  # "." has no name
+        folder, typed = folder.resolve(), as_settings(settings, is_whole=False)  # "." has no name
         trained = ModelFolder.read(list_models(folder)[0])
         report_model(
             Path(report),
             model,
             folder.name,
-            {name_evaluation(paths): evaluation},
+            {name: evaluation},
             metrics=trained.metrics,
-            user_settings=[
-                name for name, _ in list_set_values(as_settings(settings, is_whole=False))
-            ],
+            user_settings=[setting for setting, _ in list_set_values(typed)],
             curves=read_curves(folder.with_name(f"{folder.name}.training")),
             training=_read_training(trained),
         )
@@ -181,8 +180,6 @@ def evaluate_outputs(
     Raises: DataError, when a file cannot be read, or the files differ in their number of lines.
     """
     check_sections(as_settings(settings), "an evaluation of outputs", ("evaluation",))
-    if not isinstance(hypotheses, str | Path):
-        raise DataError(f"hypotheses: expected a file, found {type(hypotheses).__name__}")
     given = [references] if isinstance(references, str | Path) else references
     rows = read_outputs(
         find_file(hypotheses),

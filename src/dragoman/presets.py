@@ -135,7 +135,9 @@ def choose_settings(
     )
     if is_parallel:
         chosen["data.format"] = "parallel"
-    chosen["data.valid_fraction"] = _choose_valid_fraction(num_pairs)
+    # 5%; more for few pairs (about 40, at most 20%), less for many (about 2,000).
+    least = max(0.05, min(0.2, 40 / max(1, num_pairs)))
+    chosen["data.valid_fraction"] = round(min(least, 2000 / max(1, num_pairs)), 6)
     # Fewer merges for fewer pairs. Source: Sennrich and Zhang 2019.
     sizes = ((1_000_000, 16_000), (100_000, 8000), (10_000, 4000), (0, 1000))
     vocab_size = next(vocab_size for least, vocab_size in sizes if num_pairs >= least)
@@ -228,12 +230,6 @@ def choose_settings(
 def limit_warmup(settings: Settings, max_steps: int) -> int:
     """Return the warm-up for so many steps: a shorter run must still reach the peak of the rate."""
     return min(settings.optimization.warmup_steps, max_steps // 4)
-
-
-def _choose_valid_fraction(num_pairs: int) -> float:
-    """Return 5%; more for few pairs (about 40, at most 20%), less for many (about 2,000)."""
-    num_pairs = max(1, num_pairs)
-    return round(min(max(0.05, min(0.2, 40 / num_pairs)), 2000 / num_pairs), 6)
 
 
 def _choose_size(settings: Settings, num_pairs: int) -> tuple[str, str]:

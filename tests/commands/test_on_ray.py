@@ -126,7 +126,6 @@ def test_a_prediction_whose_node_is_killed_is_that_of_one_process(
     assert left == ["in.txt", "out.jsonl", "whole.jsonl"]
 
 
-@pytest.mark.slow
 def test_a_training_whose_node_is_killed_resumes_on_another_one(cluster, start, tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "model"
     words = [

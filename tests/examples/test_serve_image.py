@@ -1,7 +1,4 @@
-"""The steps of examples/serve/Dockerfile, in a fresh environment.
-
-DRAGOMAN_IMAGE=1 pytest -n 0 tests/examples/test_serve_image.py     (needs the package registry)
-"""
+"""The steps of examples/serve/Dockerfile, in a fresh environment; needs the package registry."""
 
 import json
 import os
@@ -20,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "examples/serve/Dockerfile").read_text()
 
 
-@pytest.mark.skipif("DRAGOMAN_IMAGE" not in os.environ, reason="takes minutes: see the file")
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_image_serves_without_torch(trained, tmp_path, monkeypatch):
     for names in re.findall(r"^COPY (.*) \S+$", DOCKERFILE, re.MULTILINE):

@@ -311,7 +311,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def test_resuming_two_processes_is_bit_identical(tmp_path):
     (tmp_path / "two.py").write_text(TWO_RANKS)
     pairs = write_pairs(tmp_path / "pairs.tsv", 300)

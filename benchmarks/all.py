@@ -75,19 +75,20 @@ def list_parts(folder: Path) -> list[Part]:
     model, pairs = str(folder / _DEMO / "model"), folder / _DEMO / "pairs"
     test = str(pairs / "test.tsv")
     few = ("--rounds", "2", "--turn-s", "3")
-    few_rows = ("--rows", "256", "--rows-slow", "128", "--rows-single", "20", "--rounds", "2")
+    some = ("--only", "^dragoman$|loop fp32|Face fp32|products")
+    few_rows = ("--rows", "128", "--rows-slow", "64", "--rows-single", "10", "--rounds", "2")
     curve = (
-        *("--preset", "tiny", "--training.max_steps", "200", "--training.valid_every", "100"),
+        *("--preset", "tiny", "--training.max_steps", "100", "--training.valid_every", "50"),
         *("--training.batch_tokens", "1024", "--evaluation.report", "none"),
     )
     return [
         Part(name=_DEMO, command=("-m", "dragoman", "demo", str(folder / _DEMO)), limit_s=180),
-        Part(name="reading", command=("reading.py", "--pairs", "300000"), limit_s=60),
-        Part(name="training", command=("training.py", *few), limit_s=170),
+        Part(name="reading", command=("reading.py", "--pairs", "300000"), limit_s=30),
+        Part(name="training", command=("training.py", *few, *some), limit_s=180),
         Part(
             name="scaling",
             command=("scaling.py", *few, "--only", "d_model 128", "d_model 512", "length 300"),
-            limit_s=100,
+            limit_s=110,
         ),
         Part(
             name="curves",
@@ -96,24 +97,24 @@ def list_parts(folder: Path) -> list[Part]:
                 *("--folder", str(folder / "curves")),
             ),
             options=("--", *curve),
-            limit_s=130,
+            limit_s=100,
         ),
         Part(
             name="decoding",
             command=("decoding.py", "--model", model, "--sources", test, *few_rows),
-            limit_s=110,
+            limit_s=130,
         ),
         Part(
             name="serving",
             command=("serving.py", model, test, "--rounds", "2", "--rows", "1000"),
-            limit_s=40,
+            limit_s=30,
         ),
-        Part(name="intervals", command=("intervals.py", "--trials", "40"), limit_s=40),
-        Part(name="calibration", command=("calibration.py", model), limit_s=20),
+        Part(name="intervals", command=("intervals.py", "--trials", "40"), limit_s=30),
+        Part(name="calibration", command=("calibration.py", model), limit_s=10),
         Part(
             name="doubtful_targets",
             command=("doubtful_targets.py", "--rows", "1000", "--wrong", "50", "--seeds", "2"),
-            limit_s=50,
+            limit_s=100,
         ),
     ]
 

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
+from contenders import say
 from invented_pairs import Language, invent_pairs
 from machine import OtherProcesses, describe_machine
 from tables import Bar, spread, table
@@ -23,7 +24,8 @@ from tables import Bar, spread, table
 _SIZES = {"1 M": (128, 2, 1000), "8 M": (256, 3, 8000), "60 M": (512, 6, 16_000)}
 _ENGINES = ("CTranslate2", "PyTorch")
 _SENTENCES, _BEAMS = (1, 8, 64, 1000), (1, 5)
-_OUTPUT_TOKENS = {1: 24, 8: 24, 64: 24, 1000: 6}  # by sentences
+_OUTPUT_TOKENS = {1: 24, 8: 24, 64: 24, 1000: 4}  # by sentences
+_UNTIL_CHOSEN = 8  # calls of an engine
 _ALLOWED = 0.9  # of the speed of the best fixed layout
 _REST_S = 0.3  # before a turn: the threads of the one before wait for work, on a core, for 0.2 s
 
@@ -63,6 +65,7 @@ def main() -> None:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 work = (model, engine, arguments.sentences, arguments.rounds, arguments.turn_s)
                 found += pool.apply(measure, work)
+            say(f"{engine}, {model}: done")
     heads = ["model", "engine", "sentences", "beam", "layout: ms a call", "own choice"]
     rows = [
         [
@@ -104,8 +107,8 @@ def measure(
     for count in sentences:
         for beam_size in _BEAMS:
             ways = {name: search(count, beam_size) for name, search in searches.items()}
-            for way in ways.values():
-                for _ in range(6):  # the engine's own choice is made by then
+            for name, way in ways.items():
+                for _ in range(_UNTIL_CHOSEN if name == "own" else 1):
                     way()
             seconds: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(rounds):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.engine import ThreadRace
+from dragoman.engines.engine import ThreadRace, name_call
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.settings import DecodingSettings
 from networks import make_network
@@ -24,20 +24,28 @@ def run(race: ThreadRace, seconds: Mapping[int, float], num_calls: int) -> list[
     return used
 
 
+@pytest.mark.parametrize(
+    ("num_rows", "kind"),
+    [(1, "one row"), (15, "few rows"), (64, "many rows"), (256, "a list"), (1000, "a list")],
+)
+def test_lists_of_several_batches_race_apart_from_one_batch(num_rows: int, kind: str) -> None:
+    assert name_call(num_rows, 5) == f"{kind}, beam 5"
+
+
 def test_each_layout_is_tried_and_then_the_quickest_stays() -> None:
-    assert run(ThreadRace((2, 1)), {2: 1.0, 1: 0.8}, 20) == [2] * 3 + [1] * 17
-    assert run(ThreadRace((2, 1)), {2: 0.8, 1: 1.0}, 20) == [2] * 3 + [1] * 3 + [2] * 14
+    assert run(ThreadRace((2, 1)), {2: 1.0, 1: 0.8}, 20) == [2] * 4 + [1] * 16
+    assert run(ThreadRace((2, 1)), {2: 0.8, 1: 1.0}, 20) == [2] * 4 + [1] * 4 + [2] * 12
 
 
 def test_the_first_call_which_loads_the_model_does_not_count() -> None:
     race = ThreadRace((2, 1))
-    for seconds in (9.0, 0.5, 0.5, 9.0, 0.4, 0.4):
+    for seconds in (9.0, 0.5, 0.5, 0.5, 9.0, 0.4, 0.4, 0.4):
         race.record(race.choose(), seconds)
     assert race.choose() == 1
 
 
 def test_a_layout_that_is_much_slower_is_dropped_after_one_measured_call() -> None:
-    assert run(ThreadRace((2, 1)), {2: 1.0, 1: 10.0}, 8) == [2] * 3 + [1] * 2 + [2] * 3
+    assert run(ThreadRace((2, 1)), {2: 1.0, 1: 10.0}, 8) == [2] * 4 + [1] * 2 + [2] * 2
 
 
 def test_the_race_is_run_again_when_calls_have_become_much_slower() -> None:
@@ -72,7 +80,7 @@ def test_pytorch_races_threads_keeps_its_own_number_and_finds_the_same() -> None
     try:
         torch.set_num_threads(2)
         engine = TorchEngine([make_network()], "cpu", races_threads=True)
-        for _ in range(8):
+        for _ in range(10):
             found = engine.search(sources, config)
             assert torch.get_num_threads() == 2
             assert [[one.ids for one in best] for best in found] == [
@@ -90,7 +98,7 @@ from dragoman.engines.engine import ThreadRace
 parser, _ = build_parser(COMMANDS)
 _take_engine(parser.parse_args(["predict", "model", *sys.argv[1:]]))
 race = ThreadRace((2, 1), "one row: threads")
-for _ in range(6):
+for _ in range(8):
     race.record(race.choose(), 1e-3)
 """
 

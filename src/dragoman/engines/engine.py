@@ -16,8 +16,8 @@ QuantizationChoice = Literal["auto"] | Quantization
 
 Ids = Sequence[Sequence[int]]  # of several rows
 
-_FEW_ROWS = 16
-_MEASURED = 2  # calls with each layout of threads, after one that loads it
+_KINDS = {"one row": 1, "few rows": 15, "many rows": 255}  # the most rows of each
+_MEASURED = 3  # calls with each layout of threads, after one that loads it
 _MUCH_SLOWER = 2.0
 _MOST_SLOW = 3  # in a row: other processes have come or gone
 
@@ -109,8 +109,11 @@ class ThreadRace:
 
 
 def name_call(num_rows: int, beam_size: int) -> str:
-    """Return the kind of a call: what is quickest for one row may not be for many."""
-    rows = "one row" if num_rows == 1 else "few rows" if num_rows < _FEW_ROWS else "many rows"
+    """Return the kind of a call: what is quickest for one row may not be for many.
+
+    A list of several batches keeps replicas busy, where one batch needs several threads.
+    """
+    rows = next((kind for kind, most in _KINDS.items() if num_rows <= most), "a list")
     return f"{rows}, beam {beam_size}" if beam_size else f"{rows}, given targets"
 
 

@@ -12,8 +12,10 @@ import shutil
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dragoman.characters import printed_streams, write_data
@@ -33,6 +35,8 @@ from dragoman.errors import DragomanError, Stopped, is_out_of_memory, name_extra
 
 if TYPE_CHECKING:
     from dragoman.settings import Settings
+
+_WORTH_BYTES = (500_000, 100_000_000)  # of PAIRS that are prepared while torch is imported
 
 
 @printed_streams()
@@ -130,8 +134,9 @@ def _fit(arguments: Namespace, settings: "Settings") -> None:
         if code := fit(arguments.given, arguments.out, settings.training):
             sys.exit(code)
         return
-    from dragoman.commands import fit as command
-
+    is_new = num_ranks == "1" and arguments.resume == "no"
+    with _preparing(arguments.pairs, settings) if is_new else nullcontext():
+        from dragoman.commands import fit as command
     timer.mark("program and libraries")
     pairs, out, overwrite = arguments.pairs, arguments.out, arguments.overwrite
     if arguments.dry_run:
@@ -174,6 +179,35 @@ def _fit(arguments: Namespace, settings: "Settings") -> None:
     name = "dragoman" if shutil.which("dragoman") else f"{sys.executable} -m dragoman"
     predict = f"{name} predict {shlex.quote(str(out))}"
     print(f"next: {write_example(predict, model.settings, metrics)}", file=sys.stderr)
+
+
+@contextmanager
+def _preparing(pairs: Sequence[str], settings: "Settings") -> Iterator[None]:
+    """Prepare the pairs in another process, into the cache, while this one imports torch (4 s)."""
+    training, files = settings.training, [Path(one) for one in pairs if one != "-"]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    is_cached = settings.data.cache != "none" and not (training.teacher or training.start_from)
+    if not (is_cached and _WORTH_BYTES[0] < size < _WORTH_BYTES[1]):
+        yield
+        return
+    from multiprocessing import get_context
+
+    other = get_context("spawn").Process(target=_prepare, args=(pairs, settings))
+    other.start()
+    yield
+    other.join()
+
+
+def _prepare(pairs: Sequence[str], settings: "Settings") -> None:
+    """Put the prepared pairs into the cache; if anything is wrong with them, `fit` will say so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from dragoman.data.run_data import RunData
+    from dragoman.presets import choose_settings
+
+    with suppress(Exception), TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        data = RunData.read(pairs, settings, Path(folder))
+        choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
+        data.encode(choice.settings)
 
 
 # ------------------------------------------------------------------ predict

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,16 @@ def test_the_size_depends_on_the_number_of_pairs(num_pairs, size):
     choice = choose_settings(Settings(), collect_statistics(rows))
     assert choice.settings.preset == size
     assert f"preset {size}" in choice.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "steps"),
+    [(29_999, 8000), (30_000, 8000), (240_000, 20_000), (999_999, 40_000), (1_000_000, 100_000)],
+)
+def test_steps_on_running_text_grow_with_the_pairs_without_a_jump(num_pairs, steps):
+    sentence = "the quick brown fox jumps over the lazy dog in the park"
+    statistics = replace(measure((sentence, sentence.upper())), num_pairs=num_pairs)
+    assert choose_settings(Settings(), statistics).settings.training.max_steps == steps
 
 
 def test_settings_of_the_user_stay():

@@ -37,7 +37,6 @@ _SIZES: dict[str, dict[str, Any]] = {
     },
     "medium": {
         "training.batch_tokens": 2048,
-        "training.max_steps": 40_000,
     },
     "large": {
         "model.d_model": 512,
@@ -112,6 +111,8 @@ def choose_settings(
 
     choose("preset", size, f"preset {size}: {why_size}")
     chosen.update(_SIZES[size])
+    if size == "medium":  # from the steps of "small" on, about ten passes over running text
+        chosen["training.max_steps"] = min(max(8000, num_pairs // 12), 40_000)
     if 1 not in (settings.model.num_encoder_layers, settings.model.num_decoder_layers):
         # Better on texts, letters and records; of a single layer, the cross-attention would have
         # no positions at all.

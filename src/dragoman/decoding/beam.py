@@ -62,14 +62,16 @@ def search_beam(
     Source: Vijayakumar et al. 2018, with Hamming diversity, for the groups.
     """
     beam = _Beam(source_ids, longest, ensemble.eos_id, decoding)
-    rows = beam.sources.repeat_interleave(decoding.beam_size)
-    caches = ensemble.select(ensemble.start(source_ids), rows)
-    rules = rules.select(rows)
-    ids = torch.full((len(rows),), ensemble.bos_id, device=source_ids.device)
+    caches = ensemble.start(source_ids)
+    ids = torch.full((len(source_ids),), ensemble.bos_id, device=source_ids.device)
+    copies = decoding.beam_size  # of each row: at first all hypotheses of a source are equal
     for position in range(max(longest)):
-        rule = partial(rules.change_logits, history=beam.tokens.flatten(0, 2))
+        rule = partial(rules.change_logits, history=beam.tokens.flatten(0, 2)[::copies])
         log_probs, caches = ensemble.step(ids, caches, rule)
-        log_probs = rules.mask(log_probs, position).view(*beam.scores.shape, -1)
+        log_probs = rules.mask(log_probs, position)
+        if copies > 1:
+            log_probs = log_probs.repeat_interleave(copies, dim=0)
+        log_probs = log_probs.view(*beam.scores.shape, -1)
         totals = beam.scores[..., None] + log_probs
         candidates = _expand(totals, decoding.diverse_strength)
         if rules.states:
@@ -84,7 +86,8 @@ def search_beam(
             if not len(kept):
                 break
             chosen = beam.drop(kept, chosen)
-        rows = beam.extend(chosen, kept)
+        rows = beam.extend(chosen, kept) // copies
+        copies = 1
         ids = chosen.ids.flatten()
         caches = ensemble.select(caches, rows, kept)
         rules = rules.select(rows).advance(ids, ~chosen.scores.isneginf().flatten())

@@ -317,7 +317,7 @@ def _add_evaluate(add: Add) -> None:
     add_model(add, is_optional=True)
     add("pairs", nargs="*", metavar="PAIRS",
         help="a file of pairs, or two parallel text files; rows with the same source are references "
-        "of it")  # fmt: skip
+        "of it, or rows of running text: evaluation.repeated_sources")  # fmt: skip
     add("--hypotheses", metavar="FILE",
         help="score the lines of this file (or the objects of a .jsonl) instead of a model")  # fmt: skip
     add("--references", nargs="+", default=[], metavar="FILE",

@@ -375,6 +375,8 @@ class EvaluationSettings(Section):
 
     task: Literal["auto", "text", "phones", "records"] = "auto"
     """Kind of the targets: text (WER, CER, BLEU, chrF, TER); phones (PER over symbols; WER is the fraction of wrong rows); records (JSON objects, or "field: value" lines; also precision, recall and F1 of the fields). auto: by the references and the tokenizer."""
+    repeated_sources: Literal["auto", "references", "rows"] = "auto"
+    """Pairs with the same source: references of it, any of which is right; or rows, each scored by itself, as in running text. auto: rows, if more of them repeat a whole pair than give another target."""
     bleu_tokenizer: Literal["13a", "intl", "char", "zh", "none"] = "13a"
     """Tokenizer of sacrebleu for BLEU; char or zh for languages without spaces."""
     confidence_level: Annotated[float, Field(gt=0.0, le=0.9999)] = 0.95

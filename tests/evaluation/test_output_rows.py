@@ -1,5 +1,6 @@
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,6 +136,32 @@ def test_pairs_with_one_source_become_one_row():
     assert [(one.source, one.references, one.line) for one in rows] == [
         ("read", ("r iy d", "r eh d"), 1),
         ("lead", ("l iy d",), 2),
+    ]
+
+
+RUNNING = [pair("daz", "das", line=1), pair("daz", "dass", line=2), pair("daz", "das", line=3),
+           pair("vnd", "und", line=4), pair("vnd", "und", line=5)]  # fmt: skip
+
+
+def test_pairs_of_running_text_are_rows_of_their_own():
+    rows = group_references(RUNNING)
+    assert [(one.source, one.references, one.line) for one in rows] == [
+        (one.source, (one.target,), one.line) for one in RUNNING
+    ]
+    # One line says "dass": its reference is not right for the others.
+    outputs = {"daz": "das", "vnd": "und"}
+    assert sum(replace(one, hypothesis=outputs[one.source]).is_exact for one in rows) == 4
+
+
+def test_the_setting_decides_whether_repeated_sources_are_rows():
+    assert [one.references for one in group_references(RUNNING, "references")] == [
+        ("das", "dass"),
+        ("und",),
+    ]
+    words = [pair("read", "r iy d"), pair("read", "r eh d")]
+    assert [one.references for one in group_references(words, "rows")] == [
+        ("r iy d",),
+        ("r eh d",),
     ]
 
 

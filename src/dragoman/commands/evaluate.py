@@ -72,7 +72,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the model in the folder `path` (several: an ensemble), or a loaded one, on pairs.
 
-    Pairs with the same source are references of it. A truncated output is scored as it is. Of an
+    Pairs with the same source: see `evaluation.repeated_sources`. A truncated output is scored as it is. Of an
     ensemble folder, each model is evaluated, too; with `into_model`, this is stored in its own folder.
 
     Args:
@@ -214,7 +214,8 @@ def evaluate_model(
     """
     if calibrates and model.memory is not None:
         model = model.with_decoding(as_settings({"decoding.memory": "none"}, is_whole=False))
-    settings, references = model.settings, group_references(pairs)
+    settings = model.settings
+    references = group_references(pairs, settings.evaluation.repeated_sources)
     if not references:
         raise DataError("there are no pairs to evaluate on")
     start_s = time.perf_counter()

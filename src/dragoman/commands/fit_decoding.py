@@ -157,7 +157,8 @@ def choose_ensemble_search(
         typed: Names of the settings that the user set.
         num_steps: Of the training of each model, on `data`.
     """
-    settings, valid = model.settings, group_references(data.read_split("valid"))
+    settings = model.settings
+    valid = group_references(data.read_split("valid"), settings.evaluation.repeated_sources)
     rows = _sample_rows(valid, _count_rows(settings, num_steps, data))
     if settings.decoding.method != "beam" or "decoding.beam_size" in typed:
         return {}, ""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,25 +50,35 @@ class Row:
 _ROW = TypeAdapter(Row)
 
 
-def group_references(pairs: Iterable[Pair]) -> list[Row]:
-    """Return a row with an empty hypothesis for each (features, source), in first-seen order.
+def group_references(
+    pairs: Iterable[Pair], repeated: Literal["auto", "references", "rows"] = "auto"
+) -> list[Row]:
+    """Return rows with empty hypotheses, in the order of `pairs`.
 
-    The targets of all pairs with this source are its references; equal ones are kept once.
+    A word list has a source several times because it has several right targets: they are the
+    references of one row, in first-seen order. Running text, such as tokens, has whole pairs
+    several times: each is a row, as published scores count them. `repeated` says which; auto: the
+    latter, if more pairs repeat an earlier one than give an earlier source another target.
     """
-    found: dict[tuple[tuple[str, ...], str], tuple[Pair, dict[str, None]]] = {}
-    for pair in pairs:
+    every, found = list(pairs), dict[tuple[tuple[str, ...], str], tuple[Pair, dict[str, None]]]()
+    for pair in every:
         _, references = found.setdefault((pair.features, pair.source), (pair, {}))
         references[pair.target] = None
+    num_different = sum(len(references) for _, references in found.values())
+    num_equal, num_others = len(every) - num_different, num_different - len(found)
+    chosen = [(pair, tuple(references)) for pair, references in found.values()]
+    if repeated == "rows" or (repeated == "auto" and num_equal > num_others):
+        chosen = [(pair, (pair.target,)) for pair in every]
     return [
         Row(
             source=pair.source,
             features=pair.features,
-            references=tuple(references),
+            references=references,
             hypothesis="",
             line=pair.line,
             file=pair.file,
         )
-        for pair, references in found.values()
+        for pair, references in chosen
     ]
 
 

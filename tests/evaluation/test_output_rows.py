@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dragoman.configuration import read_settings
 from dragoman.errors import DataError
 from dragoman.evaluation.output_rows import (
     Row,
@@ -16,6 +17,7 @@ from dragoman.evaluation.output_rows import (
     write_rows,
 )
 from dragoman.reading.pairs import Pair
+from dragoman.settings import Settings
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 ROWS = st.builds(
@@ -139,6 +141,10 @@ def test_pairs_with_one_source_become_one_row():
     ]
 
 
+def repeated(choice: str) -> Settings:
+    return read_settings(None, ["--evaluation.repeated_sources", choice])
+
+
 RUNNING = [pair("daz", "das", line=1), pair("daz", "dass", line=2), pair("daz", "das", line=3),
            pair("vnd", "und", line=4), pair("vnd", "und", line=5)]  # fmt: skip
 
@@ -154,15 +160,24 @@ def test_pairs_of_running_text_are_rows_of_their_own():
 
 
 def test_the_setting_decides_whether_repeated_sources_are_rows():
-    assert [one.references for one in group_references(RUNNING, "references")] == [
+    assert [one.references for one in group_references(RUNNING, repeated("references"))] == [
         ("das", "dass"),
         ("und",),
     ]
     words = [pair("read", "r iy d"), pair("read", "r eh d")]
-    assert [one.references for one in group_references(words, "rows")] == [
+    assert [one.references for one in group_references(words, repeated("rows"))] == [
         ("r iy d",),
         ("r eh d",),
     ]
+
+
+@pytest.mark.parametrize("form", ["nfc", "nfd"])
+def test_references_are_composed_as_outputs_are(form):
+    settings = read_settings(None, ["--tokenizer.target.unicode_form", form])
+    pairs = [pair("a", "e\u0301"), pair("a", "\u00e9"), pair("a", "e"), pair("a", "\u1112\u1161")]
+    assert [one.references for one in group_references(pairs, settings)] == [("é", "e", "하")]
+    [row] = group_references(pairs)
+    assert row.references == ("e\u0301", "\u00e9", "e", "\u1112\u1161")
 
 
 def test_pairs_with_other_features_stay_apart():

@@ -41,7 +41,13 @@ from dragoman.evaluation.field_confidence import (
     judge_values,
     measure_fields,
 )
-from dragoman.evaluation.output_rows import Row, group_references, read_outputs, read_rows
+from dragoman.evaluation.output_rows import (
+    Row,
+    as_outputs,
+    group_references,
+    read_outputs,
+    read_rows,
+)
 from dragoman.model_folder.calibration import write_calibration
 from dragoman.model_folder.folder import EVALUATION, ModelFolder, is_model_folder, list_models
 from dragoman.predictor import PRODUCED_NAN, Prediction, Predictor
@@ -102,6 +108,8 @@ def evaluate(
         raise ModelFolderError("the model is in memory only; evaluate the folder that `fit` wrote")
     if calibrate and len(model.folders) > 1:
         raise SettingsError("--calibrate: each model has its own calibration; leave out --ensemble")
+    if calibrate and model.memory is not None:  # of its own outputs, not those from memory
+        model = model.with_decoding(as_settings({"decoding.memory": "none"}, is_whole=False))
     folder = model.folders[0]
     model_folder = model.model_folders[0] if model.model_folders else ModelFolder.read(folder)
     counts, by_seed = model_folder.source_counts, dict[str, Sequence[Row]]()
@@ -157,7 +165,8 @@ def _read_training(model_folder: ModelFolder) -> Iterator[Pair]:
     with suppress(DataError, OSError):
         files = find_files(model_folder.metrics, notes)
         if not notes:
-            yield from read_training(files, data, data.features, notes)
+            training = read_training(files, data, data.features, notes)
+            yield from as_outputs(training, model_folder.settings.tokenizer.target.unicode_form)
 
 
 def evaluate_outputs(
@@ -207,15 +216,12 @@ def evaluate_model(
 
     Args:
         counts: How often each source id occurs in the training pairs; empty: unknown.
-        calibrates: Fit the temperature of the confidence to these pairs, with the model's own
-            outputs, not those from memory; else the model's temperature is measured.
+        calibrates: Fit the temperature of the confidence to these pairs; else the model's own is
+            measured.
 
     Raises: DataError, when there are no pairs, or one is too long for the model.
     """
-    if calibrates and model.memory is not None:
-        model = model.with_decoding(as_settings({"decoding.memory": "none"}, is_whole=False))
-    settings = model.settings
-    references = group_references(pairs, settings.evaluation.repeated_sources)
+    settings, references = model.settings, group_references(pairs, model.settings)
     if not references:
         raise DataError("there are no pairs to evaluate on")
     start_s = time.perf_counter()

@@ -14,6 +14,7 @@ from rapidfuzz.fuzz import ratio
 from dragoman.configuration import SettingsLike, as_settings, merge_settings
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import DataError, DragomanError, shorten
+from dragoman.evaluation.output_rows import as_outputs
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.reading.in_memory import Pairs, as_files
@@ -102,7 +103,8 @@ def explain(
                 otherwise.setdefault(pair.target, []).append(name_row(pair.file, pair.line))
 
     with as_files(pairs or find_files(ModelFolder.read(Path(path)).metrics, notes)) as files:
-        training = read_training(files, data, model.feature_labels, notes)
+        form = model.settings.tokenizer.target.unicode_form
+        training = as_outputs(read_training(files, data, model.feature_labels, notes), form)
         found = heapq.nlargest(_ENCODED_ROWS, compare(training))
     distinct = {(one.source, one.features, one.target): (near, one) for near, _, one in found[::-1]}
     nearest = list(distinct.values())[::-1]

@@ -326,8 +326,7 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
     run.module.current_batch = "the scoring of held-out pairs"
     engine = TorchEngine([run.module.network], find_device(run.settings.training))
     counts = run.data.count_source_tokens()
-    repeated = run.settings.evaluation.repeated_sources
-    rows = group_references(run.data.read_split("valid"), repeated)
+    rows = group_references(run.data.read_split("valid"), run.settings)
     model_folder = ModelFolder(
         settings=run.settings,
         tokenizer=run.data.tokenizer,

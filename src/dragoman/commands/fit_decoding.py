@@ -16,7 +16,7 @@ from dragoman.data.run_data import RunData
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine, unsupported_reason
 from dragoman.engines.engine import Engine, Quantization
 from dragoman.evaluation.metrics import Metric, choose_metrics
-from dragoman.evaluation.output_rows import Row, group_references
+from dragoman.evaluation.output_rows import Row, as_outputs, group_references
 from dragoman.evaluation.significance import Difference, compare
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.model_folder.memory import SourceGroups, TargetMemory
@@ -157,8 +157,7 @@ def choose_ensemble_search(
         typed: Names of the settings that the user set.
         num_steps: Of the training of each model, on `data`.
     """
-    settings = model.settings
-    valid = group_references(data.read_split("valid"), settings.evaluation.repeated_sources)
+    settings, valid = model.settings, group_references(data.read_split("valid"), model.settings)
     rows = _sample_rows(valid, _count_rows(settings, num_steps, data))
     if settings.decoding.method != "beam" or "decoding.beam_size" in typed:
         return {}, ""
@@ -230,7 +229,8 @@ def choose_memory(
     most = _count_rows(run.settings, run.trainer.global_step, run.data)
     if model.settings.decoding.memory == "none" or most < _FEWEST_ROWS:
         return None, "", {}
-    groups = SourceGroups.collect(run.data.read_split("train"))
+    form = model.settings.tokenizer.target.unicode_form
+    groups = SourceGroups.collect(as_outputs(run.data.read_split("train"), form))
     seen = [(row, groups.find(row.source, row.features)) for row in valid]
     asked: list[tuple[Row | int, int]] = [(row, place) for row, place in seen if place is not None]
     asked += zip(groups.left_out.tolist(), groups.others.tolist(), strict=True)
@@ -239,7 +239,8 @@ def choose_memory(
     count = min(len(asked), most)
     asked = [asked[i * len(asked) // count] for i in range(count)]
     wanted = {one for both in asked for one in both if isinstance(one, int)}
-    pairs = {i: pair for i, pair in enumerate(run.data.read_split("train")) if i in wanted}
+    training = as_outputs(run.data.read_split("train"), form)
+    pairs = {i: pair for i, pair in enumerate(training) if i in wanted}
     rows = [one if isinstance(one, Row) else group_references([pairs[one]])[0] for one, _ in asked]
     trial = Trial(rows, _find_metric(model.settings, model.tokenizer, rows))
     baseline, _ = trial.search("model", model)
@@ -254,9 +255,8 @@ def choose_memory(
         return None, f"memory: none; it is {better} than the model {figures}", trial.to_dict()
     weights = sum(one.nbytes for one in run.module.network.state_dict().values())
     confidence = (sum(row.is_exact for row in other) + 1) / (count + 2)
-    found = groups.remember(
-        run.data.read_split("train"), run.data.paths, confidence, max(weights, _MEMORY_BYTES)
-    )
+    training = as_outputs(run.data.read_split("train"), form)
+    found = groups.remember(training, run.data.paths, confidence, max(weights, _MEMORY_BYTES))
     if found is None:
         why = f"none; better than the model {figures}, but its table is larger than the weights"
         return None, f"memory: {why}", trial.to_dict()

@@ -12,7 +12,7 @@ from dragoman.commands.evaluate import evaluate_model
 from dragoman.commands.fit_setup import Run
 from dragoman.commands.inspect import inspect_pairs
 from dragoman.commands.report import list_versions, report_model
-from dragoman.configuration import list_set_values
+from dragoman.configuration import as_settings, list_set_values
 from dragoman.data.run_data import RunData
 from dragoman.engines.ctranslate2_engine import CTranslate2Engine
 from dragoman.engines.engine import Engine, UnsupportedError
@@ -20,7 +20,7 @@ from dragoman.engines.load import load_torch_engine
 from dragoman.engines.parity import compare
 from dragoman.errors import DragomanError
 from dragoman.evaluation.evaluation import Evaluation
-from dragoman.evaluation.output_rows import Row
+from dragoman.evaluation.output_rows import Row, as_outputs
 from dragoman.model_folder.folder import REPORT, ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.presets import choose_settings
@@ -36,15 +36,20 @@ NUM_SAMPLES = 64  # held-out rows kept with the model: exports are checked on th
 def evaluate_run(
     data: RunData, predictor: Predictor, counts: Sequence[int]
 ) -> dict[str, Evaluation]:
-    """Score the model on the held-out pairs; calibrate its confidence on the validation pairs."""
+    """Score the model on the held-out pairs; calibrate its confidence on the validation pairs.
+
+    The scores are those of the model alone: it has no memory yet.
+    """
+    alone = predictor.with_decoding(as_settings({"decoding.memory": "none"}, is_whole=False))
     valid, confidence = evaluate_model(
-        predictor, data.read_split("valid"), counts=counts, calibrates=True
+        alone, data.read_split("valid"), counts=counts, calibrates=True
     )
     files = predictor.settings.data.valid or tuple(f"{path}, held out" for path in data.paths)
-    predictor.calibrations = (confidence.to_stored(files, predictor.settings.decoding),)
+    stored = confidence.to_stored(files, predictor.settings.decoding)
+    predictor.calibrations = alone.calibrations = (stored,)
     found: dict[str, Evaluation] = {"valid": valid}
     if data.num_rows["test"]:
-        found["test"], _ = evaluate_model(predictor, data.read_split("test"), counts=counts)
+        found["test"], _ = evaluate_model(alone, data.read_split("test"), counts=counts)
     return found
 
 
@@ -146,6 +151,7 @@ def report_run(
 ) -> str:
     """Write the report into `folder`, which becomes the model folder; return a message."""
     inspection, note, num_rows = None, "", sum(run.data.num_rows.values())
+    form = run.settings.tokenizer.target.unicode_form
     if num_rows > _MOST_INSPECTED:
         note = f" (without an inspection: {num_rows:,} pairs do not fit into memory)"
     else:
@@ -167,7 +173,7 @@ def report_run(
             metrics=metrics,
             curves=read_curves(run.folder),
             inspection=inspection,
-            training=run.data.read_split("train"),
+            training=as_outputs(run.data.read_split("train"), form),
         )
     except DragomanError as error:  # the model is complete without it
         return f"no report: {error}"

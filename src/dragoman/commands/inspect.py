@@ -14,6 +14,7 @@ from rich.text import Text
 
 from dragoman.configuration import SettingsLike, as_settings, list_set_values, merge_settings
 from dragoman.errors import DataError
+from dragoman.evaluation.output_rows import as_outputs
 from dragoman.inspection import character_checks, row_checks
 from dragoman.inspection.findings import (
     MOST_EXAMPLES,
@@ -143,9 +144,10 @@ def rank_targets(model: Predictor, pairs: Sequence[Pair]) -> list[Suspect]:
     trained on these rows: benchmarks/doubtful_targets.py measures it.
     """
     form, ranked = model.settings.tokenizer.target.unicode_form, list[tuple[Pair, str]]()
+    pairs = list(as_outputs(pairs, form))
     rows = (Source(pair.source, pair.features, pair.line) for pair in pairs)
     for pair, (_, found) in zip(pairs, model.predict_rows(rows), strict=True):
-        if found and found[0].text != to_unicode_form(pair.target, form):
+        if found and found[0].text != pair.target:
             ranked.append((pair, found[0].text))
     targets = _score(model, [pair for pair, _ in ranked])
     outputs = _score(model, [pair._replace(target=output) for pair, output in ranked])

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from dragoman.evaluation.confidence import round_confidence
 from dragoman.reading.pairs import Pair
 from dragoman.reading.row_errors import name_file
 from dragoman.reading.text_files import open_text_file, read_blocks
+from dragoman.settings import Settings, UnicodeForm
 from dragoman.storage import describe_first
 
 _OUTPUT_NAMES = ("text", "hypothesis", "target", "reference")  # in JSONL of predict and evaluate
@@ -50,17 +52,24 @@ class Row:
 _ROW = TypeAdapter(Row)
 
 
-def group_references(
-    pairs: Iterable[Pair], repeated: Literal["auto", "references", "rows"] = "auto"
-) -> list[Row]:
-    """Return rows with empty hypotheses, in the order of `pairs`.
+def as_outputs(pairs: Iterable[Pair], form: UnicodeForm) -> Iterator[Pair]:
+    """Yield `pairs` with targets as a model of this form writes them: composed, unless it is none."""
+    for pair in pairs:
+        yield pair if form == "none" else pair._replace(target=normalize("NFC", pair.target))
+
+
+def group_references(pairs: Iterable[Pair], settings: Settings | None = None) -> list[Row]:
+    """Return rows with empty hypotheses, in the order of `pairs`; `settings` are the model's.
 
     A word list has a source several times because it has several right targets: they are the
     references of one row, in first-seen order. Running text, such as tokens, has whole pairs
-    several times: each is a row, as published scores count them. `repeated` says which; auto: the
-    latter, if more pairs repeat an earlier one than give an earlier source another target.
+    several times: each is a row, as published scores count them. `evaluation.repeated_sources` says
+    which; auto: the latter, if more pairs repeat an earlier one than give a source another target.
     """
-    every, found = list(pairs), dict[tuple[tuple[str, ...], str], tuple[Pair, dict[str, None]]]()
+    settings = settings or Settings()
+    repeated = settings.evaluation.repeated_sources
+    every = list(as_outputs(pairs, settings.tokenizer.target.unicode_form))
+    found = dict[tuple[tuple[str, ...], str], tuple[Pair, dict[str, None]]]()
     for pair in every:
         _, references = found.setdefault((pair.features, pair.source), (pair, {}))
         references[pair.target] = None

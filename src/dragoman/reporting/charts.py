@@ -57,6 +57,7 @@ def draw_curves(
     curves: Mapping[str, Sequence[Point]],
     *,
     unit: str,
+    over: str = "steps",
     best: tuple[str, Point] | None = None,
     begins_at_zero: bool = False,
     is_percent: bool = False,
@@ -67,6 +68,7 @@ def draw_curves(
     than a factor of 8 have a logarithmic axis, percents a linear one.
 
     Args:
+        over: What the horizontal axis counts.
         best: The name of a curve and a point of it, which is ringed.
         begins_at_zero: Linear axis of values from 0.
         is_percent: Linear axis inside 0 to 100, unless a value is higher.
@@ -77,13 +79,13 @@ def draw_curves(
         if best is not None:
             name, (step, value) = best
             axes.plot([step], [value], "o", markersize=10, markerfacecolor="none", color=_GRAY)
-            notes.append(f"Ringed: best {name}: {value:.4g} after {step:,.0f} steps.")
+            notes.append(f"Ringed: best {name}: {value:.4g} after {step:,.0f} {over}.")
         if any(len(points) > _MOST_POINTS for points in curves.values()):
             notes.append(f"Drawn: means of {_MOST_POINTS} stretches.")
         values = [value for points in curves.values() for _, value in points]
         _scale(axes, values, begins_at_zero, is_percent)
-        axes.set(xlabel="steps", ylabel=unit)
-        return _finish(axes, title, f"{title}, {unit}, by steps", " ".join(notes))
+        axes.set(xlabel=over, ylabel=unit)
+        return _finish(axes, title, f"{title}, {unit}, by {over}", " ".join(notes))
 
 
 def draw_intervals(

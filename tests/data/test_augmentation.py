@@ -3,6 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from dragoman.data.augmentation import make_augmentations, split_subwords
 from dragoman.data.dataset import Batch, EncodedPairs, pad
@@ -160,6 +161,23 @@ def test_hallucination_replaces_half_the_letters_of_the_pairs_that_it_chooses(in
     assert changed.any(dim=1).float().mean() == pytest.approx(0.3 * (1 - 0.5**4), abs=0.05)
     # A letter may be replaced by itself.
     assert 0.09 < changed.mean() < 0.3 * 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_padding_changes_no_hallucinated_stem(inflection, seed):
+    [augment] = make_augmentations(OptimizationSettings(hallucination=0.999), inflection)
+    batch = encode(inflection, INFLECTED)
+    padded = Batch(
+        source_ids=functional.pad(batch.source_ids, (0, 20)),
+        target_ids=functional.pad(batch.target_ids, (0, 20)),
+    )
+    found, expected = (augment(one, np.random.default_rng(seed)) for one in (padded, batch))
+    assert not torch.equal(expected.source_ids, batch.source_ids)
+    for side in ("source_ids", "target_ids"):
+        padding = getattr(padded, side).shape[1] - getattr(batch, side).shape[1]
+        assert torch.equal(
+            getattr(found, side), functional.pad(getattr(expected, side), (0, padding))
+        )
 
 
 def test_hallucination_without_a_vocabulary_of_shared_characters_is_refused(tokenizer):

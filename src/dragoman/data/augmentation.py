@@ -13,7 +13,7 @@ from torch import Tensor
 from dragoman.data.dataset import Batch
 from dragoman.errors import SettingsError
 from dragoman.settings import OptimizationSettings
-from dragoman.tokenizers.tokenizer import FIRST_TEXT_ID, PAD_ID, PairTokenizer
+from dragoman.tokenizers.tokenizer import EOS_ID, FIRST_TEXT_ID, PAD_ID, PairTokenizer
 
 Augmentation = Callable[[Batch, np.random.Generator], Batch]
 
@@ -123,7 +123,10 @@ def hallucinate_stems(
     sources, targets = batch.source_ids.numpy().copy(), batch.target_ids.numpy().copy()
     usual = targets[np.isin(targets, letters)]  # each as often as it is used
     for row in np.nonzero(random.random(len(sources)) < probability)[0]:
-        source, target = sources[row], targets[row]
+        source, target = (  # views, without the end and the padding
+            ids[row, : np.isin(ids[row], (PAD_ID, EOS_ID), invert=True).sum()]
+            for ids in (sources, targets)
+        )
         matcher = SequenceMatcher(None, source.tolist(), target.tolist(), autojunk=False)
         found = matcher.find_longest_match()
         stem = source[found.a : found.a + found.size]

@@ -1,6 +1,9 @@
 """Records that point into their sources: lossless both ways, with a place for each token."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -116,6 +119,30 @@ def test_a_value_points_to_the_place_that_is_typical_of_its_field():
         words = source.split()
         assert words[number - 1] == "total"
         assert words[number] == target.split()[1]
+
+
+SCRIPT = """
+import json
+from dragoman.tokenizers.pointers import Pointers
+sums = [f"{number}.50" for number in range(3, 9)]
+sources = [f"tea {one} milk 1.00 sum due now net {one} paid 10.00" for one in sums]
+print(json.dumps(Pointers.train(sources, [f"total: {one} | first: tea" for one in sums]).to_dict()))
+"""
+
+
+def test_training_gives_the_same_in_every_process():
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+    assert len(json.loads(found[0])["typical"]["total"]) > 3
 
 
 def test_targets_without_values_of_their_source_have_no_pointers():

@@ -135,7 +135,7 @@ class Pointers:
         self, sources: Sequence[str], targets: Sequence[str]
     ) -> dict[str, dict[str, float]]:
         """Return `typical`, by expectation maximization over the places of each value."""
-        around: dict[str, list[list[set[str]]]] = {name: [] for name in self.fields}
+        around: dict[str, list[list[dict[str, None]]]] = {name: [] for name in self.fields}
         overall, num_words = Counter[str](), 0
         for source, target in zip(sources, targets, strict=True):
             places = _Places(source, self)
@@ -309,9 +309,10 @@ class _Places:
             at = self._source.find(value, at + 1)
         return found
 
-    def list_before(self, number: int) -> set[str]:
-        """Return the last words with letters before a word, in lower case."""
-        return set(islice(filter(None, reversed(self.lower[:number])), _NEARBY))
+    def list_before(self, number: int) -> dict[str, None]:
+        """Return the last words with letters before a word, in lower case, the nearest first."""
+        # No set: its order, and so the sums over it, would differ between processes.
+        return dict.fromkeys(islice(filter(None, reversed(self.lower[:number])), _NEARBY))
 
     @cached_property
     def lower(self) -> list[str]:

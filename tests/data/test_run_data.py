@@ -10,6 +10,7 @@ import pytest
 
 from conftest import make_words
 from dragoman import PairDataModule, read_settings
+from dragoman.configuration import merge_settings
 from dragoman.data.run_data import RunData
 from dragoman.errors import DataError
 from dragoman.presets import choose_settings
@@ -157,7 +158,12 @@ def test_other_choices_for_the_same_files_are_not_served_from_the_cache(files, m
     words = words_of(files)[:-2]  # with the default cache
     words += ["--data.valid", "", "--data.cache", f"{files}/cache"]
     for fraction in (0.5, 0.4):
-        monkeypatch.setattr("dragoman.presets._choose_valid_fraction", lambda _, f=fraction: f)
+
+        def choose(settings, statistics, is_parallel, fraction=fraction):
+            chosen = merge_settings(settings, {"data.valid_fraction": fraction})
+            return choose_settings(chosen, statistics, is_parallel=is_parallel)
+
+        monkeypatch.setattr("dragoman.training.datamodule.choose_settings", choose)
         data = PairDataModule(files / "train.tsv", read_settings(None, words))
         data.prepare_data()
         assert data.settings.data.valid_fraction == fraction
@@ -274,6 +280,15 @@ def test_the_text_of_the_pairs_is_kept_as_it_was_read(files):
     data.prepare_data()
     kept = [*data.read_split("train"), *data.read_split("valid")]
     assert sorted(kept) == sorted(read_pairs(files / "rows.tsv", data.settings.data))
+
+
+def test_rows_that_are_left_out_are_in_no_split(files):
+    for data in (prepare(files), prepare(files)):
+        rows = {split: [*data.read_split(split)] for split in data.num_rows}
+        assert {split: len(found) for split, found in rows.items()} == data.num_rows
+        assert data.num_rows["valid"] == 100  # without the one over data.max_tokens
+        names = data.data.name_rows(np.arange(len(rows["train"])))
+        assert names == [f"{row.file}:{row.line}" for row in rows["train"]]
 
 
 def test_rows_of_several_files_keep_the_name_of_theirs(tmp_path):

@@ -90,6 +90,15 @@ class EncodedPairs:
             for row, chunk in zip(rows, chunks, strict=True)
         ]
 
+    def has_lines(self, lines: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of `lines`, in order, have a row."""
+        found = np.zeros(len(lines), dtype=bool)
+        for chunk in self.chunks:
+            own = chunk.column("line").to_numpy()
+            if own[0] <= lines[-1] and lines[0] <= own[-1]:
+                found |= np.isin(lines, own)
+        return found
+
     def count_source_ids(self, vocab_size: int) -> NDArray[np.int64]:
         """Return how often each source id below `vocab_size` occurs in all rows, (vocab_size,)."""
         counts = np.zeros(vocab_size, np.int64)

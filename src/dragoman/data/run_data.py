@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -290,9 +290,18 @@ class RunData:
         self._open_ids()
 
     def read_split(self, split: Split) -> Iterator[Pair]:
-        """Yield the pairs of one split as text, in the order of their file."""
+        """Yield the pairs of one split as text, in the order of their file.
+
+        After `encode`, they are those that have ids: data.long_rows skip leaves rows out.
+        """
         role = split if self._files[split] else "train"
-        return (pair for name, pair in self._read_role(role) if name == split)
+        ids = self._ids.get(split) if self._settings.long_rows == "skip" else None
+        names = [*map(name_file, self._files[role])]
+        for batch in read_batches(self._text(role)):
+            is_in = batch.find_splits(role, self._settings) == SPLITS.index(split)
+            if ids is not None:
+                is_in &= ids.has_lines((batch.files << FILE_SHIFT) + batch.lines)
+            yield from compress(batch.pairs(names), is_in.tolist())
 
     def read_splits(self) -> Iterator[tuple[Split, Pair]]:
         """Yield all pairs as text, each with its split: the training files first."""
@@ -351,6 +360,7 @@ class RunData:
     def _read_files(self) -> PairStatistics:
         """Write the text of all pairs; return the statistics of those in the training files."""
         self._forget_parts()
+        self._ids = {}
         self._tables = [
             _Table(role=role, number=i, files=files, folder=self.folder / _PARTS / f"{role}-{i}")
             for role, paths in self._files.items()

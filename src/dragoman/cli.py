@@ -539,8 +539,9 @@ def _add_suggest(add: Add) -> None:
     add("model", type=Path, metavar="MODEL", help="model folder, best one of `fit --seeds`")
     add("unlabelled", metavar="UNLABELLED", help="file of sources, as for predict --input")
     add("--rows", type=positive, default=200, help="suggest so many (default: %(default)s)")
-    add("--output", type=Path, default=Path("todo.tsv"), metavar="FILE.tsv",
-        help="table to write (default: %(default)s); fill in its targets, and give it to fit")  # fmt: skip
+    add("--output", type=Path, default=Path("todo.tsv"), metavar="FILE",
+        help="table to write, .csv or .tsv (default: %(default)s); fill in its targets, and give it "
+        "to fit")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")
     add("--json", action="store_true", help="print the rows as JSON, too")
 

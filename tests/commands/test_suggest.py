@@ -1,6 +1,7 @@
 """`suggest`: sources that the model doubts, unlike each other, as a table that fit reads."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from conftest import make_words
 from dragoman.cli import main
 from dragoman.commands.suggest import Suggestion, choose_spread, to_table
 from dragoman.errors import DataError, SettingsError
+from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.pairs import read_pairs
 from dragoman.settings import DataSettings
+
+FOLDERS = Path(__file__).parents[1] / "folders" / "0.1"
 
 
 @pytest.fixture
@@ -86,3 +90,30 @@ def test_what_cannot_be_suggested_is_said(trained, tmp_path):
         dragoman.suggest(trained[0], empty)
     with pytest.raises(SettingsError, match="rows: 0"):
         dragoman.suggest(trained[0], empty, rows=0)
+
+
+def test_columns_with_other_names_than_in_training_stay_columns(tmp_path):
+    folder = FOLDERS / "features"  # its feature is `language`
+    unlabelled, table = tmp_path / "in.tsv", tmp_path / "todo.tsv"
+    unlabelled.write_text("Sprache\tword\nde\tsiebzehn\n")
+    data = {"data.source": "word", "data.features": ["Sprache"]}
+    [found] = dragoman.suggest(folder, unlabelled, output=table, settings=data)
+    assert (found.source, found.features) == ("siebzehn", ("de",))
+    header, row = (line.split("\t")[:3] for line in table.read_text().splitlines())
+    cells = dict(zip(header, row, strict=True))
+    trained = ModelFolder.read(folder).settings.data
+    table.write_text("\t".join(header) + "\n" + "\t".join(one or "17" for one in row) + "\n")
+    [pair] = read_pairs(table, trained)
+    assert (pair.source, pair.target, pair.features) == ("siebzehn", "17", ("language=de",))
+    assert cells["language"] == "de"
+
+
+def test_line_breaks_in_sources_are_kept_in_csv_and_counted_in_tsv(trained, tmp_path):
+    unlabelled, lines = tmp_path / "in.jsonl", list[str]()
+    unlabelled.write_text('{"source": "ab\\nc\\td"}\n{"source": "abc"}\n')
+    for name in ("todo.tsv", "todo.csv"):
+        dragoman.suggest(trained[0], unlabelled, output=tmp_path / name, report=lines.append)
+    assert "todo.tsv: 1 sources have tabs or line breaks" in "".join(lines)
+    assert "todo.csv: " not in "".join(lines)
+    kept = DataSettings(source="source", broken_rows="keep_empty")
+    assert {one.source for one in read_pairs(tmp_path / "todo.csv", kept)} == {"ab\nc\td", "abc"}

@@ -1,5 +1,6 @@
 """`dragoman suggest`: which sources to label next, from those that have no target yet."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dragoman.commands.output_formats import RowWriter
+from dragoman.commands.output_formats import Layout, RowWriter
 from dragoman.configuration import SettingsLike, as_settings, merge_settings
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import DataError, SettingsError
@@ -52,9 +53,10 @@ def suggest(
     Args:
         path: Model folder, best one of `fit --seeds`; or several.
         unlabelled: A file of sources, as `predict` takes it.
-        output: TSV file to write, to fill in: see `to_table`.
+        output: File to write, to fill in: CSV if its name ends so, else TSV; see `to_table`.
         settings: Data and decoding sections override those of the model.
-        report: Gets a line on how the file is read, on unusable rows, on a missing calibration.
+        report: Gets a line on how the file is read, on unusable rows, on a missing calibration, on
+            sources that TSV changes.
 
     Raises: DataError, when the file cannot be read, or has no usable row.
     """
@@ -65,13 +67,15 @@ def suggest(
     model = Predictor.load(path, typed, engine="torch", device=device)
     assert isinstance(model.engine, TorchEngine)
     data, unusable = model.settings.data, list[int]()
+    trained = model.model_folders[0].settings.data  # the columns may have other names than these
+    labelled = data.model_copy(update={"features": model.feature_labels})
     found = dict[tuple[str, tuple[str, ...]], Suggestion]()
     read = read_sources(unlabelled, data, labels=model.feature_labels, report=report)
     for row, best_first in model.predict_rows(read):
         if not isinstance(row, Source) or not best_first:
             unusable.append(row.line)
         elif (row.source, row.features) not in found:
-            values, tags = join_features(row.features, data)
+            values, tags = join_features(row.features, labelled)
             found[row.source, row.features] = Suggestion(
                 line=row.line, source=" ".join((*tags, row.source)), features=tuple(values),
                 output=best_first[0].text, confidence=best_first[0].confidence,
@@ -91,8 +95,15 @@ def suggest(
     space = np.concatenate([states, np.log2([[len(one)] for one in ids])], axis=1)
     chosen = [ranked[i] for i in least[choose_spread(space, 1.0 - confidence[least], rows)]]
     if output is not None:
+        layout: Layout = "csv" if Path(output).suffix.lower() == ".csv" else "tsv"
+        changed = sum(re.search(r"[\t\r\n]", one.source) is not None for one in chosen)
+        if changed and layout == "tsv":
+            report(
+                f"{output}: {changed:,} sources have tabs or line breaks, written as spaces; they no "
+                "longer equal the sources of the file; name it .csv to keep them"
+            )
         with explain_failed_write(f"{output}", DataError), staged_file(Path(output)) as partial:
-            partial.write_text(to_table(chosen, data), encoding="utf-8", newline="\n")
+            partial.write_text(to_table(chosen, trained, layout), encoding="utf-8", newline="\n")
     return chosen
 
 
@@ -117,11 +128,11 @@ def choose_spread(
     return chosen
 
 
-def to_table(rows: Sequence[Suggestion], data: DataSettings) -> str:
-    """Return TSV with the columns of a model's pairs, `data`, and an empty target.
+def to_table(rows: Sequence[Suggestion], data: DataSettings, layout: Layout = "tsv") -> str:
+    """Return a table with the columns of a model's pairs, `data`, and an empty target.
 
-    `fit` reads it by the same settings. After them are columns that it does not use: the model's
-    output and its confidence, unless files have no header.
+    `fit` reads it by the settings of the model. After them are columns that it does not use: the
+    model's output and its confidence, unless files have no header.
     """
     roles, has_header = (data.source, data.target, *data.features), data.header != "no"
     usual = ("source", "target", *(f"feature {one}" for one in data.features))
@@ -136,4 +147,4 @@ def to_table(rows: Sequence[Suggestion], data: DataSettings) -> str:
             cells[place] = value
         more = [one.output, str(round_confidence(one.confidence))] if has_header else []
         table.append([*cells, *more])
-    return "".join(map(RowWriter(layout="tsv", decoding=DecodingSettings()).join, table))
+    return "".join(map(RowWriter(layout=layout, decoding=DecodingSettings()).join, table))

@@ -166,6 +166,15 @@ def test_an_evaluation_shows_each_seed_their_mean_and_the_ensemble(folder, copie
     assert f"their outputs differ on {sum(differ)} of {len(differ)} rows" in shown.out
 
 
+def test_each_seed_is_evaluated_with_the_settings_of_a_loaded_ensemble(folder):
+    typed = {"decoding.max_length": 2, "evaluation.resamples": 100}
+    named = dragoman.evaluate(folder / "model", folder / "test.tsv", typed)
+    loaded = dragoman.load(folder / "model", typed)
+    assert dragoman.evaluate(loaded, folder / "test.tsv").seeds == named.seeds
+    shorter = loaded.with_decoding(dragoman.read_settings(None, ["--decoding.max_length", "1"]))
+    assert dragoman.evaluate(shorter, folder / "test.tsv").seeds != named.seeds
+
+
 def test_a_comparison_takes_the_models_of_a_folder_as_runs_of_one_system(copied):
     apart = copied.with_name("apart")
     shutil.copytree(copied, apart)

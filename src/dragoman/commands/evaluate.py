@@ -120,8 +120,16 @@ def evaluate(
             model, found, counts=counts, calibrates=calibrate, progress=ProgressDisplay()
         )
     if len(model.folders) == 1 and len(seeds := list_models(folder)) > 1:
+        typed = settings
+        if model is path:  # what it was loaded with
+            own, used = map(flatten_settings, (model_folder.settings, model.settings))
+            typed = {
+                name: value
+                for name, value in used.items()
+                if value != own[name] and name.startswith(("data.", "decoding.", "evaluation."))
+            }
         for seed in seeds:
-            one = Predictor.load(seed, settings, **model.options)
+            one = Predictor.load(seed, typed, **model.options)
             of_seed, _ = evaluate_model(one, found, counts=counts, progress=ProgressDisplay())
             by_seed[seed.name] = of_seed.rows
             if out is None and into_model:

@@ -38,6 +38,7 @@ _SPELLED_PREFIX = (
 )
 _CALIBRATE = "run `dragoman evaluate MODEL PAIRS --calibrate`"
 PRODUCED_NAN = "the model produced NaN: weights are corrupt or have overflowed"
+NOT_A_RECORD = "the output is not a JSON object"
 
 T = TypeVar("T")
 

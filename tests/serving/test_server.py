@@ -28,10 +28,13 @@ from dragoman.reading.pairs import read_pairs
 from dragoman.serving.app import Corrections
 from dragoman.serving.messages import (
     CorrectionRequest,
+    PredictRequest,
     PredictResponse,
     RequestError,
+    describe_outputs,
     encode_json,
 )
+from dragoman.serving.messages import Prediction as Answer
 from dragoman.serving.served_models import ServedModels
 from dragoman.settings import DataSettings
 from serving.served import Client, running_server
@@ -141,6 +144,16 @@ def test_a_record_comes_with_its_fields_their_confidence_and_places(trained_on_r
     assert {("currency", "exact"), ("sale", "none")} <= kinds
     assert {"record", "fields", "spans"} <= set(schemas["Prediction"]["properties"])
     assert {"value", "confidence", "start"} <= set(schemas["FieldValue"]["properties"])
+
+
+def test_an_output_that_is_no_record_has_low_confidence_and_an_error(trained_on_records):
+    [[best]] = dragoman.load(trained_on_records[0]).predict_n_best(["abc"])
+    request = PredictRequest(source="abc", min_confidence=0.0)
+    assert describe_outputs([best], request)["low_confidence"] is False
+    broken = describe_outputs([replace(best, text="{", emitted="{", _fields=())], request)
+    assert broken["low_confidence"] is True
+    assert broken["error"] == "the output is not a JSON object"
+    assert Answer.model_validate(broken).record is None
 
 
 def test_half_a_surrogate_pair_of_a_record_is_json_again():

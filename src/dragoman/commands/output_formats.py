@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from dragoman.characters import find_surrogate
 from dragoman.errors import DragomanError
 from dragoman.evaluation.confidence import FieldValue, round_confidence
-from dragoman.predictor import Prediction
+from dragoman.predictor import NOT_A_RECORD, Prediction
 from dragoman.reading.pairs import InvalidRow, Source
 from dragoman.settings import DecodingSettings
 from dragoman.tokenizers.tokenizer import find_free_name
@@ -304,7 +304,6 @@ def _list_parquet_fields() -> "dict[str, pa.DataType]":
 
 
 TABLE_COLUMNS = ("line", "prediction", "score", "confidence", "is_complete", "error")
-NOT_A_RECORD = "the output is not a JSON object"
 _BROKEN_LINE = "with a line break in the output, written as a space (--jsonl keeps it)"
 _BROKEN_CELL = "with a tab or a line break in a cell, written as a space (.csv keeps it)"
 _NO_COLUMN = "with fields that the first row lacks, left out of the table (.jsonl keeps them)"

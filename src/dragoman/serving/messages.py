@@ -11,8 +11,8 @@ from dragoman.configuration import describe_value, suggest
 from dragoman.errors import shorten
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.grounding import Kind
+from dragoman.predictor import NOT_A_RECORD, Predictor
 from dragoman.predictor import Prediction as Output
-from dragoman.predictor import Predictor
 from dragoman.reading.pairs import Source
 from dragoman.reading.row_errors import RowError
 
@@ -73,7 +73,7 @@ class PredictRequest(Message):
     decoding: dict[str, Any] = Field(default_factory=dict, examples=[{"beam_size": 5}])
     """Settings of `decoding` by their names, such as beam_size; choices are a list of texts, json_schema and grammar are given themselves, not as files."""
     min_confidence: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """Mark outputs with a lower confidence, and truncated ones, by low_confidence."""
+    """Mark outputs with a lower confidence, truncated ones, and broken records by low_confidence."""
     nbest: Annotated[int, Field(ge=1, le=64)] | None = None
     """Outputs for each source, best first; as many are searched, or drawn, if that is not set."""
     alignment: bool = False
@@ -135,6 +135,8 @@ class Prediction(Hypothesis):
     """Tokens and features of the source that the model has never seen, if there are any."""
     record: dict[str, Any] | None = None
     """The output, if the model writes JSON objects; null: this one is none."""
+    error: str | None = None
+    """That the output is not a JSON object, if the model writes such."""
     fields: list[FieldValue] | None = None
     """The values of a record in their order, if the model writes records."""
     spans: list[Span] | None = None
@@ -235,6 +237,8 @@ def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[
         content["num_unknown"] = best.num_unknown
     if best.record_format:
         content |= _describe_record(best)
+        if best.is_malformed:
+            content["error"] = NOT_A_RECORD
         given = [request.source] if isinstance(request.source, str) else request.source
         if best.source not in given:
             content["source"] = best.source
@@ -252,7 +256,7 @@ def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[
         }
     if request.min_confidence is not None:
         is_low = content["confidence"] < request.min_confidence
-        content["low_confidence"] = is_low or not best.is_complete
+        content["low_confidence"] = is_low or not best.is_complete or best.is_malformed
     return content
 
 

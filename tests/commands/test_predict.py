@@ -127,6 +127,19 @@ def test_parquet_columns_that_are_not_text_are_passed_through(model, tmp_path):
     assert [row["input"]["list"] for row in read_rows(output)] == [[1], []]
 
 
+def test_numbers_that_json_does_not_have_are_null_or_text(model, tmp_path):
+    numbers = [float("nan"), float("-inf"), 1.5]
+    table = {"source": WORDS[:3], "x": numbers, "of": [{"x": one, "all": [one]} for one in numbers]}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "in.parquet")
+    output, _ = predict(model, tmp_path / "in.parquet", "out.jsonl")
+    assert "NaN" not in output.read_text()
+    assert [row["input"]["x"] for row in read_rows(output)] == [None, "-inf", 1.5]
+    nested = [row["input"]["of"] for row in read_rows(output)]
+    assert nested == [{"x": one, "all": [one]} for one in (None, "-inf", 1.5)]
+    for name in ("out.csv", "out.parquet"):
+        assert predict(model, tmp_path / "in.parquet", name)[0].is_file()
+
+
 @pytest.mark.parametrize("packed", ["gz", "zst"])
 def test_a_compressed_output_has_the_same_rows_and_can_be_read(model, tmp_path, packed):
     path = tmp_path / "in.txt"

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -114,8 +115,22 @@ def label_columns(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
 
 def dump_row(labels: Sequence[str], fields: Sequence[object]) -> str:
-    """Return a row as a JSON object: see `dump_value`."""
-    return dump_value(dict(zip(labels, fields, strict=True)))
+    """Return a row as a JSON object: see `dump_value`; NaN is null, and infinities are text."""
+    row = dict(zip(labels, fields, strict=True))
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:  # JSON has neither
+        return dump_value(_replace_non_finite(row))
+
+
+def _replace_non_finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if isinstance(value, dict):
+        return {name: _replace_non_finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_replace_non_finite, value)]
+    return value
 
 
 def dump_value(value: object) -> str:

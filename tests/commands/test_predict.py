@@ -140,6 +140,18 @@ def test_numbers_that_json_does_not_have_are_null_or_text(model, tmp_path):
         assert predict(model, tmp_path / "in.parquet", name)[0].is_file()
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+def test_bytes_in_a_column_that_is_not_used_make_no_row_invalid(model, tmp_path, name):
+    table = {"source": WORDS[:3], "by": [b"\xff\x00", b"abc", None]}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "in.parquet")
+    output, lines = predict(model, tmp_path / "in.parquet", name)
+    assert not [line for line in lines if "without an output" in line]
+    if name == "out.jsonl":
+        assert [row["input"]["by"] for row in read_rows(output)] == [None, "abc", None]
+    elif name == "out.parquet":
+        assert pyarrow.parquet.read_table(output)["by"].to_pylist() == [None, "abc", None]
+
+
 @pytest.mark.parametrize("packed", ["gz", "zst"])
 def test_a_compressed_output_has_the_same_rows_and_can_be_read(model, tmp_path, packed):
     path = tmp_path / "in.txt"

@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 from pyarrow import types
 
+from dragoman.characters import find_surrogate
 from dragoman.errors import DataError
 from dragoman.reading.row_errors import RowError, find_line_error, name_file
 from dragoman.reading.tables import WHOLE_ROW, Row, Table, dump_row, dump_value, label_columns
@@ -169,15 +170,24 @@ def _take_column(batch: pyarrow.RecordBatch, path: str) -> pyarrow.Array:
 
 
 def _dump_rows(batch: pyarrow.RecordBatch) -> list[str]:
-    """Return the rows as JSON objects; values that Python does not have (nanoseconds) as text."""
+    """Return the rows as JSON objects; values that Python does not have (nanoseconds) as text.
+
+    Bytes that are no text, such as pictures, are null.
+    """
     labels = label_columns(batch.schema.names, batch.num_columns)
     columns: list[list[object]] = []
     for column in batch.columns:
         try:
             columns.append([*_read_texts(column)] if _is_text(column.type) else column.to_pylist())
+            if "binary" in str(column.type):
+                columns[-1] = [None if _is_no_text(one) else one for one in columns[-1]]
         except (ValueError, OverflowError, KeyError, pyarrow.ArrowException):
             columns.append([*_read_texts(column)])
     return [dump_row(labels, fields) for fields in zip(*columns, strict=True)]
+
+
+def _is_no_text(value: object) -> bool:
+    return isinstance(value, str) and find_surrogate(value) is not None
 
 
 def _read_texts(column: pyarrow.Array) -> list[str | None]:

@@ -319,7 +319,8 @@ def _add_evaluate(add: Add) -> None:
         help="a file of pairs, or two parallel text files; rows with the same source are references "
         "of it, or rows of running text: evaluation.repeated_sources")  # fmt: skip
     add("--hypotheses", metavar="FILE",
-        help="score the lines of this file (or the objects of a .jsonl) instead of a model")  # fmt: skip
+        help="score the lines of this file (or the objects of a .jsonl, or the column prediction of a "
+        "table) instead of a model")  # fmt: skip
     add("--references", nargs="+", default=[], metavar="FILE",
         help="with --hypotheses: the expected lines; with several files, any of them is right")  # fmt: skip
     add("--sources", metavar="FILE", help="with --hypotheses: the lines of the source")

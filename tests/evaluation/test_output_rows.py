@@ -102,6 +102,29 @@ def test_jsonl_of_predict_and_of_evaluate_is_read(write):
         assert [row.hypothesis for row in read_outputs(path, [reference])] == ["a", ""]
 
 
+def test_tables_of_predict_are_read_by_their_header(write):
+    lines = ["note,prediction,is_complete", '"a, b","c\nd",true', "e,,true", "f,g,false"]
+    rows = read_outputs(
+        write("out.csv", "\n".join(lines)),
+        [write("ref.tsv", "source\ttarget\n1\tx\n2\t\n3\tg\n")],
+        write("in.csv", "id,source\n1,x\n2,y\n3,z\n"),
+    )
+    assert [(row.hypothesis, row.is_complete) for row in rows] == [
+        ("c\nd", True), ("", True), ("g", False),
+    ]  # fmt: skip
+    assert [(row.source, *row.references) for row in rows] == [("x", "x"), ("y", ""), ("z", "g")]
+    own = write("own.tsv", "prediction\t<prediction>\nof the input\tc\n")
+    assert read_outputs(own, [own])[0].hypothesis == "c"
+    with pytest.raises(DataError, match=r"lines\.csv: its first line names no column prediction"):
+        read_outputs(write("lines.csv", "a, b\nc\n"), [own])
+
+
+def test_a_truncated_output_in_jsonl_is_counted(write):
+    lines = '{"text": "a", "is_complete": false}\n{"text": "b"}\n'
+    rows = read_outputs(write("out.jsonl", lines), [write("ref.txt", "a\nb\n")])
+    assert [row.is_complete for row in rows] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("output", "reference", "message"),
     [

@@ -12,15 +12,22 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dragoman.characters import find_surrogate
-from dragoman.errors import DataError
+from dragoman.errors import DataError, shorten
 from dragoman.evaluation.confidence import round_confidence
-from dragoman.reading.pairs import Pair
+from dragoman.reading.pairs import (
+    SUFFIXES,
+    InvalidRow,
+    Pair,
+    list_source_columns,
+    read_sources,
+)
 from dragoman.reading.row_errors import name_file
-from dragoman.reading.text_files import open_text_file, read_blocks
-from dragoman.settings import Settings, UnicodeForm
+from dragoman.reading.text_files import open_text_file, read_blocks, strip_packing
+from dragoman.settings import DataSettings, Settings, UnicodeForm
 from dragoman.storage import describe_first
 
 _OUTPUT_NAMES = ("text", "hypothesis", "target", "reference")  # in JSONL of predict and evaluate
+_REFERENCE_COLUMNS = ("prediction", "reference", "target")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,18 +147,23 @@ def read_outputs(
     """Return a row for each line of `hypotheses`, with the same line of each of `references`.
 
     A file that ends in .jsonl holds a JSON object per line, as `predict` and `evaluate` write them:
-    its "text", "hypothesis" or "target" is read, and "source" in a file of sources. Empty lines in
-    the second and further files of references are no references.
+    its "text", "hypothesis" or "target" is read, and "source" in a file of sources. Of a table
+    (.csv, .tsv, .parquet) it is the column "prediction", of references also "reference" or "target".
+    Empty lines in the second and further files of references are no references.
 
     Raises:
         DataError: A file cannot be read, has an invalid line, or a different number of lines.
     """
-    outputs = _read_texts(hypotheses, _OUTPUT_NAMES)
-    first, *others = [_read_texts(path, _OUTPUT_NAMES) for path in references]
+    found = _read_texts(hypotheses, _OUTPUT_NAMES, ("prediction",))
+    outputs, are_complete = [text for text, _ in found], [is_complete for _, is_complete in found]
+    first, *others = [
+        [text for text, _ in _read_texts(path, _OUTPUT_NAMES, _REFERENCE_COLUMNS)]
+        for path in references
+    ]
     files = [(hypotheses, outputs), *zip(references, (first, *others), strict=True)]
     texts = [""] * len(outputs)
     if sources is not None:
-        texts = _read_texts(sources, ("source",))
+        texts = [text for text, _ in _read_texts(sources, ("source",), ("source",))]
         files.append((sources, texts))
     for path, lines in files:
         if len(lines) != len(outputs):
@@ -166,6 +178,7 @@ def read_outputs(
             source=texts[place],
             references=(first[place], *(lines[place] for lines in others if lines[place])),
             hypothesis=output,
+            is_complete=are_complete[place],
             line=place + 1,
             file=name_file(references[0]),
         )
@@ -173,12 +186,17 @@ def read_outputs(
     ]
 
 
-def _read_texts(path: Path, names: Sequence[str]) -> list[str]:
-    """Return the lines of a file; of a .jsonl file, the text under one of `names` in each."""
+def _read_texts(path: Path, names: Sequence[str], columns: Sequence[str]) -> list[tuple[str, bool]]:
+    """Return the lines of a file, and whether each is complete, as far as the file says it.
+
+    Of a .jsonl file, it is the text under one of `names` in each line; of a table, one of `columns`.
+    """
+    if SUFFIXES.get(strip_packing(path).suffix.lower()) in ("csv", "tsv", "parquet", "arrow"):
+        return _read_column(path, columns)
     texts = []
     for place, line in _read_lines(path):
         if ".jsonl" not in path.suffixes:
-            texts.append(line)
+            texts.append((line, True))
             continue
         try:
             content = json.loads(line)
@@ -190,8 +208,37 @@ def _read_texts(path: Path, names: Sequence[str]) -> list[str]:
             raise DataError(f"{place}: expected an object with the text under {' or '.join(names)}")
         if find_surrogate(text) is not None:
             raise DataError(f"{place}: the text has a lone surrogate (\\ud800 to \\udfff)")
-        texts.append(text)
+        texts.append((text, given.get("is_complete") is not False))
     return texts
+
+
+def _read_column(path: Path, columns: Sequence[str]) -> list[tuple[str, bool]]:
+    """Return the texts in the first of `columns` that a table has, and whether each is complete."""
+    data, name = DataSettings(header="yes"), name_file(path)
+    header = list_source_columns(path, data)
+    column = next((one for one in columns if one in header), None)
+    if column is None:
+        raise DataError(
+            f"{name}: its first line names no column {' or '.join(columns)}, but "
+            f"{shorten(', '.join(map(repr, header)))}; name it so, or give a file of lines (.txt)"
+        )
+    column, is_complete = (_find_last_name(one, header) for one in (column, "is_complete"))
+    data, texts = data.model_copy(update={"source": column}), []
+    for row in read_sources(path, data, with_columns=True):
+        if not row.columns:
+            assert isinstance(row, InvalidRow)
+            raise DataError(f"{name}:{row.line}: {row.reason}")
+        cells = json.loads(row.columns)
+        text = "" if cells[column] is None else str(cells[column])
+        texts.append((text, cells.get(is_complete) not in ("false", False)))
+    return texts
+
+
+def _find_last_name(name: str, header: Sequence[str]) -> str:
+    """Return the name that `predict` gives a column beside those of its input: `find_free_name`."""
+    while f"<{name}>" in header:
+        name = f"<{name}>"
+    return name
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, str]]:

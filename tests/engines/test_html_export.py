@@ -266,6 +266,17 @@ def test_answers_are_those_of_predict(name, browser, tmp_path):
 
 
 @needs_browser
+def test_a_source_without_text_has_no_output(browser, tmp_path):
+    model, tokenizer, network = make_model()
+    data = {"leading_tags": True}
+    path = write_page(tmp_path / "page.html", model, tokenizer, network, data)
+    browser.open(path)
+    request = {"source": ["<de> ", "abc", "<de>", "\x1c"]}
+    answer = browser.run(f"adapter.predict({json.dumps(request)})")
+    assert [one is None for one in answer["predictions"]] == [True, False, True, True]
+
+
+@needs_browser
 def test_a_request_that_cannot_be_answered_is_refused_with_its_place(browser, tmp_path):
     folder = Path(shutil.copytree(FOLDERS / "features", tmp_path / "features"))
     dragoman.export(folder, "html")

@@ -31,6 +31,10 @@ class Adapter {
     for (const [row, text] of sources.entries()) {
       const place = Array.isArray(source) ? `[${row}]` : "";
       const sourceIds = this.encodeSource(text, Array.isArray(features?.[0]) ? features[row] : (features ?? []), place);
+      if (!text.slice(this.#findTags(text).length).replaceAll(OUTER_SPACES, "")) {
+        predictions.push(null); // an empty source has no output
+        continue;
+      }
       const found = await search(this.model, sourceIds, settings);
       const [best] = found;
       const shown = found.map((one) => ({

@@ -174,6 +174,8 @@ const say = (message) => get("status").replaceChildren(message);
 
 function showRow(row, isOnly) {
   const { prediction } = row;
+  if (!prediction) // a source of tags only
+    return make("article", {}, make("p", { className: "source", dir: "auto" }, row.source), make("p", { className: "output" }, make("i", {}, "nothing")));
   const card = make("article", {},
     make("p", { className: "source", dir: "auto" }, ...makeFeatures(row), ...markSpans(row)),
     make("p", { className: "output", dir: "auto", lang: "" }, prediction.output || make("i", {}, "nothing")),

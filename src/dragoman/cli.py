@@ -582,7 +582,7 @@ def _add_export(add: Add) -> None:
 def _export(arguments: Namespace) -> None:
     from dragoman.commands.export import export
 
-    result = export(arguments.model, arguments.to, arguments.quantization)
+    result = export(arguments.model, arguments.to, arguments.quantization, report=_report)
     print(f"{arguments.model / arguments.to}: {result}", file=sys.stderr)
 
 

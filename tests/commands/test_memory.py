@@ -210,3 +210,14 @@ def test_records_from_memory_have_fields_and_their_confidence(run):
     for temperature in (0.1, 1.0, 5.0):
         again = find_confidence(find_score(0.9, temperature), temperature)
         assert again == pytest.approx(0.9)
+
+
+def test_an_export_says_that_it_leaves_out_the_memory(run, trained, tmp_path, capsys):
+    folder = shutil.copytree(run[0], tmp_path / "model")
+    assert main(["export", str(folder), "--to", "pytorch"]) == 0
+    assert "pytorch: without the model's memory: " in capsys.readouterr().err
+    assert "memory" in json.loads((folder / "pytorch" / "export.json").read_text())
+    lines = list[str]()
+    other = shutil.copytree(trained[0], tmp_path / "other")
+    dragoman.export(other, "pytorch", report=lines.append)
+    assert not lines

@@ -6,7 +6,7 @@ import re
 import runpy
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -40,6 +40,10 @@ from dragoman.tokenizers.tokenizer import BOS_ID
 Target = Literal["ctranslate2", "onnx", "html", "pytorch"]
 EXPORT = "export.json"
 _FORMAT = 2  # of an export
+NO_MEMORY = (
+    "without the model's memory: it answers by the model alone, where predict gives known sources "
+    "the target of training"
+)
 _QUANTIZATIONS: dict[Target, tuple[Quantization, ...]] = {  # the first is the default
     "ctranslate2": get_args(Quantization),
     "onnx": ("float32",),
@@ -50,13 +54,18 @@ _SCRIPT = "decode.py"
 
 
 def export(
-    path: str | Path, to: Target = "ctranslate2", quantization: Quantization | None = None
+    path: str | Path,
+    to: Target = "ctranslate2",
+    quantization: Quantization | None = None,
+    *,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Check | str:
     """Write the model in `path` into its folder `to`; return how it compares.
 
     The outputs of both are compared on held-out rows that `fit` kept with the model. An earlier
     export is overwritten, or, if this one fails, left as it was. `predict` does not read exports.
     A page needs Chromium for the comparison; without it, the result says why there is none.
+    Exports have no memory (decoding.memory): `report` gets a line on one that is left out.
 
     `quantization`: number format of the weights; None: float32, and float16 for a page.
 
@@ -122,6 +131,9 @@ def export(
                     f"{path}: not exported: its outputs differ from the model's ({check}); this is "
                     "a bug of dragoman, report it with this message"
                 )
+            if model_folder.memory is not None and model_folder.settings.decoding.memory == "auto":
+                about["memory"] = NO_MEMORY
+                report(f"{path / to}: {NO_MEMORY}")
             about["check"] = check if isinstance(check, str) else check.to_dict()
             (folder / EXPORT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

@@ -9,11 +9,15 @@ import dragoman
 from conftest import make_words, quiet_console, write_pairs
 from dragoman.cli import main
 from dragoman.commands.fit import dry_run, fit
-from dragoman.commands.fit_teacher import hold_out_as
+from dragoman.commands.fit_teacher import hold_out_as, teach
+from dragoman.data.run_data import RunData
 from dragoman.errors import SettingsError
 from dragoman.presets import choose_settings
 from dragoman.reading.pairs import Pair
 from dragoman.reading.statistics import collect_statistics
+from dragoman.training.graceful_stop import SignalHandler
+from dragoman.training.ranks import Ranks
+from dragoman.training.run_context import RunContext, StartTimer
 from processes import start_until
 from runs import WORDS, results_of, settings
 
@@ -73,6 +77,22 @@ def test_student_and_teacher_are_compared(student):
     assert found["student"]["rows_per_s"] > 0
     assert "student: exact match" in shown
     assert "outputs of the model" in (folder / "model" / "README.md").read_text()
+
+
+def test_sources_are_utf_8_whatever_the_encoding_of_the_teacher(trained, tmp_path):
+    teacher, pairs = tmp_path / "teacher", tmp_path / "pairs.tsv"
+    shutil.copytree(trained[0], teacher)
+    config = teacher / "config.yaml"
+    config.write_text(config.read_text().replace("encoding: auto", "encoding: cp1252"))
+    pairs.write_text("".join(f"{word}é\t{word}\n" for word in make_words(30)), encoding="utf-8")
+    console, typed = quiet_console(), settings("--training.teacher", str(teacher))
+    context = RunContext(
+        console=console, timer=StartTimer(), signals=SignalHandler(console), ranks=Ranks(console)
+    )
+    data = RunData.read([pairs], typed, tmp_path)
+    assert {*teach(data, typed, tmp_path / "model", context)}
+    read = [one["input"]["source"] for one in read_outputs(tmp_path)]
+    assert read == [pair.source for pair in data.read_split("train")]
 
 
 def test_a_second_run_predicts_nothing_again(student, trained):

@@ -39,15 +39,20 @@ def hold_out_as(teacher: Settings, settings: Settings) -> Settings:
 
 @dataclass(frozen=True)
 class TaughtPairs:
-    """The pairs of sources and the teacher's outputs, in a file of `predict`."""
+    """The pairs of `sources` and the teacher's outputs for them, in a file of `predict`."""
 
+    sources: Path
     path: Path
     data: DataSettings
 
     def __iter__(self) -> Iterator[Pair]:
         """Yield those with a complete output; `line` is that of `path`."""
-        with self.path.open(encoding="utf-8") as file:
-            for line, content in enumerate(map(json.loads, file), start=1):
+        with (
+            self.sources.open(encoding="utf-8") as sources,
+            self.path.open(encoding="utf-8") as file,
+        ):
+            rows = zip(map(json.loads, sources), map(json.loads, file), strict=True)
+            for line, (row, content) in enumerate(rows, start=1):
                 text = content["text"]
                 if not content.get("is_complete") or "error" in content or not text.strip():
                     continue
@@ -56,7 +61,6 @@ class TaughtPairs:
                     if isinstance(written, RowError):
                         continue
                     text = written
-                row = content["input"]
                 yield Pair(row["text"], text, tuple(row["symbols"]), line, TAUGHT)
 
 
@@ -74,22 +78,23 @@ def teach(data: RunData, settings: Settings, out: Path, context: RunContext) -> 
             f"{', '.join(features) or 'none'}; name the same columns in data.features"
         )
     columns = [f"feature {place}" for place in range(len(features))]
-    as_written = {"data.format": "jsonl", "data.source": "source", "data.target": "auto",
-                  "data.features": columns, "decoding.memory": "none"}  # fmt: skip
+    as_written = {"data.format": "jsonl", "data.encoding": "utf-8", "data.source": "source",
+                  "data.target": "auto", "data.features": columns, "decoding.memory": "none"}  # fmt: skip
     model = Predictor.load(name, as_written, device=settings.training.accelerator)
     folder = out.with_name(f"{out.name}.teacher")
+    sources = folder / "sources.jsonl"
     with explain_failed_write(folder, ModelFolderError):
         folder.mkdir(parents=True, exist_ok=True)
-        with staged_file(folder / "sources.jsonl") as partial:
+        with staged_file(sources) as partial:
             counts = _write_sources(partial, data, settings.data)
-    made_from = json.dumps([sha256(folder / "sources.jsonl"), model.weights_sha256(),
+    made_from = json.dumps([sha256(sources), model.weights_sha256(),
                             model.settings.decoding.model_dump(mode="json")])  # fmt: skip
     outputs = folder / f"outputs-{make_digest(made_from.encode()).hexdigest()[:16]}.jsonl"
     lines = []
     if not outputs.exists():
         context.report(f"teacher: predicting {sum(counts[:2]):,} sources into {outputs}")
-        lines = run_job(model, Job(input=folder / "sources.jsonl", output=outputs))
-    taught = TaughtPairs(outputs, settings.data)
+        lines = run_job(model, Job(input=sources, output=outputs))
+    taught = TaughtPairs(sources, outputs, settings.data)
     context.report(
         f"teacher: {sum(1 for _ in taught):,} outputs for {counts[0]:,} training and {counts[1]:,} "
         f"unlabelled sources; left out: {counts[2]:,} unlabelled ones that are held out, {counts[3]:,} "

@@ -9,12 +9,13 @@ import dragoman
 from conftest import make_words, quiet_console, write_pairs
 from dragoman.cli import main
 from dragoman.commands.fit import dry_run, fit
-from dragoman.commands.fit_teacher import hold_out_as, teach
+from dragoman.commands.fit_teacher import hold_out_as, split_as, teach
 from dragoman.data.run_data import RunData
 from dragoman.errors import SettingsError
 from dragoman.presets import choose_settings
-from dragoman.reading.pairs import Pair
+from dragoman.reading.pairs import Pair, read_pairs
 from dragoman.reading.statistics import collect_statistics
+from dragoman.settings import DataSettings
 from dragoman.training.graceful_stop import SignalHandler
 from dragoman.training.ranks import Ranks
 from dragoman.training.run_context import RunContext, StartTimer
@@ -93,6 +94,28 @@ def test_sources_are_utf_8_whatever_the_encoding_of_the_teacher(trained, tmp_pat
     assert {*teach(data, typed, tmp_path / "model", context)}
     read = [one["input"]["source"] for one in read_outputs(tmp_path)]
     assert read == [pair.source for pair in data.read_split("train")]
+
+
+@pytest.mark.parametrize(
+    ("of_teacher", "of_student"),
+    [
+        ({}, {"features_separator": ";"}),
+        ({"features_separator": ";"}, {}),
+        ({}, {"leading_tags": True}),
+        ({"leading_tags": True}, {}),
+        ({"records": "json", "record_fields": ("b", "a")}, {"records": "text"}),
+        ({"records": "json", "record_fields": ("b", "a")}, {"records": "json"}),
+    ],
+)
+def test_a_teacher_is_compared_on_pairs_as_it_reads_them(of_teacher, of_student, tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text('<x> walk\t{"a": 1, "b": 2}\tV;PST\n<y> go\t{"a": 3}\tV\n')
+    teacher, student = (
+        DataSettings.model_validate({"source": "1", "target": "2", "features": ["3"], **one})
+        for one in (of_teacher, of_student)
+    )
+    pairs = read_pairs(path, student)
+    assert [*split_as(teacher, pairs, student)] == [*read_pairs(path, teacher)]
 
 
 def test_a_second_run_predicts_nothing_again(student, trained):

@@ -7,7 +7,7 @@ Source: Kim and Rush 2016 (sequence-level knowledge distillation).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256 as make_digest
 from pathlib import Path
@@ -21,7 +21,14 @@ from dragoman.errors import ModelFolderError, SettingsError
 from dragoman.evaluation.evaluation import Evaluation
 from dragoman.model_folder.folder import read_models
 from dragoman.predictor import Predictor
-from dragoman.reading.pairs import Pair, Source, join_features, read_sources, write_target
+from dragoman.reading.pairs import (
+    Pair,
+    Source,
+    join_features,
+    read_sources,
+    take_features,
+    write_target,
+)
 from dragoman.reading.row_errors import RowError
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import explain_failed_write, sha256, staged_file
@@ -135,6 +142,21 @@ def _write_sources(path: Path, data: RunData, settings: DataSettings) -> list[in
     return counts
 
 
+def split_as(
+    teacher: DataSettings, pairs: Iterable[Pair], settings: DataSettings
+) -> Iterator[Pair]:
+    """Yield the pairs, read with `settings`, as they are read with those of the teacher."""
+    for pair in pairs:
+        values, tags = join_features(pair.features, settings)
+        source = " ".join((*tags, pair.source))
+        source, features = take_features(source, values, teacher.features, teacher)
+        target: str | RowError = pair.target
+        if teacher.records == "json":
+            target = write_target(pair.file, pair.line, pair.target, teacher)
+        if not isinstance(target, RowError):
+            yield pair._replace(source=source, target=target, features=features)
+
+
 def compare_with_teacher(
     settings: Settings, data: RunData, student: Evaluation
 ) -> tuple[dict[str, Any], list[str]]:
@@ -146,7 +168,8 @@ def compare_with_teacher(
         )
     except ModelFolderError as error:
         return {}, [f"teacher: not compared: {error}"]
-    teacher, _ = evaluate_model(model, data.read_split("valid"))
+    pairs = split_as(model.settings.data, data.read_split("valid"), settings.data)
+    teacher, _ = evaluate_model(model, pairs)
     metric, title = next(iter(student.scores.titles.items()))
     found = {
         who: {metric: one.scores[metric], "rows_per_s": one.speed["rows_per_s"],

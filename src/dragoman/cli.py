@@ -126,7 +126,8 @@ def _fit(arguments: Namespace, settings: "Settings") -> None:
     # several processes (torchrun, srun), `fit` lets one report.
     num_ranks = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     for files in (arguments.pairs, settings.data.valid, settings.data.test):
-        if files and num_ranks == "1":
+        # The columns of a run from a model are those of the model, which is not read yet.
+        if files and num_ranks == "1" and not settings.training.start_from:
             describe_layout(files, settings.data)
     if arguments.on is not None:
         from dragoman.commands.on_ray import fit

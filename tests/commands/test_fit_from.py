@@ -9,6 +9,7 @@ import torch
 
 import dragoman
 from conftest import quiet_console
+from dragoman.cli import main
 from dragoman.commands.fit import fit
 from dragoman.configuration import flatten_settings
 from dragoman.errors import ModelFolderError, SettingsError
@@ -136,6 +137,21 @@ def test_corrections_of_the_server_are_trained_on_as_they_are(tmp_path):
     for name, value in flatten_settings(folder.settings).items():
         if name.startswith(("model.", "tokenizer.")):
             assert value == trained.get(name, value)
+
+
+@pytest.mark.parametrize("columns", [[], ["--data.features", "language"], ["--data.features", "3"]])
+def test_features_of_the_model_are_found_in_other_columns(columns, tmp_path, capsys):
+    pairs, out = tmp_path / "pairs.tsv", tmp_path / "better"
+    pairs.write_text("".join(f"{i:b}\t{i}\t{'en' if i % 2 else 'de'}\n" for i in range(60)))
+    given = [part for name, value in BRIEF.items() for part in (f"--{name}", str(value))]
+    words = ["fit", str(pairs), "--out", str(out), "--from", str(FEATURES), *columns, *given]
+    assert main(words) == 0
+    assert "new features: none" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    model = dragoman.load(out)
+    assert model.settings.data.features == model.feature_labels == ("language",)
+    assert not model.find_unknown(model.make_row("1", ["de"]).features)
+    assert main([*words, "--resume"]) == 0
+    assert "already complete" in capsys.readouterr().err
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_without_the_model(trained, tmp_path):

@@ -125,17 +125,18 @@ def start_run(
             data = RunData.read(files, settings, ids, start)
         context.timer.mark("pairs")
         choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
+        labelled = data.label_features(choice.settings)
         if teacher and is_dry:
             context.report(f"dry run: without the outputs of the teacher {teacher}")
         if teacher and not is_dry:
-            data.encode(choice.settings, partial(teach, data, choice.settings, out, context))
+            data.encode(choice.settings, partial(teach, data, labelled, out, context))
         else:
             with context.working("making tokens"):
                 data.encode(choice.settings)
         context.timer.mark("tokenizer and ids")
         train = data.ids("train")
         resolved, room = leave_room_for_outputs(
-            choice.settings, train.source_lengths, train.target_lengths
+            labelled, train.source_lengths, train.target_lengths
         )
         resolved = _forget_cache(resolved).model_copy(update={"version": version("dragoman")})
         _check_settings(resolved)

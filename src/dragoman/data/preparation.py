@@ -103,13 +103,15 @@ class TextBatch(NamedTuple):
         return map(Pair, self.sources, self.targets, self.features, self.lines.tolist(), files)
 
 
-def write_text(part: Part, path: Path, settings: DataSettings) -> list[Found]:
-    """Write the pairs of a part to `path`.
+def write_text(
+    part: Part, path: Path, settings: DataSettings, labels: Sequence[str] | None
+) -> list[Found]:
+    """Write the pairs of a part to `path`; `labels` as in `read_pairs`.
 
     Raises: DataError, when it cannot be read.
     """
     errors, num_rows = RowErrors(), 0
-    rows = read_part(part, settings, [errors])
+    rows = read_part(part, settings, [errors], labels)
     with pa.ipc.new_file(str(path), TEXT_SCHEMA, options=_PACKED) as writer:
         while chunk := list(islice(rows, ROWS_PER_CHUNK)):
             *columns, _ = zip(*chunk, strict=True)

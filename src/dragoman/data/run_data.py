@@ -134,6 +134,7 @@ class RunData:
     _cached: _Findings | None = None  # of the entry in the cache
     _key = ""  # of this entry
     _start: PairTokenizer | None = None
+    _labels: tuple[str, ...] | None = None  # of the features of the model to start from
 
     def __init__(self, paths: Sequence[str | Path], settings: DataSettings, folder: Path) -> None:
         self.folder = folder
@@ -171,6 +172,9 @@ class RunData:
         """
         data = cls(paths, settings.data, folder)
         data._start = start.tokenizer if start else None
+        labels = start.settings.data.features if start else ()
+        if labels and len(labels) == len(settings.data.features):
+            data._labels = labels
         data._files = {split: list_files(files) for split, files in data._files.items()}
         data._digests = data._digest_files()
         data.sha256 = {name: digest for files in data._digests.values() for name, digest in files}
@@ -181,12 +185,21 @@ class RunData:
         data._cache = Cache.open(settings.data.cache) if is_cached else None
         if data._cache:
             before = data._start and data._start.to_dict()
-            data._key = make_key({**data._digests, "start": before}, settings)
+            data._key = make_key(
+                {**data._digests, "start": before, "labels": data._labels}, settings
+            )
             digests = data._cache.take(data._key, folder)
             data._cached = data._load() if digests else None
             data.digests = digests
         data.statistics = data._cached.statistics if data._cached else data._read_files()
         return data
+
+    def label_features(self, settings: Settings) -> Settings:
+        """Return `settings` with the names of the features in the tokenizer as data.features."""
+        if self._labels is None:
+            return settings
+        data = settings.data.model_copy(update={"features": self._labels})
+        return settings.model_copy(update={"data": data})
 
     @property
     def paths(self) -> list[str]:
@@ -222,7 +235,11 @@ class RunData:
             num_rows, long_rows, unknown = self._write_ids(settings.data, taught)
             self._check_counts(num_rows)
             given = [files for files in self._files.values() if files]
-            notes = [note for files in given if (note := describe_layout(files, settings.data))]
+            notes = [
+                note
+                for files in given
+                if (note := describe_layout(files, settings.data, self._labels))
+            ]
             notes += self._find_leaks()
             if settings.tokenizer.pointers and self.tokenizer.pointers is None:
                 notes.append(
@@ -372,10 +389,11 @@ class RunData:
 
         def list_tasks(table: _Table, folder: Path) -> list[tuple[Any, ...]]:
             parts = cut_table(table.files, self._settings, _PART_LINES)
-            return [(part, folder / f"{i}.arrow", self._settings) for i, part in enumerate(parts)]
+            given = (self._settings, self._labels)
+            return [(part, folder / f"{i}.arrow", *given) for i, part in enumerate(parts)]
 
         with _without_garbage_collection():
-            self._prepare("text", write_text, settings, list_tasks)
+            self._prepare("text", write_text, [settings, self._labels], list_tasks)
             num_batches = Counter[Split]()
             for table in self._tables:
                 table.first_batch = num_batches[table.role]

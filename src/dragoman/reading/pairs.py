@@ -248,15 +248,19 @@ def check_rows(
         raise DataError(f"{file}: there is no pair in the file")
 
 
-def describe_layout(paths: Sequence[str | Path], settings: DataSettings) -> str:
+def describe_layout(
+    paths: Sequence[str | Path], settings: DataSettings, labels: Sequence[str] | None = None
+) -> str:
     """Return how files of pairs are read, what was found and the columns, in a line for all alike.
+
+    `labels`: as in `read_pairs`.
 
     Raises: DataError, when a file cannot be used.
     """
     found = RowErrors()
     for files in list_tables(paths, settings):
         with _open_pairs(Part(files), settings) as table:
-            found.add_layout(table.file, _describe(table, choose_columns(table, settings)))
+            found.add_layout(table.file, _describe(table, choose_columns(table, settings, labels)))
     return "\n".join(found.layouts)
 
 

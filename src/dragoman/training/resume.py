@@ -154,6 +154,10 @@ def merge_for_resuming(record: RunRecord, typed: Settings) -> Settings:
     """
     started = flatten_settings(record.settings)
     values = dict(list_set_values(typed))
+    # As typed when the run started; it has the names of the model that it started from.
+    features = values.get("data.features")
+    if features is not None and [*features] == [*record.typed.get("data.features", ())]:
+        del values["data.features"]
     errors = []
     for name, typed_value in values.items():
         value = list(typed_value) if isinstance(typed_value, tuple) else typed_value

@@ -125,10 +125,11 @@ def _fit(arguments: Namespace, settings: "Settings") -> None:
     # Errors that the first lines show are reported before torch is loaded, which takes seconds. Of
     # several processes (torchrun, srun), `fit` lets one report.
     num_ranks = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    for files in (arguments.pairs, settings.data.valid, settings.data.test):
+    groups = (arguments.pairs, settings.data.valid, settings.data.test)
+    for i, files in enumerate(groups):
         # The columns of a run from a model are those of the model, which is not read yet.
         if files and num_ranks == "1" and not settings.training.start_from:
-            describe_layout(files, settings.data)
+            describe_layout(files, settings.data, before=groups[:i])
     if arguments.on is not None:
         from dragoman.commands.on_ray import fit
 

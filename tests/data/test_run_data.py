@@ -377,3 +377,23 @@ def test_an_added_file_costs_only_itself(tmp_path, monkeypatch):
     assert read == ["b.tsv"]
     afresh = prepare_parts([first, second], tmp_path / "afresh")
     assert [*both.read_split("train")] == [*afresh.read_split("train")]
+
+
+def test_files_of_a_run_have_the_same_columns_as_its_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("dragoman.data.run_data._FEWEST_PAIRS", 1)
+    monkeypatch.setattr("dragoman.data.run_data._FEWEST_CHARACTERS", 1)
+    words = make_words(300)
+    for name, part in (("a", words[:200]), ("b", words[200:250]), ("c", words[250:])):
+        rows = [{"en": word, "de": word.upper()} for word in part]
+        if name != "a":
+            rows = [dict(reversed(row.items())) for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    a, b, c = (tmp_path / f"{name}.jsonl" for name in "abc")
+    cache = ["--data.cache", str(tmp_path / "cache")]
+    alone = prepare_parts([b], tmp_path / "alone", *cache)
+    assert all(pair.target.islower() for pair in alone.read_split("train"))
+    for pairs in ([a, b], [{"en": word, "de": word.upper()} for word in words[:200]]):
+        folder = tmp_path / f"run-{len(pairs)}"
+        data = prepare_parts(pairs, folder, *cache, "--data.valid", str(c))
+        read = [*data.read_split("train"), *data.read_split("valid")]
+        assert all(pair.source.islower() and pair.target.isupper() for pair in read)

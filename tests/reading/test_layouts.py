@@ -416,6 +416,40 @@ def test_files_that_are_read_alike_are_described_together_and_others_by_themselv
     assert other.startswith(f"{tmp_path / '7.tsv'}: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("jsonl", '{"en": "cat", "de": "Katze"}', '{"id": 1, "de": "Hund", "en": "dog"}'),
+        ("tsv", "English\tGerman\ncat\tKatze", "german\tenglish\nHund\tdog"),
+        ("csv", "en,de\ncat,Katze", "de,en\nHund,dog"),
+        ("tsv", "word\tform\ncat\tKatze", "form\tword\nHund\tdog"),
+        ("tsv", "form\tword\ncat\tKatze", "word\tform\nHund\tdog"),
+    ],
+)
+def test_another_order_of_columns_turns_no_pair_around(tmp_path, name, first, second):
+    plain, a, b = tmp_path / "plain.tsv", tmp_path / f"a.{name}", tmp_path / f"b.{name}"
+    plain.write_text("mouse\tMaus\n")
+    a.write_text(f"{first}\n")
+    b.write_text(f"{second}\n")
+    errors = RowErrors()
+    pairs = [(one.source, one.target) for one in read_pairs([plain, a, b], None, errors)]
+    assert pairs == [("mouse", "Maus"), ("cat", "Katze"), ("dog", "Hund")]
+    layout = describe_layout([b], DataSettings(), before=[[plain], [a]])
+    assert layout.partition(": ")[2] == errors.layouts[-1].partition(": ")[2]
+
+
+def test_files_with_other_columns_need_usual_names(tmp_path):
+    a, b, c = (tmp_path / f"{name}.jsonl" for name in "abc")
+    a.write_text('{"en": "cat", "de": "Katze"}\n')
+    b.write_text('{"target": "Hund", "source": "dog"}\n')
+    c.write_text('{"de": "Maus", "fr": "souris"}\n')
+    assert [one.source for one in read_pairs([a, b])] == ["cat", "dog"]
+    with pytest.raises(DataError, match=r"c\.jsonl: .*'de', 'fr'; 'en' and 'de', .* data\.source"):
+        list(read_pairs([a, c]))
+    positions = DataSettings(source="1", target="2")
+    assert [one.source for one in read_pairs([a, c], positions)] == ["cat", "Maus"]
+
+
 def test_a_packed_arrow_file_is_refused_as_such(tmp_path):
     for name in ("p.arrow.gz", "p.parquet.gz"):
         with pytest.raises(DataError, match="is compressed inside; unpack"):

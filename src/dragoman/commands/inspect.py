@@ -233,9 +233,12 @@ def _read_files(
         test_fraction = 0.0 if data.test else data.test_fraction
         for pair in train.pairs:
             yield split_of(pair.source, pair.features, valid_fraction, test_fraction), pair
-        for split, files in (("valid", data.valid), ("test", data.test)):
+        groups = (("train", paths), ("valid", data.valid), ("test", data.test))
+        for i, (split, files) in enumerate(groups[1:], start=1):
             if files:
-                yield from ((split, pair) for pair in read_pairs(files, data, row_errors))
+                before = [one for _, one in groups[:i]]
+                found = read_pairs(files, data, row_errors, before=before)
+                yield from ((split, pair) for pair in found)
 
     return split_pairs(), choice, row_errors, train.stride
 

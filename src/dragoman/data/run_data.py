@@ -54,7 +54,7 @@ from dragoman.reading.pairs import (
     describe_layout,
     give_same_pairs,
     list_files,
-    list_tables,
+    settle_columns,
 )
 from dragoman.reading.row_errors import RowError, name_file, name_row
 from dragoman.reading.statistics import MEASURED_ROWS, PairStatistics, Split, collect_statistics
@@ -95,6 +95,7 @@ class _Table:
     role: Split
     number: int  # among those of its role
     files: tuple[Path, ...]
+    settings: DataSettings
     folder: Path
     keys: dict[str, str] = field(default_factory=dict)  # in the cache, of "text" and "ids"
     found: dict[str, list[Found]] = field(default_factory=dict)  # likewise
@@ -235,11 +236,11 @@ class RunData:
             num_rows, long_rows, unknown = self._write_ids(settings.data, taught)
             self._check_counts(num_rows)
             given = [files for files in self._files.values() if files]
-            notes = [
-                note
-                for files in given
-                if (note := describe_layout(files, settings.data, self._labels))
-            ]
+            layouts = (
+                describe_layout(one, settings.data, self._labels, given[:i])
+                for i, one in enumerate(given)
+            )
+            notes = [*filter(None, layouts)]
             notes += self._find_leaks()
             if settings.tokenizer.pointers and self.tokenizer.pointers is None:
                 notes.append(
@@ -378,19 +379,21 @@ class RunData:
         """Write the text of all pairs; return the statistics of those in the training files."""
         self._forget_parts()
         self._ids = {}
+        given = {role: paths for role, paths in self._files.items() if paths}
+        settled, folder = settle_columns([*given.values()], self._settings), self.folder / _PARTS
         self._tables = [
-            _Table(role=role, number=i, files=files, folder=self.folder / _PARTS / f"{role}-{i}")
-            for role, paths in self._files.items()
-            for i, files in enumerate(list_tables(paths, self._settings) if paths else ())
+            _Table(role=role, number=i, files=files, settings=own, folder=folder / f"{role}-{i}")
+            for role, tables in zip(given, settled, strict=True)
+            for i, (files, own) in enumerate(tables)
         ]
         self.invalid_rows = RowErrors()
         excluded = {*SPLITS, "valid_fraction", "test_fraction", "train_fraction", "max_tokens"}
         settings = self._settings.model_dump(mode="json", exclude={*excluded, *NOT_IN_KEYS})
 
         def list_tasks(table: _Table, folder: Path) -> list[tuple[Any, ...]]:
-            parts = cut_table(table.files, self._settings, _PART_LINES)
-            given = (self._settings, self._labels)
-            return [(part, folder / f"{i}.arrow", *given) for i, part in enumerate(parts)]
+            parts = cut_table(table.files, table.settings, _PART_LINES)
+            options = (table.settings, self._labels)
+            return [(part, folder / f"{i}.arrow", *options) for i, part in enumerate(parts)]
 
         with _without_garbage_collection():
             self._prepare("text", write_text, [settings, self._labels], list_tasks)
@@ -475,8 +478,10 @@ class RunData:
             folder.mkdir(parents=True)
             if self._cache:
                 files = [[name_file(file), self.sha256[name_file(file)]] for file in table.files]
+                columns = [table.settings.source, table.settings.target]
                 content = {"files": files, "by": made_from, "text": table.keys.get("text")}
-                table.keys[kind] = name_entry(kind, {**content, "role": table.role})
+                content |= {"columns": columns, "role": table.role}
+                table.keys[kind] = name_entry(kind, content)
                 if self._cache.take(table.keys[kind], folder):
                     stored = json.loads((folder / _FINDINGS).read_bytes())
                     table.found[kind] = [Found.load(one) for one in stored]

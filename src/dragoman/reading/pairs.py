@@ -31,6 +31,7 @@ from dragoman.reading.tables import (
     Table,
     choose_columns,
     find_columns,
+    follow_columns,
     label_columns,
 )
 from dragoman.reading.text_files import FilePosition as FilePosition
@@ -89,6 +90,7 @@ def read_pairs(
     settings: DataSettings | None = None,
     row_errors: RowErrors | None = None,
     labels: Sequence[str] | None = None,
+    before: Sequence[Sequence[str | Path]] = (),
 ) -> Iterator[Pair]:
     """Yield the pairs of files (see `list_tables`), in order; but for a JSON array, in constant memory.
 
@@ -96,15 +98,16 @@ def read_pairs(
     other names, those of a trained model, to which the columns are matched. Empty lines
     at the end of a file are ignored; all other invalid rows are added to `row_errors`. Those that
     the settings do not skip are raised as one error at the end of the file, after all valid pairs.
+    `before`: groups of files of the same run, see `settle_columns`.
 
     Raises: DataError, before the first pair if a file cannot be used, later if it is truncated or
     corrupt, at the end for invalid rows or if there is no pair.
     """
     settings = settings or DataSettings()
-    for files in list_tables(paths, settings):
+    for files, own in settle_columns([*filter(None, before), paths], settings)[-1]:
         found, num_pairs = RowErrors(), 0
         collected = [found] if row_errors is None else [found, row_errors]
-        for pair in read_part(Part(files), settings, collected, labels):
+        for pair in read_part(Part(files), own, collected, labels):
             num_pairs += 1
             yield pair
         check_rows(files, num_pairs, found, settings)
@@ -249,18 +252,21 @@ def check_rows(
 
 
 def describe_layout(
-    paths: Sequence[str | Path], settings: DataSettings, labels: Sequence[str] | None = None
+    paths: Sequence[str | Path],
+    settings: DataSettings,
+    labels: Sequence[str] | None = None,
+    before: Sequence[Sequence[str | Path]] = (),
 ) -> str:
     """Return how files of pairs are read, what was found and the columns, in a line for all alike.
 
-    `labels`: as in `read_pairs`.
+    `labels` and `before`: as in `read_pairs`.
 
     Raises: DataError, when a file cannot be used.
     """
     found = RowErrors()
-    for files in list_tables(paths, settings):
-        with _open_pairs(Part(files), settings) as table:
-            found.add_layout(table.file, _describe(table, choose_columns(table, settings, labels)))
+    for files, own in settle_columns([*filter(None, before), paths], settings)[-1]:
+        with _open_pairs(Part(files), own) as table:
+            found.add_layout(table.file, _describe(table, choose_columns(table, own, labels)))
     return "\n".join(found.layouts)
 
 
@@ -422,6 +428,31 @@ def list_tables(
             f"{name_file(twice[0])}: it is given twice; give two parallel texts, or each file once"
         )
     return [tuple(files)] if is_parallel and len(files) != 1 else [(file,) for file in files]
+
+
+def settle_columns(
+    groups: Sequence[str | Path | Sequence[str | Path]], settings: DataSettings
+) -> list[list[tuple[tuple[Path, ...], DataSettings]]]:
+    """Return the tables of each group of files of a run, each with the settings to read it.
+
+    With data.source and data.target auto, all tables with names are read by the columns of the first
+    one: see `follow_columns`.
+
+    Raises: DataError, when a file cannot be used.
+    """
+    tables = [list_tables(paths, settings) for paths in groups]
+    is_open = settings.source == settings.target == "auto" and sum(map(len, tables)) > 1
+    first: Table | None = None
+
+    def settle(files: tuple[Path, ...]) -> DataSettings:
+        nonlocal first
+        with _open_pairs(Part(files), settings) as table:
+            if table.names is None:
+                return settings
+            first = first or table
+            return follow_columns(table, first, settings)
+
+    return [[(files, settle(files) if is_open else settings) for files in one] for one in tables]
 
 
 def list_weights(paths: Sequence[str | Path], settings: DataSettings) -> tuple[float, ...]:

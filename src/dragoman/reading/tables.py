@@ -202,6 +202,33 @@ def choose_columns(
     return _label(table, Columns(first, second, tuple(rest), settings.features), labels)
 
 
+def follow_columns(table: Table, first: Table, settings: DataSettings) -> DataSettings:
+    """Return the settings to read a table of pairs by the columns of the `first` one of its run.
+
+    Both have names, and data.source and data.target are auto. The order of its columns does not
+    count. Without these columns, it needs usual names for both sides.
+
+    Raises: DataError, when it has neither.
+    """
+    assert first.names is not None
+    assert table.names is not None
+    if table.names == first.names or len(table.names) == 1:
+        return settings
+    pair = choose_columns(first, settings)
+    assert pair.target is not None
+    source, target = first.names[pair.source], first.names[pair.target]
+    names = {name.casefold() for name in table.names}
+    if {source.casefold(), target.casefold()} <= names:
+        return settings.model_copy(update={"source": source, "target": target})
+    if find_pair(table.names):
+        return settings
+    raise DataError(
+        f"{table.file}: {_describe_columns(table)}; {source!r} and {target!r}, the source and the target "
+        f"of {first.file}, are not both among them: rename the columns, or set data.source and "
+        "data.target (1 and 2, if these are their positions in all files)"
+    )
+
+
 def _take_in_order(
     table: Table, settings: DataSettings, labels: Sequence[str], *, has_target: bool
 ) -> Columns | None:

@@ -450,6 +450,14 @@ def test_files_with_other_columns_need_usual_names(tmp_path):
     assert [one.source for one in read_pairs([a, c], positions)] == ["cat", "Maus"]
 
 
+def test_a_pair_among_other_columns_must_be_chosen_with_features_too(tmp_path):
+    rows = "id\tEnglish\tGerman\tlang\n1\tdog\tHund\tde\n"
+    with pytest.raises(DataError, match=r"'lang'; choose the pair with data\.source=1"):
+        read_text(tmp_path, "a.tsv", rows.encode(), features="lang")
+    chosen = {"source": "English", "target": "German", "features": "lang"}
+    assert read_text(tmp_path, "b.tsv", rows.encode(), **chosen)[0] == [("dog", "Hund")]
+
+
 def test_a_packed_arrow_file_is_refused_as_such(tmp_path):
     for name in ("p.arrow.gz", "p.parquet.gz"):
         with pytest.raises(DataError, match="is compressed inside; unpack"):

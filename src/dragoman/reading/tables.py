@@ -175,7 +175,7 @@ def choose_columns(
     source, target, is_auto = settings.source, settings.target, False
     absent: int | None = None
     if source == target == "auto":
-        is_auto = not settings.features
+        is_auto = count - len(settings.features) > 2
         others = {name.casefold() for name in settings.features}
         if pair := find_pair(names):
             is_auto, source, target = False, names[pair[0]], names[pair[1]]
@@ -185,7 +185,7 @@ def choose_columns(
             source = source if index is None else names[index]
     if has_target and count == 1:
         raise DataError(_describe_one_column(table))
-    if has_target and count > 2 and is_auto:
+    if has_target and is_auto:
         raise DataError(
             f"{table.file}: {_describe_columns(table)}; choose the pair with data.source=1 "
             "data.target=2 (positions or, with a header, names), and data.features for others"

@@ -230,6 +230,15 @@ def test_the_validation_fraction_is_5_percent_or_about_2000_pairs():
     assert choose_settings(Settings(), measure(*WORDS)).settings.data.valid_fraction == 0.2
 
 
+def test_a_fraction_of_the_pairs_has_its_own_preset_and_the_same_held_out_ones():
+    statistics = measure(*WORDS * 5000)
+    whole = choose_settings(Settings(), statistics).settings
+    few = read_settings(None, ["--data.train_fraction", "0.01"])
+    part = choose_settings(few, statistics).settings
+    assert part.data.valid_fraction == whole.data.valid_fraction
+    assert (part.preset, whole.preset) == ("tiny", "small")
+
+
 def test_reasons_are_given_for_choices_but_not_for_set_values():
     words = ["--tokenizer.source.kind", "bpe", "--data.leading_tags", "false", "--preset", "tiny"]
     reasons = choose_settings(read_settings(None, words), measure(("<V> go", "went"))).reasons

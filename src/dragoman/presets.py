@@ -102,7 +102,7 @@ def choose_settings(
         if by_hand.get(name) in ("auto", ()):
             del by_hand[name]
     settings = merge_settings(Settings(), by_hand)
-    num_pairs = statistics.num_pairs
+    num_pairs = max(1, round(statistics.num_pairs * settings.data.train_fraction))
     size, why_size = _choose_size(settings, num_pairs)
     chosen, reasons = dict[str, Any](), dict[str, str]()
 
@@ -136,9 +136,11 @@ def choose_settings(
     )
     if is_parallel:
         chosen["data.format"] = "parallel"
-    # 5%; more for few pairs (about 40, at most 20%), less for many (about 2,000).
-    least = max(0.05, min(0.2, 40 / max(1, num_pairs)))
-    chosen["data.valid_fraction"] = round(min(least, 2000 / max(1, num_pairs)), 6)
+    # 5%; more for few pairs (about 40, at most 20%), less for many (about 2,000). By all pairs, so
+    # that data.train_fraction leaves the held-out ones as they are.
+    all_pairs = max(1, statistics.num_pairs)
+    least = max(0.05, min(0.2, 40 / all_pairs))
+    chosen["data.valid_fraction"] = round(min(least, 2000 / all_pairs), 6)
     # Fewer merges for fewer pairs. Source: Sennrich and Zhang 2019.
     sizes = ((1_000_000, 16_000), (100_000, 8000), (10_000, 4000), (0, 1000))
     vocab_size = next(vocab_size for least, vocab_size in sizes if num_pairs >= least)

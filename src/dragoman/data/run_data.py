@@ -413,8 +413,7 @@ class RunData:
             pairs = chain.from_iterable(batch.pairs(names) for batch in batches)
             statistics = collect_statistics(islice(pairs, MEASURED_ROWS))
             num_pairs = sum(table.num_pairs for table in self._tables if table.role == "train")
-            used = max(1, round(num_pairs * self._settings.train_fraction))
-            return replace(statistics, num_pairs=used)
+            return replace(statistics, num_pairs=num_pairs)
 
     def _write_ids(
         self, settings: DataSettings, taught: Iterable[Pair]

@@ -3,7 +3,7 @@
 import glob
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -139,7 +139,6 @@ def start_run(
             labelled, train.source_lengths, train.target_lengths
         )
         resolved = _forget_cache(resolved).model_copy(update={"version": version("dragoman")})
-        _check_settings(resolved)
         device_type = find_device(resolved.training)
         precision, why = choose_precision(resolved.training, device_type)
         record = RunRecord(
@@ -153,6 +152,7 @@ def start_run(
             data_sha256=data.digests,
             machine=describe_machine(name_device(device_type), context.ranks.num_ranks),
         )
+        _check_settings(resolved, () if _measures_pace(record) else record.typed)
         run = _assemble(record, data, out, folder, context, None)
         _share(context.ranks, data, run.checkpoints.record)
         messages = [*choice.reasons, *data.notes, *room, *filter(None, [data.cache_note])]
@@ -185,7 +185,7 @@ def _fill_time(run: Run, record: RunRecord) -> tuple[Run, str]:
     pace = _measure(run)
     timer.mark("speed")
     settings = plan_steps(run.settings, record.typed, pace, limit_s - timer.total_s)
-    _check_settings(settings)
+    _check_settings(settings, record.typed)
     planned = record.model_copy(update={"settings": settings})
     run = _assemble(planned, run.data, run.out, run.folder, run.context, None)
     message = (
@@ -483,8 +483,10 @@ def _warn_of_known(run: Run, other: str, trained: DataSettings) -> Iterator[str]
             )
 
 
-def _check_settings(settings: Settings) -> None:
-    faults = find_conflicts(settings) + find_logger_errors(settings.training.loggers)
+def _check_settings(settings: Settings, typed: Container[str] = ()) -> None:
+    """Raise all errors of settings; with chosen ones among them, `typed` are the names of the others."""
+    places = {name: f"--{name}" for name in ("optimization.warmup_steps",) if name in typed}
+    faults = find_conflicts(settings, places) + find_logger_errors(settings.training.loggers)
     faults += find_constraint_errors(settings)
     faults += find_side_errors(settings.tokenizer.source, "tokenizer.source.")
     faults += find_side_errors(settings.tokenizer.target, "tokenizer.target.")

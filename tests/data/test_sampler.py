@@ -167,15 +167,28 @@ def test_a_step_has_the_same_rows_over_any_number_of_ranks(pairs, ranks, weights
     assert of_all == alone
 
 
+@pytest.mark.parametrize("accumulate", [7, 50])
+def test_the_last_step_of_an_epoch_is_filled_with_its_first_batches(pairs, accumulate):
+    epoch = rows_of(TrainingLoader(pairs, 400, seed=3))
+    loader = TrainingLoader(pairs, 400, seed=3, accumulate=accumulate)
+    batches = rows_of(loader)
+    assert len(epoch) % accumulate
+    assert len(loader) == len(batches) == -(-len(epoch) // accumulate) * accumulate
+    assert batches == (epoch * 50)[: len(batches)]
+
+
 @settings(max_examples=30, deadline=None)
-@given(consumed=st.integers(0, 60), weights=st.sampled_from([(), [(40, 2.5), (260, 0.3)]]))
-def test_a_loader_continues_where_another_stopped(pairs, consumed, weights):
-    whole = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3, weights=weights)
+@given(
+    consumed=st.integers(0, 60),
+    weights=st.sampled_from([(), [(40, 2.5), (260, 0.3)]]),
+    accumulate=st.sampled_from([1, 7, 50]),
+)
+def test_a_loader_continues_where_another_stopped(pairs, consumed, weights, accumulate):
+    given = {"weights": weights, "accumulate": accumulate}
+    whole = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3, **given)
     sequence = rows_of(itertools.chain(*[whole] * 8))
-    first = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3, weights=weights)
-    second = TrainingLoader(
-        pairs, 400, seed=99, weights=weights
-    )  # as on a machine that wants other parts
+    first = TrainingLoader(pairs, 400, micro_batch_tokens=100, seed=3, **given)
+    second = TrainingLoader(pairs, 400, seed=99, **given)  # as on a machine that wants other parts
     endless = itertools.chain.from_iterable(itertools.repeat(first))
     before = rows_of(itertools.islice(endless, consumed))
     second.load_state_dict(first.state_dict())

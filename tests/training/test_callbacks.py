@@ -65,6 +65,12 @@ def test_the_loss_of_a_step_is_over_its_own_tokens(tmp_path, accumulate):
             assert dict(curves["update_loss"])[step] == pytest.approx(loss, rel=1e-5)
 
 
+def test_steps_and_validations_are_whole_where_an_epoch_has_few_batches(tmp_path):
+    words = ["--training.valid_every", "2", "--training.max_steps", "6"]
+    _, curves = run(tmp_path, *words, "--training.accumulate", "8", pairs=60)
+    assert [step for step, _ in curves["valid_loss"]] == [2, 4, 6]
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_bar_has_a_label_and_whole_numbers_and_scores_stay_above_it(tmp_path, width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, legacy_windows=False)

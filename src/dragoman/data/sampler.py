@@ -227,6 +227,10 @@ class TrainingLoader:
 
     With the same pairs and weights, a loader that loads the state of another continues with exactly the batches
     that would have followed there; with another `batch_tokens`, with the next epoch.
+
+    Args:
+        accumulate: Batches of a step. An epoch has whole steps: the last one is filled with its first
+            batches, because Lightning ends a step where an epoch ends.
     """
 
     def __init__(
@@ -240,8 +244,10 @@ class TrainingLoader:
         num_ranks: int = 1,
         augmentations: Sequence[Augmentation] = (),
         weights: Weights = (),
+        accumulate: int = 1,
     ) -> None:
         self.pairs, self.batch_tokens, self.seed = pairs, batch_tokens, seed
+        self.accumulate = accumulate
         self._augmentations, self._weights = augmentations, weights
         self.micro_batch_tokens = micro_batch_tokens or batch_tokens
         self.rank, self.num_ranks = rank, num_ranks
@@ -252,15 +258,15 @@ class TrainingLoader:
 
     def __len__(self) -> int:
         """Return the number of batches of the current epoch, the same for each rank."""
-        return len(self._batches_of_epoch())
+        return -(-len(self._batches_of_epoch()) // self.accumulate) * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the remaining batches of the current epoch, or, at its end, the next epoch."""
         if self.num_consumed >= len(self):
             self.epoch, self.num_consumed = self.epoch + 1, 0
         plan = self._batches_of_epoch()
-        for place in range(self.num_consumed, len(plan)):
-            rows = plan[place]
+        for place in range(self.num_consumed, len(self)):
+            rows = plan[place % len(plan)]
             # Counted before it is handed out: a state taken after its step includes it.
             self.num_consumed += 1
             yield self._gather(rows)

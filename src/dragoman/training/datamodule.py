@@ -130,6 +130,7 @@ class PairDataModule(lightning.LightningDataModule):
             num_ranks=num_ranks,
             augmentations=make_augmentations(self.settings.optimization, self.tokenizer),
             weights=self.data.weigh_rows(self._weights),
+            accumulate=training.accumulate,
         )
 
     def val_dataloader(self) -> EvaluationLoader:

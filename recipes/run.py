@@ -56,7 +56,7 @@ class Result:
     set: str
     seed: int
     valid: float  # on the validation pairs, for choices
-    value: float
+    value: float  # of what `predict` gives: with memory, where `fit` keeps one
     low: float | None  # of the interval over rows
     high: float | None
     rows: int
@@ -67,6 +67,7 @@ class Result:
     date: str
     commit: str
     processor: str
+    alone: float | None = None  # of the model without its memory; None: it has none
     records: dict[str, Any] | None = None  # of outputs that are records: see `measure_records`
 
 
@@ -99,16 +100,18 @@ def train(recipe: Recipe, name: str, data: Path, seed: int, out: Path) -> Result
     command = ["fit", train, "--valid", valid, "--test", test, "--out", str(out), *options]
     subprocess.run([sys.executable, "-m", "dragoman", *command, "--resume", "auto"], check=True)
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    low, high = metrics["test"]["intervals"][recipe.score] or (None, None)
+    with_memory = metrics.get("memory", {}).get("scores")
+    valid_scores, scores = ((with_memory or metrics)[split] for split in ("valid", "test"))
+    low, high = scores["intervals"][recipe.score] or (None, None)
     git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
     return Result(
         set=name,
         seed=seed,
-        valid=metrics["valid"][recipe.score],
-        value=metrics["test"][recipe.score],
+        valid=valid_scores[recipe.score],
+        value=scores[recipe.score],
         low=low,
         high=high,
-        rows=metrics["test"]["rows"],
+        rows=scores["rows"],
         steps=metrics["num_steps"],
         minutes=metrics["minutes"],
         peak_memory_mib=metrics["peak_memory_mib"],
@@ -116,6 +119,7 @@ def train(recipe: Recipe, name: str, data: Path, seed: int, out: Path) -> Result
         date=date.today().isoformat(),
         commit=subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip(),
         processor=describe_machine([])["processor"],
+        alone=metrics["test"][recipe.score] if with_memory else None,
         records=measure_records(out, test, metrics) if "ungrounded" in metrics["test"] else None,
     )
 
@@ -183,7 +187,8 @@ def tabulate(recipe: Recipe) -> str:
         lines.append(
             [
                 name,
-                f"**{statistics.mean(values):.2f}**{spread}",
+                f"**{statistics.mean(values):.2f}**{spread}"
+                + ("" if first.alone is None else f" ({first.alone:.2f} without memory)"),
                 interval,
                 str(len(values)),
                 f"{first.steps:,}",

@@ -64,6 +64,12 @@ def test_the_choice_and_its_reason_are_stored_and_the_scores_are_those_of_the_mo
     assert metrics["decoding"]["reasons"][-1].startswith("memory: 2")
     assert [one["name"] for one in metrics["memory"]["tried"]] == ["model", "memory"]
     assert metrics["memory"]["tried"][1]["score"] > 90 > 20 > metrics["valid"]["exact_match"]
+    # No held-out source is a training source here, so memory changes none of these scores.
+    for_both = {
+        name: metrics["memory"]["scores"]["valid"][name] for name in ("rows", "exact_match")
+    }
+    assert for_both == {name: metrics["valid"][name] for name in for_both}
+    assert f"with memory, valid: exact match {for_both['exact_match']:.2f} (the model" in run[2]
     assert "pairs.tsv:" in (run[0] / "report.html").read_text().split('<section id="neighbours"')[1]
 
 

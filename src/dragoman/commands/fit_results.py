@@ -25,6 +25,7 @@ from dragoman.model_folder.folder import REPORT, ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.presets import choose_settings
 from dragoman.reading.pairs import join_features
+from dragoman.reading.statistics import Split
 from dragoman.settings import Settings
 from dragoman.training.device import find_device, find_peak_memory_mib, name_machine
 from dragoman.training.logs import read_curves
@@ -47,10 +48,21 @@ def evaluate_run(
     files = predictor.settings.data.valid or tuple(f"{path}, held out" for path in data.paths)
     stored = confidence.to_stored(files, predictor.settings.decoding)
     predictor.calibrations = alone.calibrations = (stored,)
-    found: dict[str, Evaluation] = {"valid": valid}
-    if data.num_rows["test"]:
-        found["test"], _ = evaluate_model(alone, data.read_split("test"), counts=counts)
-    return found
+    return {"valid": valid, **score_splits(data, alone, counts, ("test",))}
+
+
+def score_splits(
+    data: RunData,
+    predictor: Predictor,
+    counts: Sequence[int],
+    splits: Sequence[Split] = ("valid", "test"),
+) -> dict[str, Evaluation]:
+    """Score the model on those of the splits that have pairs."""
+    return {
+        name: evaluate_model(predictor, data.read_split(name), counts=counts)[0]
+        for name in splits
+        if data.num_rows[name]
+    }
 
 
 def gather_metrics(

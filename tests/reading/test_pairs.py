@@ -915,10 +915,13 @@ def test_the_whole_row_of_a_parquet_file_holds_values_that_json_does_not_have(tm
         }
     )
     pq.write_table(table, tmp_path / "s.parquet")
-    good, bad = read_sources(tmp_path / "s.parquet", DEFAULT, with_columns=True)
-    assert json.loads(good.columns) == {
+    first, second = read_sources(tmp_path / "s.parquet", DEFAULT, with_columns=True)
+    assert json.loads(first.columns) == {
         "source": "a", "time": "1970-01-01 00:00:00.000000001", "bytes": "x", "count": 1,
     }  # fmt: skip
+    assert json.loads(second.columns) == {"source": "b", "time": None, "bytes": None, "count": None}
+    pq.write_table(pa.table({"source": [b"\xff"]}), tmp_path / "s.parquet")  # the text to predict
+    [bad] = read_sources(tmp_path / "s.parquet", DEFAULT)
     assert "byte 0xff" in bad.reason
 
 

@@ -173,9 +173,6 @@ def test_positions_are_rotary_unless_there_is_one_layer(pairs):
 
     assert choose(Settings()) == "rotary"
     assert choose(read_settings(None, ["--model.num_decoder_layers", "1"])) == "sinusoidal"
-    fast = ["--preset", "fast"]
-    assert choose(read_settings(None, fast)) == "sinusoidal"
-    assert choose(read_settings(None, [*fast, "--model.num_decoder_layers", "2"])) == "rotary"
 
 
 def inflect(words, features=("V", "PST")):

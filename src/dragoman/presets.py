@@ -113,6 +113,10 @@ def choose_settings(
     chosen.update(_SIZES[size])
     if size == "medium":  # from the steps of "small" on, about ten passes over running text
         chosen["training.max_steps"] = min(max(8000, num_pairs // 12), 40_000)
+    if 1 not in (settings.model.num_encoder_layers, settings.model.num_decoder_layers):
+        # Better on texts, letters and records; of a single layer, the cross-attention would have
+        # no positions at all.
+        chosen["model.positions"] = "rotary"
     if statistics.all_tagged:
         why = "every source begins with a <tag>: each tag becomes one symbol"
         choose("data.leading_tags", True, why)
@@ -195,11 +199,6 @@ def choose_settings(
     if settings.preset == "fast":  # most of the time of a search is the decoder's
         chosen["model.num_encoder_layers"], chosen["model.num_decoder_layers"] = 6, 1
         reasons["model.num_decoder_layers"] = "preset fast: 6 encoder layers, 1 decoder layer"
-    model = merge_settings(settings, chosen).model
-    if 1 not in (model.num_encoder_layers, model.num_decoder_layers):
-        # Better on texts, letters and records; of a single layer, the cross-attention would have
-        # no positions at all.
-        chosen["model.positions"] = "rotary"
     if settings.training.start_from:
         rate = chosen.get("optimization.learning_rate", settings.optimization.learning_rate)
         chosen["training.max_steps"] //= 4

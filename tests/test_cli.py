@@ -19,12 +19,14 @@ import pytest
 import torch
 
 from conftest import BRIEF, SMALL, make_words, write_pairs
-from dragoman.cli import COMMANDS, main
+from dragoman.cli import COMMANDS, _preparing, main
 from dragoman.cli_options import ENGINES, QUANTIZATIONS, read_command_line
-from dragoman.configuration import flatten_settings
+from dragoman.configuration import flatten_settings, read_settings
+from dragoman.data.run_data import RunData
 from dragoman.engines.engine import Quantization
 from dragoman.engines.load import EngineName
-from dragoman.errors import SettingsError
+from dragoman.errors import DataError, SettingsError
+from dragoman.presets import choose_settings
 from dragoman.settings import Settings
 
 WORDS = make_words(20, seed=9)
@@ -567,3 +569,27 @@ def test_max_time_leaves_a_model_and_a_checkpoint_to_resume_from(tmp_path):
     assert (out / "model.safetensors").is_file()
     kept = (tmp_path / "model.training" / "checkpoints").glob("step-*.ckpt")
     assert [path.name for path in kept] == ["step-1.ckpt"]
+
+
+def test_pairs_are_prepared_in_another_process_while_fit_is_imported(tmp_path):
+    pairs = tmp_path / "pairs.tsv"
+    rows = (f"the {n} words of line {n}\tdie {n} Worte der Zeile {n}\n" for n in range(30_000))
+    pairs.write_text("".join(rows))
+    settings = read_settings(None, ["--data.cache", str(tmp_path / "cache")])
+    with _preparing([str(pairs)], settings):
+        pass
+    (tmp_path / "data").mkdir()
+    data = RunData.read([pairs], settings, tmp_path / "data")
+    data.encode(choose_settings(settings, data.statistics).settings)
+    assert "from the cache" in data.cache_note
+
+
+def test_what_cannot_be_prepared_is_left_to_fit(tmp_path, capfd):
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("one column\n" * 60_000)
+    settings = read_settings(None, ["--data.cache", str(tmp_path / "cache")])
+    with _preparing([str(pairs)], settings):
+        pass
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(DataError, match="one column"):
+        RunData.read([pairs], settings, tmp_path)

@@ -13,7 +13,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -192,21 +192,18 @@ def _preparing(pairs: Sequence[str], settings: "Settings") -> Iterator[None]:
     if not (is_cached and _WORTH_BYTES[0] < size < _WORTH_BYTES[1]):
         yield
         return
-    from multiprocessing import get_context
+    from dragoman.data.preparation import computing_apart
 
-    other = get_context("spawn").Process(target=_prepare, args=(pairs, settings))
-    other.start()
-    yield
-    other.join()
+    with computing_apart(_prepare, pairs, settings):
+        yield
 
 
 def _prepare(pairs: Sequence[str], settings: "Settings") -> None:
     """Put the prepared pairs into the cache; if anything is wrong with them, `fit` will say so."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from dragoman.data.run_data import RunData
     from dragoman.presets import choose_settings
 
-    with suppress(Exception), TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         data = RunData.read(pairs, settings, Path(folder))
         choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
         data.encode(choice.settings)

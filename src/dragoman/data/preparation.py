@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import compress, islice, pairwise, repeat
 from pathlib import Path
@@ -230,7 +230,7 @@ def find_fractions(settings: DataSettings) -> tuple[float, float]:
 def compute(
     function: Callable[..., _Result], tasks: Sequence[tuple[Any, ...]], num_processes: int
 ) -> list[_Result | DataError]:
-    """Return what `function`, one of this file, gives for each of `tasks`, or its error.
+    """Return what `function` gives for each of `tasks`, or its error.
 
     `num_processes`: at most, with this one; 0: one for each core. Few tasks get fewer.
     """
@@ -244,7 +244,7 @@ def compute(
     def work(other: "subprocess.Popen[bytes] | None" = None) -> None:
         for place, task in waiting:  # those that no other thread has taken
             try:
-                results[place] = _call(other, function.__name__, task) if other else function(*task)
+                results[place] = _call(other, function, task) if other else function(*task)
             except DataError as error:
                 results[place] = error
 
@@ -261,6 +261,19 @@ def compute(
     return [results[place] for place in range(len(tasks))]
 
 
+@contextmanager
+def computing_apart(function: Callable[..., object], *task: Any) -> Iterator[None]:  # noqa: ANN401
+    """Run `function` in another process meanwhile, and wait for its end, but not for a result."""
+    other = _start()
+    try:
+        _send(other, function, task)
+        yield
+        other.communicate()
+    finally:
+        other.kill()
+        other.wait()
+
+
 def serve() -> None:
     """Run the tasks of another process, until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # that process ends this one
@@ -270,9 +283,9 @@ def serve() -> None:
     gc.disable()
     with suppress(EOFError):
         while True:
-            name, task = pickle.load(sys.stdin.buffer)
+            function, task = pickle.load(sys.stdin.buffer)
             try:
-                answer = globals()[name](*task)
+                answer = function(*task)
             except Exception as error:
                 answer = error
             pickle.dump(answer, answers)
@@ -289,13 +302,21 @@ def _start() -> "subprocess.Popen[bytes]":
     )
 
 
-def _call(process: "subprocess.Popen[bytes]", name: str, task: tuple[Any, ...]) -> Any:  # noqa: ANN401
+def _send(
+    process: "subprocess.Popen[bytes]", function: Callable[..., object], task: tuple[Any, ...]
+) -> None:
     assert process.stdin is not None
+    pickle.dump((function, task), process.stdin)
+    process.stdin.flush()
+
+
+def _call(
+    process: "subprocess.Popen[bytes]", function: Callable[..., _Result], task: tuple[Any, ...]
+) -> _Result:
     assert process.stdout is not None
     try:
-        pickle.dump((name, task), process.stdin)
-        process.stdin.flush()
-        answer = pickle.load(process.stdout)
+        _send(process, function, task)
+        answer: _Result | Exception = pickle.load(process.stdout)
     except (EOFError, OSError, pickle.UnpicklingError) as error:
         raise SettingsError(
             "data.processes: a process that prepared the data has ended, perhaps for want of memory: "

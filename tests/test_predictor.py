@@ -209,11 +209,12 @@ def test_letters_never_seen_are_counted(trained):
 
 def test_a_given_target_or_prefix_with_a_letter_never_seen_is_refused_by_name(trained):
     model = trained[1]
-    for give in (
-        lambda texts: model.score(["abc", "abc"], texts),
-        lambda texts: model.predict_n_best(["abc", "abc"], prefixes=texts),
+    for name, give in (
+        ("target", lambda texts: model.score(["abc", "abc"], texts)),
+        ("prefix", lambda texts: model.predict_n_best(["abc", "abc"], prefixes=texts)),
     ):
-        with pytest.raises(DragomanError, match=r"sources\[1\]: 'Aßz' has 'ß', 'z', which the"):
+        message = rf"sources\[1\]: the {name} 'Aßz' has 'ß', 'z', which the"
+        with pytest.raises(DragomanError, match=message):
             give(["ABC", "Aßz"])
     rows = [Source("abc", (), 1, "ABC"), Source("abc", (), 2, "AßC")]
     for scores_targets in (True, False):

@@ -417,8 +417,11 @@ class Predictor:
                 outputs[places[i]] = [self._leave_out(answer)]
             elif UNKNOWN_ID in given[i]:
                 names = self.tokenizer.target.name_unknown(read[i].given)
-                reject(i, f"{read[i].given[:40]!r} has {names}, which the target's vocabulary lacks: "
-                       "no output has it")  # fmt: skip
+                reject(
+                    i,
+                    f"the {'target' if scores_targets else 'prefix'} {read[i].given[:40]!r} has "
+                    f"{names}, which the target's vocabulary lacks: no output has it",
+                )
             elif not scores_targets and self.tokenizer.spells(given[i]):
                 reject(i, _SPELLED_PREFIX)
             elif length > most:

@@ -100,8 +100,8 @@ def train(recipe: Recipe, name: str, data: Path, seed: int, out: Path) -> Result
     command = ["fit", train, "--valid", valid, "--test", test, "--out", str(out), *options]
     subprocess.run([sys.executable, "-m", "dragoman", *command, "--resume", "auto"], check=True)
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    with_memory = metrics.get("memory", {}).get("scores")
-    valid_scores, scores = ((with_memory or metrics)[split] for split in ("valid", "test"))
+    with_memory = metrics.get("memory", {}).get("scores", {})
+    valid_scores, scores = ({**metrics, **with_memory}[split] for split in ("valid", "test"))
     low, high = scores["intervals"][recipe.score] or (None, None)
     git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
     return Result(
@@ -119,7 +119,7 @@ def train(recipe: Recipe, name: str, data: Path, seed: int, out: Path) -> Result
         date=date.today().isoformat(),
         commit=subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip(),
         processor=describe_machine([])["processor"],
-        alone=metrics["test"][recipe.score] if with_memory else None,
+        alone=metrics["test"][recipe.score] if "test" in with_memory else None,
         records=measure_records(out, test, metrics) if "ungrounded" in metrics["test"] else None,
     )
 

@@ -33,8 +33,9 @@ def run(tmp_path_factory):
     lines = [f"{word}\t{NAMES[word]}\n" for word in WORDS]
     lines[1:1] = [f"{WORDS[1]}\tother\n"]  # a source with two targets
     (folder / "pairs.tsv").write_text("".join(lines + lines))
+    (folder / "test.tsv").write_text("".join(lines[2:60]))
     words = [*SMALL, *BRIEF, "--training.max_steps", "60", "--training.monitor", "exact_match",
-             "--evaluation.report", "html"]  # fmt: skip
+             "--evaluation.report", "html", "--data.test", str(folder / "test.tsv")]  # fmt: skip
     settings = read_settings(None, words)
     model = fit(folder / "pairs.tsv", folder / "model", settings, console=console)
     return folder / "model", model, " ".join(console.file.getvalue().split())
@@ -64,12 +65,11 @@ def test_the_choice_and_its_reason_are_stored_and_the_scores_are_those_of_the_mo
     assert metrics["decoding"]["reasons"][-1].startswith("memory: 2")
     assert [one["name"] for one in metrics["memory"]["tried"]] == ["model", "memory"]
     assert metrics["memory"]["tried"][1]["score"] > 90 > 20 > metrics["valid"]["exact_match"]
-    # No held-out source is a training source here, so memory changes none of these scores.
-    for_both = {
-        name: metrics["memory"]["scores"]["valid"][name] for name in ("rows", "exact_match")
-    }
-    assert for_both == {name: metrics["valid"][name] for name in for_both}
-    assert f"with memory, valid: exact match {for_both['exact_match']:.2f} (the model" in run[2]
+    # Most test pairs are training pairs; no validation source is a training source.
+    assert [*metrics["memory"]["scores"]] == ["test"]
+    both = metrics["memory"]["scores"]["test"]["exact_match"], metrics["test"]["exact_match"]
+    assert both[0] > 70 > 20 > both[1]  # some of its sources are held out
+    assert "with memory, test: exact match {:.2f} (the model alone: {:.2f})".format(*both) in run[2]
     assert "pairs.tsv:" in (run[0] / "report.html").read_text().split('<section id="neighbours"')[1]
 
 

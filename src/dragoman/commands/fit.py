@@ -20,7 +20,7 @@ from dragoman.commands.fit_results import (
     gather_metrics,
     list_samples,
     report_run,
-    score_splits,
+    score_with_memory,
 )
 from dragoman.commands.fit_seeds import fit_seeds
 from dragoman.commands.fit_setup import (
@@ -354,14 +354,12 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
     if reason:
         reasons.append(reason)
         run.context.report(reason)
-    if predictor.memory is not None:  # what `predict` gives
-        with_memory = score_splits(run.data, predictor, counts)
-        memory_trial["scores"] = {name: one.scores.to_dict() for name, one in with_memory.items()}
-        for name, one in with_memory.items():
-            run.context.report(
-                f"with memory, {name}: exact match {one.scores.exact_match:.2f} (the model alone: "
-                f"{evaluations[name].scores.exact_match:.2f})"
-            )
+    with_memory = score_with_memory(run.data, predictor, counts, evaluations)
+    for name, one in with_memory.items():
+        run.context.report(
+            f"with memory, {name}: exact match {one.scores.exact_match:.2f} (the model alone: "
+            f"{evaluations[name].scores.exact_match:.2f})"
+        )
     metrics = gather_metrics(run, evaluations, (time.monotonic() - started_s) / 60)
     if run.settings.training.teacher:
         with run.context.working("scoring the teacher"):
@@ -371,7 +369,8 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
             run.context.report(message)
     metrics["decoding"] = {"reasons": reasons, **choice.trial}
     if memory_trial:
-        metrics["memory"] = memory_trial
+        scores = {name: one.scores.to_dict() for name, one in with_memory.items()}
+        metrics["memory"] = {**memory_trial, "scores": scores}
     metrics[PARITY] = {**parity, "quantization": choice.quantization}
     model_folder = replace(
         model_folder,

@@ -48,20 +48,27 @@ def evaluate_run(
     files = predictor.settings.data.valid or tuple(f"{path}, held out" for path in data.paths)
     stored = confidence.to_stored(files, predictor.settings.decoding)
     predictor.calibrations = alone.calibrations = (stored,)
-    return {"valid": valid, **score_splits(data, alone, counts, ("test",))}
+    found: dict[str, Evaluation] = {"valid": valid}
+    if data.num_rows["test"]:
+        found["test"], _ = evaluate_model(alone, data.read_split("test"), counts=counts)
+    return found
 
 
-def score_splits(
-    data: RunData,
-    predictor: Predictor,
-    counts: Sequence[int],
-    splits: Sequence[Split] = ("valid", "test"),
+def score_with_memory(
+    data: RunData, predictor: Predictor, counts: Sequence[int], alone: Mapping[str, Evaluation]
 ) -> dict[str, Evaluation]:
-    """Score the model on those of the splits that have pairs."""
+    """Score the model with its memory on the splits with sources that the memory has.
+
+    `alone`: the evaluations without it, by split.
+    """
+    memory = predictor.memory
+    if memory is None:
+        return {}
+    splits: tuple[Split, ...] = ("valid", "test")
     return {
         name: evaluate_model(predictor, data.read_split(name), counts=counts)[0]
         for name in splits
-        if data.num_rows[name]
+        if name in alone and any(memory.find(row.source, row.features) for row in alone[name].rows)
     }
 
 

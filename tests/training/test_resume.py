@@ -17,7 +17,8 @@ from dragoman.model_folder.folder import ModelFolder
 from dragoman.settings import Settings
 from dragoman.training import checkpoints
 from dragoman.training.checkpoints import BEST, Checkpoints
-from dragoman.training.logs import METRICS_FILE
+from dragoman.training.logs import METRICS_FILE, read_curves
+from dragoman.training.module import TransformerTraining
 from dragoman.training.resume import MAY_CHANGE, RunRecord, find_resume_point
 from runs import STEPS, results_of, settings
 
@@ -140,6 +141,28 @@ def test_a_forbidden_change_is_refused_by_name_and_an_allowed_one_is_applied(who
     model = fit((), out, read_settings(None, free), resume="must", console=quiet_console())
     assert model.settings.training.batch_tokens == 128
     assert model.settings.model.dropout == 0.2
+
+
+def test_other_steps_on_resume_are_whole_with_validations_between(tmp_path, monkeypatch):
+    pairs, sizes = write_pairs(tmp_path / "pairs.tsv", 400), [0]
+    compute, close = TransformerTraining.training_step, TransformerTraining.on_before_optimizer_step
+    monkeypatch.setattr(
+        TransformerTraining, "training_step",
+        lambda self, *batch: (sizes.append(sizes.pop() + 1), compute(self, *batch))[1],
+    )  # fmt: skip
+    monkeypatch.setattr(
+        TransformerTraining, "on_before_optimizer_step",
+        lambda self, *one: (sizes.append(0), close(self, *one))[1],
+    )  # fmt: skip
+    brief = settings("--training.accumulate", "1", "--training.max_steps", "7")
+    fit(pairs, tmp_path / "model", brief, console=quiet_console())
+    sizes[:] = [0]
+    words = ["--training.accumulate", "2", "--training.max_steps", "22", "--training.patience", "0"]
+    changed = read_settings(None, [*words, "--training.batch_tokens", "128"])
+    fit((), tmp_path / "model", changed, resume="must", console=quiet_console())
+    assert sizes == [2] * 15 + [0]
+    validated = [at for at, _ in read_curves(tmp_path / "model.training")["valid_loss"]]
+    assert validated == [4, 7, 8, 12, 16, 20, 22]
 
 
 def test_data_files_may_be_deleted_and_changed_ones_are_refused(whole, tmp_path):

@@ -226,7 +226,7 @@ class TrainingLoader:
     Each rank gets its share of every batch: with any number of ranks, a step has the same rows.
 
     With the same pairs and weights, a loader that loads the state of another continues with exactly the batches
-    that would have followed there; with another `batch_tokens`, with the next epoch.
+    that would have followed there; with another `batch_tokens` or `accumulate`, with the next epoch.
 
     Args:
         accumulate: Batches of a step. An epoch has whole steps: the last one is filled with its first
@@ -277,6 +277,7 @@ class TrainingLoader:
             "seed": self.seed,
             "batch_tokens": self.batch_tokens,
             "part_tokens": self.micro_batch_tokens,  # its name in every checkpoint
+            "accumulate": self.accumulate,
             "epoch": self.epoch,
             "num_consumed": self.num_consumed,
         }
@@ -284,7 +285,10 @@ class TrainingLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to the position in `state`."""
         self.seed, self.epoch = state["seed"], state["epoch"]
-        if state["batch_tokens"] == self.batch_tokens:
+        if (state["batch_tokens"], state.get("accumulate", self.accumulate)) == (
+            self.batch_tokens,
+            self.accumulate,
+        ):
             self.micro_batch_tokens = state["part_tokens"]
             self.num_consumed = state["num_consumed"]
         else:

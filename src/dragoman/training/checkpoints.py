@@ -99,6 +99,24 @@ class Checkpoints(Checkpoint):
         """Store the record of the run."""
         checkpoint[RECORD] = self.record
 
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, module: object, checkpoint: dict[str, Any]
+    ) -> None:
+        """With other batches or steps, begin an epoch, as `TrainingLoader` does, with a whole step."""
+        before, now = (
+            one and one["settings"]["training"] for one in (checkpoint[RECORD], self.record)
+        )
+        if all(before.get(name) == now.get(name) for name in ("batch_tokens", "accumulate")):
+            return
+        # Lightning counts batches, and ends a step or validates where their number is a multiple.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        counts = {"total": checkpoint["global_step"] * now["accumulate"], "current": 0}
+        for kind, count in counts.items():
+            by_state = progress[kind]
+            done = by_state["processed"]
+            progress[kind] = {name: count + one - done for name, one in by_state.items()}
+        progress["is_last_batch"] = False
+
     def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
         """Clean up after a killed run; run the validation that it had not finished, if any."""
         self._saved_step = self._last_step = trainer.global_step

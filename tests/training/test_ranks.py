@@ -128,6 +128,13 @@ def test_any_number_of_ranks_learns_the_same(pairs, tmp_path):
         assert ModelFolder.read(out).metrics["num_steps"] == 12
 
 
+def test_ranks_without_a_row_validate_with_the_others(pairs, tmp_path):
+    words = [*WORDS, "--training.batch_tokens", "6", "--training.accumulate", "1"]  # a row each
+    codes, printed = Started([pairs, "--out", tmp_path / "model", *words], 2, tmp_path).wait()
+    assert codes == [0, 0], printed
+    assert "step 6: train_loss" in printed[0]
+
+
 def count_exchanges():
     """Print which operations of torch.distributed the steps 3 to 6 make."""
     from dragoman.training.module import TransformerTraining

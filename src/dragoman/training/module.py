@@ -264,7 +264,7 @@ class TransformerTraining(lightning.LightningModule):
         trainer = self.trainer
         validates_by_steps = trainer.enable_validation and trainer.check_val_every_n_epoch is None
         is_last = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if self.train_metrics.num_tokens > 0 and (is_last or not validates_by_steps):
+        if self.train_metrics.update_called and (is_last or not validates_by_steps):
             self._log_and_reset(self.train_metrics)
 
     def on_validation_epoch_start(self) -> None:
@@ -286,7 +286,7 @@ class TransformerTraining(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the validation's metrics, and those of the training since the last one."""
         self.validated_step = self.trainer.global_step
-        if self.train_metrics.num_tokens > 0:
+        if self.train_metrics.update_called:  # on all ranks; one may have had no row
             self._log_and_reset(self.train_metrics)
         self._log_and_reset(self.valid_metrics)
         self._log_and_reset(self.valid_decoded)

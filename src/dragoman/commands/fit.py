@@ -143,7 +143,7 @@ def fit(
             with follow_run(files, out, settings, context) as along:
                 if along is not None:
                     train_run(along)
-                    _validate_last(along)
+                    validate_last(along)
             raise SystemExit(0)
         sweep_folders(out)
         point = _find_resume_point(folder, resume, context)
@@ -305,7 +305,7 @@ def _load_best_weights(run: Run) -> None:
     if point is not None and point.is_complete(run.settings):
         # No step was left to train, so Lightning has not swapped the average in.
         run.module.load_state_dict(point.checkpoint["state_dict"])
-    scores = _validate_last(run)
+    scores = validate_last(run)
     is_last_best = scores and run.checkpoints.is_better(scores[run.checkpoints.monitor])
     if is_last_best or not best.is_file():
         return
@@ -315,7 +315,7 @@ def _load_best_weights(run: Run) -> None:
         run.context.report(f"warning: the last weights are kept, not the best: {error}")
 
 
-def _validate_last(run: Run) -> Mapping[str, float]:
+def validate_last(run: Run) -> Mapping[str, float]:
     """Return the scores of the last weights, on all ranks; empty: they have been validated."""
     if run.module.validated_step == run.trainer.global_step:
         return {}

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dragoman.commands.fit import explain_memory, train_run
+from dragoman.commands.fit import explain_memory, train_run, validate_last
 from dragoman.commands.fit_setup import lock_folder, name_folders, start_run, sweep_folders
 from dragoman.commands.report import render_template, write_page
 from dragoman.configuration import (
@@ -34,6 +34,7 @@ from dragoman.configuration import (
     suggest,
 )
 from dragoman.errors import (
+    DataError,
     ModelFolderError,
     SettingsError,
     Stopped,
@@ -362,7 +363,7 @@ class Runner:
             self.study.tell(trial, train())
         except optuna.TrialPruned:
             self.study.tell(trial, state=TrialState.PRUNED)
-        except (TrainingError, SettingsError) as error:
+        except (TrainingError, SettingsError, DataError) as error:
             if isinstance(error, WorkerLostError):
                 _sweep(self.folder / str(trial.number))
                 losses = 1 + trial.user_attrs.get(_LOSSES, 0)
@@ -418,6 +419,7 @@ def train_trial(
             try:
                 with explain_memory(run):
                     train_run(run)
+                    validate_last(run)
             finally:
                 shutil.rmtree(run.folder, ignore_errors=True)
     return judge.best

@@ -450,6 +450,11 @@ def test_a_misspelt_option_gets_did_you_mean_and_version_is_printed(trained):
     assert "did you mean --output?" in fails("predict", trained[0], "--outptu", "x")
     assert "did you mean --score?" in fails("predict", trained[0], "--force-target")
     assert "did you mean --low-confidence-output?" in fails("predict", trained[0], "--rest", "x")
+    # A setting of the command before a similar option, and before a setting of others.
+    assert "did you mean --decoding.seed?" in fails("predict", trained[0], "--seed", "3")
+    message = fails("fit", "pairs.tsv", "--seed", "3", "--max-steps", "9", "--dropout", "0.3")
+    for name in ("training.seed", "training.max_steps", "model.dropout"):
+        assert f"did you mean --{name}?" in message
     assert run("--version").stdout.startswith(b"dragoman ")
 
 

@@ -389,7 +389,8 @@ def test_a_dict_is_read_as_a_file_is(tmp_path):
     [("batch_size", "training.batch_tokens"), ("lr", "optimization.learning_rate"),
      ("learning-rate", "optimization.learning_rate"), ("num_train_epochs", "training.max_steps"),
      ("model.hidden_size", "model.d_model"), ("num_layers", "model.num_encoder_layers"),
-     ("dropout", "model.dropout"), ("num_beams", "decoding.beam_size")],
+     ("dropout", "model.dropout"), ("num_beams", "decoding.beam_size"),
+     ("random-seed", "training.seed"), ("device", "training.accelerator")],
 )  # fmt: skip
 def test_the_names_of_other_toolkits_get_did_you_mean(typed, setting):
     with pytest.raises(SettingsError, match=f"did you mean {setting}[?]"):

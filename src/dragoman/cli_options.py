@@ -1,11 +1,10 @@
 """Parsing of the command line: options of a command are argparse's, every other one is a setting."""
 
 import argparse
-import difflib
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args, get_origin
@@ -278,12 +277,10 @@ def _describe(name: str, info: "FieldInfo") -> list[str]:
     ]
 
 
-def _split_settings(
-    words: list[str], command: argparse.ArgumentParser
-) -> tuple[list[str], list[str]]:
+def _split_settings(words: list[str], command: "_Parser") -> tuple[list[str], list[str]]:
     """Return the words for argparse, and the settings: every other option with its value."""
     known = {option for action in command._actions for option in action.option_strings}
-    options, settings = [], []
+    options, settings, errors = [], [], []
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -294,13 +291,25 @@ def _split_settings(
             options.append(word)
             continue
         is_setting = "." in name or name.removeprefix("--") in _TOP_LEVEL
-        close = difflib.get_close_matches(_RENAMED.get(name, name), known, n=1, cutoff=0.7)
-        if not is_setting and close:
-            raise SettingsError(f"{name}: there is no such option; did you mean {close[0]}?")
+        if not is_setting:
+            errors += _explain_unknown(name, command, known)
         settings.append(word)
         if "=" not in word and rest and not rest[0].startswith("--"):
             settings.append(rest.pop(0))
             more = _MORE_VALUES.get(name)
             while more and rest and re.match(more, rest[0]):
                 settings[-1] += f",{rest.pop(0)}"
+    if errors:
+        raise SettingsError.gather(errors)
     return options, settings
+
+
+def _explain_unknown(name: str, command: "_Parser", options: Collection[str]) -> list[str]:
+    """Return the error that names a similar option or setting of the command, if there is one."""
+    from dragoman.configuration import suggest
+
+    assert command.command is not None
+    settings = [setting for setting, _ in _list_settings(command.command)]
+    known = [*settings, *(option.removeprefix("--") for option in sorted(options))]
+    hint = suggest(_RENAMED.get(name, name).removeprefix("--"), known)
+    return [f"{name}: there is no such option{hint.replace('mean ', 'mean --')}"] if hint else []

@@ -46,6 +46,15 @@ def test_pairs_are_given_as_in_fit(tmp_path):
         assert sum(data.num_rows.values()) == 40
 
 
+def test_a_teacher_is_not_ignored(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", 40)
+    for setting in ("training.teacher", "data.unlabelled"):
+        with pytest.raises(
+            SettingsError, match=r"only `dragoman fit` trains on outputs of a teach"
+        ):
+            prepare(pairs, f"--{setting}", "some")
+
+
 def test_weights_are_by_the_names_that_are_given(tmp_path):
     words = make_words(90)
     (tmp_path / "shards").mkdir()

@@ -14,6 +14,7 @@ from dragoman.configuration import SettingsLike, as_settings
 from dragoman.data.augmentation import make_augmentations
 from dragoman.data.run_data import RunData
 from dragoman.data.sampler import EvaluationLoader, TrainingLoader
+from dragoman.errors import SettingsError
 from dragoman.model_folder.folder import find_start
 from dragoman.presets import choose_settings, leave_room_for_outputs
 from dragoman.reading.in_memory import Pairs, as_files
@@ -79,10 +80,16 @@ class PairDataModule(lightning.LightningDataModule):
         """Read the pairs, train the tokenizer, and write the ids; once.
 
         Raises:
+            SettingsError: They name a teacher.
             DataError: Files or rows are invalid, or nothing is left to train on or to validate on.
         """
         if self._data is not None:
             return
+        if self.settings.training.teacher or self.settings.data.unlabelled:
+            raise SettingsError(
+                "training.teacher, data.unlabelled: only `dragoman fit` trains on outputs of a teacher; "
+                "leave them out, or write the outputs by `dragoman predict` and give them as pairs"
+            )
         folder = self._folder
         if folder is None or self._rank()[0] > 0:  # two ranks cannot write into one folder
             folder = Path(tempfile.mkdtemp(prefix="dragoman-"))

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from conftest import BOS, EOS, PAD
 from dragoman import Batch, LightningTransformer
-from dragoman.errors import DataError, TrainingError
+from dragoman.errors import DataError, SettingsError, TrainingError
 from dragoman.settings import OptimizationSettings
 
 
@@ -177,6 +177,16 @@ def test_a_checkpoint_keeps_the_optimization(tmp_path):
         tmp_path / "model.ckpt", weights_only=True, optimization=other
     )
     assert loaded.optimization == other
+
+
+@pytest.mark.parametrize(
+    ("optimization", "message"),
+    [({"lr": 0.1}, "optimization.lr: .* did you mean optimization.learning_rate[?]"),
+     ({"clip_norm": 0.5}, "clip_norm: only `dragoman fit` uses this; here the Trainer clips")],
+)  # fmt: skip
+def test_an_optimization_that_would_be_ignored_is_refused(optimization, message):
+    with pytest.raises(SettingsError, match=message):
+        make_model(optimization=optimization)
 
 
 def test_a_validation_decodes_no_further_than_its_references_need(tmp_path):

@@ -11,14 +11,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from torch import Tensor
 
+from dragoman.configuration import as_settings
 from dragoman.data.dataset import Batch
-from dragoman.errors import DataError
+from dragoman.errors import DataError, SettingsError
 from dragoman.model.transformer import Transformer
 from dragoman.settings import DecodingSettings, OptimizationSettings
 from dragoman.training.module import TransformerTraining
 from dragoman.training.trainer import NonFiniteSteps
 
 _PADDING_LABEL = -100  # of labels, in other libraries
+_OF_FIT = (
+    "clip_norm", "average_decay", "subword_dropout", "hallucination", "guided_attention",
+)  # fmt: skip
 _OPTIMIZATION = {"schedule": "constant", "warmup_steps": 100, "label_smoothing": 0.0}
 
 
@@ -34,7 +38,7 @@ class LightningTransformer(TransformerTraining):
     a constant rate after a short warm-up. Steps with a non-finite loss are reported, and end the
     training after a few in a row.
 
-    Raises: SettingsError, when the sizes contradict each other.
+    Raises: SettingsError, when the sizes contradict each other, or `optimization` has what is not used.
     """
 
     def __init__(
@@ -56,6 +60,9 @@ class LightningTransformer(TransformerTraining):
         never_emitted: Sequence[int] = (),
         optimization: OptimizationSettings | Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(optimization, OptimizationSettings):
+            given = {"optimization": dict(optimization or _OPTIMIZATION)}
+            optimization = as_settings(given, is_whole=False).optimization
         super().__init__(
             Transformer(
                 vocab_size,
@@ -73,9 +80,18 @@ class LightningTransformer(TransformerTraining):
                 eos_id=eos_id,
                 never_emitted=never_emitted,
             ),
-            OptimizationSettings.model_validate(optimization or _OPTIMIZATION),
+            optimization,
             decoding=DecodingSettings(max_length_ratio=0.0, max_length_extra=max_seq_len),
         )
+        if ignored := [
+            name
+            for name in _OF_FIT
+            if getattr(self.optimization, name) != OptimizationSettings.model_fields[name].default
+        ]:
+            raise SettingsError(
+                f"optimization: {', '.join(ignored)}: only `dragoman fit` uses this; here the Trainer "
+                "clips (gradient_clip_val), and a callback averages (EMAWeightAveraging)"
+            )
         self._has_warned = False
         self.save_hyperparameters(ignore=["optimization"])
         # As plain values, for checkpoints.

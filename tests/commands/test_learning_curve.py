@@ -1,6 +1,7 @@
 """`learning-curve`: nested parts of the training pairs, the same held-out pairs, and twice as many."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import pytest
 import dragoman
 from conftest import quiet_console, write_pairs
 from dragoman.cli import main
+from dragoman.commands.evaluate import find_run
 from dragoman.commands.learning_curve import continue_curve
 from dragoman.data.run_data import RunData
 from dragoman.errors import SettingsError
+from dragoman.evaluation.metrics import list_known_metrics
 from dragoman.model_folder.folder import ModelFolder
 from runs import WORDS, settings
 
@@ -70,6 +73,22 @@ def test_a_repeated_curve_trains_nothing_again(curve):
         dragoman.learning_curve(
             pairs, found.page.parent, settings("--model.dropout", "0.3"), console=console
         )
+
+
+def test_all_models_are_scored_on_the_rows_that_none_leaves_out(curve, tmp_path):
+    pairs, found = curve
+    folder = shutil.copytree(found.page.parent, tmp_path / "curve")
+    path = folder / "0.125-seed-1" / "evaluation" / "valid" / "rows.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    typed = settings("--training.max_steps", "4")
+    again = dragoman.learning_curve(
+        pairs, folder, typed, metric="character_error_rate", console=quiet_console()
+    )
+    rows, _ = find_run(folder / "1-seed-1")
+    metric = list_known_metrics(typed.evaluation)["character_error_rate"]
+    counts = metric.count_rows([r.hypothesis for r in rows[1:]], [r.references for r in rows[1:]])
+    assert again.points[-1].by_seed[0] == metric.from_sums(counts.sum(axis=0))
+    assert "Without 1 held-out rows" in again.conclusion
 
 
 def test_the_command_prints_the_curve_and_its_picture(curve, capsys):

@@ -6,6 +6,7 @@ Each point is a model, or one for each seed, trained by `fit` on a part of the t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -129,17 +130,20 @@ def _estimate(
 ) -> LearningCurve:
     """Return the curve through the scores of `runs`, by fraction; write its page."""
     found = [[find_run(folder) for folder in runs[fraction]] for fraction in sorted(runs)]
-    rows, content = found[0][0]
-    used, references = settings.evaluation, [row.references for row in rows]
+    rows, content = found[-1][0]
+    # data.long_rows leaves rows out by their tokens, which are others with fewer pairs.
+    by_run = [[{_name(row): row for row in one} for one, _ in seeds] for seeds in found]
+    shared = [name for name in map(_name, rows) if all(name in one for one in chain(*by_run))]
+    used, references = settings.evaluation, [name[-1] for name in shared]
     metric = _choose_metric(rows, content, settings, wanted)
     statistics = np.array([
-        [metric.count_rows([row.hypothesis for row in one], references) for one, _ in seeds]
-        for seeds in found
+        [metric.count_rows([one[name].hypothesis for name in shared], references) for one in seeds]
+        for seeds in by_run
     ])  # (points, seeds, N, k)  # fmt: skip
     by_seed = metric.from_sums(statistics.sum(axis=2))  # (points, seeds)
     scores, num_seeds = by_seed.mean(axis=1), by_seed.shape[1]
     generator = np.random.default_rng(used.seed)
-    counts = draw_counts(len(rows), used.resamples, generator)
+    counts = draw_counts(len(shared), used.resamples, generator)
     drawn = np.concatenate(
         [metric.from_sums(chunk @ statistics).mean(axis=1) for chunk in counts], axis=1
     )  # (points, resamples)
@@ -169,7 +173,7 @@ def _estimate(
         metric=metric.name, title=metric.title, is_higher_better=metric.is_higher_better,
         split="test" if settings.data.test or settings.data.test_fraction else "valid", level=level,
         points=points, doubled=doubled, gain=gain, page=out / "curve.html",
-        conclusion=_conclude(gain, num_seeds),
+        conclusion=_conclude(gain, num_seeds, len(rows) - len(shared)),
     )  # fmt: skip
     chart = draw_learning_curve(
         [(one.num_pairs, one.score) for one in points], (2 * num_pairs[-1], doubled), curve.title
@@ -177,6 +181,10 @@ def _estimate(
     page = render_template("curve.html.jinja", curve=curve, chart=chart, title=out.name)
     write_page(curve.page, page)
     return curve
+
+
+def _name(row: Row) -> tuple[str, int, str, tuple[str, ...], tuple[str, ...]]:
+    return row.file, row.line, row.source, row.features, row.references
 
 
 def _choose_metric(
@@ -230,7 +238,7 @@ def _bound(values: NDArray[np.float64], level: float) -> Estimate:
     return float(values[0]), float(low), float(high)
 
 
-def _conclude(gain: Estimate, num_seeds: int) -> str:
+def _conclude(gain: Estimate, num_seeds: int, num_left_out: int) -> str:
     value, low, high = gain
     told = f"Twice the pairs would make the score better by {value:.2f} [{low:.2f}, {high:.2f}]."
     if low <= 0:
@@ -241,6 +249,8 @@ def _conclude(gain: Estimate, num_seeds: int) -> str:
             if low < high
             else "all points have the same score."
         )
+    if num_left_out:
+        told += f" Without {num_left_out:,} held-out rows that are too long for some models (data.long_rows)."
     if num_seeds == 1:
         told += " With one seed, the intervals do not cover other seeds."
     return told

@@ -20,6 +20,7 @@ from dragoman.errors import (
     SettingsError,
     TrainingError,
 )
+from dragoman.model_folder.folder import ModelFolder
 from dragoman.training.module import TransformerTraining
 from dragoman.training.run_context import StartTimer
 
@@ -90,6 +91,15 @@ def test_each_validation_prints_a_line_without_a_terminal(tmp_path):
     for step in (1, 2, 3):
         assert f"step {step}: train_loss" in logged
     assert "token_error_rate" in logged
+
+
+def test_a_score_that_is_no_number_does_not_end_the_training(tmp_path):
+    pairs, valid = write_pairs(tmp_path / "pairs.tsv", 100), tmp_path / "valid.tsv"
+    valid.write_text("abc\t\n")  # no token to be wrong
+    words = ["--data.valid", str(valid), "--data.broken_rows", "keep_empty"]
+    settings = short("--training.valid_every", "1", *words)
+    fit(pairs, tmp_path / "model", settings, console=quiet_console())
+    assert ModelFolder.read(tmp_path / "model").metrics["num_steps"] == 3
 
 
 def test_a_model_folder_in_the_way_is_refused_and_kept(trained, tmp_path):

@@ -116,7 +116,7 @@ class ProgressBar(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         step, scores, checkpoints = trainer.global_step, trainer.callback_metrics, self._checkpoints
-        names = ("train_loss", "valid_loss", checkpoints.monitor)
+        names = dict.fromkeys(("train_loss", "valid_loss", checkpoints.monitor))
         shown = ", ".join(f"{name} {scores[name]:.4g}" for name in names if name in scores)
         if (score := scores.get(checkpoints.monitor)) is not None:
             # `checkpoints` may not have seen it yet.

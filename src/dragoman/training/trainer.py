@@ -124,11 +124,12 @@ def _make_trainer(
 class EarlyStopping(lightning_callbacks.EarlyStopping):
     """Lightning's early stopping; a resumed run takes its patience from the settings.
 
-    `patience`: validations without a better score before the training stops; 0: never.
+    `patience`: validations without a better score before the training stops; 0: never. NaN, such as an
+    error rate over empty references, is no better score.
     """
 
     def __init__(self, monitor: str, mode: Literal["min", "max"], patience: int) -> None:
-        super().__init__(monitor, mode=mode, patience=patience or sys.maxsize)
+        super().__init__(monitor, mode=mode, patience=patience or sys.maxsize, check_finite=False)
 
     @property
     def state_key(self) -> str:

@@ -88,6 +88,16 @@ def test_another_machine_is_warned_about_on_resume(whole, tmp_path, monkeypatch)
     assert "another machine" not in console.file.getvalue()
 
 
+def test_the_time_before_a_resume_counts(whole, tmp_path):
+    out = take_up(whole, tmp_path, STEPS - 1)
+    path = tmp_path / "model.training" / "checkpoints" / f"step-{STEPS - 1}.ckpt"
+    state = torch.load(path, weights_only=True)
+    assert state["trained_s"] > 0.0
+    torch.save({**state, "trained_s": 7200.0}, path)
+    fit((), out, resume="must", console=quiet_console())
+    assert ModelFolder.read(out).metrics["minutes"] > 120
+
+
 def test_a_checkpoint_holds_the_record_and_the_state_of_each_process(whole):
     path = whole / "model.training" / "checkpoints" / "step-7.ckpt"
     state = torch.load(path, weights_only=True)

@@ -360,7 +360,8 @@ def _score_and_write(run: Run, started_s: float) -> Predictor:
             f"with memory, {name}: exact match {one.scores.exact_match:.2f} (the model alone: "
             f"{evaluations[name].scores.exact_match:.2f})"
         )
-    metrics = gather_metrics(run, evaluations, (time.monotonic() - started_s) / 60)
+    spent_s = run.module.earlier_s + time.monotonic() - started_s
+    metrics = gather_metrics(run, evaluations, spent_s / 60)
     if run.settings.training.teacher:
         with run.context.working("scoring the teacher"):
             found, lines = compare_with_teacher(run.settings, run.data, evaluations["valid"])

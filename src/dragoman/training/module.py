@@ -98,6 +98,10 @@ class TransformerTraining(lightning.LightningModule):
         self.max_steps = max_steps
         self.decoded_fraction = decoded_fraction
         self.validated_step = -1  # step of the last validation
+        self.earlier_s, self._started_s = (
+            0.0,
+            time.monotonic(),
+        )  # of training, before a resume; its start
         self.implementation: Implementation = implementation
         self.micro_batch_tokens = micro_batch_tokens
         self.train_metrics = TeacherForcedMetrics("train")
@@ -151,13 +155,15 @@ class TransformerTraining(lightning.LightningModule):
         self.train_metrics.reset()
 
     def on_train_start(self) -> None:
-        """Start to measure the speed."""
+        """Start to measure the time and the speed."""
         self._logged_step = self.trainer.global_step
+        self._started_s = time.monotonic()
         self._restart_speed()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the step of the last validation, and what this step has not logged yet."""
+        """Save the step of the last validation, the time, and what this step has not logged yet."""
         checkpoint["validated_step"] = self.validated_step
+        checkpoint["trained_s"] = self.earlier_s + time.monotonic() - self._started_s
         unlogged = {name: float(value) for name, value in self._measure_step().items()}
         checkpoint["unlogged"] = (
             {**unlogged, "epoch": self.trainer.current_epoch} if unlogged else {}
@@ -166,6 +172,7 @@ class TransformerTraining(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what `on_save_checkpoint` saved."""
         self.validated_step = checkpoint.get("validated_step", -1)
+        self.earlier_s = checkpoint.get("trained_s", 0.0)
 
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
         """Return the summed loss of the batch; `on_before_optimizer_step` makes it a mean."""

@@ -12,6 +12,7 @@ import yaml
 import dragoman
 from conftest import quiet_console, write_pairs
 from dragoman.cli import main
+from dragoman.commands.tune import read_space
 from dragoman.configuration import read_settings
 from dragoman.errors import MissingPackageError, SettingsError
 
@@ -144,17 +145,27 @@ def test_without_ray_it_is_said_how_to_install_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "interval",
-    [
-        {"low": 0.2, "high": 0.1},
-        {"low": 0, "high": 0.1, "log": True},
-        {"low": "0.1", "high": 0.2},
-    ],
+    [{"low": 0.2, "high": 0.1}, {"low": 0, "high": 0.1, "log": True}],
 )
 def test_an_interval_that_is_none_is_refused(interval, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.tsv", 50)
     with pytest.raises(SettingsError, match=r"space: model.dropout: low must be a number below"):
         tune(pairs, tmp_path / "tuned", space={"model.dropout": interval})
     assert not (tmp_path / "tuned").exists()
+
+
+def test_bounds_are_numbers_of_their_setting(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "optimization.learning_rate: {low: 1e-4, high: 1e-2, log: true}\n"
+        "optimization.weight_decay: {low: 0, high: 1}\n"
+    )
+    pairs = write_pairs(tmp_path / "pairs.tsv", 100)
+    brief = {"training.max_steps": 1}
+    found = tune(pairs, tmp_path / "tuned", space=read_space(path), settings=brief)
+    chosen = found.trials[1].settings
+    assert 1e-4 < chosen["optimization.learning_rate"] < 1e-2
+    assert 0.0 < chosen["optimization.weight_decay"] < 1.0
 
 
 def test_faults_of_a_space_are_all_named(tmp_path):

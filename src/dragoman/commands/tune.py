@@ -233,8 +233,9 @@ def _check_space(space: Space, typed: Mapping[str, Any]) -> None:
         elif name in typed:
             errors.append(f"space: {name}: also set for all trials; leave one of them out")
         elif isinstance(values, Mapping) and {"low", "high"} <= values.keys() <= _INTERVAL:
-            low, high = values["low"], values["high"]
-            wrong = list(_find_errors(name, [low, high]))
+            bounds = values["low"], values["high"]
+            wrong = list(_find_errors(name, bounds))
+            low, high = (0, 0) if wrong else (_read_value(name, one) for one in bounds)
             are_numbers = isinstance(low, int | float) and isinstance(high, int | float)
             if not wrong and not (
                 are_numbers and low < high and (low > 0 or not values.get("log"))
@@ -262,6 +263,11 @@ def _find_errors(name: str, values: Sequence[Any]) -> Iterator[str]:
             as_settings({name: value}, is_whole=False)
         except SettingsError as error:
             yield f"space: {error}"
+
+
+def _read_value(name: str, value: object) -> Any:  # noqa: ANN401 (of any type)
+    """Return a value as the setting has it: 0 as 0.0, and 1e-4, which YAML takes for text, as a number."""
+    return dict(list_set_values(as_settings({name: value}, is_whole=False)))[name]
 
 
 def _open_study(out: Path, what: str) -> optuna.Study:
@@ -429,7 +435,8 @@ def _suggest(trial: optuna.Trial, name: str, space: Space) -> float | int | str 
     values = space[name]
     if not isinstance(values, Mapping):
         return trial.suggest_categorical(name, values)
-    low, high, log = values["low"], values["high"], bool(values.get("log", False))
+    low, high = (_read_value(name, values[end]) for end in ("low", "high"))
+    log = bool(values.get("log", False))
     if isinstance(low, int) and isinstance(high, int):
         return trial.suggest_int(name, low, high, log=log)
     return trial.suggest_float(name, low, high, log=log)

@@ -59,13 +59,15 @@ def find_spans(source: str, output: str, form: Format) -> list[Span]:
 
 def leave_out_ungrounded(
     source: str, output: str, form: Format, required: Literal["exact", "near"]
-) -> tuple[str, int]:
-    """Return `output` without the values that do not stand in `source`, and their number."""
+) -> tuple[str, list[Span], int]:
+    """Return `output` without the values that do not stand in `source`, the spans of the others, and
+    the number of values left out.
+    """
     accepted = ("exact",) if required == "exact" else ("exact", "near")
-    starts = {
-        field.start for field, span in _ground(source, output, form) if span.kind not in accepted
-    }
-    return leave_out(output, form, starts), len(starts)
+    placed = list(_ground(source, output, form))
+    starts = {field.start for field, span in placed if span.kind not in accepted}
+    kept = [span for _, span in placed if span.kind in accepted]
+    return leave_out(output, form, starts), kept, len(starts)
 
 
 def _ground(source: str, output: str, form: Format) -> Iterator[tuple[Field, Span]]:

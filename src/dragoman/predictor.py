@@ -26,7 +26,7 @@ from dragoman.model_folder.memory import TargetMemory, find_shared
 from dragoman.reading.jsonl import read_record
 from dragoman.reading.pairs import InvalidRow, Source, take_features, write_target
 from dragoman.reading.row_errors import EMPTY_SIDE, RowError, find_side_error, find_value_error
-from dragoman.records import SETTINGS, Format, list_fields
+from dragoman.records import SETTINGS, Format, leave_out, list_fields
 from dragoman.settings import Settings
 from dragoman.tokenizers.tokenizer import EOS_ID, UNKNOWN_ID, PairTokenizer
 
@@ -67,6 +67,8 @@ class Prediction:
     _fields: tuple[FieldValue, ...] | Callable[[], tuple[FieldValue, ...]] = field(
         default=(), repr=False, compare=False
     )
+    # Of the values that are left, if some were left out: their places stay. None: not computed.
+    _spans: tuple[Span, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def spans(self) -> list[Span]:
@@ -74,7 +76,15 @@ class Prediction:
 
         Computed when it is asked for.
         """
-        return find_spans(self.source, self.text, self.record_format) if self.record_format else []
+        if self._spans is not None or not self.record_format:
+            return list(self._spans or ())
+        return find_spans(self.source, self.text, self.record_format)
+
+    @property
+    def placed_fields(self) -> list[tuple[FieldValue, Span | None]]:
+        """Each of `fields` with its span; an empty value has none."""
+        spans = iter(self.spans)
+        return [(one, next(spans) if one.value.strip() else None) for one in self.fields]
 
     @property
     def is_record(self) -> bool:
@@ -89,13 +99,25 @@ class Prediction:
         Computed when it is asked for, together with those of all outputs of the same window.
         """
         found = self._fields() if callable(self._fields) else self._fields
-        if not self.num_left_out or not self.record_format:
+        if self._spans is None or not self.record_format:
             return found
         rest, kept = iter(found), []  # the values of the shorter record, with their places there
         for left in list_fields(self.text, self.record_format, splits_items=True) or ():
             value = next(one for one in rest if (one.field, one.value) == (left.name, left.text))
             kept.append(value._replace(start=left.start, end=left.end))
         return tuple(kept)
+
+    def without(self, values: Sequence[FieldValue]) -> "Prediction":
+        """Return it without these values of the record; the places of the others stay."""
+        assert self.record_format is not None
+        starts = {one.start for one in values}
+        kept = [(one, span) for one, span in self.placed_fields if one.start not in starts]
+        return replace(
+            self,
+            text=leave_out(self.text, self.record_format, starts),
+            _fields=tuple(one for one, _ in kept),
+            _spans=tuple(span for _, span in kept if span),
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -118,7 +140,7 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values, such as a row of a pandas DataFrame."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        del values["_fields"]
+        del values["_fields"], values["_spans"]
         for name in ("spans", "fields"):
             values[name] = [one._asdict() for one in getattr(self, name)]
         return values
@@ -625,8 +647,8 @@ class Predictor:
         form, required = self.record_format, self.settings.decoding.require_grounding
         if form is None or required == "none":
             return one
-        text, count = leave_out_ungrounded(one.source, one.text, form, required)
-        return replace(one, text=text, num_left_out=count)
+        text, spans, count = leave_out_ungrounded(one.source, one.text, form, required)
+        return replace(one, text=text, num_left_out=count, _spans=tuple(spans))
 
     @cached_property
     def _source_names(self) -> list[str]:

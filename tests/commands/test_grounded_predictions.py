@@ -1,6 +1,7 @@
 """Records that a model predicts: where their values stand, through every door."""
 
 import json
+import pickle
 
 import pyarrow.parquet
 import pytest
@@ -70,6 +71,20 @@ def test_values_that_do_not_stand_in_the_source_are_left_out(folder, required, t
     assert model.predict([SOURCE]) == [text]
     [given] = model.score([SOURCE], [RECORD])
     assert given.text == RECORD  # it was given
+
+
+def test_places_stay_where_other_values_are_left_out(folder):
+    record = '{"name":"Bo,nn","city":"Bonn","total":"Bonn"}'
+    (folder / "same.txt").write_text(record)
+    model = load(folder, choices=str(folder / "same.txt"))
+    [[whole]] = model.predict_n_best(["from Bonn, to Bonn, via Bonn"])
+    assert [span.start for span in whole.spans] == [5, 14, 24]
+    exact = model.with_decoding(read_settings(None, ["--decoding.require_grounding", "exact"]))
+    [[found]] = exact.predict_n_best(["from Bonn, to Bonn, via Bonn"])
+    assert found.spans == pickle.loads(pickle.dumps(found)).spans == whole.spans[1:]
+    surer = whole.without(whole.fields[1:2])
+    assert (surer.text, surer.spans) == (record.replace(',"city":"Bonn"', ""), whole.spans[::2])
+    assert [surer.text[one.start : one.end] for one in surer.fields] == ['"Bo,nn"', '"Bonn"']
 
 
 def test_files_have_the_places_and_the_user_is_told_what_was_left_out(folder, tmp_path, capsys):

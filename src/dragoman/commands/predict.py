@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
 from itertools import islice
@@ -47,7 +47,6 @@ from dragoman.reading.pairs import (
     list_source_columns,
     read_sources,
 )
-from dragoman.records import leave_out
 from dragoman.settings import DecodingSettings
 from dragoman.storage import hold_lock, is_same_file, sha256, staged_file
 
@@ -605,21 +604,19 @@ def _predict(
     texts: list[list[str]] = [[] for _ in writers]
     is_grounded = model.settings.decoding.require_grounding != "none" and not job.scores_targets
     by_value = job.low_confidence_output is not None and not job.scores_targets
-    form = model.record_format if by_value else None
     for row, best_first in model.predict_window(window, scores_targets=job.scores_targets):
         best = next(iter(best_first), None)
         unsure: list[FieldValue] = []
         is_malformed = best is not None and best.is_malformed
-        if form and best and best.is_complete and best.is_record and not is_malformed:
+        if by_value and best and best.is_complete and best.is_record and not is_malformed:
             is_low, values = False, best.fields
+            state.num_values += len(values)
             unsure = [
                 one for one in values if round_confidence(one.confidence) < job.min_confidence
             ]
-            text = leave_out(best.text, form, {one.start for one in unsure})
-            kept = tuple(one for one in values if one not in unsure)
-            best = replace(best, text=text, _fields=kept)
-            state.num_values += len(values)
-            best_first = [best, *best_first[1:]]
+            if unsure:
+                best = best.without(unsure)
+                best_first = [best, *best_first[1:]]
         else:
             is_low = job.low_confidence_output is not None and (
                 best is None

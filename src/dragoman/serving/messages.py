@@ -263,14 +263,12 @@ def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[
 def _describe_record(output: Output) -> dict[str, Any]:
     """Return the fields of `Prediction` that only records have."""
     content: dict[str, Any] = {} if output.record_format != "json" else {"record": output.record}
-    spans = output.spans
-    content["spans"] = [span._asdict() for span in spans]
-    placed, content["fields"] = iter(spans), []
-    for one in output.fields:
+    content |= {"spans": [], "fields": []}
+    for one, span in output.placed_fields:
         absent = Span(field=one.field, value=one.value, start=None, end=None, kind="none")
-        # An empty value has no span.
-        span = next(placed)._asdict() if one.value.strip() else absent.model_dump()
-        content["fields"].append({**span, "confidence": round_confidence(one.confidence)})
+        found = span._asdict() if span else absent.model_dump()
+        content["spans"] += [found] if span else []
+        content["fields"].append({**found, "confidence": round_confidence(one.confidence)})
     return content
 
 

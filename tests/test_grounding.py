@@ -32,6 +32,8 @@ def find(source, value):
         ("الاسم: أحمد علي", "أحمد", "exact", "أحمد"),
         ("東京都港区", "東京", "exact", "東京"),
         ("हिन्दी", "ह", "none", None),
+        (unicodedata.normalize("NFD", "인천 이"), "이", "exact", unicodedata.normalize("NFD", "이")),
+        (unicodedata.normalize("NFD", "인천"), "이", "none", None),
         ("57499", "5", "none", None),  # a part of a number
         ("Stanford", "for", "none", None),  # a part of a word
         ("Berlins Mauer", "Berlin", "near", "Berlins"),
@@ -57,6 +59,8 @@ def find(source, value):
         ("1.250,5 in all", 1250.5, "near", "1.250,5"),
         ("1 250", 1250, "near", "1 250"),
         ("9.00", 9.0, "near", "9.00"),
+        ("340 123 450 000 000 019", 340123450000000018, "none", None),  # equal as floats
+        ("340 123 450 000 000 018", 340123450000000018, "near", "340 123 450 000 000 018"),
         ("9", 9, "exact", "9"),
         ("1,250.00", 1.25, "none", None),
         ("23.03.2018", 23.03, "exact", "23.03"),

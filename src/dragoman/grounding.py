@@ -13,6 +13,7 @@ emoji. Where a value stands several times, its place is the first that no field 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from functools import cached_property
 from itertools import product
 from typing import Literal, NamedTuple
@@ -27,6 +28,7 @@ _LEAST_SPELLED = 0.6  # of a value are letters and digits: A+ is not near A
 _LEAST_RATIO = 70.0  # of rapidfuzz, for so many edits at most; it is lower than their similarity
 _SLACK = 8  # letters by which the ends of the most similar place may be off
 _JOINER = "\u200d"  # of emoji
+_UNTRAPPED = Context(traps=[])  # an exponent may have any number of digits: NaN
 # Numbers, with their separators of thousands and their decimal point: 1,250.50 and 1.250,50.
 _NUMBERS = tuple(
     (
@@ -99,7 +101,8 @@ class _Source:
         if place := _choose(exact, taken):
             return place, "exact"
         if is_number:
-            return _choose(self._find_number(float(value)), taken), "near"
+            number = Decimal(value, _UNTRAPPED)
+            return _choose(self._find_number(number), taken), "near"
         spelled = _fold(_decompose(value)).text
         is_signed = value[0] in "-\u2212" and value[1:2].isdecimal()
         if is_signed or len(spelled) < _LEAST_SPELLED * len("".join(value.split())):
@@ -154,15 +157,16 @@ class _Source:
             (one.isdecimal() and after.isdecimal())
             or (_has_case(one) and _has_case(after))
             or category(after)[0] == "M"
+            or "\u1160" <= after <= "\u11ff"  # vowels and final consonants of Hangul, decomposed
             or _JOINER in (text[at - 1], after)
             or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
         )
 
-    def _find_number(self, value: float) -> Iterator[tuple[int, int]]:
+    def _find_number(self, value: Decimal) -> Iterator[tuple[int, int]]:
         """Yield each place of this number, as 1250.5 in 1,250.50 or 1.250,5."""
         for pattern, to_plain in _NUMBERS:
             for match in pattern.finditer(self._text):
-                if float(match[0].translate(to_plain)) == value:
+                if Decimal(match[0].translate(to_plain)) == value:
                     yield match.span()
 
     def _align(self, spelled: str) -> tuple[int, int] | None:

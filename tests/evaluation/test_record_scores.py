@@ -16,7 +16,12 @@ from dragoman.evaluation.evaluation import (
     summarize,
     write_evaluation,
 )
-from dragoman.evaluation.metrics import RecordCounter, choose_metrics, is_higher_better
+from dragoman.evaluation.metrics import (
+    RecordCounter,
+    choose_metrics,
+    find_task,
+    is_higher_better,
+)
 from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.significance import compare
 from dragoman.reporting.sections import ReportContent
@@ -68,6 +73,20 @@ def test_an_extra_field_lowers_precision_only():
 def test_records_without_any_field_are_right_when_empty():
     assert score_fields(["{}"], [["{}"]])["field_f1"] == 100
     assert score_fields(['{"a": 1}'], [["{}"]])["field_f1"] == 0
+
+
+def test_empty_references_are_of_documents_without_any_field():
+    references = [*([f"name: A{i} | total: {i}"] for i in range(9)), [""]]
+    assert find_task(EvaluationSettings(), references) == "records"
+    scores = score_fields([one for [one] in references], references)
+    assert scores["record_match"] == scores["parsed"] == scores["field_f1"] == 100
+    scores = score_fields([""] * 10, references)
+    assert (scores["record_match"], scores["parsed"]) == (10, 10)
+
+
+def test_a_field_without_a_name_is_one_of_the_fields():
+    scores = score_fields(['{"": 1, "b": 2}'], [['{"": 1, "b": 3}']])
+    assert (scores["field_f1"], scores["field_f1."], scores["field_f1.b"]) == (50, 100, 0)
 
 
 def flatten_plainly(content, prefix=""):

@@ -120,7 +120,7 @@ def find_task(
     """Return the task of `settings`; an auto task depends on the references."""
     if settings.task != "auto":
         return settings.task
-    if detect_format([text for row in references for text in row]) is not None:
+    if detect_format(_list_texts(references)) is not None:
         return "records"
     return "phones" if has_symbols else "text"
 
@@ -238,11 +238,11 @@ def make_records(references: Sequence[Sequence[str]]) -> list[Metric]:
             ("field_precision", "precision", compute_precision, (matches, output, reference)),
             ("field_recall", "recall", compute_precision, (matches, reference, output)),
         ):
-            is_main = name == "field_f1" and not field
+            is_main = name == "field_f1" and not place
             metrics.append(
                 Metric(
-                    name=f"{name}.{field}" if field else name,
-                    title=f"{field}: {title}" if field else f"field {title}",
+                    name=f"{name}.{field}" if place else name,
+                    title=f"{field}: {title}" if place else f"field {title}",
                     is_higher_better=True,
                     by_row=is_main,
                     by_group=is_main,
@@ -432,6 +432,8 @@ class RecordCounter:
         statistics[:, 0] = 1.0
         for counts, hypothesis, texts in zip(statistics, hypotheses, references, strict=True):
             parsed = parse_record(hypothesis, self.form)
+            if parsed is None and hypothesis in texts:  # such as "", where no field is wanted
+                parsed = Counter()
             output = parsed or Counter()
             records = (parse_record(text, self.form) or Counter() for text in texts)
             reference = find_closest(output, records)
@@ -453,11 +455,16 @@ class RecordCounter:
 
 def find_format(references: Sequence[Sequence[str]]) -> Format:
     """Return the format of the references; if not all are records, the one with the most fields."""
-    texts = [text for row in references for text in row]
+    texts = _list_texts(references)
     found, forms = detect_format(texts), ("json", *SEPARATORS)
     if found is not None:
         return found
     return max(forms, key=lambda form: sum(len(list_fields(text, form) or ()) for text in texts))
+
+
+def _list_texts(references: Sequence[Sequence[str]]) -> list[str]:
+    """Return the references that are not empty: those may be of documents without any field."""
+    return [text for row in references for text in row if text.strip()]
 
 
 def count_grounded(

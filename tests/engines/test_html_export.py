@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import shutil
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,10 +179,14 @@ def test_any_text_has_the_ids_that_python_gives_and_comes_back(kind, form, brows
 
 
 @needs_browser
-@pytest.mark.parametrize("words", ["spaces", "punctuation", "all"])
-@pytest.mark.parametrize("form", ["json", "|"])
-def test_words_have_the_numbers_that_python_gives(words, form, browser, tmp_path):
-    one = Tokenizer.train(TEXTS * 3, SideSettings(kind="bpe", vocab_size=330))
+@pytest.mark.parametrize(
+    ("words", "form", "unicode_form"),
+    [(words, form, "none") for words in ("spaces", "punctuation", "all") for form in ("json", "|")]
+    + [("all", "json", "nfc")],
+)
+def test_words_have_the_numbers_that_python_gives(words, form, unicode_form, browser, tmp_path):
+    side = SideSettings(kind="bpe", vocab_size=330, unicode_form=unicode_form)
+    one = Tokenizer.train(TEXTS * 3, side)
     pointers = Pointers(
         form=form, words=words, fields=("a",), structures=("", " | a: ", '{"a":"'), num_words=9
     )
@@ -196,6 +201,7 @@ def test_words_have_the_numbers_that_python_gives(words, form, browser, tmp_path
         'a "b" \\ c',
         "ไปกรุงเทพฯ (दिल्ली), ①Ⅳ_x❤️",
         "ΟΔΟΣ ΑΣ İ ǅ",
+        unicodedata.normalize("NFD", "Zoë in 한국"),
     ]
     found = browser.run(f"({json.dumps(texts)}).map(text => check.encode(text, []))")
     assert found == tokenizer.encode_sources(texts, [()] * len(texts))

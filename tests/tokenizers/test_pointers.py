@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -33,8 +34,8 @@ OBJECTS = [
 KINDS = ["characters", "bpe"]
 
 
-def make(rows, kind="characters"):
-    side = SideSettings(kind=kind, vocab_size=300)
+def make(rows, kind="characters", unicode_form="none"):
+    side = SideSettings(kind=kind, vocab_size=300, unicode_form=unicode_form)
     settings = TokenizerSettings(source=side, target=side, shared=True, pointers=True)
     return PairTokenizer.train([Pair(*row, (), 0, "") for row in rows], settings)
 
@@ -175,6 +176,19 @@ def test_targets_come_back_with_a_place_for_each_token(rows, kind):
         assert len(ids) < len(tokenizer.encode_targets([target])[0])  # it is not spelled
 
 
+@pytest.mark.parametrize("form", ["nfc", "nfd"])
+def test_values_are_composed_as_all_outputs_of_their_form(form):
+    composed = ("(한국, Zoë.Köln)", "land: 한국 | name: Zoë")
+    source, target = (normalize("NFD", text) for text in composed)
+    tokenizer = make([(source, target)] * 2, "bpe", form)
+    ids, same = tokenizer.encode_targets([target, composed[1]], [source, composed[0]])
+    assert ids == same
+    assert not tokenizer.spells(ids)
+    assert tokenizer.read_target(ids[1:-1], source) == composed[1]
+    assert tokenizer.find_target_ends(ids[1:-1], source)[-1] == len(composed[1])
+    assert tokenizer.encode_sources([source], [()]) == tokenizer.encode_sources(composed[:1], [()])
+
+
 def test_words_of_sources_have_a_number_and_a_case():
     tokenizer = make(LINES)
     [ids] = tokenizer.encode_sources(["Turf  team"], [()])
@@ -233,6 +247,7 @@ def test_any_target_comes_back(source, record):
         (lines, " | ".join(f"{name}: {value}" for name, value in record.items())),
         (objects, json.dumps(record, ensure_ascii=False, separators=(",", ":"))),
         (lines, source),
+        (lines, f" | {source}"),
     ):
         parts = pointers.split_target(source, target)
         assert "".join(pointers.join(source, parts)) == target

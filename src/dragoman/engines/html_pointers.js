@@ -14,7 +14,12 @@ class Pointers {
     return words.slice(0, this.num_words);
   }
 
+  #compose(text) {
+    return this.tokenizer.side.form === "none" ? text : text.normalize("NFC"); // as outputs are
+  }
+
   encode(text) {
+    text = this.#compose(text);
     const words = this.#findWords(text);
     let place = 0;
     const ids = words.flatMap(([, end], number) => {
@@ -28,6 +33,7 @@ class Pointers {
   }
 
   decode(ids, source) {
+    source = this.#compose(source);
     const words = this.#findWords(source), texts = [];
     const escape = (text) => (this.form === "json" ? JSON.stringify(text).slice(1, -1) : text);
     let spelled = [], before = -1;

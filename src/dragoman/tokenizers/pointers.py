@@ -213,7 +213,9 @@ class Pointers:
                     parts += map(Word, piece)
                     after = piece.stop
         parts = [part for part in parts if part != ""]
-        return parts if "".join(self.join(source, parts)) == target else [target]
+        if "".join(self.join(source, parts)) == target:
+            return parts
+        return [self.lead + target if target.startswith(self.lead) else target]
 
     def join(self, source: str, parts: Iterable[Part]) -> Iterator[str]:
         """Yield the text of each of `parts`; a word that `source` lacks becomes U+FFFD."""

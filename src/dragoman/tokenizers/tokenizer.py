@@ -8,11 +8,12 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
+from unicodedata import normalize
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dragoman.errors import DataError, ModelFolderError, SettingsError, later_format_reason
-from dragoman.settings import TokenizerSettings
+from dragoman.settings import TokenizerSettings, UnicodeForm
 from dragoman.storage import describe_first, read_json, staged_file
 from dragoman.tokenizers.pointers import CASES, MOST_WORDS, Part, Pointers, Structure, Word
 from dragoman.tokenizers.vocabularies import BOS_ID as BOS_ID
@@ -110,7 +111,8 @@ class PairTokenizer:
             counts.update(pair.features)
         pointers = start.pointers if start else None
         if settings.pointers and pointers is None:
-            pointers = Pointers.train(sources, targets)
+            form = settings.source.unicode_form
+            pointers = Pointers.train(_compose(sources, form), _compose(targets, form))
         old_source, old_target = (start.source, start.target) if start else (None, None)
         if settings.shared:
             if pointers:
@@ -197,6 +199,7 @@ class PairTokenizer:
         """
         assert self.pointers is not None
         first_number, first_case, *_ = self._firsts
+        texts = _compose(texts, self.source.settings.unicode_form)
         pieces = [self.pointers.split_source(text) for text in texts]
         spelled = [piece.lower() for row in pieces for piece in row]
         encoded = iter(self.source.encode_batch(spelled))
@@ -220,7 +223,8 @@ class PairTokenizer:
         """
         if self.pointers is None or sources is None:
             return [[BOS_ID, *ids, EOS_ID] for ids in self.target.encode_batch(texts)]
-        rows = list(map(self.pointers.split_target, sources, texts))
+        form = self.source.settings.unicode_form
+        rows = list(map(self.pointers.split_target, _compose(sources, form), _compose(texts, form)))
         spelled = [part for row in rows for part in row if isinstance(part, str)]
         encoded = iter(self.target.encode_batch(spelled))
         number, _, structure, _ = self._firsts
@@ -261,12 +265,14 @@ class PairTokenizer:
         """Return the text of a target's `ids`, with the words of `source` to which they point."""
         if self.pointers is None:
             return self.decode_target(ids)
+        [source] = _compose([source], self.source.settings.unicode_form)
         return "".join(self.pointers.join(source, (part for part, _ in self._find_parts(ids))))
 
     def find_target_ends(self, ids: Sequence[int], source: str) -> list[int]:
         """Return where each token ends in `read_target(ids, source)`, in characters."""
         if self.pointers is None:
             return self.target.find_ends(ids)
+        [source] = _compose([source], self.source.settings.unicode_form)
         parts = list(self._find_parts(ids))
         texts = self.pointers.join(source, [part for part, _ in parts])
         ends, start = list[int](), 0
@@ -373,6 +379,11 @@ def _load_side(side: str, content: object) -> Tokenizer:
         return Tokenizer.from_dict(content)
     except ModelFolderError as error:
         raise ModelFolderError(f"{side}: {error}") from error
+
+
+def _compose(texts: Sequence[str], form: UnicodeForm) -> Sequence[str]:
+    """Return texts whose words can be pointed to, as outputs are composed, unless `form` is none."""
+    return texts if form == "none" else [normalize("NFC", text) for text in texts]
 
 
 def _number(symbols: Sequence[str], source: Tokenizer) -> dict[str, int]:

@@ -32,7 +32,12 @@ def find(source, value):
         ("الاسم: أحمد علي", "أحمد", "exact", "أحمد"),
         ("東京都港区", "東京", "exact", "東京"),
         ("हिन्दी", "ह", "none", None),
-        (unicodedata.normalize("NFD", "인천 이"), "이", "exact", unicodedata.normalize("NFD", "이")),
+        (
+            unicodedata.normalize("NFD", "인천 이"),
+            "이",
+            "exact",
+            unicodedata.normalize("NFD", "이"),
+        ),
         (unicodedata.normalize("NFD", "인천"), "이", "none", None),
         ("57499", "5", "none", None),  # a part of a number
         ("Stanford", "for", "none", None),  # a part of a word

@@ -7,11 +7,12 @@ near    the same letters, digits and signs (such as $ and %), with other spaces,
 none    neither: the model has rewritten the value, or made it up
 
 A place never begins or ends inside a number, a word with cases, a letter with its accents, or an
-emoji. Where a value stands several times, its place is the first that no field before it has.
+emoji. Where a value stands several times, its place is the one that the model points to
+(tokenizer.pointers), else the first that no field before it has.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from functools import cached_property
@@ -46,39 +47,49 @@ class Span(NamedTuple):
 
     field: str
     value: str
-    start: int | None  # source[start:end], in characters; None: it does not stand there
+    start: int | None  # source[start:end], in code points; None: it does not stand there
     end: int | None
     kind: Kind
 
 
-def find_spans(source: str, output: str, form: Format) -> list[Span]:
+def find_spans(
+    source: str, output: str, form: Format, pointed: Mapping[int, int] | None = None
+) -> list[Span]:
     """Return each value of `output`, in order, with its place; []: it is not a record.
 
-    Empty values have no place, and are left out.
+    Empty values have no place, and are left out. `pointed`: see `PairTokenizer.find_pointed`.
     """
-    return [span for _, span in _ground(source, output, form)]
+    return [span for _, span in _ground(source, output, form, pointed or {})]
 
 
 def leave_out_ungrounded(
-    source: str, output: str, form: Format, required: Literal["exact", "near"]
+    source: str,
+    output: str,
+    form: Format,
+    required: Literal["exact", "near"],
+    pointed: Mapping[int, int] | None = None,
 ) -> tuple[str, list[Span], int]:
     """Return `output` without the values that do not stand in `source`, the spans of the others, and
     the number of values left out.
     """
     accepted = ("exact",) if required == "exact" else ("exact", "near")
-    placed = list(_ground(source, output, form))
+    placed = list(_ground(source, output, form, pointed or {}))
     starts = {field.start for field, span in placed if span.kind not in accepted}
     kept = [span for _, span in placed if span.kind in accepted]
     return leave_out(output, form, starts), kept, len(starts)
 
 
-def _ground(source: str, output: str, form: Format) -> Iterator[tuple[Field, Span]]:
+def _ground(
+    source: str, output: str, form: Format, pointed: Mapping[int, int]
+) -> Iterator[tuple[Field, Span]]:
     text, taken = _Source(source), list[tuple[int, int]]()
     for field in list_fields(output, form, splits_items=True) or ():
         if not field.text.strip():
             continue
         is_number = form == "json" and output[field.start] in "-0123456789"
-        place, kind = text.find(field.text, taken, is_number=is_number)
+        is_quoted = form == "json" and output[field.start] == '"'
+        at = pointed.get(field.start + is_quoted)
+        place, kind = text.find(field.text, taken, at, is_number=is_number)
         if place is None:
             yield field, Span(field.name, field.text, None, None, "none")
         else:
@@ -94,9 +105,11 @@ class _Source:
         self._found: dict[tuple[bool, str], list[tuple[int, int]]] = {}
 
     def find(
-        self, value: str, taken: Sequence[tuple[int, int]], *, is_number: bool
+        self, value: str, taken: Sequence[tuple[int, int]], at: int | None, *, is_number: bool
     ) -> tuple[tuple[int, int] | None, Kind]:
-        """Return the place of `value`, one that is not `taken` if there is, and how it stands there."""
+        """Return the place of `value`, and how it stands there: that `at`, or one that is not `taken`."""
+        if at is not None and self._text.startswith(value, at):
+            return (at, at + len(value)), "exact"
         exact = self._find_all(self._characters, _decompose(value).text)
         if place := _choose(exact, taken):
             return place, "exact"

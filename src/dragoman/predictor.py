@@ -67,6 +67,8 @@ class Prediction:
     _fields: tuple[FieldValue, ...] | Callable[[], tuple[FieldValue, ...]] = field(
         default=(), repr=False, compare=False
     )
+    # See `PairTokenizer.find_pointed`.
+    _pointed: Callable[[], Mapping[int, int]] = field(default=dict, repr=False, compare=False)
     # Of the values that are left, if some were left out: their places stay. None: not computed.
     _spans: tuple[Span, ...] | None = field(default=None, repr=False, compare=False)
 
@@ -78,7 +80,7 @@ class Prediction:
         """
         if self._spans is not None or not self.record_format:
             return list(self._spans or ())
-        return find_spans(self.source, self.text, self.record_format)
+        return find_spans(self.source, self.text, self.record_format, self._pointed())
 
     @property
     def placed_fields(self) -> list[tuple[FieldValue, Span | None]]:
@@ -121,7 +123,8 @@ class Prediction:
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return partial(Prediction, **{**values, "_fields": self.fields}), ()
+        values |= {"_fields": self.fields, "_spans": tuple(self.spans), "_pointed": dict}
+        return partial(Prediction, **values), ()
 
     def marked(self, truncation_mark: str) -> str:
         """Return the text, followed by `truncation_mark` if it was truncated."""
@@ -140,7 +143,7 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values, such as a row of a pandas DataFrame."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        del values["_fields"], values["_spans"]
+        del values["_fields"], values["_spans"], values["_pointed"]
         for name in ("spans", "fields"):
             values[name] = [one._asdict() for one in getattr(self, name)]
         return values
@@ -635,6 +638,7 @@ class Predictor:
                 record_format=form,
                 emitted=text,
                 _fields=partial(find_fields, row, rank, text) if form else (),
+                _pointed=partial(self.tokenizer.find_pointed, one.ids, source_texts[row]),
             )
 
         return [
@@ -647,7 +651,9 @@ class Predictor:
         form, required = self.record_format, self.settings.decoding.require_grounding
         if form is None or required == "none":
             return one
-        text, spans, count = leave_out_ungrounded(one.source, one.text, form, required)
+        text, spans, count = leave_out_ungrounded(
+            one.source, one.text, form, required, one._pointed()
+        )
         return replace(one, text=text, num_left_out=count, _spans=tuple(spans))
 
     @cached_property

@@ -1,5 +1,6 @@
 """A model whose records point into their sources copies words that it has never seen."""
 
+import pickle
 import random
 
 import pytest
@@ -7,8 +8,10 @@ import pytest
 import dragoman
 from conftest import BRIEF, SMALL, make_words, quiet_console
 from dragoman import Predictor, fit, read_settings
+from dragoman.commands.evaluate import find_run
 from dragoman.engines.html_export import find_browser
 from dragoman.errors import DragomanError, SettingsError
+from dragoman.reporting.sections import choose_samples
 
 WORDS = make_words(400)
 UNSEEN = ["Qyx", "zuv17", "WOBB"]
@@ -48,6 +51,24 @@ def test_words_that_were_never_seen_are_copied(folder, engine):
     product = sum(one.score for one in found.fields)
     assert found.score <= product + 1e-4 <= 1e-4  # all tokens but the structure belong to a value
     assert len(found.tokens) < 10
+
+
+def test_a_value_stands_where_the_model_points_to(folder, tmp_path):
+    model, source = Predictor.load(folder), "from abc in abc for abc"
+    [[found]] = model.predict_n_best([source])
+    assert found.text == "name: abc | total: abc | city: abc"
+    spans = pickle.loads(pickle.dumps(found)).spans
+    assert spans == found.spans
+    assert [(span.field, span.start) for span in spans] == [
+        ("name", 5),
+        ("total", 20),
+        ("city", 12),
+    ]
+    assert [span.start for span in found.without(found.fields[:1]).spans] == [20, 12]
+    dragoman.evaluate(folder, [(source, found.text)], out=tmp_path / "rows")
+    rows, _ = find_run(tmp_path / "rows")
+    [sample] = choose_samples(rows, form="|")[0]["samples"]
+    assert sample["spans"] == rows[0].spans == tuple(spans)
 
 
 def test_a_given_target_is_scored_as_pointers(folder):

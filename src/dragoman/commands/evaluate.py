@@ -356,6 +356,7 @@ def predict_references(
             confidence=best.confidence,
             emitted=best.emitted if best.num_left_out else "",
             memory_row=best.memory_row,
+            spans=tuple(best.spans) if model.tokenizer.pointers else (),
         )
         found.append((filled, best))
     return found

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from dragoman.characters import find_surrogate
 from dragoman.errors import DataError, shorten
 from dragoman.evaluation.confidence import round_confidence
+from dragoman.grounding import Span
 from dragoman.reading.pairs import (
     SUFFIXES,
     InvalidRow,
@@ -49,6 +50,8 @@ class Row:
     """The output before values were left out (decoding.require_grounding); "": none was."""
     memory_row: str = ""
     """The training pair whose target the output is (decoding.memory); "": the model wrote it."""
+    spans: tuple[Span, ...] = ()
+    """Where the values of a record stand, of a model that points to them; (): to be searched."""
 
     @property
     def is_exact(self) -> bool:
@@ -119,6 +122,7 @@ def write_rows(
                 **{name: round(float(values[place]), 4) for name, values in scores.items()},
                 **({"emitted": row.emitted} if row.emitted else {}),
                 **({"memory_row": row.memory_row} if row.memory_row else {}),
+                **({"spans": row.spans} if row.spans else {}),
             }
             file.write(json.dumps(content, ensure_ascii=False) + "\n")
 

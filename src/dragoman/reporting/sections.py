@@ -300,7 +300,7 @@ def choose_samples(
 
     def show(place: int) -> Shown:
         row, (reference, edits) = rows[place], closest[place]
-        spans = find_spans(row.source, row.hypothesis, form) if form else []
+        spans = row.spans or (find_spans(row.source, row.hypothesis, form) if form else [])
         return {
             "row": row,
             "spans": spans,

@@ -112,7 +112,7 @@ class Span(Message):
     field: str
     value: str
     start: int | None
-    """In characters; null: it does not stand there."""
+    """In characters, which are Unicode code points; null: it does not stand there."""
     end: int | None
     kind: Kind
 

@@ -285,6 +285,21 @@ class PairTokenizer:
             start += len(text)
         return ends
 
+    def find_pointed(self, ids: Sequence[int], source: str) -> dict[int, int]:
+        """Return where each word of `source` stands that `ids` point to, by its place in `read_target`.
+
+        {} if texts are composed: the places would be those in the composed source.
+        """
+        if self.pointers is None or self.source.settings.unicode_form != "none":
+            return {}
+        words, found, at = self.pointers.find_words(source), dict[int, int](), 0
+        parts = [part for part, _ in self._find_parts(ids)]
+        for part, text in zip(parts, self.pointers.join(source, parts), strict=True):
+            if isinstance(part, Word) and part.number < len(words):
+                found[at] = words[part.number][0]
+            at += len(text)
+        return found
+
     def spells(self, ids: Sequence[int]) -> bool:
         """Return whether there are pointers, and `ids` spell text that could be theirs."""
         return self.pointers is not None and any(

@@ -50,7 +50,9 @@ def test_each_matrix_of_the_layers_moves_by_an_orthogonal_one_and_the_rest_as_by
     adamw = dict(other.named_parameters())
     for (name, parameter), old in zip(small.named_parameters(), before.parameters(), strict=True):
         if name.startswith("transformer.") and parameter.ndim == 2:
-            for moved in (parameter - old).chunk(3 if "in_proj" in name else 1):
+            is_output = "out_proj" in name
+            num_parts = 6 if "in_proj" in name else 2 if is_output else 1  # two heads
+            for moved in (parameter - old).chunk(num_parts, dim=1 if is_output else 0):
                 values = torch.linalg.svdvals(moved) / (LR * 0.8 * max(moved.shape) ** 0.5)
                 assert 0.6 < values.max() < 1.3, name  # the gradient has few directions
         else:

@@ -1,8 +1,8 @@
 """Muon for the matrices of the layers and AdamW for all other parameters, as one optimizer.
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. `torch.optim.Muon` takes
-matrices only, one at a time; here all matrices of one shape are one product, and the stacked
-projections of an attention (query, key, value) are three matrices.
+matrices only, one at a time. Here each head of an attention has its own matrices (of query, key,
+value and output; "Muon Split" of the GLM-5 Team 2026), and all matrices of one shape are one product.
 """
 
 import math
@@ -43,12 +43,15 @@ class MuonAdamW(torch.optim.AdamW):
         dtype: torch.dtype,
     ) -> None:
         layers = dict(network.transformer.named_parameters())
-        stacked = [p for name, p in layers.items() if name.endswith("in_proj_weight")]
-        single = [p for p in layers.values() if p.ndim == 2 and p not in set(stacked)]
-        others = [p for p in network.parameters() if p not in {*stacked, *single}]
+        heads = network.transformer.nhead
+        inputs = [p for name, p in layers.items() if name.endswith("in_proj_weight")]
+        outputs = [p for name, p in layers.items() if name.endswith("out_proj.weight")]
+        feedforward = [p for p in layers.values() if p.ndim == 2 and p not in {*inputs, *outputs}]
+        others = [p for p in network.parameters() if p not in {*inputs, *outputs, *feedforward}]
         groups: list[dict[str, Any]] = [
-            {"params": single, "num_matrices": 1},
-            {"params": stacked, "num_matrices": 3},
+            {"params": feedforward, "num_matrices": 1, "dim": 0},
+            {"params": inputs, "num_matrices": 3 * heads, "dim": 0},
+            {"params": outputs, "num_matrices": heads, "dim": 1},
             {"params": [p for p in others if p.ndim == 2]},
             {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
         ]
@@ -76,8 +79,9 @@ class MuonAdamW(torch.optim.AdamW):
                     momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
                     direction = gradient.lerp(momentum, _MOMENTUM)  # Nesterov's
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parts = (one.chunk(group["num_matrices"]) for one in (parameter, direction))
-                    for matrix, part in zip(*parts, strict=True):
+                    split = group["num_matrices"], group["dim"]
+                    parts = zip(parameter.chunk(*split), direction.chunk(*split), strict=True)
+                    for matrix, part in parts:
                         by_shape.setdefault(matrix.shape, []).append((matrix, part))
         super().step()
         for parameter, gradient in hidden:
@@ -95,14 +99,25 @@ def orthogonalize(matrices: Float[Tensor, "N O I"]) -> Float[Tensor, "N O I"]:
     """Return the matrices with singular values near 1, by Newton-Schulz steps.
 
     They are 0.65 to 1.2, but less where they were below a fiftieth of the matrix's norm.
+    The steps are products of the small X X^T, not of X; the result is the same.
+    Source: Zhang et al. 2026, https://dao-ailab.github.io/blog/2026/gram-newton-schulz/.
     """
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    gram = x @ x.mT
+    factor = step = _newton_schulz_step(gram)
+    for _ in range(_NUM_ITERATIONS - 1):
+        gram = step @ gram @ step
+        step = _newton_schulz_step(gram)
+        factor = step @ factor
+    found: Tensor = factor @ x
+    return found.mT if is_tall else found
+
+
+def _newton_schulz_step(gram: Float[Tensor, "N R R"]) -> Float[Tensor, "N R R"]:
+    """Return what a step multiplies X with, given X X^T."""
     first, second, third = _COEFFICIENTS
-    for _ in range(_NUM_ITERATIONS):
-        gram = x @ x.mT
-        x = torch.baddbmm(
-            x, torch.baddbmm(gram, gram, gram, beta=second, alpha=third), x, beta=first
-        )
-    return x.mT if is_tall else x
+    step = torch.baddbmm(gram, gram, gram, beta=second, alpha=third)
+    step.diagonal(dim1=1, dim2=2).add_(first)
+    return step

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from dragoman.characters import html_table
 from dragoman.configuration import SettingsLike, as_settings, merge_for_use
-from dragoman.decoding.hypothesis import Hypothesis, choose_least_risky
+from dragoman.decoding.hypothesis import Hypothesis, choose_least_risky, limit_lengths
 from dragoman.decoding.search_config import SearchConfig, resolve_search
 from dragoman.engines.ctranslate2_engine import unsupported_reason
 from dragoman.engines.engine import Engine, Ids, QuantizationChoice, add_details
@@ -438,7 +438,7 @@ class Predictor:
         kept: list[int] = []  # rows of `read`
         for i, source in enumerate(sources):
             length = max(len(source), len(given[i]) + 1 if scores_targets else 0)
-            if not scores_targets and (answer := self._remember(read[i])):
+            if not scores_targets and (answer := self._remember(read[i], length)):
                 outputs[places[i]] = [self._leave_out(answer)]
             elif UNKNOWN_ID in given[i]:
                 names = self.tokenizer.target.name_unknown(read[i].given)
@@ -545,18 +545,23 @@ class Predictor:
         return rows
 
     @cached_property
-    def _has_memory(self) -> bool:
+    def may_remember(self) -> bool:
         """Whether this search may be answered from memory: nothing is asked that it cannot give."""
-        one, names = self.settings.decoding, ("forbidden_tokens", "token_scores", "alignment")
+        one = self.settings.decoding
+        names = "forbidden_tokens", "no_repeat_ngram", "token_scores", "alignment"
         is_plain = one.method != "sampling" and one.num_hypotheses == 1
         is_plain &= self.config.constraint is None and not any(getattr(one, name) for name in names)
         return one.memory == "auto" and is_plain
 
-    def _remember(self, row: Source) -> Prediction | None:
-        """Return the target of a training source; None: the model is to predict."""
-        if self.memory is None or not self._has_memory or row.given:
+    def _remember(self, row: Source, num_tokens: int) -> Prediction | None:
+        """Return the target of a training source of `num_tokens`; None: the model is to predict."""
+        if self.memory is None or not self.may_remember or row.given:
             return None
         if (found := self.memory.find(row.source, row.features)) is None:
+            return None
+        [limit] = limit_lengths([num_tokens], self.settings.decoding, self._num_positions)
+        [[_, *ids, _]] = self.tokenizer.encode_targets([found.target], [row.source])
+        if not limit.shortest <= len(ids) < limit.longest:
             return None
         confidence, form = self.memory.confidence, self.record_format
         score = find_score(confidence, self.temperature)

@@ -343,7 +343,7 @@ class DecodingSettings(Section):
     require_grounding: Literal["none", "exact", "near"] = "none"
     """Leave out each value of a record that does not stand in the source: in the same characters (exact), or nearly so (near). Values that the model rewrites, such as dates, do not."""
     memory: Literal["none", "auto"] = "auto"
-    """Answer a source of the training pairs by its target, if it had only one. auto: where fit found, on sources that occur again, that this is better than the model, and kept a table of them; not with constraints, forbidden_tokens, samples, several hypotheses, token_scores, alignment or a prefix."""
+    """Answer a source of the training pairs by its target, if it had only one. auto: where fit found, on sources that occur again, that this is better than the model, and kept a table of them; not with constraints, forbidden_tokens, no_repeat_ngram, samples, several hypotheses, token_scores, alignment or a prefix, nor where the target is longer or shorter than outputs may be."""
 
     @property
     def constraint_files(self) -> dict[str, str]:

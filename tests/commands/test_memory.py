@@ -78,6 +78,8 @@ def test_the_choice_and_its_reason_are_stored_and_the_scores_are_those_of_the_mo
     [
         {"num_hypotheses": 2, "beam_size": 2}, {"method": "sampling"}, {"regex": "[a-h]+"},
         {"token_scores": True}, {"alignment": True}, {"forbidden_tokens": ["a"]}, {"memory": "none"},
+        {"no_repeat_ngram": 9}, {"max_length": 2}, {"max_length_ratio": 0.0, "max_length_extra": 2},
+        {"min_length": 30}, {"min_length_ratio": 9.0},
     ],
 )  # fmt: skip
 def test_what_memory_cannot_give_is_left_to_the_model(run, decoding):
@@ -140,6 +142,27 @@ def test_evaluate_says_what_memory_answered(run, tmp_path, capsys):
     assert groups["memory"]["exact_match"][0] == 100.0 > groups["model"]["exact_match"][0]
     found = dragoman.evaluate(folder, pairs, calibrate=True)
     assert not any(row.memory_row for row in found.rows)
+
+
+def test_an_answer_of_the_longest_length_is_still_given(run):
+    word = max(
+        filter(lambda one: run[1].memory.find(one, ()), WORDS), key=lambda one: len(NAMES[one])
+    )
+    given = {}
+    for most in (len(NAMES[word]), len(NAMES[word]) + 1):  # characters; the end counts
+        model = dragoman.load(run[0], {"decoding": {"max_length": most}})
+        given[most] = bool(model.predict_n_best([word])[0][0].memory_row)
+    assert list(given.values()) == [False, True]
+
+
+def test_no_memory_is_kept_for_a_search_that_it_cannot_answer(tmp_path):
+    console = quiet_console()
+    words = [*SMALL, *BRIEF, "--training.max_steps", "60", "--decoding.token_scores", "true"]
+    model = fit(
+        list(NAMES.items()) * 2, tmp_path / "model", read_settings(None, words), console=console
+    )
+    assert model.memory is None
+    assert "memory:" not in console.file.getvalue()
 
 
 def test_memory_is_not_kept_where_it_is_no_better(tmp_path):

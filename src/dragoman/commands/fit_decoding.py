@@ -227,7 +227,7 @@ def choose_memory(
     and what was tried.
     """
     most = _count_rows(run.settings, run.trainer.global_step, run.data)
-    if model.settings.decoding.memory == "none" or most < _FEWEST_ROWS:
+    if not model.may_remember or most < _FEWEST_ROWS:
         return None, "", {}
     form = model.settings.tokenizer.target.unicode_form
     groups = SourceGroups.collect(as_outputs(run.data.read_split("train"), form))

@@ -251,6 +251,29 @@ def test_prefixes_and_alignments_are_refused():
         engine.score([[5, EOS_ID]], [[6]], config_of(alignment=True))
 
 
+def test_rows_beside_one_with_a_prefix_have_the_outputs_that_they_have_alone():
+    model, tokenizer, network = make_model()
+    slow = TorchEngine([network], "cpu")
+    fast = CTranslate2Engine(
+        model, tokenizer, copy_weights(network),
+        device="cpu", threads=1, quantization="int8", load_fallback=lambda: slow,
+    )  # fmt: skip
+    sources, config = draw_sources(1, 4), config_of()
+    found = fast.search(sources, config, [[], [6], [], [7, 8]])
+    assert found[::2] == fast.search(sources[::2], config)
+    assert found[1::2] == slow.search(sources[1::2], config, [[6], [7, 8]])
+    assert found[0] != slow.search(sources[:1], config)[0]
+
+
+def test_where_no_token_may_be_left_pytorch_searches():
+    slow, _ = make_engines(is_shared=False)  # 19 letters
+    config = config_of(60, no_repeat_ngram=1, min_length=30)
+    assert "no_repeat_ngram with a minimum length" in unsupported_reason(config)
+    [[best]] = slow.search([[5, EOS_ID]], config)
+    assert len(best.ids) == len(set(best.ids)) == 19
+    assert best.is_complete
+
+
 def test_learned_positions_truncate_an_output_where_pytorch_does():
     both = make_engines(positions="learned", max_positions=9)
     sources = [ids[:8] for ids in draw_sources(1)]

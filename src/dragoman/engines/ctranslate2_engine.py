@@ -58,6 +58,9 @@ def unsupported_reason(config: SearchConfig, tokenizer: PairTokenizer | None = N
         count = tokenizer.target_vocab_size - len(masked)
         if (size := decoding.beam_size) > max(1, count):
             return f"decoding.beam_size {size} is more than the target's {count} tokens"
+    if decoding.no_repeat_ngram and (decoding.min_length or decoding.min_length_ratio):
+        # Where no token is left, it emits masked ones.
+        return "decoding.no_repeat_ngram with a minimum length is not supported"
     for name, field in type(decoding).model_fields.items():
         is_supported = name in _SUPPORTED or (decoding.beam_size == 1 and name in _BEAM_ONLY)
         if not is_supported and (value := getattr(decoding, name)) != field.default:
@@ -133,12 +136,19 @@ class CTranslate2Engine:
         self, sources: Ids, config: SearchConfig, prefixes: Ids | None = None
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each source, best first: see `Engine.search`."""
+        if not sources:  # all were answered from memory: there is nothing to load
+            return []
         decoding = config.decoding
-        reason = unsupported_reason(config, self._tokenizer)
-        if prefixes is not None:
-            reason = "the score of an output with a prefix is computed by PyTorch"
-        if reason:
+        if reason := unsupported_reason(config, self._tokenizer):
             return self._fall_back(reason).search(sources, config, prefixes)
+        if prefixes is not None:  # the other rows stay here: no output depends on its neighbours
+            other = self._fall_back("the score of an output with a prefix is computed by PyTorch")
+            given = [i for i, prefix in enumerate(prefixes) if prefix]
+            chosen = [sources[i] for i in given], config, [prefixes[i] for i in given]
+            by_row = dict(zip(given, other.search(*chosen), strict=True))
+            rest = [i for i in range(len(sources)) if i not in by_row]
+            by_row |= zip(rest, self.search([sources[i] for i in rest], config), strict=True)
+            return [by_row[i] for i in range(len(sources))]
         lengths = [len(ids) for ids in sources]
         limits = limit_lengths(lengths, decoding, self._num_learned)
         longest = max([*lengths, *(limit.longest for limit in limits)], default=0)

@@ -136,9 +136,12 @@ def test_the_exact_stop_never_finds_less_than_the_full_one():
 def test_groups_differ_only_with_a_diversity_penalty():
     network, source = make_network(3), random_ids(4, 5, 20, seed=3)
     base = {"method": "diverse", "beam_size": 4, "num_hypotheses": 4, "diverse_groups": 2}
-    for found in find(network, source, settings_of(diverse_strength=0.0, **base)):
-        counts = [sum(h.ids == other.ids for other in found) for h in found]
-        assert min(counts) >= 2  # each comes once from each group
+    beams = find(network, source, settings_of(beam_size=2, num_hypotheses=2))
+    for found, of_beam in zip(
+        find(network, source, settings_of(diverse_strength=0.0, **base)), beams, strict=True
+    ):
+        assert [h.ids for h in found[:2]] == [h.ids for h in of_beam]
+        assert len({(h.ids, h.is_complete) for h in found}) == len(found)  # not one of each group
     apart = find(network, source, settings_of(diverse_strength=50.0, **base))
     assert all(len({h.ids[:1] for h in found}) >= 2 for found in apart)
 

@@ -247,16 +247,19 @@ def _choose_live(candidates: _Candidates, width: int, eos_id: int) -> _Candidate
 def _rank(
     groups: Sequence[_Group], decoding: DecodingSettings, *, prefers_complete: bool
 ) -> list[Hypothesis]:
-    """Return the best hypotheses of all groups; under a constraint only complete ones match."""
+    """Return the best hypotheses of all groups, each once; under a constraint only complete ones match."""
     ranked = _sort([one for group in groups for one in group.done])
     if prefers_complete:
         complete = [one for one in ranked if one.is_complete]
         truncated = [one for one in ranked if not one.is_complete]
-        spare = [one for group in groups for one in group.spare if one not in group.done]
+        spare = [one for group in groups for one in group.spare]
         ranked = complete + _sort(spare) + truncated
     if not ranked:  # no token was left: an empty, truncated output
         return [Hypothesis(ids=(), score=0.0, normalized_score=0.0, is_complete=False)]
-    return ranked[: decoding.num_searched]
+    found = dict[tuple[tuple[int, ...], bool], Hypothesis]()
+    for one in ranked:  # several groups may find the same
+        found.setdefault((one.ids, one.is_complete), one)
+    return list(found.values())[: decoding.num_searched]
 
 
 def _sort(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:

@@ -9,8 +9,11 @@ import torch
 from dragoman.engines.parity import compare
 from dragoman.engines.torch_engine import TorchEngine
 from dragoman.errors import ModelFolderError
-from dragoman.model.building import build_network, load_network
+from dragoman.model.building import build_network, copy_weights, load_network
 from dragoman.model_folder.folder import ModelFolder
+from dragoman.settings import Settings
+from dragoman.tokenizers.tokenizer import EOS_ID
+from exported import make_model
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,24 @@ def test_ties_count_as_equal_and_other_differences_do_not(model_folder):
     assert tied.is_equal
     wrong = compare(engine, Swapping(lambda ids: (*ids[:-1], 3)), model_folder)
     assert not wrong.is_equal
+
+
+def test_outputs_that_fill_the_learned_positions_are_compared():
+    options = {"positions": "learned", "max_positions": 16, "tie_embeddings": False}
+    (model, tokenizer, one), (*_, other) = (make_model(seed=seed, **options) for seed in (0, 1))
+    with torch.no_grad():  # they never end
+        one.output.bias[EOS_ID] = other.output.bias[EOS_ID] = -99.0
+    sides = {"source": tokenizer.source.settings, "target": tokenizer.target.settings}
+    values = {"data": {"max_tokens": 16}, "model": model, "tokenizer": sides}
+    model_folder = ModelFolder(
+        settings=Settings.model_validate(values),
+        tokenizer=tokenizer,
+        weights=copy_weights(one),
+        metrics={"samples": [{"source": "abc", "features": [], "reference": "abc"}]},
+        card="",
+    )
+    check = compare(TorchEngine([one], "cpu"), TorchEngine([other], "cpu"), model_folder)
+    assert (check.rows, check.equal_rows, check.tied_rows) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("samples", [[1], [{}], {"a": 1}, "abc"])

@@ -35,6 +35,14 @@ def test_the_script_gives_our_outputs_and_scores(option, tmp_path):
     )
 
 
+def test_an_output_that_does_not_end_has_the_learned_positions(tmp_path):
+    model, _, network = make_model(positions="learned", max_positions=16, tie_embeddings=False)
+    with torch.no_grad():
+        network.output.bias[2] = -99.0
+    write_pytorch(network, model, tmp_path)
+    assert len(PytorchModel(tmp_path)._script["decode"]([5, 2])) == 16
+
+
 def test_sinusoidal_positions_have_no_end_and_odd_widths(tmp_path):
     model, _, network = make_model(d_model=9, nhead=3)
     write_pytorch(network, model, tmp_path)

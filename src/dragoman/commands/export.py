@@ -197,6 +197,7 @@ def write_pytorch(network: Transformer, model: ModelSettings, folder: Path) -> N
         script,
     )
     script = re.sub(r"\n{3,}", "\n\n", script)
+    script = script.replace("int = 100", f"int = {min(100, network.longest_target or 100)}")
     (folder / _SCRIPT).write_text(script, encoding="utf-8")
     for path in folder.glob("*.safetensors"):  # created for the owner only, whatever the umask
         shutil.copymode(folder / _SCRIPT, path)

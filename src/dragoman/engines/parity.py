@@ -9,7 +9,7 @@ import numpy as np
 
 from dragoman.decoding.hypothesis import Hypothesis, limit_lengths, normalize
 from dragoman.decoding.search_config import SearchConfig
-from dragoman.engines.engine import Engine, Ids, Quantization
+from dragoman.engines.engine import Engine, Ids, Quantization, add_details
 from dragoman.errors import ModelFolderError
 from dragoman.model_folder.folder import ModelFolder
 from dragoman.reading.pairs import take_features
@@ -153,7 +153,8 @@ def compare(reference: Engine, engine: Engine, model_folder: ModelFolder) -> Che
         np.array([each.score for each in e.score(sources, targets, config)], float)
         for e in (reference, engine)
     )
-    num_equal = num_tied = 0
+    model, num_equal, num_tied = model_folder.settings.model, 0, 0
+    num_positions = model.max_positions if model.positions == "learned" else None
     results = (e.search(sources, config) for e in (reference, engine))
     for source, [wanted], [found] in zip(sources, *results, strict=True):
         if wanted.ids == found.ids:  # where only one is truncated, rounding is not the reason
@@ -162,7 +163,7 @@ def compare(reference: Engine, engine: Engine, model_folder: ModelFolder) -> Che
         pairs = enumerate(zip(wanted.ids, found.ids, strict=False))
         shorter = min(len(wanted.ids), len(found.ids))
         common = next((i for i, (one_id, other_id) in pairs if one_id != other_id), shorter)
-        scored = reference.score([source] * 2, [wanted.ids, found.ids], config)
+        [scored] = add_details(reference, [source], [[wanted, found]], config, num_positions)
         first, second = (each.log_probs[common] for each in scored)
         num_tied += abs(first - second) < _TIE
     return Check(

@@ -150,6 +150,19 @@ def test_conflicting_settings_are_reported():
             merge_for_use(typed, Settings())
 
 
+def test_a_setting_of_another_method_is_refused_for_a_trained_model():
+    typed = as_settings({"decoding.temperature": 0.7, "decoding.diverse_groups": 3}, is_whole=False)
+    with pytest.raises(SettingsError) as error:
+        merge_for_use(typed, Settings())
+    assert "decoding.temperature: decoding.method beam does not use it" in str(error.value)
+    assert "set decoding.method diverse, or leave it out" in str(error.value)
+    sampling = Settings(decoding=DecodingSettings(method="sampling", temperature=0.7))
+    typed = as_settings({"decoding.temperature": 0.5}, is_whole=False)
+    assert merge_for_use(typed, sampling).decoding.temperature == 0.5
+    greedy = as_settings({"decoding.method": "beam"}, is_whole=False)
+    assert merge_for_use(greedy, sampling).decoding.method == "beam"  # the model's own stay unused
+
+
 def test_defaults_fill_only_what_was_left_open():
     typed = read_settings(None, ["--model.d_model", "64", "--data.features", "3"])
     merged = merge_settings(typed, {"model.d_model": 512, "model.nhead": 8, "data.source": "9"})

@@ -254,9 +254,24 @@ def merge_for_use(typed: Settings, trained: Settings) -> Settings:
             + (f"{len(labels)} features, {', '.join(labels)}" if labels else "no features")
             + ": give their columns, or leave the setting out"
         )
-    if errors := find_conflicts(merged):
+    errors = find_conflicts(merged)
+    errors += [
+        f"decoding.{name}: decoding.method {merged.decoding.method} does not use it; set "
+        f"decoding.method {method}, or leave it out"
+        for name, method in _OF_METHOD.items()
+        if method != merged.decoding.method
+        and getattr(typed.decoding, name)
+        not in (getattr(Settings().decoding, name), getattr(trained.decoding, name))
+    ]
+    if errors:
         raise SettingsError.gather(errors)
     return merged
+
+
+_OF_METHOD = {
+    **dict.fromkeys(("num_samples", "temperature", "top_k", "top_p"), "sampling"),
+    **dict.fromkeys(("diverse_groups", "diverse_strength"), "diverse"),
+}  # fmt: skip
 
 
 def merge_for_start(typed: Settings, trained: Settings) -> Settings:

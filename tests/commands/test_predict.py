@@ -229,6 +229,15 @@ def test_an_output_begins_with_the_prefix_of_its_row(model, tmp_path, capsys):
         predict(model, tmp_path / "in.csv", "no.jsonl", prefix="strat")
 
 
+def test_what_a_constraint_does_not_allow_is_not_said_to_be_too_long(model, tmp_path):
+    (tmp_path / "in.csv").write_text("source,start\nabc,B\nabc,\n")
+    guided = model.with_decoding(Settings(decoding=DecodingSettings(regex="A[A-Z]*")))
+    output, report = predict(guided, tmp_path / "in.csv", "out.jsonl", prefix="start")
+    assert [row["is_complete"] for row in read_rows(output)] == [False, True]
+    [line] = report
+    assert line.startswith("1 rows without a complete output that the constraint allows (change it")
+
+
 def test_windows_grow_and_are_the_same_after_resuming():
     sizes = [len(window) for window in make_windows(range(20_000))]
     assert sizes[:4] == [64, 128, 256, 512]

@@ -636,6 +636,11 @@ def _predict(
             state.unsure_values[value.field] = count + 1
         if best is None:
             kinds.append(f"without an output ({row.reason if isinstance(row, InvalidRow) else ''})")
+        elif not best.is_complete and model.config.constraint is not None:
+            kinds.append(
+                "without a complete output that the constraint allows (change it or the prefix, or "
+                "raise decoding.max_length_extra)"
+            )
         elif not best.is_complete:
             kinds.append("truncated at the maximum length (raise decoding.max_length_extra)")
         state.from_memory += best is not None and bool(best.memory_row)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from conftest import EOS, random_ids
 from dragoman.decoding.hypothesis import limit_lengths
-from dragoman.decoding.search import keep_top_k, keep_top_p, pick, search
+from dragoman.decoding.search import _draw, keep_top_k, keep_top_p, pick, search
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.settings import DecodingSettings
 from networks import join, make_network, make_sources, score_plainly
@@ -143,3 +143,9 @@ def test_a_token_is_picked_where_the_sums_pass_the_chance():
     log_probs = torch.tensor([[0.0, 0.25, 0.75]]).log().expand(4, 3)
     chances = torch.tensor([0.0, 0.2499, 0.2501, 0.9999])
     assert pick(log_probs, chances).tolist() == [1, 1, 2, 2]
+
+
+def test_no_chance_is_rounded_up_to_one():
+    """The 449,328th number of this seed is nearer to 1 than to the 32-bit number before it."""
+    chances = _draw(torch.tensor([[EOS]]), 0, [449_328], DecodingSettings(seed=16))
+    assert 0.9999999 < chances[0, -1] < 1.0

@@ -224,7 +224,8 @@ def _draw(
             key = np.random.SeedSequence([decoding.seed, number, *tokens])
             chances[row, :steps] = np.random.Generator(np.random.Philox(key)).random(steps)
             row += 1
-    return torch.from_numpy(chances).to(source_ids.device, torch.float32)
+    # Rounded to 32 bits, the highest would be 1.
+    return torch.from_numpy(chances).to(source_ids.device, torch.float32).clamp(max=1 - 2**-24)
 
 
 def score_targets(

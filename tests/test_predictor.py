@@ -262,6 +262,8 @@ def test_learned_positions_bound_sources_and_outputs_without_losing_a_row(tmp_pa
             assert sum(found.log_probs) == pytest.approx(found.score, abs=1e-4)
         assert not first.is_complete
         assert len(first.tokens) == 9
+        [(bad, none)] = model.predict_rows([Source("abc", (), 1, given="a" * 9)])  # a prefix
+        assert (bad.reason[:10], none) == ("10 tokens,", [])
         pairs = [Pair("abc", "x", (), 1, "p.tsv"), Pair("a" * 9, "x", (), 2, "p.tsv")]
         with pytest.raises(DataError, match=r"p\.tsv:2: the source cannot be predicted: 10 tokens"):
             evaluate_model(model, pairs)

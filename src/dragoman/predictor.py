@@ -437,7 +437,7 @@ class Predictor:
 
         kept: list[int] = []  # rows of `read`
         for i, source in enumerate(sources):
-            length = max(len(source), len(given[i]) + 1 if scores_targets else 0)
+            length = max(len(source), len(given[i]) + 1)
             if not scores_targets and (answer := self._remember(read[i], length)):
                 outputs[places[i]] = [self._leave_out(answer)]
             elif UNKNOWN_ID in given[i]:

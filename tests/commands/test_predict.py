@@ -119,6 +119,21 @@ def test_values_that_a_table_cannot_hold_are_reported(model, tmp_path, suffix, m
             assert [row["note"] for row in csv.DictReader(file)] == ["a\tb\nc", "d", "e\rf", ""]
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "in.parquet"])
+def test_a_field_of_a_nested_column_makes_no_column_of_a_table(model, tmp_path, name, capsys):
+    rows = [{"id": str(i), "t": {"en": word, "de": "x"}} for i, word in enumerate(WORDS[:3])]
+    if name == "in.jsonl":
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+    data = model.settings.data.model_copy(update={"source": "t.en", "target": "t.de"})
+    settings = model.settings.model_copy(update={"data": data})
+    nested = Predictor(model.engine, model.tokenizer, settings, model.model_folders)
+    output, _ = predict(nested, tmp_path / name, "out.csv")
+    assert capsys.readouterr().err.endswith("columns: source 't.en'; not used: 'id'\n")
+    assert output.read_text().startswith("id,t,line,prediction,")
+
+
 def test_parquet_columns_that_are_not_text_are_passed_through(model, tmp_path):
     table = pyarrow.table({"source": ["abc", "abd"], "weight": [0.5, 1.5], "list": [[1], []]})
     pyarrow.parquet.write_table(table, tmp_path / "in.parquet")

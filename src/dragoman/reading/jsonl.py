@@ -54,14 +54,14 @@ def open_jsonl(blocks: Iterator[Block], file: str, paths: Sequence[str] = ()) ->
     rows = (_read_array if is_array else _read_lines)(chain([first], blocks), file)
     held: list[_Parsed] = []
     names: tuple[str, ...] = ()
+    nested: list[str] = []
     while not names and len(held) < _LINES_TO_SEARCH and (found := next(rows, None)):
         held.append(found)
         row = found[1]
         if not isinstance(row, RowError) and row:
-            nested = [
-                path for path in paths if path not in row and _find(row, path) is not _MISSING
-            ]
-            names = (*row, *dict.fromkeys(nested))
+            others = [path for path in dict.fromkeys(paths) if path not in row]
+            nested = [path for path in others if _find(row, path) is not _MISSING]
+            names = (*row, *nested)
     if not names:
         error = held[0][1] if held else None
         shown = f"it begins with: {error.detail}" if isinstance(error, RowError) else "it has none"
@@ -80,7 +80,13 @@ def open_jsonl(blocks: Iterator[Block], file: str, paths: Sequence[str] = ()) ->
 
     notes = ["one JSON array"] if is_array else []
     return Table(
-        file=file, names=names, sample=names, read=read, notes=notes, is_by_line=not is_array
+        file=file,
+        names=names,
+        sample=names,
+        read=read,
+        notes=notes,
+        is_by_line=not is_array,
+        nested=nested,
     )
 
 

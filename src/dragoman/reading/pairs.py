@@ -285,7 +285,9 @@ def _describe(table: Table, columns: Columns, extra: Sequence[int] = ()) -> str:
             used.append(f"feature {names[i]!r}" + ("" if is_same else f" as {label!r}"))
         notes.append(f"columns: {', '.join(used)}")
         indices = {columns.source, columns.target, *columns.features, *extra}
-        if unused := [repr(name) for i, name in enumerate(names) if i not in indices]:
+        known = {*table.nested, *(path.partition(".")[0] for path in table.nested)}
+        others = [name for i, name in enumerate(names) if i not in indices]
+        if unused := [repr(name) for name in others if name not in known]:
             notes.append(f"not used: {shorten(', '.join(unused))}")
     elif columns.by_position or not all(label.isdigit() for label in columns.labels):
         roles = [*sides, *((f"feature {label!r}", i) for label, i in features)]
@@ -365,7 +367,8 @@ def list_source_columns(path: str | Path, settings: DataSettings) -> tuple[str, 
     Raises: DataError, when the file cannot be read.
     """
     with _open_sources(find_file(path), settings) as table:
-        return label_columns(table.names, len(table.sample))
+        names = label_columns(table.names, len(table.sample))
+        return names[: len(names) - len(table.nested)]
 
 
 def take_features(

@@ -103,8 +103,9 @@ def _make_table(
     read_batches: Callable[[list[str] | None], Iterator[pyarrow.RecordBatch]],
     num_rows: int | None,
 ) -> Table:
-    nested = [one for one in paths if one not in schema.names and _find_field(schema, one)]
-    names = (*schema.names, *dict.fromkeys(nested))
+    others = [one for one in dict.fromkeys(paths) if one not in schema.names]
+    nested = [one for one in others if _find_field(schema, one)]
+    names = (*schema.names, *nested)
     positions = tuple(str(1 + i) for i in range(len(names)))
 
     def read(columns: Sequence[int]) -> Iterator[Row | RowError]:
@@ -140,7 +141,8 @@ def _make_table(
             )
 
     has_names = names != positions
-    return Table(file=name_file(path), names=names if has_names else None, sample=names, read=read)
+    shown = names if has_names else None
+    return Table(file=name_file(path), names=shown, sample=names, read=read, nested=nested)
 
 
 def _find_field(schema: pyarrow.Schema, path: str) -> pyarrow.Field | None:

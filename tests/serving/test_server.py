@@ -243,6 +243,9 @@ def test_paths_and_methods_that_do_not_exist_are_errors_in_the_same_form(client)
     for method, path, allowed in [
         ("GET", "/x", None),
         ("GET", "/page.js/x", None),
+        ("POST", "/predict", None),
+        ("POST", "/../app.py", None),
+        ("POST", "/", "GET, HEAD"),
         ("GET", "/v1/predict", "POST"),
         ("DELETE", "/v1/models", "GET"),
         ("POST", "/health", "GET"),

@@ -238,6 +238,7 @@ def build_app(
 
     app = FastAPI(title="dragoman", version=version("dragoman"), docs_url=None, redoc_url=None,
                   lifespan=run)  # fmt: skip
+    files = StaticFiles(directory=_PAGE, html=True)
 
     @app.exception_handler(Exception)
     async def pass_on(_: Request, error: Exception) -> Response:
@@ -245,13 +246,15 @@ def build_app(
 
     @app.exception_handler(HTTPException)
     async def refuse_path(request: Request, error: HTTPException) -> Response:
-        kind, message = "not_found", "there is no such path; /docs lists them"
-        if error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "GET")
-            kind, message = "invalid", f"{request.method} is not for this path; send {allowed}"
-        found = RequestError(error.status_code, kind, request.url.path, message)
+        path, headers = request.url.path, dict(error.headers or {})
+        found = RequestError(404, "not_found", path, "there is no such path; /docs lists them")
+        allowed = headers.get("Allow", "GET")
+        # StaticFiles refuses other methods before it looks for a file.
+        if error.status_code == 405 and ("HEAD" not in allowed or files.lookup_path(path[1:])[1]):
+            message = f"{request.method} is not for this path; send {allowed}"
+            found = RequestError(405, "invalid", path, message)
         response = respond(found, service.metrics)
-        response.headers.update(error.headers or {})
+        response.headers.update(headers if found.status == error.status_code else {})
         return response
 
     @app.post(
@@ -311,7 +314,7 @@ def build_app(
     app.mount("/docs/files", StaticFiles(packages=[("fastapi_offline", "static")]))
     app.add_route("/docs", lambda _: FileResponse(_PAGE / "docs.html"))
     # As a mount of "/", it would answer for the other paths where the method is wrong.
-    app.router.default = StaticFiles(directory=_PAGE, html=True)
+    app.router.default = files
     gate: ASGIApp = Gate(answer, limits, service.metrics)
     if limits.origins:
         headers = ["Authorization", "Content-Type"]

@@ -120,11 +120,16 @@ def test_errors_that_do_not_fall_give_no_gain():
     assert now[0] == pytest.approx(later[0]) == pytest.approx(30.0)
 
 
-def test_a_wrong_metric_is_refused_after_the_first_run(tmp_path):
+def test_a_metric_that_does_not_exist_is_refused_before_the_first_run(tmp_path):
+    with pytest.raises(SettingsError, match=r"--metric exact_math: .* did you mean exact_match"):
+        dragoman.learning_curve(tmp_path / "pairs.tsv", tmp_path / "curve", metric="exact_math")
+
+
+def test_a_metric_of_another_task_is_refused_after_the_first_run(tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 300), tmp_path / "curve"
     typed = settings("--training.max_steps", "2")
-    with pytest.raises(SettingsError, match=r"--metric exact_math: .* did you mean exact_match"):
-        dragoman.learning_curve(pairs, out, typed, metric="exact_math", console=quiet_console())
+    with pytest.raises(SettingsError, match=r"--metric field_f1: not one of these pairs"):
+        dragoman.learning_curve(pairs, out, typed, metric="field_f1", console=quiet_console())
     assert [one.name for one in out.glob("*-seed-*/") if (one / "config.yaml").exists()] == [
         "1-seed-1"
     ]

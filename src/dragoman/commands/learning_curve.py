@@ -19,7 +19,7 @@ from dragoman.commands.fit import fit
 from dragoman.commands.report import render_template, write_page
 from dragoman.configuration import SettingsLike, as_settings, merge_settings, suggest
 from dragoman.errors import SettingsError
-from dragoman.evaluation.metrics import Metric, choose_metrics
+from dragoman.evaluation.metrics import Metric, choose_metrics, list_known_metrics
 from dragoman.evaluation.output_rows import Row
 from dragoman.evaluation.significance import draw_counts
 from dragoman.model_folder.folder import ModelFolder
@@ -104,6 +104,8 @@ def learning_curve(
     console, typed, out = console or TextConsole(stderr=True), as_settings(settings), Path(out)
     if typed.data.train_fraction != 1.0:
         raise SettingsError("data.train_fraction: the curve varies it; leave it out")
+    if metric.partition(".")[0] not in {"", *(known := list_known_metrics())}:
+        raise SettingsError(f"--metric {metric}: there is no such score{suggest(metric, [*known])}")
     runs = dict[float, list[Path]]()
     with as_files(pairs) as files:
         for fraction in FRACTIONS:

@@ -363,6 +363,7 @@ def test_a_missing_model_and_a_training_setting_are_errors(trained):
         ("evaluate m p.tsv", "evaluation.report", "evaluate does not use it"),
         ("compare a b", "model.x", "is for training only"),
         ("compare a b", "decoding.beam_size", "compare does not use it"),
+        ("compare a b", "evaluation.repeated_sources", "compare does not use it"),
         ("inspect p.tsv", "training.x", "is for training only"),
         ("inspect p.tsv", "data.weights", "inspect does not use it"),
         ("inspect p.tsv", "decoding.seed", "inspect does not use it"),
@@ -458,10 +459,22 @@ def test_a_misspelt_option_gets_did_you_mean_and_version_is_printed(trained):
     assert run("--version").stdout.startswith(b"dragoman ")
 
 
-def test_an_unknown_command_is_an_error():
-    found = run("fitt")
-    assert found.returncode == 2
-    assert b"fitt" in found.stderr
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("fti pairs.tsv", "fti: there is no such command; did you mean fit?"),
+        ("eval m p.tsv", "did you mean evaluate?"),
+        ("xyz", "xyz: there is no such command; give one of fit, predict, "),
+        ("predict m lines.txt", "a file of sources is given as --input lines.txt"),
+        ("fit p.tsv -o m", "-o: fit does not take it; see dragoman fit --help"),
+        ("fit p.tsv --seeds 0", "--seeds: '0' is not a number from 1; see dragoman fit --help"),
+        ("explain m", "arguments are required: SOURCE; see dragoman explain --help"),
+        ("fit p.tsv --config gone.yaml", "gone.yaml: the settings cannot be read: No such file"),
+    ],
+)
+def test_a_wrong_command_or_option_is_one_line_that_says_what_to_do(command, said):
+    [line] = fails(*command.split()).splitlines()
+    assert said in line
 
 
 def test_export_reports_its_check(trained, tmp_path):

@@ -407,7 +407,13 @@ def _compare(arguments: Namespace, settings: "Settings") -> None:
 def _add_explain(add: Add) -> None:
     add("model", type=Path, metavar="MODEL", help="model folder")
     add("source", metavar="SOURCE", help="the source whose output is to be explained")
-    add("features", nargs="*", metavar="FEATURE", help="its values of the model's data.features")
+    add(
+        "features",
+        nargs="*",
+        default=[],
+        metavar="FEATURE",
+        help="its values of the model's data.features",
+    )
     add("--pairs", nargs="+", default=[], metavar="FILE",
         help="the training pairs (default: the files that MODEL names)")  # fmt: skip
     add("--rows", type=positive, default=5,
@@ -769,7 +775,7 @@ COMMANDS = {
         run=_compare, add_options=_add_compare,
         summary="test whether one run is better than another, or differs by chance",
         examples=("dragoman compare baseline larger", "dragoman compare a1,a2,a3 b1,b2,b3"),
-        sections=("evaluation.",), unused=("evaluation.report",),
+        sections=("evaluation.",), unused=("evaluation.report", "evaluation.repeated_sources"),
     ),
     "explain": Command(
         run=_explain, add_options=_add_explain,

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args, get_origin
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, get_args, get_origin
 
 from dragoman.errors import SettingsError
 
@@ -63,11 +63,22 @@ def read_command_line(
         _complete(parser, parsers)
     options: list[str] = list(words)
     settings: list[str] = []
+    if options and not options[0].startswith("-") and options[0] not in parsers:
+        from dragoman.configuration import suggest
+
+        guess = suggest(options[0], [*parsers]) or f"; give one of {', '.join(parsers)}"
+        raise SettingsError(f"{options[0]}: there is no such command{guess}")
     if options and options[0] in parsers:
         options, settings = _split_settings(options, parsers[options[0]])
         if not {"-h", "--help"} & {*options}:
             _check_used(settings, options[0], commands[options[0]])
-    return parser.parse_args(options), settings
+    arguments, others = parser.parse_known_args(options)
+    if others:
+        hint = f"see dragoman {options[0]} --help"
+        if options[0] == "predict" and not others[0].startswith("-"):
+            hint = f"a file of sources is given as --input {others[0]}"
+        raise SettingsError(f"{others[0]}: {options[0]} does not take it; {hint}")
+    return arguments, settings
 
 
 def _complete(parser: "_Parser", parsers: "Mapping[str, _Parser]") -> None:
@@ -217,6 +228,10 @@ class _Parser(argparse.ArgumentParser):
 
     command: Command | None = None
     lists_all = False
+
+    def error(self, message: str) -> NoReturn:
+        """Print one message, without the usage, and exit with code 2."""
+        self.exit(2, f"dragoman: {message.removeprefix('argument ')}; see {self.prog} --help\n")
 
     def format_help(self) -> str:
         """Return the help; only then are the settings loaded and listed."""

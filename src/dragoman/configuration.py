@@ -84,7 +84,8 @@ def read_settings(
         try:
             content = config.read_bytes()
         except OSError as error:
-            raise SettingsError(f"{config}: the settings cannot be read: {error}") from error
+            reason = error.strerror or error
+            raise SettingsError(f"{config}: the settings cannot be read: {reason}") from error
         _take_file(content, str(config), draft)
     _read_arguments(arguments, draft)
     return _check(draft, is_whole=is_whole)
@@ -251,8 +252,12 @@ def merge_for_use(typed: Settings, trained: Settings) -> Settings:
     if len(merged.data.features) != len(labels):
         raise SettingsError(
             f"--data.features {','.join(merged.data.features)}: the model has "
-            + (f"{len(labels)} features, {', '.join(labels)}" if labels else "no features")
-            + ": give their columns, or leave the setting out"
+            + (
+                f"{len(labels)} features, {', '.join(labels)}: give their columns, or"
+                if labels
+                else "none;"
+            )
+            + " leave the setting out"
         )
     errors = find_conflicts(merged)
     errors += [

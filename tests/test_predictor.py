@@ -121,6 +121,7 @@ def test_any_iterable_of_strings_is_a_list_of_sources(trained):
         np.array(words),
         dict.fromkeys(words).keys(),
         tuple(words),
+        pyarrow.array(words),
     ):
         assert trained[1].predict(sources) == ["ABC", "ABD"]
     assert len(trained[1].score(iter(words), iter(["ABC", "ABD"]))) == 2
@@ -128,7 +129,7 @@ def test_any_iterable_of_strings_is_a_list_of_sources(trained):
 
 @pytest.mark.parametrize("features", ["x", {"a": "b"}, [{}], ["", ""], [None], 5, [("de",)]])
 def test_features_of_another_form_are_an_error(trained, features):
-    with pytest.raises(DragomanError, match="give 0 values for each of the 1 sources"):
+    with pytest.raises(DragomanError, match="features: the model has none; leave them out"):
         trained[1].predict(["abc"], features)
 
 

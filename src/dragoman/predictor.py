@@ -524,6 +524,8 @@ class Predictor:
             and all(isinstance(value, str) for value in row)
             for row in values
         ):
+            if not labels:
+                raise DragomanError("features: the model has none; leave them out")
             raise DragomanError(
                 f"features: give {len(labels)} values for each of the {len(texts)} sources, as a list "
                 f"of tuples of strings (data.features of this model: {', '.join(labels) or 'none'})"
@@ -693,7 +695,9 @@ def _list_texts(name: str, values: Iterable[str], count: int | None = None) -> l
             f"{name}: expected a list of {name}, found {type(values).__name__}; give the strings in "
             "[ ], or one column of a table"
         )
-    texts = list(values)
+    texts = (
+        values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+    )  # a column of Arrow
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise DragomanError(

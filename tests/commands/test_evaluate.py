@@ -183,3 +183,8 @@ def test_outputs_in_files_are_evaluated_in_python(tmp_path):
         (tmp_path / f"{name}.txt").write_text(lines)
     found = dragoman.evaluate_outputs(tmp_path / "hyp.txt", tmp_path / "ref.txt")
     assert found.scores.to_dict()["exact_match"] == 50.0
+    with pytest.raises(DataError, match="expected the name of a file, found list"):
+        dragoman.evaluate_outputs(["a", "b"], tmp_path / "ref.txt")
+    typed = {"evaluation.repeated_sources": "rows"}
+    with pytest.raises(SettingsError, match=r"repeated_sources: each line .* is a row"):
+        dragoman.evaluate_outputs(tmp_path / "hyp.txt", tmp_path / "ref.txt", None, typed)

@@ -123,6 +123,8 @@ def test_an_imported_folder_is_a_model_folder_like_others(tmp_path, capsys):
     command = ["import", old, "--from", "pytorch", "--check", old / "check.tsv", "--out", new]
     assert main([str(word) for word in (*command, "--decoding.max_length", 11)]) == 0
     assert "8 of 8 outputs are those of the old program" in capsys.readouterr().err
+    assert main([*map(str, command)]) == 2
+    assert "already there; choose another --out, or replace it" in capsys.readouterr().err
     assert dragoman.evaluate(new, old / "check.tsv").scores.exact_match == 100.0
     for to in ("ctranslate2", "pytorch"):
         assert dragoman.export(new, to).is_equal

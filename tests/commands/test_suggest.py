@@ -88,6 +88,8 @@ def test_what_cannot_be_suggested_is_said(trained, tmp_path):
     empty.write_text("")
     with pytest.raises(DataError, match=r"empty.txt: it has no source"):
         dragoman.suggest(trained[0], empty)
+    with pytest.raises(DataError, match="expected the name of a file, found list; write the texts"):
+        dragoman.suggest(trained[0], ["abc"])
     with pytest.raises(SettingsError, match="rows: 0"):
         dragoman.suggest(trained[0], empty, rows=0)
 

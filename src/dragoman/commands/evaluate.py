@@ -196,14 +196,19 @@ def evaluate_outputs(
 
     Raises: DataError, when a file cannot be read, or the files differ in their number of lines.
     """
-    check_sections(as_settings(settings), "an evaluation of outputs", ("evaluation",))
+    typed = as_settings(settings)
+    check_sections(typed, "an evaluation of outputs", ("evaluation",))
+    if "repeated_sources" in typed.evaluation.model_fields_set:
+        raise SettingsError(
+            "evaluation.repeated_sources: each line of a file of outputs is a row; leave it out"
+        )
     given = [references] if isinstance(references, str | Path) else references
     rows = read_outputs(
         find_file(hypotheses),
         [*map(find_file, given)],
         None if sources is None else find_file(sources),
     )
-    evaluation = evaluate_rows(rows, as_settings(settings).evaluation)
+    evaluation = evaluate_rows(rows, typed.evaluation)
     if out is not None:
         write_evaluation(Path(out), evaluation)
         evaluation = replace(evaluation, folder=Path(out))

@@ -427,19 +427,20 @@ def _find_nearest(out: Path) -> Path:
     return next(path for path in out.absolute().parents if path.exists())
 
 
-def check_folders(out: Path, overwrite: bool) -> tuple[Path, Path]:
+def check_folders(out: Path, overwrite: bool, *, trains: bool = True) -> tuple[Path, Path]:
     """Return the model folder, and the folder for checkpoints and logs; touch neither."""
     out, folder = name_folders(out)
+    if out.exists() and not is_model_folder(out):
+        raise ModelFolderError(
+            f"{out}: already there, and not a model folder, which --overwrite would replace; choose "
+            "another --out"
+        )
     existing = [path for path in (out, folder) if path.exists()]
     if existing and not overwrite:
-        resume = ", resume with --resume auto" if folder in existing else ""
+        resume = ", resume with --resume auto" if trains and folder in existing else ""
         raise ModelFolderError(
             f"{' and '.join(map(str, existing))}: already there; choose another --out{resume}, or "
             "replace it with --overwrite"
-        )
-    if out.exists() and not is_model_folder(out):
-        raise ModelFolderError(
-            f"{out}: not a model folder, so --overwrite leaves it alone; choose another --out"
         )
     return out, folder
 

@@ -46,7 +46,7 @@ def import_model(
     check_sections(typed, "an import", ("data", "decoding"))
     if program not in get_args(Program):
         raise SettingsError(f"--from {program}: give {', '.join(get_args(Program))}")
-    check_folders(out, overwrite)
+    check_folders(out, overwrite, trains=False)
     pairs = list(read_pairs(check, typed.data))
     model_folder = read_model(folder, program, typed)
     parts = (model_folder.settings.model, model_folder.tokenizer, model_folder.weights)

@@ -16,6 +16,7 @@ from dragoman.errors import DataError, SettingsError
 from dragoman.evaluation.confidence import round_confidence
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import Source, join_features, read_sources
+from dragoman.reading.url_files import find_file
 from dragoman.settings import DataSettings, DecodingSettings
 from dragoman.storage import explain_failed_write, staged_file
 
@@ -70,7 +71,7 @@ def suggest(
     trained = model.model_folders[0].settings.data  # the columns may have other names than these
     labelled = data.model_copy(update={"features": model.feature_labels})
     found = dict[tuple[str, tuple[str, ...]], Suggestion]()
-    read = read_sources(unlabelled, data, labels=model.feature_labels, report=report)
+    read = read_sources(find_file(unlabelled), data, labels=model.feature_labels, report=report)
     for row, best_first in model.predict_rows(read):
         if not isinstance(row, Source) or not best_first:
             unusable.append(row.line)

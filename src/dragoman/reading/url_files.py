@@ -25,7 +25,13 @@ def is_url(name: object) -> bool:
 
 
 def find_file(name: str | Path) -> Path:
-    """Return the file with this name; of a URL, see `copy_files`, the copy."""
+    """Return the file with this name; of a URL, see `copy_files`, the copy.
+
+    Raises: DataError, when it is no name, such as a list of texts.
+    """
+    if not isinstance(name, str | Path):
+        found = type(name).__name__
+        raise DataError(f"expected the name of a file, found {found}; write the texts into a file")
     return copy_files(str(name))[0] if is_url(name) else Path(name)
 
 

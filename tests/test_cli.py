@@ -554,7 +554,7 @@ def test_fit_without_pairs_or_with_resume_and_overwrite_is_an_error(tmp_path):
     assert "give PAIRS" in fails("fit")
     assert "leave out --overwrite" in fails("fit", "--resume", "--overwrite")
     message = fails("fit", "--resume", "--out", tmp_path / "model")
-    assert "no usable checkpoint; start from scratch" in message
+    assert "there is no run to resume; leave out --resume" in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -251,7 +251,7 @@ def test_fewer_steps_than_were_done_are_refused(whole, tmp_path):
 def test_auto_starts_a_new_run_and_leaves_a_complete_one_alone(tmp_path):
     pairs, out = write_pairs(tmp_path / "pairs.tsv", 200), tmp_path / "model"
     brief = settings("--training.max_steps", "2")
-    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+    with pytest.raises(CheckpointError, match="there is no run to resume"):
         fit(pairs, out, brief, resume="must", console=quiet_console())
     with pytest.raises(CheckpointError, match="give PAIRS"):
         fit((), out, brief, resume="auto", console=quiet_console())
@@ -288,10 +288,11 @@ def test_a_run_stopped_early_is_complete(tmp_path):
     (tmp_path / "pairs.tsv").write_text(words)
     # A learning rate of next to nothing: no score is better than the first.
     still = ["--optimization.learning_rate", "1e-12", "--training.valid_every", "1"]
-    out = tmp_path / "model"
-    fit(tmp_path / "pairs.tsv", out, settings(*still), console=quiet_console())
+    out, console = tmp_path / "model", quiet_console()
+    fit(tmp_path / "pairs.tsv", out, settings(*still), console=console)
     steps = ModelFolder.read(out).metrics["num_steps"]
     assert steps < STEPS
+    assert f"ends after step {steps} of {STEPS}: no better score" in console.file.getvalue()
     shutil.rmtree(out)
     fit((), out, resume="must", console=quiet_console())
     assert ModelFolder.read(out).metrics["num_steps"] == steps

@@ -217,9 +217,11 @@ def _find_resume_point(folder: Path, resume: Resume, context: RunContext) -> Res
     for message in damaged:
         context.report(f"warning: {message}")
     if found is None and (resume == "must" or damaged):
-        raise CheckpointError(
-            f"{folder}: no usable checkpoint; start from scratch with --overwrite"
-        )
+        if folder.exists():
+            reason = "no usable checkpoint; start from scratch with --overwrite"
+        else:
+            reason = "there is no run to resume; leave out --resume, or correct --out"
+        raise CheckpointError(f"{folder}: {reason}")
     return found
 
 
@@ -280,6 +282,12 @@ def train_run(run: Run, loggers: Sequence[Logger] = ()) -> None:
         if isinstance(end.__context__, Stopped):
             raise end.__context__ from None
         raise
+    early, step = trainer.early_stopping_callback, trainer.global_step
+    if early is not None and early.wait_count >= early.patience and ranks.rank == 0:
+        run.context.report(
+            f"training ends after step {step:,} of {settings.training.max_steps:,}: no better score "
+            f"(training.patience {early.patience})"
+        )
 
 
 @contextmanager

@@ -283,13 +283,19 @@ def merge_for_start(typed: Settings, trained: Settings) -> Settings:
     """Return the typed settings of a run that starts from a trained model, with those that it fixes.
 
     Held-out fractions are among them, so that no pair of its training becomes one to validate on.
+    A teacher whose probabilities are learned fixes the same, except the sizes.
 
     Raises: SettingsError, when typed ones are not those of its weights and tokens; names each.
     """
+    known, remedy = f"the model to start from, {typed.training.start_from}", "train without --from"
+    sections: tuple[str, ...] = ("model.", "tokenizer.")
+    if not typed.training.start_from:
+        known, remedy = f"the teacher, {typed.token_teacher}", "set optimization.distillation 0"
+        sections = ("tokenizer.",)
     values = {
         name: value
         for name, value in flatten_settings(trained).items()
-        if name.startswith(("model.", "tokenizer.")) or name.removeprefix("data.") in _OF_START
+        if name.startswith(sections) or name.removeprefix("data.") in _OF_START
     }
     given, may_differ = dict(list_set_values(typed)), ("model.dropout", "tokenizer.training_rows")
     if not trained.data.features:
@@ -297,8 +303,7 @@ def merge_for_start(typed: Settings, trained: Settings) -> Settings:
     if trained.data.records == "auto":
         values["data.records"] = "text"  # it learned targets as written
     errors = [
-        f"--{name}: {given[name]!r}, but the model to start from, {typed.training.start_from}, has "
-        f"{value!r}; leave it out, or train from scratch, without --from"
+        f"--{name}: {given[name]!r}, but {known}, has {value!r}; leave it out, or {remedy}"
         for name, value in values.items()
         if given.get(name, value) != value and name not in may_differ
         # A model without tags can get some.

@@ -222,6 +222,8 @@ class OptimizationSettings(Section):
     """AdamW beta2."""
     label_smoothing: Fraction = 0.1
     """Label smoothing: probability spread evenly over the vocabulary."""
+    distillation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Weight of the probabilities of training.teacher for the tokens of each target, beside the target itself; 0: only the teacher's outputs are learned. The model then has the teacher's tokenizers, and each step also computes the teacher, all models of an ensemble."""
     guided_attention: Annotated[float, Field(ge=0.0)] = 1.0
     """Of records that point (tokenizer.pointers): weight of the loss that tells one head of the cross-attention where the next word stands; 0: none."""
     subword_dropout: Fraction = 0.0
@@ -405,3 +407,8 @@ class Settings(Section):
     training: TrainingSettings = TrainingSettings()
     decoding: DecodingSettings = DecodingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def token_teacher(self) -> str:
+        """The teacher whose probabilities are learned, too; "": none."""
+        return self.training.teacher if self.optimization.distillation else ""

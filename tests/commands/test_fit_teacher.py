@@ -11,7 +11,8 @@ from dragoman.cli import main
 from dragoman.commands.fit import dry_run, fit
 from dragoman.commands.fit_teacher import hold_out_as, split_as, teach
 from dragoman.data.run_data import RunData
-from dragoman.errors import SettingsError
+from dragoman.errors import CheckpointError, SettingsError
+from dragoman.model_folder.folder import ModelFolder, SeedIndex
 from dragoman.presets import choose_settings
 from dragoman.reading.pairs import Pair, read_pairs
 from dragoman.reading.statistics import collect_statistics
@@ -21,6 +22,8 @@ from dragoman.training.ranks import Ranks
 from dragoman.training.run_context import RunContext, StartTimer
 from processes import start_until
 from runs import WORDS, results_of, settings
+
+LEARN = ("--optimization.distillation", "0.5")
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +146,48 @@ def test_a_killed_run_resumes_without_its_teacher(trained, tmp_path):
     fit((), tmp_path / "model", resume="must", console=console)
     assert "teacher: not compared" in console.file.getvalue()
     assert results_of(tmp_path / "model") == results_of(tmp_path / "whole")
+
+
+def test_a_student_of_probabilities_reads_as_its_teacher_and_resumes_bit_exactly(trained, tmp_path):
+    pairs, teacher = tmp_path / "pairs.tsv", tmp_path / "teacher"
+    words = [word for word in make_words(300) if "h" not in word]  # the teacher knows it
+    pairs.write_text("".join(f"{word}\t{word.upper()}\n" for word in words))
+    for seed in (1, 2):
+        shutil.copytree(trained[0], teacher / f"seed-{seed}")
+    SeedIndex(seeds=(1, 2)).write(teacher)
+    typed = settings(*LEARN, "--training.teacher", str(teacher))
+    fit(pairs, tmp_path / "whole", typed, console=quiet_console())
+    whole = ModelFolder.read(tmp_path / "whole")
+    assert whole.tokenizer.to_dict() == trained[1].tokenizer.to_dict()
+    assert "on its probabilities (weight 0.5)" in whole.card
+    assert str(teacher / "seed-2" / "model.safetensors") in whole.metrics["data"]["sha256"]
+    fit(pairs, tmp_path / "outputs", settings(), teacher=teacher, console=quiet_console())
+    assert results_of(tmp_path / "whole")[0] != results_of(tmp_path / "outputs")[0]
+    for name in ("model", "other"):
+        shutil.copytree(tmp_path / "whole.training", tmp_path / f"{name}.training")
+        first, *later = sorted((tmp_path / f"{name}.training/checkpoints").glob("step-*.ckpt"))
+        for path in later:
+            path.unlink()
+        assert first.name != "step-14.ckpt"
+    fit((), tmp_path / "model", resume="must", console=quiet_console())
+    assert results_of(tmp_path / "model")[0] == results_of(tmp_path / "whole")[0]
+    shutil.copy(tmp_path / "model/model.safetensors", teacher / "seed-2")
+    with pytest.raises(CheckpointError, match="seed-2: not the teacher with which the run started"):
+        fit((), tmp_path / "other", resume="must", console=quiet_console())
+
+
+def test_probabilities_need_a_teacher_with_the_tokens_of_the_pairs(trained, tmp_path):
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("".join(f"{word}ŋ\t{word.upper()}Ŋ\n" for word in make_words(30)))
+
+    def refuse(match, *words, teacher=str(trained[0])):
+        with pytest.raises(SettingsError, match=match):
+            fit(pairs, tmp_path / "model", settings(*LEARN, *words), teacher=teacher,
+                console=quiet_console())  # fmt: skip
+
+    refuse("it lacks Ŋ ŋ: leave out rows")
+    refuse("kind: 'bpe', but the teacher.* has 'characters'", "--tokenizer.source.kind", "bpe")
+    refuse("it needs --teacher", teacher="")
 
 
 def test_a_dry_run_predicts_nothing(trained, tmp_path):

@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from conftest import BOS, EOS, pad_right, random_ids
 from dragoman.model import loss
-from dragoman.model.loss import sum_cross_entropy, sum_losses
+from dragoman.model.loss import Distillation, SoftLabels, sum_cross_entropy, sum_losses
 from dragoman.model.transformer import Transformer
 
 
@@ -50,6 +52,19 @@ def test_padding_changes_no_sum_and_no_gradient(extra, smoothing):
     torch.testing.assert_close(padded_gradients, gradients, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+def test_a_model_equal_to_its_teacher_has_nothing_to_learn_from_it(implementation):
+    torch.manual_seed(0)
+    network = Transformer(20, 16, 2, 1, 32, dropout=0.0).double()
+    distillation = Distillation(teachers=(deepcopy(network),), weight=1.0)
+    ids = random_ids(3, 5, 20), targets(3, 4)
+    sums = sum_losses(network, *ids, 0.1, implementation, distillation=distillation)
+    sums.loss.backward()
+    assert sums.loss > 1.0  # the entropy of the teacher
+    assert sums.nll == sum_losses(network, *ids, implementation=implementation).nll
+    assert all(parameter.grad.abs().max() < 1e-6 for parameter in network.parameters())
+
+
 def test_a_batch_of_padding_has_a_loss_of_zero():
     model = Transformer(20, 16, 2, 1, 32)
     sums = sum_losses(model, random_ids(2, 5, 20), torch.zeros(2, 4, dtype=torch.long), 0.1)
@@ -81,16 +96,25 @@ def take(loss, leaves):
     pad_id=st.sampled_from([None, 0, 1]),
     held=st.integers(1, 100),
     most_rows=st.integers(1, 10),
+    num_teachers=st.integers(0, 2),
+    share=st.sampled_from([0.3, 1.0]),
 )
 def test_sums_and_gradients_are_those_of_torch(
-    num_rows, vocab_size, label_smoothing, has_bias, pad_id, held, most_rows
+    num_rows, vocab_size, label_smoothing, has_bias, pad_id, held, most_rows, num_teachers, share
 ):
     (states, weight, bias), labels = make(num_rows, 5, vocab_size, torch.float32)
+    teachers = [tuple(make(num_rows, 3, vocab_size, torch.float32, seed)[0]) for seed in (1, 2)]
     leaves = [states, weight, bias] if has_bias else [states, weight]
     given_bias = bias if has_bias else None
     logits = F.linear(states, weight, given_bias)[:, :vocab_size]
     how = {"reduction": "sum", "ignore_index": -1 if pad_id is None else pad_id}
     expected = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, **how)
+    soft_labels = SoftLabels(teachers[:num_teachers], share) if num_teachers else None
+    if soft_labels:
+        probs = [F.linear(*one)[:, :vocab_size].softmax(1) for one in soft_labels.teachers]
+        logs = logits.log_softmax(1)[labels != how["ignore_index"]]
+        mean = sum(probs)[labels != how["ignore_index"]] / num_teachers
+        expected = (1 - share) * expected - share * (mean.detach() * logs).sum()
     with pytest.MonkeyPatch.context() as patch:  # pieces of any size give the same
         patch.setattr(loss, "_CHUNK_LOGITS", {"cpu": held, "other": held})
         patch.setattr(loss, "_MIN_CHUNK_ROWS", 1)
@@ -98,6 +122,7 @@ def test_sums_and_gradients_are_those_of_torch(
         sums = sum_cross_entropy(
             states, weight, given_bias, labels,
             vocab_size=vocab_size, pad_id=pad_id, label_smoothing=label_smoothing,
+            soft_labels=soft_labels,
         )  # fmt: skip
     torch.testing.assert_close(sums.loss, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(

@@ -1,10 +1,17 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from conftest import BOS, EOS, pad_right, random_ids
 from dragoman.data.dataset import Batch
-from dragoman.model.loss import Guidance, sum_losses, sum_losses_by_microbatches
+from dragoman.model.loss import (
+    Distillation,
+    Guidance,
+    sum_losses,
+    sum_losses_by_microbatches,
+)
 from dragoman.model.transformer import Transformer
 
 
@@ -47,16 +54,30 @@ def join(batches):
     ]
 
 
-@pytest.mark.parametrize("guidance", [None, Guidance(first=10, stop=20, weight=0.5)])
+def make_teachers(network):
+    """Two models of other sizes, one with one matrix for embedding and output."""
+    target_vocab_size = network.target_vocab_size
+    return tuple(
+        Transformer(
+            30, 24, 2, 1, 48, target_vocab_size=target_vocab_size, positions="rotary", **one
+        )
+        for one in ({"tie_embeddings": True}, {"tie_embeddings": False, "norm_first": False})
+    )
+
+
+@pytest.mark.parametrize("extra", ["none", "guidance", "distillation"])
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
-def test_microbatches_give_the_sums_and_gradients_of_the_batch(network, implementation, guidance):
+def test_microbatches_give_the_sums_and_gradients_of_the_batch(network, implementation, extra):
+    extras = {
+        "none": {},
+        "guidance": {"guidance": Guidance(first=10, stop=20, weight=0.5)},
+        "distillation": {"distillation": Distillation(teachers=make_teachers(network), weight=0.6)},
+    }[extra]
     found, gradients = take(
-        network,
-        lambda: sum_losses_by_microbatches(network, MICROBATCHES, 0.1, guidance=guidance),
+        network, lambda: sum_losses_by_microbatches(network, MICROBATCHES, 0.1, **extras)
     )
     expected, wanted = take(
-        network,
-        lambda: sum_losses(network, *join(MICROBATCHES), 0.1, implementation, guidance=guidance),
+        network, lambda: sum_losses(network, *join(MICROBATCHES), 0.1, implementation, **extras)
     )
     for name in ("loss", "nll", "num_correct", "num_tokens"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
@@ -90,12 +111,14 @@ def test_guided_attention_learns_where_an_id_stands_in_the_source():
 def test_one_thread_and_two_give_the_same_bits():
     torch.manual_seed(0)
     network = Transformer(23, 32, 4, 2, 64, dropout=0.3).train()
+    taught = Distillation(teachers=(Transformer(23, 32, 4, 2, 64, dropout=0.3),), weight=0.5)
 
     def run(threads):
         torch.manual_seed(5)
         torch.set_num_threads(threads)
+        compute = partial(sum_losses_by_microbatches, network, MICROBATCHES, distillation=taught)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return take(network, lambda: sum_losses_by_microbatches(network, MICROBATCHES, 0.1))
+            return take(network, compute)
 
     (one, by_one), (two, by_two), (again, by_again) = run(1), run(2), run(2)
     assert one.loss == two.loss == again.loss

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import lightning as pl
@@ -8,6 +9,7 @@ import torch
 
 from conftest import BOS, EOS, random_ids
 from dragoman.data.dataset import Batch, pad
+from dragoman.errors import SettingsError
 from dragoman.model.transformer import Transformer
 from dragoman.settings import OptimizationSettings
 from dragoman.training.module import TransformerTraining
@@ -47,12 +49,12 @@ def make_batches(size):
     ]
 
 
-def make_module(**changes):
+def make_module(teachers=(), **changes):
     torch.manual_seed(0)
     network = Transformer(20, 16, 2, 1, 32, dropout=0.0)
     # SGD-like: with Adam's first step every size of gradient looks alike.
     settings = OptimizationSettings(schedule="constant", warmup_steps=0, clip_norm=0.0)
-    return TransformerTraining(network, settings.model_copy(update=changes))
+    return TransformerTraining(network, settings.model_copy(update=changes), teachers=teachers)
 
 
 class SgdTraining(TransformerTraining):
@@ -104,6 +106,34 @@ def test_a_step_uses_the_mean_over_tokens(tmp_path):
     ).fit(module, Batches([batch]))  # fmt: skip
     for updated, parameter in zip(module.network.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(updated, parameter - 0.5 * parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_teachers_are_no_part_of_the_model_that_learns(tmp_path):
+    teacher = Transformer(20, 24, 2, 1, 32)
+    before, alone = deepcopy(teacher.state_dict()), make_module()
+    module = make_module([teacher], distillation=0.5)
+    assert module.state_dict().keys() == alone.state_dict().keys()
+    assert len([*module.parameters()]) == len([*alone.parameters()])
+    assert deepcopy(module).distillation.teachers[0] is teacher
+    for one in (module, alone):
+        pl.Trainer(
+            accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        ).fit(one, Batches(make_batches(32)))  # fmt: skip
+    assert not torch.equal(
+        module.network.source_embedding.weight, alone.network.source_embedding.weight
+    )
+    assert not teacher.training
+    torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "weight", "found"),
+    [([], 0.5, "0.5 with 0"), ([20], 0.0, "0 with 1"), ([20, 23], 0.5, r"\[23, 23, 0, 1, 2\]")],
+)
+def test_teachers_without_a_weight_or_with_other_ids_are_refused(teachers, weight, found):
+    with pytest.raises(SettingsError, match=f"optimization.distillation: .*{found}"):
+        make_module([Transformer(size, 16, 2, 1, 32) for size in teachers], distillation=weight)
 
 
 TWO_RANKS = """

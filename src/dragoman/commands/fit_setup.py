@@ -26,13 +26,15 @@ from dragoman.errors import (
     is_out_of_memory,
     shorten,
 )
-from dragoman.model.building import build_network, count_at_least, start_network
+from dragoman.model.building import build_network, count_at_least, load_network, start_network
 from dragoman.model.transformer import Transformer
 from dragoman.model_folder.folder import (
+    WEIGHTS,
     ModelFolder,
     find_constraint_errors,
     find_start,
     is_model_folder,
+    list_models,
     read_models,
     sweep_model_folder,
 )
@@ -109,7 +111,8 @@ def start_run(
     """
     _check_settings(settings)
     settings, start = find_start(settings)
-    others = {settings.training.start_from: start.settings} if start else {}
+    started = start if settings.training.start_from else None  # `start` may be the teacher
+    others = {settings.training.start_from: started.settings} if started else {}
     if teacher := settings.training.teacher:
         others[teacher] = read_models(Path(teacher))[0].settings
         settings = hold_out_as(others[teacher], settings)
@@ -159,9 +162,9 @@ def start_run(
         if resolved.training.max_minutes:
             run, message = _fill_time(run, record)
             messages.append(message)
-        if start:
-            start_network(run.module.network, data.tokenizer, start)
-            messages += _describe_start(run, start)
+        if started:
+            start_network(run.module.network, data.tokenizer, started)
+            messages += _describe_start(run, started)
         for name, known in others.items():
             messages += _warn_of_known(run, name, known.data)
         _report(run, messages, f"{precision} on {name_device(device_type)}: {why}")
@@ -495,6 +498,10 @@ def _check_settings(settings: Settings, typed: Container[str] = ()) -> None:
         faults.append("--unlabelled: these sources need --teacher, which gives them targets")
     if settings.training.teacher and settings.training.num_nodes > 1:
         faults.append("--teacher: with several machines, write its outputs by predict first")
+    if settings.optimization.distillation and not settings.training.teacher:
+        faults.append(
+            "--optimization.distillation: it needs --teacher, whose probabilities it takes"
+        )
     if faults:
         raise SettingsError.gather(faults)
 
@@ -522,6 +529,7 @@ def _assemble(
         micro_batch_tokens=plan_micro_batches(training, ranks.num_threads),
         scoring=choose_text_scores(settings, texts),
         guided_ids=data.tokenizer.numbers,
+        teachers=tuple(_load_teachers(record, data.tokenizer)),
     )
     context.timer.mark("network")
     if ranks.rank > 0:  # the same weights, but another dropout
@@ -571,6 +579,33 @@ def _build(settings: Settings, tokenizer: PairTokenizer) -> Transformer:
         if is_out_of_memory(error):
             raise too_large from error
         raise
+
+
+def _load_teachers(record: RunRecord, tokenizer: PairTokenizer) -> Iterator[Transformer]:
+    """Yield the networks of the teacher whose probabilities are learned, if any.
+
+    Raises:
+        CheckpointError: They are not those with which the run started.
+        SettingsError: They have other tokens than `tokenizer`.
+    """
+    if not (teacher := record.settings.token_teacher):
+        return
+    for path, model in zip(list_models(Path(teacher)), read_models(Path(teacher)), strict=True):
+        if record.sha256.get(str(path / WEIGHTS)) != sha256(path / WEIGHTS):
+            raise CheckpointError(
+                f"{path}: not the teacher with which the run started; put that back, or start from "
+                "scratch with --overwrite"
+            )
+        if model.tokenizer.to_dict() != tokenizer.to_dict():
+            names, known = (
+                {*one.source_names(), *one.target_names()} for one in (tokenizer, model.tokenizer)
+            )
+            raise SettingsError(
+                f"--optimization.distillation: the teacher {path} has other tokens than these pairs; "
+                f"it lacks {shorten(' '.join(sorted(names - known)), 60) or 'none'}: leave out rows "
+                "that have these, or train a teacher with them, or set distillation 0"
+            )
+        yield load_network(model.settings.model, model.tokenizer, model.weights)
 
 
 def _report(run: Run, messages: Sequence[str], precision: str) -> None:

@@ -1,7 +1,8 @@
 """`fit --teacher`: the outputs of a trained model, as more pairs to train on (distillation).
 
 The teacher predicts the training sources, and those of data.unlabelled, into `{out}.teacher/`. That
-is done once, and resumed if it was interrupted. Then the run is like any other.
+is done once, and resumed if it was interrupted. Then the run is like any other; its loss may learn
+the teacher's probabilities, too (`Distillation` in model/loss.py).
 
 Source: Kim and Rush 2016 (sequence-level knowledge distillation).
 """

@@ -246,8 +246,10 @@ def _check_space(space: Space, typed: Mapping[str, Any]) -> None:
             errors += _find_errors(name, values)
         else:
             errors.append(f"space: {name}: give a list of values, or low, high and log")
-    if typed.get("training.teacher"):
-        errors.append("--teacher: a search trains without it; leave it out")
+    if typed.get("training.teacher") or "optimization.distillation" in {*typed, *space}:
+        errors.append(
+            "--teacher, optimization.distillation: a search trains without; leave them out"
+        )
     errors += [
         f"--{name}: a search trains on one device; leave it out"
         for name in ("training.devices", "training.num_nodes", "training.strategy")

@@ -43,7 +43,7 @@ from dragoman.data.preparation import (
     write_text,
 )
 from dragoman.errors import DataError, ModelFolderError, SettingsError
-from dragoman.model_folder.folder import WEIGHTS, ModelFolder
+from dragoman.model_folder.folder import WEIGHTS, ModelFolder, list_models
 from dragoman.reading.pairs import (
     Pair,
     Part,
@@ -179,9 +179,9 @@ class RunData:
         data._files = {split: list_files(files) for split, files in data._files.items()}
         data._digests = data._digest_files()
         data.sha256 = {name: digest for files in data._digests.values() for name, digest in files}
-        if start:
-            weights = Path(settings.training.start_from) / WEIGHTS
-            data.sha256[str(weights)] = sha256(weights)
+        known = [Path(one) for one in (settings.training.start_from, settings.token_teacher) if one]
+        for model in chain.from_iterable(map(list_models, known)):
+            data.sha256[str(model / WEIGHTS)] = sha256(model / WEIGHTS)
         is_cached = data._digests and not settings.training.teacher
         data._cache = Cache.open(settings.data.cache) if is_cached else None
         if data._cache:

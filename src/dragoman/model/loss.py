@@ -14,11 +14,12 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
@@ -37,6 +38,9 @@ from dragoman.model.transformer import Transformer
 
 Implementation = Literal["fused", "reference"]
 Found = TypeVar("Found")
+Projection = tuple[Tensor, Tensor, Tensor | None]
+"""States (N, D), and weight (R, D) and bias (R,) of the output layer, which make them logits."""
+_Soft = Float[Tensor, "n R"] | None
 
 _GUIDED_LAYER = -2  # the last but one, as in the paper; of one layer, that
 _IGNORED = -100
@@ -53,7 +57,9 @@ _BLOCK_ROWS = 4096
 class LossSums:
     """Sums over the labelled tokens of a batch: scalar tensors on the model's device."""
 
-    loss: Float[Tensor, ""]  # the objective: label-smoothed cross-entropy in nats, and guidance
+    loss: Float[
+        Tensor, ""
+    ]  # the objective, in nats: smoothed, distilled cross-entropy, and guidance
     nll: Float[Tensor, ""]  # cross-entropy without smoothing in nats, for perplexity
     num_correct: Int[Tensor, ""]  # tokens whose label has the highest logit; ties count
     num_tokens: Int[Tensor, ""]
@@ -74,6 +80,33 @@ class Guidance:
     weight: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Distillation of tokens: the model learns how probable `teachers` find each token at a position.
+
+    `weight` of the label there is the mean of their probabilities, given the same ids; the rest is
+    the label of the pair. They are frozen, in evaluation, and no part of the model that learns.
+    Source: Hinton et al. 2015, section 2; Kim and Rush 2016 (arXiv 1606.07947), section 3.1.
+    """
+
+    teachers: tuple[Transformer, ...]  # with the vocabularies of the model
+    weight: float
+    layers: tuple[Layers, ...] = ()  # of the teachers, for a step: see `prepare`
+
+    def __post_init__(self) -> None:
+        for teacher in self.teachers:
+            teacher.eval().requires_grad_(False)
+
+    def __deepcopy__(self, memo: object) -> "Distillation":
+        """Return it: the average of the weights, a copy of the model, needs no more teachers."""
+        return self
+
+    def prepare(self, dtype: torch.dtype, *, is_cpu_training: bool = False) -> "Distillation":
+        """Return it with the layers of the teachers, cast once for all micro-batches."""
+        make = partial(make_layers, dropout=Dropout(0.0), is_cpu_training=is_cpu_training)
+        return replace(self, layers=tuple(make(one, Weights(dtype)) for one in self.teachers))
+
+
 def sum_losses(
     model: Transformer,
     source_ids: Int[Tensor, "B S"],
@@ -82,6 +115,7 @@ def sum_losses(
     implementation: Implementation = "fused",
     *,
     guidance: Guidance | None = None,
+    distillation: Distillation | None = None,
 ) -> LossSums:
     """Return the sums over all tokens of `target_ids` (begin, tokens, end, padding) but the first.
 
@@ -89,11 +123,16 @@ def sum_losses(
     the same function.
     """
     if implementation == "reference":
-        return _sum_by_reference(model, source_ids, target_ids, label_smoothing, guidance)
+        return _sum_by_reference(
+            model, source_ids, target_ids, label_smoothing, guidance, distillation
+        )
     weights = Weights(find_dtype(model))
     with torch.autocast(source_ids.device.type, enabled=False):
         layers = make_layers(model, weights, draw_dropout(model))
-        return sum_losses_of_layers(layers, source_ids, target_ids, label_smoothing, guidance)
+        taught = distillation and distillation.prepare(weights.dtype)
+        return sum_losses_of_layers(
+            layers, source_ids, target_ids, label_smoothing, guidance, taught
+        )
 
 
 def find_dtype(model: Transformer) -> torch.dtype:
@@ -114,9 +153,13 @@ def sum_losses_of_layers(
     target_ids: Int[Tensor, "B T"],
     label_smoothing: float,
     guidance: Guidance | None = None,
+    distillation: Distillation | None = None,
 ) -> LossSums:
-    """Return the sums of `sum_losses`, given the layers over some weights; without autocast."""
-    model, weights = layers.model, layers.weights
+    """Return the sums of `sum_losses`, given the layers over some weights; without autocast.
+
+    `distillation`: prepared.
+    """
+    model = layers.model
     queries = list[Tensor]()
     if guidance is not None:
         layers = _record_queries(layers, queries)
@@ -124,18 +167,19 @@ def sum_losses_of_layers(
     states = decode(layers, target_ids[:, :-1], cache).flatten(0, 1)  # (B, T, D) -> (N, D)
     labels = target_ids[:, 1:].flatten()
     pad_id: int | None = model.pad_id
+    kept: Bool[Tensor, " M"] | slice = slice(None)
     if states.device.type == "cpu":  # on a GPU, the selection would wait for the number of tokens
-        has_label = labels != pad_id
-        states, labels, pad_id = states[has_label], labels[has_label], None
-    output = model.target_embedding if model.output is None else model.output
+        kept, pad_id = labels.ne(model.pad_id), None
+    soft_labels = None
+    if distillation is not None:
+        soft_labels = _find_soft_labels(distillation, source_ids, target_ids, kept)
     sums = sum_cross_entropy(
-        states.to(weights.dtype),
-        weights.matmul_weight(output.weight),
-        None if model.output is None else weights.matmul_weight(model.output.bias),
-        labels,
+        *_find_projection(layers, states[kept]),
+        labels[kept],
         pad_id=pad_id,
         vocab_size=model.target_vocab_size,
         label_smoothing=label_smoothing,
+        soft_labels=soft_labels,
     )
     if guidance is None:
         return sums
@@ -144,6 +188,31 @@ def sum_losses_of_layers(
         guidance, model, queries[0], key, cache.source_mask, source_ids, target_ids
     )
     return replace(sums, loss=sums.loss + guided)
+
+
+def _find_projection(layers: Layers, states: Float[Tensor, "N D"]) -> Projection:
+    """Return what gives the logits of `states`, in the dtype of products."""
+    model, weights = layers.model, layers.weights
+    output = model.target_embedding if model.output is None else model.output
+    return (
+        states.to(weights.dtype),
+        weights.matmul_weight(output.weight),
+        None if model.output is None else weights.matmul_weight(model.output.bias),
+    )
+
+
+def _find_soft_labels(
+    distillation: Distillation,
+    source_ids: Int[Tensor, "B S"],
+    target_ids: Int[Tensor, "B T"],
+    kept: Bool[Tensor, " M"] | slice,
+) -> "SoftLabels":
+    found = list[Projection]()
+    for layers in distillation.layers:
+        cache = start_decoder(layers, encode(layers, source_ids))
+        states = decode(layers, target_ids[:, :-1], cache).flatten(0, 1)  # (B, T, D) -> (M, D)
+        found.append(_find_projection(layers, states[kept]))
+    return SoftLabels(found, distillation.weight)
 
 
 def _find_guided(num_layers: int) -> int:
@@ -193,6 +262,7 @@ def _sum_by_reference(
     target_ids: Int[Tensor, "B T"],
     label_smoothing: float,
     guidance: Guidance | None,
+    distillation: Distillation | None,
 ) -> LossSums:
     """Return the sums as computed by torch's own modules and functions."""
     memory = model.encode(source_ids)
@@ -205,6 +275,12 @@ def _sum_by_reference(
     has_label = labels != model.pad_id
     logits, labels = model.project(states[has_label]).float(), labels[has_label]
     loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+    if distillation is not None:
+        teachers, weight = distillation.teachers, distillation.weight
+        found = [one.decode(target_ids[:, :-1], one.encode(source_ids)) for one in teachers]
+        probs = torch.stack([one[has_label].float().softmax(dim=-1) for one in found]).mean(dim=0)
+        taught = F.cross_entropy(logits, probs, reduction="sum")
+        loss = (1.0 - weight) * loss + weight * taught
     if guidance is not None:
         weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
         query, key = (F.linear(given[i], weights[i], biases[i]) for i in (0, 1))
@@ -228,11 +304,13 @@ def sum_cross_entropy(
     vocab_size: int,
     pad_id: int | None = None,
     label_smoothing: float = 0.0,
+    soft_labels: "SoftLabels | None" = None,
 ) -> LossSums:
     """Return the sums of cross-entropy of the logits `states @ weight.T + bias` against `labels`.
 
-    With smoothing e, the label has weight 1 - e + e / V and every other token e / V. Products have
-    the dtype of `states`; softmax, logarithms and sums are float32.
+    With smoothing e, the label has weight 1 - e + e / V and every other token e / V. Of that,
+    `soft_labels` replace a part. Products have the dtype of `states`; softmax, logarithms and sums
+    are float32.
     Source: Szegedy et al. 2016, section 7.
 
     Args:
@@ -240,7 +318,8 @@ def sum_cross_entropy(
         pad_id: Rows with this label add nothing; None: all rows count.
     """
     loss, nll, num_correct = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        states, weight, bias, labels, _Rows(vocab_size, pad_id, label_smoothing)
+        *(states, weight, bias, labels),
+        _Rows(vocab_size, pad_id, label_smoothing, soft_labels),
     )
     if pad_id is None:
         num_tokens = torch.full((), labels.numel(), device=labels.device)
@@ -272,12 +351,14 @@ class _CrossEntropy(torch.autograd.Function):
             by_logits = states.new_empty(count if needs_grad else 0, len(weight))
             for first in range(0, count, chunk):
                 these = slice(start + first, start + min(first + chunk, count))
-                some = states[these]
-                logits = some @ weight.t() if bias is None else torch.addmm(bias, some, weight.t())
-                found, probs = rows.sum(logits, labels[these])
+                soft = rows.find_soft(these)
+                logits = _project(states[these], weight, bias)
+                found, probs = rows.sum(logits, labels[these], soft)
                 sums += found
                 if needs_grad:
-                    by_logits[first : first + chunk] = rows.differentiate(probs, labels[these])
+                    by_logits[first : first + chunk] = rows.differentiate(
+                        probs, labels[these], soft
+                    )
             if gradients is not None:
                 gradients.add(block, by_logits)
         ctx.gradients = gradients  # type: ignore[attr-defined]
@@ -293,6 +374,20 @@ class _CrossEntropy(torch.autograd.Function):
         return found.by_states * grads[0], found.by_weight * grads[0], by_bias, None, None
 
 
+def _project(
+    states: Float[Tensor, "n D"], weight: Float[Tensor, "R D"], bias: Float[Tensor, " R"] | None
+) -> Float[Tensor, "n R"]:
+    return states @ weight.t() if bias is None else torch.addmm(bias, states, weight.t())
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """`weight` of each label is the mean of the softmax of the projections of `teachers`."""
+
+    teachers: Sequence[Projection]
+    weight: float
+
+
 @dataclass(frozen=True)
 class _Rows:
     """The cross-entropy of a chunk of rows of logits, and its gradient."""
@@ -300,9 +395,27 @@ class _Rows:
     vocab_size: int
     pad_id: int | None
     label_smoothing: float
+    soft_labels: SoftLabels | None
+
+    @property
+    def hard(self) -> float:
+        """The weight of the labels of the pairs."""
+        return 1.0 if self.soft_labels is None else 1.0 - self.soft_labels.weight
+
+    def find_soft(self, rows: slice) -> _Soft:
+        """Return what `soft_labels` give for these rows, if there are any."""
+        if self.soft_labels is None:
+            return None
+        by_teacher = list[Tensor]()
+        for states, weight, bias in self.soft_labels.teachers:
+            logits = _project(states[rows], weight, bias).float()
+            logits[:, self.vocab_size :] = -torch.inf
+            by_teacher.append(logits.softmax(dim=1))
+        share = self.soft_labels.weight / len(by_teacher)
+        return reduce(torch.add, by_teacher).mul_(share)  # of one teacher, without a copy
 
     def sum(
-        self, logits: Float[Tensor, "n R"], labels: Int[Tensor, " n"]
+        self, logits: Float[Tensor, "n R"], labels: Int[Tensor, " n"], soft: _Soft
     ) -> tuple[Float[Tensor, " 3"], Float[Tensor, "n R"]]:
         """Return the sums of loss, nll and correct rows; and the probabilities."""
         wide, smoothing = logits.float(), self.label_smoothing
@@ -317,20 +430,25 @@ class _Rows:
         if smoothing > 0.0:
             uniform = log_sum - wide[:, : self.vocab_size].mean(dim=1, keepdim=True)
             loss = (1.0 - smoothing) * nll + smoothing * uniform
+        if soft is not None:
+            expected = (soft * wide)[:, : self.vocab_size].sum(dim=1, keepdim=True)
+            loss = self.hard * loss + (1.0 - self.hard) * log_sum - expected
         each = torch.cat((loss, nll, at_label >= highest), dim=1)  # (n, 3)
         if self.pad_id is not None:
             each = each.masked_fill((labels == self.pad_id)[:, None], 0.0)
         return each.sum(dim=0), probs
 
     def differentiate(
-        self, probs: Float[Tensor, "n R"], labels: Int[Tensor, " n"]
+        self, probs: Float[Tensor, "n R"], labels: Int[Tensor, " n"], soft: _Soft
     ) -> Float[Tensor, "n R"]:
         """Return the gradient of the loss by the logits, computed in place of `probs`."""
-        smoothing = self.label_smoothing
+        smoothing = self.hard * self.label_smoothing
         if smoothing > 0.0:
             probs[:, : self.vocab_size] -= smoothing / self.vocab_size
         at_label = labels[:, None]
-        probs.scatter_add_(1, at_label, probs.new_full(at_label.shape, smoothing - 1.0))
+        probs.scatter_add_(1, at_label, probs.new_full(at_label.shape, smoothing - self.hard))
+        if soft is not None:
+            probs -= soft
         if self.pad_id is not None:
             probs.masked_fill_((labels == self.pad_id)[:, None], 0.0)
         return probs
@@ -361,6 +479,7 @@ def sum_losses_by_microbatches(
     label_smoothing: float = 0.0,
     *,
     guidance: Guidance | None = None,
+    distillation: Distillation | None = None,
 ) -> LossSums:
     """Return the sums of `sum_losses` over all `microbatches`.
 
@@ -371,6 +490,7 @@ def sum_losses_by_microbatches(
     dropouts = [draw_dropout(model) for _ in microbatches]  # seeds in order
     scales = find_scales(model, dropouts[0].scale)
     cast = cast_weights(model, dtype, scales)
+    taught = distillation and distillation.prepare(dtype, is_cpu_training=True)
 
     sums = list[LossSums]()
 
@@ -378,7 +498,8 @@ def sum_losses_by_microbatches(
         leaves, batch = Leaves(dtype, cast), microbatches[number]
         layers = make_layers(model, leaves, dropouts[number], is_cpu_training=True)
         found = sum_losses_of_layers(
-            layers, batch.source_ids, batch.target_ids, label_smoothing, guidance
+            *(layers, batch.source_ids, batch.target_ids),
+            *(label_smoothing, guidance, taught),
         )
         return found, leaves.differentiate(found.loss)
 

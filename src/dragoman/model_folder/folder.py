@@ -258,13 +258,18 @@ def is_model_folder(path: Path) -> bool:
 def find_start(typed: Settings) -> tuple[Settings, ModelFolder | None]:
     """Return typed settings with those that training.start_from fixes, and that folder, if any.
 
+    Without it, those are fixed by the teacher whose probabilities are learned, if any.
+
     Raises:
         ModelFolderError: It is missing, incomplete or invalid.
         SettingsError: Typed settings contradict it.
     """
-    if not typed.training.start_from:
+    if typed.training.start_from:
+        folder = ModelFolder.read(Path(typed.training.start_from))
+    elif typed.token_teacher:
+        folder = read_models(Path(typed.token_teacher))[0]
+    else:
         return typed, None
-    folder = ModelFolder.read(Path(typed.training.start_from))
     return merge_for_start(typed, folder.settings), folder
 
 

@@ -22,6 +22,7 @@ from dragoman.decoding.search import search
 from dragoman.decoding.search_config import SearchConfig
 from dragoman.errors import SettingsError
 from dragoman.model.loss import (
+    Distillation,
     Guidance,
     Implementation,
     LossSums,
@@ -73,6 +74,9 @@ class TransformerTraining(lightning.LightningModule):
         scoring: Scores of texts, besides those of ids; None: there is no text.
         guided_ids: The first id of those whose place in the source guides the attention, and the
             first after them; see `Guidance`.
+        teachers: Trained models with the same ids, for optimization.distillation; see `Distillation`.
+
+    Raises: SettingsError, when there is only one of these two, or the ids differ.
     """
 
     def __init__(
@@ -87,12 +91,23 @@ class TransformerTraining(lightning.LightningModule):
         micro_batch_tokens: int | None = None,
         scoring: TextScoring | None = None,
         guided_ids: tuple[int, int] = (0, 0),
+        teachers: Sequence[Transformer] = (),
     ) -> None:
         super().__init__()
         self.network = network
         first, stop = guided_ids
         weight = optimization.guided_attention if first < stop else 0.0
         self.guidance = Guidance(first=first, stop=stop, weight=weight) if weight else None
+        names = ("source_vocab_size", "target_vocab_size", "pad_id", "bos_id", "eos_id")
+        own, *others = ([getattr(one, name) for name in names] for one in (network, *teachers))
+        if bool(teachers) != (optimization.distillation > 0.0) or any(one != own for one in others):
+            raise SettingsError(
+                f"optimization.distillation: {optimization.distillation:g} with {len(others)} teachers; "
+                f"above 0 it takes at least one, all with the ids of the network: {', '.join(names)} "
+                f"{own}, found {others}"
+            )
+        taught = Distillation(teachers=tuple(teachers), weight=optimization.distillation)
+        self.distillation = taught if teachers else None
         self.optimization = optimization
         self.decoding = decoding or DecodingSettings()
         self.max_steps = max_steps
@@ -149,10 +164,12 @@ class TransformerTraining(lightning.LightningModule):
             to_uncompiled(self)
 
     def on_fit_start(self) -> None:
-        """Reset the sums of an earlier validation or an interrupted step."""
+        """Reset the sums of an earlier validation or an interrupted step; move the teachers."""
         self._step_tokens.zero_()
         self._step_loss.zero_()
         self.train_metrics.reset()
+        for teacher in self.distillation.teachers if self.distillation else ():
+            teacher.to(self.device)
 
     def on_train_start(self) -> None:
         """Start to measure the time and the speed."""
@@ -178,7 +195,8 @@ class TransformerTraining(lightning.LightningModule):
         """Return the summed loss of the batch; `on_before_optimizer_step` makes it a mean."""
         batch = as_batch(batch)
         self.current_batch = _describe("training", batch)
-        sums = self._sum_losses(batch, self.optimization.label_smoothing, self.guidance)
+        smoothing = self.optimization.label_smoothing
+        sums = self._sum_losses(batch, smoothing, self.guidance, self.distillation)
         self._step_tokens += sums.num_tokens
         self._step_loss += sums.loss.detach()
         self.train_metrics.update(_drop_nonfinite(sums))
@@ -366,7 +384,11 @@ class TransformerTraining(lightning.LightningModule):
         }
 
     def _sum_losses(
-        self, batch: Batch, label_smoothing: float = 0.0, guidance: Guidance | None = None
+        self,
+        batch: Batch,
+        label_smoothing: float = 0.0,
+        guidance: Guidance | None = None,
+        distillation: Distillation | None = None,
     ) -> LossSums:
         on_cpu = batch.source_ids.device.type == "cpu"
         if self.implementation == "fused" and on_cpu and self.training and torch.is_grad_enabled():
@@ -377,7 +399,9 @@ class TransformerTraining(lightning.LightningModule):
                 pad_id=self.network.pad_id,
             )
             return sum_losses_by_microbatches(
-                self.network, micro_batches, label_smoothing, guidance=guidance
+                *(self.network, micro_batches, label_smoothing),
+                guidance=guidance,
+                distillation=distillation,
             )
         return sum_losses(
             self.network,
@@ -386,6 +410,7 @@ class TransformerTraining(lightning.LightningModule):
             label_smoothing,
             self.implementation,
             guidance=guidance,
+            distillation=distillation,
         )
 
     def _decode(

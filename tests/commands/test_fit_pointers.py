@@ -71,6 +71,18 @@ def test_a_value_stands_where_the_model_points_to(folder, tmp_path):
     assert sample["spans"] == rows[0].spans == tuple(spans)
 
 
+def test_letters_that_only_sources_have_are_not_out_of_reach(tmp_path):
+    kinds = [f"--tokenizer.{side}.kind" for side in ("source", "target")]
+    words = [*SMALL, *BRIEF, kinds[0], "characters", kinds[1], "characters"]
+    settings = read_settings(None, [*words, "--training.loggers", "none"])
+    model = fit(list(make_pairs(80)), tmp_path / "m", settings, console=quiet_console())
+    assert model.tokenizer.pointers is not None
+    target = "name: Ω | total: ab | city: cd"
+    pairs = [("from Ω in cd for ab", target), ("from ab in cd for ab", target)]
+    found = dragoman.evaluate(tmp_path / "m", pairs).model["out_of_reach"]
+    assert found == {"rows": 1, "first": ["pairs[1]: 'Ω'"]}
+
+
 def test_a_given_target_is_scored_as_pointers(folder):
     model = Predictor.load(folder)
     source = f"from {UNSEEN[0]} in ab for cd"

@@ -57,6 +57,7 @@ from dragoman.reading.row_errors import name_file, name_row
 from dragoman.reading.text_files import strip_packing
 from dragoman.reading.url_files import find_file
 from dragoman.storage import sha256
+from dragoman.tokenizers.tokenizer import UNKNOWN_ID
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -322,9 +323,12 @@ def _with_fields(
 
 def _find_out_of_reach(model: Predictor, rows: Sequence[Row]) -> dict[str, Any]:
     """Count the rows whose references all have tokens outside of the vocabulary; name the first."""
-    tokenizer = model.tokenizer.target
-    named = [(row, [tokenizer.name_unknown(text) for text in row.references]) for row in rows]
-    found = [(row, names[0]) for row, names in named if all(names)]
+    tokenizer, found = model.tokenizer, []
+    for row in rows:
+        names = [tokenizer.target.name_unknown(text) for text in row.references]
+        if all(names):  # unless words of the source have them, to which the model points
+            encoded = tokenizer.encode_targets(row.references, [row.source] * len(names))
+            found += [(row, names[0])] if all(UNKNOWN_ID in ids for ids in encoded) else []
     return {
         "rows": len(found),
         "first": [f"{name_row(row.file, row.line)}: {names}" for row, names in found[:3]],

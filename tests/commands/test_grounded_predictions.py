@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import pyarrow.parquet
 import pytest
@@ -9,9 +10,12 @@ import pytest
 from conftest import BRIEF, SMALL, make_words, quiet_console
 from dragoman import fit, read_settings
 from dragoman.cli import main
+from dragoman.commands.output_formats import RowWriter, write_parquet
 from dragoman.commands.predict import Job, run_job
 from dragoman.errors import SettingsError
 from dragoman.predictor import Predictor
+from dragoman.reading.pairs import Source
+from dragoman.settings import DecodingSettings
 
 SOURCES = [f"👩‍💻 {name} in {city}, {total}.00" for name in ("Zoë", "Ada") for city in ("Bonn", "Graz") for total in range(9)]  # fmt: skip
 # A model that has learned nothing; the only output that is allowed is the same for each source.
@@ -103,6 +107,17 @@ def test_files_have_the_places_and_the_user_is_told_what_was_left_out(folder, tm
     twice = ["--require-grounding", "near", "--decoding.require_grounding", "exact"]
     assert main([*command, *twice]) == 2
     assert "the same setting" in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_is_replaced_in_a_table(folder, tmp_path):
+    [[best]] = load(folder).predict_n_best([SOURCE])
+    text, lines = '{"name":"\\ud800"}', tmp_path / "lines"
+    broken = replace(best, text=text, emitted=text, _fields=())
+    writer = RowWriter(layout="parquet", decoding=DecodingSettings())
+    lines.write_text(writer.write(Source(SOURCE, (), 1), [broken])[0], errors="backslashreplace")
+    write_parquet(lines, tmp_path / "out.parquet")
+    [row] = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert (row["prediction"], [one["value"] for one in row["spans"]]) == (text, ["?"])
 
 
 def test_places_are_in_the_source_without_its_leading_tags(folder, tmp_path):

@@ -145,7 +145,12 @@ class RowWriter:
         start = f'{{"line": {row.line}'
         if row.columns:  # JSON already, passed through unchanged
             start += f', "input": {row.columns}'
-        return f"{start}, {json.dumps(content, ensure_ascii=False)[1:]}\n"
+        text = json.dumps(content, ensure_ascii=False)[1:]
+        if (
+            self.layout == "parquet"
+        ):  # which has no half of a surrogate pair, from an escape in JSON
+            text = text.encode(errors="replace").decode()
+        return f"{start}, {text}\n"
 
     def _describe(self, prediction: Prediction) -> dict[str, object]:
         content: dict[str, object] = {

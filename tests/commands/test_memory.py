@@ -111,7 +111,9 @@ def test_files_and_the_server_mark_the_answers(run, tmp_path, capsys):
     assert main([*given, str(tmp_path / "alone.jsonl"), "--memory", "none"]) == 0
     assert "memory" not in (tmp_path / "alone.jsonl").read_text()
     content = describe_outputs(
-        dragoman.load(folder).predict_n_best([WORDS[0]])[0], PredictRequest(source=WORDS[0])
+        dragoman.load(folder).predict_n_best([WORDS[0]])[0],
+        PredictRequest(source=WORDS[0]),
+        WORDS[0],
     )
     assert Message.model_validate(content).from_ == "memory"
 

@@ -149,11 +149,18 @@ def test_a_record_comes_with_its_fields_their_confidence_and_places(trained_on_r
 def test_an_output_that_is_no_record_has_low_confidence_and_an_error(trained_on_records):
     [[best]] = dragoman.load(trained_on_records[0]).predict_n_best(["abc"])
     request = PredictRequest(source="abc", min_confidence=0.0)
-    assert describe_outputs([best], request)["low_confidence"] is False
-    broken = describe_outputs([replace(best, text="{", emitted="{", _fields=())], request)
+    assert describe_outputs([best], request, "abc")["low_confidence"] is False
+    broken = describe_outputs([replace(best, text="{", emitted="{", _fields=())], request, "abc")
     assert broken["low_confidence"] is True
     assert broken["error"] == "the output is not a JSON object"
     assert Answer.model_validate(broken).record is None
+
+
+def test_the_text_that_places_are_in_is_given_where_its_tags_were_taken(trained_on_records):
+    [[best]] = dragoman.load(trained_on_records[0]).predict_n_best(["abc"])
+    texts = ["<de> abc", "abc"]
+    found = [describe_outputs([best], PredictRequest(source=texts), text) for text in texts]
+    assert [one.get("source") for one in found] == ["abc", None]
 
 
 def test_half_a_surrogate_pair_of_a_record_is_json_again():

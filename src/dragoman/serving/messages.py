@@ -229,8 +229,10 @@ def make_row(
     return row
 
 
-def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[str, Any]:
-    """Return the prediction of a source, as `Prediction` says, from its outputs (at least one)."""
+def describe_outputs(
+    best_first: list[Output], request: PredictRequest, given: str
+) -> dict[str, Any]:
+    """Return the prediction of the source `given`, as `Prediction` says, from its outputs, at least one."""
     best = best_first[0]
     content = {**_describe_hypothesis(best), "truncated": not best.is_complete}
     if best.num_unknown:
@@ -239,8 +241,7 @@ def describe_outputs(best_first: list[Output], request: PredictRequest) -> dict[
         content |= _describe_record(best)
         if best.is_malformed:
             content["error"] = NOT_A_RECORD
-        given = [request.source] if isinstance(request.source, str) else request.source
-        if best.source not in given:
+        if best.source != given:
             content["source"] = best.source
     if best.memory_row:
         content |= {"from": "memory", "row": best.memory_row}

@@ -274,7 +274,9 @@ class Service:
             confidence.observe(one.confidence)
 
         def describe() -> list[dict[str, Any]]:
-            return [describe_outputs(best_first, asked) for _, best_first in answers]
+            texts = [asked.source] if isinstance(asked.source, str) else asked.source
+            both = zip(answers, texts, strict=True)
+            return [describe_outputs(best_first, asked, text) for (_, best_first), text in both]
 
         # Of records in a thread: it searches each value in the source.
         is_plain = predictor.record_format is None

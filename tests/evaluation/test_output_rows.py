@@ -114,9 +114,31 @@ def test_tables_of_predict_are_read_by_their_header(write):
     ]  # fmt: skip
     assert [(row.source, *row.references) for row in rows] == [("x", "x"), ("y", ""), ("z", "g")]
     own = write("own.tsv", "prediction\t<prediction>\nof the input\tc\n")
-    assert read_outputs(own, [own])[0].hypothesis == "c"
+    assert read_outputs(own, [write("c.txt", "c\n")])[0].hypothesis == "c"
     with pytest.raises(DataError, match=r"lines\.csv: its first line names no column prediction"):
         read_outputs(write("lines.csv", "a, b\nc\n"), [own])
+
+
+@pytest.mark.parametrize("name", ["out.ndjson", "OUT.JSONL", "out.json"])
+def test_every_name_of_json_lines_is_read_as_json(name, write):
+    path = write(name, '{"text": "a"}\n')
+    assert read_outputs(path, [write("ref.txt", "a\n")])[0].hypothesis == "a"
+
+
+def test_references_are_never_the_outputs_beside_them(write):
+    table = write("out.csv", "source,target,prediction\n1,a,b\n")
+    objects = write("out.jsonl", '{"text": "b", "target": "a"}\n')
+    for path in (table, objects):
+        [row] = read_outputs(path, [path])
+        assert (row.hypothesis, row.references) == ("b", ("a",))
+    alone = write("alone.tsv", "prediction\tconfidence\nb\t1\n")
+    rows = write("rows.jsonl", '{"source": "1", "references": ["a"], "hypothesis": "b"}\n')
+    predicted = write("predicted.jsonl", '{"line": 1, "input": {"target": "a"}, "text": "b"}\n')
+    for path in (alone, rows, predicted):
+        with pytest.raises(DataError, match="target or reference"):
+            read_outputs(path, [path])
+        if path != rows:  # outputs of another system may be references
+            assert read_outputs(objects, [path])[0].references == ("b",)
 
 
 def test_a_truncated_output_in_jsonl_is_counted(write):

@@ -25,10 +25,10 @@ from dragoman.reading.pairs import (
 from dragoman.reading.row_errors import name_file
 from dragoman.reading.text_files import open_text_file, read_blocks, strip_packing
 from dragoman.settings import DataSettings, Settings, UnicodeForm
-from dragoman.storage import describe_first
+from dragoman.storage import describe_first, is_same_file
 
 _OUTPUT_NAMES = ("text", "hypothesis", "target", "reference")  # in JSONL of predict and evaluate
-_REFERENCE_COLUMNS = ("prediction", "reference", "target")
+_REFERENCE_NAMES = ("target", "reference")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +133,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises: DataError, when it cannot be read, or a line is not a row; names the line.
     """
     rows = []
-    for place, line in _read_lines(path):
+    for place, line in _read_lines(path, is_jsonl=True):
         try:
             rows.append(_ROW.validate_json(line, strict=True))
         except ValidationError as error:
@@ -150,21 +150,26 @@ def read_outputs(
 ) -> list[Row]:
     """Return a row for each line of `hypotheses`, with the same line of each of `references`.
 
-    A file that ends in .jsonl holds a JSON object per line, as `predict` and `evaluate` write them:
-    its "text", "hypothesis" or "target" is read, and "source" in a file of sources. Of a table
-    (.csv, .tsv, .parquet) it is the column "prediction", of references also "reference" or "target".
-    Empty lines in the second and further files of references are no references.
+    A file that ends in .jsonl, .ndjson or .json holds a JSON object per line, as `predict` and
+    `evaluate` write them: its "text", "hypothesis" or "target" is read, of references "target",
+    "reference" or "text", and "source" in a file of sources. Of a table (.csv, .tsv, .parquet) it is
+    the column "prediction", of references "target", "reference" or "prediction". A file may hold
+    outputs beside their references. Empty lines in the second and further files of references are
+    no references.
 
     Raises:
         DataError: A file cannot be read, has an invalid line, or a different number of lines.
     """
     found = _read_texts(hypotheses, _OUTPUT_NAMES, ("prediction",))
     outputs, are_complete = [text for text, _ in found], [is_complete for _, is_complete in found]
-    first, *others = [
-        [text for text, _ in _read_texts(path, _OUTPUT_NAMES, _REFERENCE_COLUMNS)]
-        for path in references
-    ]
-    files = [(hypotheses, outputs), *zip(references, (first, *others), strict=True)]
+    references_of = []
+    for path in references:
+        is_own = is_same_file(path, hypotheses)  # its outputs are no references
+        names, columns = (() if is_own else (one,) for one in ("text", "prediction"))
+        read = _read_texts(path, (*_REFERENCE_NAMES, *names), (*_REFERENCE_NAMES, *columns))
+        references_of.append([text for text, _ in read])
+    first, *others = references_of
+    files = [(hypotheses, outputs), *zip(references, references_of, strict=True)]
     texts = [""] * len(outputs)
     if sources is not None:
         texts = [text for text, _ in _read_texts(sources, ("source",), ("source",))]
@@ -193,13 +198,14 @@ def read_outputs(
 def _read_texts(path: Path, names: Sequence[str], columns: Sequence[str]) -> list[tuple[str, bool]]:
     """Return the lines of a file, and whether each is complete, as far as the file says it.
 
-    Of a .jsonl file, it is the text under one of `names` in each line; of a table, one of `columns`.
+    Of a file of JSON objects, it is the text under one of `names` in each line; of a table, one of `columns`.
     """
-    if SUFFIXES.get(strip_packing(path).suffix.lower()) in ("csv", "tsv", "parquet", "arrow"):
+    layout = SUFFIXES.get(strip_packing(path).suffix.lower())
+    if layout in ("csv", "tsv", "parquet", "arrow"):
         return _read_column(path, columns)
     texts = []
-    for place, line in _read_lines(path):
-        if ".jsonl" not in path.suffixes:
+    for place, line in _read_lines(path, is_jsonl=layout == "jsonl"):
+        if layout != "jsonl":
             texts.append((line, True))
             continue
         try:
@@ -245,10 +251,10 @@ def _find_last_name(name: str, header: Sequence[str]) -> str:
     return name
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
+def _read_lines(path: Path, *, is_jsonl: bool) -> Iterator[tuple[str, str]]:
     """Yield each line with its place, "file:line"."""
     with open_text_file(path) as stream:
-        name, is_jsonl = name_file(path), ".jsonl" in path.suffixes
+        name = name_file(path)
         for block in read_blocks(stream, name, drops_blank_end=is_jsonl):
             for number, line in enumerate(block.lines, start=block.first):
                 if not block.is_clean and (at := find_surrogate(line)) is not None:

@@ -123,6 +123,13 @@ def test_bleu_uses_the_tokenizer_of_the_settings(tokenizer):
     assert f"tok:{tokenizer}|" in found.signature
 
 
+def test_bleu_by_characters_is_given_for_text_without_spaces():
+    references = [["今天天气很好"]]
+    assert "bleu" not in metrics_of(references, task="auto")
+    for tokenizer in ("char", "zh"):
+        assert "bleu" in metrics_of(references, task="auto", bleu_tokenizer=tokenizer)
+
+
 @given(rows=st.lists(st.tuples(LINES, LINES), min_size=1, max_size=6))
 def test_bleu_and_chrf_agree_with_plain_implementations(rows):
     hypotheses, texts = zip(*rows, strict=True)

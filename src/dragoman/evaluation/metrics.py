@@ -83,8 +83,11 @@ def choose_metrics(
         grounding = make_grounding(references, sources) if any(sources) else []
         return [*make_records(references), *grounding, *metrics]
     translation = make_translation(settings, references)
-    # Without four words in any reference BLEU is always 0, and TER close to WER.
-    if any(len(text.split(maxsplit=3)) == 4 for row in references for text in row):
+    # Without four words in any reference BLEU is always 0, and TER close to WER. To these
+    # tokenizers of BLEU a character is a word.
+    is_by_character = settings.bleu_tokenizer in ("char", "zh")
+    cut: Callable[[str], Sequence[str]] = str if is_by_character else str.split
+    if any(len(cut(text)) >= _ORDERS for row in references for text in row):
         return [*translation, *reversed(metrics)]
     if settings.task == "auto":
         translation = [metric for metric in translation if metric.name == "chrf"]

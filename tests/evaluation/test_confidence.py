@@ -184,3 +184,10 @@ def test_the_description_names_thresholds_and_missing_ones():
     assert lines[0].startswith("confidence: off by ")
     assert any(line.startswith("90% exact: keep the ") for line in lines)
     assert lines[-1] == "99% exact: no threshold can guarantee it"
+
+
+def test_the_description_claims_nothing_of_thresholds_that_were_not_sought_or_keep_no_row():
+    assert len(measure([-1.0], [True], temperature=1.0).describe()) == 1
+    known = calibrate(*simulate(300, 0.7)).thresholds
+    lines = measure([-9.0], [True], temperature=1.0, thresholds=known).describe()
+    assert lines[1].endswith("(none here)")

@@ -129,6 +129,16 @@ def test_each_frequent_field_has_its_own_temperature_and_the_others_one_of_all()
     assert "other fields" in lines[3]
 
 
+def test_frequent_fields_promise_nothing_of_the_others():
+    sure = [JudgedValue("total", -0.01, True, True)] * 400
+    unsure = [JudgedValue("note", -0.01, i % 2 == 0, True) for i in range(40)]
+    stored = calibrate_fields([*sure, *unsure])
+    assert stored.fields["total"].thresholds
+    assert stored.others.thresholds == ()
+    right = [JudgedValue("note", -0.01, True, True)] * 40
+    assert [one.precision for one in calibrate_fields([*sure, *right]).others.thresholds] == [0.9]
+
+
 def test_without_any_value_fields_are_not_calibrated():
     stored = calibrate_fields([])
     assert stored.others.temperature == 1.0

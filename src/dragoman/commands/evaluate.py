@@ -48,7 +48,7 @@ from dragoman.evaluation.output_rows import (
     read_outputs,
     read_rows,
 )
-from dragoman.model_folder.calibration import write_calibration
+from dragoman.model_folder.calibration import StoredFields, write_calibration
 from dragoman.model_folder.folder import EVALUATION, ModelFolder, is_model_folder, list_models
 from dragoman.predictor import PRODUCED_NAN, Prediction, Predictor
 from dragoman.reading.in_memory import Pairs, as_files
@@ -248,6 +248,8 @@ def evaluate_model(
     rows = [row for row, _ in predicted]
     scores = [float("nan") if row.score is None else row.score for row in rows]
     is_exact, is_complete = [row.is_exact for row in rows], [row.is_complete for row in rows]
+    # Those of an ensemble of folders are of its models, not of the whole.
+    stored = model.calibrations[0] if model.calibrations and len(model.folders) < 2 else None
     if calibrates:
         level = settings.evaluation.confidence_level
         confidence = calibrate(scores, is_exact, is_complete, level=level)
@@ -261,11 +263,12 @@ def evaluate_model(
             for row, score in zip(rows, scores, strict=True)
         ]
     else:
-        thresholds = model.calibrations[0].thresholds if len(model.calibrations) == 1 else ()
+        thresholds = None if stored is None else stored.thresholds
         confidence = measure(
             scores, is_exact, is_complete, temperature=model.temperature, thresholds=thresholds
         )
-    confidence = _with_fields(model, predicted, confidence, calibrates=calibrates)
+    records = None if stored is None else stored.records
+    confidence = _with_fields(model, predicted, confidence, records, calibrates=calibrates)
     target = settings.tokenizer.target
     evaluation = evaluate_rows(
         rows,
@@ -302,12 +305,12 @@ def _with_fields(
     model: Predictor,
     predicted: Sequence[tuple[Row, Prediction]],
     confidence: Calibration,
+    records: StoredFields | None,
     *,
     calibrates: bool,
 ) -> Calibration:
-    """Return `confidence` with that of the fields, if the outputs are records."""
+    """Return `confidence` with that of the fields by `records`, if the outputs are records."""
     form, level = model.record_format, model.settings.evaluation.confidence_level
-    records = model.calibrations[0].records if len(model.calibrations) == 1 else None
     if form is None or not (calibrates or records):
         return confidence
     values = [

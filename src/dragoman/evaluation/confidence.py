@@ -134,6 +134,7 @@ class Calibration:
     uncalibrated_bins: tuple[tuple[float, float, int], ...]  # the same at temperature 1
     curve: tuple[tuple[float, float, float], ...]  # coverage, risk (not exact), threshold
     thresholds: tuple[Threshold, ...]
+    has_thresholds: bool = True  # they were chosen, for each precision that can be promised
     fields: tuple[dict[str, Any], ...] = ()  # of records: see `field_confidence.measure_fields`
     records: StoredFields | None = None  # by which these are calibrated
 
@@ -182,11 +183,13 @@ class Calibration:
         ]
         lines += [
             f"{one.precision:.0%} exact: keep the {one.coverage:.0%} of rows with confidence "
-            f">= {one.threshold:g} ({one.exact:.1%} of them are exact here)"
+            f">= {one.threshold:g} "
+            + (f"({one.exact:.1%} of them are exact here)" if one.coverage else "(none here)")
             for one in self.thresholds
         ]
         promised = {one.precision for one in self.thresholds}
-        if missing := [f"{one:.0%}" for one in PRECISIONS if one not in promised]:
+        missing = [f"{one:.0%}" for one in PRECISIONS if one not in promised]
+        if missing and self.has_thresholds:
             lines.append(f"{', '.join(missing)} exact: no threshold can guarantee it")
         return lines
 
@@ -197,6 +200,7 @@ def calibrate(
     is_complete: ArrayLike | None = None,
     *,
     level: float = 0.95,
+    temperature: float | None = None,
 ) -> Calibration:
     """Fit the temperature and choose the thresholds on validation rows, and measure them there.
 
@@ -213,10 +217,12 @@ def calibrate(
         is_exact: (N,), whether each output is one of its references.
         is_complete: (N,), whether it ended by itself; None: all did.
         level: How often the promise of a threshold holds.
+        temperature: One that was fitted on other rows; None: fit it.
 
     Source: Guo et al. 2017; for the probabilities of the rows: Platt 1999, section 2.2.
     """
-    temperature = _fit_temperature(scores, is_exact, is_complete)
+    if temperature is None:
+        temperature = _fit_temperature(scores, is_exact, is_complete)
     confidence = np.round(find_confidences(scores, temperature, is_complete), _DIGITS)
     thresholds = choose_thresholds(confidence, np.asarray(is_exact, bool), level=level)
     return measure(scores, is_exact, is_complete, temperature=temperature, thresholds=thresholds)
@@ -228,11 +234,11 @@ def measure(
     is_complete: ArrayLike | None = None,
     *,
     temperature: float,
-    thresholds: Sequence[Threshold] = (),
+    thresholds: Sequence[Threshold] | None = None,
 ) -> Calibration:
     """Measure a temperature and thresholds from other rows.
 
-    The thresholds stay, with their coverage and fraction exact on these rows.
+    The thresholds stay, with their coverage and fraction exact on these rows; None: none were chosen.
 
     Args: as of `calibrate`.
     """
@@ -245,7 +251,7 @@ def measure(
     )
     curve, area = _draw_curve(confidence, right)
     measured = []
-    for one in thresholds:
+    for one in thresholds or ():
         is_kept = confidence >= one.threshold
         if is_complete is not None:
             is_kept &= np.asarray(is_complete, bool)
@@ -262,6 +268,7 @@ def measure(
         uncalibrated_bins=uncalibrated_bins,
         curve=tuple(curve),
         thresholds=tuple(measured),
+        has_thresholds=thresholds is not None,
     )
 
 

@@ -1,7 +1,8 @@
 """Confidence by field: the log-probability of a value as the probability that it is right.
 
 Each field with enough values on the validation rows has a calibration of its own, since a model may
-be sure of totals and unsure of names; the other fields share one, fitted on all values.
+be sure of totals and unsure of names; the other fields share one, fitted on all values. Its thresholds
+promise something of their own values only.
 """
 
 from collections import Counter, defaultdict
@@ -49,17 +50,20 @@ def calibrate_fields(values: Sequence[JudgedValue], *, level: float = 0.95) -> S
     counts = Counter(value.field for value in values)
     frequent = [name for name, count in counts.most_common(_MOST_FIELDS) if count >= _LEAST_VALUES]
 
-    def fit(chosen: Sequence[JudgedValue]) -> StoredField:
+    def fit(chosen: Sequence[JudgedValue], temperature: float | None = None) -> StoredField:
         if not chosen:
             return StoredField(temperature=1.0, values=0)
-        found = calibrate(*list(zip(*chosen, strict=True))[1:], level=level)
+        scored = list(zip(*chosen, strict=True))[1:]
+        found = calibrate(*scored, level=level, temperature=temperature)
         return StoredField(
             temperature=found.temperature, values=found.rows, thresholds=found.thresholds
         )
 
+    of_all = fit(values)
+    rest = fit([one for one in values if one.field not in frequent], of_all.temperature)
     return StoredFields(
         fields={name: fit([one for one in values if one.field == name]) for name in frequent},
-        others=fit(values),
+        others=of_all.model_copy(update={"thresholds": rest.thresholds}),
     )
 
 

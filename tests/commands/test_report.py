@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from conftest import make_words
-from dragoman import read_settings
+from dragoman import Predictor, read_settings
 from dragoman.commands.evaluate import evaluate, predict_references
-from dragoman.commands.report import find_attention, find_neighbours
+from dragoman.commands.report import find_attention, find_neighbours, report_model
+from dragoman.configuration import merge_settings
+from dragoman.evaluation.evaluation import evaluate_rows
 from dragoman.evaluation.output_rows import Row, group_references
 from dragoman.reading.pairs import Pair
 from dragoman.storage import sha256
@@ -78,6 +80,19 @@ def test_training_pairs_that_bear_on_confident_errors_are_found(monkeypatch):
     assert (
         find_neighbours(rows, []) == find_neighbours(rows[1:2], pairs) == {}
     )  # no pairs; no errors
+
+
+def test_training_targets_are_composed_as_outputs_are(trained, tmp_path):
+    model = trained[1]
+    nfd = {"tokenizer.target.unicode_form": "nfd"}
+    settings = merge_settings(model.settings, nfd, overrule=True)
+    model = Predictor(model.engine, model.tokenizer, settings)
+    row = Row(source="ab", references=("A",), hypothesis="\u00e9", confidence=0.9)
+    evaluations = {"test": evaluate_rows([row], settings.evaluation)}
+    path, training = tmp_path / "report.html", [Pair("ab", "e\u0301", (), 1, "p.tsv")]
+    report_model(path, model, "m", evaluations, training=training)
+    assert "Nearest training pairs" in path.read_text()
+    assert "otherwise:</b>" not in path.read_text()
 
 
 def test_a_report_shows_training_pairs_only_if_they_are_at_hand_and_unchanged(trained, tmp_path):

@@ -43,7 +43,6 @@ from dragoman.evaluation.field_confidence import (
 )
 from dragoman.evaluation.output_rows import (
     Row,
-    as_outputs,
     group_references,
     read_outputs,
     read_rows,
@@ -174,8 +173,7 @@ def _read_training(model_folder: ModelFolder) -> Iterator[Pair]:
     with suppress(DataError, OSError):
         files = find_files(model_folder.metrics, notes)
         if not notes:
-            training = read_training(files, data, data.features, notes)
-            yield from as_outputs(training, model_folder.settings.tokenizer.target.unicode_form)
+            yield from read_training(files, data, data.features, notes)
 
 
 def evaluate_outputs(

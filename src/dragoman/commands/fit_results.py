@@ -20,7 +20,7 @@ from dragoman.engines.load import load_torch_engine
 from dragoman.engines.parity import compare
 from dragoman.errors import DragomanError
 from dragoman.evaluation.evaluation import Evaluation
-from dragoman.evaluation.output_rows import Row, as_outputs
+from dragoman.evaluation.output_rows import Row
 from dragoman.model_folder.folder import REPORT, ModelFolder
 from dragoman.predictor import Predictor
 from dragoman.presets import choose_settings
@@ -170,7 +170,6 @@ def report_run(
 ) -> str:
     """Write the report into `folder`, which becomes the model folder; return a message."""
     inspection, note, num_rows = None, "", sum(run.data.num_rows.values())
-    form = run.settings.tokenizer.target.unicode_form
     if num_rows > _MOST_INSPECTED:
         note = f" (without an inspection: {num_rows:,} pairs do not fit into memory)"
     else:
@@ -192,7 +191,7 @@ def report_run(
             metrics=metrics,
             curves=read_curves(run.folder),
             inspection=inspection,
-            training=as_outputs(run.data.read_split("train"), form),
+            training=run.data.read_split("train"),
         )
     except DragomanError as error:  # the model is complete without it
         return f"no report: {error}"

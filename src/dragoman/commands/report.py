@@ -22,7 +22,7 @@ from dragoman.configuration import as_settings, flatten_settings
 from dragoman.engines.engine import UnsupportedError
 from dragoman.errors import DragomanError
 from dragoman.evaluation.evaluation import Evaluation
-from dragoman.evaluation.output_rows import Row
+from dragoman.evaluation.output_rows import Row, as_outputs
 from dragoman.inspection.findings import HeldRows
 from dragoman.predictor import Predictor
 from dragoman.reading.pairs import Pair, Source
@@ -78,7 +78,9 @@ def report_model(
     rows = {split: one.rows for split, one in evaluations.items()}
     metrics = metrics or {}
     given = metrics.get("user_settings")  # missing in older model folders
-    is_large = metrics.get("data", {}).get("pairs", {}).get("train", 0) > _MOST_TRAINING
+    if metrics.get("data", {}).get("pairs", {}).get("train", 0) > _MOST_TRAINING:
+        training = ()
+    training = as_outputs(training, model.settings.tokenizer.target.unicode_form)
     content = ReportContent(
         name=name,
         summary=_summarize(model, next(iter(evaluations.values())), metrics),
@@ -88,7 +90,7 @@ def report_model(
         evaluations={split: one.to_dict() for split, one in evaluations.items()},
         rows=rows,
         attention=find_attention(model, next(reversed(rows.values()), ())),
-        neighbours=find_neighbours(next(reversed(rows.values()), ()), () if is_large else training),
+        neighbours=find_neighbours(next(reversed(rows.values()), ()), training),
         settings=flatten_settings(model.settings),
         user_settings=None if given is None else {*given, *user_settings},
         versions=list_versions(),

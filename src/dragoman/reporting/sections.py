@@ -50,7 +50,7 @@ class ReportContent:
     summary: str = ""  # what the model does, its data and size, in a line under its name
     created: str = ""  # time of its making, as in "2027-03-01 12:00 UTC"; "": not shown
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
-    """(step, value) points by name. `step_loss`, `train_loss` and `valid_loss` share a chart;
+    """(step, value) points by name. `update_loss`, `train_loss` and `valid_loss` share a chart;
     `learning_rate` and `tokens_per_s` have one each; every other `valid_` name is a validation
     score, unless it is teacher-forced. Other names are not drawn."""
     inspection: Mapping[str, Any] | None = None

@@ -148,3 +148,29 @@ def test_only_the_tables_of_a_benchmark_are_replaced(monkeypatch):
     ):
         with pytest.raises(SystemExit, match="expected <!-- short: a --> once"):
             module.replace_tables(damaged, "a", "")
+
+
+def test_a_table_of_a_recipe_names_the_commit_of_every_run(monkeypatch, tmp_path):
+    recipes = load("run", monkeypatch, BENCHMARKS.parent / "recipes")
+    monkeypatch.setattr(recipes, "HERE", tmp_path)
+    recipe = recipes.Recipe(name="r", title="R", score="chrf", sets={"a": "a"}, published={})
+    for page in (tmp_path / "README.md", tmp_path / "r" / "README.md"):
+        page.parent.mkdir(exist_ok=True)
+        page.write_text("<!-- table -->\n<!-- end -->\n")
+    (tmp_path / "r" / "recipe.yaml").write_text(
+        "{title: R, score: chrf, sets: {a: a}, published: {}}"
+    )
+    sizes = {
+        "low": None,
+        "high": None,
+        "rows": 9,
+        "steps": 9,
+        "peak_memory_mib": 1,
+        "parameters": 1,
+    }
+    for seed, commit in ((1, "old"), (2, "new"), (1, "new")):  # the last: complete already
+        made = {"date": "2026-11-30", "commit": commit, "processor": "CPU", "minutes": 1.5}
+        one = recipes.Result(set="a", seed=seed, valid=50.0, value=50.0, **sizes, **made)
+        recipes.keep(recipe, one)
+    table = (tmp_path / "README.md").read_text()
+    assert "2026-11-30, commit new, CPU; 2026-11-30, commit old, CPU" in table

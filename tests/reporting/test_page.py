@@ -270,6 +270,18 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
+def test_only_the_thresholds_that_predict_takes_are_said_to_be_its_own():
+    threshold = {"precision": 0.9, "threshold": 0.5, "coverage": 0.0, "exact": 0.0}
+    field = {"field": "to", "values": 9, "right": 1.0, "thresholds": []}
+    for fields, owner in (([], "Threshold for"), ([field], "Values of")):
+        confidence = {"thresholds": [threshold], "fields": fields}
+        content = ReportContent(name="m", evaluations={"a": {"confidence": confidence}})
+        page = render_page(content)
+        [caption] = re.findall(r"<caption>(.*)as in <code>predict --min-confidence", page)
+        assert caption.startswith(owner)
+        assert '<td class="n">–</td></tr>' in page  # no row is kept: none of them is exact, or not
+
+
 def test_a_content_can_be_changed_in_part_and_all_fields_but_the_name_are_optional():
     content = ReportContent(name="m")
     assert dataclasses.replace(content, created="now").created == "now"

@@ -57,7 +57,7 @@ class TargetTokenization(BaseModel):
 class Scores:
     """Scores of a set of rows by name, in percent or points of 100, each with its interval."""
 
-    rows: int  # distinct sources
+    rows: int
     intervals: Mapping[str, Interval]  # by name
     titles: Mapping[str, str]  # for people, by name
     is_higher_better: Mapping[str, bool]  # by name

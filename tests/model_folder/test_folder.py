@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 
@@ -8,14 +9,17 @@ from safetensors.numpy import load_file, save_file
 import dragoman
 from dragoman.configuration import read_settings
 from dragoman.errors import ModelFolderError
+from dragoman.evaluation.evaluation import evaluate_rows
+from dragoman.evaluation.output_rows import Row
 from dragoman.model_folder.folder import (
     REPORT,
     ModelFolder,
     dump_settings,
     staged_model_folder,
     sweep_model_folder,
+    write_model_card,
 )
-from dragoman.settings import DataSettings, Settings
+from dragoman.settings import DataSettings, EvaluationSettings, Settings
 
 
 @pytest.fixture
@@ -149,3 +153,14 @@ def test_settings_with_any_characters_are_read_back(text, tmp_path):
     (tmp_path / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
     found = read_settings(tmp_path / "config.yaml")
     assert (found.data.features, found.decoding.truncation_mark) == ((text, "x"), text)
+
+
+def test_the_card_has_the_scores_of_every_split(trained):
+    metrics = json.loads((trained[0] / "metrics.json").read_text())
+    for split, reference in (("valid", "a b c"), ("test", "a b c d")):  # four words: BLEU too
+        row = Row(source="s", references=(reference,), hypothesis=reference)
+        metrics[split] = evaluate_rows([row], EvaluationSettings()).scores.to_dict()
+    card = write_model_card("m", trained[1].settings, metrics)
+    assert "| BLEU |  | 100.00 |" in card
+    assert "BLEU: `nrefs:1" in card
+    assert "| rows | 1 | 1 |" in card

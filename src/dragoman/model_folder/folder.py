@@ -342,11 +342,14 @@ def write_model_card(name: str, settings: Settings, metrics: Mapping[str, Any]) 
     )
     environment.filters["repr"] = repr
     template = Path(__file__).with_name("model_card.md.jinja").read_text("utf-8")
+    splits = [split for split in ("valid", "test") if split in metrics]
     return environment.from_string(template).render(
         name=name,
         settings=settings,
         metrics=metrics,
-        splits=[split for split in ("valid", "test") if split in metrics],
+        splits=splits,
+        titles={key: title for one in splits for key, title in metrics[one]["titles"].items()},
+        any_scores={key: value for one in splits for key, value in metrics[one].items()},
         sample=metrics["samples"][0],
         command=write_example(f"dragoman predict {quote(name)}", settings, metrics),
     )

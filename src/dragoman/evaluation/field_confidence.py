@@ -46,7 +46,11 @@ def judge_values(
 
 
 def calibrate_fields(values: Sequence[JudgedValue], *, level: float = 0.95) -> StoredFields:
-    """Fit a temperature, and choose thresholds, for each field: see `confidence.calibrate`."""
+    """Fit a temperature, and choose thresholds, for each field: see `confidence.calibrate`.
+
+    The values of a list are taken as independent: where they are right or wrong together, a threshold
+    fails more often than promised.
+    """
     counts = Counter(value.field for value in values)
     frequent = [name for name, count in counts.most_common(_MOST_FIELDS) if count >= _LEAST_VALUES]
 

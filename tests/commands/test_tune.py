@@ -1,9 +1,11 @@
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import optuna
 import pytest
@@ -14,7 +16,7 @@ from conftest import quiet_console, write_pairs
 from dragoman.cli import main
 from dragoman.commands.tune import read_space
 from dragoman.configuration import read_settings
-from dragoman.errors import MissingPackageError, SettingsError
+from dragoman.errors import DataError, MissingPackageError, SettingsError
 
 TINY = {
     "model.d_model": 32, "model.num_encoder_layers": 1, "model.num_decoder_layers": 1,
@@ -74,6 +76,20 @@ def test_another_search_is_refused(search):
     pairs, found = search
     with pytest.raises(SettingsError, match="a search with other pairs, settings or space"):
         tune(pairs, found.config.parent, settings={"training.seed": 2})
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="Windows has none")
+def test_pairs_may_come_by_a_pipe_and_missing_ones_are_named(search, tmp_path):
+    pairs, before = search
+    read, write = os.pipe()
+    os.write(write, pairs.read_bytes())
+    os.close(write)
+    after = tune(Path(f"/dev/fd/{read}"), before.config.parent, trials=len(before.trials))
+    os.close(read)
+    assert after.trials == before.trials
+    with pytest.raises(DataError, match=r"gone\.tsv: there is no such file"):
+        dragoman.tune(tmp_path / "gone.tsv", tmp_path / "tuned", console=quiet_console())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_search_repeats_the_trial_that_was_cut(tmp_path):

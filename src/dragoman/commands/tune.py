@@ -43,6 +43,7 @@ from dragoman.errors import (
 )
 from dragoman.reading.in_memory import Pairs, as_files
 from dragoman.reading.pairs import list_files
+from dragoman.reading.text_files import check_file, spool
 from dragoman.reporting.charts import draw_importance, draw_search
 from dragoman.settings import Settings
 from dragoman.storage import explain_failed_write, sha256, staged_file
@@ -158,11 +159,14 @@ def tune(
         space = {name: values for name, values in SPACE.items() if name not in typed}
     _check_space(space, typed)
     with as_files(pairs) as files, lock_folder(out), handle_signals(console) as signals:
+        read = [spool(path) for path in list_files(files or settings.data.train)]
+        for path in read:
+            check_file(path)
+        hashes = [sha256(path) for path in read]
         with explain_failed_write(out, ModelFolderError):
             if overwrite and (out / _STUDY).exists():
                 shutil.rmtree(out)
             (out / _TRIALS).mkdir(parents=True, exist_ok=True)
-        hashes = [sha256(path) for path in list_files(files or settings.data.train)]
         what = {"pairs": hashes, "settings": flatten_settings(settings), "space": dict(space)}
         study = _open_study(out, json.dumps(what, sort_keys=True))
         end_s = None if minutes is None else started_s + 60 * minutes

@@ -392,7 +392,7 @@ def _add_compare(add: Add) -> None:
     add("--on", default="", metavar="NAME",
         help="name of the evaluation in model folders (default: test, or the only one)")  # fmt: skip
     add("--rows", type=positive, default=10,
-        help="show this many of the rows that differ most (default: %(default)s)")  # fmt: skip
+        help="number of rows to show, of those that differ most (default: %(default)s)")  # fmt: skip
     add("--json", action="store_true", help="print the comparison as JSON")
 
 
@@ -417,7 +417,7 @@ def _add_explain(add: Add) -> None:
     add("--pairs", nargs="+", default=[], metavar="FILE",
         help="the training pairs (default: the files that MODEL names)")  # fmt: skip
     add("--rows", type=positive, default=5,
-        help="show so many of the nearest rows by characters, and by encoder state (default: %(default)s)")  # fmt: skip
+        help="number of nearest rows to show, by characters and by encoder state (default: %(default)s)")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")
     add("--json", action="store_true", help="print the explanation as JSON")
 
@@ -443,8 +443,8 @@ def _explain(arguments: Namespace, settings: "Settings") -> None:
 def _add_inspect(add: Add) -> None:
     _add_pairs(add, "files of pairs, or two parallel ones, as for fit")
     add("--model", type=Path, metavar="MODEL",
-        help="also rank the targets of PAIRS that may be wrong, by the model in this folder, best one of "
-        "`fit --seeds`; it may have been trained on them")  # fmt: skip
+        help="also rank the targets of PAIRS that may be wrong, by the model in this folder, best an "
+        "ensemble of `fit --seeds`; it may have been trained on them")  # fmt: skip
     add("--json", action="store_true", help="print the findings as JSON")
     add("--schema", nargs="?", const="", metavar="FILE.json",
         help="instead derive a JSON schema from the training records, for --decoding.json_schema; "
@@ -542,9 +542,14 @@ def _learning_curve(arguments: Namespace, settings: "Settings") -> None:
 
 
 def _add_suggest(add: Add) -> None:
-    add("model", type=Path, metavar="MODEL", help="model folder, best one of `fit --seeds`")
+    add("model", type=Path, metavar="MODEL", help="model folder; best an ensemble of `fit --seeds`")
     add("unlabelled", metavar="UNLABELLED", help="file of sources, as for predict --input")
-    add("--rows", type=positive, default=200, help="suggest so many (default: %(default)s)")
+    add(
+        "--rows",
+        type=positive,
+        default=200,
+        help="number of sources to suggest (default: %(default)s)",
+    )
     add("--output", type=Path, default=Path("todo.tsv"), metavar="FILE",
         help="table to write, .csv or .tsv (default: %(default)s); fill in its targets, and give it "
         "to fit")  # fmt: skip
@@ -629,16 +634,21 @@ def _add_serve(add: Add) -> None:
         help="model folder; NAME=MODEL names it otherwise than its folder, NAME=MODEL,MODEL is an "
         "ensemble")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    add("--port", type=int, default=8000, help="(default: %(default)s; 0: a free one)")
+    add(
+        "--port",
+        type=int,
+        default=8000,
+        help="port to listen at; 0: a free one (default: %(default)s)",
+    )
     add("--workers", type=positive, default=1, metavar="N",
         help="processes, which share the cores, if HTTP takes more than one (default: %(default)s)")  # fmt: skip
     add("--token-file", type=Path, metavar="FILE",
         help="file with a token, readable by its owner only; requests must give it, as "
         "Authorization: Bearer TOKEN")  # fmt: skip
     add("--allow-host", action="append", default=[], metavar="NAME",
-        help="a name of this server in the Host header, besides localhost and addresses")  # fmt: skip
+        help="name by which clients reach this server, besides localhost and IP addresses")  # fmt: skip
     add("--allow-origin", action="append", default=[], metavar="ORIGIN",
-        help="pages of this origin may ask, such as https://example.org (CORS)")  # fmt: skip
+        help="origin of web pages that may send requests, such as https://example.org (CORS)")  # fmt: skip
     add("--corrections", type=Path, metavar="FILE",
         help="TSV to which POST /v1/corrections appends rows to train on")  # fmt: skip
     add("--libretranslate", action="store_true", help="also answer LibreTranslate's clients")
@@ -723,6 +733,9 @@ _OF_FIT = (
     "data.cache", "data.max_tokens",
 )  # fmt: skip
 _OF_PAIRS = (*_OF_FIT, "data.broken_rows", "data.long_rows")
+_OF_OUTPUTS = (  # of the formats that predict writes
+    "decoding.num_hypotheses", "decoding.token_scores", "decoding.alignment", "decoding.truncation_mark",
+)  # fmt: skip
 COMMANDS = {
     "fit": Command(
         run=_fit, add_options=_add_fit,
@@ -764,11 +777,7 @@ COMMANDS = {
             "dragoman evaluate --hypotheses out.txt --references ref.txt",
         ),
         sections=("data.", "decoding.", "evaluation."),
-        unused=(
-            *_OF_FIT, "evaluation.report",
-            "decoding.num_hypotheses", "decoding.token_scores", "decoding.alignment",
-            "decoding.truncation_mark",
-        ),
+        unused=(*_OF_FIT, *_OF_OUTPUTS, "evaluation.report"),
         common=_FOR_USE,
     ),
     "compare": Command(
@@ -781,7 +790,7 @@ COMMANDS = {
         run=_explain, add_options=_add_explain,
         summary="show the training pairs that bear on an output, and what is unsure in it",
         examples=("dragoman explain model 'am 3. Oktober' --pairs train.tsv",),
-        sections=("data.", "decoding."), unused=(*_OF_FIT, "decoding.token_scores"), common=_FOR_USE,
+        sections=("data.", "decoding."), unused=(*_OF_FIT, *_OF_OUTPUTS), common=_FOR_USE,
     ),
     "inspect": Command(
         run=_inspect, add_options=_add_inspect,
@@ -816,7 +825,8 @@ COMMANDS = {
             "dragoman suggest model unlabelled.txt --rows 200 --output todo.tsv",
             "dragoman fit pairs.tsv todo.tsv --out better",
         ),
-        sections=("data.", "decoding."), unused=_OF_PAIRS, common=_FOR_USE,
+        sections=("data.", "decoding."), unused=(*_OF_PAIRS, *_OF_OUTPUTS, "decoding.memory"),
+        common=_FOR_USE,
     ),
     "export": Command(
         run=_export, add_options=_add_export,
@@ -837,7 +847,12 @@ COMMANDS = {
             "dragoman serve model",
             "dragoman serve de-en=model_a en-de=model_b --port 5000 --libretranslate",
         ),
-        sections=("data.", "decoding."), unused=_OF_PAIRS, common=_FOR_USE,
+        sections=("data.", "decoding."),
+        unused=(
+            *_OF_PAIRS, *_OF_OUTPUTS, "data.format", "data.header", "data.separator", "data.encoding",
+            "data.processes",
+        ),
+        common=_FOR_USE,
     ),
     "demo": Command(
         run=_demo, add_options=_add_demo,

@@ -497,7 +497,7 @@ def describe_value(details: ErrorDetails, name: str = "") -> str:
     for types, message in _MESSAGES.items():
         if details["type"] in types.split():
             return message.format(found=found, quoted=quoted, name=name, **context)
-    return details["msg"]
+    return details["msg"].removeprefix("Value error, ")
 
 
 _MESSAGES = {  # by the types of pydantic's errors

@@ -289,9 +289,7 @@ def test_an_error_of_one_rank_is_said_once_and_touches_nothing(pairs, tmp_path):
     codes, printed = Started([pairs, "--out", out, *WORDS], 2, tmp_path).wait()
     assert codes == [2, 2]
     assert printed == [printed[0], ""]
-    assert printed[0].endswith(
-        "already there; choose another --out, or replace it with --overwrite\n"
-    )
+    assert printed[0].endswith("which --overwrite would replace; choose another --out\n")
     assert [*out.iterdir()] == [out / "kept"]
 
 

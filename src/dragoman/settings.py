@@ -173,7 +173,7 @@ class TokenizerSettings(Section):
     pointers: bool = False
     """Number the words of a source, and learn which numbers the values of a record have, instead of their letters; needs one vocabulary. On by itself where most values stand in their source."""
     training_rows: Positive = 1_000_000
-    """Maximum number of rows to train the tokenizer on."""
+    """Maximum number of rows to train the tokenizer on, evenly spread."""
 
 
 class ModelSettings(Section):

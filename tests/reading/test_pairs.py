@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dragoman.errors import DataError
+from dragoman.reading import statistics
 from dragoman.reading.pairs import (
     InvalidRow,
     Pair,
@@ -960,6 +961,16 @@ def test_statistics_count_pairs_sources_tags_and_symbols(tmp_path):
     assert (found.num_pairs, found.num_sources, found.all_tagged) == (50, 7, True)
     assert found.source.mean_symbols == 2
     assert found.target.num_rare_symbols == 50
+
+
+def test_statistics_of_many_pairs_are_those_of_rows_evenly_spread(monkeypatch):
+    monkeypatch.setattr(statistics, "MEASURED_ROWS", 100)
+    words = [Pair(f"w{n}", "a", (), n, "") for n in range(300)]
+    texts = [Pair(f"a long text {n}", "b", (), n, "") for n in range(300)]
+    found = collect_statistics(words + texts)
+    assert (found.num_pairs, found.num_sources) == (600, 75)
+    assert found.target.characters == {"a", "b"}
+    assert 2 < found.source.mean_symbols < 3
 
 
 # Splits

@@ -138,10 +138,20 @@ def test_every_id_has_a_unique_name(kind, is_shared):
         assert len(names) == len(set(names)) == size
 
 
-def test_only_the_first_rows_train_the_text_but_all_give_features():
+def test_only_some_rows_train_the_text_but_all_give_features():
     tokenizer = train(training_rows=1)
     assert tokenizer.source.encode("go") == [UNKNOWN_ID] * 2
     assert "<N>" in tokenizer.features
+
+
+@pytest.mark.parametrize("num_pairs", [None, 10])
+def test_the_rows_that_train_the_text_are_evenly_spread(num_pairs):
+    pairs = [Pair(letter, letter) for letter in "abcdefghij"]
+    chosen = TokenizerSettings(
+        source=SIDES["characters"], target=SIDES["characters"], training_rows=3
+    )
+    tokenizer = PairTokenizer.train(iter(pairs), chosen, num_pairs=num_pairs)
+    assert tokenizer.source.tokens(range(4, tokenizer.source.vocab_size)) == ["a", "e", "h"]
 
 
 def test_pairs_without_features_give_no_feature_ids():

@@ -135,13 +135,6 @@ def read_batches(text: Path, first: int = 0, count: int | None = None) -> Iterat
         yield TextBatch(sides[0], sides[1], [*shown], lines, files, place.to_numpy())
 
 
-def has_features(text: Path) -> bool:
-    """Return whether any pair in a file of text has features."""
-    reader = pa.ipc.open_file(pa.memory_map(str(text)))
-    batches = map(reader.get_batch, range(reader.num_record_batches))
-    return any(len(batch.column("features").values) for batch in batches)
-
-
 def write_ids(
     text: Path,
     batch: int,

@@ -13,7 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ from dragoman.data.preparation import (
     Found,
     compute,
     find_fractions,
-    has_features,
     join_parts,
     read_batches,
     write_ids,
@@ -57,7 +56,7 @@ from dragoman.reading.pairs import (
     settle_columns,
 )
 from dragoman.reading.row_errors import RowError, name_file, name_row
-from dragoman.reading.statistics import MEASURED_ROWS, PairStatistics, Split, collect_statistics
+from dragoman.reading.statistics import PairStatistics, Split, collect_statistics
 from dragoman.settings import DataSettings, Settings
 from dragoman.storage import sha256
 from dragoman.tokenizers.tokenizer import PairTokenizer
@@ -229,10 +228,11 @@ class RunData:
             self._read_files()
         taught = teach() if teach else ()
         with _without_garbage_collection():
-            pairs: Iterator[Pair] = chain(self.read_split("train"), taught)
-            if not has_features(self._text("train")):  # of the features, all rows are counted
-                pairs = islice(pairs, settings.tokenizer.training_rows)
-            self.tokenizer = PairTokenizer.train(pairs, settings.tokenizer, self._start)
+            num_pairs, tokens = self.statistics.num_pairs, settings.tokenizer
+            if teach or num_pairs > tokens.training_rows:
+                num_pairs = sum(1 for _ in chain(self.read_split("train"), taught))
+            pairs = chain(self.read_split("train"), taught)
+            self.tokenizer = PairTokenizer.train(pairs, tokens, self._start, num_pairs)
             num_rows, long_rows, unknown = self._write_ids(settings.data, taught)
             self._check_counts(num_rows)
             given = [files for files in self._files.values() if files]
@@ -410,10 +410,7 @@ class RunData:
                 join_parts(parts, self._text(role), TEXT_SCHEMA)
             names = [*map(name_file, self._files["train"])]
             batches = read_batches(self._text("train"))
-            pairs = chain.from_iterable(batch.pairs(names) for batch in batches)
-            statistics = collect_statistics(islice(pairs, MEASURED_ROWS))
-            num_pairs = sum(table.num_pairs for table in self._tables if table.role == "train")
-            return replace(statistics, num_pairs=num_pairs)
+            return collect_statistics(chain.from_iterable(one.pairs(names) for one in batches))
 
     def _write_ids(
         self, settings: DataSettings, taught: Iterable[Pair]

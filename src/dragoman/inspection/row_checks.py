@@ -146,7 +146,7 @@ def train_tokenizer(rows: SplitRows, settings: Settings) -> tuple[PairTokenizer,
     Raises: SettingsError, when the settings of the tokenizer contradict each other.
     """
     sample = rows.sample(_TRAINED_ROWS)
-    tokenizer = PairTokenizer.train(iter(sample.pairs), settings.tokenizer)
+    tokenizer = PairTokenizer.train(sample.pairs, settings.tokenizer)
     note = f"tokens are of a tokenizer trained on a sample of {len(sample):,} rows, evenly spread"
     return tokenizer, [note] if len(sample) < rows.num_rows else []
 

@@ -17,7 +17,7 @@ from dragoman.settings import DataSettings
 from dragoman.tokenizers.pointers import Pointers
 
 Split = Literal["train", "valid", "test"]
-MEASURED_ROWS = 100_000  # rows whose text is looked at; the rest is counted
+MEASURED_ROWS = 100_000  # at most, whose text is looked at; the rest is counted
 _WITH_TAGS = DataSettings(leading_tags=True)
 # A JSON object, or the begin of `field: value`.
 _RECORD = re.compile(r"\s*(?:\{.*\}\s*\Z|[^\W\d_][^:|;\n]{0,39}:\s)", re.DOTALL)
@@ -43,7 +43,7 @@ class SideStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class PairStatistics:
-    """Statistics of all pairs; texts are those of the first 100,000 rows, the measured ones."""
+    """Statistics of all pairs; of more than 100,000, texts are those of rows evenly spread: the measured ones."""
 
     num_pairs: int
     num_sources: int  # distinct ones among the measured rows
@@ -60,9 +60,13 @@ class PairStatistics:
 
 def collect_statistics(pairs: Iterable[Pair]) -> PairStatistics:
     """Return the statistics of `pairs`, in one pass; of their texts, the measured rows are held."""
-    rest = iter(pairs)
-    rows = list(islice(rest, MEASURED_ROWS))
-    num_pairs = len(rows) + sum(1 for _ in rest)
+    rows, every, num_pairs = list[Pair](), 1, 0
+    for pair in pairs:
+        if num_pairs % every == 0:
+            rows.append(pair)
+        num_pairs += 1
+        if len(rows) > MEASURED_ROWS:  # files may be sorted, or of several kinds
+            rows, every = rows[::2], 2 * every
     texts, tags = list[str](), list[tuple[str, ...]]()
     for pair in rows:
         text, found = take_features(pair.source, (), (), _WITH_TAGS)

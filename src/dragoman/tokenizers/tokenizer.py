@@ -74,12 +74,14 @@ class PairTokenizer:
         pairs: "Iterable[Pair]",
         settings: TokenizerSettings,
         start: "PairTokenizer | None" = None,
+        num_pairs: int | None = None,
     ) -> "PairTokenizer":
-        """Return tokenizers trained on the first `settings.training_rows` of `pairs`.
+        """Return tokenizers trained on at most `settings.training_rows` of `pairs`, evenly spread.
 
         Reads `pairs` once, to the end: feature symbols are taken from all of them, the most
         frequent first. Holds the texts of the training rows in memory. `start`, of the same
-        settings: keep its tokens and features, before new ones.
+        settings: keep its tokens and features, before new ones. `num_pairs`: their number, or more
+        if all of them fit; None: all are held.
 
         Raises:
             SettingsError: The settings do not suit their kinds, or shared sides differ.
@@ -104,8 +106,10 @@ class PairTokenizer:
         sources: list[str] = []
         targets: list[str] = []
         counts = Counter[str]()
+        if num_pairs is None:
+            num_pairs = len(pairs := list(pairs))
         for row, pair in enumerate(pairs):
-            if row < settings.training_rows:
+            if row * settings.training_rows % num_pairs < settings.training_rows:
                 sources.append(pair.source)
                 targets.append(pair.target)
             counts.update(pair.features)

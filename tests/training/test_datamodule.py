@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import make_words, write_pairs
-from dragoman import PairDataModule, Transformer, read_settings
+from dragoman import PairDataModule, Transformer, inspect, read_settings
 from dragoman.errors import DataError, SettingsError
 from dragoman.settings import OptimizationSettings
 from dragoman.tokenizers.tokenizer import UNKNOWN_ID
@@ -137,14 +137,15 @@ def test_the_tokenizer_sees_the_training_pairs_alone(tmp_path):
     assert [row.count(UNKNOWN_ID) for row in ids] == [3, 0]
 
 
-def test_targets_with_letters_met_after_the_training_rows_are_counted_and_named(tmp_path):
+def test_letters_beside_the_training_rows_are_counted_and_named(tmp_path):
     rows = [f"{word}\t{word.upper()}\n" for word in make_words(98)] + ["aé\tAÉ\n", "aü\tÜÉ\n"]
     (tmp_path / "train.tsv").write_text("".join(rows))
     (tmp_path / "valid.tsv").write_text("zzz\tZZA\n")
-    words = ["--data.valid", str(tmp_path / "valid.tsv"), "--tokenizer.training_rows", "98"]
+    words = ["--data.valid", str(tmp_path / "valid.tsv"), "--tokenizer.training_rows", "50"]
     [note] = [note for note in prepare(tmp_path / "train.tsv", *words).notes if "lacks" in note]
-    assert "2 x train target\n1 x valid target" in note
-    assert "train.tsv:100: 'Ü', 'É'" in note
+    assert "1 x train target\n1 x train source\n1 x valid target\n1 x valid source" in note
+    assert "train.tsv:100: 'Ü'" in note
+    assert "train.tsv:100: 'ü'" in note
     assert "valid.tsv:1: 'Z'" in note
 
 

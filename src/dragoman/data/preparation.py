@@ -55,7 +55,7 @@ class Found:
     file: str  # its name; without rows there is none
     num_rows: int
     errors: RowErrors  # of rows that are left out
-    unknown: RowErrors = field(default_factory=RowErrors)  # targets outside of the vocabulary
+    unknown: RowErrors = field(default_factory=RowErrors)  # texts outside of the vocabulary
 
     def dump(self) -> list[Any]:
         """Return it as plain JSON values, for `load`."""
@@ -181,6 +181,9 @@ def write_rows(
             if UNKNOWN_ID in target:
                 named = encoder.target.name_unknown(pair.target)
                 unknown.add(pair.file, pair.line, f"{split} target", named)
+            if UNKNOWN_ID in source:
+                named = encoder.name_unknown(pair.source, pair.features)
+                unknown.add(pair.file, pair.line, f"{split} source", named)
         else:
             detail = f"{length:,} tokens, over data.max_tokens {settings.max_tokens:,}"
             long_rows.add(pair.file, pair.line, "over data.max_tokens", detail)

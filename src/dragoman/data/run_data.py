@@ -252,9 +252,10 @@ class RunData:
                 notes.append(f"rows left out: {errors.report()}")
         if unknown.total:
             notes.append(
-                "warning: targets with symbols that the vocabulary lacks, so that no output can "
-                "equal them; raise tokenizer.training_rows, or set tokenizer.target.kind bpe, where "
-                f"they matter: {unknown.report()}"
+                "warning: symbols that the vocabulary lacks: no output can equal such a target, and "
+                "the model sees <unk> in such a source; add training pairs with them, raise "
+                "tokenizer.training_rows, or set tokenizer.source.kind or tokenizer.target.kind bpe, "
+                f"where they matter: {unknown.report()}"
             )
         findings = _Findings(
             statistics=self.statistics,
@@ -418,7 +419,7 @@ class RunData:
         """Write the ids of each split; return the numbers of rows, and the errors.
 
         `taught`: more training pairs.
-        The last value counts targets with tokens outside of the vocabulary; they are written.
+        The last value counts texts with tokens outside of the vocabulary; they are written.
 
         Raises:
             DataError: Rows are over `data.max_tokens`, and `data.long_rows` is error.

@@ -196,6 +196,12 @@ class PairTokenizer:
             for symbols, ids in zip(features, encoded, strict=True)
         ]
 
+    def name_unknown(self, source: str, features: Sequence[str]) -> str:
+        """Return the features and tokens of a source that become UNKNOWN_ID, for messages."""
+        named = [repr(symbol) for symbol in features if symbol not in self.features]
+        named.append(self.source.name_unknown(source.lower() if self.pointers else source))
+        return ", ".join(filter(None, named)) or "more words than any training source has"
+
     def _number_words(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, with its number and case before each word.
 

@@ -168,6 +168,16 @@ def test_held_out_sources_among_the_training_pairs_are_reported(tmp_path):
     assert any("leak: 1 of the 2 sources of data.valid" in note for note in data.notes)
 
 
+def test_a_held_out_source_in_another_unicode_form_is_a_leak(tmp_path):
+    train, valid = write_pairs(tmp_path / "train.tsv", 300), tmp_path / "valid.tsv"
+    train.write_text(train.read_text() + "caf\u00e9\tCAFE\n")
+    valid.write_text("cafe\u0301\tCAFE\n")
+    data = prepare(train, "--data.valid", str(valid))
+    assert any("leak: 1 of the 1 sources of data.valid" in note for note in data.notes)
+    found = inspect(train, read_settings(None, ["--data.valid", str(valid)])).findings
+    assert "leakage" in [one.kind for one in found]
+
+
 def test_named_columns_are_reported(tmp_path):
     (tmp_path / "pairs.csv").write_text(
         "wort,laut\n" + "".join(f"{w},{w}\n" for w in make_words(99))

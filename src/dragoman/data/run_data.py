@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -508,10 +509,12 @@ class RunData:
         return self.folder / f"{role}.text.arrow"
 
     def _find_leaks(self) -> Iterator[str]:
-        """Count the sources, features included, of given files that are training sources too."""
+        """Count the sources, features included, of given files that are training sources too, in NFC."""
         given = [split for split in SPLITS[1:] if self._files[split]]
         held_out = {
-            split: {(pair.features, pair.source) for pair in self.read_split(split)}
+            split: {
+                (pair.features, normalize("NFC", pair.source)) for pair in self.read_split(split)
+            }
             for split in given
         }
         everything = set().union(*held_out.values())
@@ -519,9 +522,12 @@ class RunData:
         reader = pa.ipc.open_file(pa.memory_map(str(self._text("train"))))
         leaked = set()
         for i in range(reader.num_record_batches if given else 0):
-            if pc.any(pc.is_in(reader.get_batch(i).column("source"), sources)).as_py():
+            composed = pc.utf8_normalize(reader.get_batch(i).column("source"), "NFC")
+            if pc.any(pc.is_in(composed, sources)).as_py():
                 train = (pair for split, pair in self._read_role("train", i, 1) if split == "train")
-                leaked |= everything.intersection((pair.features, pair.source) for pair in train)
+                leaked |= everything.intersection(
+                    (pair.features, normalize("NFC", pair.source)) for pair in train
+                )
         for split, found_sources in held_out.items():
             if found := len(found_sources & leaked):
                 yield (

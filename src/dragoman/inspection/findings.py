@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +54,10 @@ class SplitRows:
 
     @cached_property
     def source_keys(self) -> NDArray[np.uint64]:
-        """A 64-bit hash of each source with its features, (N,); valid in this process only."""
-        return _hash(self.sources) * _MIX + _hash([pair.features for pair in self.pairs])
+        """A 64-bit hash of each source, in NFC, with its features, (N,); valid in this process only."""
+        return _hash([normalize("NFC", source) for source in self.sources]) * _MIX + _hash(
+            [pair.features for pair in self.pairs]
+        )
 
     @cached_property
     def pair_keys(self) -> NDArray[np.uint64]:

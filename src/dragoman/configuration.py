@@ -315,7 +315,7 @@ def merge_for_start(typed: Settings, trained: Settings) -> Settings:
 
 
 _OF_START = (
-    "source", "target", "features", "features_separator", "leading_tags", "records", "record_fields",
+    "source", "target", "columns", "features", "features_separator", "leading_tags", "records", "record_fields",
     "valid_fraction", "test_fraction", "max_characters", "max_tokens",
 )  # fmt: skip
 

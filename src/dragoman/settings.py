@@ -108,6 +108,8 @@ class DataSettings(Section):
     """Column of the source: a name, or a position from 1; auto: the column named source (or input, word ...), else the first. Of nested JSON objects a path: translation.en."""
     target: Column = "auto"
     """Column of the target: a name, or a position from 1; auto: the column named target (or output, answer ...), else the second."""
+    columns: Texts = ()
+    """Names of the source and the target column in the training files, set by fit: a later file that has them is read by them, in any order."""
     features: Texts = ()
     """Columns whose values become one symbol each before the source (tags, languages): names, or positions from 1."""
     features_separator: FeaturesSeparator = ""

@@ -12,7 +12,13 @@ import pytest
 
 from dragoman.commands.inspect import inspect
 from dragoman.errors import DataError
-from dragoman.reading.pairs import RowErrors, describe_layout, read_pairs, read_sources
+from dragoman.reading.pairs import (
+    RowErrors,
+    describe_layout,
+    name_columns,
+    read_pairs,
+    read_sources,
+)
 from dragoman.settings import DataSettings, Settings
 
 CASES = Path(__file__).with_name("cases")
@@ -448,6 +454,28 @@ def test_files_with_other_columns_need_usual_names(tmp_path):
         list(read_pairs([a, c]))
     positions = DataSettings(source="1", target="2")
     assert [one.source for one in read_pairs([a, c], positions)] == ["cat", "Maus"]
+
+
+@pytest.mark.parametrize("options", [{"source": "word"}, {"source": "1"}, {"target": "IPA"}])
+def test_a_column_that_is_not_set_is_found_by_its_name(tmp_path, options):
+    rows = "word\tnote\tipa\ncat\tx\tkæt\n"
+    pairs, _ = read_text(tmp_path, "a.tsv", rows, header="yes", **options)
+    assert pairs == [("cat", "kæt")]
+
+
+def test_later_files_are_read_by_the_columns_of_training(tmp_path):
+    train, other = tmp_path / "train.csv", tmp_path / "other.csv"
+    train.write_text("Deutsch,English\nHund,dog\n")
+    other.write_text("English,Deutsch,id\ncat,Katze,1\n")
+    names = name_columns([train], DataSettings())
+    assert names == ("Deutsch", "English")
+    trained = DataSettings(columns=names)
+    [pair] = read_pairs(other, trained, labels=())
+    assert (pair.source, pair.target) == ("Katze", "cat")
+    assert [row.source for row in read_sources(other, trained, labels=())] == ["Katze"]
+    other.write_text("word,translation\ncat,Katze\n")  # without them as before
+    assert [row.source for row in read_sources(other, trained, labels=())] == ["cat"]
+    assert name_columns([train], DataSettings(source="2", target="1")) == ()
 
 
 def test_a_pair_among_other_columns_must_be_chosen_with_features_too(tmp_path):

@@ -128,7 +128,7 @@ def start_run(
             data = RunData.read(files, settings, ids, start)
         context.timer.mark("pairs")
         choice = choose_settings(settings, data.statistics, is_parallel=data.is_parallel)
-        labelled = data.label_features(choice.settings)
+        labelled = data.label_columns(choice.settings)
         if teacher and is_dry:
             context.report(f"dry run: without the outputs of the teacher {teacher}")
         if teacher and not is_dry:

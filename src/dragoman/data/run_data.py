@@ -54,6 +54,7 @@ from dragoman.reading.pairs import (
     describe_layout,
     give_same_pairs,
     list_files,
+    name_columns,
     settle_columns,
 )
 from dragoman.reading.row_errors import RowError, name_file, name_row
@@ -136,6 +137,7 @@ class RunData:
     _key = ""  # of this entry
     _start: PairTokenizer | None = None
     _labels: tuple[str, ...] | None = None  # of the features of the model to start from
+    _columns: tuple[str, ...] = ()  # names of source and target
 
     def __init__(self, paths: Sequence[str | Path], settings: DataSettings, folder: Path) -> None:
         self.folder = folder
@@ -193,13 +195,16 @@ class RunData:
             data._cached = data._load() if digests else None
             data.digests = digests
         data.statistics = data._cached.statistics if data._cached else data._read_files()
+        data._columns = name_columns(data._files["train"], settings.data)
         return data
 
-    def label_features(self, settings: Settings) -> Settings:
-        """Return `settings` with the names of the features in the tokenizer as data.features."""
-        if self._labels is None:
-            return settings
-        data = settings.data.model_copy(update={"features": self._labels})
+    def label_columns(self, settings: Settings) -> Settings:
+        """Return `settings` with the names of the columns, for later files.
+
+        data.features are those of the features in the tokenizer.
+        """
+        named = {"features": self._labels, "columns": self._columns}
+        data = settings.data.model_copy(update={name: one for name, one in named.items() if one})
         return settings.model_copy(update={"data": data})
 
     @property

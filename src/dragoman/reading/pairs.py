@@ -458,6 +458,19 @@ def settle_columns(
     return [[(files, settle(files) if is_open else settings) for files in one] for one in tables]
 
 
+def name_columns(paths: Sequence[str | Path], settings: DataSettings) -> tuple[str, ...]:
+    """Return the names of the columns that data.source and data.target auto find; (): no names."""
+    if not settings.source == settings.target == "auto":
+        return ()
+    for files in list_tables(paths, settings):
+        with _open_pairs(Part(files), settings) as table:
+            if table.names is not None:
+                source, target, *_ = choose_columns(table, settings)
+                assert target is not None
+                return table.names[source], table.names[target]
+    return ()
+
+
 def list_weights(paths: Sequence[str | Path], settings: DataSettings) -> tuple[float, ...]:
     """Return how often each table of training pairs is drawn: data.weights is by the names in `paths`.
 

@@ -180,7 +180,10 @@ def choose_columns(
     if source == target == "auto":
         is_auto = count - len(settings.features) > 2
         others = {name.casefold() for name in settings.features}
-        if pair := find_pair(names):
+        trained = {name.casefold() for name in settings.columns[: 1 + has_target]}
+        if trained and trained <= {name.casefold() for name in names}:
+            is_auto, (source, target) = False, settings.columns
+        elif pair := find_pair(names):
             is_auto, source, target = False, names[pair[0]], names[pair[1]]
         elif not has_target:
             free = ["" if name.casefold() in others else name for name in names]

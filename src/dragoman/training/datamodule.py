@@ -103,7 +103,7 @@ class PairDataModule(lightning.LightningDataModule):
             data.encode(choice.settings)
         ids = data.ids("train")
         self.settings, room = leave_room_for_outputs(
-            data.label_features(choice.settings), ids.source_lengths, ids.target_lengths
+            data.label_columns(choice.settings), ids.source_lengths, ids.target_lengths
         )
         self._take(data)
         self.notes = [*choice.reasons, *data.notes, *room, *self.describe_weights()]

@@ -189,6 +189,16 @@ def choose_columns(
             free = ["" if name.casefold() in others else name for name in names]
             index = find_source(free)
             source = source if index is None else names[index]
+    elif "auto" in (source, target):  # the other column, if just one has a usual name of it
+        used = {one.casefold() for one in (source, target, *settings.features)}
+        role = "source" if source == "auto" else "target"
+        free = [
+            name
+            for place, name in enumerate(names, start=1)
+            if find_role(name) == role and not used & {name.casefold(), str(place)}
+        ]
+        if len(free) == 1 and role not in names:
+            source, target = (free[0], target) if role == "source" else (source, free[0])
     if has_target and count == 1:
         raise DataError(_describe_one_column(table))
     if has_target and is_auto:

@@ -305,6 +305,16 @@ def test_an_invalid_array_is_refused(tmp_path, text, found):
         list(read_pairs(tmp_path / "p.json"))
 
 
+@pytest.mark.parametrize("options", [{}, {"target": "target"}])
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json"])
+def test_objects_without_a_side_do_not_give_the_columns(tmp_path, name, options):
+    rows = [{"source": "a", "note": "x"}, {"source": "b", "note": "y", "target": "c"}]
+    text = json.dumps(rows) if name == "p.json" else "".join(f"{json.dumps(row)}\n" for row in rows)
+    pairs, layout = read_text(tmp_path, name, text, broken_rows="skip", **options)
+    assert pairs == [("b", "c")]
+    assert "target 'target'" in layout
+
+
 def test_a_json_object_that_would_fill_the_memory_is_an_over_long_row(tmp_path):
     path = tmp_path / "p.jsonl"
     numbers = "1," * (1 << 21)

@@ -20,7 +20,7 @@ from dragoman.reading.row_errors import (
     find_line_error,
     find_value_error,
 )
-from dragoman.reading.tables import WHOLE_ROW, Row, Table, empty_table
+from dragoman.reading.tables import WHOLE_ROW, Row, Table, empty_table, find_pair, find_source
 from dragoman.reading.text_files import Block
 
 _LINES_TO_SEARCH = 100
@@ -36,8 +36,10 @@ class _Number(str):
 
 
 def open_jsonl(blocks: Iterator[Block], file: str, paths: Sequence[str] = ()) -> Table:
-    """Return the table of a JSONL file, or of a JSON array of objects; the first object gives the
-    names of the columns.
+    """Return the table of a JSONL file, or of a JSON array of objects.
+
+    The first object gives the names of the columns, or, where it lacks a column in use, the first one
+    that has all, or else a source.
 
     A number as a value is its text as written (1.50 stays "1.50"); null is an empty text; an object
     is its JSON.
@@ -55,13 +57,24 @@ def open_jsonl(blocks: Iterator[Block], file: str, paths: Sequence[str] = ()) ->
     held: list[_Parsed] = []
     names: tuple[str, ...] = ()
     nested: list[str] = []
-    while not names and len(held) < _LINES_TO_SEARCH and (found := next(rows, None)):
+    typed = {path for path in paths if path != "auto" and not path.isdigit()}
+    # Of a live stream, no line is awaited to find better names.
+    most = _LINES_TO_SEARCH if is_array else min(_LINES_TO_SEARCH, len(first.lines))
+    best = 0  # 3: the columns in use, 2: a source, 1: any
+    while best < 3 and len(held) < (most if best else _LINES_TO_SEARCH):
+        if (found := next(rows, None)) is None:
+            break
         held.append(found)
         row = found[1]
         if not isinstance(row, RowError) and row:
             others = [path for path in dict.fromkeys(paths) if path not in row]
-            nested = [path for path in others if _find(row, path) is not _MISSING]
-            names = (*row, *nested)
+            inner = [path for path in others if _find(row, path) is not _MISSING]
+            own = (*row, *inner)
+            rank = 1 if find_source(own) is None else 2
+            if typed <= {*own} and ("auto" not in paths or find_pair(own)):
+                rank = 3
+            if rank > best:
+                names, nested, best = own, inner, rank
     if not names:
         error = held[0][1] if held else None
         shown = f"it begins with: {error.detail}" if isinstance(error, RowError) else "it has none"

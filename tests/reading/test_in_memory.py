@@ -56,6 +56,11 @@ def test_a_part_of_a_frame_keeps_its_rows(frame):
     assert read(frame[::3]) == ROWS[::3]
 
 
+def test_the_index_of_a_shuffled_frame_is_no_column(frame):
+    shuffled = frame.set_axis(["alt", "neu"], axis=1).sample(len(ROWS), random_state=1)
+    assert sorted(read(shuffled)) == sorted(ROWS)
+
+
 def test_files_stay_files():
     for files in ("a.tsv", ["a.tsv"], ("a.de", "a.en"), []):
         with as_files(files) as paths:

@@ -59,7 +59,10 @@ def _find_files_or_table(pairs: Pairs) -> list[str | Path] | pa.Table:
             }
         )
     elif any(hasattr(pairs, name) for name in ("__arrow_c_stream__", "columns")):
-        table = pa.table(pairs)
+        table = pa.table(pairs)  # pandas adds the index of shuffled or filtered rows
+        table = table.drop_columns(
+            [n for n in table.column_names if n.startswith("__index_level_")]
+        )
     else:
         rows = list(pairs)
         if all(isinstance(row, str | os.PathLike) for row in rows):

@@ -176,7 +176,8 @@ def test_characters_that_are_not_trained_on_are_named(file, tmp_path):
     valid = invent_rows(60, first=500)
     valid[5] = (valid[5][0], "The code is ABŻ-510 only")
     path = write_rows(tmp_path / "valid.tsv", valid)
-    inspection = inspect(file, read_settings(None, ["--data.valid", str(path)]))
+    words = ["--data.valid", str(path), "--tokenizer.target.kind", "bpe"]
+    inspection = inspect(file, read_settings(None, words))
     assert lines_of(inspection) == {"unseen_characters": [6]}
     assert "Ż (1)" in inspection.findings[0].message
 
@@ -355,6 +356,11 @@ def test_of_very_many_rows_an_evenly_spread_sample_is_held(tmp_path, monkeypatch
         leaks = [one.message for one in inspection.findings if one.kind == "leakage"]
         assert bool(leaks) == bool(valid)
         assert all("(in a sample of 750 rows of train)" in leak for leak in leaks)
+        unseen = [one for one in inspection.findings if one.kind == "unseen_characters"]
+        assert len(unseen) == len(valid) / 2
+        assert all(
+            "not in a sample of 750 rows of the training data" in one.message for one in unseen
+        )
         assert all(
             int(one.text[1:5].strip(" →t")) == (one.line - 1) % 3000 for one in duplicates.examples
         )

@@ -21,6 +21,7 @@ from dragoman.inspection.findings import (
 )
 from dragoman.settings import TokenizerSettings
 from dragoman.tokenizers.tokenizer import KINDS
+from dragoman.tokenizers.vocabularies import make_cut
 
 _SAMPLED_ROWS = 100_000
 _SIDES = ("source", "target")
@@ -236,36 +237,42 @@ def _compile_clusters(samples: Sequence[SplitRows], side: str) -> Callable[[str]
 def find_unseen_characters(
     files: Mapping[str, SplitRows], tokenizer: TokenizerSettings
 ) -> Iterator[Finding]:
-    """Find characters of the validation and test files that the training file never has."""
+    """Find characters, or symbols, of the validation and test files that the training file never has."""
     held_out = [rows for name, rows in files.items() if name != "train"]
     for side in _SIDES if held_out else ():
-        kind = tokenizer.source.kind if side == "source" else tokenizer.target.kind
-        effect = (
-            f"the model {'cannot write' if side == 'target' else 'does not know'} these characters"
-        )
+        settings = tokenizer.source if side == "source" else tokenizer.target
+        kind, cut = settings.kind, make_cut(settings)
+        what = "symbols" if kind in ("symbols", "regex") else "characters"
+        effect = f"the model {'cannot write' if side == 'target' else 'does not know'} these {what}"
         if KINDS[kind].spells_any_text:
             effect = "they can spell these characters, but the model learns nothing about them"
-        trained = set[str]().union(*files["train"].side(side))
+        train = files["train"]
+        trained = set[str]().union(*cut(train.side(side)))
+        searched = f"a sample of {len(train):,} rows of " * bool(train.sampled_from)
         for rows in held_out:
             unseen = {
-                i: [c for c in text if c not in trained]
-                for i, text in enumerate(rows.side(side))
-                if not trained.issuperset(text)
+                i: [one for one in tokens if one not in trained]
+                for i, tokens in enumerate(cut(rows.side(side)))
+                if not trained.issuperset(tokens)
             }
             counts = Counter(chain.from_iterable(unseen.values()))
             shown = ", ".join(
-                f"{c if unicodedata.category(c)[0] in 'LNPS' else _spell(c)} ({count:,})"
-                for c, count in counts.most_common(_MOST_SHOWN)
+                f"{_show(one)} ({count:,})" for one, count in counts.most_common(_MOST_SHOWN)
             )
             yield from report(
                 rows, list(unseen), "unseen_characters",
-                f"{side} characters of {rows.shown} that are not in train",
-                f"have {side} characters that are not in the training data, {len(counts):,} different "
-                f"ones: {shown}{', …' * (len(counts) > _MOST_SHOWN)}",
+                f"{side} {what} of {rows.shown} that are not in train",
+                f"have {side} {what} that are not in {searched}the training data, {len(counts):,} "
+                f"different ones: {shown}{', …' * (len(counts) > _MOST_SHOWN)}",
                 f"tokens are {kind}: {effect}; add training rows with them, or replace them by known "
                 "ones",
                 severity="note", at={i: found[0] for i, found in unseen.items()},
             )  # fmt: skip
+
+
+def _show(token: str) -> str:
+    is_visible = len(token) != 1 or unicodedata.category(token)[0] in "LNPS"
+    return show_text(token) or "''" if is_visible else _spell(token)
 
 
 def _spell(text: str) -> str:

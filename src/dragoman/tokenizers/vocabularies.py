@@ -235,13 +235,13 @@ class _ClosedVocabulary(Tokenizer):
         super().__init__(settings, FIRST_TEXT_ID + len(tokens), separator)
         self._tokens = list(tokens)
         self._ids = {token: id_ for id_, token in enumerate(tokens, start=FIRST_TEXT_ID)}
-        self._cut = _make_cut(settings)
+        self._cut = make_cut(settings)
 
     @classmethod
     def _train(
         cls, texts: Iterable[str], settings: SideSettings, known: list[str]
     ) -> "_ClosedVocabulary":
-        counts = Counter(chain.from_iterable(_make_cut(settings)(texts)))
+        counts = Counter(chain.from_iterable(make_cut(settings)(texts)))
         found = sorted(counts, key=lambda token: (-counts[token], token))
         return cls(list(dict.fromkeys([*known, *found])), settings)
 
@@ -397,7 +397,7 @@ def find_side_errors(settings: SideSettings, name: str = "") -> list[str]:
             ]
         case "regex":
             try:
-                _make_cut(settings)
+                make_cut(settings)
             except SettingsError as error:
                 return [f"{name}{error}"]
     return []
@@ -424,12 +424,12 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
         raise ValueError(f"id {wrong} is not in 0 to {vocab_size - 1}")
 
 
-def _make_cut(settings: SideSettings) -> Cut:
-    """Return the function that cuts texts, in their Unicode form, into tokens.
+def make_cut(settings: SideSettings) -> Cut:
+    """Return the function that cuts texts, in their Unicode form, into tokens; for subwords characters.
 
     Raises: SettingsError, when the pattern of kind regex is not a regular expression.
     """
-    if settings.kind == "characters":
+    if settings.kind in ("characters", "bpe", "unigram"):
         return iter  # a string is the sequence of its code points
     if settings.kind == "symbols":
         separator = to_unicode_form(settings.separator, settings.unicode_form)

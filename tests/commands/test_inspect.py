@@ -1,6 +1,7 @@
 import json
 import random
 import unicodedata
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,7 @@ from dragoman.errors import DataError
 from dragoman.inspection import character_checks, findings, row_checks
 from dragoman.inspection.findings import Inspection
 from dragoman.reading.pairs import Pair, RowErrors, read_pairs
-from dragoman.reading.statistics import split_of
+from dragoman.reading.statistics import is_in_part, split_of
 from inspection.clean import SENTENCES, invent_rows, write_rows
 
 NUM_ROWS = 900
@@ -180,6 +181,31 @@ def test_characters_that_are_not_trained_on_are_named(file, tmp_path):
     inspection = inspect(file, read_settings(None, words))
     assert lines_of(inspection) == {"unseen_characters": [6]}
     assert "Ż (1)" in inspection.findings[0].message
+
+
+def test_pairs_outside_of_the_training_fraction_are_left_out(file):
+    rows = invent_rows(600)
+    write_rows(file, rows)
+    words = ["--data.train_fraction", "0.5", "--data.valid_fraction", "0.1"]
+    splits = inspect(file, read_settings(None, words)).splits
+    names = [
+        split
+        for source, _ in rows
+        if (split := split_of(source, (), 0.1, 0.0)) == "valid" or is_in_part(source, 0.5)
+    ]
+    assert {name: one.rows for name, one in splits.items()} == Counter(names)
+
+
+def test_symbols_that_are_not_trained_on_are_named(file, tmp_path):
+    file.write_text("".join(f"word{n}\tt ʃ a\n" for n in range(100)))
+    (tmp_path / "valid.tsv").write_text("word\ttʃ a\n")
+    words = ["--data.valid", str(tmp_path / "valid.tsv"), "--tokenizer.target.kind", "symbols"]
+    found = inspect(file, read_settings(None, words)).findings
+    [unseen] = [one for one in found if one.kind == "unseen_characters"]
+    assert (
+        "target symbols that are not in the training data, 1 different ones: tʃ (1)"
+        in unseen.message
+    )
 
 
 def test_a_target_of_many_rows_is_reported(file):

@@ -42,7 +42,7 @@ from dragoman.reading.pairs import (
     read_pairs,
 )
 from dragoman.reading.row_errors import NO_RECORD, OVER_LONG, name_file, name_row
-from dragoman.reading.statistics import collect_statistics, split_of
+from dragoman.reading.statistics import collect_statistics, is_in_part, split_of
 from dragoman.settings import DataSettings, Settings, UnicodeForm
 from dragoman.storage import explain_failed_write
 from dragoman.tokenizers.tokenizer import PairTokenizer
@@ -232,7 +232,9 @@ def _read_files(
         valid_fraction = 0.0 if data.valid else data.valid_fraction
         test_fraction = 0.0 if data.test else data.test_fraction
         for pair in train.pairs:
-            yield split_of(pair.source, pair.features, valid_fraction, test_fraction), pair
+            split = split_of(pair.source, pair.features, valid_fraction, test_fraction)
+            if split != "train" or is_in_part(pair.source, data.train_fraction):
+                yield split, pair
         groups = (("train", paths), ("valid", data.valid), ("test", data.test))
         for i, (split, files) in enumerate(groups[1:], start=1):
             if files:

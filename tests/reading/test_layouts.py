@@ -13,6 +13,7 @@ import pytest
 from dragoman.commands.inspect import inspect
 from dragoman.errors import DataError
 from dragoman.reading.pairs import (
+    InvalidRow,
     RowErrors,
     describe_layout,
     name_columns,
@@ -313,6 +314,11 @@ def test_objects_without_a_side_do_not_give_the_columns(tmp_path, name, options)
     pairs, layout = read_text(tmp_path, name, text, broken_rows="skip", **options)
     assert pairs == [("b", "c")]
     assert "target 'target'" in layout
+    path = tmp_path / "sources.jsonl"
+    path.write_text('{"id": 1}\n{"id": 2, "source": "b"}\n')
+    first, second = read_sources(path, DataSettings())
+    assert isinstance(first, InvalidRow)
+    assert second.source == "b"
 
 
 def test_a_json_object_that_would_fill_the_memory_is_an_over_long_row(tmp_path):

@@ -232,9 +232,9 @@ def _read_files(
         valid_fraction = 0.0 if data.valid else data.valid_fraction
         test_fraction = 0.0 if data.test else data.test_fraction
         for pair in train.pairs:
-            split = split_of(pair.source, pair.features, valid_fraction, test_fraction)
-            if split != "train" or is_in_part(pair.source, data.train_fraction):
-                yield split, pair
+            own = split_of(pair.source, pair.features, valid_fraction, test_fraction)
+            if own != "train" or is_in_part(pair.source, data.train_fraction):
+                yield own, pair
         groups = (("train", paths), ("valid", data.valid), ("test", data.test))
         for i, (split, files) in enumerate(groups[1:], start=1):
             if files:

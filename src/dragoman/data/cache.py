@@ -26,7 +26,7 @@ from dragoman.settings import Settings
 from dragoman.storage import sha256
 
 # Raise it whenever the same files and settings give other statistics, tokens, ids or file layouts.
-FORMAT = 14
+FORMAT = 15
 NOT_IN_KEYS = ("cache", "processes", "weights")  # settings of data that change no entry
 UNUSED_DAYS = 30  # entries unused for so long are removed
 LARGEST_BYTES = 10 * 2**30  # then the entries unused for longest are removed, down to this size

@@ -239,11 +239,11 @@ def test_settings_at_odds_are_refused_before_the_data_are_read(tmp_path):
         fit(tmp_path / "missing.tsv", tmp_path / "model", settings, console=quiet_console())
 
 
-@pytest.mark.parametrize("limit", [[], ["--training.max_minutes", "0.3"]])
+@pytest.mark.parametrize("limit", [[], ["--training.max_minutes", "2"]])
 def test_a_warm_up_longer_than_the_chosen_steps_is_refused(tmp_path, limit):
-    settings = read_settings(None, ["--optimization.warmup_steps", "30000", *limit])
+    settings = read_settings(None, ["--optimization.warmup_steps", "39999", *limit])
     pairs = write_pairs(tmp_path / "pairs.tsv", 60)
-    with pytest.raises(SettingsError, match=r"^--optimization\.warmup_steps: 30000 is not less"):
+    with pytest.raises(SettingsError, match=r"^--optimization\.warmup_steps: 39999 is not less"):
         fit(pairs, tmp_path / "model", settings, console=quiet_console())
 
 

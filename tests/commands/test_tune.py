@@ -191,9 +191,12 @@ def test_faults_of_a_space_are_all_named(tmp_path):
         "model.dropout": [2.0],
         "model.nhead": 4,
         "training.max_steps": [5],
+        "training.valid_rows": [10],
+        "tokenizer.target.kind": ["characters", "bpe"],
     }
     with pytest.raises(SettingsError) as error:
         tune(pairs, tmp_path / "tuned", space=space)
     for part in ("did you mean model.dropout", "model.dropout", "model.nhead: give a list",
-                 "training.max_steps: also set"):  # fmt: skip
+                 "training.max_steps: also set", "training.valid_rows: decides how trials are scored",
+                 "trials with other tokens are comparable only by their texts"):  # fmt: skip
         assert part in str(error.value)

@@ -67,6 +67,7 @@ _LEAST_KNOWN = 8  # trials with a score, to tell which settings matter
 _MOST_LOSSES = 3  # of the worker of a trial, until it has failed
 _DEFAULT, _LOSSES, _ERROR = "is_default", "losses", "error"  # what is known of a trial
 _INTERVAL = {"low", "high", "log"}
+_OF_SCORES = ("training.monitor", "training.valid_rows", "data.valid", "data.test", "evaluation.")
 _LENGTHS = ("quality", "training.max_steps", "training.max_minutes")
 
 Space = Mapping[str, Sequence[Any] | Mapping[str, float]]
@@ -236,6 +237,8 @@ def _check_space(space: Space, typed: Mapping[str, Any]) -> None:
             errors.append(f"space: {name}: no such setting{suggest(name, list(known))}")
         elif name in typed:
             errors.append(f"space: {name}: also set for all trials; leave one of them out")
+        elif name.startswith(_OF_SCORES):
+            errors.append(f"space: {name}: decides how trials are scored; set it for all of them")
         elif isinstance(values, Mapping) and {"low", "high"} <= values.keys() <= _INTERVAL:
             bounds = values["low"], values["high"]
             wrong = list(_find_errors(name, bounds))
@@ -250,6 +253,17 @@ def _check_space(space: Space, typed: Mapping[str, Any]) -> None:
             errors += _find_errors(name, values)
         else:
             errors.append(f"space: {name}: give a list of values, or low, high and log")
+    over_texts = typed.get("training.monitor") in (
+        "chrf",
+        "bleu",
+        "exact_match",
+        "character_error_rate",
+    )
+    if any(name.startswith("tokenizer.") for name in space) and not over_texts:
+        errors.append(
+            "space: trials with other tokens are comparable only by their texts; set training.monitor to "
+            "chrf, bleu, exact_match or character_error_rate"
+        )
     if typed.get("training.teacher") or "optimization.distillation" in {*typed, *space}:
         errors.append(
             "--teacher, optimization.distillation: a search trains without; leave them out"

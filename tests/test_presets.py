@@ -204,6 +204,16 @@ def test_records_with_copied_values_have_the_model_of_letters_and_some_rows_a_ba
     assert settings.tokenizer.pointers
 
 
+@pytest.mark.parametrize("words", [["--tokenizer.target.vocab_size", "300"],
+                                   ["--tokenizer.source.unicode_form", "nfc"]])  # fmt: skip
+def test_pointers_stay_where_one_side_of_the_tokenizer_is_set(words):
+    rows = [("total word1 of word2", "name: word1 | total: word2")]
+    statistics = measure(*rows, times=50)
+    tokenizer = choose_settings(read_settings(None, words), statistics).settings.tokenizer
+    assert (tokenizer.pointers, tokenizer.source.kind) == (True, "bpe")
+    assert tokenizer.source == tokenizer.target
+
+
 def test_a_vocabulary_shared_by_the_user_makes_both_sides_equal():
     words = ["--tokenizer.shared", "true", "--tokenizer.target.unicode_form", "nfd"]
     tokenizer = choose_settings(

@@ -173,7 +173,7 @@ def choose_settings(
                 f"jamo) instead of {len(found.characters):,}"
             )
             choose(f"tokenizer.{side}.unicode_form", "nfd", why)
-    if settings.tokenizer.shared:
+    if settings.tokenizer.shared or pointers:
         chosen.update(_follow_shared(settings, chosen))
     tokenizer = merge_settings(settings, chosen).tokenizer
     length = max(
@@ -279,10 +279,12 @@ def _is_short_text(side: SideStatistics) -> bool:
 def _can_point(settings: Settings, by_hand: Container[str]) -> bool:
     """Return whether nothing that the user set speaks against pointers."""
     decoding = settings.decoding
+    both = merge_settings(settings, _follow_shared(settings, {})).tokenizer
     return not (
         "tokenizer.pointers" in by_hand
         or ("tokenizer.shared" in by_hand and not settings.tokenizer.shared)
-        or settings.tokenizer.source != settings.tokenizer.target
+        or settings.tokenizer.source.kind != settings.tokenizer.target.kind
+        or both.source != both.target
         or any((decoding.choices, decoding.regex, decoding.json_schema, decoding.grammar))
     )
 

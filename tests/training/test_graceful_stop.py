@@ -115,7 +115,9 @@ def test_a_second_signal_stops_at_once_and_keeps_the_last_checkpoint(
 def test_a_run_stopped_by_its_time_limit_can_be_resumed(monkeypatch, pairs, whole, tmp_path):
     out = tmp_path / "model"
     brief = settings("--training.checkpoint_every", "100", "--training.max_minutes", "1e-6")
-    fit(pairs, out, brief, console=quiet_console())
+    console = quiet_console()
+    fit(pairs, out, brief, console=console)
+    assert "training ends after step 1 of 14: the time limit" in console.file.getvalue()
     [newest, *_] = list_checkpoints(tmp_path / "model.training" / "checkpoints")
     assert newest.name == "step-1.ckpt"
     assert (out / "model.safetensors").is_file()

@@ -283,11 +283,12 @@ def train_run(run: Run, loggers: Sequence[Logger] = ()) -> None:
             raise end.__context__ from None
         raise
     early, step = trainer.early_stopping_callback, trainer.global_step
-    if early is not None and early.wait_count >= early.patience and ranks.rank == 0:
-        run.context.report(
-            f"training ends after step {step:,} of {settings.training.max_steps:,}: no better score "
-            f"(training.patience {early.patience})"
-        )
+    max_steps = settings.training.max_steps
+    if early is not None and step < max_steps and ranks.rank == 0:
+        why = "the time limit (training.max_minutes)"
+        if early.wait_count >= early.patience:
+            why = f"no better score (training.patience {early.patience})"
+        run.context.report(f"training ends after step {step:,} of {max_steps:,}: {why}")
 
 
 @contextmanager

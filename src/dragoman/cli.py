@@ -544,12 +544,8 @@ def _learning_curve(arguments: Namespace, settings: "Settings") -> None:
 def _add_suggest(add: Add) -> None:
     add("model", type=Path, metavar="MODEL", help="model folder; best an ensemble of `fit --seeds`")
     add("unlabelled", metavar="UNLABELLED", help="file of sources, as for predict --input")
-    add(
-        "--rows",
-        type=positive,
-        default=200,
-        help="number of sources to suggest (default: %(default)s)",
-    )
+    add("--rows", type=positive, default=200,
+        help="number of sources to suggest (default: %(default)s)")  # fmt: skip
     add("--output", type=Path, default=Path("todo.tsv"), metavar="FILE",
         help="table to write, .csv or .tsv (default: %(default)s); fill in its targets, and give it "
         "to fit")  # fmt: skip
@@ -634,12 +630,8 @@ def _add_serve(add: Add) -> None:
         help="model folder; NAME=MODEL names it otherwise than its folder, NAME=MODEL,MODEL is an "
         "ensemble")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    add(
-        "--port",
-        type=int,
-        default=8000,
-        help="port to listen at; 0: a free one (default: %(default)s)",
-    )
+    add("--port", type=int, default=8000,
+        help="port to listen at; 0: a free one (default: %(default)s)")  # fmt: skip
     add("--workers", type=positive, default=1, metavar="N",
         help="processes, which share the cores, if HTTP takes more than one (default: %(default)s)")  # fmt: skip
     add("--token-file", type=Path, metavar="FILE",

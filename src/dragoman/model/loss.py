@@ -57,9 +57,7 @@ _BLOCK_ROWS = 4096
 class LossSums:
     """Sums over the labelled tokens of a batch: scalar tensors on the model's device."""
 
-    loss: Float[
-        Tensor, ""
-    ]  # the objective, in nats: smoothed, distilled cross-entropy, and guidance
+    loss: Float[Tensor, ""]  # the objective in nats, with smoothing, distillation and guidance
     nll: Float[Tensor, ""]  # cross-entropy without smoothing in nats, for perplexity
     num_correct: Int[Tensor, ""]  # tokens whose label has the highest logit; ties count
     num_tokens: Int[Tensor, ""]

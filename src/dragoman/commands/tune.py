@@ -68,6 +68,7 @@ _MOST_LOSSES = 3  # of the worker of a trial, until it has failed
 _DEFAULT, _LOSSES, _ERROR = "is_default", "losses", "error"  # what is known of a trial
 _INTERVAL = {"low", "high", "log"}
 _OF_SCORES = ("training.monitor", "training.valid_rows", "data.valid", "data.test", "evaluation.")
+_TEXT_SCORES = ("chrf", "bleu", "exact_match", "character_error_rate")
 _LENGTHS = ("quality", "training.max_steps", "training.max_minutes")
 
 Space = Mapping[str, Sequence[Any] | Mapping[str, float]]
@@ -253,16 +254,11 @@ def _check_space(space: Space, typed: Mapping[str, Any]) -> None:
             errors += _find_errors(name, values)
         else:
             errors.append(f"space: {name}: give a list of values, or low, high and log")
-    over_texts = typed.get("training.monitor") in (
-        "chrf",
-        "bleu",
-        "exact_match",
-        "character_error_rate",
-    )
-    if any(name.startswith("tokenizer.") for name in space) and not over_texts:
+    has_tokenizers = any(name.startswith("tokenizer.") for name in space)
+    if has_tokenizers and typed.get("training.monitor") not in _TEXT_SCORES:
         errors.append(
             "space: trials with other tokens are comparable only by their texts; set training.monitor to "
-            "chrf, bleu, exact_match or character_error_rate"
+            f"{', '.join(_TEXT_SCORES[:-1])} or {_TEXT_SCORES[-1]}"
         )
     if typed.get("training.teacher") or "optimization.distillation" in {*typed, *space}:
         errors.append(

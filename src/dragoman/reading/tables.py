@@ -85,9 +85,7 @@ class Table:
     """Yields the rows, once, with the columns at these indices, from 0, or WHOLE_ROW."""
     notes: Sequence[str] = ()  # how the file is read, in words, where that was found and not set
     is_by_line: bool = False  # each line is a row, whatever the lines before it
-    nested: Sequence[
-        str
-    ] = ()  # the last of `names`: fields of other columns, asked for by their paths
+    nested: Sequence[str] = ()  # the last of `names`: fields of other columns, by their paths
 
 
 class Columns(NamedTuple):
